@@ -1,0 +1,66 @@
+# Each target sets up all it needs: an own .venv with the versions in constraints.txt. Wanted: Python 3.11 or newer with pip.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread per process: several test processes share few cores, and torch alone would ask for all of them.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: help demo test check format lint types fast bench fix clean
+
+help:
+	@echo "make demo   teach a small student to be funny in the pocket world, a few minutes"
+	@echo "make test   all tests"
+	@echo "make check  formatting, lint, types and the fast tests"
+	@echo "make bench  how fast the environments, the critics and a training step are"
+	@echo "make fix    let ruff reformat and mend what it can"
+	@echo "make clean  remove .venv and what tools left behind"
+
+demo: $(READY)
+	@$(BIN)/python -m humor_env.experiments.demo
+
+test: $(READY)
+	$(PYTEST)
+
+# In `make check test` the fast tests run once: with all the others, at the end.
+check: format lint types $(if $(filter test,$(MAKECMDGOALS)),,fast)
+
+format: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+# rewards/, agents/ and experiments/ are parts of the package humor_env. A type checker cannot know that from the
+# checkout, so it is shown a folder of links in which they are.
+types: $(READY)
+	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/humor_env" && \
+	ln -s "$(CURDIR)"/humor_env/* "$(CURDIR)/rewards" "$(CURDIR)/agents" "$(CURDIR)/experiments" "$$links/humor_env/" && \
+	cd "$$links" && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/setup.cfg" --cache-dir "$(CURDIR)/.mypy_cache" \
+		--python-executable "$(CURDIR)/$(BIN)/python" -p humor_env
+
+fast: $(READY)
+	$(PYTEST) -m "not slow and not gpu"
+
+bench: $(READY)
+	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.bench_env
+	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.bench_llm
+	@$(BIN)/python -m humor_env.experiments.speed
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch comes first and by itself: which build of it is right depends on the machine, and pip's own settings choose.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 …')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
