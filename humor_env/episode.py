@@ -1,0 +1,244 @@
+"""The rules of an episode, shared by the single, the vector and the token environment so that they cannot disagree.
+
+    rules = Rules("pocket", "pocket", split="train", attempts=3)
+    episode = Episode(rules.prompts.get("p1"))
+    [judgement] = rules.judge([rules.joke(episode, "…")])
+    reward, over = episode.advance("…", judgement, rules.attempts)
+
+One attempt: the reward is the score. Several: the reward is the improvement over the best attempt so far, so that an
+episode's return is its best score. A failed judgement has no score: the episode ends, reward 0, and `info` says so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from humor_env import registry
+from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
+from humor_env.prompts import PromptSet, load_prompts
+from humor_env.spaces import UnicodeText, is_encodable, text_space
+from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
+
+REASON_CHARS = 400  # how much of a critic's reason the next observation shows
+_LAST_LINE = "\nYour last line: "
+_CRITIC_SAYS = "\nThe critic says: "
+
+
+@dataclass(slots=True)
+class Episode:
+    """Where one episode stands."""
+
+    prompt: Prompt
+    attempt: int = 0
+    best: float = 0.0
+    line: str = ""
+    reason: str = ""
+    over: bool = False
+
+    def advance(self, text: str, judgement: Judgement, attempts: int) -> tuple[float, bool]:
+        """Count one judged attempt; returns its reward and whether the episode is over."""
+        self.attempt += 1
+        self.line, self.reason = text, judgement.reason
+        reward = 0.0
+        if judgement.score is None:
+            self.over = True
+        else:
+            reward = max(0.0, judgement.score - self.best)
+            self.best = max(self.best, judgement.score)
+            self.over = self.attempt >= attempts
+        return reward, self.over
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "prompt_id": self.prompt.id,
+            "attempt": self.attempt,
+            "best": self.best,
+            "line": self.line,
+            "reason": self.reason,
+            "over": self.over,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], prompts: PromptSet) -> Episode:
+        rest = {name: value for name, value in state.items() if name != "prompt_id"}
+        return cls(prompts.get(state["prompt_id"]), **rest)
+
+
+class Rules:
+    """What stays fixed over all episodes: prompts, critic, bounds and spaces."""
+
+    def __init__(
+        self,
+        prompts: str | PromptSet | Iterable[str | Prompt],
+        critic: str | Critic,
+        *,
+        split: str = "train",
+        attempts: int = 1,
+        max_chars: int = 1000,
+        space: str = "unicode",
+        prompts_options: Mapping[str, Any] | None = None,
+        critic_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+            raise InvalidOption(f"attempts is a whole number of at least 1, found {attempts!r}.")
+        if isinstance(max_chars, bool) or not isinstance(max_chars, int) or max_chars < 1:
+            raise InvalidOption(f"max_chars is a whole number of at least 1, found {max_chars!r}.")
+        self.prompts = load_prompts(prompts, **(prompts_options or {}))
+        self.split = split
+        self.split_prompts = self.prompts.split(split)
+        self._constrained = any(prompt.extra.get("words") for prompt in self.prompts)
+        self.critic: Critic = registry.critics.make(critic, **(critic_options or {}))
+        if not callable(self.critic):
+            raise CriticContractError(
+                f"A critic is called with a list of jokes; the critic {critic!r} is a {type(self.critic).__name__}, "
+                "which cannot be called."
+            )
+        self.critic_name = critic_name(self.critic)
+        self.attempts = attempts
+        self.max_chars = max_chars
+        bound = self.prompts.longest
+        if attempts > 1:
+            bound += max_chars + REASON_CHARS + len(_LAST_LINE) + len(_CRITIC_SAYS)
+        self.action_space = text_space(space, max_chars)
+        self.observation_space = text_space(space, bound, (prompt.text for prompt in self.prompts))
+
+    def observe(self, episode: Episode) -> str:
+        """What the student reads: the prompt, and after an attempt its line and what the critic said of it."""
+        text = episode.prompt.text
+        if episode.attempt == 0 or self.attempts == 1:
+            return text
+        return _fitting(
+            f"{text}{_LAST_LINE}{_one_line(episode.line)}{_CRITIC_SAYS}{_one_line(episode.reason)[:REASON_CHARS]}",
+            self.observation_space,
+        )
+
+    def joke(self, episode: Episode, text: str, stop_reason: str | None = None) -> Joke:
+        return Joke(episode.prompt, text, "student", stop_reason)
+
+    def judge(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        """One critic call for all jokes, less those that lack a required word: these score 0 without asking."""
+        if not self._constrained:
+            return checked_reply(self.critic, self.critic_name, jokes)
+        lacking = {i: missing_words(joke) for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
+        asked = [i for i in range(len(jokes)) if not lacking.get(i)]
+        replies = checked_reply(self.critic, self.critic_name, [jokes[i] for i in asked]) if asked else []
+        judgements = dict(zip(asked, replies, strict=True))
+        for i, words in lacking.items():
+            if words:
+                named = ", ".join(f"'{word}'" for word in words)
+                judgements[i] = Judgement("constraint", 0.0, {"constraint": 0.0}, f"The line must contain {named}.")
+            else:
+                judgements[i] = replace(judgements[i], parts={"constraint": 1.0, **judgements[i].parts})
+        return [judgements[i] for i in range(len(jokes))]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a saved state must agree with to be continued here."""
+        return {
+            "prompts": self.prompts.name,
+            "split": self.split,
+            "digest": self.prompts.digest(self.split),
+            "attempts": self.attempts,
+        }
+
+
+def step_info(episode: Episode, judgement: Judgement) -> dict[str, Any]:
+    """`info` after an attempt: plain data that a repeated run repeats; never time, cost or latency."""
+    return {
+        "prompt_id": episode.prompt.id,
+        "attempt": episode.attempt,
+        "score": judgement.score,
+        "parts": dict(judgement.parts),
+        "reason": judgement.reason,
+        "judgement_failed": judgement.failed,
+        "error": judgement.error,
+    }
+
+
+def reset_info(episode: Episode) -> dict[str, Any]:
+    return {"prompt_id": episode.prompt.id, "attempt": episode.attempt}
+
+
+def missing_words(joke: Joke) -> list[str]:
+    """The required words that a line lacks: whole words, in any case; "walrus" is not in "walruses"."""
+    text = unicodedata.normalize("NFC", joke.text)
+    return [word for word in joke.prompt.extra.get("words", ()) if not _whole_word(word).search(text)]
+
+
+@lru_cache(maxsize=4096)
+def _whole_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(unicodedata.normalize('NFC', word))}(?!\w)", re.IGNORECASE)
+
+
+def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke]) -> list[Judgement]:
+    """Ask a critic and hold it to its contract; its own exceptions pass through."""
+    reply = critic(jokes)
+    if not isinstance(reply, (list, tuple)):
+        raise CriticContractError(
+            f"The critic '{name}' must return a list of judgements, found {type(reply).__name__}."
+        )
+    if len(reply) != len(jokes):
+        raise CriticContractError(
+            f"The critic '{name}' was asked about {len(jokes)} jokes and returned {len(reply)} judgements: it must "
+            "return one for each, in the same order, with an error and no score where it cannot judge."
+        )
+    return [_checked(name, judgement) for judgement in reply]
+
+
+def _checked(name: str, judgement: Judgement) -> Judgement:
+    if type(judgement) is not Judgement:
+        raise CriticContractError(
+            f"The critic '{name}' must return humor_env.Judgement objects, found a {type(judgement).__name__}."
+        )
+    score = judgement.score
+    # Judgement itself refuses scores outside [0, 1]; a tensor or an array would pass there and fail far from here.
+    if score is not None and type(score) is not float:
+        if not isinstance(score, (int, float, np.integer, np.floating)):
+            raise CriticContractError(f"The critic '{name}' gave a score of type {type(score).__name__}, not a number.")
+        judgement = replace(judgement, score=float(score))
+    plain = True
+    for part, value in judgement.parts.items():
+        if type(part) is str and type(value) is float and value - value == 0.0:  # the quick way to say "finite"
+            continue
+        if not isinstance(part, str) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+            raise CriticContractError(
+                f"The critic '{name}' gave a judgement's part {part!r} = {value!r}: parts map names to finite numbers."
+            )
+        plain = False
+    if not plain:
+        judgement = replace(judgement, parts={part: float(value) for part, value in judgement.parts.items()})
+    for what, text in (("reason", judgement.reason), ("error", judgement.error or "")):
+        if not isinstance(text, str):
+            raise CriticContractError(f"The critic '{name}' gave a {what} of type {type(text).__name__}, not a str.")
+    return judgement
+
+
+def check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
+    """A copy of the options of `reset`; a misspelt one is an error, since it would be ignored in silence."""
+    options = dict(options or {})
+    for name in options:
+        if name not in known:
+            raise InvalidOption(
+                f"reset knows no option '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+            )
+    return options
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, so that neither a line nor a reason can pose as another part of the observation."""
+    return " ".join(text.split())
+
+
+def _fitting(text: str, space: UnicodeText | spaces.Text) -> str:
+    """A critic's words are not ours: what the observation space cannot hold is replaced."""
+    if isinstance(space, UnicodeText):
+        return text if is_encodable(text) else text.encode("utf-8", "replace").decode()
+    return text if text in space else "".join([c if c in space.character_set else "?" for c in text])

@@ -1,0 +1,91 @@
+"""A teacher's demonstrations in other people's formats: Hugging Face datasets, and Minari for offline RL.
+
+    buffer.to_dataset().to_json("sft.jsonl")
+    buffer.scored("pocket").to_minari("humor/pocket-v0")     # extra `minari`
+
+Both store UTF-8, which has no lone surrogates: those are replaced on the way out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+from humor_env.errors import InvalidOption, MissingExtra, PromptError
+from humor_env.types import Demonstration
+
+
+def to_dataset(items: Sequence[Demonstration]) -> Any:
+    """One row a demonstration; `prompt` and `completion` are the columns that SFT trainers read."""
+    from datasets import Dataset, Features, Value
+
+    columns: dict[str, list[Any]] = {
+        "prompt": [_storable(d.prompt.text) for d in items],
+        "completion": [_storable(d.text) for d in items],
+        "prompt_id": [_storable(d.prompt.id) for d in items],
+        "task": [d.prompt.task for d in items],
+        "split": [d.prompt.split for d in items],
+        "source": [_storable(d.source) for d in items],
+        "licence": [_storable(d.licence) for d in items],
+        "score": [d.score for d in items],
+    }
+    kinds = {name: Value("float64" if name == "score" else "string") for name in columns}
+    return Dataset.from_dict(columns, features=Features(kinds))
+
+
+def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str = "hdf5") -> Any:
+    """One-step episodes. `data_format` "hdf5" makes two files; "arrow" makes two an episode and needs no h5py."""
+    try:
+        import minari
+        from minari.data_collector import EpisodeBuffer
+
+        if data_format == "hdf5":
+            import h5py  # noqa: F401
+    except ImportError as problem:
+        raise MissingExtra(
+            f"Minari cannot be used ({problem}). Install it with: pip install 'humor-env[minari]'"
+        ) from problem
+    if not items:
+        raise PromptError("An empty buffer cannot become a Minari dataset: fill it first.")
+    unscored = sum(d.score is None for d in items)
+    if unscored:
+        raise InvalidOption(
+            f"{unscored} of {len(items)} demonstrations have no score, and an episode needs a reward: "
+            "use buffer.scored(critic).to_minari(...)."
+        )
+    shown, said = [_storable(d.prompt.text) for d in items], [_storable(d.text) for d in items]
+    episodes = [
+        EpisodeBuffer(
+            id=i,
+            observations=[prompt, ""],
+            actions=[line],
+            rewards=[float(cast(float, d.score))],
+            terminations=[True],
+            truncations=[False],
+            infos={},
+        )
+        for i, (d, prompt, line) in enumerate(zip(items, shown, said, strict=True))
+    ]
+    with warnings.catch_warnings():
+        # It wants an author's address and a link to code, which lines of text do not have.
+        warnings.simplefilter("ignore", UserWarning)
+        return minari.create_dataset_from_buffers(
+            dataset_id,
+            episodes,
+            observation_space=_text_space(shown),
+            action_space=_text_space(said),
+            algorithm_name=", ".join(sorted({d.source for d in items})),
+            data_format=data_format,
+        )
+
+
+def _text_space(texts: Sequence[str]) -> Any:
+    from gymnasium.spaces import Text
+
+    # A set's order changes with the process; the space is stored, so its charset is sorted.
+    return Text(max(map(len, texts)) + 1, min_length=0, charset="".join(sorted(set("".join(texts)))))
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "\ufffd")

@@ -1,0 +1,110 @@
+"""A file of JSON lines that several processes may append to, and that survives being cut off in the middle of a line.
+
+    file = LineFile("lines.jsonl", take=lambda number, line: rows.append(json.loads(line)))
+    file.read_new()                              # `take` sees each whole line once, whoever wrote it
+    file.append(lambda: [b'{"a": 1}'])           # under a lock, after reading what is new
+
+An append is one locked write, so a crash can only tear the last line. A torn line is dropped by the next one who reads
+or writes, and counted in `dropped_bytes`; a broken line anywhere else is the caller's to report, and stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class LineFile:
+    """`take(number, line)` is called for every line, in order and once; what it raises goes to the caller."""
+
+    def __init__(self, path: str | os.PathLike[str], take: Callable[[int, bytes], None]) -> None:
+        self.path = Path(path)
+        self.dropped_bytes = 0
+        self._take = take
+        self._offset = 0
+        self._lines = 0
+
+    def read_new(self) -> None:
+        """Take what was written since the last call. A file that does not exist has no lines."""
+        if not self.path.exists():
+            return
+        try:
+            with open(self.path, "r+b", buffering=0) as file, _locked(file, exclusive=True):
+                self._read(file, repair=True)
+        except PermissionError:
+            # A file that may only be read: a torn end is skipped and stays where it is.
+            with open(self.path, "rb", buffering=0) as file, _locked(file, exclusive=False):
+                self._read(file, repair=False)
+
+    def append(self, choose: Callable[[], Sequence[bytes]]) -> None:
+        """Write the lines that `choose` returns once everything that others wrote has been taken."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b", buffering=0) as file, _locked(file, exclusive=True):
+            self._read(file, repair=True)
+            lines = choose()
+            if not lines:
+                return
+            payload = b"".join(line + b"\n" for line in lines)
+            try:
+                _write_all(file, payload)
+            except OSError:
+                # A full disk: take back the part that was written, so that what is in the file is what was added.
+                file.truncate(self._offset)
+                raise
+            self._offset += len(payload)
+            self._lines += len(lines)
+
+    def _read(self, file: Any, repair: bool) -> None:
+        file.seek(self._offset)
+        data: bytes = file.read()
+        end = data.rfind(b"\n") + 1
+        for line in data[:end].split(b"\n")[:-1]:
+            self._lines += 1
+            if line.strip():
+                self._take(self._lines, line)
+            self._offset += len(line) + 1
+        tail = data[end:]
+        if not tail:
+            return
+        # A JSON object that is cut anywhere does not parse, so a last line that parses only lacks its line break.
+        if _is_json(tail):
+            self._take(self._lines + 1, tail)
+            if repair:
+                file.seek(0, os.SEEK_END)
+                _write_all(file, b"\n")
+                self._lines, self._offset = self._lines + 1, self._offset + len(tail) + 1
+        elif repair:
+            self.dropped_bytes += len(tail)
+            file.truncate(self._offset)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _write_all(file: Any, payload: bytes) -> None:
+    rest = memoryview(payload)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def _locked(file: Any, exclusive: bool) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no fcntl: there, one process at a time may write.
+        yield
+        return
+    fcntl.flock(file.fileno(), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        fcntl.flock(file.fileno(), fcntl.LOCK_UN)

@@ -1,0 +1,178 @@
+"""Anthropic's Message Batches: half the price, an answer within a day. For scoring files, not for training loops.
+
+    client = make_client("anthropic-batch:claude-haiku-4-5", ledger="verdicts.sqlite")
+
+The same protocol as every client, so a critic does not know the difference. With a ledger, which request went into
+which batch is written down as soon as the service has taken it: a process that is killed while it waits finds its
+batches again and does not pay twice. Results arrive in any order and are matched by their id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
+from humor_env.llm import background
+from humor_env.llm.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
+from humor_env.llm.budget import Budget
+from humor_env.llm.ledger import Ledger, request_key
+from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.llm.retry import Policy, redact
+from humor_env.types import NO_USAGE, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The distinct requests of one call by their key, and the places that each one's reply goes to."""
+
+    requests: dict[str, Request]
+    places: dict[str, list[int]]
+    tickets: dict[str, int]
+    replies: list[Reply | None]
+    on_reply: OnReply | None
+
+
+class AnthropicBatchClient(AnthropicClient):
+    """`poll` is the pause between two looks at a batch, in seconds; `largest` how many requests make one batch."""
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        ledger: Ledger | str | None = None,
+        poll: float = 30.0,
+        largest: int = 10_000,
+        base_url: str | None = None,
+        budget: Budget | None = None,
+        prices: Mapping[str, Mapping[str, float]] | None = None,
+        policy: Policy | None = None,
+        effort: str | None = None,
+        thinking: str | None = None,
+        must_have_key: bool = True,
+    ) -> None:
+        super().__init__(
+            model,
+            base_url=base_url,
+            budget=budget,
+            prices=prices,
+            policy=policy,
+            effort=effort,
+            thinking=thinking,
+            must_have_key=must_have_key,
+        )
+        if largest < 1 or poll <= 0:
+            raise InvalidOption(f"largest must be at least 1 and poll above 0, found {largest} and {poll}.")
+        self.poll, self.largest = poll, largest
+        self.memory = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
+
+    def __repr__(self) -> str:
+        return f"AnthropicBatchClient({self.name!r})"
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        if not requests:
+            return []
+        self._connect()
+        work = _Work({}, {}, {}, [None] * len(requests), on_reply)
+        for index, request in enumerate(requests):
+            key = request_key("batch", self.name, request)
+            work.requests.setdefault(key, request)
+            work.places.setdefault(key, []).append(index)
+        return background.run(self._run(work))
+
+    async def _run(self, work: _Work) -> list[Reply]:
+        import anthropic
+
+        secret = self._sdk.api_key or self._sdk.auth_token or ""
+        try:
+            batches = await self._submit(work)
+            for batch, keys in batches.items():  # the service works on all of them meanwhile
+                await self._collect(batch, keys, work)
+        except anthropic.APIStatusError as problem:
+            said = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
+            if problem.status_code in (401, 402, 403):
+                raise CredentialError(f"{said}. Check the key, its rights and the account's credit.") from None
+            raise JudgingFailed(f"{said}. Batches that were taken are remembered: start again to go on.") from None
+        except anthropic.AnthropicError as problem:
+            raise JudgingFailed(
+                f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "
+                "remembered in the ledger: start again to go on."
+            ) from None
+        return [reply if reply is not None else _lost() for reply in work.replies]
+
+    async def _submit(self, work: _Work) -> dict[str, list[str]]:
+        """The batches that hold the requests: those remembered from before, and new ones for the rest."""
+        batches: dict[str, list[str]] = {}
+        remembered = self.memory.batches_of(list(work.requests))
+        for key, batch in remembered.items():
+            batches.setdefault(batch, []).append(key)
+        rest = [key for key in work.requests if key not in remembered]
+        for start in range(0, len(rest), self.largest):
+            keys = rest[start : start + self.largest]
+            self._reserve(keys, work)
+            sent = [{"custom_id": key, "params": self.parameters(work.requests[key])} for key in keys]
+            made = await self._sdk.messages.batches.create(requests=sent)
+            self.memory.record_batch(made.id, keys)
+            batches[made.id] = keys
+        return batches
+
+    def _reserve(self, keys: Sequence[str], work: _Work) -> None:
+        """Book a whole batch at its worst case, or nothing of it."""
+        taken: list[int] = []
+        try:
+            for key in keys:
+                tokens, cost = self.worst_case(work.requests[key])
+                ticket = self.budget.reserve(tokens, None if cost is None else cost / 2)
+                if ticket is None:
+                    raise BudgetExceeded("The batch as a whole may not fit the budget. Raise it, or send fewer jokes.")
+                taken.append(ticket)
+        except HumorEnvError:
+            for ticket in taken:
+                self.budget.release(ticket)
+            raise
+        work.tickets.update(zip(keys, taken, strict=True))
+
+    async def _collect(self, batch: str, keys: list[str], work: _Work) -> None:
+        import anthropic
+
+        service = self._sdk.messages.batches
+        try:
+            while (await service.retrieve(batch)).processing_status != "ended":
+                await asyncio.sleep(self.poll)
+        except anthropic.NotFoundError:
+            # Results are kept for some weeks only, and belong to one account.
+            self.memory.forget_batch(keys)
+            raise
+        expected = set(keys)
+        async for answer in await service.results(batch):
+            if answer.custom_id in expected:
+                expected.discard(answer.custom_id)
+                self._deliver(answer.custom_id, self._read_result(answer.result, work, answer.custom_id), work)
+        for key in expected:
+            self._deliver(key, _lost(), work)
+
+    def _deliver(self, key: str, reply: Reply, work: _Work) -> None:
+        ticket = work.tickets.pop(key, None)
+        if ticket is not None:
+            self.budget.settle(ticket, reply.usage if reply.usage.input_tokens else Usage(calls=1))
+        if reply.error in ("overloaded", "unreachable", "rejected"):
+            self.memory.forget_batch([key])
+        for number, index in enumerate(work.places[key]):
+            work.replies[index] = reply if number == 0 else replace(reply, usage=NO_USAGE, replayed=True)
+            if work.on_reply is not None:
+                work.on_reply(index, work.replies[index] or reply)
+
+    def _read_result(self, result: Any, work: _Work, key: str) -> Reply:
+        if result.type == "succeeded":
+            return read_message(result.message, work.requests[key], self.usage(result.message, batch=True))
+        if result.type == "errored":
+            kind = getattr(getattr(result.error, "error", None), "type", "error")
+            lasting = kind == "invalid_request_error"
+            return Reply(error="rejected" if lasting else "overloaded", detail=f"the batch service: {kind}")
+        return Reply(error="unreachable", detail=f"the batch service: {result.type}")
+
+
+def _lost() -> Reply:
+    return Reply(error="unreachable", detail="the batch service returned no result for this request")

@@ -1,0 +1,207 @@
+"""Where critics and teachers take their questions: a client behind its ledger and its budget.
+
+    desk = Desk("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 500})
+    replies = desk.ask(requests)
+    desk.usage, desk.counts      # what was spent now; how many were asked, replayed, and failed by kind
+
+What the ledger knows is not asked; a question that occurs twice in a batch is asked once; every reply is stored before
+anyone sees it. Where there is no key, a desk whose ledger has replies opens all the same, and only complains
+(before sending anything) when a question comes up that the ledger cannot answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, did_you_mean
+from humor_env.llm.budget import Budget, most_tokens
+from humor_env.llm.factory import make_client
+from humor_env.llm.ledger import Ledger, request_key
+from humor_env.llm.prices import Price
+from humor_env.llm.protocol import TRANSIENT, Client, Reply, Request
+from humor_env.types import NO_USAGE, Usage
+
+OverBudget = Literal["stop", "unscored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a batch is. `usage` is what it cost so far."""
+
+    done: int
+    total: int
+    replayed: int
+    failed: int
+    usage: Usage
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a batch would take. Input is guessed at 3.5 bytes a token; output is the most that is allowed."""
+
+    requests: int
+    replayed: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+
+    def __add__(self, other: Estimate) -> Estimate:
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Estimate(
+            self.requests + other.requests,
+            self.replayed + other.replayed,
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            cost,
+        )
+
+    def __str__(self) -> str:
+        money = "an unknown sum (no price for this model)" if self.cost is None else f"at most about ${self.cost:.4f}"
+        return (
+            f"{self.requests} questions: {self.replayed} answered by the ledger or asked once for several, "
+            f"{self.calls} calls, about {self.input_tokens} tokens read, at most {self.output_tokens} written, {money}"
+        )
+
+
+class Desk:
+    """Questions of one purpose (a critic and its version) to one client."""
+
+    def __init__(
+        self,
+        purpose: str,
+        client: str | Client,
+        *,
+        ledger: str | Path | Ledger | None = None,
+        budget: Budget | Mapping[str, Any] | None = None,
+        over_budget: OverBudget = "stop",
+        options: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        if over_budget not in ("stop", "unscored"):
+            raise InvalidOption(
+                f"over_budget is {over_budget!r}; expected 'stop' or 'unscored'."
+                f"{did_you_mean(str(over_budget), ['stop', 'unscored'])}"
+            )
+        self.purpose = purpose
+        self.over_budget = over_budget
+        self.on_progress = on_progress
+        self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
+        if isinstance(client, str):
+            self.budget = self._budget(budget)
+            given = dict(options or {})
+            must_have_key = given.pop("must_have_key", len(self.ledger) == 0)
+            if client.partition(":")[0] == "anthropic-batch":
+                given.setdefault("ledger", self.ledger)
+            self.client: Client = make_client(client, budget=self.budget, must_have_key=must_have_key, **given)
+        else:
+            if budget is not None or options:
+                raise InvalidOption(
+                    "A live client has its budget and options already: give them where the client is made."
+                )
+            self.client = client
+            self.budget = getattr(client, "budget", None) or Budget()
+        self.usage = NO_USAGE
+        self.counts: Counter[str] = Counter()
+
+    def _budget(self, budget: Budget | Mapping[str, Any] | None) -> Budget:
+        if isinstance(budget, Budget):
+            return budget
+        known = ("max_calls", "max_tokens", "max_cost", "scope")
+        for name in budget or {}:
+            if name not in known:
+                raise InvalidOption(f"A budget has no '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        given = dict(budget or {})
+        return Budget(**given, ledger=self.ledger if "scope" in given else None)
+
+    def close(self) -> None:
+        self.client.close()
+        self.ledger.close()
+
+    def key(self, request: Request) -> str:
+        return request_key(self.purpose, self.client.name, request)
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """A reply for each request, in order. Replies that cost nothing now are marked `replayed`, with no usage."""
+        keys = [self.key(request) for request in requests]
+        known = self.ledger.find(list(dict.fromkeys(keys)))
+        first: dict[str, int] = {}
+        for index, key in enumerate(keys):
+            first.setdefault(key, index)
+        missing = [key for key in first if key not in known or self._worth_another_try(known[key])]
+        fresh: dict[str, Reply] = {}
+        if missing:
+            self._ask_missing([requests[first[key]] for key in missing], missing, len(requests), fresh)
+        replies = []
+        for index, key in enumerate(keys):
+            reply = fresh.get(key)
+            if reply is None or first[key] != index:
+                # Replayed, or a duplicate within the batch.
+                reply = replace(reply or known.get(key) or _unsent(), usage=NO_USAGE, replayed=True)
+            replies.append(reply)
+            self._count(reply)
+        return replies
+
+    def _worth_another_try(self, reply: Reply) -> bool:
+        """A passing failure is asked again, unless there is no key: then it is part of the run that is replayed."""
+        return reply.error in TRANSIENT and not getattr(self.client, "lacks_key", False)
+
+    def _ask_missing(self, requests: list[Request], keys: list[str], total: int, fresh: dict[str, Reply]) -> None:
+        failed = 0
+        spent = NO_USAGE
+
+        def store(index: int, reply: Reply) -> None:
+            nonlocal failed, spent
+            kept = self.ledger.put(keys[index], self.purpose, self.client.name, requests[index], reply)
+            # Another process may have stored its reply first: use that one, and own up to what ours cost.
+            fresh[keys[index]] = replace(kept, usage=reply.usage, replayed=False)
+            failed += kept.failed
+            spent += reply.usage
+            self.usage += reply.usage
+            if self.on_progress is not None:
+                done = total - len(requests) + len(fresh)
+                self.on_progress(Progress(done, total, total - len(requests), failed, spent))
+
+        try:
+            self.client(requests, store)
+        except BudgetExceeded as problem:
+            if self.over_budget == "stop":
+                raise
+            for key in keys:
+                # Not stored: a later run with more budget asks them.
+                fresh.setdefault(key, Reply(error="budget", detail=str(problem)))
+        except CredentialError as problem:
+            if getattr(self.client, "lacks_key", False):
+                raise CredentialError(
+                    f"{len(keys)} of {total} questions are not in the ledger '{self.ledger.path}'. {problem}"
+                ) from None
+            raise
+
+    def _count(self, reply: Reply) -> None:
+        self.counts["replayed" if reply.replayed else "asked"] += 1
+        if reply.error is not None:
+            self.counts[reply.error] += 1
+
+    def estimate(self, requests: Sequence[Request]) -> Estimate:
+        """What `ask` would take, without asking anything."""
+        by_key = {self.key(request): request for request in requests}
+        known = self.ledger.find(list(by_key))
+        todo = [r for key, r in by_key.items() if key not in known or self._worth_another_try(known[key])]
+        read = sum(round(most_tokens(request) / 3.5) for request in todo)
+        written = sum(request.max_tokens for request in todo)
+        price: Price | None = getattr(self.client, "price", None)
+        free = not hasattr(self.client, "price")
+        cost = 0.0 if free or not todo else None if price is None else price.cost(read, written)
+        return Estimate(len(requests), len(requests) - len(todo), len(todo), read, written, cost)
+
+
+def _unsent() -> Reply:
+    return Reply(error="budget", detail="not asked")

@@ -1,0 +1,102 @@
+"""From a line of text to a language model.
+
+make_client("anthropic:claude-haiku-5-5")                   # Anthropic's service; "anthropic" alone: the default
+make_client("openai:my-model@http://127.0.0.1:8000/v1")     # any OpenAI-compatible server
+make_client("local:path/to/model")                          # a Hugging Face model in this process
+make_client("my_package.models:MyClient")                   # your own: anything with the protocol of protocol.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from humor_env.errors import InvalidOption, did_you_mean, unknown_name
+from humor_env.llm.budget import Budget
+from humor_env.llm.protocol import Client
+from humor_env.llm.retry import Policy
+
+SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
+_SERVICE = re.compile(rf"({'|'.join(SERVICES)})((?:[:@].*)?)\Z", re.DOTALL)
+
+
+def make_client(
+    what: str | Client, *, budget: Budget | None = None, must_have_key: bool = True, **options: Any
+) -> Client:
+    """A client for `SERVICE[:MODEL][@URL]`, for `package.module:name`, or the live client that was given.
+
+    `options` go to the client's class; those of the retry policy (concurrency, timeout, deadline, ...) may be among
+    them. Without `must_have_key` a missing key is only complained of when something is to be sent.
+    """
+    if not isinstance(what, str):
+        if options or budget is not None:
+            raise InvalidOption("A live client takes no options: give them where it is made.")
+        return what
+    named = _SERVICE.match(what)
+    service, rest = (named[1], named[2]) if named else ("", what)
+    model, _, url = rest.removeprefix(":").partition("@")
+    if service == "local":
+        return _local(rest.removeprefix(":"), options)
+    if service in ("anthropic", "anthropic-batch", "openai"):
+        given: dict[str, Any] = {"budget": budget, "must_have_key": must_have_key, **_with_policy(options)}
+        if url:
+            given["base_url"] = url
+        if service == "openai":
+            return _openai(model, given)
+        return _anthropic(service, model, given)
+    if ":" in what:
+        from humor_env.registry import Registry
+
+        return Registry("language model", "humor_env.clients", {}).make(what, **options)
+    raise unknown_name(
+        "language model",
+        what,
+        SERVICES,
+        "Give 'anthropic:MODEL', 'openai:MODEL@URL', 'local:FOLDER', or package.module:name.",
+    )
+
+
+def _anthropic(service: str, model: str, given: dict[str, Any]) -> Client:
+    from humor_env.llm.anthropic import DEFAULT_MODEL, AnthropicClient
+    from humor_env.llm.batches import AnthropicBatchClient
+
+    kind = AnthropicClient if service == "anthropic" else AnthropicBatchClient
+    return kind(model or DEFAULT_MODEL, **_checked(kind, given))
+
+
+def _openai(model: str, given: dict[str, Any]) -> Client:
+    from humor_env.llm.openai import OpenAIClient
+
+    if not model:
+        raise InvalidOption("An OpenAI-compatible server needs a model: 'openai:MODEL@http://127.0.0.1:8000/v1'.")
+    return OpenAIClient(model, **_checked(OpenAIClient, given))
+
+
+def _local(folder: str, options: Mapping[str, Any]) -> Client:
+    from humor_env.llm.local import LocalClient
+
+    if not folder:
+        raise InvalidOption("A local model needs a folder or a model's name: 'local:path/to/model'.")
+    return LocalClient(folder, **_checked(LocalClient, dict(options)))
+
+
+def _with_policy(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the retry policy, gathered into one `policy`."""
+    names = {field.name for field in dataclasses.fields(Policy)}
+    mine = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return {**rest, "policy": Policy(**mine)} if mine else rest
+
+
+def _checked(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    known = [name for name in inspect.signature(kind).parameters if name not in ("model", "api_key")]
+    for name in given:
+        if name not in known:
+            offered = sorted({*known, *(field.name for field in dataclasses.fields(Policy))} - {"policy"})
+            raise InvalidOption(
+                f"{kind.__name__} has no option '{name}'.{did_you_mean(name, offered)} Known: {', '.join(offered)}."
+            )
+    return given

@@ -1,0 +1,283 @@
+"""A Hugging Face model in this process: a judge that gives exact probabilities of its answer, and a free teacher.
+
+    client = LocalClient("path/to/model")                      # causal, or encoder-decoder
+    [reply] = client([Request(system, {"1": a, "2": b}, choices=("1", "2"))])
+    reply.probabilities        # {"1": 0.71, "2": 0.29}
+
+Where a request has `choices`, nothing is generated: the reply is begun as {"answer": " and each symbol's probability
+there is read from one forward pass and normalised over the symbols. Small judges are best without a reason
+before the answer, and the probability says more than the choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from humor_env.errors import InvalidOption
+from humor_env.llm.protocol import OnReply, Reply, Request, escaped
+from humor_env.llm.replies import read
+from humor_env.streams import stream_seed
+from humor_env.types import Usage
+
+if TYPE_CHECKING:
+    import torch
+
+ANSWER_PREFIX = '{"answer": "'
+_DATA = "DATA-GOES-HERE"
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+"""What the encoder reads (nothing for a causal model), and what the decoder reads."""
+
+
+class LocalClient:
+    """`temperature=None` generates greedily. With a temperature each request has its own stream: its reply depends
+    on the seed and on the request (its `sample` included), not on what else is in the batch."""
+
+    probabilities = True
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int = 16,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+        if batch_size < 1:
+            raise InvalidOption(f"batch_size must be at least 1, found {batch_size}.")
+        self.path = model
+        self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder_decoder = bool(AutoConfig.from_pretrained(model).is_encoder_decoder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        kind: Any = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
+        self.model: Any = kind.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        self.name = f"local:{Path(model).name}#{fingerprint(self.model)}"
+        if temperature is not None:
+            self.name += f" temperature={temperature} seed={seed}"
+
+    def __repr__(self) -> str:
+        return f"LocalClient({self.name!r})"
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        replies: list[Reply | None] = [None] * len(requests)
+        # Longest first: an out-of-memory shows at once, and rows of like length share a batch.
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].user_text))
+        by_choice = [i for i in order if requests[i].choices]
+        free = [i for i in order if not requests[i].choices]
+        for todo, work in ((by_choice, self._choose), (free, self._write)):
+            for start in range(0, len(todo), self.batch_size):
+                part = todo[start : start + self.batch_size]
+                for index, reply in zip(part, work([requests[i] for i in part]), strict=True):
+                    replies[index] = reply
+                    if on_reply is not None:
+                        on_reply(index, reply)
+        return [reply for reply in replies if reply is not None]
+
+    def close(self) -> None:
+        self.model = None
+
+    def prompt_text(self, request: Request, answer: str = "") -> str:
+        """What the model reads: its chat template where it has one, else the two parts as paragraphs.
+
+        The template is applied to a placeholder and the data put in afterwards, so that a template that trims or
+        rewrites its messages cannot touch the data. Special tokens of this tokenizer inside the data are escaped.
+        """
+        data = self._without_special_tokens(request.user_text)
+        if self.tokenizer.chat_template is None:
+            return f"{request.system}\n\n{data}\n{answer}"
+        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": _DATA}]
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        head, _, tail = rendered.rpartition(_DATA)
+        return head + data + tail + answer
+
+    def _without_special_tokens(self, text: str) -> str:
+        for token in {*self.tokenizer.all_special_tokens, *map(str, self.tokenizer.added_tokens_encoder)}:
+            if len(token) > 1 and token in text:
+                text = text.replace(token, escaped(token[0]) + token[1:])
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        # A chat template writes the beginning token itself; without one the tokenizer adds it.
+        plain = self.tokenizer.chat_template is None
+        return list(self.tokenizer(text, add_special_tokens=plain and not self.encoder_decoder)["input_ids"])
+
+    def _choose(self, requests: Sequence[Request]) -> list[Reply]:
+        logprobs = self.choice_logprobs(requests)
+        replies = []
+        for row, read_tokens in logprobs:
+            top = max(row.values())
+            weights = {symbol: math.exp(value - top) for symbol, value in row.items()}
+            total = sum(weights.values())
+            found = {symbol: weight / total for symbol, weight in weights.items()}
+            best = max(found, key=lambda symbol: found[symbol])
+            replies.append(
+                Reply(
+                    ANSWER_PREFIX + best + '"}',
+                    {"answer": best},
+                    "end_turn",
+                    usage=Usage(1, read_tokens, 0, 0, 0.0),
+                    probabilities=found,
+                )
+            )
+        return replies
+
+    def choice_logprobs(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], int]]:
+        """For each request, the log-probability of each symbol after the begun answer, and the tokens read.
+
+        The whole text with the symbol in place is tokenized and compared, because a tokenizer may join a symbol with
+        what stands before it. Symbols share their rows: where each is one token there is one row per request.
+        """
+        rows: dict[Row, int] = {}
+        firsts: list[int] = []  # per row, the position that predicts the first token of its symbols
+        wanted: list[dict[str, tuple[int, int, tuple[int, ...]]]] = []
+        read_tokens: list[int] = []
+        for request in requests:
+            source, tails = self._spellings(request)
+            common = _common_prefix(list(tails.values()))
+            entry: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+            for symbol, ids in tails.items():
+                if any(other[: len(ids)] == ids for s, other in tails.items() if s != symbol):
+                    raise InvalidOption(f"The answer symbol {symbol!r} is the beginning of another: choose others.")
+                row = rows.setdefault((source, ids[:-1]), len(rows))
+                if row == len(firsts):
+                    firsts.append(common - 1)
+                # Another request's symbols may share the row and begin later or earlier on it.
+                firsts[row] = min(firsts[row], common - 1)
+                entry[symbol] = (row, common - 1, ids[common:])
+            wanted.append(entry)
+            read_tokens.append(len(source) + common)
+        logprobs = self._forward(list(rows), firsts)
+        return [
+            (
+                {
+                    symbol: sum(float(logprobs[row][at - firsts[row] + k, t]) for k, t in enumerate(tail))
+                    for symbol, (row, at, tail) in entry.items()
+                },
+                count,
+            )
+            for entry, count in zip(wanted, read_tokens, strict=True)
+        ]
+
+    def _spellings(self, request: Request) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+        """The encoder's tokens (none for a causal model), and per symbol the tokens of the text that ends with it."""
+        if not self.encoder_decoder:
+            return (), {s: tuple(self._ids(self.prompt_text(request, ANSWER_PREFIX + s))) for s in request.choices}
+        source = tuple(self.tokenizer(self.prompt_text(request))["input_ids"])
+        start = self.model.config.decoder_start_token_id
+        return source, {
+            s: (start, *self.tokenizer(ANSWER_PREFIX + s, add_special_tokens=False)["input_ids"])
+            for s in request.choices
+        }
+
+    def _forward(self, rows: list[Row], firsts: list[int]) -> list[torch.Tensor]:
+        """Log-probabilities [T - first, V] of each row from its first wanted position on, in float32 on the CPU.
+
+        Only wanted positions go through the head: with a large vocabulary the logits of a whole prompt would take
+        more memory than the model.
+        """
+        import torch
+
+        outputs: list[torch.Tensor] = []
+        selects = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        for start in range(0, len(rows), self.batch_size):
+            part = rows[start : start + self.batch_size]
+            first = firsts[start : start + self.batch_size]
+            ids, mask = self._padded([row[1] for row in part])
+            given: dict[str, torch.Tensor] = {"input_ids": ids, "attention_mask": mask}
+            if self.encoder_decoder:
+                source, source_mask = self._padded([row[0] for row in part])
+                given = {"input_ids": source, "attention_mask": source_mask, "decoder_input_ids": ids}
+            kept = list(range(ids.shape[1]))
+            if selects:
+                kept = sorted({t for f, (_, tokens) in zip(first, part, strict=True) for t in range(f, len(tokens))})
+                given["logits_to_keep"] = torch.tensor(kept, device=self.device)
+            with torch.no_grad():
+                logits = self.model(**given).logits  # [B, len(kept), V]
+            for row, f, (_, tokens) in zip(logits, first, part, strict=True):
+                places = [kept.index(t) for t in range(f, len(tokens))]
+                outputs.append(row[places].float().log_softmax(-1).cpu())
+        return outputs
+
+    def _padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask [B, T]. Right padding cannot change what stands before it in a causal model."""
+        import torch
+
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        longest = max(len(row) for row in rows)
+        ids = torch.full((len(rows), longest), pad)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for index, row in enumerate(rows):
+            place = slice(longest - len(row), longest) if left else slice(0, len(row))
+            ids[index, place] = torch.tensor(list(row))
+            mask[index, place] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _write(self, requests: Sequence[Request]) -> Iterator[Reply]:
+        """Generate replies. Sampling goes row by row, each with its own stream; greedy rows share a batch."""
+        if self.temperature is None:
+            yield from self._generate(requests, {"do_sample": False})
+            return
+        import torch
+
+        devices = [torch.device(self.device)] if self.device.startswith("cuda") else []
+        for request in requests:
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+            name = f"{request.system}\x1f{request.user_text}"
+            # generate() draws from torch's global stream: borrow it, and give it back as it was.
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(stream_seed(self.seed, name, request.sample))
+                yield from self._generate([request], sampling)
+
+    def _generate(self, requests: Sequence[Request], sampling: dict[str, Any]) -> Iterator[Reply]:
+        import torch
+
+        if self.encoder_decoder:
+            rows = [list(self.tokenizer(self.prompt_text(r))["input_ids"]) for r in requests]
+        else:
+            rows = [self._ids(self.prompt_text(r)) for r in requests]
+        ids, mask = self._padded(rows, left=not self.encoder_decoder)
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list) else {ends, self.tokenizer.eos_token_id}
+        with torch.no_grad():
+            made = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max(r.max_tokens for r in requests),
+                pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
+                **sampling,
+            )
+        skip = 1 if self.encoder_decoder else ids.shape[1]
+        for request, row, out in zip(requests, rows, made[:, skip:].tolist(), strict=True):
+            end = next((k for k, token in enumerate(out) if token in ends), None)
+            written = out[: request.max_tokens] if end is None else out[:end]
+            stop = "max_tokens" if end is None or end >= request.max_tokens else "end_turn"
+            text = self.tokenizer.decode(written[: request.max_tokens], skip_special_tokens=True)
+            yield read(text, stop, request, Usage(1, len(row), len(written), 0, 0.0))
+
+
+def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    shortest = min(len(row) for row in rows)
+    return next((k for k in range(shortest) if len({row[k] for row in rows}) > 1), shortest)
+
+
+def fingerprint(model: Any) -> str:
+    """Eight hex digits of a model's weights (a sample of each), so that retrained weights are another model."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=4)
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().reshape(-1)
+        sample = torch.cat([flat[:64], flat[flat.numel() // 2 :][:64], flat[-64:]]).float().cpu()
+        digest.update(name.encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,42 @@
+"""Prompt files: instructions that are read from disk and filled in one pass.
+
+    fill(load("humor_env.rewards", "multiple_choice"), words=20)      # templates/multiple_choice.txt
+
+A slot is written `{{name}}`. Filling reads the file once and never looks at what it has put in, so that a value with
+braces stays what it is. Only *our* options are filled in; jokes and prompts travel as data (see protocol.py).
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from humor_env.errors import InvalidOption, unknown_name
+
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
+
+
+def load(package: str, name: str) -> str:
+    """The template `name` of a package's `templates` folder, or the text of a file given by its path."""
+    if "/" in name or "\\" in name or name.endswith(".txt"):
+        path = Path(name)
+        if not path.is_file():
+            raise InvalidOption(f"There is no prompt file '{name}'. Give a path to a text file, or a built-in name.")
+        return path.read_text(encoding="utf-8")
+    folder = files(package) / "templates"
+    found = folder / f"{name}.txt"
+    if not found.is_file():
+        known = [entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")]
+        raise unknown_name("prompt template", name, known, "For your own, give the path of a .txt file.")
+    return found.read_text(encoding="utf-8")
+
+
+def fill(template: str, **values: object) -> str:
+    """The template with every slot filled; a slot without a value is a mistake, a value without a slot is not."""
+    missing = sorted(set(_SLOT.findall(template)) - set(values))
+    if missing:
+        raise InvalidOption(
+            f"The prompt template has slots that nothing fills: {', '.join(missing)}. Known: {', '.join(values)}."
+        )
+    return _SLOT.sub(lambda slot: str(values[slot[1]]), template).strip()

@@ -1,0 +1,136 @@
+"""The pocket teacher: a gifted, lazy comedian, whose faults are known to the digit.
+
+    teacher = PocketTeacher(seed=0)
+    teacher.lines(prompt, n=3)                    # the same three lines on every machine
+    teacher.demonstrations(world.prompts(), n=3)
+
+Three rates say how it falls short of the best possible line:
+
+- `cliche_rate`: how often a witness, a reaction, a frame is drawn by Zipf's law (see `habits.py`: the head of that law
+  is worn out) and not evenly from all that fits;
+- `wrong_complaint_rate`: how often the punchline is about something else: half of the time all of it, otherwise only
+  the witness or only the reaction;
+- `lost_meaning_rate`: how often the line is about another subject, or says another complaint.
+
+So whoever imitates it learns the shape of a joke, and the clichés, and that a punchline need not fit. Every line is a
+function of (seed, prompt id, number of the line): not of the order or number of calls.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import TypeVar
+
+from humor_env.errors import InvalidOption, PromptError
+from humor_env.pocket import load_world
+from humor_env.pocket.habits import Habit
+from humor_env.pocket.lexicon import Frame, Reaction, Subject, Witness
+from humor_env.pocket.world import PocketWorld
+from humor_env.streams import stream_seed
+from humor_env.types import Demonstration, Prompt
+
+Thing = TypeVar("Thing")
+Item = TypeVar("Item", Witness, Reaction, Frame)
+TRIES = 20  # for a line that is not among the earlier ones of its prompt; then a repetition is let through
+
+
+class PocketTeacher:
+    """Writes lines for pocket prompts. The rates are chances in [0, 1]."""
+
+    name = "pocket-teacher"
+    licence = "CC-BY-4.0"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        cliche_rate: float = 0.7,
+        wrong_complaint_rate: float = 0.25,
+        lost_meaning_rate: float = 0.1,
+        world: PocketWorld | None = None,
+    ) -> None:
+        rates = {
+            "cliche_rate": cliche_rate,
+            "wrong_complaint_rate": wrong_complaint_rate,
+            "lost_meaning_rate": lost_meaning_rate,
+        }
+        for name, rate in rates.items():
+            if not 0.0 <= rate <= 1.0:
+                raise InvalidOption(f"{name} is a chance between 0 and 1; found {rate!r}.")
+        self.seed = seed
+        self.cliche_rate = cliche_rate
+        self.wrong_complaint_rate = wrong_complaint_rate
+        self.lost_meaning_rate = lost_meaning_rate
+        self.world = world if world is not None else load_world()
+        self._names = tuple(c.name for c in self.world.lexicon.complaints)
+
+    def lines(self, prompt: Prompt, n: int = 3) -> list[str]:
+        """`n` lines for a prompt. Asking for more begins with the same ones."""
+        if n < 1:
+            raise InvalidOption(f"A teacher writes at least one line; asked for {n}.")
+        # Of the standard library's generator, `random()` is promised never to change; so nothing else of it is used.
+        draw = Random(stream_seed(self.seed, self.name, prompt.id)).random
+        request = self.world.request(prompt)
+        if request.subject is None:
+            raise PromptError(f"Prompt '{prompt.id}' has no subject that the pocket teacher could write about.")
+        name = None if request.complaint is None else request.complaint.name
+        lines: list[str] = []
+        for _ in range(n):
+            for _ in range(TRIES):
+                line = self._line(draw, request.subject, name, request.words)
+                if line not in lines:
+                    break
+            lines.append(line)
+        return lines
+
+    def demonstrations(self, prompts: Iterable[Prompt], n: int = 3) -> list[Demonstration]:
+        """`n` lines for each prompt, in order, with their source and licence."""
+        return [
+            Demonstration(prompt, line, source=self.name, licence=self.licence)
+            for prompt in prompts
+            for line in self.lines(prompt, n)
+        ]
+
+    def _line(self, draw: Callable[[], float], subject: Subject, name: str | None, words: tuple[str, ...]) -> str:
+        habits, lexicon = self.world.habits, self.world.lexicon
+        wanted = self._wanted(subject, words) if words else []
+        if name is None:
+            # Free choice of the complaint; a word that must appear narrows it to what its witness stands for.
+            fitting = [c for c in subject.complaints if any(c in w.traits for w in wanted)]
+            name = _pick(draw, fitting or subject.complaints)
+        told, meant = subject, name
+        if draw() < self.lost_meaning_rate:
+            wanted = []
+            if draw() < 0.5:
+                others = [s for s in self.world.subjects_with(name) if s is not subject]
+                told = _pick(draw, others or [subject])
+            else:
+                meant = _pick(draw, [other for other in subject.complaints if other != name] or [name])
+        about_witness = about_reaction = meant
+        if draw() < self.wrong_complaint_rate:
+            other = _pick(draw, self._names)
+            which = draw()
+            if which < 0.75:
+                about_witness = other
+            if which >= 0.75 or which < 0.5:
+                about_reaction = other
+        asked_for = [w for w in wanted if about_witness in w.traits]
+        witness = _pick(draw, asked_for) if asked_for else self._draw(draw, habits.witnesses[about_witness])
+        reaction = self._draw(draw, habits.reactions[about_reaction])
+        frame = self._draw(draw, habits.frames)
+        adjective = _pick(draw, lexicon.complaint(meant).adjectives)
+        return self.world.grammar.joke(frame, told, adjective, witness, reaction)
+
+    def _draw(self, draw: Callable[[], float], habit: Habit[Item]) -> Item:
+        if draw() >= self.cliche_rate:
+            return _pick(draw, habit.ranked)
+        return habit.ranked[bisect_right(habit.cumulative, int(draw() * habit.cumulative[-1]))]
+
+    def _wanted(self, subject: Subject, words: tuple[str, ...]) -> list[Witness]:
+        own = subject.text.split()
+        return [w for word in words if word not in own for w in self.world.witnesses_with(word)]
+
+
+def _pick(draw: Callable[[], float], things: Sequence[Thing]) -> Thing:
+    return things[int(draw() * len(things))]

@@ -1,0 +1,112 @@
+"""Rows for prompt sets, from JSONL and CSV files and from Hugging Face datasets. A broken line is named, never skipped.
+
+    for place, split, row in rows("mine.csv"): ...            # ("line 2", None, {"text": "The bus was late."})
+    for place, split, row in rows("hf:owner/dataset"): ...    # ("row 0 of train", "train", {...})
+
+"hf:" takes a dataset's name on the hub, a folder of data files, or a folder that `Dataset.save_to_disk` wrote; only
+data is read, never a dataset's own code.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import InvalidOption, PromptError
+
+Row = tuple[str, str | None, dict[str, Any]]
+
+_SUFFIXES = (".jsonl", ".csv")
+_SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
+
+
+def is_file_name(what: str) -> bool:
+    """Whether a name means a file or a folder on disk rather than a registered prompt set."""
+    return what.endswith(_SUFFIXES) or (("/" in what or "\\" in what) and Path(what).is_dir())
+
+
+def rows(what: str, **reading: Any) -> Iterator[Row]:
+    """(place in words, the split that the place implies, the row) for each row of a file or a dataset."""
+    if what.startswith("hf:") or not what.endswith(_SUFFIXES):
+        return _dataset_rows(what.removeprefix("hf:"), **reading)
+    if reading:
+        raise InvalidOption(
+            f"A prompt file takes the options text, split, task and limit; found {', '.join(sorted(reading))}."
+        )
+    return _csv_rows(what) if what.endswith(".csv") else _jsonl_rows(what)
+
+
+def _lines(what: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines. Decoded one by one, so that a byte that is not UTF-8 is reported with its line."""
+    try:
+        raw = Path(what).read_bytes()
+    except OSError as problem:
+        raise PromptError(f"The prompt file '{what}' cannot be read: {problem.strerror or problem}.") from None
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            yield number, line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as problem:
+            raise PromptError(
+                f"{what}, line {number}: not UTF-8 (byte 0x{line[problem.start]:02x} at {problem.start}). "
+                "Save the file as UTF-8."
+            ) from None
+
+
+def _jsonl_rows(what: str) -> Iterator[Row]:
+    for number, line in _lines(what):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise PromptError(
+                f"{what}, line {number}: not valid JSON ({problem.msg} at column {problem.colno})."
+            ) from None
+        if not isinstance(row, dict):
+            raise PromptError(
+                f'{what}, line {number}: one JSON object per line, such as {{"text": "…"}}; found {line[:60]}'
+            )
+        yield f"line {number}", None, row
+
+
+def _csv_rows(what: str) -> Iterator[Row]:
+    reader = csv.DictReader((line + "\n" for _, line in _lines(what)), strict=True)
+    try:
+        for row in reader:
+            place = f"line {reader.line_num}"
+            if None in row or None in row.values():
+                raise PromptError(
+                    f"{what}, {place}: the header names {len(reader.fieldnames or [])} columns, this row has another "
+                    'number. Put a text that has a comma in "double quotes".'
+                )
+            yield place, None, {key: value for key, value in row.items() if value != "" or key in ("text", "literal")}
+    except csv.Error as problem:
+        raise PromptError(f"{what}, line {reader.line_num}: not valid CSV ({problem}).") from None
+
+
+def _dataset_rows(name: str, config: str | None = None, revision: str | None = None) -> Iterator[Row]:
+    import datasets
+
+    try:
+        if any((Path(name) / mark).exists() for mark in _SAVED_MARKS):
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, config, revision=revision)
+    except Exception as problem:  # the library raises a dozen kinds, from hub, files, parsing and offline mode
+        raise PromptError(
+            f"The dataset '{name}' cannot be loaded ({type(problem).__name__}: {problem}). Expected the name of a "
+            "dataset on the hub, or a folder of data files or one written by save_to_disk."
+        ) from problem
+    if isinstance(found, datasets.Dataset):
+        # A single saved table says nothing about splits: its rows are divided as a file's are.
+        for index, row in enumerate(found):
+            yield f"row {index}", None, dict(row)
+        return
+    # Where the whole dataset is called "train", that is the hub's way to say "not divided", not a claim.
+    divided = len(found) > 1
+    for split, table in found.items():
+        for index, row in enumerate(table):
+            yield f"row {index} of {split}", split if divided else None, dict(row)

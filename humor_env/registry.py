@@ -1,0 +1,193 @@
+"""From a name to an object: critics, judges, prompt sets and learners that anyone can add.
+
+    registry.critics.make("pocket")                         # built in, or installed through an entry point
+    registry.critics.make("my_package.critics:Dry", taste=2)  # any importable object, named explicitly
+    registry.critics.make(lambda jokes: [...])               # a live object passes through
+    registry.critics.register("dry", "my_package.critics:Dry", "loves understatement")
+
+What a name leads to is used by one rule: a class is called with the options, and so is a function whose name
+begins with `make_`; anything else *is* the object, and takes no options. Code is only ever imported for a name that
+is registered, installed as an entry point, or written out as `package.module:name` by the user.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from humor_env.errors import InvalidOption, UnknownName, unknown_name
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered name: where its object lives, and one line on what it is."""
+
+    name: str
+    target: Any
+    summary: str
+    origin: str
+
+
+class Registry:
+    """Names of one kind. Built-in targets are strings, so that listing them imports nothing."""
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, tuple[str, str]]) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries = {name: Entry(name, target, summary, "built in") for name, (target, summary) in builtin.items()}
+
+    def register(self, name: str, target: Any, summary: str = "") -> None:
+        """Add a name. `target` is an object or a string `package.module:name`; registering twice replaces."""
+        if not name or ":" in name or any(c.isspace() for c in name):
+            raise InvalidOption(f"A {self.kind}'s name has no colon and no space; found {name!r}.")
+        self._entries[name] = Entry(name, target, summary, "registered")
+
+    def entries(self) -> dict[str, Entry]:
+        """All names: built in and registered ones first, then those of installed distributions."""
+        found = dict(self._entries)
+        for point in entry_points(group=self.group):
+            if point.name not in found:
+                found[point.name] = Entry(point.name, point, "", _origin(point))
+        return found
+
+    def names(self) -> list[str]:
+        return sorted(self.entries())
+
+    def resolve(self, name: str) -> Any:
+        """The object (often a class) behind a name or a `package.module:name`."""
+        entry = self._entries.get(name) or self.entries().get(name)
+        if entry is None:
+            if ":" in name:
+                return _import_object(self.kind, name)
+            raise unknown_name(self.kind, name, self.names(), "For your own, give package.module:name.")
+        if isinstance(entry.target, EntryPoint):
+            return entry.target.load()
+        if isinstance(entry.target, str):
+            return _import_object(self.kind, entry.target)
+        return entry.target
+
+    def make(self, what: Any, **options: Any) -> Any:
+        """The object for a name, a `package.module:name`, or a live object (which takes no options)."""
+        if not isinstance(what, str):
+            if options:
+                raise InvalidOption(
+                    f"A live {self.kind} takes no options ({', '.join(options)}): build it with them instead."
+                )
+            return what
+        found = self.resolve(what)
+        if not _is_factory(found):
+            if options:
+                raise InvalidOption(
+                    f"The {self.kind} '{what}' is an object, not a class or a make_… function: "
+                    f"it takes no options, but {', '.join(options)} were given."
+                )
+            return found
+        try:
+            inspect.signature(found).bind(**options)
+        except TypeError as problem:
+            accepted = [p for p in inspect.signature(found).parameters if p not in ("args", "kwargs")]
+            raise InvalidOption(
+                f"The {self.kind} '{what}' cannot be made from the options {sorted(options)}: {problem}. "
+                f"It accepts: {', '.join(accepted) or 'no options'}."
+            ) from None
+        return found(**options)
+
+
+def _is_factory(found: Any) -> bool:
+    return inspect.isclass(found) or (inspect.isroutine(found) and found.__name__.startswith("make_"))
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an installed distribution"
+
+
+def _import_object(kind: str, path: str) -> Any:
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as problem:
+        if problem.name and (module_name == problem.name or module_name.startswith(problem.name + ".")):
+            raise UnknownName(
+                f"The {kind} '{path}' names the module '{module_name}', which Python cannot find. "
+                "Is it installed, or is its folder on PYTHONPATH?"
+            ) from None
+        raise
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [n for n in vars(found) if not n.startswith("_")]
+            raise unknown_name(f"object in {module_name}", attribute, public)
+        found = getattr(found, part)
+    return found
+
+
+critics = Registry(
+    "critic",
+    "humor_env.critics",
+    {
+        "pocket": ("humor_env.rewards.pocket:PocketCritic", "the pocket world's exact judge, by parsing"),
+        "rules": ("humor_env.rewards.rules:RulesCritic", "gates without a model: form, length, repetition, copying"),
+        "scorer": ("humor_env.rewards.scorer:ScorerCritic", "a language model scores each joke on a rubric"),
+        "win-tie": ("humor_env.rewards.win_tie:WinTieCritic", "a judge compares each joke with the teacher's line"),
+        "tournament": ("humor_env.rewards.tournament:TournamentCritic", "siblings compete; Bradley-Terry strengths"),
+        "reward-model": ("humor_env.rewards.reward_model:RewardModelCritic", "a trained scoring head, from a folder"),
+        "diversity": (
+            "humor_env.rewards.diversity:DiversityCritic",
+            "how new a line is beside siblings and an archive",
+        ),
+        "mix": ("humor_env.rewards.mix:MixCritic", "a weighted sum of critics with gates"),
+    },
+)
+
+judges = Registry(
+    "judge",
+    "humor_env.judges",
+    {
+        "pocket": ("humor_env.rewards.pocket:PocketJudge", "the pocket world's exact judge on pairs"),
+        "pocket-crowd": ("humor_env.rewards.pocket:CrowdJudge", "the exact judge with noise, position and length bias"),
+        "multiple-choice": ("humor_env.rewards.multiple_choice:MultipleChoiceJudge", "a language model picks 1 or 2"),
+        "jury": ("humor_env.rewards.jury:Jury", "several judges: their mean and their disagreement"),
+    },
+)
+
+prompts = Registry(
+    "prompt set",
+    "humor_env.prompts",
+    {
+        "pocket": ("humor_env.prompts:make_pocket", "literal sentences of the pocket world"),
+        "pocket-oneliner": ("humor_env.prompts:make_pocket_oneliner", "topics, headlines and word pairs, pocket world"),
+        "everyday": ("humor_env.prompts:make_everyday", "everyday sentences, written for this project"),
+        "everyday-oneliner": ("humor_env.prompts:make_everyday_oneliner", "everyday topics, headlines, word pairs"),
+    },
+)
+
+learners = Registry(
+    "learner",
+    "humor_env.learners",
+    {
+        "sft": ("humor_env.agents.sft:train", "imitation: cross-entropy on the teacher's lines"),
+        "sd": ("humor_env.agents.self_distill:train", "imitation of the student's own lines that a judge preferred"),
+        "brio": ("humor_env.agents.brio:train", "contrastive ranking of pairs, beside imitation"),
+        "dpo": ("humor_env.agents.dpo:train", "direct preference optimisation against the frozen imitation; IPO"),
+        "brio-dpo": (
+            "humor_env.agents.brio_dpo:train",
+            "BRIO on pairs of teacher lines, then DPO on the student's own",
+        ),
+        "ppo": ("humor_env.agents.ppo:train", "proximal policy optimisation with a value head"),
+        "reinforce++": ("humor_env.agents.reinforce_pp:train", "clipped REINFORCE, advantages whitened over the batch"),
+        "expert-iteration": (
+            "humor_env.agents.expert_iteration:train",
+            "write several lines, imitate the best, repeat",
+        ),
+        "best-of-n": ("humor_env.agents.best_of_n:train", "no learning: several lines, the critic picks one"),
+        "trl-sft": ("humor_env.agents.trl_peers:train_sft", "TRL's SFTTrainer on the teacher's lines"),
+        "trl-dpo": ("humor_env.agents.trl_peers:train_dpo", "TRL's DPOTrainer on one round of student pairs"),
+        "trl-grpo": ("humor_env.agents.trl_peers:train_grpo", "TRL's GRPOTrainer with a critic as its reward"),
+        "trl-rloo": ("humor_env.agents.trl_peers:train_rloo", "TRL's RLOOTrainer with a critic as its reward"),
+        "grpo": ("humor_env.agents.grpo:train", "group-relative: siblings are each other's baseline"),
+        "rloo": ("humor_env.agents.rloo:train", "REINFORCE with a leave-one-out baseline"),
+    },
+)

@@ -1,0 +1,177 @@
+"""A tokenizer as the token-level environments need it: prompts to ids once, ids to text at the end of an episode.
+
+    table = TokenTable("pocket", prompts, max_tokens=48, max_prompt_tokens=None)
+    table.prompt("p1")                     # the ids of a prompt
+    table.decode([17, 4], max_chars=1000)
+
+What is the same for all environments with one tokenizer and one prompt set is made once and shared by them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from gymnasium import spaces
+
+from humor_env.errors import InvalidOption, PromptError
+from humor_env.prompts import PromptSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A prompt set in a tokenizer's ids: row `rows[id]` of `prompts` holds `lengths[row]` of them, then padding."""
+
+    tokenizer: PreTrainedTokenizerBase
+    end: int
+    padding: int
+    rows: dict[str, int]
+    prompts: np.ndarray  # [prompts, longest]
+    lengths: np.ndarray  # [prompts]
+    pieces: list[bytes] | None
+
+
+class TokenTable:
+    """`width` is the size of an observation: room for the set's longest prompt and `max_tokens` more."""
+
+    def __init__(
+        self,
+        tokenizer: str | PreTrainedTokenizerBase,
+        prompts: PromptSet,
+        max_tokens: int,
+        max_prompt_tokens: int | None,
+    ) -> None:
+        for name, value in (("max_tokens", max_tokens), ("max_prompt_tokens", max_prompt_tokens)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidOption(f"{name} is a whole number of at least 1, found {value!r}.")
+        made = _encode_once(tokenizer, prompts) if isinstance(tokenizer, str) else _encode(tokenizer, prompts)
+        self.tokenizer, self.end, self.padding = made.tokenizer, made.end, made.padding
+        self.row, self.prompts, self.lengths, self._pieces = made.rows, made.prompts, made.lengths, made.pieces
+        self.size = len(self.tokenizer)
+        self.max_tokens = max_tokens
+        need = int(self.lengths.max())
+        if max_prompt_tokens is not None and need > max_prompt_tokens:
+            longest = prompts.prompts[int(self.lengths.argmax())].id
+            raise PromptError(
+                f"The prompt '{longest}' has {need} tokens and max_prompt_tokens is {max_prompt_tokens}: raise it, or "
+                "leave it out to make room for the longest prompt."
+            )
+        self.width = (max_prompt_tokens or need) + max_tokens
+
+    def prompt(self, prompt_id: str) -> np.ndarray:
+        row = self.row[prompt_id]
+        return self.prompts[row, : self.lengths[row]]
+
+    def decode(self, ids: list[int], max_chars: int) -> str:
+        if self._pieces is not None:
+            pieces = self._pieces
+            text = b"".join([pieces[i] for i in ids]).decode("utf-8", "replace")
+        else:
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return text.strip()[:max_chars]
+
+    def observation_space(self) -> spaces.Dict:
+        return spaces.Dict(
+            {
+                "tokens": spaces.Box(0, self.size - 1, (self.width,), np.int64),
+                "length": spaces.Discrete(self.width + 1),
+            }
+        )
+
+    def blank(self, *shape: int) -> np.ndarray:
+        return np.full((*shape, self.width), self.padding, dtype=np.int64)
+
+
+@lru_cache(maxsize=8)
+def _encode_once(tokenizer: str, prompts: PromptSet) -> Encoded:
+    """Shared by the environments of a process: encoding a few thousand prompts takes a quarter of a second."""
+    return _encode(load_tokenizer(tokenizer), prompts)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Encoded:
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if not isinstance(end, int):
+        raise InvalidOption(
+            f"The tokenizer {_name(tokenizer.name_or_path or tokenizer)} has no end token (eos_token), so that no text "
+            "could end."
+        )
+    padding = pad if isinstance(pad, int) else end
+    chat = bool(tokenizer.chat_template)
+    framed = [_framed(tokenizer, prompt.text) for prompt in prompts]
+    ids = tokenizer(framed, add_special_tokens=not chat)["input_ids"]
+    lengths = np.array([len(one) for one in ids], dtype=np.int64)
+    table = np.full((len(ids), int(lengths.max())), padding, dtype=np.int32)
+    for row, one in zip(table, ids, strict=True):
+        row[: len(one)] = one
+    rows = {prompt.id: i for i, prompt in enumerate(prompts)}
+    return Encoded(tokenizer, end, padding, rows, table, lengths, _byte_pieces(tokenizer))
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """What stands before the student's first token: the chat template where there is one, else a line end."""
+    if not tokenizer.chat_template:
+        return f"{text}\n"
+    messages = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def load_tokenizer(what: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The bundled pocket tokenizer, any Hugging Face tokenizer by name or folder, or a live one."""
+    if not isinstance(what, str):
+        return what
+    from transformers import AutoTokenizer
+
+    source = what
+    if what == "pocket":
+        from humor_env import pocket
+
+        source = pocket.path("causal")
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as problem:
+        raise InvalidOption(
+            f'The tokenizer {_name(what)} cannot be loaded ({problem}). Give "pocket", a name on the Hugging Face hub, '
+            "a folder, or a tokenizer object."
+        ) from problem
+
+
+def _byte_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
+    """The bytes of each token, special ones empty, where decoding is no more than joining them; else None.
+
+    That holds for the byte-level tokenizers of GPT-2's kind (the pocket one too), and is ten times as fast as their own
+    `decode`, which would otherwise be most of a token environment's cost.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return None
+    if (json.loads(backend.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    letters = _byte_letters()
+    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder
+    pieces = []
+    for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
+        if i in special or (i in added and added[i].special):
+            pieces.append(b"")
+        elif token is None or i in added or any(letter not in letters for letter in token):
+            return None
+        else:
+            pieces.append(bytes(letters[letter] for letter in token))
+    return pieces
+
+
+def _byte_letters() -> dict[str, int]:
+    """The printable letter that stands for each byte in byte-level vocabularies, the other way round."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+def _name(tokenizer: object) -> str:
+    return f"'{tokenizer}'" if isinstance(tokenizer, str) else type(tokenizer).__name__

@@ -1,0 +1,175 @@
+"""The nouns of the project: what a prompt, a joke and a judgement are, everywhere.
+
+    joke = Joke(Prompt("p1", "The meeting was slow."), "The meeting was so slow that glaciers overtook it.")
+    [judgement] = critic([joke])
+    judgement.score          # 0.93, or None where the critic could not judge
+
+Scores lie in [0, 1] and higher is funnier. A critic that cannot judge returns a judgement *without* a score:
+a failure is never a zero, so that it can be masked from learning and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+SPLITS = ("train", "dev", "test", "ood")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a student is asked: a literal sentence to paraphrase, a topic, a headline, words that must appear.
+
+    `text` is what the student reads. `extra` holds plain data that critics may need (required words, the subject
+    and complaint of a pocket prompt) and that the student never sees.
+    """
+
+    id: str
+    text: str
+    task: str = "paraphrase"
+    split: str = "train"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Joke:
+    """One attempt at a prompt. Siblings (other attempts at the same prompt) share `prompt.id`.
+
+    `stop_reason` says how the text ended: "end" (the author ended it), "length" (cut off), or None (unknown).
+    """
+
+    prompt: Prompt
+    text: str
+    author: str = "student"
+    stop_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What something cost. `cost` is in US dollars, and None means *unknown*, which is not the same as free."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Usage(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            cost,
+        )
+
+
+NO_USAGE = Usage()
+
+
+def _check_unit_interval(what: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
+        raise ValueError(f"{what} must lie in [0, 1], found {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a critic says of one joke: a score in [0, 1], or an error and no score."""
+
+    critic: str
+    score: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    error: str | None = None
+    usage: Usage = NO_USAGE
+
+    def __post_init__(self) -> None:
+        _check_unit_interval("a judgement's score", self.score)
+        if (self.score is None) != (self.error is not None):
+            raise ValueError(
+                f"a judgement has either a score or an error, found score={self.score!r} and error={self.error!r}"
+            )
+
+    @property
+    def failed(self) -> bool:
+        return self.score is None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of a pair (A, B), averaged over both orders of asking.
+
+    `probability` is P(A wins) + P(tie) / 2, so 0.5 means "as good as each other". `flipped` tells whether the raw
+    answer changed with the order, None where it was not asked twice.
+    """
+
+    judge: str
+    probability: float | None
+    tie: float = 0.0
+    reason: str = ""
+    flipped: bool | None = None
+    error: str | None = None
+    usage: Usage = NO_USAGE
+
+    def __post_init__(self) -> None:
+        _check_unit_interval("a verdict's probability", self.probability)
+        _check_unit_interval("a verdict's tie share", self.tie)
+        if (self.probability is None) != (self.error is not None):
+            raise ValueError(
+                "a verdict has either a probability or an error, "
+                f"found probability={self.probability!r} and error={self.error!r}"
+            )
+
+    @property
+    def failed(self) -> bool:
+        return self.probability is None
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A line that a teacher wrote for a prompt."""
+
+    prompt: Prompt
+    text: str
+    source: str
+    licence: str = "unknown"
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Of two lines for one prompt, which is better. `probability` is how sure the source is that `chosen` wins."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    probability: float
+    source: str
+
+    def __post_init__(self) -> None:
+        _check_unit_interval("a preference's probability", self.probability)
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """A judge of single jokes: a list in, a list of the same length and order out. No base class is needed."""
+
+    def __call__(self, jokes: Sequence[Joke], /) -> list[Judgement]: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A judge of pairs, asked in both orders inside: the probability that the first of each pair is the better."""
+
+    def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]: ...
+
+
+def critic_name(critic: object) -> str:
+    """The name a critic or judge goes by in logs and judgements: its `name`, or what it is called in the code."""
+    name = getattr(critic, "name", None)
+    if isinstance(name, str) and name:
+        return name
+    return getattr(critic, "__name__", type(critic).__name__)
