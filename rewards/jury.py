@@ -1,0 +1,110 @@
+"""Several judges of pairs as one: their mean, and how much they disagree.
+
+    jury = Jury(["multiple-choice", {"judge": "my_package:DryJudge", "weight": 2, "options": {"taste": 2}}])
+    [verdict] = jury([(first, second)])
+    verdict.probability, verdict.disagreement      # 0.6 and 0.3: they lean to the first, and are far from agreed
+
+A jury averages away what its judges get wrong *independently*. Models that learnt from the same text share their
+taste in jokes, and a jury does not remove what they share: choose judges of different families. Low disagreement is
+no proof.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
+from humor_env.registry import judges as registered
+from humor_env.types import NO_USAGE, Joke, Judge, Verdict, critic_name
+
+_KEYS = ("judge", "weight", "options")
+
+
+@dataclass(frozen=True, slots=True)
+class JuryVerdict(Verdict):
+    """A verdict with each judge's probability (None where it failed) and `disagreement`: the standard deviation of the
+    probabilities by weight, from 0 (of one mind) to 0.5 (split in halves that are both certain)."""
+
+    votes: tuple[float | None, ...] = ()
+    disagreement: float = 0.0
+
+
+class Jury:
+    """`judges` are names, live judges, or tables with `judge`, `weight` and `options`. A verdict needs an answer from
+    judges with at least the share `quorum` of all weight."""
+
+    name = "jury"
+
+    def __init__(
+        self,
+        judges: Sequence[str | Judge | Mapping[str, Any]] = ("pocket", "pocket-crowd"),
+        quorum: float = 0.5,
+    ) -> None:
+        if isinstance(judges, (str, Mapping)) or not judges:
+            raise InvalidOption(f"judges must be a list of at least one judge, found {judges!r}.")
+        if not 0 < quorum <= 1:
+            raise InvalidOption(
+                f"quorum is the share of the jury that must answer, above 0 and up to 1; found {quorum}."
+            )
+        made = [_seat(entry) for entry in judges]
+        self.judges = [judge for judge, _ in made]
+        self.weights = [weight for _, weight in made]
+        self.quorum = quorum
+
+    def __call__(self, pairs: Sequence[tuple[Joke, Joke]]) -> list[JuryVerdict]:
+        if not pairs:
+            return []
+        columns = []
+        for judge in self.judges:
+            verdicts = judge(pairs)
+            if len(verdicts) != len(pairs):
+                raise CriticContractError(
+                    f"The judge '{critic_name(judge)}' of the jury was given {len(pairs)} pairs and returned "
+                    f"{len(verdicts)} verdicts: it must return one for each, in order."
+                )
+            columns.append(verdicts)
+        return [self._agree(row) for row in zip(*columns, strict=True)]
+
+    def _agree(self, verdicts: Sequence[Verdict]) -> JuryVerdict:
+        usage = sum((v.usage for v in verdicts), NO_USAGE)
+        votes = tuple(v.probability for v in verdicts)
+        given = [(w, p, v) for w, p, v in zip(self.weights, votes, verdicts, strict=True) if p is not None]
+        weight = math.fsum(w for w, _, _ in given)
+        if not given or weight < self.quorum * math.fsum(self.weights) - 1e-12:
+            errors = [
+                f"{critic_name(judge)}: {v.error}" for judge, v in zip(self.judges, verdicts, strict=True) if v.failed
+            ]
+            return JuryVerdict(self.name, None, error="; ".join(errors), usage=usage, votes=votes)
+        mean = min(1.0, max(0.0, math.fsum(w * p for w, p, _ in given) / weight))
+        spread = math.sqrt(math.fsum(w * (p - mean) ** 2 for w, p, _ in given) / weight)
+        flips = [v.flipped for _, _, v in given if v.flipped is not None]
+        first = sum(p > 0.5 for _, p, _ in given)
+        return JuryVerdict(
+            self.name,
+            mean,
+            tie=min(1.0, math.fsum(w * v.tie for w, _, v in given) / weight),
+            reason=f"{first} of {len(given)} judges prefer the first; disagreement {spread:.2f}",
+            flipped=any(flips) if flips else None,
+            usage=usage,
+            votes=votes,
+            disagreement=spread,
+        )
+
+
+def _seat(entry: str | Judge | Mapping[str, Any]) -> tuple[Judge, float]:
+    if not isinstance(entry, Mapping):
+        return cast(Judge, registered.make(entry)), 1.0
+    for key in entry:
+        if key not in _KEYS:
+            raise InvalidOption(
+                f"A judge of a jury has no '{key}'.{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}."
+            )
+    if "judge" not in entry:
+        raise InvalidOption(f"Each table of a jury names its judge, found {dict(entry)!r}.")
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+        raise InvalidOption(f"A weight in a jury is a number above 0, found {weight!r}.")
+    return cast(Judge, registered.make(entry["judge"], **dict(entry.get("options") or {}))), float(weight)

@@ -1,0 +1,125 @@
+"""Several critics as one: gates first, then a weighted mean. The mix is itself a critic, described by plain data.
+
+    critic = MixCritic([
+        {"critic": "rules", "gate": 0.5},                      # below 0.5 the joke scores 0, and that is all
+        {"critic": "scorer", "weight": 3, "options": {"client": "anthropic"}},
+        {"critic": "diversity", "weight": 1, "required": False},
+    ])
+
+The score is the mean of the critics' scores by weight. A gate that is missed makes it 0, and the joke is not shown to
+the critics after it: put cheap gates first and they save money. Where a required critic failed, the mix failed
+(unless a gate had decided before); where another failed, its weight counts for nothing and the rest decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, cast
+
+from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
+from humor_env.registry import critics as registered
+from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Usage, critic_name
+
+_KEYS = ("critic", "name", "weight", "gate", "required", "options")
+DEFAULT: tuple[Mapping[str, Any], ...] = ({"critic": "rules", "gate": 0.5}, {"critic": "pocket", "weight": 1.0})
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    critic: Critic
+    weight: float
+    gate: float | None
+    required: bool
+
+
+class MixCritic:
+    """`critics` is a list of tables: `critic` (a name or a live one), `options` for it, `weight` (default 1, or 0 for
+    a gate), `gate` (the least score that passes), `required` (default true), `name` (for parts; else the critic's)."""
+
+    name = "mix"
+
+    def __init__(self, critics: Sequence[Mapping[str, Any] | str] = DEFAULT) -> None:
+        if isinstance(critics, (str, Mapping)) or not critics:
+            raise InvalidOption(
+                f'critics must be a list such as [{{"critic": "rules", "gate": 0.5}}, ...], found {critics!r}.'
+            )
+        self.members: list[_Member] = []
+        for entry in critics:
+            self.members.append(_member({"critic": entry} if isinstance(entry, str) else entry, self.members))
+        self._total = sum(m.weight for m in self.members)
+        if self._total <= 0:
+            raise InvalidOption("A mix needs at least one critic with a weight above 0; a gate alone has weight 0.")
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        found: list[dict[str, Judgement]] = [{} for _ in jokes]
+        stopped: dict[int, _Member] = {}
+        for member in self.members:
+            asked = [i for i in range(len(jokes)) if i not in stopped]
+            if not asked:
+                break
+            judgements = member.critic([jokes[i] for i in asked])
+            if len(judgements) != len(asked):
+                raise CriticContractError(
+                    f"The critic '{member.name}' in the mix was given {len(asked)} jokes and returned "
+                    f"{len(judgements)} judgements: it must return one for each, in order."
+                )
+            for i, judgement in zip(asked, judgements, strict=True):
+                found[i][member.name] = judgement
+                if member.gate is not None and judgement.score is not None and judgement.score < member.gate:
+                    stopped[i] = member
+        return [self._mixed(each, stopped.get(i)) for i, each in enumerate(found)]
+
+    def _mixed(self, found: Mapping[str, Judgement], stopped_by: _Member | None) -> Judgement:
+        parts: dict[str, float] = {}
+        usage: Usage = NO_USAGE
+        for name, judgement in found.items():
+            usage = usage + judgement.usage
+            if judgement.score is not None:
+                parts[name] = judgement.score
+                parts |= {f"{name}.{part}": value for part, value in judgement.parts.items()}
+        if stopped_by is not None:
+            judgement = found[stopped_by.name]
+            reason = f"stopped by {stopped_by.name} ({judgement.score:.2f} < {stopped_by.gate:g}): {judgement.reason}"
+            return Judgement(self.name, 0.0, parts, reason, usage=usage)
+        failed = [m.name for m in self.members if found[m.name].failed]
+        weight = sum(m.weight for m in self.members if m.name not in failed)
+        if any(m.required and m.name in failed for m in self.members) or weight <= 0:
+            error = "; ".join(f"{name}: {found[name].error}" for name in failed)
+            return Judgement(self.name, None, parts, error=error, usage=usage)
+        total = sum(m.weight * cast(float, found[m.name].score) for m in self.members if m.name not in failed)
+        reasons = [f"{m.name}: {found[m.name].reason}" for m in self.members if found[m.name].reason and m.weight]
+        reasons += [f"{name} could not judge ({found[name].error})" for name in failed]
+        return Judgement(self.name, min(1.0, max(0.0, total / weight)), parts, "; ".join(reasons), usage=usage)
+
+
+def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
+    for key in entry:
+        if key not in _KEYS:
+            raise InvalidOption(
+                f"A critic in a mix has no '{key}'.{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}."
+            )
+    if "critic" not in entry:
+        raise InvalidOption(f"Each entry of a mix names its critic, found {dict(entry)!r}.")
+    gate, required = entry.get("gate"), entry.get("required", True)
+    weight = entry.get("weight", 1.0 if gate is None else 0.0)
+    if not _is_number(weight) or not 0 <= weight < float("inf"):
+        raise InvalidOption(f"A weight in a mix is a number from 0 on, found {weight!r}.")
+    if gate is not None and not (_is_number(gate) and 0 < gate <= 1):
+        raise InvalidOption(f"A gate in a mix is the least score that passes, above 0 and up to 1; found {gate!r}.")
+    if not isinstance(required, bool):
+        raise InvalidOption(f"required in a mix is true or false, found {required!r}.")
+    critic = registered.make(entry["critic"], **dict(entry.get("options") or {}))
+    name = str(entry.get("name") or critic_name(critic))
+    if any(m.name == name for m in before):
+        if "name" in entry:
+            raise InvalidOption(f"Two critics of a mix are called '{name}': give each its own name.")
+        taken = {m.name for m in before}
+        name = next(f"{name}-{i}" for i in count(2) if f"{name}-{i}" not in taken)
+    return _Member(name, cast(Critic, critic), float(weight), None if gate is None else float(gate), required)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,225 @@
+"""Critics and judges of the pocket world: one that is exact, and one that errs like a large language model.
+
+    PocketCritic()(jokes)                    # the exact score of each joke, its parts, and why
+    PocketJudge()(pairs)                     # which of two is better, exactly
+    CrowdJudge()(pairs)                      # asked in both orders, with noise, position bias and length bias
+    CrowdJudge().ask(pairs)                  # one order only: what a careless experiment would do
+
+The crowd judge's defaults reproduce what a 70B language model did as a judge of humor: it agreed with people on 76 %
+of pairs, changed its answer with the order on 15 %, and preferred the longer line where people preferred the shorter
+on 20 %.
+
+    python -m humor_env.rewards.pocket --pairs 4000 --seeds 5      # measures the three
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, stdev
+
+from humor_env.errors import InvalidOption, PromptError
+from humor_env.pocket import load_world
+from humor_env.pocket.judge import PocketScore
+from humor_env.rewards.orders import both_orders
+from humor_env.types import Joke, Judgement, Verdict
+
+Pair = tuple[Joke, Joke]
+_NORMAL = NormalDist()
+
+
+class PocketCritic:
+    """The exact judge as a critic: 0.1 is a plain paraphrase, 0.5 a right but stale punchline, 1 the best."""
+
+    name = "pocket"
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        world = load_world()
+        judged = []
+        for joke in jokes:
+            try:
+                found = world.judge(joke.prompt, joke.text)
+            except PromptError as problem:
+                judged.append(Judgement(self.name, None, error=str(problem)))
+            else:
+                judged.append(Judgement(self.name, found.score, found.parts, found.reason))
+        return judged
+
+
+class PocketJudge:
+    """The exact judge on pairs: the higher score wins, equal scores tie. The order cannot matter: it asks once."""
+
+    name = "pocket"
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        return [_exact_verdict(self.name, pair) for pair in pairs]
+
+
+class CrowdJudge:
+    """The exact judge seen through a fallible reader.
+
+    What it feels for the first line shown, before it answers, in units of score:
+
+        difference of exact scores + noise × z + length_bias × tanh(log(length ratio) / log 1.2) + position_bias
+
+    z is a standard normal number that belongs to the pair and changes sign with the order: a lasting error of taste,
+    not a new throw for each question. A line longer by a fifth gets three quarters of the length bias, and nothing gets
+    more than all of it. The answer's probability is that of a normal with standard deviation `blur`.
+    """
+
+    name = "pocket-crowd"
+
+    def __init__(
+        self,
+        noise: float = 0.39,
+        position_bias: float = 0.145,
+        length_bias: float = 0.54,
+        seed: int = 0,
+        blur: float = 0.15,
+    ) -> None:
+        for option, value in (("noise", noise), ("position_bias", position_bias), ("length_bias", length_bias)):
+            if not math.isfinite(value):
+                raise InvalidOption(f"{option} is a number; found {value!r}.")
+        if noise < 0 or not blur > 0:
+            raise InvalidOption(f"noise is at least 0 and blur is above 0; found noise={noise!r} and blur={blur!r}.")
+        self.noise = noise
+        self.position_bias = position_bias
+        self.length_bias = length_bias
+        self.seed = seed
+        self.blur = blur
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """Each pair asked in both orders, averaged before deciding: the position cancels, the other biases stay."""
+        return both_orders(self.ask, list(pairs), self.name)
+
+    def ask(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One order only: the probability that the first line, as shown, wins."""
+        return [self._ask(pair) for pair in pairs]
+
+    def _ask(self, pair: Pair) -> Verdict:
+        first, second = pair
+        scores = _scores(pair)
+        if isinstance(scores, str):
+            return Verdict(self.name, None, error=scores)
+        margin = self.position_bias + scores[0].score - scores[1].score
+        longer = math.log((len(first.text) + 1) / (len(second.text) + 1)) / math.log(1.2)
+        margin += self.length_bias * math.tanh(longer)
+        margin += self.noise * self._taste(first.text, second.text)
+        return Verdict(self.name, _NORMAL.cdf(margin / self.blur), reason=scores[0 if margin > 0 else 1].reason)
+
+    def _taste(self, first: str, second: str) -> float:
+        """The lasting error of taste on this pair of texts: a normal number, antisymmetric in the two."""
+        if first == second:
+            return 0.0
+        low, high = sorted((first, second))
+        digest = hashlib.blake2b(
+            f"{self.seed}\x1f{low}\x1f{high}".encode("utf-8", "surrogatepass"), digest_size=8, person=b"pocket-crowd"
+        ).digest()
+        # In the middle of one of 2**52 equal steps, so never exactly 0 or 1.
+        uniform = ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
+        value = _NORMAL.inv_cdf(uniform)
+        return value if first == low else -value
+
+
+def _scores(pair: Pair) -> tuple[PocketScore, PocketScore] | str:
+    """The exact scores of both, or what is wrong with the prompt."""
+    world = load_world()
+    try:
+        return world.judge(pair[0].prompt, pair[0].text), world.judge(pair[1].prompt, pair[1].text)
+    except PromptError as problem:
+        return str(problem)
+
+
+def _exact_verdict(name: str, pair: Pair) -> Verdict:
+    scores = _scores(pair)
+    if isinstance(scores, str):
+        return Verdict(name, None, error=scores)
+    first, second = scores
+    if first.score == second.score:
+        return Verdict(name, 0.5, tie=1.0, reason="as good as each other")
+    better = first if first.score > second.score else second
+    return Verdict(name, float(first.score > second.score), reason=better.reason)
+
+
+def measure(judge: CrowdJudge, pairs: Sequence[Pair]) -> dict[str, float]:
+    """How the crowd judge errs, over the pairs that the exact judge can decide.
+
+    agreement: the both-orders verdict names the better line. flips: the raw answer changes with the order.
+    length_errors: the longer line is named although the shorter is better. All three are shares of all decided pairs,
+    as in the paper.
+    """
+    exact = PocketJudge()(pairs)
+    decided = [(pair, truth) for pair, truth in zip(pairs, exact, strict=True) if truth.probability not in (None, 0.5)]
+    if not decided:
+        raise InvalidOption("None of the pairs has a better line: there is nothing to measure the judge on.")
+    verdicts = judge([pair for pair, _ in decided])
+    agree = flips = length_errors = 0
+    for (pair, truth), verdict in zip(decided, verdicts, strict=True):
+        assert truth.probability is not None
+        assert verdict.probability is not None
+        right = (verdict.probability > 0.5) == (truth.probability > 0.5)
+        named = pair[0] if verdict.probability > 0.5 else pair[1]
+        other = pair[1] if verdict.probability > 0.5 else pair[0]
+        agree += right
+        flips += bool(verdict.flipped)
+        length_errors += not right and len(named.text) > len(other.text)
+    count = len(decided)
+    return {
+        "agreement": agree / count,
+        "flips": flips / count,
+        "length_errors": length_errors / count,
+        "decided_pairs": count,
+    }
+
+
+def calibration_pairs(count: int, seed: int = 0) -> list[Pair]:
+    """Pairs as they come up in evaluation: a student-like line and the teacher's, for the same training prompt.
+
+    The student-like line is by a teacher with the faults of a beginner (half of its punchlines wrong, a quarter of its
+    meanings lost). Half of the pairs show the student first.
+    """
+    from humor_env.pocket.teacher import PocketTeacher
+
+    teacher = PocketTeacher(seed=2 * seed)
+    student = PocketTeacher(seed=2 * seed + 1, wrong_complaint_rate=0.5, lost_meaning_rate=0.25)
+    prompts = [p for p in load_world().prompts() if p.split == "train"]
+    pairs = []
+    for number in range(count):
+        prompt = prompts[number % len(prompts)]
+        turn = number // len(prompts)
+        mine = Joke(prompt, student.lines(prompt, turn + 1)[turn], "student")
+        theirs = Joke(prompt, teacher.lines(prompt, turn + 1)[turn], "teacher")
+        pairs.append((mine, theirs) if number % 2 else (theirs, mine))
+    return pairs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the three rates of the default crowd judge, over several seeds of judge, teacher and student."""
+    parser = argparse.ArgumentParser(prog="python -m humor_env.rewards.pocket", description=main.__doc__)
+    parser.add_argument("--pairs", type=int, default=4000, help="pairs per seed")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--noise", type=float)
+    parser.add_argument("--position-bias", type=float)
+    parser.add_argument("--length-bias", type=float)
+    parsed = parser.parse_args(arguments)
+    options = {
+        name: value
+        for name in ("noise", "position_bias", "length_bias")
+        if (value := getattr(parsed, name)) is not None
+    }
+    rows = [
+        measure(CrowdJudge(seed=seed, **options), calibration_pairs(parsed.pairs, seed)) for seed in range(parsed.seeds)
+    ]
+    paper = {"agreement": 0.76, "flips": 0.15, "length_errors": 0.20}
+    print(f"{'rate':<15}{'measured':>9}{'± sd':>8}{'paper':>8}")
+    for name, target in paper.items():
+        values = [row[name] for row in rows]
+        spread = stdev(values) if len(values) > 1 else 0.0
+        print(f"{name:<15}{fmean(values):>9.3f}{spread:>8.3f}{target:>8.2f}")
+    print(f"{sum(row['decided_pairs'] for row in rows):.0f} decided pairs of {parsed.pairs * parsed.seeds}")
+
+
+if __name__ == "__main__":
+    main()

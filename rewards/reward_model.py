@@ -1,0 +1,226 @@
+"""A critic that was trained: a scoring head on a Hugging Face encoder or decoder, loaded from a folder.
+
+    critic = RewardModelCritic("runs/reward-model")      # config.json and model.safetensors, or a PEFT adapter
+    [judgement] = critic([joke])
+    judgement.score                # 0.5: the model's dividing line, as calibrated on held-out labels
+
+The folder is what `save_pretrained` writes (`AutoModelForSequenceClassification`, one label), with the tokenizer and,
+if it was calibrated, `calibration.json`: score = s(scale * logit + shift), s the logistic function. Only safetensors
+are read and no code from the folder is run. Texts go through the model sorted by length, so that little is spent on
+padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from humor_env.errors import InvalidOption, MissingExtra
+from humor_env.rewards.words import well_formed
+from humor_env.types import Joke, Judgement
+
+if TYPE_CHECKING:
+    import torch
+
+CALIBRATION_FILE = "calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """From a logit to a score: the logistic function of `scale * logit + shift`."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def score(self, logit: float) -> float:
+        x = self.scale * logit + self.shift
+        # The branch that cannot overflow.
+        return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        Path(folder, CALIBRATION_FILE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Calibration:
+        """The folder's calibration, or the plain logistic function where it has none."""
+        file = Path(folder, CALIBRATION_FILE)
+        if not file.exists():
+            return cls()
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            made = cls(float(found["scale"]), float(found["shift"]))
+        except (ValueError, TypeError, KeyError) as problem:
+            raise InvalidOption(
+                f"'{file}' is not a calibration ({type(problem).__name__}: {problem}): "
+                'expected {"scale": 1.0, "shift": 0.0}.'
+            ) from problem
+        if not (math.isfinite(made.scale) and made.scale > 0 and math.isfinite(made.shift)):
+            raise InvalidOption(f"'{file}' needs a scale above 0 and a finite shift, found {made}.")
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input of the model; `types` tells the parts of a pair apart for models that want it."""
+
+    ids: list[int]
+    types: list[int]
+
+
+def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
+    """Token ids of (prompt, joke). As a text pair where the tokenizer has a form for pairs, else with a line break
+    between. Where both do not fit, the longer of the two is cut until they do, so that no long prompt hides the joke.
+    """
+    apart = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+    # Texts are cut to characters first: reading 10,000 characters to keep 256 tokens is slow.
+    most = 8 * max_length
+    prompts = [well_formed(joke.prompt.text)[:most] for joke in jokes]
+    texts = [well_formed(joke.text)[:most] for joke in jokes]
+    if apart:
+        found = tokenizer(prompts, texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
+        return [Row(ids, types) for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)]
+    before, after = _frame(tokenizer)
+    room = max_length - len(before) - len(after)
+    rows = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        first = tokenizer.encode(prompt + "\n", add_special_tokens=False)
+        second = tokenizer.encode(text, add_special_tokens=False)
+        first = first[: max(room // 2, room - len(second))]
+        ids = [*before, *first, *second[: room - len(first)], *after]
+        rows.append(Row(ids, [0] * len(ids)))
+    return rows
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a single text."""
+    inner, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return whole[:start], whole[start + len(inner) :]
+    return [], []
+
+
+class RewardModelCritic:
+    """`batch_size` and `max_length` (tokens) bound memory; `device` is "auto" or a torch device; `dtype` is "auto" (as
+    stored), "float32" or "bfloat16". The weights are loaded at the first call."""
+
+    name = "reward-model"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        batch_size: int = 32,
+        max_length: int = 256,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        self.folder = Path(folder)
+        if batch_size < 1 or max_length < 8:
+            raise InvalidOption(
+                f"batch_size must be at least 1 and max_length at least 8, found {batch_size} and {max_length}."
+            )
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise InvalidOption(f"dtype is 'auto', 'float32' or 'bfloat16', found {dtype!r}.")
+        if not any((self.folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise InvalidOption(
+                f"'{self.folder}' holds no reward model: expected a folder with config.json (or adapter_config.json), "
+                "as save_pretrained writes it."
+            )
+        self.batch_size, self.max_length, self.device, self.dtype = batch_size, max_length, device, dtype
+        self.calibration = Calibration.load(self.folder)
+        self._loaded: tuple[Any, Any] | None = None
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        return [self._judgement(logit) for logit in self.logits(jokes)]
+
+    def logits(self, jokes: Sequence[Joke]) -> list[float]:
+        """The model's raw numbers, in the order of the jokes (for calibration)."""
+        if not jokes:
+            return []
+        import torch
+
+        model, tokenizer = self._loaded = self._loaded or self._load()
+        rows = encode(tokenizer, jokes, min(self.max_length, _longest(model, tokenizer)))
+        # By length, then by content: the same jokes make the same batches, in whatever order they come.
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids))
+        out = [math.nan] * len(rows)
+        with torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                found = _forward(model, [rows[i] for i in chosen])
+                for i, logit in zip(chosen, found, strict=True):
+                    out[i] = logit
+        return out
+
+    def _judgement(self, logit: float) -> Judgement:
+        if not math.isfinite(logit):
+            return Judgement(self.name, None, error=f"the model's number is {logit}")
+        return Judgement(self.name, self.calibration.score(logit), {"logit": logit})
+
+    def _load(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        adapter = self.folder / "adapter_config.json"
+        base: str = str(self.folder)
+        if adapter.is_file():
+            base = str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+            if not base:
+                raise InvalidOption(f"'{adapter}' names no base model (base_model_name_or_path).")
+        has_tokenizer = (self.folder / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(str(self.folder) if has_tokenizer else base)
+        kind: Any = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=kind, use_safetensors=True)
+        if adapter.is_file():
+            try:
+                from peft import PeftModel
+            except ImportError as problem:
+                raise MissingExtra(
+                    f"'{self.folder}' holds a PEFT adapter, and PEFT cannot be imported: pip install peft"
+                ) from problem
+            model = PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
+        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device).eval()
+        # A decoder reads its score at the last token that is not padding, which it finds by the padding's id.
+        config = model.config.get_text_config()
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """How many tokens the model can read."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if "roberta" in config.model_type:
+        limit -= (config.pad_token_id or 0) + 1  # its positions are counted from behind the padding's id
+    return int(min(limit, tokenizer.model_max_length))
+
+
+def _forward(model: Any, rows: Sequence[Row]) -> list[float]:
+    """Logits of one batch, padded on the right; row by row where padding could be taken for text."""
+    import torch
+
+    pad = model.config.get_text_config().pad_token_id
+    if len(rows) > 1 and (pad is None or any(pad in row.ids[-1:] or not row.ids for row in rows)):
+        return [logit for row in rows for logit in _forward(model, [row])]
+    width = max([1, *(len(row.ids) for row in rows)])
+    device = next(model.parameters()).device
+
+    def padded(lists: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in lists], device=device)
+
+    inputs = {
+        "input_ids": padded([row.ids for row in rows], pad or 0),
+        "attention_mask": padded([[1] * max(1, len(row.ids)) for row in rows], 0),
+    }
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        inputs["token_type_ids"] = padded([row.types for row in rows], 0)
+    logits: torch.Tensor = model(**inputs).logits
+    return [float(x) for x in logits.float().reshape(len(rows), -1)[:, 0].cpu()]

@@ -1,0 +1,171 @@
+"""A language model scores each joke on a rubric: wit, meaning kept, originality, kindness.
+
+    critic = ScorerCritic("anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_cost": 2.0})
+    [judgement] = critic([joke])
+    judgement.score, judgement.parts        # 0.62, {"wit": 0.6, "meaning": 0.8, ...}
+
+The score is the weighted mean of the parts, each a whole number from 0 to 5 divided by 5. Its middle, 0.5, means "some
+wit, meaning mostly kept": it is absolute, not a comparison with anyone. A model that gives probabilities is asked
+one question at a time, and each part is the *mean* of its answer's distribution, which tells more than the top answer.
+
+A refusal, a reply of the wrong form or a service out of reach is a failed judgement, never a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import InvalidOption, did_you_mean
+from humor_env.llm.budget import Budget
+from humor_env.llm.desk import Desk, Estimate, OnProgress, OverBudget
+from humor_env.llm.ledger import Ledger
+from humor_env.llm.protocol import Client, Reply, Request
+from humor_env.llm.template import fill, load
+from humor_env.types import NO_USAGE, Joke, Judgement
+
+VERSION = 1
+WEIGHTS = {"wit": 0.5, "meaning": 0.2, "originality": 0.2, "kindness": 0.1}
+QUESTIONS = {
+    "wit": "how funny is the line to an attentive reader?",
+    "meaning": "how well does the line keep what the input says or asks for?",
+    "originality": "how much is the line an idea of its own, neither a stock joke nor a copy of the input?",
+    "kindness": "how free is the line of contempt for a group or a person?",
+}
+MOST = 5
+_SYMBOLS = tuple(str(n) for n in range(MOST + 1))
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["reason", *WEIGHTS],
+    # The reason comes first, so that it is written before the numbers and not to defend them.
+    "properties": {
+        "reason": {"type": "string"},
+        **{name: {"type": "integer", "enum": list(range(MOST + 1))} for name in WEIGHTS},
+    },
+}
+
+
+class ScorerCritic:
+    """`rubric` is a built-in template's name or the path of your own; `options` go to the client.
+
+    `over_budget` says what happens when a limit is reached: "stop" raises (all that was paid for is in the ledger),
+    "unscored" leaves the rest without a score. Jokes longer than `longest` characters are not sent: unscored too.
+    """
+
+    def __init__(
+        self,
+        client: str | Client = "anthropic",
+        *,
+        rubric: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        words: int = 20,
+        max_tokens: int = 300,
+        longest: int = 4000,
+        ledger: str | Path | Ledger | None = None,
+        budget: Budget | Mapping[str, Any] | None = None,
+        over_budget: OverBudget = "stop",
+        options: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+        name: str = "scorer",
+    ) -> None:
+        self.name = name
+        self.weights = _checked_weights(weights)
+        self.max_tokens, self.longest = max_tokens, longest
+        self.desk = Desk(
+            f"scorer {VERSION}",
+            client,
+            ledger=ledger,
+            budget=budget,
+            over_budget=over_budget,
+            options=options,
+            on_progress=on_progress,
+        )
+        self._by_symbol = self.desk.client.probabilities
+        template = load("humor_env.rewards", rubric or ("scorer_symbol" if self._by_symbol else "scorer"))
+        self._systems = (
+            {part: fill(template, question=QUESTIONS[part]) for part in self.weights}
+            if self._by_symbol
+            else {"": fill(template, words=words)}
+        )
+
+    def __call__(self, jokes: Sequence[Joke], /) -> list[Judgement]:
+        asked = [joke for joke in jokes if len(joke.text) <= self.longest]
+        replies = iter(self.desk.ask([request for joke in asked for request in self.requests(joke)]))
+        judgements = []
+        for joke in jokes:
+            if len(joke.text) > self.longest:
+                error = f"too long: {len(joke.text)} characters, at most {self.longest} are sent"
+                judgements.append(Judgement(self.name, None, error=error))
+            else:
+                judgements.append(self._judgement([next(replies) for _ in self._systems]))
+        return judgements
+
+    def requests(self, joke: Joke) -> list[Request]:
+        """What is sent for a joke: one request, or one for each part where the model gives probabilities."""
+        data = {"task": joke.prompt.task, "input": joke.prompt.text, "line": joke.text}
+        if not self._by_symbol:
+            return [Request(system, data, SCHEMA, self.max_tokens) for system in self._systems.values()]
+        schema = symbol_schema(_SYMBOLS)
+        return [Request(system, data, schema, 16, _SYMBOLS) for system in self._systems.values()]
+
+    def estimate(self, jokes: Sequence[Joke]) -> Estimate:
+        """What judging these would take, without asking anything."""
+        sent = [request for joke in jokes if len(joke.text) <= self.longest for request in self.requests(joke)]
+        return self.desk.estimate(sent)
+
+    def close(self) -> None:
+        self.desk.close()
+
+    def _judgement(self, replies: Sequence[Reply]) -> Judgement:
+        usage = sum((reply.usage for reply in replies), NO_USAGE)
+        parts: dict[str, float] = {}
+        reason = ""
+        for (part, _), reply in zip(self._systems.items(), replies, strict=True):
+            if reply.error is not None or reply.data is None:
+                return Judgement(self.name, None, error=failure(reply), usage=usage)
+            if self._by_symbol:
+                parts[part] = _mean(reply) / MOST
+            else:
+                parts = {name: reply.data[name] / MOST for name in self.weights}
+                reason = reply.data["reason"]
+        score = sum(weight * parts[name] for name, weight in self.weights.items())
+        # Weights that sum to 1 only up to rounding must not carry a perfect line past 1.
+        return Judgement(self.name, min(1.0, max(0.0, score)), parts, reason, usage=usage)
+
+
+def failure(reply: Reply) -> str:
+    """A failed reply in words, for a judgement's `error`."""
+    return f"{reply.error or 'invalid'}: {reply.detail}" if reply.detail else str(reply.error or "invalid")
+
+
+def symbol_schema(symbols: Sequence[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["answer"],
+        "properties": {"answer": {"type": "string", "enum": list(symbols)}},
+    }
+
+
+def _mean(reply: Reply) -> float:
+    if reply.probabilities:
+        return sum(int(symbol) * probability for symbol, probability in reply.probabilities.items())
+    return float(reply.data["answer"]) if reply.data is not None else 0.0
+
+
+def _checked_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Weights by part, summing to 1. Parts without a weight are not asked for where parts are asked one by one."""
+    given = dict(WEIGHTS if weights is None else weights)
+    for part, weight in given.items():
+        if part not in WEIGHTS:
+            raise InvalidOption(
+                f"The scorer has no part '{part}'.{did_you_mean(part, WEIGHTS)} Known: {list(WEIGHTS)}."
+            )
+        if not weight >= 0:
+            raise InvalidOption(f"The weight of '{part}' is {weight}; expected a number from 0 on.")
+    total = sum(given.values())
+    if total <= 0:
+        raise InvalidOption("All weights are 0: give at least one part a weight.")
+    return {part: weight / total for part, weight in given.items()}

@@ -1,0 +1,96 @@
+"""A critic made of a judge and a teacher: does the student's line beat what the teacher wrote for the same prompt?
+
+    critic = WinTieCritic(judge="multiple-choice", judge_options={"client": "anthropic"}, teacher="lines.jsonl")
+    [judgement] = critic([joke])
+    judgement.score                    # 0.5: as good as the teacher's lines; 1: certainly better
+    judgement.parts["win_or_tie"]      # the paper's metric, P(win) + P(tie), averaged over the teacher's lines
+
+The score counts a tie as half a win, so that 0.5 is a draw and copying the teacher earns no more than a draw. With
+`ties="win"` it counts as a win and the score is the win-tie rate itself: right for a report, but as a reward it pays a
+student in full for copying. A prompt without a teacher line gives a failed judgement, never a zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.registry import judges
+from humor_env.teacher import HasLines, open_lines
+from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Verdict, critic_name
+
+_DRAW = Verdict("same text", 0.5, tie=1.0)
+
+
+class WinTieCritic:
+    """`judge` by name or live, with `judge_options`; `teacher` is a buffer, its path or "everyday"; `max_lines`
+    bounds how many of the teacher's lines each joke meets (the first ones; every line costs a verdict)."""
+
+    name = "win-tie"
+
+    def __init__(
+        self,
+        teacher: str | os.PathLike[str] | HasLines,
+        judge: str | Judge = "pocket",
+        judge_options: Mapping[str, Any] | None = None,
+        max_lines: int = 3,
+        ties: Literal["half", "win"] = "half",
+    ) -> None:
+        if ties not in ("half", "win"):
+            raise InvalidOption(f"ties is 'half' (0.5 is a draw) or 'win' (the win-tie rate), found {ties!r}.")
+        if max_lines < 1:
+            raise InvalidOption(f"max_lines must be at least 1, found {max_lines}.")
+        self.judge = cast(Judge, judges.make(judge, **(judge_options or {})))
+        self.teacher = open_lines(teacher)
+        self.max_lines = max_lines
+        self.ties = ties
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        opponents = [self.teacher.lines_for(joke.prompt.id)[: self.max_lines] for joke in jokes]
+        # The same words are a draw by definition: not worth a call.
+        pairs = [
+            (joke, Joke(joke.prompt, line, author="teacher"))
+            for joke, lines in zip(jokes, opponents, strict=True)
+            for line in lines
+            if line.strip() != joke.text.strip()
+        ]
+        verdicts = self.judge(pairs) if pairs else []
+        if len(verdicts) != len(pairs):
+            raise CriticContractError(
+                f"The judge '{critic_name(self.judge)}' was given {len(pairs)} pairs and returned {len(verdicts)} "
+                "verdicts: it must return one for each, in order."
+            )
+        answers = iter(verdicts)
+        return [
+            self._judgement(joke, [_DRAW if line.strip() == joke.text.strip() else next(answers) for line in lines])
+            for joke, lines in zip(jokes, opponents, strict=True)
+        ]
+
+    def _judgement(self, joke: Joke, verdicts: Sequence[Verdict]) -> Judgement:
+        usage = sum((v.usage for v in verdicts), NO_USAGE)
+        given = [(v.probability, v.tie, v) for v in verdicts if v.probability is not None]
+        if not verdicts:
+            error = f"the teacher has no line for the prompt '{joke.prompt.id}'"
+            return Judgement(self.name, None, error=error)
+        if not given:
+            errors = dict.fromkeys(v.error for v in verdicts if v.error)
+            return Judgement(self.name, None, error="; ".join(errors), usage=usage)
+        # The teacher's lines are draws from one teacher, so those that were judged stand for those that were not.
+        n = len(given)
+        half = _unit(sum(p for p, _, _ in given) / n)
+        # P(win) + P(tie) / 2 is what a verdict holds, so the other half of the tie makes win-or-tie.
+        rate = _unit(sum(min(1.0, p + tie / 2) for p, tie, _ in given) / n)
+        parts = {"win_or_tie": rate, "win": _unit(2 * half - rate), "tie": _unit(2 * (rate - half))}
+        said = next((v.reason for _, _, v in given if v.reason), "")
+        reason = f"against {n} of the teacher's lines" + (
+            f" ({len(verdicts) - n} not judged)" if n < len(verdicts) else ""
+        )
+        score = half if self.ties == "half" else rate
+        return Judgement(self.name, score, parts, f"{reason}: {said}" if said else reason, usage=usage)
+
+
+def _unit(value: float) -> float:
+    """Rounding can leave [0, 1] by a last digit."""
+    return min(1.0, max(0.0, value))
