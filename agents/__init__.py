@@ -1,0 +1,1 @@
+"""Students and how they learn: one file per algorithm. Import what you need from its own module."""

@@ -1,0 +1,161 @@
+"""Where the student's lines are written: in this process, or on a server that holds the same weights.
+
+    backend = InProcess(student)
+    backend = Server("http://127.0.0.1:8000", student, base="Qwen/Qwen3-0.6B", adapters="run/adapters")
+    out = backend.generate(observations, sampling, uniforms, values=True)
+    backend.refresh()          # after an update: the next lines come from the new policy
+    backend.close()
+
+Three methods are all a learner asks for. The server is any that speaks OpenAI's completions with token ids and loads
+LoRA adapters at run time (vLLM started with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its lines are
+scored again here, so that a difference in its arithmetic shows up as `update/first_mismatch` and not as a wrong step.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from humor_env.agents.generate import Generation, Sampling, sample
+from humor_env.agents.student import POLICY, Student
+from humor_env.errors import StudentError
+
+
+class Backend(Protocol):
+    """`exact` tells whether `generate` reports the log-probabilities and values of this process's own arithmetic."""
+
+    exact: bool
+
+    def generate(
+        self, observations: Sequence[str], sampling: Sampling, uniforms: Tensor, *, values: bool
+    ) -> Generation: ...
+
+    def refresh(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """The student itself writes, with the adapter merged; a refresh has nothing to do."""
+
+    exact = True
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+
+    def generate(
+        self, observations: Sequence[str], sampling: Sampling, uniforms: Tensor, *, values: bool
+    ) -> Generation:
+        return sample(self.student, observations, sampling, uniforms=uniforms, values=values)
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Server:
+    """An OpenAI-compatible server. Each row's seed comes from `uniforms`, so a run repeats as far as it can."""
+
+    exact = False
+
+    def __init__(
+        self,
+        url: str,
+        student: Student,
+        *,
+        base: str,
+        adapters: str | Path,
+        key: str | None = None,
+        timeout: float = 120.0,
+        concurrency: int = 16,
+    ) -> None:
+        if student.is_seq2seq:
+            raise StudentError("A completions server serves causal models; this student is an encoder-decoder.")
+        self.url, self.student, self.base = url.rstrip("/"), student, base
+        self.folder, self.timeout, self.concurrency = Path(adapters), timeout, concurrency
+        self._key = key
+        self._version = 0
+        self._loaded: str | None = None
+        self.refresh()
+
+    def generate(
+        self, observations: Sequence[str], sampling: Sampling, uniforms: Tensor, *, values: bool
+    ) -> Generation:
+        student = self.student
+        prompts = [student.encode_prompt(o) for o in observations]
+        bodies = [
+            {
+                "model": self._loaded or self.base,
+                "prompt": prompt,
+                "max_tokens": min(sampling.max_new_tokens, max(1, student.context - len(prompt))),
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k or -1,
+                "seed": int(float(row[0]) * (1 << 24)),  # all the bits that a single-precision number has
+                "return_token_ids": True,
+                "stop_token_ids": list(student.end_tokens),
+            }
+            for prompt, row in zip(prompts, uniforms, strict=True)
+        ]
+        with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
+            choices = [reply["choices"][0] for reply in pool.map(lambda b: self._post("/v1/completions", b), bodies)]
+        responses, stops = [], []
+        for choice in choices:
+            ids = choice.get("token_ids")
+            if ids is None:
+                raise StudentError(
+                    f"The server at {self.url} returned text without token ids: it must support `return_token_ids`, "
+                    "because text does not tell which tokens were chosen."
+                )
+            ended = choice.get("finish_reason") == "stop"
+            # Servers may or may not return the end token; the student did choose it.
+            ids = [int(i) for i in ids]
+            if ended and (not ids or ids[-1] not in student.end_tokens):
+                ids.append(student.end_token)
+            responses.append(ids or [student.end_token])
+            stops.append("end" if ended or not ids else "length")
+        texts = [student.decode(r[:-1] if stop == "end" else r) for r, stop in zip(responses, stops, strict=True)]
+        width = max(map(len, responses), default=0)
+        blank = torch.zeros(len(responses), width)
+        return Generation(prompts, responses, texts, stops, blank, blank.clone() if values else None)
+
+    def refresh(self) -> None:
+        """Save the policy adapter where the server can read it, have it loaded, and drop the one before."""
+        self._version += 1
+        name = f"policy-{self._version}"
+        path = self.folder / name
+        self.student.model.save_pretrained(str(path), selected_adapters=[POLICY])
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str((path / POLICY).resolve())})
+        if self._loaded is not None:
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
+        self._loaded = name
+
+    def close(self) -> None:
+        if self._loaded is not None:
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
+            self._loaded = None
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                text = reply.read().decode()
+        except urllib.error.HTTPError as problem:
+            said = problem.read().decode(errors="replace")[:300]
+            raise StudentError(f"The server at {self.url} refused {path} with status {problem.code}: {said}") from None
+        except (urllib.error.URLError, TimeoutError) as problem:
+            raise StudentError(f"The server at {self.url} does not answer {path}: {problem}.") from None
+        return json.loads(text) if text.lstrip().startswith("{") else {}

@@ -1,0 +1,120 @@
+"""Best of n: no learning. The student writes n lines, the critic picks one; the control that learners must beat.
+
+    writer = BestOfN(student, critic, BestOfNConfig(n=8))
+    jokes = writer.write(prompts)              # one line per prompt
+    writer.judgements                          # how many it took: n for each line, now and for ever
+
+What PPO gains over the imitation is only worth its training if it beats this with the same critic. Chance is a function
+of (seed, place of the prompt, sibling): the first n lines of best-of-16 are those of best-of-8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from humor_env.agents.checkpoint import CheckpointStore
+from humor_env.agents.generate import Sampling, draw_uniforms, sample
+from humor_env.agents.progress import TrainResult
+from humor_env.agents.rollout import check_failures
+from humor_env.agents.runlog import Log, Silent
+from humor_env.agents.student import POLICY, Student
+from humor_env.episode import checked_reply
+from humor_env.errors import InvalidOption
+from humor_env.streams import stream_seed
+from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
+
+
+@dataclass(frozen=True)
+class BestOfNConfig:
+    n: int = 8
+    sampling: Sampling = field(default_factory=Sampling)
+    adapter: str = POLICY
+    micro_batch: int = 96  # lines written at once
+    max_failure_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.micro_batch < 1:
+            raise InvalidOption(f"n and micro_batch must be at least 1, found {self.n} and {self.micro_batch}.")
+
+
+class BestOfN:
+    """A writer: prompts in, one joke for each out. `samples`, `judgements` and `unjudged` count what it took."""
+
+    def __init__(self, student: Student, critic: Critic, config: BestOfNConfig | None = None) -> None:
+        self.student, self.critic = student, critic
+        self.config = config or BestOfNConfig()
+        self.name = f"best-of-{self.config.n}"
+        self.samples = self.judgements = self.unjudged = 0
+
+    def write(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Joke]:
+        """The best line for each prompt; of equals, and where every judgement failed, the one written first."""
+        config = self.config
+        jokes = self._lines(prompts, config.seed if seed is None else seed)
+        judgements = checked_reply(self.critic, critic_name(self.critic), jokes) if jokes else []
+        self.samples += len(jokes)
+        self.judgements += len(judgements)
+        check_failures(judgements, config.max_failure_share)
+        best = []
+        for start in range(0, len(jokes), config.n):
+            said = judgements[start : start + config.n]
+            self.unjudged += all(j.failed for j in said)
+            best.append(jokes[start + best_place(said)])
+        return best
+
+    def _lines(self, prompts: Sequence[Prompt], seed: int) -> list[Joke]:
+        config = self.config
+        jokes: list[Joke] = []
+        at_once = max(1, config.micro_batch // config.n)
+        for start in range(0, len(prompts), at_once):
+            part = prompts[start : start + at_once]
+            uniforms = torch.stack(
+                [self._chance(seed, f"{start + i}/{k}") for i in range(len(part)) for k in range(config.n)]
+            )
+            asked = [p for p in part for _ in range(config.n)]
+            out = sample(
+                self.student, [p.text for p in asked], config.sampling, uniforms=uniforms, adapter=config.adapter
+            )
+            jokes += [
+                Joke(p, text, self.name, why) for p, text, why in zip(asked, out.texts, out.stop_reasons, strict=True)
+            ]
+        return jokes
+
+    def _chance(self, seed: int, name: str) -> torch.Tensor:
+        source = torch.Generator().manual_seed(stream_seed(seed, "best-of-n", name))
+        return draw_uniforms(1, self.config.sampling.max_new_tokens, source)[0]
+
+
+def best_place(judgements: Sequence[Judgement]) -> int:
+    """The place of the highest score, the first of equals; 0 where nothing was judged."""
+    scores = [-1.0 if j.score is None else j.score for j in judgements]
+    return scores.index(max(scores))
+
+
+def train(
+    config: BestOfNConfig,
+    critic: Critic,
+    student: Student,
+    log: Log | None = None,
+    *,
+    prompts: Sequence[Prompt] = (),
+    checkpoints: CheckpointStore | None = None,
+    evaluate: Callable[[BestOfN], Mapping[str, float]] | None = None,
+) -> TrainResult:
+    """No step is taken and nothing is saved; `evaluate` gets the writer where other learners give their student.
+
+    Calling it again repeats the evaluation with the same outcome, so there is nothing to resume.
+    """
+    log = log or Silent()
+    log.rewind(0)
+    writer = BestOfN(student, critic, config)
+    found = dict(evaluate(writer)) if evaluate is not None else {}
+    log.metrics(
+        1,
+        {f"eval/{n}": v for n, v in found.items()}
+        | {"feedback/samples": float(writer.samples), "feedback/judged": float(writer.judgements)},
+    )
+    return TrainResult(0, False, [{"step": 0.0} | found] if found else [], None)

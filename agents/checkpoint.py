@@ -1,0 +1,195 @@
+"""Checkpoints that survive a kill at any moment, a damaged disk block and a full disk.
+
+    store = CheckpointStore(run / "checkpoints", keep_last=2)
+    store.save(step, tensors, state, score=reward)     # tensors: name -> Tensor; state: plain JSON
+    found = store.latest()                             # the newest whole one, or None
+
+Each is a folder: `tensors.safetensors`, `state.json` and `manifest.json` with the hashes of both. It is written under
+a temporary name, flushed to the disk and then renamed, so that a name without ".writing" is always whole; one damaged
+later is found by its hash, and the one before it is used. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from humor_env.errors import CheckpointError
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    folder: Path
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Keeps the newest `keep_last` and the one with the best score."""
+
+    def __init__(self, folder: str | Path, *, keep_last: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep_last = max(1, keep_last)
+        self.damaged: list[str] = []  # what `latest` passed over, one sentence each
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], score: float | None = None
+    ) -> Path:
+        """Write a checkpoint; on any failure the ones before are untouched and `CheckpointError` says why."""
+        final = self.folder / f"step-{step:08d}"
+        writing = self.folder / f"step-{step:08d}.writing"
+        contents = {
+            "tensors.safetensors": save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}),
+            "state.json": json.dumps(state).encode(),
+        }
+        manifest = {
+            "step": step,
+            "score": score,
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        }
+        contents["manifest.json"] = json.dumps(manifest, indent=1).encode()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir()
+            for name, data in contents.items():
+                _write_through(writing / name, data)
+            _flush_folder(writing)
+            if final.exists():
+                shutil.rmtree(final)
+            writing.rename(final)
+            _flush_folder(self.folder)
+        except OSError as problem:
+            shutil.rmtree(writing, ignore_errors=True)
+            kept = self._names()
+            raise CheckpointError(
+                f"Step {step} could not be saved in {self.folder}: {problem.strerror or problem}. "
+                + (f"The checkpoint of step {kept[-1]} is whole. " if kept else "There is no earlier checkpoint. ")
+                + "Free some space or choose another folder, then resume."
+            ) from problem
+        self._prune()
+        return final
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole. `damaged` then lists those that were passed over."""
+        self.damaged = []
+        for step in reversed(self._names()):
+            folder = self.folder / f"step-{step:08d}"
+            try:
+                return self._load(folder)
+            except CheckpointError as problem:
+                self.damaged.append(str(problem))
+        return None
+
+    def _load(self, folder: Path) -> Checkpoint:
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            contents = {name: (folder / name).read_bytes() for name in manifest["sha256"]}
+            for name, expected in manifest["sha256"].items():
+                if hashlib.sha256(contents[name]).hexdigest() != expected:
+                    raise CheckpointError(f"{folder.name} is damaged: {name} does not match its hash.")
+            return Checkpoint(
+                int(manifest["step"]),
+                load(contents["tensors.safetensors"]),
+                json.loads(contents["state.json"]),
+                folder,
+            )
+        except (OSError, KeyError, ValueError, TypeError, SafetensorError) as problem:
+            raise CheckpointError(f"{folder.name} is damaged: {problem}.") from problem
+
+    def _names(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(m[1]) for p in self.folder.iterdir() if (m := _NAME.fullmatch(p.name)))
+
+    def _prune(self) -> None:
+        steps = self._names()
+        keep = set(steps[-self.keep_last :])
+        scores: dict[int, float] = {}
+        for step in steps:
+            try:
+                score = json.loads((self.folder / f"step-{step:08d}" / "manifest.json").read_text())["score"]
+            except (OSError, KeyError, ValueError):
+                continue  # a damaged one has no claim to be the best; `latest` reports it
+            if score is not None:
+                scores[step] = score
+        if scores:
+            keep.add(max(scores, key=lambda s: (scores[s], s)))
+        for step in steps:
+            if step not in keep:
+                shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name; `names` maps id(parameter) to its name."""
+    return {
+        f"optimizer/{names[id(p)]}/{key}": torch.as_tensor(value)
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], tensors: Mapping[str, Tensor]) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            prefix = f"optimizer/{names[id(p)]}/"
+            found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            if found:
+                # Adam's step counter lives on the CPU, its moments beside the parameter.
+                optimizer.state[p] = {k: t.clone() if t.ndim == 0 else t.to(p.device) for k, t in found.items()}
+
+
+def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The global generators. Ours are derived from (seed, step); these are kept for what other people's code draws."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, gauss_next = random.getstate()
+    tensors = {"random/torch": torch.get_rng_state(), "random/numpy": torch.from_numpy(np.asarray(keys, np.int64))}
+    if torch.cuda.is_available():
+        tensors |= {f"random/cuda/{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors, {
+        "numpy": [kind, position, has_gauss, gauss],
+        "python": [version, list(words), gauss_next],
+    }
+
+
+def restore_random_states(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(tensors["random/torch"])
+    kind, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, tensors["random/numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words), gauss_next))
+    cuda = [t for n, t in sorted(tensors.items()) if n.startswith("random/cuda/")]
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,298 @@
+"""From lines to preferences: for each prompt the two most different lines, judged in both orders.
+
+    feedback = student_pairs(student, judge, prompts, PairConfig(), seed=0, round_index=0)
+    feedback.preferences            # what DPO, BRIO and self-distillation learn from
+    feedback.counts["ties"]         # every prompt that gave no preference is counted under the reason
+
+The student writes `candidates` lines per prompt. The two with the largest n-gram edit distance make a pair, which is
+kept if the two are of about the same length: what judges like about long lines is then not learnt. The judge asks in
+both orders itself. Ties and failed verdicts are dropped. `teacher_pairs` does the same with a teacher's lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from humor_env import measures
+from humor_env.agents.generate import Sampling, beams, draw_uniforms, sample
+from humor_env.agents.processes import local_share, process_count, sum_over_processes
+from humor_env.agents.rollout import check_failures
+from humor_env.agents.student import Student
+from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.streams import stream_seed
+from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, Verdict, critic_name
+
+COUNTS = ("samples", "alike", "uneven", "judged", "calls", "flipped", "ties", "failed", "preferences")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    candidates: int = 6  # lines per prompt
+    how: str = "sampling"  # or "beams": diverse beam search, one group for each candidate
+    sampling: Sampling = field(default_factory=Sampling)
+    diversity: float = 0.5  # of beams
+    ngram: int = 2
+    length_filter: str = "after"  # "after" choosing the pair, as in the paper; "before": among even pairs only; "off"
+    shortest_ratio: float = 0.8  # characters of one line over those of the other, whichever comes first
+    longest_ratio: float = 1.2
+    least_edge: float = 0.0  # how far from one half the verdict must be, else it is a tie
+    micro_batch: int = 96  # lines written at once
+    max_failure_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.candidates < 2 or self.ngram < 1 or self.micro_batch < 1:
+            raise InvalidOption(
+                f"A pair needs at least 2 candidates, ngram and micro_batch at least 1; found {self.candidates}, "
+                f"{self.ngram}, {self.micro_batch}."
+            )
+        if self.how not in ("sampling", "beams"):
+            raise InvalidOption(f"how is 'sampling' or 'beams', found '{self.how}'.")
+        if self.length_filter not in ("after", "before", "off"):
+            raise InvalidOption(f"length_filter is 'after', 'before' or 'off', found '{self.length_filter}'.")
+        if not 0 <= self.shortest_ratio <= 1 <= self.longest_ratio:
+            raise InvalidOption(
+                f"Lines of equal length must pass: shortest_ratio <= 1 <= longest_ratio; found {self.shortest_ratio} "
+                f"and {self.longest_ratio}."
+            )
+        if not 0 <= self.least_edge < 0.5:
+            raise InvalidOption(f"least_edge lies in [0, 0.5), found {self.least_edge}.")
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One round's preferences, over all processes; `jokes` and `judgements` are those of this process, for the log.
+
+    A joke's judgement is the probability that it beats the other line of its pair.
+    """
+
+    preferences: list[Preference]
+    counts: dict[str, float]
+    jokes: list[Joke] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+
+    @classmethod
+    def given(cls, preferences: Sequence[Preference]) -> Feedback:
+        """Preferences that were made before, by people or in another run."""
+        return cls(list(preferences), dict.fromkeys(COUNTS, 0.0) | {"preferences": float(len(preferences))})
+
+
+class CriticAsJudge:
+    """A judge of pairs made of a critic: the higher score wins, scores at most `gap` apart tie."""
+
+    def __init__(self, critic: Critic, *, gap: float = 0.0) -> None:
+        self.critic, self.gap = critic, gap
+        self.name = critic_name(critic)
+
+    def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
+        found = self.critic([joke for pair in pairs for joke in pair])
+        return [self._verdict(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
+
+    def _verdict(self, a: Judgement, b: Judgement) -> Verdict:
+        usage = a.usage + b.usage
+        if a.score is None or b.score is None:
+            return Verdict(self.name, None, error=a.error or b.error, usage=usage)
+        if abs(a.score - b.score) <= self.gap:
+            return Verdict(self.name, 0.5, tie=1.0, usage=usage)
+        return Verdict(self.name, float(a.score > b.score), usage=usage)
+
+
+def student_pairs(
+    student: Student,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    config: PairConfig,
+    *,
+    seed: int,
+    round_index: int = 0,
+) -> Feedback:
+    """Have the student write, pair what it wrote, and have the pairs judged; each process does its share of prompts.
+
+    Chance is a function of (seed, round, place of the prompt): a repeated round repeats itself.
+    """
+    mine = local_share(len(prompts))
+    written = write_candidates(student, prompts[mine], config, seed=seed, name=f"{round_index}", first=mine.start)
+    return _judged_pairs(judge, written, config, critic_name(judge), samples=sum(map(len, written)))
+
+
+def teacher_pairs(judge: Judge, demonstrations: Iterable[Demonstration], config: PairConfig) -> Feedback:
+    """The same from a teacher's lines: one pair for each prompt with at least two different ones."""
+    by_prompt: defaultdict[str, list[Joke]] = defaultdict(list)
+    for d in demonstrations:
+        by_prompt[d.prompt.id].append(Joke(d.prompt, d.text, d.source))
+    groups = list(by_prompt.values())
+    return _judged_pairs(judge, groups[local_share(len(groups))], config, f"{critic_name(judge)} on teacher lines")
+
+
+def write_candidates(
+    student: Student, prompts: Sequence[Prompt], config: PairConfig, *, seed: int, name: str, first: int = 0
+) -> list[list[Joke]]:
+    """`candidates` lines for each prompt; `first` is the place of the first one in the whole round."""
+    at_once = max(1, config.micro_batch // config.candidates)
+    written: list[list[Joke]] = []
+    for start in range(0, len(prompts), at_once):
+        part = prompts[start : start + at_once]
+        texts: list[list[tuple[str, str | None]]]
+        if config.how == "beams":
+            found = beams(
+                student,
+                [p.text for p in part],
+                width=config.candidates,
+                groups=config.candidates,
+                diversity=config.diversity,
+                max_new_tokens=config.sampling.max_new_tokens,
+            )
+            texts = [[(line, None) for line in lines] for lines in found]
+        else:
+            uniforms = torch.cat([_chance(seed, f"{name}/{first + start + i}", config) for i in range(len(part))])
+            asked = [p.text for p in part for _ in range(config.candidates)]
+            out = sample(student, asked, config.sampling, uniforms=uniforms)
+            flat = list(zip(out.texts, out.stop_reasons, strict=True))
+            texts = [list(flat[i : i + config.candidates]) for i in range(0, len(flat), config.candidates)]
+        written += [
+            [Joke(p, text, "student", why) for text, why in lines] for p, lines in zip(part, texts, strict=True)
+        ]
+    return written
+
+
+def _chance(seed: int, name: str, config: PairConfig) -> torch.Tensor:
+    source = torch.Generator().manual_seed(stream_seed(seed, "candidates", name))
+    return draw_uniforms(config.candidates, config.sampling.max_new_tokens, source)
+
+
+def ngram_distance(a: str, b: str, n: int) -> float:
+    """Edit distance between the sequences of word n-grams of two lines, over the longer's length: 0 same, 1 nothing
+    in common. A line of w words has w n-grams, the first ones reaching back before its beginning."""
+    first, second = _padded_ngrams(a, n), _padded_ngrams(b, n)
+    longest = max(len(first), len(second))
+    if not longest:
+        return 0.0
+    above = list(range(len(second) + 1))
+    for i, gram in enumerate(first, start=1):
+        row = [i]
+        for j, other in enumerate(second, start=1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (gram != other)))
+        above = row
+    return above[-1] / longest
+
+
+def _padded_ngrams(line: str, n: int) -> list[tuple[str, ...]]:
+    padded = [""] * (n - 1) + measures.words(line)
+    return [tuple(padded[i : i + n]) for i in range(len(padded) - n + 1)]
+
+
+def is_even(a: str, b: str, config: PairConfig) -> bool:
+    """Whether the lengths are alike, whichever of the two is called the first."""
+    if not a or not b:
+        return False
+    ratios = (len(a) / len(b), len(b) / len(a))
+    return config.shortest_ratio <= min(ratios) and max(ratios) <= config.longest_ratio
+
+
+def most_different(lines: Sequence[Joke], config: PairConfig) -> tuple[Joke, Joke] | str:
+    """The pair to be judged, or why there is none: "alike" or "uneven"."""
+    distances = {(a, b): ngram_distance(lines[a].text, lines[b].text, config.ngram) for a, b in _places(lines)}
+    distances = {pair: far for pair, far in distances.items() if far > 0}
+    if not distances:
+        return "alike"
+    even = {pair for pair in distances if is_even(lines[pair[0]].text, lines[pair[1]].text, config)}
+    if config.length_filter == "before":
+        distances = {pair: far for pair, far in distances.items() if pair in even}
+    if not distances:
+        return "uneven"
+    best = max(distances, key=lambda pair: distances[pair])
+    if config.length_filter == "after" and best not in even:
+        return "uneven"
+    return lines[best[0]], lines[best[1]]
+
+
+def _places(lines: Sequence[Joke]) -> Iterable[tuple[int, int]]:
+    return combinations(range(len(lines)), 2)
+
+
+def _judged_pairs(
+    judge: Judge, groups: Sequence[Sequence[Joke]], config: PairConfig, source: str, samples: int = 0
+) -> Feedback:
+    counts = dict.fromkeys(COUNTS, 0.0) | {"samples": float(samples)}
+    pairs: list[tuple[Joke, Joke]] = []
+    for lines in groups:
+        found = most_different(lines, config)
+        if isinstance(found, str):
+            counts[found] += 1
+        else:
+            pairs.append(found)
+    verdicts = list(judge(pairs)) if pairs else []
+    if len(verdicts) != len(pairs):
+        raise CriticContractError(
+            f"The judge '{critic_name(judge)}' got {len(pairs)} pairs and returned {len(verdicts)} verdicts: "
+            "one for each is expected, in the same order."
+        )
+    counts["judged"] = float(len(pairs))
+    preferences, jokes, judgements = [], [], []
+    for (a, b), verdict in zip(pairs, verdicts, strict=True):
+        jokes += [a, b]
+        judgements += _as_judgements(verdict)
+        counts["calls"] += verdict.usage.calls
+        counts["flipped"] += bool(verdict.flipped)
+        if verdict.probability is None:
+            counts["failed"] += 1
+        elif abs(verdict.probability - 0.5) <= config.least_edge:
+            counts["ties"] += 1
+        else:
+            better, worse = (a, b) if verdict.probability > 0.5 else (b, a)
+            sure = max(verdict.probability, 1 - verdict.probability)
+            preferences.append(Preference(a.prompt, better.text, worse.text, sure, source))
+    check_failures(judgements, config.max_failure_share)
+    records = _from_all_processes([preference_record(p) for p in preferences])
+    counts["preferences"] = float(len(preferences))
+    totals = sum_over_processes(torch.tensor([counts[n] for n in COUNTS], dtype=torch.float64)).tolist()
+    return Feedback([read_preference(r) for r in records], dict(zip(COUNTS, totals, strict=True)), jokes, judgements)
+
+
+def _as_judgements(verdict: Verdict) -> list[Judgement]:
+    """What the verdict says of each of the two. What it cost stands at the first only."""
+    if verdict.probability is None:
+        return [
+            Judgement(verdict.judge, None, error=verdict.error, usage=verdict.usage),
+            Judgement(verdict.judge, None, error=verdict.error),
+        ]
+    return [
+        Judgement(verdict.judge, verdict.probability, reason=verdict.reason, usage=verdict.usage),
+        Judgement(verdict.judge, 1 - verdict.probability, reason=verdict.reason),
+    ]
+
+
+def preference_record(preference: Preference) -> dict[str, Any]:
+    """Plain data, for checkpoints."""
+    return asdict(preference)
+
+
+def read_preference(record: Mapping[str, Any]) -> Preference:
+    return Preference(**{**record, "prompt": Prompt(**record["prompt"])})
+
+
+def _from_all_processes(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of all processes in the order of processes, exchanged as JSON."""
+    if process_count() == 1:
+        return records
+    device = PartialState().device  # the exchange happens where the devices can
+    data = torch.frombuffer(bytearray(json.dumps(records).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(process_count())]
+    torch.distributed.all_gather(sizes, torch.tensor([len(data)], device=device))
+    widest = max(int(s) for s in sizes)
+    padded = torch.zeros(widest, dtype=torch.uint8, device=device)
+    padded[: len(data)] = data
+    parts = [torch.zeros_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    return [
+        record
+        for part, size in zip(parts, sizes, strict=True)
+        for record in json.loads(bytes(part[: int(size)].tolist()))
+    ]

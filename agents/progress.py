@@ -1,0 +1,214 @@
+"""What every on-policy learner does around its update: save, resume, give up, and put numbers on a batch.
+
+progress = Progress(student, optimizer, parameters, stream, checkpoints)
+step = progress.resume(log, kl_weight, scale)
+...
+progress.save(step, kl_weight, scale, reward)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from humor_env import measures
+from humor_env.agents.checkpoint import (
+    CheckpointStore,
+    load_optimizer,
+    optimizer_tensors,
+    random_states,
+    restore_random_states,
+)
+from humor_env.agents.processes import is_main_process, sum_over_processes
+from humor_env.agents.rollout import Rollout
+from humor_env.agents.runlog import Log
+from humor_env.agents.schedule import AdaptiveCoefficient, RunningScale
+from humor_env.agents.student import Student
+from humor_env.errors import TrainingStopped
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended; `stopped` means by the user, before the last step."""
+
+    steps: int
+    stopped: bool
+    evaluations: list[dict[str, float]]
+    checkpoint: Path | None
+
+
+class Stream(Protocol):
+    """Where a learner's examples come from, as plain data: a `PromptStream`, or `Rounds` of feedback."""
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Progress:
+    """One learner's state on its way to and from the disk."""
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, torch.nn.Parameter],
+        stream: Stream,
+        checkpoints: CheckpointStore | None,
+    ) -> None:
+        self.student = student
+        self.optimizer = optimizer
+        self.names = {id(p): n for n, p in parameters.items()}
+        self.stream = stream
+        self.checkpoints = checkpoints
+        self.evaluations: list[dict[str, float]] = []
+        self.last_saved: Path | None = None
+
+    def resume(self, log: Log, kl_weight: AdaptiveCoefficient | None = None, scale: RunningScale | None = None) -> int:
+        """The step to go on from: 0, or that of the newest whole checkpoint."""
+        found = self.checkpoints.latest() if self.checkpoints else None
+        if found is None:
+            if self.checkpoints is not None:
+                log.rewind(0)  # a run that died before its first checkpoint may have logged some steps
+            return 0
+        self.student.load_state({n[8:]: t for n, t in found.tensors.items() if n.startswith("student/")})
+        load_optimizer(self.optimizer, self.names, found.tensors)
+        restore_random_states(found.tensors, found.state["random"])
+        self.stream.set_state(found.state["stream"])
+        if kl_weight is not None:
+            kl_weight.value = found.state["kl_weight"]
+        if scale is not None:
+            scale.count, scale.mean, scale.squares = found.state["scale"]
+        self.evaluations = found.state["evaluations"]
+        self.last_saved = found.folder
+        log.rewind(found.step)
+        return found.step
+
+    def save(
+        self,
+        step: int,
+        kl_weight: AdaptiveCoefficient | None = None,
+        scale: RunningScale | None = None,
+        score: float | None = None,
+    ) -> None:
+        if self.checkpoints is None or not is_main_process():
+            return
+        random_tensors, random_state = random_states()
+        tensors = {f"student/{n}": t for n, t in self.student.state().items()}
+        tensors |= optimizer_tensors(self.optimizer, self.names) | random_tensors
+        state = {
+            "stream": self.stream.get_state(),
+            "kl_weight": None if kl_weight is None else kl_weight.value,
+            "scale": None if scale is None else scale.state(),
+            "evaluations": self.evaluations,
+            "random": random_state,
+        }
+        self.last_saved = self.checkpoints.save(step, tensors, state, score)
+
+    def evaluate(
+        self, step: int, every: int, evaluate: Callable[[Student], Mapping[str, float]] | None
+    ) -> dict[str, float]:
+        """The evaluation's numbers under `eval/`, in the steps where one is due."""
+        if evaluate is None or not every or step % every:
+            return {}
+        found = dict(evaluate(self.student))
+        self.evaluations.append({"step": float(step)} | found)
+        return {f"eval/{n}": v for n, v in found.items()}
+
+    def kl_numbers(
+        self, rollout: Rollout, mask: Tensor, estimate: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[str, float]:
+        """The distance to the imitation: the mean over tokens, and its sum over a line."""
+        if rollout.logprobs is None or rollout.ref_logprobs is None:
+            return {"kl/per_token": 0.0, "kl/per_line": 0.0}
+        kl = estimate(rollout.logprobs, rollout.ref_logprobs) * mask
+        total, tokens, lines = sum_over_processes(
+            torch.stack([kl.sum(), mask.sum().float(), mask.any(-1).sum().float()])
+        ).tolist()
+        return {"kl/per_token": total / max(1.0, tokens), "kl/per_line": total / max(1.0, lines)}
+
+    def check_health(
+        self, step: int, parameters: Iterable[torch.nn.Parameter], kl_per_token: float, kl_limit: float
+    ) -> None:
+        """Stop the run on a weight that is not finite or a KL past its limit; the last good checkpoint is named."""
+        if not all(torch.isfinite(p).all() for p in parameters):
+            why = "a weight is no longer finite"
+        elif kl_per_token > kl_limit:
+            why = f"the KL is {kl_per_token:.2f} a token, past the limit of {kl_limit:g}"
+        else:
+            return
+        where = f"The last good checkpoint is {self.last_saved}." if self.last_saved else "Nothing was saved yet."
+        raise TrainingStopped(
+            f"Stopped at step {step}: {why}. {where} A lower learning rate or a higher kl_weight usually helps."
+        )
+
+    def clock(self, rollout: Rollout, update_seconds: float, step_seconds: float) -> dict[str, float]:
+        """Seconds by phase; `judge` is the critic's own time, of which only `judge_wait` was not hidden."""
+        numbers = {f"seconds/{n}": s for n, s in rollout.seconds.items()}
+        numbers |= {"seconds/update": update_seconds, "seconds/step": step_seconds}
+        return numbers | {
+            "tokens_per_second": float(rollout.action_mask.sum()) / step_seconds,
+            "samples_per_second": len(rollout) / step_seconds,
+        }
+
+
+def learning_numbers(sums: Mapping[str, float], norms: Sequence[float]) -> dict[str, float]:
+    """The health of an update, as means over tokens: loss parts, ratio, clip share, entropy; and the gradient norm."""
+    tokens = max(1.0, sums["tokens"])
+    numbers = {f"update/{n}": sums[n] / tokens for n in sums if n not in ("tokens", "lines", "mismatch")}
+    numbers["update/grad_norm"] = sum(norms) / len(norms)
+    return numbers
+
+
+def value_numbers(rollout: Rollout, mask: Tensor, returns: Tensor, token_rewards: Tensor) -> dict[str, float]:
+    """How much of the returns the values explain, and what a line earned after its KL."""
+    numbers = {}
+    kept = mask.bool()
+    if rollout.values is not None and int(kept.sum()) > 1:
+        spread = returns[kept].var(unbiased=False)
+        unexplained = (returns[kept] - rollout.values[kept]).var(unbiased=False)
+        numbers["value/explained_variance"] = float(1 - unexplained / spread) if float(spread) > 0 else 0.0
+        numbers["value/mean"] = float(rollout.values[kept].mean())
+    numbers["reward/per_line_after_kl"] = float(token_rewards.sum() / rollout.valid.sum().clamp(min=1))
+    return numbers
+
+
+def text_numbers(rollout: Rollout, teacher_grams: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
+    """What was written and what the critic said: reward and its parts, failures, length, variety, cost."""
+    valid = rollout.valid
+    scored = rollout.rewards[valid]
+    numbers = {
+        "reward/mean": float(scored.mean()) if len(scored) else 0.0,
+        "reward/deviation": float(scored.std(unbiased=False)) if len(scored) else 0.0,
+        "failures/share": 1 - float(valid.float().mean()),
+        "length/tokens": float(rollout.lengths.float().mean()),
+        "length/ended_share": float(rollout.finished.float().mean()),
+    }
+    parts: dict[str, list[float]] = {}
+    for judgement in rollout.judgements:
+        for name, value in judgement.parts.items():
+            parts.setdefault(name, []).append(value)
+    numbers |= {f"reward/part/{n}": sum(v) / len(v) for n, v in parts.items()}
+    texts = [j.text for j in rollout.jokes]
+    numbers |= {
+        "text/distinct_2": measures.distinct_n(texts, 2),
+        "text/self_overlap": measures.self_overlap(texts),
+        "text/commonest_share": measures.commonest_share(texts),
+        "text/prompt_overlap": sum(measures.overlap([j.text], [j.prompt.text], 3) for j in rollout.jokes) / len(texts),
+    }
+    if teacher_grams:
+        numbers["text/teacher_overlap"] = measures.overlap(texts, teacher_grams)
+    groups = rollout.group.unique()
+    if len(groups) < len(rollout):
+        flat = [float(rollout.rewards[(rollout.group == g) & valid].std(unbiased=False).nan_to_num()) for g in groups]
+        numbers["groups/no_spread_share"] = sum(s < 1e-6 for s in flat) / len(flat)
+    usages = [j.usage for j in rollout.judgements]
+    numbers["critic/calls"] = float(sum(u.calls for u in usages))
+    if all(u.cost is not None for u in usages):
+        numbers["critic/cost"] = float(sum(u.cost or 0.0 for u in usages))
+    return numbers

@@ -1,0 +1,296 @@
+"""What the student wrote and what came of it: one frozen table that every learner reads.
+
+    rollout = collect(env, student, sampling, prompt_ids, uniforms)
+    rollout.tokens, rollout.action_mask, rollout.logprobs      # [B, T]
+    rollout.rewards, rollout.group, rollout.valid              # [B]
+    rollout.jokes[3], rollout.judgements[3]                    # every number traces back to a text
+
+The critic is called in a thread of its own: passes that do not need its answer (the reference, the old policy) run
+while it thinks, and with several environments handed in, the next one's lines are written meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from humor_env.agents.backend import Backend, InProcess
+from humor_env.agents.generate import Generation, Sampling
+from humor_env.agents.processes import sum_over_processes
+from humor_env.agents.student import IMITATION, POLICY, Rows, Student
+from humor_env.errors import JudgingFailed
+from humor_env.types import Joke, Judgement, Prompt
+
+
+class TextVectorEnv(Protocol):
+    """What learners need of an environment: Gymnasium's vector interface, with strings. `HumorVectorEnv` has it."""
+
+    num_envs: int
+    single_action_space: Any
+    last_jokes: Sequence[Joke]
+    last_judgements: Sequence[Judgement]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]: ...
+
+    def step(self, actions: Sequence[str]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]: ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """`[B, T]`: tokens, attention, action_mask, logprobs, ref_logprobs, values. `[B]`: the rest.
+
+    `following[b]` is the row of the next attempt in the same episode, or -1. `valid` is False where the critic failed:
+    such rows carry reward 0 and no learner learns from them.
+    """
+
+    tokens: Tensor
+    attention: Tensor
+    action_mask: Tensor
+    logprobs: Tensor | None
+    ref_logprobs: Tensor | None
+    values: Tensor | None
+    rewards: Tensor
+    group: Tensor
+    valid: Tensor
+    following: Tensor
+    jokes: tuple[Joke, ...]
+    judgements: tuple[Judgement, ...]
+    seconds: dict[str, float]
+
+    def __post_init__(self) -> None:
+        rows, columns = self.tokens.shape
+        for name in ("attention", "action_mask", "logprobs", "ref_logprobs", "values"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != (rows, columns):
+                raise ValueError(f"{name} must be [{rows}, {columns}], found {tuple(tensor.shape)}")
+        for name in ("rewards", "group", "valid", "following"):
+            if getattr(self, name).shape != (rows,):
+                raise ValueError(f"{name} must be [{rows}], found {tuple(getattr(self, name).shape)}")
+        if len(self.jokes) != rows or len(self.judgements) != rows:
+            raise ValueError(f"{rows} rows need {rows} jokes and judgements")
+        if bool((self.action_mask.bool() & ~self.attention.bool()).any()):
+            raise ValueError("the action mask covers padding")
+        if rows and bool(self.action_mask[:, 0].any()):
+            raise ValueError("column 0 cannot be an action: nothing precedes it")
+
+    def __len__(self) -> int:
+        return len(self.jokes)
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.tokens, self.attention, self.action_mask)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.action_mask.sum(-1)
+
+    @property
+    def finished(self) -> Tensor:
+        """Whether the student ended the line itself, by the stored stop reason."""
+        return torch.tensor([j.stop_reason == "end" for j in self.jokes], device=self.tokens.device)
+
+    def replace(self, **changes: Any) -> Rollout:
+        return replace(self, **changes)
+
+
+def group_envs(env: TextVectorEnv | Sequence[TextVectorEnv]) -> list[TextVectorEnv]:
+    return list(env) if isinstance(env, (list, tuple)) else [env]  # type: ignore[list-item]
+
+
+def collect(
+    env: TextVectorEnv | Sequence[TextVectorEnv],
+    student: Student,
+    sampling: Sampling,
+    prompts: Sequence[Prompt],
+    uniforms: Callable[[int, int], Tensor],
+    *,
+    values: bool = False,
+    old_logprobs: bool = True,
+    reference: bool = True,
+    micro_batch: int = 64,
+    max_failure_share: float = 0.5,
+    backend: Backend | None = None,
+) -> Rollout:
+    """Play one episode per prompt (equal prompts are siblings, one group) and score what was written.
+
+    `uniforms(attempt, columns)` gives the chance for all rows of one attempt. Without `old_logprobs` the rollout keeps
+    the log-probabilities and values that came with the tokens, and saves a pass. Raises `JudgingFailed` with the list
+    of errors when more than `max_failure_share` of the judgements failed.
+    """
+    envs = group_envs(env)
+    backend = backend or InProcess(student)
+    old_logprobs = old_logprobs or not backend.exact
+    clock = {"generate": 0.0, "judge_wait": 0.0, "judge": 0.0, "reference": 0.0}
+    groups = {p: i for i, p in enumerate(dict.fromkeys(p.id for p in prompts))}
+    tables: list[_Attempt] = []
+    with ThreadPoolExecutor(max_workers=len(envs), thread_name_prefix="critic") as pool:
+        parts = _split(len(prompts), envs)
+        observations: list[list[str]] = []
+        for one, part in zip(envs, parts, strict=True):
+            seen, _ = one.reset(options={"prompt_ids": [p.id for p in prompts[part]]})
+            observations.append(list(seen))
+        live = [list(range(part.start, part.stop)) for part in parts]  # episode of each sub-environment, or -1
+        attempt = 0
+        while any(e >= 0 for episodes in live for e in episodes):
+            chance = uniforms(attempt, sampling.max_new_tokens)
+            waiting: list[tuple[int, _Attempt, Future]] = []
+            for i, one in enumerate(envs):
+                began = time.perf_counter()
+                out = backend.generate(observations[i], sampling, chance[parts[i]], values=values)
+                clock["generate"] += time.perf_counter() - began
+                table = _Attempt(live[i][:], out)
+                waiting.append((i, table, pool.submit(_judge, one, out.texts)))
+            began = time.perf_counter()
+            for _, table, _ in waiting:
+                table.score(student, sampling, old_logprobs, reference, micro_batch)
+            clock["reference"] += time.perf_counter() - began
+            began = time.perf_counter()
+            for i, table, future in waiting:
+                seen, rewards, done, jokes, judgements, seconds = future.result()
+                clock["judge"] += seconds
+                table.rewards, table.judgements = rewards, judgements
+                table.jokes = [replace(j, stop_reason=s) for j, s in zip(jokes, table.out.stop_reasons, strict=True)]
+                observations[i] = seen
+                live[i] = [-1 if over or e < 0 else e for e, over in zip(live[i], done, strict=True)]
+                tables.append(table)
+            clock["judge_wait"] += time.perf_counter() - began
+            attempt += 1
+    rollout = _assemble(student, tables, prompts, groups, clock)
+    check_failures(rollout.judgements, max_failure_share)
+    return rollout
+
+
+def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
+    """Raise on every process when too many judgements failed over all of them."""
+    failed = [j for j in judgements if j.failed]
+    bad, total = sum_over_processes(torch.tensor([len(failed), len(judgements)], dtype=torch.float64)).tolist()
+    if total and bad / total > max_share:
+        errors = list(dict.fromkeys(f"{j.critic}: {j.error}" for j in failed))
+        shown = "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more kinds" if len(errors) > 5 else "")
+        raise JudgingFailed(
+            f"{bad:.0f} of {total:.0f} judgements failed, more than the allowed share of {max_share:.0%}. "
+            f"Errors: {shown}"
+        )
+
+
+@dataclass
+class _Attempt:
+    """One generation call on its way into the rollout."""
+
+    episodes: list[int]
+    out: Generation
+    rewards: Any = None
+    jokes: Sequence[Joke] = ()
+    judgements: Sequence[Judgement] = ()
+    rows: Rows | None = None
+    logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
+
+    def score(
+        self, student: Student, sampling: Sampling, old_logprobs: bool, reference: bool, micro_batch: int
+    ) -> None:
+        self.rows = student.rows(self.out.prompts, self.out.responses)
+        temperature = sampling.temperature or 1.0
+        if reference:
+            self.ref_logprobs = student.score_in_batches(
+                self.rows, adapter=IMITATION, micro_batch=micro_batch, temperature=temperature
+            ).logprobs
+        if old_logprobs:
+            scored = student.score_in_batches(
+                self.rows,
+                adapter=POLICY,
+                micro_batch=micro_batch,
+                temperature=temperature,
+                values=self.out.values is not None,
+                merge=False,  # the update does not merge either: old and new must agree to the last digit
+            )
+            self.logprobs, self.values = scored.logprobs, scored.values
+        else:
+            self.logprobs = self._beside_tokens(self.out.logprobs)
+            self.values = None if self.out.values is None else self._beside_tokens(self.out.values)
+
+    def _beside_tokens(self, written: Tensor) -> Tensor:
+        """`[N, R]` by position in the response to `[N, T]` by column."""
+        assert self.rows is not None
+        mask = self.rows.action_mask.bool()
+        begins = torch.tensor([len(p) for p in self.out.prompts], device=mask.device)
+        position = torch.arange(mask.shape[1], device=mask.device) - begins[:, None]
+        return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
+
+
+def _judge(env: TextVectorEnv, texts: list[str]) -> tuple[list[str], Any, list[bool], list, list, float]:
+    began = time.perf_counter()
+    longest = getattr(env.single_action_space, "max_length", None)
+    seen, rewards, terminated, truncated, _ = env.step([text[:longest] for text in texts])
+    done = [bool(a or b) for a, b in zip(terminated, truncated, strict=True)]
+    return list(seen), rewards, done, list(env.last_jokes), list(env.last_judgements), time.perf_counter() - began
+
+
+def _split(rows: int, envs: Sequence[TextVectorEnv]) -> list[slice]:
+    total = sum(e.num_envs for e in envs)
+    if rows != total:
+        raise ValueError(f"{rows} prompts for environments of {total} rows")
+    parts, start = [], 0
+    for env in envs:
+        parts.append(slice(start, start + env.num_envs))
+        start += env.num_envs
+    return parts
+
+
+def _assemble(
+    student: Student,
+    tables: list[_Attempt],
+    prompts: Sequence[Prompt],
+    groups: dict[str, int],
+    clock: dict[str, float],
+) -> Rollout:
+    width = max(t.rows.tokens.shape[1] for t in tables if t.rows is not None)
+
+    def stacked(name: str, fill: float = 0) -> Tensor | None:
+        pieces = []
+        for table, keep in zip(tables, kept, strict=True):
+            tensor = getattr(table, name, None)
+            if tensor is None:
+                tensor = getattr(table.rows, name, None)
+            if tensor is None:
+                return None
+            pieces.append(torch.nn.functional.pad(tensor[keep], (0, width - tensor.shape[1]), value=fill))
+        return torch.cat(pieces)
+
+    device = student.device
+    kept = [torch.tensor([i for i, e in enumerate(t.episodes) if e >= 0], device=device) for t in tables]
+    episodes = [t.episodes[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
+    following = torch.full((len(episodes),), -1, dtype=torch.long, device=device)
+    latest: dict[int, int] = {}
+    for row, episode in enumerate(episodes):
+        if episode in latest:
+            following[latest[episode]] = row
+        latest[episode] = row
+    jokes = [t.jokes[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
+    judgements = [t.judgements[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
+    rewards = [float(t.rewards[i]) for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
+    tokens, attention, action_mask = stacked("tokens", student.pad_token), stacked("attention"), stacked("action_mask")
+    assert tokens is not None and attention is not None and action_mask is not None
+    return Rollout(
+        tokens=tokens,
+        attention=attention,
+        action_mask=action_mask,
+        logprobs=stacked("logprobs"),
+        ref_logprobs=stacked("ref_logprobs"),
+        values=stacked("values"),
+        rewards=torch.tensor(rewards, dtype=torch.float32, device=device),
+        group=torch.tensor([groups[prompts[e].id] for e in episodes], device=device),
+        valid=torch.tensor([not j.failed for j in judgements], dtype=torch.bool, device=device),
+        following=following,
+        jokes=tuple(jokes),
+        judgements=tuple(judgements),
+        seconds=clock,
+    )

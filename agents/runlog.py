@@ -1,0 +1,161 @@
+"""What a run leaves behind: metrics, the jokes themselves, and a way to stop it politely.
+
+log = RunLog("runs/first")                       # writes metrics.jsonl and jokes.jsonl, flushed line by line
+log.metrics(step, {"reward": 0.61, "kl": 0.02})
+log.jokes(step, jokes, judgements)               # so that any number can be traced to a text
+with StopRequest() as stop: ...; if stop: save and leave   # Ctrl-C finishes the step first
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from humor_env.agents.processes import is_main_process
+from humor_env.types import Joke, Judgement
+
+
+class Log(Protocol):
+    """What learners write to. `RunLog` writes files; `Silent` nothing."""
+
+    def metrics(self, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def jokes(self, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+
+Echo = Callable[[int, Mapping[str, float]], None]
+
+
+class Silent:
+    """A log that writes nothing; `echo` may still show the numbers on a screen."""
+
+    def __init__(self, echo: Echo | None = None) -> None:
+        self.echo = echo
+
+    def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self.echo is not None:
+            self.echo(step, numbers)
+
+    def jokes(self, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+
+class RunLog:
+    """JSON lines in a folder, and optionally the trackers of an `Accelerator` and a callback for the screen.
+
+    Seconds are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same metrics file.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        accelerator: Any = None,
+        echo: Echo | None = None,
+        keep_jokes: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self.accelerator = accelerator
+        self.echo = echo
+        self.keep_jokes = keep_jokes
+        self.writes = is_main_process()
+        if self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self.accelerator is not None:
+            self.accelerator.log(dict(numbers), step=step)
+        if not self.writes:
+            return
+        timed = {n: v for n, v in numbers.items() if is_timing(n)}
+        self._append("metrics.jsonl", [{"step": step} | {n: v for n, v in numbers.items() if n not in timed}])
+        if timed:
+            self._append("timings.jsonl", [{"step": step} | timed])
+        if self.echo is not None:
+            self.echo(step, numbers)
+
+    def jokes(self, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None:
+        if self.writes and self.keep_jokes:
+            self._append("jokes.jsonl", [joke_record(step, j, v) for j, v in zip(jokes, judgements, strict=True)])
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: the run goes on from there. A torn last line is dropped too."""
+        if not self.writes:
+            return
+        for name in ("metrics.jsonl", "timings.jsonl", "jokes.jsonl"):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_up_to(line, step)]
+            temporary = path.with_suffix(".rewinding")
+            temporary.write_bytes(b"".join(kept))
+            os.replace(temporary, path)
+
+    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(r, ensure_ascii=True) + "\n" for r in records)
+
+
+def is_timing(name: str) -> bool:
+    """Whether a metric measures the clock, and so differs from run to run."""
+    return name.startswith("seconds/") or name.endswith("_per_second")
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    return int(json.loads(line)["step"]) <= step
+
+
+def joke_record(step: int, joke: Joke, judgement: Judgement) -> dict[str, Any]:
+    return {
+        "step": step,
+        "prompt_id": joke.prompt.id,
+        "prompt": joke.prompt.text,
+        "text": joke.text,
+        "author": joke.author,
+        "stop_reason": joke.stop_reason,
+        "critic": judgement.critic,
+        "score": judgement.score,
+        "parts": dict(judgement.parts),
+        "reason": judgement.reason,
+        "error": judgement.error,
+    }
+
+
+class StopRequest:
+    """True once the user has pressed Ctrl-C (or the process was asked to end); a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.requested
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

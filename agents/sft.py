@@ -1,0 +1,208 @@
+"""Imitation: learn to write as the teacher did, by cross-entropy on the tokens of its lines.
+
+    result = train(SFTConfig(epochs=3), student, demonstrations, dev, log)
+
+1. Each demonstration is a row: the prompt, then the line with its end token. All lines of a prompt are used; several
+   targets for one prompt are what keeps the student varied.
+2. The loss is the mean of -log p over *response* tokens of the whole batch, so that how rows are grouped into
+   micro-batches changes nothing.
+3. After each epoch the loss on dev lines is measured; training stops when it has not improved for `patience` epochs,
+   and the best epoch's weights are kept.
+4. What was learned is frozen as the `imitation` adapter (the reference from now on), and `policy` starts as its copy.
+
+With `full=True` all base weights are trained and the adapters stay empty: the tuned base is then the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from humor_env.agents.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
+from humor_env.agents.memory import keep_freed_memory
+from humor_env.agents.processes import local_share, process_count, sum_gradients, sum_over_processes
+from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.schedule import learning_rate_share
+from humor_env.agents.student import IMITATION, Rows, Student, length_sorted, take_rows
+from humor_env.errors import InvalidOption, PromptError, TrainingStopped
+from humor_env.streams import generator
+from humor_env.types import Demonstration
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    epochs: int = 3
+    batch_size: int = 64
+    micro_batch: int = 64
+    learning_rate: float = 2e-3
+    decay: str = "cosine"
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    full: bool = False
+    patience: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.micro_batch < 1 or self.learning_rate < 0:
+            raise InvalidOption(
+                f"Imitation needs epochs, batch_size and micro_batch >= 1 and a rate >= 0; found {self}."
+            )
+        if self.batch_size % process_count():
+            raise InvalidOption(f"batch_size {self.batch_size} does not divide among {process_count()} processes.")
+
+
+@dataclass(frozen=True)
+class SFTResult:
+    steps: int
+    train_loss: float
+    dev_loss: float | None
+    best_epoch: int
+    stopped: bool = False
+
+
+def sft_loss(logprobs: Tensor, action_mask: Tensor, token_count: Tensor | float) -> Tensor:
+    """-sum of log p over response tokens / the number of tokens in the *whole* batch."""
+    return -(logprobs * action_mask).sum() / token_count
+
+
+def train(
+    config: SFTConfig,
+    student: Student,
+    demonstrations: Sequence[Demonstration],
+    dev: Sequence[Demonstration] = (),
+    log: Log | None = None,
+    *,
+    checkpoints: CheckpointStore | None = None,
+) -> SFTResult:
+    """Train `imitation` on the demonstrations and start `policy` from it."""
+    if not demonstrations:
+        raise PromptError("There is nothing to imitate: the teacher buffer holds no line for this split.")
+    log = log or Silent()
+    keep_freed_memory()
+    rows = encode(student, demonstrations)
+    dev_rows = encode(student, dev) if dev else None
+    names, optimizer = _make_optimizer(config, student)
+    per_epoch = -(-len(demonstrations) // config.batch_size)
+    total = config.epochs * per_epoch
+    step, best_epoch, best_loss, dev_loss, last = 0, 0, float("inf"), None, float("nan")
+    best: dict[str, Tensor] = {}
+
+    found = checkpoints.latest() if checkpoints else None
+    if found is not None:
+        step = found.step
+        _load(student, optimizer, names, found.tensors, config.full)
+        best = {n.removeprefix("best/"): t for n, t in found.tensors.items() if n.startswith("best/")}
+        best_epoch, best_loss, dev_loss, last = (found.state[k] for k in ("best_epoch", "best_loss", "dev", "last"))
+        best_loss = float("inf") if best_loss is None else best_loss
+        log.rewind(step)
+
+    def save() -> None:
+        if checkpoints is None:
+            return
+        tensors = _weights(student, config.full) | optimizer_tensors(optimizer, names)
+        tensors |= {f"best/{n}": t for n, t in best.items()}
+        finite = best_loss if best_loss < float("inf") else None
+        checkpoints.save(step, tensors, {"best_epoch": best_epoch, "best_loss": finite, "dev": dev_loss, "last": last})
+
+    with student.using(None if config.full else IMITATION), StopRequest() as stop:
+        while step < total:
+            epoch, within = divmod(step, per_epoch)
+            order = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
+            batch = torch.from_numpy(order[within * config.batch_size : (within + 1) * config.batch_size])
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_share(
+                    step, total, warmup=config.warmup_steps, decay=config.decay
+                )
+            last, norm = _update(config, student, optimizer, take_rows(rows, batch))
+            step += 1
+            if not torch.isfinite(torch.tensor(last)):
+                raise TrainingStopped(f"The imitation loss became {last} at step {step}: lower the learning rate.")
+            log.metrics(step, {"sft/loss": last, "sft/grad_norm": norm, "sft/epoch": step / per_epoch})
+            if step % per_epoch == 0:
+                if dev_rows is not None:
+                    dev_loss = dev_nll(student, dev_rows, config.micro_batch)
+                    log.metrics(step, {"sft/dev_loss": dev_loss})
+                    if dev_loss < best_loss:
+                        best_loss, best_epoch = dev_loss, epoch + 1
+                        best = {n: t.clone() for n, t in _weights(student, config.full).items()}
+                    elif epoch + 1 - best_epoch >= config.patience:
+                        break
+                save()
+            if stop:
+                save()
+                return SFTResult(step, last, dev_loss, best_epoch, stopped=True)
+        if best:
+            _load_weights(student, best, config.full)
+    student.train_only(())
+    student.start_policy_from_imitation()
+    return SFTResult(step, last, best_loss if best else dev_loss, best_epoch)
+
+
+def encode(student: Student, demonstrations: Sequence[Demonstration]) -> Rows:
+    return student.rows_from_text([d.prompt.text for d in demonstrations], [d.text for d in demonstrations])
+
+
+def dev_nll(student: Student, rows: Rows, micro_batch: int) -> float:
+    """The mean of -log p per response token, with the active adapter."""
+    total = count = 0.0
+    with torch.no_grad():
+        for index in length_sorted(rows.attention, micro_batch):
+            part = take_rows(rows, index)
+            total -= float(student.score(part).logprobs.sum())
+            count += float(part.action_mask.sum())
+    return total / count
+
+
+def _update(config: SFTConfig, student: Student, optimizer: torch.optim.Optimizer, rows: Rows) -> tuple[float, float]:
+    mine = local_share(len(rows.tokens)) if len(rows.tokens) % process_count() == 0 else slice(None)
+    count = sum_over_processes(rows.action_mask[mine].sum().float())
+    rows = take_rows(rows, torch.arange(len(rows.tokens))[mine])
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=student.device)
+    for index in length_sorted(rows.attention, config.micro_batch):
+        part = take_rows(rows, index)
+        loss = sft_loss(student.score(part).logprobs, part.action_mask, count)
+        loss.backward()
+        total += loss.detach()
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    sum_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    optimizer.step()
+    return float(sum_over_processes(total)), float(norm)
+
+
+def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:
+    if not full:
+        return student.adapter_parameters(IMITATION)
+    return {n: p for n, p in student.model.named_parameters() if "lora_" not in n}
+
+
+def _make_optimizer(config: SFTConfig, student: Student) -> tuple[dict[int, str], torch.optim.Optimizer]:
+    parameters = _trained(student, config.full)
+    student.train_only(list(parameters.values()))
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    return {id(p): n for n, p in parameters.items()}, optimizer
+
+
+def _weights(student: Student, full: bool) -> dict[str, Tensor]:
+    return {f"weights/{n}": p.detach() for n, p in _trained(student, full).items()}
+
+
+@torch.no_grad()
+def _load_weights(student: Student, tensors: dict[str, Tensor], full: bool) -> None:
+    for name, parameter in _trained(student, full).items():
+        parameter.copy_(tensors[f"weights/{name}"])
+
+
+def _load(
+    student: Student, optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Any], full: bool
+) -> None:
+    _load_weights(student, tensors, full)
+    load_optimizer(optimizer, names, tensors)

@@ -1,0 +1,552 @@
+"""The student: one frozen language model with an `imitation` and a `policy` adapter and a value head on top.
+
+    student = Student.load(pocket.path("causal"))
+    lines = student.generate(["The meeting was slow."], Sampling(max_new_tokens=40)).texts
+    scored = student.score(tokens, attention, action_mask, adapter="policy", values=True)
+
+One base in memory serves the policy, the reference and the value function. The reference is the *imitation* adapter,
+not "adapter off": that is the raw base, which never learned to joke. Any Hugging Face causal model or encoder-decoder
+works; a row of tokens is always the prompt followed by the response (for an encoder-decoder the prompt part feeds
+the encoder), so that learners need not know which it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from humor_env.agents.logprobs import token_logprobs
+from humor_env.errors import StudentError
+from humor_env.streams import stream_seed
+
+if TYPE_CHECKING:
+    from humor_env.agents.generate import Generation, Sampling
+
+IMITATION, POLICY = "imitation", "policy"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter's shape. "all-linear" is every linear layer but the output layer."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right."""
+
+    tokens: Tensor
+    attention: Tensor
+    action_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`[B, T]` each, zero outside the action mask; `values[:, t]` is the value just before token t."""
+
+    logprobs: Tensor
+    values: Tensor | None
+    entropy: Tensor | None
+
+
+class ValueHead(nn.Module):
+    """A linear reading of the policy's hidden state, zero at first so that it starts by claiming nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(self.norm(hidden.float())).squeeze(-1)
+
+
+class Student:
+    """See the module's docstring. Build it with `Student.load` or around a model and tokenizer of your own."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        lora: Lora | None = None,
+        instruction: str = "",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.instruction = instruction
+        self.lora = lora or Lora()
+        self.is_seq2seq = bool(model.config.is_encoder_decoder)
+        self.device = torch.device(device)
+        self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
+        self.base.eval()
+        self._read_special_tokens()
+        # Adapters are drawn from their own stream, so that nothing drawn before changes them.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "lora"))
+            self.model = get_peft_model(self.base, self._lora_config(), adapter_name=IMITATION)
+            self.model.add_adapter(POLICY, self._lora_config())
+        self.model.eval()  # no dropout anywhere: old, new and reference passes must agree
+        self.value_head = ValueHead(self._hidden_width()).to(self.device)
+        self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self._active = ""
+        self.activate(POLICY)
+        self.train_only(())
+        self._states_path = self._hidden_states_give_logits()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        lora: Lora | None = None,
+        instruction: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str = "auto",
+        seed: int = 0,
+    ) -> Student:
+        """From a Hugging Face name or folder, or from a folder that `save_pretrained` wrote (adapters included)."""
+        folder = Path(path)
+        saved: dict[str, Any] = {}
+        source: str | Path = path
+        if (folder / "student.json").is_file():
+            saved = json.loads((folder / "student.json").read_text())
+            base = saved["base"]
+            source = folder / "base" if base is None else base
+        config = AutoConfig.from_pretrained(source)
+        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = family.from_pretrained(source, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder if saved else source)
+        if lora is None and saved:
+            fields = dict(saved["lora"])
+            targets = fields.pop("targets")
+            lora = Lora(**fields, targets=targets if isinstance(targets, str) else tuple(targets))
+        if instruction is None:
+            instruction = saved.get("instruction", "")
+        student = cls(model, tokenizer, lora=lora, instruction=instruction, device=device, seed=seed)
+        if saved:
+            student.load_state(load_file(folder / "student.safetensors"))
+        return student
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def _lora_config(self) -> LoraConfig:
+        targets = self.lora.targets
+        return LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="SEQ_2_SEQ_LM" if self.is_seq2seq else "CAUSAL_LM",
+        )
+
+    def _read_special_tokens(self) -> None:
+        generation, tokenizer = self.base.generation_config, self.tokenizer
+        ends: list[int] = []
+        for found in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
+            ends += list(found) if isinstance(found, (list, tuple)) else [] if found is None else [found]
+        if not ends:
+            raise StudentError(
+                "The student has no end token: neither its tokenizer nor its generation config names one. "
+                "Set tokenizer.eos_token before making the student."
+            )
+        self.end_tokens = tuple(dict.fromkeys(int(e) for e in ends))
+        self.end_token = self.end_tokens[0]
+        # A tokenizer without padding pads with the end token. That is safe: masks are stored, never read off the ids.
+        self.pad_token = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.end_token
+        self.decoder_prefix: tuple[int, ...] = ()
+        if self.is_seq2seq:
+            start = getattr(generation, "decoder_start_token_id", None)
+            start = self.base.config.decoder_start_token_id if start is None else start
+            if start is None:
+                raise StudentError("The encoder-decoder names no decoder_start_token_id in its config.")
+            forced = getattr(generation, "forced_bos_token_id", None)
+            # What the model is forced to say is not its choice: it goes before the response, like a prompt.
+            self.decoder_prefix = (int(start),) if forced is None else (int(start), int(forced))
+        config = self.base.config.get_text_config()
+        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+
+    def _hidden_width(self) -> int:
+        return int(self.base.get_output_embeddings().weight.shape[1])
+
+    def _hidden_states_give_logits(self) -> bool:
+        """Whether output layer(hidden states) equals the model's own logits. Some models scale or cap them."""
+        with torch.no_grad():
+            prompt = torch.tensor([[self.end_token, self.end_token]], device=self.device)
+            inputs: dict[str, Tensor] = {"input_ids": prompt}
+            if self.is_seq2seq:
+                inputs["decoder_input_ids"] = prompt
+            whole = self.base(**inputs, use_cache=False)
+            backbone = self._backbone()
+            if backbone is None:
+                return False
+            states = backbone(**inputs, use_cache=False).last_hidden_state
+            logits = self._head(states)
+            return logits.shape == whole.logits.shape and bool(
+                torch.allclose(logits.float(), whole.logits.float(), rtol=1e-3, atol=1e-3)
+            )
+
+    def _backbone(self) -> nn.Module | None:
+        found = getattr(self.base, self.base.base_model_prefix, None)
+        return found if isinstance(found, nn.Module) else None
+
+    def _head(self, states: Tensor) -> Tensor:
+        logits = self.base.get_output_embeddings()(states)
+        bias = getattr(self.base, "final_logits_bias", None)
+        return logits if bias is None else logits + bias
+
+    # -- adapters -------------------------------------------------------------------------------------------------
+
+    def activate(self, adapter: str | None) -> None:
+        """Use this adapter from now on; None is the raw base. What is trainable does not change."""
+        if adapter == self._active:
+            return
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        for layer in self._layers:
+            layer.enable_adapters(adapter is not None)
+            if adapter is not None:
+                layer.set_adapter(adapter)
+        self.model.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        self._active = adapter or ""
+
+    @contextlib.contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        before = self._active
+        self.activate(adapter)
+        try:
+            yield
+        finally:
+            self.activate(before or None)
+
+    @contextlib.contextmanager
+    def merged(self, adapter: str | None) -> Iterator[None]:
+        """For passes without gradient: the adapter added into the base weights, which are put back untouched.
+
+        The original weights are kept aside rather than subtracted back: in bf16 unmerging drifts.
+        """
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        before = self._active
+        try:
+            if adapter is not None:
+                with torch.no_grad():
+                    for layer in self._layers:
+                        weight: nn.Parameter = layer.get_base_layer().weight  # type: ignore[assignment]
+                        kept.append((weight, weight.data))
+                        delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[operator]
+                        weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
+            self.activate(None)
+            yield
+        finally:
+            for weight, original in kept:
+                weight.data = original
+            self.activate(before or None)
+
+    def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name, the adapter's own name left out of it."""
+        marker = f".{adapter}."
+        return {n.replace(marker, "."): p for n, p in self.model.named_parameters() if marker in n and "lora_" in n}
+
+    def train_only(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Exactly these get gradients."""
+        self.model.requires_grad_(False)
+        self.value_head.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+    @torch.no_grad()
+    def start_policy_from_imitation(self) -> None:
+        """The policy begins as a copy of the imitation, which stays as the reference."""
+        source = self.adapter_parameters(IMITATION)
+        for name, parameter in self.adapter_parameters(POLICY).items():
+            parameter.copy_(source[name])
+
+    # -- text to tokens and back ----------------------------------------------------------------------------------
+
+    def encode_prompt(self, observation: str) -> list[int]:
+        """The tokens before the response: chat template where there is one, the text and a line end otherwise."""
+        tokenizer = self.tokenizer
+        if self.is_seq2seq:
+            ids = tokenizer(f"{self.instruction}{observation}")["input_ids"]
+        elif tokenizer.chat_template:
+            messages = [{"role": "user", "content": observation}]
+            if self.instruction:
+                messages.insert(0, {"role": "system", "content": self.instruction})
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(f"{self.instruction}{observation}\n")["input_ids"]
+        room = self.context if self.is_seq2seq else self.context - 1
+        if len(ids) > room:
+            raise StudentError(
+                f"The prompt has {len(ids)} tokens, the student's context holds {self.context}: {observation[:80]!r}…"
+            )
+        return [int(i) for i in ids]
+
+    def encode_response(self, text: str) -> list[int]:
+        """A line as the student would write it, its end token included."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(i) for i in ids] + [self.end_token]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def rows(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Rows:
+        """Prompt and response ids to padded tensors."""
+        lengths = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
+        width = max((p + r for p, r in lengths), default=0)
+        tokens = torch.full((len(lengths), width), self.pad_token, dtype=torch.long)
+        attention = torch.zeros_like(tokens)
+        action_mask = torch.zeros_like(tokens)
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            begin, end = len(prompt), len(prompt) + len(response)
+            tokens[i, :end] = torch.tensor([*prompt, *response])
+            attention[i, :end] = 1
+            action_mask[i, begin:end] = 1
+        return Rows(tokens.to(self.device), attention.to(self.device), action_mask.to(self.device))
+
+    def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> Rows:
+        return self.rows([self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines])
+
+    # -- scoring --------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        rows: Rows,
+        *,
+        values: bool = False,
+        detach_values: bool = False,
+        entropy: bool = False,
+        entropy_gradient: bool = False,
+        temperature: float = 1.0,
+    ) -> Scored:
+        """One pass of the active adapter over the rows; gradients flow where they are enabled.
+
+        Only hidden states before response tokens meet the output layer.
+        """
+        mask = rows.action_mask.bool()
+        if bool(mask[:, 0].any()):
+            raise ValueError("column 0 cannot hold a response token: nothing precedes it")
+        targets = rows.tokens[mask]
+        states = self._states_before_response(rows, mask)
+        if isinstance(states, tuple):
+            states, logits = states
+            chosen = logits.float() / temperature
+            log_total = chosen.logsumexp(-1)
+            flat = chosen.gather(-1, targets[:, None]).squeeze(-1) - log_total
+            flat_entropy = log_total - (chosen.softmax(-1) * chosen).sum(-1) if entropy else None
+            if flat_entropy is not None and not entropy_gradient:
+                flat_entropy = flat_entropy.detach()
+        else:
+            head = self.base.get_output_embeddings()
+            bias = getattr(self.base, "final_logits_bias", None)
+            flat, flat_entropy = token_logprobs(
+                states,
+                head if bias is None or not bool(bias.any()) else self._head,
+                targets,
+                temperature=temperature,
+                entropy=entropy,
+                entropy_gradient=entropy_gradient,
+            )
+        flat_values = self.value_head(states.detach() if detach_values else states) if values else None
+        return Scored(
+            _scatter(flat, mask),
+            None if flat_values is None else _scatter(flat_values, mask),
+            None if flat_entropy is None else _scatter(flat_entropy, mask),
+        )
+
+    def score_in_batches(
+        self,
+        rows: Rows,
+        *,
+        adapter: str | None,
+        micro_batch: int = 64,
+        values: bool = False,
+        entropy: bool = False,
+        temperature: float = 1.0,
+        merge: bool = True,
+    ) -> Scored:
+        """Without gradient: micro-batches of alike lengths, each trimmed to its longest; results in the given order."""
+        shape = rows.tokens.shape
+        logprobs = torch.zeros(shape, device=self.device)
+        all_values = torch.zeros(shape, device=self.device) if values else None
+        all_entropy = torch.zeros(shape, device=self.device) if entropy else None
+        context = self.merged(adapter) if merge else self.using(adapter)
+        with torch.no_grad(), context:
+            for index in length_sorted(rows.attention, micro_batch):
+                part = take_rows(rows, index)
+                scored = self.score(part, values=values, entropy=entropy, temperature=temperature)
+                width = part.tokens.shape[1]
+                for whole, piece in (
+                    (logprobs, scored.logprobs),
+                    (all_values, scored.values),
+                    (all_entropy, scored.entropy),
+                ):
+                    if whole is not None and piece is not None:
+                        whole[index, :width] = piece
+        return Scored(logprobs, all_values, all_entropy)
+
+    def _states_before_response(self, rows: Rows, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Hidden states `[N, H]` just before each response token, in the order of `mask.nonzero()`."""
+        if self.is_seq2seq:
+            inputs, before = self._seq2seq_inputs(rows, mask)
+        else:
+            inputs, before = self._causal_inputs(rows, mask)
+        backbone = self._backbone() if self._states_path else None
+        if backbone is not None:
+            return backbone(**inputs, use_cache=False).last_hidden_state[before]
+        whole = self.base(**inputs, use_cache=False, output_hidden_states=True)
+        hidden = whole.decoder_hidden_states if self.is_seq2seq else whole.hidden_states
+        return hidden[-1][before], whole.logits[before]
+
+    def _causal_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        before = torch.zeros_like(mask)
+        before[:, :-1] = mask[:, 1:]
+        inputs = {"input_ids": rows.tokens}
+        # With padding on the right causality alone keeps it out of sight, and attention without a mask is faster.
+        if not bool((rows.attention[:, :1] == 1).all()) or not bool((rows.attention.diff(dim=1) <= 0).all()):
+            inputs["attention_mask"] = rows.attention
+            inputs["position_ids"] = (rows.attention.cumsum(-1) - 1).clamp(min=0)
+        return inputs, before
+
+    def _seq2seq_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        is_source = rows.attention.bool() & ~mask
+        source, source_attention = _pack_left(rows.tokens, is_source, self.pad_token)
+        response, response_attention = _pack_left(rows.tokens, mask, self.pad_token)
+        prefix = torch.tensor(self.decoder_prefix, device=self.device).expand(len(response), -1)
+        decoder_input = torch.cat([prefix, response[:, :-1]], dim=1)
+        before = torch.zeros_like(decoder_input, dtype=torch.bool)
+        before[:, len(self.decoder_prefix) - 1 :] = response_attention.bool()
+        return (
+            {"input_ids": source, "attention_mask": source_attention, "decoder_input_ids": decoder_input},
+            before,
+        )
+
+    def generate(
+        self,
+        observations: Sequence[str],
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        adapter: str | None = POLICY,
+    ) -> Generation:
+        """One sampled response per observation, the same for the same seed. See `generate.sample` for more control."""
+        from humor_env.agents import generate
+
+        sampling = sampling or generate.Sampling()
+        source = torch.Generator().manual_seed(stream_seed(seed, "generate"))
+        uniforms = generate.draw_uniforms(len(observations), sampling.max_new_tokens, source)
+        return generate.sample(self, observations, sampling, uniforms=uniforms, adapter=adapter)
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Both adapters and the value head, by name."""
+        tensors = {
+            f"{adapter}/{n}": p.detach()
+            for adapter in (IMITATION, POLICY)
+            for n, p in self.adapter_parameters(adapter).items()
+        }
+        return tensors | {f"value_head/{n}": p.detach() for n, p in self.value_head.named_parameters()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self.state()
+        if set(own) != set(tensors):
+            odd = sorted(set(own) ^ set(tensors))[:3]
+            raise StudentError(
+                f"The saved student and this one differ in {len(set(own) ^ set(tensors))} tensors, such as {odd}: "
+                "was it saved with another base model or another LoRA shape?"
+            )
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                raise StudentError(
+                    f"'{name}' was saved with shape {tuple(tensor.shape)}, here it is {tuple(own[name].shape)}."
+                )
+            own[name].copy_(tensor)
+
+    def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
+        """A folder that `Student.load`, and plain PEFT and transformers, can read.
+
+        `policy/` and `imitation/` are PEFT adapter folders. With `base=None` the base model is saved beside them;
+        otherwise it is only named (a hub name or a path).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        base_folder = folder / "base" if base is None else Path(base)
+        if base is None:
+            self.plain_base().save_pretrained(base_folder)
+            self.tokenizer.save_pretrained(base_folder)
+        self.tokenizer.save_pretrained(folder)
+        for adapter in (IMITATION, POLICY):
+            self.model.peft_config[adapter].base_model_name_or_path = str(base_folder)
+        self.model.save_pretrained(str(folder), selected_adapters=[IMITATION, POLICY])
+        save_file({n: t.cpu().contiguous() for n, t in self.state().items()}, folder / "student.safetensors")
+        described = {"base": base, "instruction": self.instruction, "lora": asdict(self.lora)}
+        (folder / "student.json").write_text(json.dumps(described, indent=2) + "\n")
+
+    def plain_base(self) -> PreTrainedModel:
+        """The base model alone, as it was before any adapter."""
+        clone: Any = copy.deepcopy(self.model)
+        return clone.unload()
+
+    def merge(self, adapter: str = POLICY) -> PreTrainedModel:
+        """A plain Hugging Face model with the adapter folded in, for use anywhere. The student is unchanged."""
+        clone: Any = copy.deepcopy(self.model)
+        clone.set_adapter(adapter)
+        return clone.merge_and_unload(adapter_names=[adapter])
+
+
+def take_rows(rows: Rows, index: Tensor) -> Rows:
+    """These rows, trimmed of columns in which none of them has a real token (padding on the right only)."""
+    attention = rows.attention[index]
+    used = attention.any(dim=0).nonzero()
+    width = int(used[-1]) + 1 if len(used) else attention.shape[1]
+    return Rows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
+
+
+def length_sorted(attention: Tensor, micro_batch: int) -> list[Tensor]:
+    """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable."""
+    order = torch.argsort(attention.sum(-1), descending=True, stable=True)
+    return list(order.split(micro_batch))
+
+
+def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def _pack_left(tokens: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """The tokens where mask is 1, moved to the left of each row, and their attention."""
+    lengths = mask.sum(-1)
+    width = int(lengths.max())
+    attention = torch.arange(width, device=tokens.device) < lengths[:, None]
+    packed = torch.full(attention.shape, pad, dtype=tokens.dtype, device=tokens.device)
+    packed[attention] = tokens[mask]
+    return packed, attention.long()

@@ -1,0 +1,444 @@
+"""TRL's trainers beside our learners, and our critics, prompts and preferences in TRL's formats.
+
+A TRL user needs only the first three:
+
+    reward = make_trl_reward(critic)                              # async; None for what could not be judged
+    trainer = GRPOTrainer(model, reward_funcs=reward, train_dataset=prompts_dataset(prompts), ...)
+    trainer = DPOTrainer(model, train_dataset=preferences_dataset(preferences), ...)
+
+The peers run whole trainings as our learners do, on the same student with the same budget:
+
+    result = train_grpo(TRLConfig(steps=60, siblings=8), critic, student, log, prompts=prompts)
+
+What a peer trains is a copy of the student's base with the `policy` adapter on it; its reference is a copy of the
+`imitation` adapter (TRL would take the policy itself where an adapter is given). The trained adapter is brought back
+into the student. Checkpoints are TRL's own, in the store's folder: a stopped run resumes, but a kill in the middle of
+saving is not survived as our own learners survive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from humor_env.agents.checkpoint import CheckpointStore
+from humor_env.agents.generate import Sampling
+from humor_env.agents.pairs import PairConfig, preference_record, read_preference, student_pairs
+from humor_env.agents.progress import TrainResult
+from humor_env.agents.rollout import check_failures
+from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.episode import checked_reply
+from humor_env.errors import InvalidOption, PromptError, StudentError
+from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, critic_name
+
+Text = str | list[dict[str, str]]  # TRL's two forms: plain, or a conversation
+
+
+class TRLReward(Protocol):
+    """What `GRPOTrainer` and `RLOOTrainer` take as a reward function."""
+
+    async def __call__(
+        self, *, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
+    ) -> list[float | None]: ...
+
+
+def make_trl_reward(
+    critic: Critic,
+    *,
+    max_failure_share: float = 0.5,
+    on_jokes: Callable[[int, list[Joke], list[Judgement]], None] | None = None,
+) -> TRLReward:
+    """A critic as an async reward function of TRL: the score, or None where there is none.
+
+    The columns of `prompts_dataset`, where the dataset has them, give the critic the whole prompt. The critic thinks in
+    a thread of its own. Where more than `max_failure_share` of a batch fails the run ends with the list of errors.
+    """
+
+    async def reward(*, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        jokes = [
+            Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _said(line))
+            for i, line in enumerate(completions)
+        ]
+        judgements = await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes)
+        check_failures(judgements, max_failure_share)
+        if on_jokes is not None:
+            on_jokes(int(getattr(columns.get("trainer_state"), "global_step", 0)), jokes, judgements)
+        return [judgement.score for judgement in judgements]
+
+    reward.__name__ = critic_name(critic)
+    return reward
+
+
+def _said(text: Text) -> str:
+    """The line itself: of a conversation the last message."""
+    return (text if isinstance(text, str) else str(text[-1]["content"])).strip()
+
+
+def _prompt_of(shown: Text, row: Mapping[str, Any]) -> Prompt:
+    text = row.get("text") or _said(shown)
+    name = row.get("prompt_id") or hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
+    extra = json.loads(row["extra"]) if row.get("extra") else {}
+    return Prompt(name, text, row.get("task") or "paraphrase", row.get("split") or "train", extra)
+
+
+def prompts_dataset(prompts: Sequence[Prompt], student: Student | None = None) -> Any:
+    """A Hugging Face dataset for TRL's online trainers. `prompt` is as the student reads it, where one is given."""
+    from datasets import Dataset
+
+    rows = [
+        {
+            "prompt": _as_read(student, p.text),
+            "text": p.text,
+            "prompt_id": p.id,
+            "task": p.task,
+            "split": p.split,
+            "extra": json.dumps(dict(p.extra)),
+        }
+        for p in prompts
+    ]
+    if not rows:
+        raise PromptError("A dataset of prompts needs at least one prompt.")
+    return Dataset.from_list(rows)
+
+
+def preferences_dataset(preferences: Sequence[Preference], student: Student | None = None) -> Any:
+    """A Hugging Face dataset for `DPOTrainer`."""
+    from datasets import Dataset
+
+    rows = [
+        {
+            "prompt": _as_read(student, p.prompt.text),
+            "chosen": _as_written(student, p.chosen),
+            "rejected": _as_written(student, p.rejected),
+            "prompt_id": p.prompt.id,
+            "probability": p.probability,
+            "source": p.source,
+        }
+        for p in preferences
+    ]
+    if not rows:
+        raise PromptError("A dataset of preferences needs at least one preference.")
+    return Dataset.from_list(rows)
+
+
+def demonstrations_dataset(demonstrations: Sequence[Demonstration], student: Student | None = None) -> Any:
+    """A Hugging Face dataset for `SFTTrainer`."""
+    from datasets import Dataset
+
+    rows = [
+        {"prompt": _as_read(student, d.prompt.text), "completion": _as_written(student, d.text)} for d in demonstrations
+    ]
+    if not rows:
+        raise PromptError("There is nothing to imitate: give at least one demonstration.")
+    return Dataset.from_list(rows)
+
+
+def _is_chat(student: Student | None) -> bool:
+    return student is not None and bool(student.tokenizer.chat_template)
+
+
+def _as_read(student: Student | None, text: str) -> Text:
+    """The same words that `Student.encode_prompt` puts before a response."""
+    if student is None:
+        return text
+    if not _is_chat(student):
+        return f"{student.instruction}{text}\n"
+    system = [{"role": "system", "content": student.instruction}] if student.instruction else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def _as_written(student: Student | None, line: str) -> Text:
+    return [{"role": "assistant", "content": line}] if _is_chat(student) else line
+
+
+@dataclass(frozen=True)
+class TRLConfig:
+    """One configuration for all peers. `options` go to TRL's own config class as they are, and win."""
+
+    steps: int = 100
+    batch_size: int = 64  # a step: lines (GRPO, RLOO), pairs (DPO) or demonstrations (SFT)
+    siblings: int = 8  # lines per prompt (GRPO, RLOO)
+    sampling: Sampling = field(default_factory=Sampling)
+    pairs: PairConfig = field(default_factory=PairConfig)  # DPO
+    micro_batch: int = 32  # rows in memory at once
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay: str = "constant"
+    max_grad_norm: float = 1.0
+    kl_weight: float = 0.05  # GRPO, RLOO
+    beta: float = 0.1  # DPO
+    max_failure_share: float = 0.5
+    checkpoint_every: int = 10
+    evaluate_every: int = 0
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "siblings", "micro_batch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InvalidOption(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.batch_size % min(self.micro_batch, self.batch_size):
+            raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}.")
+        if self.decay not in ("constant", "linear", "cosine"):
+            raise InvalidOption(f"decay is 'constant', 'linear' or 'cosine', found '{self.decay}'.")
+
+    def arguments(self, folder: Path, device: torch.device) -> dict[str, Any]:
+        """What all of TRL's config classes share."""
+        rows = min(self.micro_batch, self.batch_size)
+        schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+        return {
+            "output_dir": str(folder),
+            "max_steps": self.steps,
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": self.batch_size // rows,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": schedules[self.decay],
+            "warmup_steps": self.warmup_steps,
+            "weight_decay": 0.0,
+            "max_grad_norm": self.max_grad_norm,
+            "save_strategy": "steps",
+            "save_steps": self.checkpoint_every,
+            "save_total_limit": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": device.type == "cpu",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "seed": self.seed,
+            "data_seed": self.seed,
+        }
+
+    def online_arguments(self) -> dict[str, Any]:
+        if self.batch_size % self.siblings or self.siblings < 2:
+            raise InvalidOption(
+                f"batch_size {self.batch_size} must be a multiple of siblings, and those at least 2; "
+                f"found {self.siblings}."
+            )
+        return {
+            "num_generations": self.siblings,
+            "max_completion_length": self.sampling.max_new_tokens,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "top_k": self.sampling.top_k,
+            "beta": self.kl_weight,
+        }
+
+
+def train_grpo(
+    config: TRLConfig,
+    critic: Critic,
+    student: Student,
+    log: Log | None = None,
+    *,
+    prompts: Sequence[Prompt],
+    checkpoints: CheckpointStore | None = None,
+    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+) -> TrainResult:
+    """TRL's GRPO on the student's `policy` adapter. Behaviour as in `ppo.train`, but for its checkpoints."""
+    return _train_online("GRPO", config, critic, student, log, prompts, checkpoints, evaluate)
+
+
+def train_rloo(
+    config: TRLConfig,
+    critic: Critic,
+    student: Student,
+    log: Log | None = None,
+    *,
+    prompts: Sequence[Prompt],
+    checkpoints: CheckpointStore | None = None,
+    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+) -> TrainResult:
+    """TRL's RLOO on the student's `policy` adapter. Behaviour as in `ppo.train`, but for its checkpoints."""
+    return _train_online("RLOO", config, critic, student, log, prompts, checkpoints, evaluate)
+
+
+def _train_online(
+    kind: str,
+    config: TRLConfig,
+    critic: Critic,
+    student: Student,
+    log: Log | None,
+    prompts: Sequence[Prompt],
+    checkpoints: CheckpointStore | None,
+    evaluate: Callable[[Student], Mapping[str, float]] | None,
+) -> TrainResult:
+    log = log or Silent()
+    reward = make_trl_reward(
+        critic,
+        max_failure_share=config.max_failure_share,
+        on_jokes=lambda step, jokes, judgements: log.jokes(step + 1, jokes, judgements),
+    )
+    more = {"reward_funcs": reward, "train_dataset": prompts_dataset(prompts, student)}
+    return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate)
+
+
+def train_dpo(
+    config: TRLConfig,
+    judge: Judge | None,
+    student: Student,
+    log: Log | None = None,
+    *,
+    prompts: Sequence[Prompt] = (),
+    preferences: Sequence[Preference] = (),
+    checkpoints: CheckpointStore | None = None,
+    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+) -> TrainResult:
+    """TRL's DPO on one round of pairs, or on `preferences`. Behaviour as in `dpo.train`, but for its checkpoints."""
+    log = log or Silent()
+    kept = None if checkpoints is None else checkpoints.folder / "preferences.json"
+    if not preferences and kept is not None and kept.is_file():
+        preferences = [read_preference(record) for record in json.loads(kept.read_text())]
+    if not preferences:
+        if judge is None:
+            raise InvalidOption("DPO learns from preferences: give a judge to ask, or preferences made before.")
+        feedback = student_pairs(student, judge, prompts, config.pairs, seed=config.seed)
+        preferences = feedback.preferences
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps([preference_record(p) for p in preferences]))
+    more = {"train_dataset": preferences_dataset(preferences, student)}
+    return _run("DPO", config, {"beta": config.beta}, more, student, POLICY, log, checkpoints, evaluate)
+
+
+def train_sft(
+    config: TRLConfig,
+    student: Student,
+    demonstrations: Sequence[Demonstration],
+    dev: Sequence[Demonstration] = (),
+    log: Log | None = None,
+    *,
+    checkpoints: CheckpointStore | None = None,
+) -> TrainResult:
+    """TRL's imitation on the `imitation` adapter, of which `policy` becomes a copy. `dev` is not looked at."""
+    more = {"train_dataset": demonstrations_dataset(demonstrations, student)}
+    arguments = {"completion_only_loss": True}
+    result = _run("SFT", config, arguments, more, student, IMITATION, log or Silent(), checkpoints, None)
+    student.start_policy_from_imitation()
+    return result
+
+
+def _run(
+    kind: str,
+    config: TRLConfig,
+    arguments: Mapping[str, Any],
+    more: Mapping[str, Any],
+    student: Student,
+    adapter: str,
+    log: Log,
+    checkpoints: CheckpointStore | None,
+    evaluate: Callable[[Student], Mapping[str, float]] | None,
+) -> TrainResult:
+    import trl
+
+    if student.is_seq2seq:
+        raise StudentError(f"TRL's {kind}Trainer takes causal models only; this student is an encoder-decoder.")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if checkpoints is None else checkpoints.folder
+        shared = config.arguments(folder, student.device)
+        if checkpoints is None:
+            shared["save_strategy"] = "no"
+        settings = getattr(trl, f"{kind}Config")(**{**shared, **arguments, **config.options})
+        model = _copy_with_adapter(student, adapter)
+        trainer = getattr(trl, f"{kind}Trainer")(
+            model=model,
+            args=settings,
+            processing_class=copy.deepcopy(student.tokenizer),  # trainers change its padding
+            **more,
+        )
+        if "ref" in model.peft_config:
+            _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
+        last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
+        with StopRequest() as stop:
+            reporter = _Reporter(student, adapter, model, log, config.evaluate_every, evaluate, stop)
+            reporter.resume(last, rewind=checkpoints is not None)
+            trainer.add_callback(reporter)
+            trainer.train(resume_from_checkpoint=last)
+        _copy_weights(_adapter_parameters(model, "default"), student.adapter_parameters(adapter))
+        saved = get_last_checkpoint(str(folder)) if checkpoints is not None else None
+    steps = int(trainer.state.global_step)
+    return TrainResult(steps, steps < config.steps, reporter.evaluations, Path(saved) if saved else None)
+
+
+def _copy_with_adapter(student: Student, adapter: str) -> PeftModel:
+    """The base with one adapter, called "default" as TRL wants it."""
+    model = get_peft_model(student.plain_base(), student._lora_config())
+    _copy_weights(student.adapter_parameters(adapter), _adapter_parameters(model, "default"))
+    return model
+
+
+def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, torch.nn.Parameter]:
+    marker = f".{adapter}."
+    return {n.replace(marker, "."): p for n, p in model.named_parameters() if marker in n and "lora_" in n}
+
+
+@torch.no_grad()
+def _copy_weights(source: Mapping[str, torch.nn.Parameter], target: Mapping[str, torch.nn.Parameter]) -> None:
+    for name, parameter in target.items():
+        parameter.copy_(source[name])
+
+
+class _Reporter(TrainerCallback):
+    """Numbers to our log, evaluations of the student, and a polite end on Ctrl-C."""
+
+    def __init__(
+        self,
+        student: Student,
+        adapter: str,
+        model: PeftModel,
+        log: Log,
+        evaluate_every: int,
+        evaluate: Callable[[Student], Mapping[str, float]] | None,
+        stop: StopRequest,
+    ) -> None:
+        self.student, self.adapter, self.model, self.log = student, adapter, model, log
+        self.evaluate_every, self.evaluate, self.stop = evaluate_every, evaluate, stop
+        self.evaluations: list[dict[str, float]] = []
+        self.found: dict[str, float] = {}
+
+    def resume(self, checkpoint: str | None, *, rewind: bool) -> None:
+        step = 0
+        if checkpoint is not None:
+            step = int(checkpoint.rsplit("-", 1)[1])
+            kept = Path(checkpoint) / "evaluations.json"
+            self.evaluations = json.loads(kept.read_text()) if kept.is_file() else []
+        if rewind:
+            self.log.rewind(step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.found = {}
+        step = int(state.global_step)
+        if self.evaluate is not None and self.evaluate_every and step % self.evaluate_every == 0:
+            _copy_weights(_adapter_parameters(self.model, "default"), self.student.adapter_parameters(self.adapter))
+            self.found = dict(self.evaluate(self.student))
+            self.evaluations.append({"step": float(step)} | self.found)
+        if self.stop:
+            control.should_training_stop = control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "train_runtime" in logs:  # the summary at the end repeats what was logged
+            return
+        numbers = {_metric(n): float(v) for n, v in logs.items() if isinstance(v, (int, float))}
+        self.log.metrics(int(state.global_step), numbers | {f"eval/{n}": v for n, v in self.found.items()})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / "evaluations.json").write_text(json.dumps(self.evaluations))
+
+
+def _metric(name: str) -> str:
+    """`step_time` is the clock's, which our log keeps apart."""
+    return "seconds/step" if name == "step_time" else f"trl/{name}"
