@@ -1,0 +1,92 @@
+"""The main job, with nothing but this package: a student imitates its teacher, then learns from a critic.
+
+    python -m humor_env.experiments.demo --seed 0
+
+No network, key or download; a few minutes on two cores. At the end: a table base -> imitation -> PPO, judged by the
+pocket world's exact judge on sentences nobody trained on, and ten of the student's lines before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = 10
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Teach a small student to be funny in the pocket world.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--student", choices=("causal", "seq2seq"), default="causal")
+    parser.add_argument("--out", type=Path, help="keep metrics, jokes and the trained student in this folder")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        run_demo(console, options.student, options.seed, options.out, options.threads)
+    except KeyboardInterrupt:
+        kept = f"The same command goes on from {options.out}." if options.out else "With --out it could be resumed."
+        console.print(f"Stopped. {kept}")
+        raise SystemExit(130) from None
+
+
+def run_demo(console: Console, student: str, seed: int, out: Path | None, threads: int) -> None:
+    import torch
+
+    from humor_env.experiments.pocket_run import pocket_run, ppo_config
+
+    torch.set_num_threads(threads)
+    console.print(
+        "[bold]The pocket world[/]: a literal sentence in, a humorous paraphrase out.\n"
+        'A punchline is a witness and what it did: "The meeting was so slow that glaciers overtook it."\n'
+    )
+    columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        imitating = bars.add_task("imitation", total=None, said="")
+        learning = bars.add_task("PPO", total=ppo_config(student, seed).steps, said="")
+
+        def echo(step: int, numbers: Mapping[str, float]) -> None:
+            if "sft/loss" in numbers:
+                bars.update(imitating, completed=step, said=f"loss {numbers['sft/loss']:.2f}")
+            elif "reward/mean" in numbers:
+                bars.update(learning, completed=step, said=f"reward {numbers['reward/mean']:.2f}")
+                if not console.is_terminal and step % 25 == 0:
+                    console.print(
+                        f"  step {step}: reward {numbers['reward/mean']:.2f}, KL {numbers['kl/per_line']:.1f}"
+                    )
+
+        def say(text: str) -> None:
+            bars.console.print(Text(text))
+
+        run = pocket_run(student, seed, folder=out, say=say, echo=echo)
+
+    stages = (run.base, run.imitation, run.trained, run.teacher)
+    table = Table("", "exact score", "95 % interval", "distinct-2", title="on held-out sentences")
+    parts = Table("", *run.trained.parts, title="the parts of the score")
+    for stage in stages:
+        low, high = stage.interval
+        table.add_row(stage.name, f"{stage.mean:.3f}", f"{low:.3f} to {high:.3f}", f"{stage.distinct_2:.2f}")
+        parts.add_row(stage.name, *(f"{stage.parts.get(name, float('nan')):.2f}" for name in run.trained.parts))
+    console.print(table)
+    console.print(parts)
+    console.print(f"PPO closed {run.gap_closed:.0%} of the gap between imitation and a perfect 1.0.\n")
+    for before, was, after, now in list(
+        zip(run.imitation.jokes, run.imitation.judgements, run.trained.jokes, run.trained.judgements, strict=True)
+    )[:SHOWN]:
+        # As Text, so that nothing in a line is read as markup.
+        console.print(Text(before.prompt.text, style="bold"))
+        console.print(Text.assemble((f"  {was.score or 0:.2f}  ", "dim"), before.text))
+        console.print(Text.assemble((f"  {now.score or 0:.2f}  ", "green"), after.text))
+    if out:
+        console.print(f"\nKept in {out}: metrics.jsonl, jokes.jsonl, and the student as plain PEFT adapters.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What a person at a terminal sees of a run: a bar with rate, time left, reward and cost, and a line now and then.
+
+screen = make_screen()                      # silent where standard error is no terminal
+with screen.stage("ppo", total=150) as bar:
+    train(config, env, student, bar.log(RunLog(folder)))
+screen.say("imitation: 0.46")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from humor_env.types import Joke, Judgement
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from humor_env.agents.runlog import Log
+
+SAMPLE_EVERY = 15.0  # seconds between sample lines
+
+
+class Bar(Protocol):
+    def log(self, inner: Log) -> Log: ...
+
+
+class Screen(Protocol):
+    def say(self, text: str) -> None: ...
+
+    def stage(self, name: str, total: int | None) -> contextlib.AbstractContextManager[Bar]: ...
+
+
+class Quiet:
+    """Says nothing and hands the log through."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Bar]:
+        yield self
+
+    def log(self, inner: Log) -> Log:
+        return inner
+
+
+class Terminal:
+    """Progress on standard error, so that results on standard output can be piped."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Bar]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield _Bar(progress, progress.add_task(name, total=total, note=""))
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task = progress, task
+
+    def log(self, inner: Log) -> Log:
+        return _Watched(inner, self)
+
+
+class _Watched:
+    """A log that also moves the bar."""
+
+    def __init__(self, inner: Log, bar: _Bar) -> None:
+        self.inner, self.bar = inner, bar
+        self.cost = 0.0
+        self.first: tuple[int, float] | None = None
+        self.sampled = time.monotonic()
+
+    def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
+        self.inner.metrics(step, numbers)
+        now = time.monotonic()
+        self.first = self.first or (step, now)
+        self.cost += numbers.get("critic/cost", 0.0)
+        notes = [f"{name} {numbers[key]:.3f}" for name, key in _SHOWN if key in numbers]
+        if self.cost:
+            notes.append(f"${self.cost:.2f}")
+        if step > self.first[0] and now > self.first[1]:
+            notes.append(f"{(step - self.first[0]) / (now - self.first[1]):.2g} steps/s")
+        self.bar.progress.update(self.bar.task, completed=step)
+        if notes:
+            self.bar.progress.update(self.bar.task, note="  ".join(notes))
+
+    def jokes(self, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None:
+        self.inner.jokes(step, jokes, judgements)
+        scored = [(v.score, j.text) for j, v in zip(jokes, judgements, strict=True) if v.score is not None]
+        if scored and time.monotonic() - self.sampled > SAMPLE_EVERY:
+            self.sampled = time.monotonic()
+            score, text = scored[len(scored) // 2]
+            line = f"step {step}, {score:.2f}: {printable(text)}"
+            self.bar.progress.console.print(line, markup=False, highlight=False, style="dim")
+
+    def rewind(self, step: int) -> None:
+        self.inner.rewind(step)
+        self.bar.progress.update(self.bar.task, completed=step)
+
+
+_SHOWN = (("reward", "reward/mean"), ("KL", "kl/per_line"), ("loss", "sft/loss"), ("held out", "eval/score"))
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """A model's text on one line, with nothing in it that could drive the terminal."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
+
+
+def make_screen() -> Screen:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return Terminal(console) if console.is_terminal else Quiet()

@@ -1,0 +1,137 @@
+"""From a learner's own config dataclass to a checked table of a spec, so that a new learner needs no change here.
+
+    config = config_class(train)                       # PPOConfig: the dataclass of `train`'s first parameter
+    found = make_config(config, {"steps": 5}, seed=0)  # PPOConfig(steps=5, ..., seed=0)
+    plain(found)                                       # {"steps": 5, "batch_size": 64, ...}: what a TOML file can hold
+
+Fields are checked by their own types, without conversion: a text is never read as a number. The field `seed` is the
+run's to give. `lr` is understood where the dataclass says `learning_rate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import PurePath
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from humor_env.errors import InvalidOption
+
+OURS = ("seed",)
+SHORT_FORMS = {"lr": "learning_rate"}
+_MISSING = object()
+
+
+class Table(BaseModel):
+    """A table of a spec: unknown keys are refused, types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+def config_class(train: Callable[..., Any], name: str = "") -> type:
+    """The dataclass that `train`'s first parameter is annotated with."""
+    called = name or getattr(train, "__name__", repr(train))
+    if not callable(train):
+        raise InvalidOption(
+            f"The learner '{called}' is a {type(train).__name__}; expected a function train(config, …)."
+        )
+    first = next(iter(inspect.signature(train).parameters.values()), None)
+    found: Any = None if first is None else first.annotation
+    if isinstance(found, str):
+        holder = SimpleNamespace(__annotations__={"config": found})
+        module = inspect.getmodule(inspect.unwrap(train))
+        try:
+            found = typing.get_type_hints(holder, globalns=vars(module) if module else {})["config"]
+        except NameError:
+            found = None
+    if not (inspect.isclass(found) and dataclasses.is_dataclass(found)):
+        raise InvalidOption(
+            f"The learner '{called}' does not say what its settings are: annotate the first parameter of its train "
+            "function with a dataclass, as in train(config: MyConfig, env, student, log)."
+        )
+    return found
+
+
+def settings_model(config: type) -> type[BaseModel]:
+    """A table with the dataclass's fields, types and defaults; nested dataclasses are nested tables."""
+    hints = typing.get_type_hints(config)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if not field.init or field.name in OURS:
+            continue
+        hint = hints[field.name]
+        if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+            hint = settings_model(hint)
+        default: Any = ...
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
+            default = None  # never read: only the keys that were given are handed on
+        fields[field.name] = (hint, Field(default, validate_default=False))
+    return create_model(config.__name__, __base__=_Open, **fields)
+
+
+class _Open(Table):
+    """A field of a type that only code can build is no obstacle to the others."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+def check_table(model: type[BaseModel], table: Mapping[str, Any]) -> BaseModel:
+    """Validate as JSON: strict about numbers and texts, while a list may still become a tuple. Raises pydantic's
+    ValidationError."""
+    return model.model_validate_json(json.dumps(table, default=str))
+
+
+def make_config(config: type, table: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The dataclass from a checked table. Its own complaints (InvalidOption) pass through."""
+    return _build(config, check_table(settings_model(config), table), seed)
+
+
+def _build(config: type, model: BaseModel, seed: int | None) -> Any:
+    given: dict[str, Any] = {}
+    hints = typing.get_type_hints(config)
+    for name in model.model_fields_set:
+        value = getattr(model, name)
+        given[name] = _build(hints[name], value, None) if isinstance(value, BaseModel) else value
+    if seed is not None and any(f.name == "seed" for f in dataclasses.fields(config)):
+        given["seed"] = seed
+    return config(**given)
+
+
+def with_full_names(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """`lr` to `learning_rate`, where the dataclass has the second and not the first."""
+    names = {f.name for f in dataclasses.fields(config)}
+    return {SHORT_FORMS[k] if k not in names and SHORT_FORMS.get(k) in names else k: v for k, v in table.items()}
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The dataclass as data for a TOML file, without the seed, without None, without what only code can build."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = _MISSING if field.name in OURS else _plain_value(getattr(config, field.name))
+        if value is not _MISSING and value is not None:
+            found[field.name] = value
+    return found
+
+
+def _plain_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return _plain_value(value.value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        inner = [_plain_value(v) for v in value]
+        return _MISSING if any(v is _MISSING or v is None for v in inner) else inner
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in ((k, _plain_value(v)) for k, v in value.items()) if v is not _MISSING}
+    return _MISSING
