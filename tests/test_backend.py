@@ -1,0 +1,139 @@
+"""A server as generation back-end, tried on a real HTTP server that answers with a tiny model."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from tiny import prompts, stir, student, vector_env
+
+from humor_env.agents import ppo
+from humor_env.agents.backend import InProcess, Server
+from humor_env.agents.generate import Sampling, draw_uniforms, sample
+from humor_env.agents.student import POLICY
+from humor_env.errors import StudentError
+
+SHORT = Sampling(max_new_tokens=8)
+
+
+class Completions(BaseHTTPRequestHandler):
+    """Answers as vLLM does: completions with token ids, adapters loaded and unloaded by name."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        server.seen.append((self.path, body, self.headers.get("Authorization")))
+        if self.path == "/v1/load_lora_adapter":
+            server.adapters[body["lora_name"]] = body["lora_path"]
+            reply = {}
+        elif self.path == "/v1/unload_lora_adapter":
+            del server.adapters[body["lora_name"]]
+            reply = {}
+        elif body["model"] not in server.adapters:
+            self.send_error(404, "no such model")
+            return
+        else:
+            ids = [(body["seed"] + 7 * i) % 300 + 3 for i in range(body["max_tokens"])]
+            short = body["seed"] % 2 == 0
+            choice = {"text": "x", "finish_reason": "stop" if short else "length"}
+            if server.gives_ids:
+                choice["token_ids"] = ids[:3] if short else ids
+            reply = {"choices": [choice]}
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
+    found.seen, found.adapters, found.gives_ids = [], {}, True
+    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread.start()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def address(server) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def test_lines_of_a_server_carry_their_tokens_and_ends(server, tmp_path):
+    one = student()
+    backend = Server(address(server), one, base="base", adapters=tmp_path, key="a-key")
+    uniforms = draw_uniforms(6, 8, torch.Generator().manual_seed(0))
+    out = backend.generate([p.text for p in prompts(6)], SHORT, uniforms, values=True)
+    assert set(out.stop_reasons) == {"end", "length"}
+    for response, stop in zip(out.responses, out.stop_reasons, strict=True):
+        assert (response[-1] == one.end_token) == (stop == "end")
+        assert len(response) == (4 if stop == "end" else 8)
+    _, body, authorization = next(s for s in server.seen if s[0] == "/v1/completions")
+    assert body["model"] == "policy-1"
+    assert body["prompt"] == one.encode_prompt(prompts(1)[0].text)
+    assert authorization == "Bearer a-key"
+
+
+def test_a_refresh_replaces_the_adapter_the_server_holds(server, tmp_path):
+    from safetensors.torch import load_file
+
+    one = student()
+    backend = Server(address(server), one, base="base", adapters=tmp_path)
+    stir(one, POLICY)
+    backend.refresh()
+    assert list(server.adapters) == ["policy-2"]
+    saved = load_file(f"{server.adapters['policy-2']}/adapter_model.safetensors")
+    ours = one.adapter_parameters(POLICY)
+    assert len(saved) == len(ours)
+    first = next(n for n in saved if "lora_B" in n)
+    assert saved[first].abs().max() > 0
+    backend.close()
+    assert server.adapters == {}
+
+
+def test_ppo_learns_from_a_servers_lines(server, tmp_path):
+    """The lines are scored here, so the ratio check holds although the server's arithmetic is its own."""
+    rows = []
+
+    class Watch:
+        def metrics(self, step, numbers):
+            rows.append(numbers)
+
+        def jokes(self, *_): ...
+
+        def rewind(self, _): ...
+
+    one = student()
+    config = ppo.PPOConfig(steps=2, batch_size=8, sampling=SHORT, kl_limit=1e9)
+    backend = Server(address(server), one, base="base", adapters=tmp_path)
+    ppo.train(config, vector_env(8), one, Watch(), prompts=prompts(), backend=backend)
+    assert [r["update/first_mismatch"] < 1e-4 for r in rows] == [True, True]
+    assert list(server.adapters) == ["policy-3"]  # one at the start, one after each step
+
+
+def test_servers_that_cannot_help_are_explained(server, tmp_path):
+    with pytest.raises(StudentError, match="does not answer"):
+        Server("http://127.0.0.1:9", student(), base="base", adapters=tmp_path, timeout=2)
+    with pytest.raises(StudentError, match="encoder-decoder"):
+        Server(address(server), student("seq2seq"), base="base", adapters=tmp_path)
+    backend = Server(address(server), student(), base="base", adapters=tmp_path)
+    server.gives_ids = False
+    with pytest.raises(StudentError, match="without token ids"):
+        backend.generate(["x"], SHORT, torch.zeros(1, 8), values=False)
+    server.adapters.clear()
+    with pytest.raises(StudentError, match="status 404"):
+        backend.generate(["x"], SHORT, torch.zeros(1, 8), values=False)
+
+
+def test_in_process_is_plain_sampling():
+    one = student()
+    uniforms = draw_uniforms(2, 8, torch.Generator().manual_seed(0))
+    texts = [p.text for p in prompts(2)]
+    a = InProcess(one).generate(texts, SHORT, uniforms, values=False)
+    assert a.responses == sample(one, texts, SHORT, uniforms=uniforms).responses

@@ -1,0 +1,120 @@
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from humor_env.agents.checkpoint import CheckpointStore, random_states, restore_random_states
+from humor_env.errors import CheckpointError
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((4,), value), "step": torch.tensor(3)}
+
+
+def test_saved_and_found_again(tmp_path):
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    store.save(5, tensors(1.5), {"epoch": 2, "kl": 0.1})
+    found = CheckpointStore(tmp_path).latest()
+    assert found is not None
+    assert (found.step, found.state) == (5, {"epoch": 2, "kl": 0.1})
+    assert torch.equal(found.tensors["weights"], torch.full((4,), 1.5))
+    assert found.tensors["step"].shape == ()
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, damage):
+    store = CheckpointStore(tmp_path)
+    store.save(1, tensors(1.0), {"n": 1})
+    newest = store.save(2, tensors(2.0), {"n": 2}) / file
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 0xFF
+        newest.write_bytes(data)
+    elif damage == "cut":
+        newest.write_bytes(data[:-3])
+    else:
+        newest.unlink()
+    found = store.latest()
+    assert found is not None
+    assert found.step == 1
+    assert len(store.damaged) == 1
+    assert "step-00000002 is damaged" in store.damaged[0]
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step, score in enumerate([0.1, 0.9, 0.3, 0.2, 0.4], start=1):
+        store.save(step, tensors(step), {}, score=score)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+def test_an_interrupted_write_leaves_no_trace(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, tensors(1.0), {})
+    half = tmp_path / "step-00000002.writing"
+    half.mkdir()
+    (half / "tensors.safetensors").write_bytes(b"half")
+    found = store.latest()
+    assert found is not None
+    assert found.step == 1
+    assert not store.damaged
+    store.save(2, tensors(2.0), {})
+    assert not half.exists()
+
+
+def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(tmp_path):
+    """A real limit on file size in a real process: the write fails as on a full disk."""
+    program = textwrap.dedent(
+        f"""
+        import resource, torch
+        from humor_env.agents.checkpoint import CheckpointStore
+        from humor_env.errors import CheckpointError
+        store = CheckpointStore({str(tmp_path)!r})
+        store.save(1, {{"w": torch.ones(10)}}, {{}})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            store.save(2, {{"w": torch.ones(100_000)}}, {{}})
+        except CheckpointError as problem:
+            print(problem)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Step 2 could not be saved" in done.stdout
+    assert "The checkpoint of step 1 is whole" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    found = CheckpointStore(tmp_path).latest()
+    assert found is not None
+    assert found.step == 1
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(CheckpointError, match="no earlier checkpoint"):
+        CheckpointStore(blocked).save(1, tensors(1.0), {})
+
+
+def test_nothing_is_pickled(tmp_path):
+    folder = CheckpointStore(tmp_path).save(1, tensors(1.0), {"a": 1})
+    assert {p.name for p in folder.iterdir()} == {"tensors.safetensors", "state.json", "manifest.json"}
+    for name in ("state.json", "manifest.json"):
+        json.loads((folder / name).read_text())
+
+
+def test_random_states_go_on_where_they_were():
+    import random
+
+    random.random(), np.random.rand(), torch.rand(1)
+    saved_tensors, state = random_states()
+    state = json.loads(json.dumps(state))
+    expected = (random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist())
+    restore_random_states(saved_tensors, state)
+    assert (random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist()) == expected

@@ -1,0 +1,488 @@
+"""The command line as people meet it: what is printed, what a mistake is told, exit codes, and real processes for
+Ctrl-C, a full disk and the time that `--help` takes."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from test_run import text, world  # noqa: F401 - fixtures
+from typer.testing import CliRunner
+
+import humor_env
+from humor_env.agents.student import Student
+from humor_env.experiments import doctor
+from humor_env.experiments.cli import app
+from humor_env.experiments.play import play
+from humor_env.teacher import TeacherBuffer
+
+COMMAND = [sys.executable, "-m", "humor_env.experiments.cli"]
+TESTS = str(Path(__file__).resolve().parent)
+
+
+def cli(*arguments, code=0, typed=None, **environment):
+    """Run in this process. Prints of standard output; on a mistake those of standard error."""
+    found = CliRunner().invoke(app, [str(a) for a in arguments], input=typed, env=environment, prog_name="humor-env")
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    assert found.exit_code == code, found.output
+    assert "Traceback" not in found.output
+    return found.stdout if code == 0 else found.stderr
+
+
+@pytest.fixture
+def spec(text, tmp_path, monkeypatch):  # noqa: F811
+    """A tiny spec in a folder of its own, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(text.replace("steps = 4", "steps = 2"))
+    return tmp_path / "mine.toml"
+
+
+# Help
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from humor_env.experiments.cli import main\n"
+        "sys.argv = ['humor-env', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'pydantic', 'anthropic', 'scipy'} & set(sys.modules)))\n"
+    )
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.stdout.strip().endswith("[]")
+        assert "train" in done.stdout
+    # Processor time, not the clock's: other tests run beside this one.
+    assert min(spent) < 0.5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "evaluate",
+        "judge",
+        "rescore",
+        "teach",
+        "critics",
+        "judges",
+        "envs",
+        "learners",
+        "prompts",
+        "specs",
+        "play",
+        "doctor",
+    ],
+)
+def test_every_command_explains_itself(command):
+    assert "--help" in cli(command, "--help")
+
+
+def test_nothing_is_offered_that_is_not_there():
+    said = cli("--help")
+    for later in ("benchmark", "reproduce", "report", "audit", "train-critic", "gallery"):
+        assert f" {later} " not in said
+
+
+def test_the_version():
+    assert cli("--version").strip() == humor_env.__version__
+
+
+def test_a_misspelt_command():
+    assert "No such command 'trian'" in cli("trian", code=2)
+
+
+# Lists
+
+
+def test_lists_name_everything_with_a_line():
+    from humor_env import registry
+
+    for command, kind in (
+        ("critics", registry.critics),
+        ("judges", registry.judges),
+        ("learners", registry.learners),
+        ("prompts", registry.prompts),
+    ):
+        rows = json.loads(cli(command, "--json"))
+        assert [row["name"] for row in rows] == kind.names()
+        assert all(row["summary"] and row["origin"] == "built in" for row in rows)
+        assert len(cli(command).splitlines()) == len(rows)
+    envs = json.loads(cli("envs", "--json"))
+    assert {row["name"] for row in envs} >= set(humor_env.ENV_IDS)
+    specs = json.loads(cli("specs", "--json"))
+    assert all(row["summary"][0].isupper() and len(row["summary"]) > 30 for row in specs)
+    assert "pocket-quickstart" in cli("specs")
+
+
+# Training
+
+
+def test_train_shows_the_scores_and_where_they_are(spec):
+    said = cli("train", "mine.toml")
+    for stage in ("base", "teacher", "imitation", "ppo"):
+        assert stage in said
+    assert "Written to runs/tiny" in said
+    found = json.loads(cli("train", "mine.toml", "--json", "--set", "learner.steps=1", "--out", "other"))
+    assert found["folder"] == "other"
+    assert found["seeds"][0]["steps"] == 1
+    assert found["seeds"][0]["stages"] == json.loads(Path("other/results.json").read_text())["seeds"][0]["stages"]
+    # The spec saved with a run repeats it, in a folder of its own.
+    assert "Written to runs/tiny-2" in cli("train", "runs/tiny/spec.toml")
+    assert Path("runs/tiny/seed-0/metrics.jsonl").read_bytes() == Path("runs/tiny-2/seed-0/metrics.jsonl").read_bytes()
+    assert "'other' already holds a run. Give --resume" in cli("train", "mine.toml", "--out", "other", code=2)
+    assert "Written to other" in cli("train", "mine.toml", "--out", "other", "--resume", "--set", "learner.steps=1")
+
+
+def test_a_dry_run_prints_the_resolved_spec_and_does_nothing(spec, tmp_path):
+    said = cli("train", "mine.toml", "--dry-run", "--set", "learner.lr=1e-5")
+    assert "learning_rate = 1e-05" in said
+    assert "whiten_advantages = true" in said
+    assert json.loads(cli("train", "mine.toml", "--dry-run", "--json"))["learner"]["steps"] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.toml"]
+
+
+def test_mistakes_in_a_spec_are_a_sentence_each(spec, tmp_path):
+    said = cli("train", "mine.toml", "--set", "learner.stepz=5", code=2)
+    assert said == "--set learner.stepz=5: [learner] has no key 'stepz'. Did you mean 'steps'?\n"
+    said = cli("train", "nowhere.toml", code=2)
+    assert said.startswith("There is no spec 'nowhere.toml'. Give the path of a TOML file")
+    assert "could not be loaded" in cli("train", "mine.toml", "--set", f"student.model={str(tmp_path)!r}", code=2)
+    assert "no run to resume" in cli("train", "mine.toml", "--resume", "--out", "nowhere", code=2)
+    assert not list(tmp_path.glob("runs/*/run.json")), "a student that cannot be loaded is a run that was begun"
+
+
+def test_no_key_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = cli("train", "one-gpu-anthropic", code=2)
+    assert said.startswith("There is no key for Anthropic's service. Set ANTHROPIC_API_KEY")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_run_that_fails_is_code_1(spec):
+    said = cli("train", "mine.toml", "--set", "learner.kl_limit=-1", code=1)
+    assert said.startswith("Stopped at step 1: the KL is")
+    assert len(said.splitlines()) == 1
+
+
+# Measuring
+
+
+def test_evaluate_any_student(spec, world, tmp_path):  # noqa: F811
+    prompts = ("--prompts", world / "prompts.jsonl", "--critic", "test_run:share_of_o", "--max-new-tokens", 6)
+    cli("train", "mine.toml")
+    trained = json.loads(cli("evaluate", "runs/tiny", *prompts, "--json", "--out", "lines.jsonl"))
+    results = json.loads(Path("runs/tiny/results.json").read_text())
+    assert trained["score"] == results["seeds"][0]["stages"]["ppo"]["score"]
+    assert trained["count"] == 4 == len(Path("lines.jsonl").read_text().splitlines())
+    base = json.loads(cli("evaluate", "runs/tiny", *prompts, "--adapter", "base", "--json"))
+    assert base["score"] == results["seeds"][0]["stages"]["base"]["score"]
+    plain = json.loads(cli("evaluate", world / "causal", *prompts, "--json"))
+    assert plain["score"] == base["score"]
+    assert "score" in cli("evaluate", world / "causal", *prompts, "--limit", 2)
+    assert "No adapter is called 'polcy'. Did you mean 'policy'?" in cli(
+        "evaluate", "runs/tiny", *prompts, "--adapter", "polcy", code=2
+    )
+
+
+def write_jokes(path, *extra):
+    jokes = [{"prompt": {"id": "a", "text": "The bus was late."}, "text": line, "score": 0.5} for line in extra]
+    path.write_text("".join(json.dumps(joke) + "\n" for joke in jokes))
+
+
+def test_judge_and_rescore(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jokes(tmp_path / "jokes.jsonl", "The bus was so late that moss caught it.", "lol 😂😂😂")
+    said = cli("judge", "jokes.jsonl", "--critic", "rules", "--option", "gates=['emoji']")
+    assert "2 jokes (0 from before), 0 failed, mean score 0.500" in said
+    assert len(Path("jokes.rules.jsonl").read_text().splitlines()) == 2
+    assert "2 from before" in cli("judge", "jokes.jsonl", "--critic", "rules", "--option", "gates=['emoji']")
+    assert "2 jokes with both scores" in cli("rescore", "jokes.jsonl", "--critic", "diversity")
+    assert "costs nothing" in cli("judge", "jokes.jsonl", "--critic", "rules", "--dry-run")
+    assert "spends nothing" in cli("judge", "jokes.jsonl", "--critic", "rules", "--max-cost", 1, code=2)
+    assert "No critic is called 'ruls'. Did you mean 'rules'?" in cli(
+        "judge", "jokes.jsonl", "--critic", "ruls", code=2
+    )
+    assert "There is no file 'nowhere.jsonl'" in cli("judge", "nowhere.jsonl", "--critic", "rules", code=2)
+    write_jokes(tmp_path / "-odd.jsonl", "x")
+    assert "1 jokes" in cli("judge", "--critic", "rules", "--output", "odd.jsonl", "--", "-odd.jsonl")
+
+
+# Teaching
+
+
+def test_teach_fills_a_buffer_and_asks_only_for_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("teach", "lines.jsonl", "--split", "test", "--limit", 3, "--lines", 2)
+    said = cli(*arguments, "--dry-run")
+    assert said.startswith(
+        "3 of 3 prompts lack some of their 2 lines in lines.jsonl; the teacher 'pocket' costs nothing"
+    )
+    assert not list(tmp_path.iterdir())
+    assert json.loads(cli(*arguments, "--json")) == {
+        "asked": 3,
+        "added": 6,
+        "short": 0,
+        "lines": 6,
+        "buffer": "lines.jsonl",
+    }
+    assert TeacherBuffer("lines.jsonl").splits() == {"test": 6}
+    assert "0 lines added for 0 prompts; lines.jsonl now has 6." in cli(*arguments)
+    assert "3 lines added" in cli(*arguments[:-1], 3)
+    assert "takes no limits (max_cost)" in cli(*arguments, "--max-cost", 1, code=2)
+    assert "No teacher is called 'pockt'. Did you mean 'pocket'?" in cli(*arguments, "--teacher", "pockt", code=2)
+    faultless = [f"--option={rate}=0.0" for rate in ("cliche_rate", "wrong_complaint_rate", "lost_meaning_rate")]
+    cli("teach", "good.jsonl", "--split", "test", "--limit", 20, "--lines", 1, *faultless)
+    assert len(TeacherBuffer("good.jsonl").filter("pocket", 0.5)) == 20
+
+
+class Writer(BaseHTTPRequestHandler):
+    """The Messages service as a teacher that always writes the same list."""
+
+    calls = 0
+
+    def do_POST(self):
+        Writer.calls += 1
+        self.rfile.read(int(self.headers["content-length"]))
+        written = "1. The bus was so late that moss caught it.\n2. Late? It had a birthday on the way."
+        message = {"id": "m", "type": "message", "role": "assistant", "model": "x", "stop_reason": "end_turn"}
+        message |= {"content": [{"type": "text", "text": written}], "usage": {"input_tokens": 10, "output_tokens": 20}}
+        body = json.dumps(message).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_language_model_teaches_within_a_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "test-key")
+    monkeypatch.setattr(Writer, "calls", 0)
+    arguments = ("teach", "lines.jsonl", "--prompts", "everyday", "--split", "test", "--limit", 3, "--lines", 2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Writer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        teacher = ("--teacher", f"anthropic:claude-haiku-4-5@http://127.0.0.1:{server.server_port}")
+        foretold = json.loads(cli(*arguments, *teacher, "--dry-run", "--json"))
+        assert (foretold["lacking"], foretold["calls"], Writer.calls) == (3, 3, 0)
+        assert foretold["cost"] > 0
+        assert not list(tmp_path.iterdir())
+        assert "higher limit goes on" in cli(*arguments, *teacher, "--max-calls", 1, code=3)
+        done = json.loads(cli(*arguments, *teacher, "--max-calls", 3, "--json"))
+        # The first call's reply came from the ledger.
+        assert (done["lines"], Writer.calls, done["calls"]) == (6, 3, 2)
+        assert done["counts"]["lines"] == 6
+        assert done["cost"] == pytest.approx(2 * (10 * 1 + 20 * 5) / 1e6)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "test-key" not in "".join(p.read_text(errors="replace") for p in tmp_path.iterdir())
+
+
+# Checks
+
+
+def test_check_critic_and_env():
+    said = cli("check", "critic", "rules")
+    assert "FAIL" not in said
+    assert said.count("ok ") > 8
+    broken = json.loads(CliRunner().invoke(app, ["check", "critic", "test_cli:backwards", "--json"]).stdout)
+    assert not {f["name"]: f["ok"] for f in broken}["order"]
+    assert cli("check", "critic", "test_cli:backwards", code=1) == ""
+    assert "Did you mean 'rules'?" in cli("check", "critic", "ruls", code=2)
+    assert "FAIL" not in cli("check", "env", "humor_env/OneLiner-v0")
+    assert "No environment is called 'humor_env/Oneliner-v0'. Did you mean" in cli(
+        "check", "env", "humor_env/Oneliner-v0", code=2
+    )
+
+
+def backwards(jokes):
+    return [humor_env.Judgement("backwards", min(1.0, len(j.text) / 100)) for j in reversed(jokes)]
+
+
+# Playing
+
+
+def played(role, answers, rounds=2):
+    said, asked = [], iter(answers)
+
+    def ask(question):
+        said.append(question)
+        try:
+            return next(asked)
+        except StopIteration:
+            raise EOFError from None
+
+    play(role, rounds, 0, ask, said.append)
+    return "\n".join(said)
+
+
+def test_you_are_the_student():
+    said = played("student", ["\x1b[31mThe thing was so slow that glaciers overtook it.", ""])
+    assert "Your mean score is 0.00" in said
+    assert "the teacher wrote:" in said
+    assert "\x1b" not in said
+    assert "mean score" not in played("student", ["", ""])
+
+
+def test_you_are_the_critic_and_the_best_answer_is_counted():
+    assert "2 of 2" in played("critic", ["x", "1", "1"])
+    first, second = played("critic", ["1"] * 8, 8), played("critic", ["2"] * 8, 8)
+    rights = [int(s.split("You agreed with the exact judge ")[1].split()[0]) for s in (first, second)]
+    decided = int(first.split(" times of ")[1].split(",")[0])
+    # Who says 1 is right exactly where who says 2 is wrong.
+    assert sum(rights) == decided > 0
+
+
+def test_you_rate_and_the_end_of_input_ends_the_game():
+    assert "over 1 lines" in played("rater", ["5"])
+    assert "One of 0, 1" in played("rater", ["eleven", "5"])
+    assert cli("play", "--rounds", 1, typed="a line\n").count("Say it funnier") == 1
+    assert "No role to play is called 'judge'" in cli("play", "--as", "judge", code=2)
+
+
+# The machine
+
+
+def test_doctor_says_what_is_there_without_saying_a_key(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    found = json.loads(cli("doctor", "--json"))
+    assert found["keys"]["ANTHROPIC_API_KEY"] is True
+    assert found["keys"]["OPENAI_API_KEY"] is False
+    assert found["versions"]["humor-env"] == humor_env.__version__
+    assert found["precision"]["pays"] in ("float32", "bfloat16")
+    said = cli("doctor")
+    assert "ANTHROPIC_API_KEY set, OPENAI_API_KEY not set" in said
+    assert "sk-secret" not in said + json.dumps(found)
+
+
+def test_doctors_notes_follow_what_was_found():
+    fine = {
+        "devices": [{"kind": "cuda", "name": "x", "memory_gb": 80}, {"kind": "cpu", "name": "y", "memory_gb": None}],
+        "torch_threads": 2,
+        "cores": 2,
+        "keys": {"ANTHROPIC_API_KEY": True, "OPENAI_API_KEY": False, "HF_TOKEN": False},
+        "pocket_students": {"causal": True},
+        "disk_free_gb": {"here": 50.0, "model cache": 50.0},
+        "memory_gb": 16.0,
+    }
+    assert doctor.notes(fine) == []
+    for change, part in (
+        ({"devices": fine["devices"][1:]}, "No GPU"),
+        ({"torch_threads": 3}, "OMP_NUM_THREADS=2"),
+        ({"keys": dict.fromkeys(fine["keys"], False)}, "No key"),
+        ({"pocket_students": {"causal": False}}, "pretrain-pocket --student causal"),
+        ({"disk_free_gb": {"here": 1.0, "model cache": 50.0}}, "Only 1.0 GB are free here"),
+        ({"disk_free_gb": {"here": 50.0, "model cache": 5.0}}, "downloaded models"),
+        ({"memory_gb": 1.0}, "of memory are free"),
+    ):
+        [note] = doctor.notes(fine | change)
+        assert part in note
+
+
+# Commands with options of their own
+
+
+def test_their_options_are_passed_on(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    for command, option in (("demo", "--seed"), ("probes", "--markdown"), ("pretrain-pocket", "--student")):
+        said = cli(command, "--help") + capfd.readouterr().out
+        assert option in said
+        assert command in said.splitlines()[0]
+
+
+# Real processes
+
+
+def start(*arguments, **more):
+    environment = {**os.environ, "PYTHONPATH": TESTS}
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True, **more
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(spec, tmp_path):
+    long = ("--set", "learner.steps=100000", "--set", "learner.checkpoint_every=100000")
+    process = start("train", "mine.toml", *long, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "runs" / "tiny" / "seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 130, said
+    steps = len(metrics.read_text().splitlines())
+    assert said == f"Stopped after step {steps}. To go on: humor-env train runs/tiny --resume\n"
+    assert [p.name for p in (metrics.parent / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
+    assert "Written to runs/tiny" in cli("train", "runs/tiny", "--resume", "--set", f"learner.steps={steps + 1}")
+    assert len(metrics.read_text().splitlines()) == steps + 1
+    assert Student.load(metrics.parent / "student")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+def test_a_full_disk_is_a_sentence():
+    with open("/dev/full", "w") as full:
+        process = start("critics", stdout=full)
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    assert said.startswith("The disk refuses to be written to: No space left on device. Free some space")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_training_is_a_sentence(spec, tmp_path):
+    """No file may grow past what the spec takes: the first checkpoint does not fit."""
+
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    process = start("train", "mine.toml", stdout=subprocess.DEVNULL, preexec_fn=small)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    assert "could not be saved" in said
+    assert "Free some space" in said
+    assert len(said.splitlines()) == 1
+    assert "Written to runs/tiny" in cli("train", "mine.toml", "--resume")
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    process = start("critics", stdout=write)
+    os.close(write)
+    _, said = process.communicate(timeout=120)
+    assert said == ""
+    assert process.returncode in (0, 1)
+
+
+def test_the_console_script_is_installed_under_its_name():
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(Path(TESTS).parent / "setup.cfg")
+    assert setup["options.entry_points"]["console_scripts"].strip() == "humor-env = humor_env.experiments.cli:main"
+    from humor_env.experiments.cli import main
+
+    assert callable(main)

@@ -1,0 +1,77 @@
+"""The same arithmetic on a GPU. Skips itself where there is none; run alone with `pytest -m gpu`."""
+
+import pytest
+import torch
+from tiny import bart, llama, prompts, stir, tokenizer, vector_env
+
+from humor_env.agents import grpo, ppo, rloo, sft
+from humor_env.agents.checkpoint import CheckpointStore
+from humor_env.agents.generate import Sampling, beams, draw_uniforms, sample
+from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.types import Demonstration
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SHORT = Sampling(max_new_tokens=8)
+PROMPTS = ["The meeting was slow.", "My soup", "A much longer sentence about the meeting that was slow."]
+LINES = ["Glaciers overtook it.", "So cold.", "x"]
+
+
+def on(device: str, family: str = "causal") -> Student:
+    words = tokenizer()
+    one = Student(llama(len(words)) if family == "causal" else bart(len(words)), words, device=device)
+    stir(one, IMITATION)
+    one.start_policy_from_imitation()
+    return one
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_scores_equal_those_of_the_cpu(family):
+    found = []
+    for device in ("cpu", "cuda"):
+        one = on(device, family)
+        scored = one.score_in_batches(one.rows_from_text(PROMPTS, LINES), adapter=POLICY, values=True, entropy=True)
+        found.append([t.cpu() for t in (scored.logprobs, scored.values, scored.entropy)])
+    for cpu, cuda in zip(*found, strict=True):
+        assert torch.allclose(cpu, cuda, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_sampling_reports_what_scoring_finds(family):
+    one = on("cuda", family)
+    uniforms = draw_uniforms(3, 8, torch.Generator().manual_seed(0))
+    out = sample(one, PROMPTS, SHORT, uniforms=uniforms, values=True)
+    scored = one.score_in_batches(one.rows(out.prompts, out.responses), adapter=POLICY)
+    rows = one.rows(out.prompts, out.responses)
+    for i, response in enumerate(out.responses):
+        here = scored.logprobs[i][rows.action_mask[i].bool()]
+        assert torch.allclose(here, out.logprobs[i, : len(response)], atol=1e-3)
+    assert len(beams(one, PROMPTS, width=4, groups=2, max_new_tokens=6)[0]) == 4
+
+
+@pytest.mark.parametrize("learner", ["sft", "ppo", "grpo", "rloo"])
+def test_learners_train_save_and_resume(learner, tmp_path):
+    one = on("cuda")
+    before = {n: t.clone() for n, t in one.state().items()}
+    store = CheckpointStore(tmp_path)
+    if learner == "sft":
+        lines = [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts()]
+        sft.train(sft.SFTConfig(epochs=1, batch_size=4), one, lines, checkpoints=store)
+    else:
+        module = {"ppo": ppo, "grpo": grpo, "rloo": rloo}[learner]
+        config_class = {"ppo": ppo.PPOConfig, "grpo": grpo.GRPOConfig, "rloo": rloo.RLOOConfig}[learner]
+        config = config_class(steps=2, batch_size=8, siblings=4, sampling=SHORT, checkpoint_every=1)
+        module.train(config, vector_env(8), one, prompts=prompts(), checkpoints=store)
+    assert not all(torch.equal(before[n], t) for n, t in one.state().items())
+    assert store.latest() is not None
+
+
+def test_bf16_stays_near_single_precision():
+    words = tokenizer()
+    exact, rough = on("cuda"), Student(llama(len(words)).bfloat16(), words, device="cuda")
+    rough.load_state(exact.state())
+    a = exact.score_in_batches(exact.rows_from_text(PROMPTS, LINES), adapter=POLICY).logprobs
+    b = rough.score_in_batches(rough.rows_from_text(PROMPTS, LINES), adapter=POLICY).logprobs
+    assert (a - b).abs().max() < 0.1

@@ -1,0 +1,133 @@
+"""Who may import whom, and what `import humor_env` may cost: read from the source, measured in fresh interpreters."""
+
+import ast
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# folder: (imported as, what of ours it may import)
+FOLDERS = {
+    "humor_env": ("humor_env", set()),
+    "rewards": ("humor_env.rewards", {"humor_env"}),
+    "agents": ("humor_env.agents", {"humor_env"}),
+    "experiments": ("humor_env.experiments", {"humor_env", "humor_env.rewards", "humor_env.agents"}),
+}
+SUBPACKAGES = {"humor_env.rewards", "humor_env.agents", "humor_env.experiments"}
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+# Loaded only where they are used, so that `import humor_env` stays light.
+HEAVY = {"torch", "transformers", "anthropic", "openai", "datasets", "peft", "trl", "accelerate", "scipy", "pydantic"}
+
+
+def imports(path):
+    """(module, line, at the top of the file) for each import statement, `from a import b` as a and a.b."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield name.name, node.lineno, id(node) not in guarded
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: imports are absolute"
+            yield node.module, node.lineno, id(node) not in guarded
+            for name in node.names:
+                yield f"{node.module}.{name.name}", node.lineno, id(node) not in guarded
+
+
+def owner(module):
+    """Which of our four parts a module belongs to, or None."""
+    if module != "humor_env" and not module.startswith("humor_env."):
+        return None
+    return next((part for part in SUBPACKAGES if (module + ".").startswith(part + ".")), "humor_env")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    folder = path.relative_to(ROOT).parts[0]
+    me, allowed = FOLDERS[folder]
+    for module, line, _ in imports(path):
+        assert module.split(".")[0] not in {"rewards", "agents", "experiments", "tests"}, (
+            f"{path.name}:{line}: {module}"
+        )
+        part = owner(module)
+        assert part in {None, me, *allowed}, f"{path.name}:{line}: {me} may not import {module}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "humor_env"], ids=lambda path: path.name
+)
+def test_nothing_heavy_at_the_top_of_a_file(path):
+    for module, line, at_top in imports(path):
+        assert not (at_top and module.split(".")[0] in HEAVY), f"{path.name}:{line}: import {module} where it is used"
+
+
+def test_the_table_is_read_rightly(tmp_path):
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        "import torch\nfrom humor_env import agents\nif TYPE_CHECKING:\n    import peft\n"
+        "def f():\n    from humor_env.rewards.rules import RulesCritic\n"
+    )
+    assert list(imports(sample)) == [
+        ("torch", 1, True),
+        ("humor_env", 2, True),
+        ("humor_env.agents", 2, True),
+        ("peft", 4, False),
+        ("humor_env.rewards.rules", 6, False),
+        ("humor_env.rewards.rules.RulesCritic", 6, False),
+    ]
+    assert owner("humor_env.agents") == owner("humor_env.agents.ppo") == "humor_env.agents"
+    assert owner("humor_env.agentsx") == "humor_env"
+    assert owner("humor_environment") is None
+
+
+def test_playing_an_episode_loads_nothing_heavy(run_python):
+    loaded = run_python(
+        "import sys, json, gymnasium as gym, humor_env\n"
+        "env = gym.make('humor_env/Paraphrase-v0'); env.reset(seed=0); env.step('a line')\n"
+        "envs = gym.make_vec('humor_env/Paraphrase-v0', num_envs=2); envs.reset(seed=0); envs.step(['a', 'b'])\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    assert not HEAVY & set(json.loads(loaded))
+
+
+def test_import_time(run_python):
+    """At most 0.3 s more than Gymnasium. The middle of five, each in an interpreter of its own."""
+
+    def seconds():
+        code = (
+            "import time, gymnasium\nbegan = time.perf_counter()\nimport humor_env\nprint(time.perf_counter() - began)"
+        )
+        return float(run_python(code))
+
+    assert statistics.median(seconds() for _ in range(5)) < 0.3
+
+
+def test_public_names_resolve():
+    import humor_env
+
+    for name in humor_env.__all__:
+        assert getattr(humor_env, name) is not None
+        assert name in dir(humor_env)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = humor_env.nonsense
+
+
+def test_the_version_is_said_once_in_each_place():
+    import configparser
+
+    import humor_env
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["version"] == humor_env.__version__
+    assert f"## {humor_env.__version__}" in (ROOT / "CHANGELOG.md").read_text()

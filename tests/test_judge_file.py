@@ -1,0 +1,243 @@
+"""Scoring a file: resumable, within limits, estimated first; and comparing critics on a finished run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_messages_server import running
+
+from humor_env.errors import CriticContractError, InvalidOption, PromptError
+from humor_env.experiments.judge import Line, agreement, judge_file, main, read_jokes, scores_of
+from humor_env.types import Joke, Judgement, Prompt
+
+
+class Counting:
+    """Scores by length; fails on "fail"; remembers what it judged; dies when told to."""
+
+    name = "counting"
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.seen: list[str] = []
+        self.dies_after = dies_after
+
+    def __call__(self, jokes: list[Joke]) -> list[Judgement]:
+        if self.dies_after is not None and len(self.seen) >= self.dies_after:
+            raise KeyboardInterrupt
+        self.seen += [joke.text for joke in jokes]
+        return [
+            Judgement(self.name, None, error="as told")
+            if "fail" in joke.text
+            else Judgement(self.name, len(joke.text) / 100)
+            for joke in jokes
+        ]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def ten(path: Path) -> Path:
+    return write(path, [{"prompt": f"Meeting {n % 3}.", "text": "x" * (n + 1), "mine": n} for n in range(10)])
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in path.read_text().splitlines()]
+
+
+def test_what_a_line_may_look_like(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Meeting.", "text": "Moss."},
+        {"prompt": {"id": "p1", "text": "Meeting.", "task": "topic", "extra": {"w": 1}}, "joke": "Moss.", "score": 0.5},
+        {"prompt": "Meeting.", "prompt_id": "p2", "completion": "é", "judgement": {"score": 0.25}, "author": "teacher"},
+    ]
+    lines = read_jokes(write(tmp_path / "jokes.jsonl", rows))
+    assert [line.joke for line in lines] == [
+        Joke(Prompt("Meeting.", "Meeting."), "Moss."),
+        Joke(Prompt("p1", "Meeting.", "topic", "train", {"w": 1}), "Moss."),
+        Joke(Prompt("p2", "Meeting."), "é", "teacher"),
+    ]
+    assert [line.score for line in lines] == [None, 0.5, 0.25]
+    assert read_jokes(tmp_path) == lines
+
+
+@pytest.mark.parametrize(
+    "row", ['{"prompt": "x"}', '{"text": "x"}', '{"prompt": {"id": 1}, "text": "x"}', "[]", "{", "7"]
+)
+def test_a_bad_line_is_named(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "jokes.jsonl"
+    path.write_text('{"prompt": "Meeting.", "text": "Moss."}\n' + row + "\n")
+    with pytest.raises(PromptError, match="line 2"):
+        read_jokes(path)
+    with pytest.raises(PromptError, match="no file"):
+        read_jokes(tmp_path / "none.jsonl")
+
+
+def test_it_goes_on_where_it_stopped_and_tries_failures_again(tmp_path: Path) -> None:
+    lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
+    output = tmp_path / "out.jsonl"
+    first = Counting(dies_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        judge_file(lines, output, first, chunk=2)
+    rows = output.read_text().splitlines()
+    assert len(rows) == 4
+    # A failure, and a line that was being written when the process was killed.
+    failed = json.loads(rows[1])
+    failed["judgement"] |= {"score": None, "error": "no answer"}
+    output.write_text("\n".join([rows[0], json.dumps(failed), rows[2], rows[3][:30]]))
+    second = Counting()
+    summary = judge_file(lines, output, second, chunk=3)
+    assert second.seen == ["x" * n for n in (2, 4, 5, 6, 7, 8, 9, 10)]
+    assert (summary.jokes, summary.resumed, summary.failed) == (10, 2, 0)
+    assert summary.mean == pytest.approx(0.055)
+    done = records(output)
+    assert [r["line"] for r in done] == list(range(1, 11))
+    assert [r["judgement"]["score"] for r in done] == [n / 100 for n in range(1, 11)]
+    assert [r["mine"] for r in done] == list(range(10))
+    third = Counting()
+    assert judge_file(lines, output, third).resumed == 10
+    assert third.seen == []
+
+
+def test_an_output_of_another_file_or_critic_is_not_touched(tmp_path: Path) -> None:
+    lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
+    output = tmp_path / "out.jsonl"
+    judge_file(lines, output, Counting())
+    before = output.read_bytes()
+    other = Counting()
+    other.name = "other"
+    changed = [*lines[:3], Line(4, {}, Joke(lines[3].joke.prompt, "changed"), None)]
+    for new_lines, critic in ((lines, other), (changed, Counting())):
+        with pytest.raises(InvalidOption, match="another file or another critic"):
+            judge_file(new_lines, output, critic)
+        assert output.read_bytes() == before
+
+
+def test_a_critic_that_loses_a_joke_is_told_so(tmp_path: Path) -> None:
+    lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
+    with pytest.raises(CriticContractError, match="10 jokes and returned 9"):
+        judge_file(lines, tmp_path / "out.jsonl", lambda jokes: [Judgement("c", 0.5)] * (len(jokes) - 1))
+
+
+def test_agreement_by_hand() -> None:
+    """Prompt a: old .1 .2 .3, new .1 .3 .2, so 2 of 3 pairs in the same order; prompt b: a tie, which counts not."""
+    old = {"a": [0.1, 0.2, 0.3, 0.9], "b": [0.5, 0.5]}
+    new = [0.1, 0.3, 0.2, None, 0.4, 0.6]
+    lines = [Line(0, {}, Joke(Prompt(name, name), "x"), score) for name, scores in old.items() for score in scores]
+    lines = [Line(n, line.record, line.joke, line.score) for n, line in enumerate(lines)]
+    found = agreement(lines, dict(enumerate(new)))
+    assert (found.jokes, found.pairs) == (5, 3)
+    assert found.same_order == pytest.approx(2 / 3)
+    assert found.mean_before == pytest.approx(0.32)
+    assert found.mean_after == pytest.approx(0.32)
+    # Ranks 1 2 3 4.5 4.5 and 1 3 2 4 5: covariance 8.5 of variances 9.5 and 10, by hand.
+    assert found.spearman == pytest.approx(8.5 / (9.5 * 10) ** 0.5)
+    assert "rank correlation 0.872" in str(found)
+    nothing = agreement(lines, {})
+    assert (nothing.jokes, nothing.spearman, nothing.same_order, nothing.mean_before) == (0, None, None, None)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+    source = ten(tmp_path / "jokes.jsonl")
+    with running() as server:
+        command = [str(source), "--critic", "scorer", "--option", f"client=anthropic:claude-haiku-4-5@{server.url}"]
+        assert main([*command, "--dry-run"]) == 0
+        assert "10 calls" in capsys.readouterr().out
+        assert sorted(os.listdir(tmp_path)) == ["jokes.jsonl"]
+        assert main([*command, "--max-calls", "4"]) == 3
+        assert "limit of 4 calls" in capsys.readouterr().err
+        assert server.stats()["calls"] == 4
+        # The limit is for the file: the same command spends nothing more, a higher one goes on.
+        assert main([*command, "--max-calls", "4"]) == 3
+        assert server.stats()["calls"] == 4
+        assert main([*command, "--max-calls", "10"]) == 0
+        assert server.stats()["calls"] == 10
+        shown = capsys.readouterr()
+        assert "10 jokes (0 from before), 0 failed" in shown.out
+        assert "6 calls, $" in shown.out
+        output = tmp_path / "jokes.scorer.jsonl"
+        assert len(scores_of(output)) == 10
+        # Another option, another judge: the run's own scores against new ones.
+        assert (
+            main(
+                [
+                    "rescore",
+                    str(output),
+                    "--critic",
+                    "test_judge_file:Counting",
+                    "--output",
+                    str(tmp_path / "again.jsonl"),
+                ]
+            )
+            == 0
+        )
+        assert "10 jokes with both scores: rank correlation" in capsys.readouterr().out
+        assert records(tmp_path / "again.jsonl")[0]["before"]["critic"] == "scorer"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--critic", "scorre"], "Did you mean 'scorer'"),
+        (["--critic", "test_judge_file:Counting", "--max-calls", "3"], "takes no limits"),
+        (["--critic", "test_judge_file:Counting", "--option", "x"], "key=value"),
+        (["--critic", "scorer", "--option", "wieghts={wit = 1}"], "weights"),
+    ],
+)
+def test_mistakes_are_explained_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], says: str
+) -> None:
+    assert main([str(ten(tmp_path / "jokes.jsonl")), *extra]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_options_are_plain_data(tmp_path: Path) -> None:
+    from humor_env.experiments.judge import _options
+
+    found = _options(["a=5", "b=true", "c=[1, 2]", "d={x = 0.5}", "e=openai:m@http://h/v1", "f=a=b", "g="])
+    assert found == {"a": 5, "b": True, "c": [1, 2], "d": {"x": 0.5}, "e": "openai:m@http://h/v1", "f": "a=b", "g": ""}
+
+
+@pytest.mark.slow
+def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+    rows = [{"prompt": f"Meeting {n}.", "text": f"Moss {n}."} for n in range(300)]
+    source = write(tmp_path / "jokes.jsonl", rows)
+    with running("--latency", "0.05") as server:
+        options = [
+            "--option",
+            f"client=anthropic:claude-haiku-4-5@{server.url}",
+            "--option",
+            "options={concurrency = 4}",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "humor_env.experiments.judge",
+            str(source),
+            "--critic",
+            "scorer",
+            "--chunk",
+            "16",
+        ]
+        with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            for _ in range(4):
+                process.stderr.readline()
+            process.send_signal(signal.SIGKILL)
+        calls = server.stats()["calls"]
+        assert 64 <= calls < 300
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        assert "300 jokes (" in done.stdout
+        assert 300 <= server.stats()["calls"] <= 304
+        assert len(scores_of(tmp_path / "jokes.scorer.jsonl")) == 300

@@ -1,0 +1,102 @@
+import math
+
+import pytest
+
+from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.registry import judges
+from humor_env.rewards.jury import Jury
+from humor_env.types import Joke, Prompt, Usage, Verdict
+
+P = Prompt("p", "The meeting was slow.")
+PAIR = (Joke(P, "first"), Joke(P, "second"))
+
+
+def says(probability, tie=0.0, flipped=None, name="member"):
+    def judge(pairs):
+        usage = Usage(calls=1)
+        if probability is None:
+            return [Verdict(name, None, error="overloaded", usage=usage) for _ in pairs]
+        return [Verdict(name, probability, tie=tie, flipped=flipped, usage=usage) for _ in pairs]
+
+    judge.__name__ = name
+    return judge
+
+
+def one(judges, **options):
+    [verdict] = Jury(judges, **options)([PAIR])
+    return verdict
+
+
+def test_mean_and_disagreement_by_hand():
+    verdict = one([says(0.9, tie=0.3), says(0.6), says(0.3)])
+    assert verdict.probability == pytest.approx(0.6)
+    assert verdict.disagreement == pytest.approx(math.sqrt((0.3**2 + 0.0 + 0.3**2) / 3))
+    assert verdict.tie == pytest.approx(0.1)
+    assert verdict.votes == (0.9, 0.6, 0.3)
+    assert verdict.usage.calls == 3
+    assert verdict.judge == "jury"
+    assert "2 of 3 judges prefer the first" in verdict.reason
+
+
+def test_weights_count():
+    verdict = one([{"judge": says(1.0), "weight": 3}, {"judge": says(0.0)}])
+    assert verdict.probability == pytest.approx(0.75)
+    assert verdict.disagreement == pytest.approx(math.sqrt(0.75 * 0.25**2 + 0.25 * 0.75**2))
+
+
+def test_of_one_mind_there_is_no_disagreement_and_split_halves_have_the_most():
+    assert one([says(0.7), says(0.7)]).disagreement == 0.0
+    split = one([says(1.0), says(0.0), says(0.5)])
+    assert "1 of 3 judges prefer the first" in split.reason
+    assert one([says(1.0), says(0.0)]).disagreement == 0.5
+    sure = one([says(1.0, tie=1.0), says(1.0, tie=1.0)])
+    assert (sure.probability, sure.tie) == (1.0, 1.0)
+
+
+def test_failed_judges_are_left_out_down_to_the_quorum():
+    half = one([says(0.8), says(None, name="late")])
+    assert half.probability == 0.8
+    assert half.votes == (0.8, None)
+    assert half.usage.calls == 2
+    third = one([says(0.8), says(None, name="late"), says(None, name="ill")])
+    assert third.failed
+    assert third.error == "late: overloaded; ill: overloaded"
+    assert third.usage.calls == 3
+    assert one([says(0.8), says(None), says(None)], quorum=0.3).probability == 0.8
+    assert one([says(0.8), {"judge": says(None), "weight": 3}]).failed
+    assert one([says(None)]).failed
+
+
+def test_a_flip_of_any_judge_is_a_flip_and_unknown_stays_unknown():
+    assert one([says(0.5), says(0.5)]).flipped is None
+    assert one([says(0.5, flipped=False), says(0.5)]).flipped is False
+    assert one([says(0.5, flipped=False), says(0.5, flipped=True)]).flipped is True
+
+
+def test_it_is_made_by_name_and_keeps_the_order_of_pairs():
+    jury = judges.make("jury", judges=["pocket", {"judge": "pocket", "options": {}}])
+    good, plain = Joke(P, "The meeting was so slow that glaciers overtook it."), Joke(P, "The meeting was slow.")
+    assert [v.probability for v in jury([(good, plain), (plain, good), (good, good)])] == [1.0, 0.0, 0.5]
+    assert jury([]) == []
+
+
+@pytest.mark.parametrize(
+    ("seats", "says_what"),
+    [
+        ([], "at least one"),
+        ("pocket", "must be a list"),
+        ([{"judge": "pocket", "wieght": 1}], "Did you mean 'weight'"),
+        ([{"weight": 1}], "names its judge"),
+        ([{"judge": "pocket", "weight": 0}], "above 0"),
+    ],
+)
+def test_bad_juries_are_refused(seats, says_what):
+    with pytest.raises(InvalidOption, match=says_what):
+        Jury(seats)
+
+
+def test_bad_quorum_and_broken_judges():
+    with pytest.raises(InvalidOption, match="quorum"):
+        Jury(["pocket"], quorum=0)
+    with pytest.raises(CriticContractError, match="1 pairs and returned 0"):
+        Jury([lambda pairs: []])([PAIR])

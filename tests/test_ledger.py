@@ -1,0 +1,336 @@
+"""The ledger: what was paid for is kept, found again, shared between processes, and never asked twice."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_messages_server import running
+
+from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption
+from humor_env.llm import Budget, Desk, Ledger, Reply, Request, make_client
+from humor_env.llm.budget import Account
+from humor_env.llm.ledger import request_key
+from humor_env.llm.protocol import OnReply
+from humor_env.rewards.scorer import ScorerCritic
+from humor_env.types import NO_USAGE, Joke, Prompt, Usage
+
+USAGE = Usage(1, 100, 20, 50, 0.001)
+
+
+class Echo:
+    """A client that answers with what it was asked, counts, and can be told to fail."""
+
+    probabilities = False
+
+    def __init__(self, name: str = "echo", error: str | None = None) -> None:
+        self.name, self.error = name, error
+        self.asked: list[str] = []
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        replies = []
+        for index, request in enumerate(requests):
+            self.asked.append(request.data["line"])
+            reply = Reply(request.data["line"], None, "end_turn", self.error, "as told" if self.error else "", USAGE)
+            replies.append(reply)
+            if on_reply is not None:
+                on_reply(index, reply)
+        return replies
+
+    def close(self) -> None:
+        pass
+
+
+def request(line: str, **changes: object) -> Request:
+    return replace(Request("Rate.", {"line": line}), **changes)  # type: ignore[arg-type]
+
+
+def test_what_makes_another_question() -> None:
+    base = Request("Rate.", {"1": "a", "2": "b"}, {"type": "object"}, 300, ("1", "2"), 0)
+    others = [
+        replace(base, system="Rate!"),
+        replace(base, data={"1": "b", "2": "a"}),
+        replace(base, data={"1": "a", "2": "b "}),
+        replace(base, data={"1": 'a", "2": "b'}),
+        replace(base, schema=None),
+        replace(base, max_tokens=301),
+        replace(base, choices=("1", "2", "0")),
+        replace(base, sample=1),
+    ]
+    keys = [request_key("scorer 1", "m", r) for r in (base, *others)]
+    keys += [request_key("scorer 2", "m", base), request_key("scorer 1", "n", base)]
+    assert len(set(keys)) == len(keys)
+    assert request_key("scorer 1", "m", replace(base)) == keys[0]
+
+
+def test_a_key_is_the_same_in_every_version() -> None:
+    """A change here makes every ledger worthless: it must be meant."""
+    key = request_key("scorer 1", "m", Request("Rate é.", {"line": "\ud800 a"}))
+    assert key == "a3a8df22632127d05d23948d88d55fe8ca3f0a11e08b85667af96ceeeff05013"
+
+
+def test_replies_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "ledger.sqlite"
+    stored = {
+        "a": Reply('{"x": 1}', {"x": 1, "y": "é\ud800"}, "end_turn", None, "", USAGE, {"1": 0.25, "2": 0.75}),
+        "b": Reply("no \ud800", None, "refusal", "refusal", "declined", replace(USAGE, cost=None)),
+    }
+    with Ledger(path) as ledger:
+        for key, reply in stored.items():
+            assert ledger.put(key, "p", "m", request("x"), reply) == reply
+    with Ledger(path) as ledger:
+        found = ledger.find(["a", "b", "c"])
+        assert found == stored | {"b": replace(stored["b"], text="no \\ud800")}
+        assert ledger.spent() == Usage(2, 200, 40, 100, None)
+        assert ledger.spent("other") == NO_USAGE
+        assert len(ledger) == 2
+
+
+def test_the_first_answer_counts_unless_it_was_a_passing_failure() -> None:
+    ledger = Ledger()
+    good, other = Reply("good", usage=USAGE), Reply("other", usage=USAGE)
+    passing, lasting = Reply(error="overloaded", usage=Usage(3)), Reply(error="refusal", usage=USAGE)
+    assert ledger.put("a", "p", "m", request("x"), good) == good
+    assert ledger.put("a", "p", "m", request("x"), other).text == "good"
+    assert ledger.put("a", "p", "m", request("x"), passing).text == "good"
+    ledger.put("b", "p", "m", request("x"), passing)
+    assert ledger.put("b", "p", "m", request("x"), good) == good
+    assert ledger.find(["b"])["b"].usage.calls == 4  # the calls of the failed attempts stay in the books
+    ledger.put("c", "p", "m", request("x"), lasting)
+    assert ledger.put("c", "p", "m", request("x"), good).error == "refusal"
+
+
+def test_the_desk_asks_each_question_once_and_bills_it_once() -> None:
+    client = Echo()
+    desk = Desk("p", client)
+    replies = desk.ask([request(line) for line in ("a", "b", "a", "a")])
+    assert client.asked == ["a", "b"]
+    assert [r.text for r in replies] == ["a", "b", "a", "a"]
+    assert [r.replayed for r in replies] == [False, False, True, True]
+    assert [r.usage for r in replies] == [USAGE, USAGE, NO_USAGE, NO_USAGE]
+    assert desk.usage == USAGE + USAGE
+    again = desk.ask([request("b"), request("c")])
+    assert client.asked == ["a", "b", "c"]
+    assert [r.usage.calls for r in again] == [0, 1]
+    assert desk.counts == {"asked": 3, "replayed": 3}
+
+
+def test_a_desk_of_another_purpose_or_model_asks_for_itself() -> None:
+    ledger = Ledger()
+    for purpose, client in (("p", Echo()), ("q", Echo()), ("p", Echo("echo effort=low"))):
+        Desk(purpose, client, ledger=ledger).ask([request("a")])
+        assert client.asked == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "asked_again"),
+    [("refusal", False), ("invalid", False), ("cut", False), ("overloaded", True), ("unreachable", True)],
+)
+def test_only_passing_failures_are_asked_again(error: str, asked_again: bool) -> None:
+    ledger = Ledger()
+    Desk("p", Echo(error=error), ledger=ledger).ask([request("a")])
+    client = Echo()
+    [reply] = Desk("p", client, ledger=ledger).ask([request("a")])
+    assert client.asked == (["a"] if asked_again else [])
+    assert reply.error == (None if asked_again else error)
+
+
+def test_every_reply_is_on_disk_before_the_next_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    seen: list[int] = []
+
+    def look(progress: object) -> None:
+        seen.append(sqlite3.connect(path).execute("SELECT count(*) FROM replies").fetchone()[0])
+
+    Desk("p", Echo(), ledger=path, on_progress=look).ask([request(str(n)) for n in range(5)])
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_a_finished_run_replays_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l.sqlite"
+    jokes = [Joke(Prompt(f"p{n}", f"Meeting {n}."), f"Moss in meeting {n}.") for n in range(30)]
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+    with running("--fail", "0.3", "--faults", "refusal,wrong-type,413") as server:
+        live = ScorerCritic(f"anthropic:claude-haiku-4-5@{server.url}", ledger=path)
+        before = live(jokes)
+        live.close()
+        calls = server.stats()["calls"]
+        for variable in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.delenv("ANTHROPIC_CONFIG_DIR", raising=False)
+        replayed = ScorerCritic("anthropic:claude-haiku-4-5", ledger=path)
+        after = replayed(jokes)
+        assert [(j.score, j.error, j.parts) for j in after] == [(j.score, j.error, j.parts) for j in before]
+        assert any(j.failed for j in after)
+        assert sum((j.usage for j in after), NO_USAGE) == NO_USAGE
+        with pytest.raises(CredentialError, match="1 of 31 questions are not in the ledger"):
+            replayed([*jokes, Joke(jokes[0].prompt, "a new one")])
+        assert server.stats()["calls"] == calls
+    with pytest.raises(CredentialError, match="Set ANTHROPIC_API_KEY"):
+        ScorerCritic("anthropic:claude-haiku-4-5", ledger=tmp_path / "empty.sqlite")
+
+
+def test_where_two_processes_ask_at_once_both_use_what_was_stored_first(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+
+    class Late(Echo):
+        def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+            desk = Desk("p", Echo(), ledger=path)  # the other process, which is quicker
+            desk.ledger.put(desk.key(requests[0]), "p", "echo", requests[0], Reply("theirs", usage=Usage(1, 7)))
+            return super().__call__(requests, on_reply)
+
+    desk = Desk("p", Late(), ledger=path)
+    [reply] = desk.ask([request("mine")])
+    assert reply.text == "theirs"
+    assert reply.usage == desk.usage == USAGE  # what this process paid, not what the other one did
+
+
+def test_without_a_key_passing_failures_are_part_of_the_run(tmp_path: Path) -> None:
+    ledger = Ledger()
+
+    class Keyless(Echo):
+        lacks_key = True
+
+    Desk("p", Echo(error="overloaded"), ledger=ledger).ask([request("a")])
+    client = Keyless()
+    [reply] = Desk("p", client, ledger=ledger).ask([request("a")])
+    assert (reply.error, client.asked) == ("overloaded", [])
+
+
+def test_over_budget_either_stops_or_leaves_unscored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+    jokes = [Joke(Prompt("p", "Meeting."), f"Moss {n}.") for n in range(10)]
+    with running() as server:
+        spec = f"anthropic:claude-haiku-4-5@{server.url}"
+        with pytest.raises(BudgetExceeded):
+            ScorerCritic(spec, budget={"max_calls": 4})(jokes)
+        ledger = Ledger()
+        judgements = ScorerCritic(spec, ledger=ledger, budget={"max_calls": 4}, over_budget="unscored")(jokes)
+        assert sum(j.failed for j in judgements) == 6
+        assert all("budget" in (j.error or "") for j in judgements if j.failed)
+        assert len(ledger) == 4  # what was not asked is not written down as a failure
+        assert not any(j.failed for j in ScorerCritic(spec, ledger=ledger)(jokes))
+    with pytest.raises(InvalidOption, match="'stop' or 'unscored'"):
+        ScorerCritic(spec, over_budget="skip")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="Did you mean 'max_calls'"):
+        ScorerCritic(spec, budget={"max_call": 4})
+
+
+def test_an_account_in_the_ledger_is_shared_and_never_overdrawn(tmp_path: Path) -> None:
+    """Two processes' worth of budgets on one file: together they get exactly what is allowed."""
+    path = tmp_path / "l.sqlite"
+    budgets = [Budget(max_calls=100, ledger=Ledger(path), scope="run") for _ in range(2)]
+    tickets = [budgets[n % 2].reserve(10, 0.0) for n in range(100)]
+    assert None not in tickets
+    for budget in budgets:
+        with pytest.raises(BudgetExceeded):
+            budget.reserve(10, 0.0)
+    assert budgets[0].account == Account(100, 1000, 0.0)
+    assert Budget(ledger=Ledger(path), scope="other").account == Account()
+
+
+def test_reservations_settle_to_what_was_used_or_stay() -> None:
+    budget = Budget(max_tokens=1000)
+    first, second = budget.reserve(400, 0.5), budget.reserve(500, 0.5)
+    assert first is not None
+    assert second is not None
+    assert budget.reserve(400, 0.5) is None  # may fit once the others are settled
+    budget.settle(first, Usage(1, 100, 20, 0, 0.1))
+    assert budget.account == Account(2, 620, 0.6)
+    third = budget.reserve(380, 0.0)
+    assert third is not None
+    budget.settle(second, None)
+    assert budget.account.tokens == 1000
+    budget.release(third)
+    assert budget.account == Account(2, 620, pytest.approx(0.6))  # type: ignore[arg-type]
+    with pytest.raises(BudgetExceeded, match="620 of at most 1000 tokens"):
+        budget.reserve(381, 0.0)
+    assert budget.spent == Usage(2, 100, 20, 0, 0.1)
+
+
+_TWO = """
+import sys
+from humor_env.llm import Ledger, Request, Reply, Budget
+ledger = Ledger(sys.argv[1])
+budget = Budget(max_calls=10000, ledger=ledger, scope="both")
+print("ready", flush=True); sys.stdin.readline()
+for n in range(300):
+    budget.settle(budget.reserve(10, 0.001), None)
+    ledger.put(str(n), "p", "m", Request("s", {"line": n}), Reply(sys.argv[2]))
+print(",".join(r.text for r in (ledger.find([str(n)])[str(n)] for n in range(300))))
+"""
+
+
+def test_two_processes_share_a_ledger_and_read_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    command = [sys.executable, "-c", _TWO, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "a"], **pipes) as a, subprocess.Popen([*command, "b"], **pipes) as b:  # type: ignore[call-overload]
+        for process in (a, b):
+            assert process.stdout.readline() == "ready\n"
+        for process in (a, b):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        read_a, read_b = a.communicate()[0], b.communicate()[0]
+        assert (a.returncode, b.returncode) == (0, 0)
+    assert read_a == read_b
+    with Ledger(path) as ledger:
+        assert len(ledger) == 300
+        assert ledger.account("both").calls == 600
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database" * 100)
+    with pytest.raises(InvalidOption, match="cannot be used as a ledger"):
+        Ledger(text)
+    newer = tmp_path / "newer.sqlite"
+    sqlite3.connect(newer).execute("PRAGMA user_version = 99")
+    with pytest.raises(InvalidOption, match="format 99"):
+        Ledger(newer)
+
+
+def test_replay_is_fast(tmp_path: Path) -> None:
+    """At least 5,000 verdicts a second from the ledger (measured about three times that; see the bench)."""
+    jokes = [Joke(Prompt(f"p{n}", f"Meeting {n}."), f"Moss {n}.") for n in range(2000)]
+
+    class Fives(Echo):
+        def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+            five = {"reason": "x", "wit": 5, "meaning": 5, "originality": 5, "kindness": 5}
+            replies = [Reply("x", five, "end_turn", usage=USAGE) for _ in requests]
+            for index, reply in enumerate(replies):
+                assert on_reply is not None
+                on_reply(index, reply)
+            return replies
+
+    ScorerCritic(Fives(), ledger=tmp_path / "l.sqlite")(jokes)
+    critic = ScorerCritic(Fives(), ledger=tmp_path / "l.sqlite")
+    start = time.process_time()  # of this process: what else the machine does is not the ledger's doing
+    judgements = critic(jokes)
+    assert time.process_time() - start < 2000 / 5000
+    assert {j.score for j in judgements} == {1.0}
+    assert critic.desk.counts == {"replayed": 2000}
+
+
+def test_an_estimate_asks_nothing_and_knows_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+    with running() as server:
+        critic = ScorerCritic(f"anthropic:claude-haiku-4-5@{server.url}")
+        jokes = [Joke(Prompt("p", "Meeting."), f"Moss {n % 8}.") for n in range(10)]
+        estimate = critic.estimate(jokes)
+        assert (estimate.requests, estimate.replayed, estimate.calls) == (10, 2, 8)
+        assert estimate.output_tokens == 8 * 300
+        assert estimate.cost is not None
+        assert estimate.cost > 8 * 300 * 5e-6
+        assert server.stats()["calls"] == 0
+        critic(jokes[:3])
+        assert critic.estimate(jokes).calls == 5
+    unknown = make_client("anthropic:new-model", must_have_key=False)
+    assert Desk("p", unknown).estimate([request("a")]).cost is None

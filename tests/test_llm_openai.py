@@ -1,0 +1,139 @@
+"""OpenAI-compatible servers: what is sent, what is read, and where the probability of the answer stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_messages_server import Running, running
+
+from humor_env.errors import CredentialError, InvalidOption
+from humor_env.llm import Request, make_client
+from humor_env.llm.openai import OpenAIClient, answer_probabilities
+from humor_env.rewards.multiple_choice import MultipleChoiceJudge
+from humor_env.rewards.scorer import SCHEMA, ScorerCritic, symbol_schema
+from humor_env.types import Joke, Prompt
+
+PROMPT = Prompt("p", "The meeting was slow.")
+JOKES = [Joke(PROMPT, f"Moss {n}.") for n in range(5)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running("--keep-bodies", "--judge", "always-1") as server:
+        yield server
+
+
+def test_it_scores_through_a_server_without_a_key(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    critic = ScorerCritic(f"openai:m@{server.url}/v1", options={"prices": {"m": {"input": 1.0, "output": 2.0}}})
+    judgements = critic(JOKES)
+    assert not any(j.failed for j in judgements)
+    assert judgements[0].usage.cost == pytest.approx(100e-6 + 2 * 20e-6)
+    body = server.bodies()[-1]["body"]
+    assert [m["role"] for m in body["messages"]] == ["system", "user"]
+    assert body["max_tokens"] == 300
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert "temperature" not in body
+    assert "logprobs" not in body
+
+
+def test_it_reads_the_probability_of_the_answer(server: Running) -> None:
+    judge = MultipleChoiceJudge(f"openai:m@{server.url}/v1", options={"probabilities": True})
+    [verdict] = judge([(JOKES[0], JOKES[1])])
+    # The server says "1" with 0.8 and "2" with 0.1, in both orders: 8/9 each, and so a half.
+    assert verdict.probability == 0.5
+    assert judge.flip_rate == 1.0
+    [request] = judge.requests((JOKES[0], JOKES[1]))
+    [reply] = judge.desk.client([request])
+    assert reply.probabilities == pytest.approx({"1": 8 / 9, "2": 1 / 9})
+    assert server.bodies()[-1]["body"]["top_logprobs"] == 20
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "reset", "cut-body", "hang"])
+def test_faults_are_tried_again(server: Running, fault: str) -> None:
+    server.script(fault)
+    client = make_client(f"openai:m@{server.url}/v1", timeout=0.5, first_wait=0.01)
+    [reply] = client([Request("s", {"line": fault}, SCHEMA)])
+    assert reply.error is None
+    assert reply.usage.calls == 2
+
+
+def test_a_refused_key_stops(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "my-own-secret-42")
+    server.script("401")
+    client = make_client(f"openai:m@{server.url}/v1", key_variable="MY_KEY")
+    with pytest.raises(CredentialError, match="401") as caught:
+        client([Request("s", {"line": "x"}, SCHEMA)])
+    assert "my-own-secret-42" not in str(caught.value)
+
+
+def answer(**changes: Any) -> Any:
+    message = SimpleNamespace(content='{"answer": "1"}', refusal=None, **changes.pop("message", {}))
+    choice = SimpleNamespace(message=message, finish_reason="stop", logprobs=None)
+    for name, value in changes.items():
+        setattr(message if name in ("content", "refusal") else choice, name, value)
+    return SimpleNamespace(choices=[choice], usage=SimpleNamespace(prompt_tokens=10, completion_tokens=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({}, None),
+        ({"refusal": "no"}, "refusal"),
+        ({"finish_reason": "content_filter"}, "refusal"),
+        ({"finish_reason": "length"}, "cut"),
+        ({"finish_reason": "tool_calls"}, "invalid"),
+        ({"finish_reason": None}, "invalid"),
+        ({"content": None}, "invalid"),
+        ({"content": '{"answer": "3"}'}, "invalid"),
+        ({"content": 7}, "invalid"),
+    ],
+)
+def test_what_counts_as_an_answer(changes: dict[str, Any], error: str | None) -> None:
+    client = OpenAIClient("m", base_url="http://127.0.0.1:1/v1")
+    reply = client._read(answer(**changes), Request("s", {}, symbol_schema(("1", "2"))))
+    assert reply.error == error
+    assert (reply.data is None) == (error is not None)
+    assert reply.usage.input_tokens == 10
+
+
+def test_an_answer_without_choices_is_invalid() -> None:
+    client = OpenAIClient("m", base_url="http://127.0.0.1:1/v1")
+    for broken in (SimpleNamespace(choices=[]), SimpleNamespace(choices=None), "text"):
+        assert client._read(broken, Request("s", {}, SCHEMA)).error == "invalid"
+
+
+def tokens(*rows: tuple[str, dict[str, float]]) -> Any:
+    def alternatives(shares: dict[str, float]) -> list[Any]:
+        return [SimpleNamespace(token=t, logprob=math.log(p)) for t, p in shares.items()]
+
+    return SimpleNamespace(content=[SimpleNamespace(token=t, top_logprobs=alternatives(s)) for t, s in rows])
+
+
+def test_where_the_answer_stands_among_the_tokens() -> None:
+    text = '{"reason": "say \\"answer\\": \\"2\\"", "answer": "1"}'
+    head = text[: text.rindex("1")]
+    whole = tokens((head, {}), ("1", {"1": 0.6, "2": 0.2, "x": 0.2}), ('"}', {}))
+    assert answer_probabilities(text, whole, ("1", "2")) == pytest.approx({"1": 0.75, "2": 0.25})
+    joined = tokens((head[:-2], {}), (' "1"', {' "1"': 0.3, ' "2': 0.1, '"2': 0.5, " 2": 0.1}), ("}", {}))
+    assert answer_probabilities(text, joined, ("1", "2")) == pytest.approx({"1": 0.75, "2": 0.25})
+    elsewhere = tokens((head, {}), ("1", {"x": 1.0}), ('"}', {}))
+    assert answer_probabilities(text, elsewhere, ("1", "2")) == {}
+    assert answer_probabilities(text, tokens(("other text", {})), ("1", "2")) == {}
+    assert answer_probabilities(text, None, ("1", "2")) == {}
+
+
+def test_names_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_client("openai:m@http://127.0.0.1:1/v1", temperature=0.8)
+    assert first.name == "openai:m temperature=0.8"
+    assert make_client("openai:org/m:tag@http://127.0.0.1:2/v1").name == "openai:org/m:tag"
+    with pytest.raises(InvalidOption, match="needs a model"):
+        make_client("openai:@http://127.0.0.1:1/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789")
+    service = OpenAIClient("m")
+    assert service.parameters(Request("s", {}))["max_completion_tokens"] == 300
+    assert "secret" not in repr(service)

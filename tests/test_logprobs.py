@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from humor_env.agents.logprobs import kl_k1, kl_k3, masked_mean, masked_row_mean, token_logprobs
+
+
+def test_logprobs_by_hand():
+    # logits [0, ln 3] -> probabilities 1/4, 3/4
+    head = nn.Linear(1, 2, bias=False)
+    head.weight.data = torch.tensor([[0.0], [math.log(3)]])
+    head.requires_grad_(False)
+    logprobs, entropy = token_logprobs(torch.tensor([[1.0], [1.0]]), head, torch.tensor([0, 1]), entropy=True)
+    assert logprobs.tolist() == pytest.approx([math.log(0.25), math.log(0.75)], abs=1e-6)
+    by_hand = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert entropy.tolist() == pytest.approx([by_hand, by_hand], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_frozen_head_gradients_equal_autograd_in_chunks(temperature, bias, monkeypatch):
+    """The slope worked out in forward must equal what autograd finds through the full logits."""
+    monkeypatch.setattr("humor_env.agents.logprobs.CHUNK_BYTES", 1)  # many chunks: the smallest allowed
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(6, 11, bias=bias).double().requires_grad_(False)
+    hidden = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(11, (50,), generator=generator)
+    weights = torch.randn(50, generator=generator, dtype=torch.float64)
+
+    def loss_of(logprobs, entropy):
+        return (weights * logprobs).sum() + (weights.square() * entropy).sum()
+
+    ours = hidden.clone().requires_grad_()
+    logprobs, entropy = token_logprobs(
+        ours, head, targets, temperature=temperature, entropy=True, entropy_gradient=True
+    )
+    loss_of(logprobs, entropy).backward()
+
+    naive = hidden.clone().requires_grad_()
+    full = (head(naive) / temperature).log_softmax(-1)
+    naive_logprobs = full.gather(-1, targets[:, None]).squeeze(-1)
+    naive_entropy = -(full.exp() * full).sum(-1)
+    loss_of(naive_logprobs, naive_entropy).backward()
+
+    assert torch.allclose(logprobs.double(), naive_logprobs, atol=1e-5)
+    assert torch.allclose(entropy.double(), naive_entropy, atol=1e-5)
+    assert torch.allclose(ours.grad, naive.grad, atol=1e-5)
+
+
+def test_entropy_is_only_a_number_unless_its_gradient_is_asked_for():
+    head = nn.Linear(4, 7).requires_grad_(False)
+    hidden = torch.randn(3, 4, requires_grad=True)
+    logprobs, entropy = token_logprobs(hidden, head, torch.tensor([0, 1, 2]), entropy=True)
+    (logprobs.sum() * 0 + entropy.sum()).backward()
+    assert hidden.grad.abs().max() == 0
+
+
+def test_a_trainable_head_gets_its_gradient():
+    head = nn.Linear(4, 7)
+    hidden = torch.randn(40, 4)
+    targets = torch.arange(40) % 7
+    logprobs, _ = token_logprobs(hidden, head, targets)
+    logprobs.sum().backward()
+    got = head.weight.grad.clone()
+    head.weight.grad = None
+    head(hidden).log_softmax(-1).gather(-1, targets[:, None]).sum().backward()
+    assert torch.allclose(got, head.weight.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_memory_of_logits_stays_bounded(frozen):
+    """64 x 512 tokens over a vocabulary of 151,936 would be 20 GB of logits; here the same at 1/64 of the scale.
+
+    What autograd keeps for backward must not grow with the vocabulary.
+    """
+    rows, vocabulary, width = 512, 151_936 // 64, 8
+    head = nn.Linear(width, vocabulary, bias=False).requires_grad_(not frozen)
+    hidden = torch.randn(rows, width, requires_grad=True)
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        if tensor.data_ptr() != head.weight.data_ptr():
+            kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        token_logprobs(hidden, head, torch.zeros(rows, dtype=torch.long))
+    logits_bytes = rows * vocabulary * 4
+    assert kept < logits_bytes / 10
+
+
+def test_kl_estimators_by_hand():
+    # pi = 0.5, ref = 0.25: log(pi/ref) = ln 2; ref/pi - 1 - ln(ref/pi) = 0.5 - 1 + ln 2
+    logprobs, ref = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
+    assert kl_k1(logprobs, ref).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert kl_k3(logprobs, ref).item() == pytest.approx(math.log(2) - 0.5, abs=1e-6)
+
+
+def test_kl_estimators_average_to_the_true_kl():
+    pi, ref = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.5, 0.3])
+    truth = (pi * (pi / ref).log()).sum()
+    for estimator in (kl_k1, kl_k3):
+        assert torch.allclose((pi * estimator(pi.log(), ref.log())).sum(), truth, atol=1e-6)
+    assert (kl_k3(pi.log(), ref.log()) >= 0).all()
+
+
+def test_masked_means():
+    values = torch.tensor([[1.0, 2.0, 100.0], [3.0, 100.0, 100.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert masked_mean(values, mask).item() == 2.0  # (1 + 2 + 3) / 3, not the mean of row means 2.25
+    assert masked_row_mean(values, mask).tolist() == [1.5, 3.0]
+    assert masked_mean(values, torch.zeros(2, 3)).item() == 0.0

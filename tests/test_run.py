@@ -1,0 +1,530 @@
+"""A spec, run: what it leaves behind, that it repeats and resumes exactly, what is refused before any work is done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny import bart, llama, tokenizer
+
+from humor_env import pocket, registry
+from humor_env.agents.student import Student
+from humor_env.errors import CheckpointError, InvalidOption, PromptError, StudentError, UnknownName
+from humor_env.experiments.measure import measure_student
+from humor_env.experiments.parts import Parts, load_student
+from humor_env.experiments.run import run
+from humor_env.experiments.run_folder import choose_folder, commit, student_folder, versions
+from humor_env.experiments.spec import StudentSpec, load_spec, parse_spec
+from humor_env.teacher import TeacherBuffer
+from humor_env.types import Demonstration, Judgement, Prompt, Verdict
+
+STOP_AT: list[int] = []  # the calls of the critic at which the user presses Ctrl-C
+CALLS: list[int] = []
+
+
+def share_of_e(jokes):
+    """A critic that differs from line to line."""
+    CALLS.append(len(jokes))
+    if len(CALLS) in STOP_AT:
+        os.kill(os.getpid(), signal.SIGINT)
+    return [Judgement("share-of-e", min(1.0, 4 * j.text.count("e") / max(1, len(j.text)))) for j in jokes]
+
+
+def share_of_o(jokes):
+    return [Judgement("share-of-o", j.text.count("o") / max(1, len(j.text))) for j in jokes]
+
+
+@pytest.fixture(autouse=True)
+def a_fresh_critic():
+    STOP_AT.clear()
+    CALLS.clear()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with tiny students, prompts and a teacher's lines."""
+    folder = tmp_path_factory.mktemp("world")
+    for name, make in (("causal", llama), ("seq2seq", bart)):
+        words = tokenizer()
+        make(len(words)).save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
+    sizes = {"train": 8, "dev": 3, "test": 4}
+    prompts = [
+        Prompt(f"{split}-{i}", f"The {split} meeting {i} was slow.", split=split)
+        for split, size in sizes.items()
+        for i in range(size)
+    ]
+    rows = [{"id": p.id, "text": p.text, "split": p.split} for p in prompts]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    TeacherBuffer(folder / "lines.jsonl", [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts])
+    return folder
+
+
+@pytest.fixture
+def text(world):
+    return f"""
+name = "tiny"
+[env]
+prompts = {str(world / "prompts.jsonl")!r}
+[student]
+model = {str(world / "causal")!r}
+lora = {{rank = 4, alpha = 8}}
+[teacher]
+lines = {str(world / "lines.jsonl")!r}
+[teacher.imitation]
+epochs = 2
+batch_size = 4
+[[critic]]
+critic = "test_run:share_of_e"
+[learner]
+name = "ppo"
+steps = 4
+batch_size = 4
+kl_limit = 1e9
+checkpoint_every = 2
+[learner.sampling]
+max_new_tokens = 6
+[[eval.critic]]
+critic = "test_run:share_of_o"
+"""
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_run_leaves_behind(text, tmp_path):
+    spec = parse_spec(text, ["learner.evaluate_every=2", "eval.dev_limit=2", "eval.limit=3"])
+    [result] = run(spec, tmp_path / "run")
+    place = tmp_path / "run" / "seed-0"
+    assert [row["step"] for row in lines(place / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [("eval/score" in row) for row in lines(place / "metrics.jsonl")] == [False, True, False, True]
+    assert not any(key.startswith("seconds/") for row in lines(place / "metrics.jsonl") for key in row)
+    assert len(lines(place / "jokes.jsonl")) == 16
+    assert {row["critic"] for row in lines(place / "jokes.jsonl")} == {"share-of-e"}
+    assert [row["step"] for row in lines(place / "imitation" / "metrics.jsonl") if "sft/loss" in row] == [1, 2, 3, 4]
+    for stage in ("base", "imitation", "ppo", "teacher"):
+        rows = lines(place / f"evaluation-{stage}.jsonl")
+        assert [row["prompt_id"] for row in rows] == ["test-0", "test-1", "test-2"]
+        assert {row["critic"] for row in rows} == {"share-of-o"}
+        assert result.stages[stage]["score"] == pytest.approx(sum(row["score"] for row in rows) / 3)
+    assert result.stages["teacher"]["score"] == pytest.approx("Glaciers overtook it.".count("o") / 21)
+    assert (result.steps, result.stopped) == (4, False)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["versions"] == versions()
+    assert (record["seeds"], record["commit"]) == ([0], commit())
+    assert record["repeat"] == f"humor-env train {tmp_path / 'run' / 'spec.toml'}"
+    whole = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert whole["seeds"][0] == json.loads((place / "results.json").read_text()) == result.record()
+    assert load_spec(tmp_path / "run" / "spec.toml") == spec
+    # The saved student is the one that was measured, and its base is named, not copied.
+    again = measure_student(
+        str(tmp_path / "run"),
+        critic="test_run:share_of_o",
+        prompts=str(spec.env.prompts),
+        limit=3,
+        max_new_tokens=6,
+        out=tmp_path / "again.jsonl",
+    )
+    assert again["score"] == result.stages["ppo"]["score"]
+    assert [r["text"] for r in lines(tmp_path / "again.jsonl")] == [
+        r["text"] for r in lines(place / "evaluation-ppo.jsonl")
+    ]
+    assert json.loads((place / "student" / "student.json").read_text())["base"] == spec.student.model
+    assert not (place / "student" / "base").exists()
+
+
+def test_a_run_repeated_from_its_saved_spec_gives_the_same_metrics(text, tmp_path):
+    run(parse_spec(text, ["seeds=[3]"]), tmp_path / "first")
+    run(load_spec(tmp_path / "first" / "spec.toml"), tmp_path / "second")
+    for name in ("metrics.jsonl", "jokes.jsonl", "imitation/metrics.jsonl", "evaluation-ppo.jsonl"):
+        first, second = ((tmp_path / which / "seed-3" / name).read_bytes() for which in ("first", "second"))
+        assert first == second
+        assert first
+
+
+def test_each_seed_is_a_run_of_its_own(text, tmp_path):
+    results = run(parse_spec(text, ["seeds=[0, 1]", "learner.steps=1"]), tmp_path)
+    assert [r.seed for r in results] == [0, 1]
+    first, second = (lines(tmp_path / f"seed-{i}" / "jokes.jsonl") for i in (0, 1))
+    assert [r["text"] for r in first] != [r["text"] for r in second]
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(text, tmp_path):
+    spec = parse_spec(text)
+    run(spec, tmp_path / "whole")
+    CALLS.clear()
+    STOP_AT.append(3)
+    [stopped] = run(spec, tmp_path / "stopped")
+    assert (stopped.stopped, stopped.steps) == (True, 3)
+    assert "ppo" not in stopped.stages
+    assert json.loads((tmp_path / "stopped" / "results.json").read_text())["seeds"][0]["stopped"] is True
+    [resumed] = run(spec, tmp_path / "stopped", resume=True)
+    assert not resumed.stopped
+    for name in ("metrics.jsonl", "jokes.jsonl", "imitation/metrics.jsonl", "evaluation-ppo.jsonl"):
+        whole, other = ((tmp_path / which / "seed-0" / name).read_bytes() for which in ("whole", "stopped"))
+        assert whole == other, name
+    assert "resumed" in json.loads((tmp_path / "stopped" / "run.json").read_text())
+
+
+def test_stopping_while_imitating_stops_the_run(text, tmp_path, monkeypatch):
+    from humor_env.agents import sft
+
+    update, done = sft._update, []
+
+    def and_stop(*arguments):
+        done.append(1)
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(*arguments)
+
+    monkeypatch.setattr(sft, "_update", and_stop)
+    spec = parse_spec(text, ["seeds=[0, 1]"])
+    [result] = run(spec, tmp_path)
+    assert result.stopped
+    assert not (tmp_path / "seed-1").exists()
+    assert not (tmp_path / "seed-0" / "metrics.jsonl").exists()
+    monkeypatch.undo()
+    assert [r.stopped for r in run(spec, tmp_path, resume=True)] == [False, False]
+    assert [r["step"] for r in lines(tmp_path / "seed-0/imitation/metrics.jsonl") if "sft/loss" in r] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_measured_again_but_a_longer_one_is(text, tmp_path):
+    [before] = run(parse_spec(text), tmp_path)
+    CALLS.clear()
+    [same] = run(parse_spec(text), tmp_path, resume=True)
+    assert not CALLS
+    assert same.stages == before.stages
+    evaluated = (tmp_path / "seed-0" / "evaluation-ppo.jsonl").stat().st_mtime_ns
+    [longer] = run(parse_spec(text, ["learner.steps=6"]), tmp_path, resume=True)
+    assert len(CALLS) == 2
+    assert longer.steps == 6
+    assert longer.stages["base"] == before.stages["base"]
+    assert (tmp_path / "seed-0" / "evaluation-ppo.jsonl").stat().st_mtime_ns > evaluated
+
+
+def test_a_run_is_only_gone_on_with_under_its_own_settings(text, tmp_path):
+    run(parse_spec(text, ["learner.steps=1"]), tmp_path)
+    with pytest.raises(CheckpointError, match=r"other settings \(learner.clip was 0.2, now 0.3\)"):
+        run(parse_spec(text, ["learner.steps=1", "learner.clip=0.3"]), tmp_path, resume=True)
+    assert run(parse_spec(text, ["learner.steps=1", "budget.max_calls=3"]), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("learner", registry.learners.names())
+def test_every_learner_asks_for_nothing_that_a_run_does_not_offer(learner):
+    """And every one's settings can be written down and read again."""
+    import inspect
+
+    from humor_env.experiments.run import OFFERS
+
+    spec = parse_spec(f"[[critic]]\ncritic = 'pocket'\n[learner]\nname = '{learner}'\n")
+    assert parse_spec(spec.to_toml()) == spec
+    _, *others = inspect.signature(spec.train).parameters.values()
+    assert {p.name for p in others if p.default is p.empty} <= set(OFFERS)
+
+
+def test_groups_of_environments_change_nothing(text, tmp_path):
+    run(parse_spec(text, ["learner.steps=2"]), tmp_path / "one")
+    run(parse_spec(text, ["learner.steps=2", "env.groups=2"]), tmp_path / "two")
+    one, two = (lines(tmp_path / which / "seed-0" / "jokes.jsonl") for which in ("one", "two"))
+    told = [[(r["prompt_id"], r["text"], r["score"]) for r in rows] for rows in (one, two)]
+    assert told[0] == told[1]
+    assert CALLS.count(4) == 2 and CALLS.count(2) == 4
+    with pytest.raises(InvalidOption, match="a process's 4 lines do not divide into 3 groups"):
+        run(parse_spec(text, ["env.groups=3"]), tmp_path / "three")
+    with pytest.raises(InvalidOption, match="2 groups of whole families of 4 siblings"):
+        run(parse_spec(text, ["env.groups=2", "learner.siblings=4"]), tmp_path / "four")
+
+
+@pytest.mark.parametrize("learner", ["grpo", "rloo", "sft"])
+def test_other_learners_run_from_the_same_spec(learner, text, tmp_path):
+    settings = ["learner.steps=1", "learner.siblings=2", "learner.batch_size=4", "learner.sampling.max_new_tokens=6"]
+    begin = text.split("[learner]")[0] + f'[learner]\nname = "{learner}"\n' + "[[eval.critic]]\ncritic = 'rules'\n"
+    spec = parse_spec(begin, ["learner.epochs=1"] if learner == "sft" else settings)
+    [result] = run(spec, tmp_path)
+    assert set(result.stages) == {"base", "teacher", learner} | ({"imitation"} if learner != "sft" else set())
+    assert lines(tmp_path / "seed-0" / "metrics.jsonl")
+
+
+PAIRS = """
+[[eval.critic]]
+critic = "test_run:share_of_o"
+[judge]
+judge = "test_run:more_e"
+[learner]
+name = "dpo"
+epochs = 1
+batch_size = 4
+[learner.pairs]
+candidates = 3
+length_filter = "off"
+[learner.pairs.sampling]
+max_new_tokens = 6
+"""
+
+
+def more_e(pairs):
+    """A judge: the line with more of the letter e."""
+    return [Verdict("more-e", 0.9 if a.text.count("e") > b.text.count("e") else 0.2) for a, b in pairs]
+
+
+def test_learners_of_preferences_get_the_judge_and_need_no_critic(text, tmp_path):
+    begin = text.split("[[critic]]")[0]
+    [result] = run(parse_spec(begin + PAIRS), tmp_path / "dpo")
+    assert set(result.stages) == {"base", "teacher", "imitation", "dpo"}
+    assert result.steps == len(lines(tmp_path / "dpo" / "seed-0" / "metrics.jsonl")) > 0
+    texts = [r["text"] for r in lines(tmp_path / "dpo" / "seed-0" / "evaluation-dpo.jsonl")]
+    short = run(parse_spec(begin + PAIRS, ["eval.sampling={max_new_tokens=1}"]), tmp_path / "short")
+    assert len(short) == 1
+    other = [r["text"] for r in lines(tmp_path / "short" / "seed-0" / "evaluation-dpo.jsonl")]
+    assert sum(map(len, other)) < sum(map(len, texts)) / 2
+    with pytest.raises(InvalidOption, match=r"'grpo' learns from a critic: the spec needs \[\[critic\]\]"):
+        run(parse_spec(begin + PAIRS[: PAIRS.index("[learner]")] + '[learner]\nname = "grpo"\n'), tmp_path / "grpo")
+
+
+def test_a_learner_that_hands_over_a_writer_is_measured_by_it(text, tmp_path):
+    best = text.split("[learner]")[0] + '[learner]\nname = "best-of-n"\nn = 4\nsampling = {max_new_tokens = 6}\n'
+    [result] = run(parse_spec(best), tmp_path)
+    assert result.stages["best-of-n"]["score"] > result.stages["imitation"]["score"]
+    assert {r["author"] for r in lines(tmp_path / "seed-0" / "evaluation-best-of-n.jsonl")} == {"best-of-4"}
+    assert run(parse_spec(best), tmp_path, resume=True)[0].stages == result.stages
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(text, tmp_path):
+    """A run killed in its first epoch of imitation had its steps in the metrics twice after it was resumed."""
+    spec = parse_spec(text)
+    run(spec, tmp_path / "whole")
+    place = tmp_path / "killed" / "seed-0" / "imitation"
+    place.mkdir(parents=True)
+    for name in ("spec.toml", "run.json"):
+        (tmp_path / "killed" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    metrics = (tmp_path / "whole" / "seed-0" / "imitation" / "metrics.jsonl").read_bytes()
+    (place / "metrics.jsonl").write_bytes(metrics.splitlines(keepends=True)[0])
+    run(spec, tmp_path / "killed", resume=True)
+    assert (place / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_an_encoder_decoder_runs(text, world, tmp_path):
+    spec = parse_spec(text, [f"student.model={str(world / 'seq2seq')!r}", "learner.steps=1"])
+    assert run(spec, tmp_path)[0].steps == 1
+
+
+def test_the_revise_environment_keeps_its_registered_attempts(text, tmp_path):
+    spec = parse_spec(text, ["env.id=humor_env/Revise-v0", "learner.steps=1"])
+    run(spec, tmp_path / "three")
+    assert len(lines(tmp_path / "three" / "seed-0" / "jokes.jsonl")) == 3 * 4
+    run(parse_spec(text, ["env.id=humor_env/Revise-v0", "env.attempts=2", "learner.steps=1"]), tmp_path / "two")
+    assert len(lines(tmp_path / "two" / "seed-0" / "jokes.jsonl")) == 2 * 4
+
+
+# A learner of one's own
+
+
+@dataclass(frozen=True)
+class EchoConfig:
+    seed: int = 0
+
+
+GIVEN: dict = {}
+
+
+def train_echo(config: EchoConfig, student, *, critic, teacher, demonstrations, dev, prompts, nothing=None):
+    GIVEN.update(locals())
+
+
+def train_greedy(config: EchoConfig, student, telescope): ...
+
+
+def test_a_learner_is_given_what_it_has_parameters_for(text, tmp_path):
+    begin = text.split("[learner]")[0]
+    run(parse_spec(begin + '[learner]\nname = "test_run:train_echo"\n', ["seeds=[5]", "name=echo"]), tmp_path / "a")
+    assert GIVEN["config"] == EchoConfig(seed=5)
+    assert GIVEN["critic"] is share_of_e
+    assert len(GIVEN["teacher"]) == 15
+    assert (len(GIVEN["demonstrations"]), len(GIVEN["dev"]), len(GIVEN["prompts"])) == (8, 3, 8)
+    assert GIVEN["nothing"] is None
+    with pytest.raises(InvalidOption, match="wants 'telescope', which a run does not have"):
+        run(parse_spec(begin + '[learner]\nname = "test_run:train_greedy"\n'), tmp_path / "b")
+
+
+# Parts
+
+
+def parts(text, tmp_path, *overrides):
+    return Parts(parse_spec(text, overrides), tmp_path)
+
+
+def test_several_critics_are_a_mix_with_weights_and_gates(text, tmp_path):
+    more = text.replace('"test_run:share_of_e"', '"rules"\ngate = 0.5\n[[critic]]\ncritic = "test_run:share_of_e"')
+    mix = parts(more, tmp_path).train_critic
+    assert [(m.name, m.weight, m.gate) for m in mix.members] == [("rules", 0.0, 0.5), ("share_of_e", 1.0, None)]
+    assert parts(text, tmp_path).train_critic is share_of_e
+    named = parts(text, tmp_path, "critic.0.name=e", "critic.0.weight=2").train_critic
+    assert [(m.name, m.weight) for m in named.members] == [("e", 2.0)]
+
+
+def test_the_training_critic_measures_where_no_other_is_named(text, tmp_path):
+    found = parts(text.split("[[eval.critic]]")[0], tmp_path)
+    assert found.eval_critic is found.train_critic is share_of_e
+
+
+def test_critics_get_the_runs_ledger_limits_and_teacher(text, tmp_path):
+    client = "openai:m@http://127.0.0.1:9/v1"
+    found = parts(
+        text,
+        tmp_path,
+        'critic.0={critic = "scorer", options = {client = "' + client + '"}}',
+        'eval.critic.0={critic = "win-tie", options = {judge = "multiple-choice", judge_options = {client = "'
+        + client
+        + '"}}}',
+        "budget.max_calls=7",
+    )
+    scorer, win_tie = found.train_critic, found.eval_critic
+    assert Path(scorer.desk.ledger.path) == Path(win_tie.judge.desk.ledger.path) == tmp_path / "ledger.sqlite"
+    assert scorer.desk.budget.max_calls == win_tie.judge.desk.budget.max_calls == 7
+    assert win_tie.teacher is found.teacher
+    # One account: what one critic reserves, the other no longer has.
+    scorer.desk.budget.reserve(1, 0.0)
+    assert win_tie.judge.desk.budget.calls_left == 6
+    found.close()
+
+
+def test_a_teacher_is_wanted_by_critics_that_compare_with_one(text, tmp_path):
+    alone = text[: text.index("[teacher]")] + text[text.index("[[critic]]") :]
+    with pytest.raises(InvalidOption, match=r"'win-tie' compares with a teacher's lines: the spec needs \[teacher\]"):
+        parts(alone.replace("test_run:share_of_e", "win-tie"), tmp_path).check()
+
+
+def test_mistakes_are_found_before_anything_is_computed(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("humor_env.experiments.run.load_student", lambda *_: pytest.fail("work was begun"))
+    for override, error, sentence in (
+        ("critic.0={critic='rules', options={gats=3}}", InvalidOption, "cannot be made from the options"),
+        ("env.prompts=nowhere.jsonl", PromptError, "nowhere.jsonl"),
+        ("env.prompts=pokcet", UnknownName, "Did you mean 'pocket'"),
+        ("eval.split=ood", PromptError, "no prompt in the split 'ood'"),
+        ("teacher.lines=nowhere.jsonl", PromptError, "no teacher buffer at 'nowhere.jsonl'"),
+        ("teacher.lines=everyday", PromptError, "nothing to imitate"),
+    ):
+        with pytest.raises(error, match=sentence):
+            run(parse_spec(text, [override]), tmp_path)
+
+
+def test_the_teachers_lines_are_chosen_by_number_and_score(text, world, tmp_path):
+    buffer = tmp_path / "lines.jsonl"
+    train = [Prompt(f"train-{i}", f"The train meeting {i} was slow.") for i in range(8)]
+    TeacherBuffer(buffer, [Demonstration(p, line, "t") for p in train for line in ("eeee", "xxxx", "exex")])
+    two = parts(text, tmp_path, f"teacher.lines={str(buffer)!r}", "teacher.per_prompt=2")
+    assert [d.text for d in two.demonstrations] == ["eeee", "xxxx"] * 8
+    assert two.dev == ()
+    good = parts(
+        text,
+        tmp_path,
+        f"teacher.lines={str(buffer)!r}",
+        'teacher.filter={critic = "test_run:share_of_e", at_least = 0.5}',
+    )
+    assert [d.text for d in good.demonstrations] == ["eeee", "exex"] * 8
+
+
+def test_a_student_writes_text_not_tokens(text, tmp_path, tokenizer_folder):
+    found = parts(text, tmp_path, "env.id=humor_env/Tokens-v0")
+    found.env_options["tokenizer"] = tokenizer_folder
+    with pytest.raises(InvalidOption, match="actions; a student writes text"):
+        found.make_envs(found.spec.learner_config(0))
+
+
+def test_a_student_that_cannot_be_loaded_is_named(tmp_path):
+    for model in (str(tmp_path), "no-such-owner/no-such-model"):
+        with pytest.raises(StudentError, match="could not be loaded") as caught:
+            load_student(StudentSpec(model=model), 0)
+        assert model in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UnknownName, match=r"No pocket student is called 'casual'\. Did you mean 'causal'"):
+        load_student(StudentSpec(model="pocket:casual"), 0)
+
+
+def test_a_device_that_is_not_there_is_told(world):
+    with pytest.raises(StudentError, match="could not be loaded"):
+        load_student(StudentSpec(model=str(world / "causal"), device="no-such-device"), 0)
+
+
+def test_a_fully_tuned_student_is_saved_with_its_weights(text, tmp_path):
+    run(parse_spec(text, ["teacher.imitation.full=true", "learner.steps=1"]), tmp_path)
+    folder = tmp_path / "seed-0" / "student"
+    assert json.loads((folder / "student.json").read_text())["base"] is None
+    assert student_folder(tmp_path) == folder
+    assert Student.load(folder).lora.rank == 4
+
+
+# Folders
+
+
+def test_a_new_run_never_lands_in_a_folder_that_has_one(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = parse_spec(text)
+
+    def folder(what="mine.toml", out=None, resume=False):
+        return choose_folder(spec, what, out, resume)
+
+    assert folder() == Path("runs/tiny")
+    for name in ("runs/tiny", "runs/tiny-2"):
+        Path(name).mkdir(parents=True)
+        for file in ("spec.toml", "run.json"):
+            Path(name, file).write_text("{}")
+    assert folder() == Path("runs/tiny-3")
+    assert folder(resume=True) == Path("runs/tiny-2")
+    assert folder("runs/tiny/spec.toml", resume=True) == folder("runs/tiny", resume=True) == Path("runs/tiny")
+    assert folder("runs/tiny/spec.toml") == Path("runs/tiny-3")
+    with pytest.raises(InvalidOption, match="'runs/tiny' already holds a run"):
+        folder(out=Path("runs/tiny"))
+    with pytest.raises(InvalidOption, match="no run to resume in 'elsewhere'"):
+        folder(out=Path("elsewhere"), resume=True)
+    assert folder(out=Path("elsewhere")) == Path("elsewhere")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pocket-quickstart", "pocket-seq2seq", "pocket-revise", "two-processes"])
+def test_bundled_pocket_specs_run(name, tmp_path):
+    """A few steps of each, with the bundled students, on a few prompts."""
+    student = load_spec(name).student.model.removeprefix("pocket:")
+    if not (pocket.FOLDER / "weights" / student / "config.json").is_file():
+        pytest.skip(f"the bundled student '{student}' is not here")
+    overrides = ["learner.steps=2", "learner.batch_size=8", "eval.limit=8", "teacher.per_prompt=1"]
+    spec = load_spec(name, [*overrides, "teacher.imitation.epochs=1", "teacher.dev_per_prompt=1"])
+    [result] = run(spec, tmp_path)
+    assert result.steps == 2
+    assert set(result.stages) == {"base", "teacher", "imitation", "ppo"}
+    assert result.stages["imitation"]["score"] > 0.05
+    assert registry.learners.resolve("ppo") is spec.train
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps_as_one(text, tmp_path):
+    """Through a real launcher: the losses are the same, each writes its half of the batch, and one of them reports."""
+    (tmp_path / "mine.toml").write_text(text)
+    run(load_spec(tmp_path / "mine.toml"), tmp_path / "one")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "humor_env.experiments.cli", "train", "mine.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[:2000]
+    assert done.stdout.count("Written to runs/tiny") == 1
+    assert json.loads((tmp_path / "runs/tiny/run.json").read_text())["processes"] == 2
+    one, two = (tmp_path / which / "seed-0" for which in ("one", "runs/tiny"))
+    losses = [[r["sft/loss"] for r in lines(p / "imitation/metrics.jsonl") if "sft/loss" in r] for p in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len(losses[0]) == 4
+    whole, half = ([(r["step"], r["text"]) for r in lines(p / "jokes.jsonl")] for p in (one, two))
+    assert half[:2] == whole[:2]
+    assert len(half) == 8 == len(whole) / 2
+    updates = [lines(p / "metrics.jsonl")[0]["update/grad_norm"] for p in (one, two)]
+    assert updates[0] == pytest.approx(updates[1], rel=1e-3)

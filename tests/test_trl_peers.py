@@ -1,0 +1,246 @@
+"""TRL as a peer: our critic as its reward, our data as its datasets, its trainers as learners of our student."""
+
+import asyncio
+import inspect
+import json
+
+import pytest
+import torch
+from tiny import letters_critic, prompts, stir, student
+
+from humor_env import registry
+from humor_env.agents.checkpoint import CheckpointStore
+from humor_env.agents.generate import Sampling
+from humor_env.agents.line_update import encode_pairs
+from humor_env.agents.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.runlog import RunLog
+from humor_env.agents.sft import encode
+from humor_env.agents.student import IMITATION, POLICY
+from humor_env.agents.trl_peers import (
+    TRLConfig,
+    demonstrations_dataset,
+    make_trl_reward,
+    preferences_dataset,
+    prompts_dataset,
+)
+from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, PromptError, StudentError
+from humor_env.types import Demonstration, Judgement, Preference, Prompt
+
+SHORT = Sampling(max_new_tokens=8)
+SETTINGS = TRLConfig(
+    steps=4, batch_size=8, siblings=4, sampling=SHORT, checkpoint_every=2, kl_weight=0.1, learning_rate=1e-2
+)
+
+
+def ask(reward, **columns):
+    return asyncio.run(reward(**columns))
+
+
+def remembering(seen, scores=None):
+    def critic(jokes):
+        seen.extend(jokes)
+        return [Judgement("c", None, error="no answer") if "fail" in j.text else Judgement("c", 0.25) for j in jokes]
+
+    return critic
+
+
+def test_a_critic_as_reward():
+    seen, logged = [], []
+    reward = make_trl_reward(
+        remembering(seen), max_failure_share=0.5, on_jokes=lambda step, jokes, said: logged.append((step, jokes))
+    )
+    assert inspect.iscoroutinefunction(reward)
+    assert reward.__name__ == "critic"
+
+    class State:
+        global_step = 7
+
+    found = ask(
+        reward,
+        prompts=["x\n", "x\n"],
+        completions=[" a line ", "fail"],
+        completion_ids=[[1], [2]],
+        prompt_id=["p1", "p2"],
+        text=["the x", "the y"],
+        task=["oneliner", None],
+        split=["dev", None],
+        extra=[json.dumps({"words": ["a"]}), None],
+        trainer_state=State(),
+        log_extra=None,
+        log_metric=None,
+    )
+    assert found == [0.25, None], "what could not be judged is None, never 0"
+    assert seen[0].prompt == Prompt("p1", "the x", "oneliner", "dev", {"words": ["a"]})
+    assert seen[1].prompt == Prompt("p2", "the y")
+    assert [j.text for j in seen] == ["a line", "fail"]
+    assert logged == [(7, seen)]
+
+
+def test_a_trl_user_needs_no_columns_of_ours():
+    seen = []
+    reward = make_trl_reward(remembering(seen))
+    chat = [[{"role": "system", "content": "Be funny."}, {"role": "user", "content": "the x"}]] * 2
+    said = [[{"role": "assistant", "content": "one"}], [{"role": "assistant", "content": "two"}]]
+    assert ask(reward, prompts=chat, completions=said) == [0.25, 0.25]
+    assert [j.text for j in seen] == ["one", "two"]
+    assert seen[0].prompt.text == "the x"
+    assert ask(reward, prompts=["the x"], completions=["three"]) == [0.25]
+    assert {j.prompt.id for j in seen} == {seen[0].prompt.id}, "siblings share an id"
+
+
+def test_a_critic_that_fails():
+    with pytest.raises(JudgingFailed, match="no answer"):
+        ask(make_trl_reward(remembering([])), prompts=["x"] * 3, completions=["fail", "fail", "a"])
+    with pytest.raises(CriticContractError):
+        ask(make_trl_reward(lambda jokes: []), prompts=["x"], completions=["a"])
+
+
+def test_datasets_hold_what_the_student_reads():
+    one = student()
+    one.instruction = "Funny: "
+    rows = prompts_dataset([Prompt("p", "the x", "oneliner", "dev", {"words": ["a"]})], one)
+    assert rows[0] == {
+        "prompt": "Funny: the x\n",
+        "text": "the x",
+        "prompt_id": "p",
+        "task": "oneliner",
+        "split": "dev",
+        "extra": '{"words": ["a"]}',
+    }
+    assert one.tokenizer(rows[0]["prompt"])["input_ids"] == one.encode_prompt("the x")
+    pairs = preferences_dataset([Preference(Prompt("p", "the x"), "good", "bad", 0.75, "people")])
+    assert pairs[0] == {
+        "prompt": "the x",
+        "chosen": "good",
+        "rejected": "bad",
+        "prompt_id": "p",
+        "probability": 0.75,
+        "source": "people",
+    }
+    lines = demonstrations_dataset([Demonstration(Prompt("p", "the x"), "good", "t")], one)
+    assert lines[0] == {"prompt": "Funny: the x\n", "completion": "good"}
+    one.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    chat = preferences_dataset([Preference(Prompt("p", "the x"), "good", "bad", 0.75, "people")], one)
+    assert chat[0]["prompt"] == [{"role": "system", "content": "Funny: "}, {"role": "user", "content": "the x"}]
+    assert chat[0]["chosen"] == [{"role": "assistant", "content": "good"}]
+    for make in (prompts_dataset, preferences_dataset, demonstrations_dataset):
+        with pytest.raises(PromptError):
+            make([])
+
+
+def warm_student():
+    one = student()
+    stir(one, IMITATION)
+    one.start_policy_from_imitation()
+    stir(one, POLICY, seed=3, size=0.05)
+    return one
+
+
+def run(learner, folder=None, log=None, config=SETTINGS, one=None, **more):
+    one = one or warm_student()
+    judge_or_critic = CriticAsJudge(letters_critic()) if learner == "trl-dpo" else letters_critic()
+    result = registry.learners.resolve(learner)(
+        config,
+        judge_or_critic,
+        one,
+        log,
+        prompts=prompts(),
+        checkpoints=None if folder is None else CheckpointStore(folder / "c"),
+        **more,
+    )
+    return one, result
+
+
+@pytest.mark.parametrize("learner", ["trl-grpo", "trl-rloo", "trl-dpo"])
+def test_a_peer_trains_the_students_policy(learner, tmp_path):
+    one = warm_student()
+    before = {n: p.clone() for n, p in one.model.named_parameters()}
+    padding = one.tokenizer.padding_side
+    policies = []
+
+    def evaluate(current):
+        policies.append({n: p.clone() for n, p in current.adapter_parameters(POLICY).items()})
+        return {"n": float(len(policies))}
+
+    config = TRLConfig(
+        **{
+            **vars(SETTINGS),
+            "evaluate_every": 2,
+            "pairs": PairConfig(candidates=3, sampling=SHORT, length_filter="off"),
+        }
+    )
+    _, result = run(learner, log=RunLog(tmp_path), config=config, one=one, evaluate=evaluate)
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if f".{POLICY}." in n}
+    assert (result.steps, result.stopped) == (4, False)
+    assert result.evaluations == [{"step": 2.0, "n": 1.0}, {"step": 4.0, "n": 2.0}]
+    assert any(not torch.equal(policies[0][n], policies[1][n]) for n in policies[0])
+    final = one.adapter_parameters(POLICY)
+    assert all(torch.equal(policies[1][n], final[n]) for n in final)
+    assert one.tokenizer.padding_side == padding
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4]
+    assert metrics[3]["eval/n"] == 2.0
+    assert "trl/loss" in metrics[0]
+    if learner != "trl-dpo":
+        jokes = [json.loads(line) for line in (tmp_path / "jokes.jsonl").read_text().splitlines()]
+        assert [j["step"] for j in jokes] == [s for s in (1, 2, 3, 4) for _ in range(8)]
+        assert metrics[0]["trl/reward"] == pytest.approx(sum(j["score"] for j in jokes[:8]) / 8, abs=1e-6)
+
+
+def test_the_reference_is_the_imitation(tmp_path):
+    """DPO's first margin is that of the policy against the imitation, not 0 as against itself or the base's."""
+    one = warm_student()
+    made = [Preference(p, "Glaciers overtook it.", "So cold that penguins.", 1.0, "t") for p in prompts(8)]
+    rows = encode_pairs(one, made)
+    gains = (
+        one.score_in_batches(rows, adapter=POLICY).logprobs - one.score_in_batches(rows, adapter=IMITATION).logprobs
+    ).sum(-1)
+    expected = SETTINGS.beta * float((gains[::2] - gains[1::2]).mean())
+    assert abs(expected) > 1e-3
+    run("trl-dpo", log=RunLog(tmp_path), one=one, preferences=made)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["trl/rewards/margins"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("learner", ["trl-grpo", "trl-dpo"])
+def test_a_stopped_peer_resumes_to_the_bit(learner, tmp_path):
+    class Fragile(RunLog):
+        def metrics(self, step, numbers):
+            super().metrics(step, numbers)
+            if step == 3:
+                raise KeyboardInterrupt
+
+    config = TRLConfig(**{**vars(SETTINGS), "pairs": PairConfig(candidates=3, sampling=SHORT, length_filter="off")})
+    whole, _ = run(learner, tmp_path / "whole", RunLog(tmp_path / "whole"), config)
+    with pytest.raises(KeyboardInterrupt):
+        run(learner, tmp_path / "cut", Fragile(tmp_path / "cut"), config)
+    resumed, result = run(learner, tmp_path / "cut", RunLog(tmp_path / "cut"), config)
+    assert result.steps == 4
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(torch.equal(t, resumed.state()[n]) for n, t in whole.state().items())
+
+
+def test_imitation_by_trl():
+    lines = [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts(8)]
+    one = student()
+    rows = encode(one, lines)
+    was = one.score_in_batches(rows, adapter=IMITATION).logprobs.sum()
+    base = {n: p.clone() for n, p in one.model.named_parameters() if "lora_" not in n}
+    registry.learners.resolve("trl-sft")(SETTINGS, one, lines)
+    now = one.score_in_batches(rows, adapter=IMITATION).logprobs
+    assert float(now.sum()) > float(was) + 1
+    assert torch.equal(now, one.score_in_batches(rows, adapter=POLICY).logprobs)
+    assert all(torch.equal(p, base[n]) for n, p in one.model.named_parameters() if n in base)
+
+
+def test_what_trl_cannot_do_is_said():
+    with pytest.raises(StudentError, match="encoder-decoder"):
+        run("trl-grpo", one=student("seq2seq"))
+    with pytest.raises(InvalidOption, match="multiple of siblings"):
+        run("trl-grpo", config=TRLConfig(batch_size=8, siblings=3))
+    with pytest.raises(InvalidOption, match="micro_batch"):
+        TRLConfig(batch_size=33, micro_batch=32)
+    with pytest.raises(InvalidOption, match="judge"):
+        registry.learners.resolve("trl-dpo")(SETTINGS, None, student(), prompts=prompts())
