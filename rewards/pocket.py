@@ -22,11 +22,12 @@ from statistics import NormalDist, fmean, stdev
 
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.pocket import load_world
-from humor_env.pocket.judge import PocketScore
+from humor_env.pocket.judge import PocketScore, combine
 from humor_env.rewards.orders import both_orders
 from humor_env.types import Joke, Judgement, Verdict
 
 Pair = tuple[Joke, Joke]
+PARTS_ASKED = ("score", "humor", "meaning")
 _NORMAL = NormalDist()
 
 
@@ -48,13 +49,26 @@ class PocketCritic:
         return judged
 
 
+def _checked_part(part: str) -> str:
+    if part not in PARTS_ASKED:
+        raise InvalidOption(f"part is {', '.join(map(repr, PARTS_ASKED))}; found {part!r}.")
+    return part
+
+
 class PocketJudge:
-    """The exact judge on pairs: the higher score wins, equal scores tie. The order cannot matter: it asks once."""
+    """The exact judge on pairs: the higher score wins, equal scores tie. The order cannot matter: it asks once.
+
+    `part` asks about less: "humor" is the score that a line would have if it had kept the meaning, "meaning" is how
+    much of the meaning it kept.
+    """
 
     name = "pocket"
 
+    def __init__(self, part: str = "score") -> None:
+        self.part = _checked_part(part)
+
     def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        return [_exact_verdict(self.name, pair) for pair in pairs]
+        return [_exact_verdict(self.name, pair, self.part) for pair in pairs]
 
 
 class CrowdJudge:
@@ -66,7 +80,8 @@ class CrowdJudge:
 
     z is a standard normal number that belongs to the pair and changes sign with the order: a lasting error of taste,
     not a new throw for each question. A line longer by a fifth gets three quarters of the length bias, and nothing gets
-    more than all of it. The answer's probability is that of a normal with standard deviation `blur`.
+    more than all of it. The answer's probability is that of a normal with standard deviation `blur`. `part` is as in
+    PocketJudge: what it is asked about, and sees as badly.
     """
 
     name = "pocket-crowd"
@@ -78,6 +93,7 @@ class CrowdJudge:
         length_bias: float = 0.54,
         seed: int = 0,
         blur: float = 0.15,
+        part: str = "score",
     ) -> None:
         for option, value in (("noise", noise), ("position_bias", position_bias), ("length_bias", length_bias)):
             if not math.isfinite(value):
@@ -89,6 +105,7 @@ class CrowdJudge:
         self.length_bias = length_bias
         self.seed = seed
         self.blur = blur
+        self.part = _checked_part(part)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Each pair asked in both orders, averaged before deciding: the position cancels, the other biases stay."""
@@ -103,7 +120,7 @@ class CrowdJudge:
         scores = _scores(pair)
         if isinstance(scores, str):
             return Verdict(self.name, None, error=scores)
-        margin = self.position_bias + scores[0].score - scores[1].score
+        margin = self.position_bias + _value(scores[0], self.part) - _value(scores[1], self.part)
         longer = math.log((len(first.text) + 1) / (len(second.text) + 1)) / math.log(1.2)
         margin += self.length_bias * math.tanh(longer)
         margin += self.noise * self._taste(first.text, second.text)
@@ -132,15 +149,21 @@ def _scores(pair: Pair) -> tuple[PocketScore, PocketScore] | str:
         return str(problem)
 
 
-def _exact_verdict(name: str, pair: Pair) -> Verdict:
+def _value(score: PocketScore, part: str) -> float:
+    """The number in which two lines are compared."""
+    if part == "humor":
+        return combine(**{**score.parts, "meaning": 1.0})
+    return score.parts["meaning"] if part == "meaning" else score.score
+
+
+def _exact_verdict(name: str, pair: Pair, part: str) -> Verdict:
     scores = _scores(pair)
     if isinstance(scores, str):
         return Verdict(name, None, error=scores)
-    first, second = scores
-    if first.score == second.score:
+    first, second = (_value(score, part) for score in scores)
+    if first == second:
         return Verdict(name, 0.5, tie=1.0, reason="as good as each other")
-    better = first if first.score > second.score else second
-    return Verdict(name, float(first.score > second.score), reason=better.reason)
+    return Verdict(name, float(first > second), reason=scores[0 if first > second else 1].reason)
 
 
 def measure(judge: CrowdJudge, pairs: Sequence[Pair]) -> dict[str, float]:
