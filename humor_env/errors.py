@@ -30,6 +30,10 @@ class PromptError(HumorEnvError, ValueError):
     """A prompt file that cannot be read, an empty prompt set, an unknown prompt id."""
 
 
+class RatingsError(HumorEnvError, ValueError):
+    """A file of human ratings that cannot be read as what it is said to be."""
+
+
 class CriticContractError(HumorEnvError, TypeError):
     """A critic or judge broke its contract: wrong length, wrong type, a score outside [0, 1]."""
 
