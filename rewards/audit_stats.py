@@ -1,0 +1,276 @@
+"""The arithmetic of an audit: agreement on pairs, on ranks, between people, and what people's noise allows at best.
+
+    credit = pair_credit(margins, truth)             # 1 right, 0 wrong, 1/2 where the critic sees no difference
+    interval(credit, headlines, seed=0)              # (low, high): headlines are drawn anew, not pairs
+    length_controlled(credit, longer)                # the accuracy between two texts of one length
+    one_against_others(raters, pairs, seed=0)        # what a single person scores on the same test
+
+Pairs of one prompt share texts and raters, so intervals come from resampling prompts (clusters). Every function takes
+plain arrays and says in its first lines what it estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from humor_env.streams import generator
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+RESAMPLES = 2000
+
+
+def pair_credit(margins: ArrayLike, truth: ArrayLike) -> Floats:
+    """1 where the margin has the sign of the truth, 0 where it has the other, 1/2 where the margin is 0."""
+    return np.asarray((np.sign(np.asarray(margins, float)) * np.sign(np.asarray(truth, float)) + 1) / 2, dtype=float)
+
+
+def _weights(clusters: Sequence[Hashable], seed: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each item's cluster by number, and how often each cluster is drawn in each resample."""
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(c, len(numbers)) for c in clusters], dtype=np.int64)
+    n = len(numbers)
+    drawn = generator(seed, "audit-bootstrap").multinomial(n, [1 / n] * n, size=resamples)
+    return index, drawn
+
+
+def interval(
+    values: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval | None:
+    """A 95 % percentile interval of the mean, drawing whole clusters. None below two clusters."""
+    found = np.asarray(values, float)
+    if len(set(clusters)) < 2:
+        return None
+    index, drawn = _weights(clusters, seed, resamples)
+    n = drawn.shape[1]
+    sums = np.bincount(index, weights=found, minlength=n)
+    counts = np.bincount(index, minlength=n)
+    means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:
+    """The accuracy between two texts of equal length.
+
+    `longer` says how much longer the text that people preferred is (any unit, negative where it is shorter). A
+    logistic model of the credit on tanh(longer / its spread) is fitted, and read where the length term is nought: the
+    control of AlpacaEval-LC (arXiv 2404.04475). A critic that knows nothing but length scores 0.5.
+    """
+    y, raw = np.asarray(credit, float), np.asarray(longer, float)
+    if len(y) == 0:
+        return None
+    spread = math.sqrt(float(np.mean(raw**2)))
+    if spread == 0:
+        return float(y.mean())
+    x = np.stack([np.ones(len(y)), np.tanh(raw / spread)], axis=1)
+    # A touch of ridge, half a pair's worth: a critic that is length and nothing else has no finite slope.
+    ridge = np.diag([0.0, 0.5])
+    beta = np.zeros(2)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
+        gradient = x.T @ (y - p) - ridge @ beta
+        # A floor under the weights: where all is right or all is wrong, the intercept has no finite best value.
+        step = np.linalg.solve((x * np.maximum(p * (1 - p), 1e-6)[:, None]).T @ x + ridge, gradient)
+        step *= min(1.0, 2.0 / max(1e-12, float(np.abs(step).max())))
+        beta += step
+        if float(np.abs(step).max()) < 1e-10 or abs(beta[0]) > 20:
+            break
+    return float(1 / (1 + math.exp(-beta[0])))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Rank correlation; None below three items, or where one of the two is constant."""
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    if len(a) < 3 or np.all(a == a[0]) or np.all(b == b[0]):
+        return None
+    return _pearson(_ranks(a), _ranks(b))
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Plain correlation; None below three items, or where one of the two is constant."""
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    if len(a) < 3 or np.all(a == a[0]) or np.all(b == b[0]):
+        return None
+    return _pearson(a, b)
+
+
+def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float | None:
+    """The rank correlation of x and y that a third quantity does not explain."""
+    xy, xz, yz = spearman(x, y), spearman(x, given), spearman(y, given)
+    if xy is None:
+        return None
+    if xz is None or yz is None:
+        return xy  # the third does not vary, so it explains nothing
+    rest = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / math.sqrt(rest) if rest > 1e-12 else None
+
+
+def spearman_interval(
+    x: ArrayLike, y: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = 500
+) -> Interval | None:
+    """A 95 % percentile interval of the rank correlation, drawing whole clusters; the ranks are those of all items."""
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    if spearman(a, b) is None or len(set(clusters)) < 2:
+        return None
+    ra, rb = _ranks(a), _ranks(b)
+    index, drawn = _weights(clusters, seed, resamples)
+    n = drawn.shape[1]
+    # Moments per cluster: a resample's correlation is made of weighted sums of them.
+    parts = [np.bincount(index, weights=v, minlength=n) for v in (np.ones(len(ra)), ra, rb, ra * ra, rb * rb, ra * rb)]
+    one, sa, sb, saa, sbb, sab = (drawn @ part for part in parts)
+    covariance = sab / one - (sa / one) * (sb / one)
+    spread = np.sqrt(np.maximum((saa / one - (sa / one) ** 2) * (sbb / one - (sb / one) ** 2), 1e-300))
+    low, high = np.quantile(covariance / spread, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _ranks(values: Floats) -> Floats:
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values), dtype=float)
+
+
+def _pearson(a: Floats, b: Floats) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip((a @ b) / math.sqrt(float(a @ a) * float(b @ b)), -1, 1))
+
+
+def krippendorff_alpha(raters: Sequence[Sequence[float]]) -> float | None:
+    """Agreement of raters on items, interval scale: 1 minus the disagreement within items over that between all."""
+    items = [np.asarray(grades, float) for grades in raters if len(grades) > 1]
+    if len(items) < 2:
+        return None
+    every = np.concatenate(items)
+    total = len(every)
+    # Mean squared difference of two grades is twice the variance: within items, weighted by their number of grades.
+    within = sum(len(g) * 2 * float(g.var(ddof=1)) for g in items) / total
+    between = 2 * float(every.var(ddof=1))
+    return 1 - within / between if between > 0 else None
+
+
+def reliability(raters: Sequence[Sequence[float]]) -> float | None:
+    """How far the mean of an item's raters would agree with the mean of others like them (Spearman and Brown)."""
+    alpha = krippendorff_alpha(raters)
+    if alpha is None or alpha <= 0:
+        return None
+    k = float(np.mean([len(grades) for grades in raters if len(grades) > 1]))
+    return k * alpha / (1 + (k - 1) * alpha)
+
+
+def correlation_ceiling(raters: Sequence[Sequence[float]]) -> float | None:
+    """The correlation that a perfect critic would show with these means of noisy raters."""
+    found = reliability(raters)
+    return None if found is None else math.sqrt(found)
+
+
+def one_against_rest(raters: Sequence[Sequence[float]], seed: int = 0, draws: int = 20) -> float | None:
+    """Spearman between one random rater and the mean of the item's others, averaged over draws."""
+    items = [np.asarray(grades, float) for grades in raters if len(grades) > 1]
+    random = generator(seed, "audit-one-rater")
+    found = []
+    for _ in range(draws):
+        one, rest = np.empty(len(items)), np.empty(len(items))
+        for i, grades in enumerate(items):
+            drawn = int(random.integers(len(grades)))
+            one[i], rest[i] = grades[drawn], (grades.sum() - grades[drawn]) / (len(grades) - 1)
+        rho = spearman(one, rest)
+        if rho is not None:
+            found.append(rho)
+    return float(np.mean(found)) if found else None
+
+
+PairGrades = tuple[Sequence[float], Sequence[float]]
+
+
+def one_against_others(pairs: Sequence[PairGrades], seed: int = 0, draws: int = 20) -> float | None:
+    """Pair accuracy of one random rater of each text against the means of the others. A rater who gives both texts
+    the same grade earns half; a pair that the others tie is left out of that draw."""
+    usable = [(np.asarray(a, float), np.asarray(b, float)) for a, b in pairs if len(a) > 1 and len(b) > 1]
+    random = generator(seed, "audit-one-person")
+    found = []
+    for _ in range(draws):
+        mine, others = np.empty(len(usable)), np.empty(len(usable))
+        for n, (a, b) in enumerate(usable):
+            i, j = int(random.integers(len(a))), int(random.integers(len(b)))
+            mine[n] = a[i] - b[j]
+            others[n] = (a.sum() - a[i]) / (len(a) - 1) - (b.sum() - b[j]) / (len(b) - 1)
+        decided = np.abs(others) > 1e-9
+        if decided.any():
+            found.append(float(pair_credit(mine, others)[decided].mean()))
+    return float(np.mean(found)) if found else None
+
+
+def agreement_with_one(margins: ArrayLike, pairs: Sequence[PairGrades]) -> float | None:
+    """How often the critic sides with single people: over all ways to take one rater of either text. Where that
+    person sees no difference, nobody can be right, and the way is left out."""
+    right = asked = 0.0
+    for margin, (a, b) in zip(np.asarray(margins, float), pairs, strict=True):
+        if not len(a) or not len(b):
+            continue
+        signs = np.sign(np.subtract.outer(np.asarray(a, float), np.asarray(b, float)))
+        decided = float(np.abs(signs).sum())
+        if decided:
+            # Each pair counts once, however many raters it has.
+            right += float(pair_credit(margin, signs)[signs != 0].mean())
+            asked += 1
+    return right / asked if asked else None
+
+
+def pair_ceiling(pairs: Sequence[PairGrades]) -> float | None:
+    """The accuracy of a perfect critic on labels made from these noisy means: how often the true and the observed
+    difference have one sign, if both are normal and raters' noise is what they show within items."""
+    usable = [(np.asarray(a, float), np.asarray(b, float)) for a, b in pairs if len(a) > 1 and len(b) > 1]
+    differences = np.array([a.mean() - b.mean() for a, b in usable])
+    if len(differences) < 2 or not differences.any():
+        return None
+    noise = float(np.mean([a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b) for a, b in usable]))
+    observed = float(np.mean(differences**2))
+    kept = max(0.0, 1 - noise / observed)
+    return 0.5 + math.asin(math.sqrt(kept)) / math.pi
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One point of a calibration curve: `said` how sure the critic was, `seen` how often people agreed."""
+
+    low: float
+    high: float
+    count: int
+    said: float
+    seen: float
+
+
+def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5) -> tuple[Bin, ...]:
+    """Verdicts sorted by how sure they were (0.5 to 1), in bins of equal count; equal values stay together."""
+    p, y = np.asarray(probabilities, float), np.asarray(agreed, float)
+    if len(p) == 0:
+        return ()
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1), method="higher"))
+    place = np.searchsorted(edges[1:-1], p, side="left") if len(edges) > 2 else np.zeros(len(p), int)
+    found = []
+    for k in range(int(place.max()) + 1):
+        own = place == k
+        if own.any():
+            found.append(
+                Bin(
+                    float(p[own].min()),
+                    float(p[own].max()),
+                    int(own.sum()),
+                    float(p[own].mean()),
+                    float(y[own].mean()),
+                )
+            )
+    return tuple(found)
+
+
+def calibration_error(bins: Sequence[Bin]) -> float | None:
+    """The mean gap between what was said and what was seen, weighted by count."""
+    total = sum(b.count for b in bins)
+    return sum(b.count * abs(b.said - b.seen) for b in bins) / total if total else None
