@@ -5,7 +5,7 @@
     run(spec, Path("runs/first"), resume=True)  # goes on where it was stopped
 
 What a learner is given is decided by the names of its parameters, so that a new one needs no change here: config, env,
-student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher.
+student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, watch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from humor_env import registry
 from humor_env.agents.checkpoint import CheckpointStore
@@ -32,6 +31,7 @@ from humor_env.agents.processes import is_main_process, process_count
 from humor_env.agents.runlog import Log, RunLog, Silent, joke_record
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.watch import Limits, Watch
 from humor_env.errors import InvalidOption
 from humor_env.experiments.evaluate import Evaluation, evaluate, judged
 from humor_env.experiments.parts import Parts, load_student
@@ -42,13 +42,14 @@ from humor_env.types import Joke, critic_name
 
 OFFERS = (
     *("config", "env", "student", "log", "prompts", "demonstrations", "dev", "checkpoints", "evaluate"),
-    *("critic", "judge", "teacher"),
+    *("critic", "judge", "teacher", "watch"),
 )
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One seed's outcome: the numbers of each stage ("base", "imitation", the learner's name, and "teacher")."""
+    """One seed's outcome: the numbers of each stage ("base", "imitation", the learner's name, and "teacher"). `stopped`
+    means by the user; `why` is what else ended the learner before its last step, such as a limit of the budget."""
 
     seed: int
     folder: Path
@@ -56,12 +57,14 @@ class SeedResult:
     steps: int | None
     stopped: bool
     seconds: Mapping[str, float]
+    why: str = ""
 
     def record(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "steps": self.steps,
             "stopped": self.stopped,
+            "why": self.why,
             "stages": {name: dict(numbers) for name, numbers in self.stages.items()},
             "seconds": dict(self.seconds),
         }
@@ -79,7 +82,7 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     results: list[SeedResult] = []
     for seed in spec.seeds:
         student = first if seed == spec.seeds[0] else load_student(spec.student, seed)
-        results.append(_Seed(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
+        results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
         if is_main_process():
             write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
         if results[-1].stopped:
@@ -109,19 +112,8 @@ def _machine() -> dict[str, Any]:
     return {"device": name, "processes": process_count(), "threads": torch.get_num_threads()}
 
 
-class _SharedStore(CheckpointStore):
-    """Every process reads, the main one writes: two that write the same checkpoint take it from under each other."""
-
-    def save(
-        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], score: float | None = None
-    ) -> Path:
-        if is_main_process():
-            return super().save(step, tensors, state, score)
-        return self.folder / f"step-{step:08d}"
-
-
-class _Seed:
-    """One seed of a run."""
+class SeedRun:
+    """One seed of a run; a benchmark's cell is one that measures less on the way and more at the end."""
 
     def __init__(self, parts: Parts, seed: int, student: Student, screen: Screen) -> None:
         self.parts, self.spec, self.seed, self.student, self.screen = parts, parts.spec, seed, student, screen
@@ -131,9 +123,11 @@ class _Seed:
         self.stages: dict[str, dict[str, float | None]] = {}
         self.seconds: dict[str, float] = {}
         self.steps: int | None = None
+        self.why = ""
         if (self.folder / RESULTS).is_file():
             before = read_json(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
+            self.why = before["why"]
 
     def _sampling(self) -> Sampling:
         """How lines are written when they are measured: as said, or as the learner writes them."""
@@ -152,25 +146,34 @@ class _Seed:
         if spec.imitates:
             config = spec.imitation_config(self.seed)
             result = self._learn(
-                "imitation", registry.learners.resolve(IMITATION_LEARNER), config, self.folder / "imitation"
+                "imitation", registry.learners.resolve(IMITATION_LEARNER), config, self.folder / "imitation", Watch()
             )
             if result is not None and result.stopped:
                 return self._result(stopped=True)
             self._measure("imitation", IMITATION)
         name = spec.learner_name
-        result = self._learn(name, spec.train, self.config, self.folder)
+        watch = Watch(self.parts.limits)
+        if self.parts.limits != Limits() and "watch" not in inspect.signature(spec.train).parameters:
+            raise InvalidOption(
+                f"The learner '{name}' keeps no budget: give its train function a parameter 'watch', or leave "
+                "max_samples, max_judgements and max_seconds out of [budget]."
+            )
+        result = self._learn(name, spec.train, self.config, self.folder, watch)
         steps = getattr(result, "steps", None)
         if self.steps not in (None, steps):
             self.stages.pop(name, None)  # it has learnt more since it was measured
         self.steps = steps
         if getattr(result, "stopped", False):
             return self._result(stopped=True)
+        self.why = getattr(result, "why", "")
+        if self.why:
+            self.screen.say(f"seed {self.seed}, {name}: ended after step {steps}, because {self.why}")
         self._measure(name, POLICY)
         if is_main_process():
             self.student.save_pretrained(self.folder / "student", base=self._base())
         return self._result(stopped=False)
 
-    def _learn(self, name: str, train: Callable[..., Any], config: Any, folder: Path) -> Any:
+    def _learn(self, name: str, train: Callable[..., Any], config: Any, folder: Path, watch: Watch) -> Any:
         parts = self.parts
         began = time.perf_counter()
         total = getattr(config, "steps", None)
@@ -178,8 +181,6 @@ class _Seed:
             total = config.epochs * -(-len(parts.demonstrations) // config.batch_size)
         with self.screen.stage(name, total) as bar:
             log: Log = bar.log(RunLog(folder)) if is_main_process() else Silent()
-            if not any((folder / "checkpoints").glob("step-*")):
-                log.rewind(0)  # a run that died before its first checkpoint may have logged some steps
             offers: dict[str, Callable[[], Any]] = {
                 "config": lambda: config,
                 "env": lambda: parts.make_envs(config),
@@ -188,11 +189,12 @@ class _Seed:
                 "prompts": lambda: parts.prompts.split(self.spec.env.split),
                 "demonstrations": lambda: parts.demonstrations,
                 "dev": lambda: parts.dev,
-                "checkpoints": lambda: _SharedStore(folder / "checkpoints"),
+                "checkpoints": lambda: CheckpointStore(folder / "checkpoints"),
                 "evaluate": lambda: self._evaluator(name, config),
                 "critic": lambda: parts.train_critic,
                 "judge": lambda: parts.judge,
                 "teacher": lambda: parts.teacher,
+                "watch": lambda: watch,
             }
             assert tuple(offers) == OFFERS
             result = train(config, **_chosen(train, name, offers))
@@ -256,7 +258,7 @@ class _Seed:
         self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {critic_name(self.parts.eval_critic)}")
 
     def _result(self, *, stopped: bool) -> SeedResult:
-        result = SeedResult(self.seed, self.folder, self.stages, self.steps, stopped, self.seconds)
+        result = SeedResult(self.seed, self.folder, self.stages, self.steps, stopped, self.seconds, self.why)
         if is_main_process():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RESULTS, result.record())
