@@ -32,13 +32,13 @@ from humor_env.agents.line_update import Counts, encode_pairs, example_means, ta
 from humor_env.agents.logprobs import masked_row_mean
 from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.pairs import Feedback, PairConfig, student_pairs, teacher_pairs
-from humor_env.agents.processes import any_process
 from humor_env.agents.progress import Progress, TrainResult
 from humor_env.agents.rounds import Rounds
-from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import learning_rate_share
 from humor_env.agents.student import POLICY, Rows, Scored, Student
 from humor_env.agents.update import ImitationLoss
+from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration, Judge, Preference, Prompt
 
@@ -115,6 +115,7 @@ def train(
     preferences: Sequence[Preference] = (),
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`; `demonstrations` are the
     teacher's lines to imitate, and those to be ranked where `pairs_of="teacher"`.
@@ -140,7 +141,7 @@ def train(
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    progress = Progress(student, optimizer, policy, rounds, checkpoints)
+    progress = Progress(student, optimizer, policy, rounds, checkpoints, watch)
     step = progress.resume(log)
     imitation = ImitationLoss(
         student,
@@ -155,8 +156,8 @@ def train(
     rows: Rows | None = None
     average_length = 1.0
 
-    with StopRequest() as stop:
-        while not rounds.done:
+    with progress.watch as watch:
+        while not rounds.done and not watch.ending:
             began = time.perf_counter()
 
             # 1. Collect; 2. preferences
@@ -174,6 +175,7 @@ def train(
                             round_index=rounds.begun,
                         )
                 rounds.begin(feedback)
+                watch.spend(feedback.samples, feedback.judged)
                 rows = None
                 continue
 
@@ -201,10 +203,9 @@ def train(
 
             # 5. Update
             is_first = rounds.is_fresh
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_share(
-                    step, rounds.expected_steps(step), warmup=config.warmup_steps, decay=config.decay
-                )
+            progress.set_learning_rate(
+                learning_rate_share(step, rounds.expected_steps(step), warmup=config.warmup_steps, decay=config.decay)
+            )
             sums, norm = take_line_step(
                 student,
                 optimizer,
@@ -222,15 +223,11 @@ def train(
             numbers = example_means(sums, norm) | rounds.numbers() | {"update/average_length": average_length}
             numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds/step": time.perf_counter() - began}
             numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            log.metrics(step, numbers)
-            if is_first:
-                log.jokes(step, feedback.jokes, feedback.judgements)
+            news = (feedback.jokes, feedback.judgements) if is_first else ((), ())
+            progress.record(log, step, numbers, *news)
             progress.check_health(step, policy.values(), 0.0, 0.0)
-            wants_stop = any_process(bool(stop))
             # A round's first step is always saved: its preferences were paid for.
-            if is_first or step % config.checkpoint_every == 0 or rounds.done or wants_stop:
+            if is_first or step % config.checkpoint_every == 0 or rounds.done or watch.ending:
                 progress.save(step)
-            if wants_stop and not rounds.done:
-                break
     student.train_only(())
-    return TrainResult(step, not rounds.done, progress.evaluations, progress.last_saved)
+    return progress.result(step, done=rounds.done)

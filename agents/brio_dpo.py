@@ -20,6 +20,7 @@ from humor_env.agents.dpo import DPOConfig
 from humor_env.agents.progress import TrainResult
 from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.student import Student
+from humor_env.agents.watch import Watch
 from humor_env.types import Demonstration, Joke, Judge, Judgement, Prompt
 
 
@@ -39,9 +40,10 @@ def train(
     demonstrations: Sequence[Demonstration],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`."""
-    log = log or Silent()
+    log, watch = log or Silent(), watch or Watch()
     stores: list[CheckpointStore | None] = [None, None]
     if checkpoints is not None:
         stores = [CheckpointStore(checkpoints.folder / n, keep_last=checkpoints.keep_last) for n in ("brio", "dpo")]
@@ -59,8 +61,9 @@ def train(
             demonstrations=demonstrations,
             checkpoints=stores[0],
             evaluate=evaluate,
+            watch=watch,
         )
-        if first.stopped:
+        if first.stopped or first.why:
             return first
     second = dpo.train(
         config.dpo,
@@ -70,6 +73,7 @@ def train(
         prompts=prompts,
         checkpoints=stores[1],
         evaluate=evaluate,
+        watch=watch,
     )
     later = [e | {"step": e["step"] + first.steps} for e in second.evaluations]
     return replace(second, steps=first.steps + second.steps, evaluations=[*first.evaluations, *later])

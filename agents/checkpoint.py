@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from humor_env.agents.processes import any_process, is_main_process
 from humor_env.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -39,6 +40,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     folder: Path
+    seconds: float = 0.0  # of training until then
 
 
 class CheckpointStore:
@@ -50,9 +52,32 @@ class CheckpointStore:
         self.damaged: list[str] = []  # what `latest` passed over, one sentence each
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], score: float | None = None
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        score: float | None = None,
+        seconds: float = 0.0,
     ) -> Path:
-        """Write a checkpoint; on any failure the ones before are untouched and `CheckpointError` says why."""
+        """Write a checkpoint; on any failure the ones before are untouched and `CheckpointError` says why.
+
+        Of several processes, all of which call this, the main one writes; the others wait for it and fail with it.
+        """
+        problem: CheckpointError | None = None
+        if is_main_process():
+            try:
+                self._write(step, tensors, state, score, seconds)
+            except CheckpointError as found:
+                problem = found
+        if any_process(problem is not None):
+            raise problem or CheckpointError(
+                f"Step {step} was not saved in {self.folder}: the main process could not write it, and says why."
+            )
+        return self.folder / f"step-{step:08d}"
+
+    def _write(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], score: float | None, seconds: float
+    ) -> None:
         final = self.folder / f"step-{step:08d}"
         writing = self.folder / f"step-{step:08d}.writing"
         contents = {
@@ -62,6 +87,7 @@ class CheckpointStore:
         manifest = {
             "step": step,
             "score": score,
+            "seconds": seconds,  # not in the state, which is equal for equal runs
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         }
         contents["manifest.json"] = json.dumps(manifest, indent=1).encode()
@@ -85,7 +111,6 @@ class CheckpointStore:
                 + "Free some space or choose another folder, then resume."
             ) from problem
         self._prune()
-        return final
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole. `damaged` then lists those that were passed over."""
@@ -110,6 +135,7 @@ class CheckpointStore:
                 load(contents["tensors.safetensors"]),
                 json.loads(contents["state.json"]),
                 folder,
+                float(manifest["seconds"]),
             )
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as problem:
             raise CheckpointError(f"{folder.name} is damaged: {problem}.") from problem

@@ -11,7 +11,6 @@ both orders itself. Ties and failed verdicts are dropped. `teacher_pairs` does t
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,11 +18,11 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from humor_env import measures
 from humor_env.agents.generate import Sampling, beams, draw_uniforms, sample
-from humor_env.agents.processes import local_share, process_count, sum_over_processes
+from humor_env.agents.lines import gather_jokes
+from humor_env.agents.processes import gather_records, local_share, sum_over_processes
 from humor_env.agents.rollout import check_failures
 from humor_env.agents.student import Student
 from humor_env.errors import CriticContractError, InvalidOption
@@ -68,7 +67,7 @@ class PairConfig:
 
 @dataclass(frozen=True)
 class Feedback:
-    """One round's preferences, over all processes; `jokes` and `judgements` are those of this process, for the log.
+    """One round's preferences over all processes, and the `jokes` of the pairs with their `judgements`, for the log.
 
     A joke's judgement is the probability that it beats the other line of its pair.
     """
@@ -77,6 +76,16 @@ class Feedback:
     counts: dict[str, float]
     jokes: list[Joke] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """Lines that the student wrote for it."""
+        return int(self.counts["samples"])
+
+    @property
+    def judged(self) -> int:
+        """Pairs that the judge was asked about."""
+        return int(self.counts["judged"])
 
     @classmethod
     def given(cls, preferences: Sequence[Preference]) -> Feedback:
@@ -250,10 +259,16 @@ def _judged_pairs(
             sure = max(verdict.probability, 1 - verdict.probability)
             preferences.append(Preference(a.prompt, better.text, worse.text, sure, source))
     check_failures(judgements, config.max_failure_share)
-    records = _from_all_processes([preference_record(p) for p in preferences])
+    records = gather_records([preference_record(p) for p in preferences])
+    shown = gather_jokes([{"joke": j, "judgement": v} for j, v in zip(jokes, judgements, strict=True)])
     counts["preferences"] = float(len(preferences))
     totals = sum_over_processes(torch.tensor([counts[n] for n in COUNTS], dtype=torch.float64)).tolist()
-    return Feedback([read_preference(r) for r in records], dict(zip(COUNTS, totals, strict=True)), jokes, judgements)
+    return Feedback(
+        preferences if records is None else [read_preference(r) for r in records],
+        dict(zip(COUNTS, totals, strict=True)),
+        [row["joke"] for row in shown],
+        [row["judgement"] for row in shown],
+    )
 
 
 def _as_judgements(verdict: Verdict) -> list[Judgement]:
@@ -276,23 +291,3 @@ def preference_record(preference: Preference) -> dict[str, Any]:
 
 def read_preference(record: Mapping[str, Any]) -> Preference:
     return Preference(**{**record, "prompt": Prompt(**record["prompt"])})
-
-
-def _from_all_processes(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of all processes in the order of processes, exchanged as JSON."""
-    if process_count() == 1:
-        return records
-    device = PartialState().device  # the exchange happens where the devices can
-    data = torch.frombuffer(bytearray(json.dumps(records).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(process_count())]
-    torch.distributed.all_gather(sizes, torch.tensor([len(data)], device=device))
-    widest = max(int(s) for s in sizes)
-    padded = torch.zeros(widest, dtype=torch.uint8, device=device)
-    padded[: len(data)] = data
-    parts = [torch.zeros_like(padded) for _ in sizes]
-    torch.distributed.all_gather(parts, padded)
-    return [
-        record
-        for part, size in zip(parts, sizes, strict=True)
-        for record in json.loads(bytes(part[: int(size)].tolist()))
-    ]

@@ -38,20 +38,21 @@ from humor_env.agents.advantages import gae, place_on_last_token, whiten
 from humor_env.agents.backend import Backend
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
+from humor_env.agents.lines import gather_lines, text_numbers
 from humor_env.agents.logprobs import kl_k1, kl_k3
 from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.processes import (
-    any_process,
     local_share,
     process_count,
     spread_over_processes,
 )
-from humor_env.agents.progress import Progress, TrainResult, learning_numbers, text_numbers, value_numbers
+from humor_env.agents.progress import Progress, TrainResult, learning_numbers, value_numbers
 from humor_env.agents.rollout import Rollout, TextVectorEnv, collect, group_envs
-from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import AdaptiveCoefficient, RunningScale, learning_rate_share
 from humor_env.agents.student import POLICY, Scored, Student
 from humor_env.agents.update import ImitationLoss, chance, check_first_ratio, minibatches, take_step
+from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.measures import ngram_set
 from humor_env.prompts import PromptStream
@@ -168,6 +169,7 @@ def train(
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
     backend: Backend | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. `env` holds this process's share of `batch_size` sub-environments;
     several environments in a list are judged while the next one's lines are being written.
@@ -188,11 +190,10 @@ def train(
         weight_decay=0.0,
         fused=True,
     )
-    peaks = [config.learning_rate, config.value_learning_rate]
     stream = PromptStream(prompts, seed=config.seed)
     kl_weight = AdaptiveCoefficient(config.kl_weight, config.kl_target, config.kl_horizon)
     scale = RunningScale()
-    progress = Progress(student, optimizer, policy | value, stream, checkpoints)
+    progress = Progress(student, optimizer, policy | value, stream, checkpoints, watch)
     step = progress.resume(log, kl_weight, scale)
     one_pass = config.epochs == 1 and config.minibatches == 1
     imitation = ImitationLoss(
@@ -207,13 +208,12 @@ def train(
     taught = ngram_set(d.text for d in demonstrations)
     envs = group_envs(env)
 
-    with StopRequest() as stop:
-        while step < config.steps:
+    with progress.watch as watch:
+        while step < config.steps and not watch.ending:
             began = time.perf_counter()
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * learning_rate_share(
-                    step, config.steps, warmup=config.warmup_steps, decay=config.decay
-                )
+            progress.set_learning_rate(
+                learning_rate_share(step, config.steps, warmup=config.warmup_steps, decay=config.decay)
+            )
 
             # 1. Collect; 2. reference (while the critic thinks)
             batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
@@ -232,6 +232,8 @@ def train(
             )
             if rollout.logprobs is None or rollout.ref_logprobs is None or rollout.values is None:
                 raise ValueError("PPO needs log-probabilities, reference log-probabilities and values")
+            written = gather_lines(rollout)
+            watch.spend(len(written), len(written))
             mask = rollout.action_mask * rollout.valid[:, None]
             kl = kl_k1(rollout.logprobs, rollout.ref_logprobs) * mask
 
@@ -328,7 +330,7 @@ def train(
             step += 1
 
             # 6. Log and evaluate
-            numbers = learning_numbers(sums, norms) | text_numbers(rollout, taught)
+            numbers = learning_numbers(sums, norms) | text_numbers(written, taught)
             numbers |= value_numbers(rollout, mask, returns, token_rewards)
             numbers |= progress.kl_numbers(rollout, mask, kl_k1)
             kl_weight.update(numbers["kl/per_line"], config.batch_size)
@@ -336,13 +338,9 @@ def train(
             numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "update/first_mismatch": mismatch}
             numbers |= progress.clock(rollout, update_seconds, time.perf_counter() - began)
             numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            log.metrics(step, numbers)
-            log.jokes(step, rollout.jokes, rollout.judgements)
+            progress.record(log, step, numbers, written.jokes, written.judgements)
             progress.check_health(step, policy.values(), numbers["kl/per_token"], config.kl_limit)
-            wants_stop = any_process(bool(stop))
-            if step % config.checkpoint_every == 0 or step == config.steps or wants_stop:
+            if step % config.checkpoint_every == 0 or step == config.steps or watch.ending:
                 progress.save(step, kl_weight, scale, numbers["reward/mean"])
-            if wants_stop and step < config.steps:
-                break
     student.train_only(())
-    return TrainResult(step, step < config.steps, progress.evaluations, progress.last_saved)
+    return progress.result(step, done=step >= config.steps)

@@ -10,7 +10,9 @@ frozen base is the same everywhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -72,3 +74,22 @@ def local_share(total: int) -> slice:
     """The part of `total` rows that this process handles; `total` must divide evenly."""
     count, index = process_count(), process_index()
     return slice(total * index // count, total * (index + 1) // count)
+
+
+def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The records of all processes in the order of processes, exchanged as JSON; None where this is the only one."""
+    if process_count() == 1:
+        return None
+    device = PartialState().device
+    data = torch.frombuffer(bytearray(json.dumps(records).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(process_count())]
+    torch.distributed.all_gather(sizes, torch.tensor([len(data)], device=device))
+    padded = torch.zeros(max(int(s) for s in sizes), dtype=torch.uint8, device=device)
+    padded[: len(data)] = data
+    parts = [torch.zeros_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    return [
+        record
+        for part, size in zip(parts, sizes, strict=True)
+        for record in json.loads(part[: int(size)].cpu().numpy().tobytes())
+    ]

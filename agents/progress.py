@@ -1,9 +1,15 @@
 """What every on-policy learner does around its update: save, resume, give up, and put numbers on a batch.
 
-progress = Progress(student, optimizer, parameters, stream, checkpoints)
+progress = Progress(student, optimizer, parameters, stream, checkpoints, watch)
 step = progress.resume(log, kl_weight, scale)
-...
-progress.save(step, kl_weight, scale, reward)
+with progress.watch as watch:
+    while step < config.steps and not watch.ending:
+        progress.set_learning_rate(share)
+        ...
+        progress.record(log, step, numbers, jokes, judgements)
+        if step % config.checkpoint_every == 0 or step == config.steps or watch.ending:
+            progress.save(step, kl_weight, scale, reward)
+return progress.result(step, done=step >= config.steps)
 """
 
 from __future__ import annotations
@@ -16,7 +22,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from humor_env import measures
 from humor_env.agents.checkpoint import (
     CheckpointStore,
     load_optimizer,
@@ -24,22 +29,26 @@ from humor_env.agents.checkpoint import (
     random_states,
     restore_random_states,
 )
-from humor_env.agents.processes import is_main_process, sum_over_processes
+from humor_env.agents.processes import spread_over_processes, sum_over_processes
 from humor_env.agents.rollout import Rollout
 from humor_env.agents.runlog import Log
 from humor_env.agents.schedule import AdaptiveCoefficient, RunningScale
 from humor_env.agents.student import Student
+from humor_env.agents.watch import Watch
 from humor_env.errors import TrainingStopped
+from humor_env.types import Joke, Judgement
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended; `stopped` means by the user, before the last step."""
+    """How a run ended. `stopped` means by the user, before the last step; `why` says what else ended it before that:
+    a limit, or drift. It is empty for a run that took all its steps."""
 
     steps: int
     stopped: bool
     evaluations: list[dict[str, float]]
     checkpoint: Path | None
+    why: str = ""
 
 
 class Stream(Protocol):
@@ -60,12 +69,15 @@ class Progress:
         parameters: Mapping[str, torch.nn.Parameter],
         stream: Stream,
         checkpoints: CheckpointStore | None,
+        watch: Watch | None = None,
     ) -> None:
         self.student = student
         self.optimizer = optimizer
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.names = {id(p): n for n, p in parameters.items()}
         self.stream = stream
         self.checkpoints = checkpoints
+        self.watch = watch or Watch()
         self.evaluations: list[dict[str, float]] = []
         self.last_saved: Path | None = None
 
@@ -86,8 +98,40 @@ class Progress:
             scale.count, scale.mean, scale.squares = found.state["scale"]
         self.evaluations = found.state["evaluations"]
         self.last_saved = found.folder
+        self.watch.set_state(found.state["watch"], found.seconds)
+        self.watch.look(asks=self._asks)
         log.rewind(found.step)
         return found.step
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the next step asks student and critic for more. A round of feedback is learnt to its end first."""
+        return bool(getattr(self.stream, "due", True))
+
+    def set_learning_rate(self, share: float) -> None:
+        """Each group of parameters learns at this share of its own peak rate."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
+
+    def record(
+        self,
+        log: Log,
+        step: int,
+        numbers: Mapping[str, float],
+        jokes: Sequence[Joke] = (),
+        judgements: Sequence[Judgement] = (),
+    ) -> None:
+        """Write down a step, and look whether it is the run's last."""
+        log.metrics(step, {**numbers, **self.watch.numbers()})
+        if jokes:
+            log.jokes(step, jokes, judgements)
+        self.watch.look(asks=self._asks)
+
+    def result(self, step: int, *, done: bool) -> TrainResult:
+        """How the run ended; `done` where no step was left."""
+        stopped = self.watch.by_user and not done
+        why = "" if stopped or done else self.watch.ending
+        return TrainResult(step, stopped, self.evaluations, self.last_saved, why)
 
     def save(
         self,
@@ -96,19 +140,20 @@ class Progress:
         scale: RunningScale | None = None,
         score: float | None = None,
     ) -> None:
-        if self.checkpoints is None or not is_main_process():
+        if self.checkpoints is None:
             return
         random_tensors, random_state = random_states()
         tensors = {f"student/{n}": t for n, t in self.student.state().items()}
         tensors |= optimizer_tensors(self.optimizer, self.names) | random_tensors
         state = {
             "stream": self.stream.get_state(),
+            "watch": self.watch.get_state(),
             "kl_weight": None if kl_weight is None else kl_weight.value,
             "scale": None if scale is None else scale.state(),
             "evaluations": self.evaluations,
             "random": random_state,
         }
-        self.last_saved = self.checkpoints.save(step, tensors, state, score)
+        self.last_saved = self.checkpoints.save(step, tensors, state, score, self.watch.seconds)
 
     def evaluate(
         self, step: int, every: int, evaluate: Callable[[Student], Mapping[str, float]] | None
@@ -116,7 +161,8 @@ class Progress:
         """The evaluation's numbers under `eval/`, in the steps where one is due."""
         if evaluate is None or not every or step % every:
             return {}
-        found = dict(evaluate(self.student))
+        with self.watch.paused():
+            found = dict(evaluate(self.student))
         self.evaluations.append({"step": float(step)} | found)
         return {f"eval/{n}": v for n, v in found.items()}
 
@@ -148,13 +194,15 @@ class Progress:
         )
 
     def clock(self, rollout: Rollout, update_seconds: float, step_seconds: float) -> dict[str, float]:
-        """Seconds by phase; `judge` is the critic's own time, of which only `judge_wait` was not hidden."""
+        """Seconds by phase in this process; `judge` is the critic's own time, of which only `judge_wait` was not
+        hidden. Tokens and samples are those of all processes."""
         numbers = {f"seconds/{n}": s for n, s in rollout.seconds.items()}
         numbers |= {"seconds/update": update_seconds, "seconds/step": step_seconds}
-        return numbers | {
-            "tokens_per_second": float(rollout.action_mask.sum()) / step_seconds,
-            "samples_per_second": len(rollout) / step_seconds,
-        }
+        done = torch.stack(
+            [rollout.action_mask.sum().float(), torch.tensor(float(len(rollout)), device=rollout.tokens.device)]
+        )
+        tokens, samples = sum_over_processes(done).tolist()
+        return numbers | {"tokens_per_second": tokens / step_seconds, "samples_per_second": samples / step_seconds}
 
 
 def learning_numbers(sums: Mapping[str, float], norms: Sequence[float]) -> dict[str, float]:
@@ -166,49 +214,16 @@ def learning_numbers(sums: Mapping[str, float], norms: Sequence[float]) -> dict[
 
 
 def value_numbers(rollout: Rollout, mask: Tensor, returns: Tensor, token_rewards: Tensor) -> dict[str, float]:
-    """How much of the returns the values explain, and what a line earned after its KL."""
+    """How much of the returns the values explain, and what a line earned after its KL, over all processes."""
     numbers = {}
     kept = mask.bool()
-    if rollout.values is not None and int(kept.sum()) > 1:
-        spread = returns[kept].var(unbiased=False)
-        unexplained = (returns[kept] - rollout.values[kept]).var(unbiased=False)
-        numbers["value/explained_variance"] = float(1 - unexplained / spread) if float(spread) > 0 else 0.0
-        numbers["value/mean"] = float(rollout.values[kept].mean())
-    numbers["reward/per_line_after_kl"] = float(token_rewards.sum() / rollout.valid.sum().clamp(min=1))
-    return numbers
-
-
-def text_numbers(rollout: Rollout, teacher_grams: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
-    """What was written and what the critic said: reward and its parts, failures, length, variety, cost."""
-    valid = rollout.valid
-    scored = rollout.rewards[valid]
-    numbers = {
-        "reward/mean": float(scored.mean()) if len(scored) else 0.0,
-        "reward/deviation": float(scored.std(unbiased=False)) if len(scored) else 0.0,
-        "failures/share": 1 - float(valid.float().mean()),
-        "length/tokens": float(rollout.lengths.float().mean()),
-        "length/ended_share": float(rollout.finished.float().mean()),
-    }
-    parts: dict[str, list[float]] = {}
-    for judgement in rollout.judgements:
-        for name, value in judgement.parts.items():
-            parts.setdefault(name, []).append(value)
-    numbers |= {f"reward/part/{n}": sum(v) / len(v) for n, v in parts.items()}
-    texts = [j.text for j in rollout.jokes]
-    numbers |= {
-        "text/distinct_2": measures.distinct_n(texts, 2),
-        "text/self_overlap": measures.self_overlap(texts),
-        "text/commonest_share": measures.commonest_share(texts),
-        "text/prompt_overlap": sum(measures.overlap([j.text], [j.prompt.text], 3) for j in rollout.jokes) / len(texts),
-    }
-    if teacher_grams:
-        numbers["text/teacher_overlap"] = measures.overlap(texts, teacher_grams)
-    groups = rollout.group.unique()
-    if len(groups) < len(rollout):
-        flat = [float(rollout.rewards[(rollout.group == g) & valid].std(unbiased=False).nan_to_num()) for g in groups]
-        numbers["groups/no_spread_share"] = sum(s < 1e-6 for s in flat) / len(flat)
-    usages = [j.usage for j in rollout.judgements]
-    numbers["critic/calls"] = float(sum(u.calls for u in usages))
-    if all(u.cost is not None for u in usages):
-        numbers["critic/cost"] = float(sum(u.cost or 0.0 for u in usages))
+    if rollout.values is not None:
+        count, _, spread = spread_over_processes(returns, kept)
+        _, mean, _ = spread_over_processes(rollout.values, kept)
+        _, _, unexplained = spread_over_processes(returns - rollout.values, kept)
+        if count > 1:
+            numbers["value/explained_variance"] = 1 - unexplained / spread if spread > 0 else 0.0
+            numbers["value/mean"] = mean
+    earned, lines = sum_over_processes(torch.stack([token_rewards.sum(), rollout.valid.sum().float()])).tolist()
+    numbers["reward/per_line_after_kl"] = earned / max(1.0, lines)
     return numbers

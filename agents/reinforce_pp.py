@@ -26,17 +26,20 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.advantages import gae, group_advantages, place_on_last_token, whiten
+from humor_env.agents.backend import Backend
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
+from humor_env.agents.lines import gather_lines, text_numbers
 from humor_env.agents.logprobs import kl_k1, kl_k3
 from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.processes import any_process, local_share, process_count
-from humor_env.agents.progress import Progress, TrainResult, learning_numbers, text_numbers
+from humor_env.agents.processes import local_share, process_count
+from humor_env.agents.progress import Progress, TrainResult, learning_numbers
 from humor_env.agents.rollout import Rollout, TextVectorEnv, collect, group_envs
-from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import learning_rate_share
 from humor_env.agents.student import POLICY, Scored, Student
 from humor_env.agents.update import chance, check_first_ratio, minibatches, take_step
+from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.prompts import PromptStream
 from humor_env.types import Prompt
@@ -109,6 +112,8 @@ def train(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    backend: Backend | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `ppo.train`."""
     log = log or Silent()
@@ -118,18 +123,17 @@ def train(
     student.train_only(list(policy.values()))
     optimizer = torch.optim.AdamW(policy.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     stream = PromptStream(prompts, seed=config.seed)
-    progress = Progress(student, optimizer, policy, stream, checkpoints)
+    progress = Progress(student, optimizer, policy, stream, checkpoints, watch)
     step = progress.resume(log)
     one_pass = config.epochs == 1 and config.minibatches == 1
     envs = group_envs(env)
 
-    with StopRequest() as stop:
-        while step < config.steps:
+    with progress.watch as watch:
+        while step < config.steps and not watch.ending:
             began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_share(
-                    step, config.steps, warmup=config.warmup_steps, decay=config.decay
-                )
+            progress.set_learning_rate(
+                learning_rate_share(step, config.steps, warmup=config.warmup_steps, decay=config.decay)
+            )
 
             # 1. Collect; 2. reference (while the critic thinks)
             batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
@@ -143,9 +147,12 @@ def train(
                 old_logprobs=not one_pass,
                 micro_batch=config.micro_batch,
                 max_failure_share=config.max_failure_share,
+                backend=backend,
             )
             if rollout.logprobs is None or rollout.ref_logprobs is None:
                 raise ValueError("REINFORCE++ needs log-probabilities and reference log-probabilities")
+            written = gather_lines(rollout)
+            watch.spend(len(written), len(written))
             mask = rollout.action_mask * rollout.valid[:, None]
             kl = kl_k1(rollout.logprobs, rollout.ref_logprobs) * mask
 
@@ -206,22 +213,20 @@ def train(
                     norms.append(norm)
                     for name, number in numbers.items():
                         sums[name] = sums.get(name, 0.0) + number
+            if backend is not None:
+                backend.refresh()
             update_seconds = time.perf_counter() - updating
             step += 1
 
             # 6. Log and evaluate
-            numbers = learning_numbers(sums, norms) | text_numbers(rollout)
+            numbers = learning_numbers(sums, norms) | text_numbers(written)
             numbers |= progress.kl_numbers(rollout, mask, kl_k1)
             numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "update/first_mismatch": mismatch}
             numbers |= progress.clock(rollout, update_seconds, time.perf_counter() - began)
             numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            log.metrics(step, numbers)
-            log.jokes(step, rollout.jokes, rollout.judgements)
+            progress.record(log, step, numbers, written.jokes, written.judgements)
             progress.check_health(step, policy.values(), numbers["kl/per_token"], config.kl_limit)
-            wants_stop = any_process(bool(stop))
-            if step % config.checkpoint_every == 0 or step == config.steps or wants_stop:
+            if step % config.checkpoint_every == 0 or step == config.steps or watch.ending:
                 progress.save(step, score=numbers["reward/mean"])
-            if wants_stop and step < config.steps:
-                break
     student.train_only(())
-    return TrainResult(step, step < config.steps, progress.evaluations, progress.last_saved)
+    return progress.result(step, done=step >= config.steps)

@@ -25,9 +25,10 @@ from torch import Tensor
 from humor_env.agents.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
 from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.processes import local_share, process_count, sum_gradients, sum_over_processes
-from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import learning_rate_share
 from humor_env.agents.student import IMITATION, Rows, Student, length_sorted, take_rows
+from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.streams import generator
 from humor_env.types import Demonstration
@@ -62,7 +63,8 @@ class SFTResult:
     train_loss: float
     dev_loss: float | None
     best_epoch: int
-    stopped: bool = False
+    stopped: bool = False  # by the user
+    why: str = ""  # what else ended it before its last step
 
 
 def sft_loss(logprobs: Tensor, action_mask: Tensor, token_count: Tensor | float) -> Tensor:
@@ -78,11 +80,12 @@ def train(
     log: Log | None = None,
     *,
     checkpoints: CheckpointStore | None = None,
+    watch: Watch | None = None,
 ) -> SFTResult:
     """Train `imitation` on the demonstrations and start `policy` from it."""
     if not demonstrations:
         raise PromptError("There is nothing to imitate: the teacher buffer holds no line for this split.")
-    log = log or Silent()
+    log, watch = log or Silent(), watch or Watch()
     keep_freed_memory()
     rows = encode(student, demonstrations)
     dev_rows = encode(student, dev) if dev else None
@@ -91,6 +94,7 @@ def train(
     total = config.epochs * per_epoch
     step, best_epoch, best_loss, dev_loss, last = 0, 0, float("inf"), None, float("nan")
     best: dict[str, Tensor] = {}
+    learnt = False  # nothing better is to be expected: the dev lines have said so
 
     found = checkpoints.latest() if checkpoints else None
     if found is not None:
@@ -99,7 +103,10 @@ def train(
         best = {n.removeprefix("best/"): t for n, t in found.tensors.items() if n.startswith("best/")}
         best_epoch, best_loss, dev_loss, last = (found.state[k] for k in ("best_epoch", "best_loss", "dev", "last"))
         best_loss = float("inf") if best_loss is None else best_loss
-        log.rewind(step)
+        watch.set_state(found.state["watch"], found.seconds)
+        watch.look(asks=False)
+    if checkpoints is not None:
+        log.rewind(step)  # a run that died before its first checkpoint may have logged some steps
 
     def save() -> None:
         if checkpoints is None:
@@ -107,10 +114,11 @@ def train(
         tensors = _weights(student, config.full) | optimizer_tensors(optimizer, names)
         tensors |= {f"best/{n}": t for n, t in best.items()}
         finite = best_loss if best_loss < float("inf") else None
-        checkpoints.save(step, tensors, {"best_epoch": best_epoch, "best_loss": finite, "dev": dev_loss, "last": last})
+        state = {"best_epoch": best_epoch, "best_loss": finite, "dev": dev_loss, "last": last}
+        checkpoints.save(step, tensors, state | {"watch": watch.get_state()}, seconds=watch.seconds)
 
-    with student.using(None if config.full else IMITATION), StopRequest() as stop:
-        while step < total:
+    with student.using(None if config.full else IMITATION), watch:
+        while step < total and not watch.ending:
             epoch, within = divmod(step, per_epoch)
             order = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
             batch = torch.from_numpy(order[within * config.batch_size : (within + 1) * config.batch_size])
@@ -123,24 +131,28 @@ def train(
             if not torch.isfinite(torch.tensor(last)):
                 raise TrainingStopped(f"The imitation loss became {last} at step {step}: lower the learning rate.")
             log.metrics(step, {"sft/loss": last, "sft/grad_norm": norm, "sft/epoch": step / per_epoch})
-            if step % per_epoch == 0:
-                if dev_rows is not None:
+            watch.look(asks=False)
+            if step % per_epoch == 0 and dev_rows is not None:
+                with watch.paused():
                     dev_loss = dev_nll(student, dev_rows, config.micro_batch)
-                    log.metrics(step, {"sft/dev_loss": dev_loss})
-                    if dev_loss < best_loss:
-                        best_loss, best_epoch = dev_loss, epoch + 1
-                        best = {n: t.clone() for n, t in _weights(student, config.full).items()}
-                    elif epoch + 1 - best_epoch >= config.patience:
-                        break
+                log.metrics(step, {"sft/dev_loss": dev_loss})
+                if dev_loss < best_loss:
+                    best_loss, best_epoch = dev_loss, epoch + 1
+                    best = {n: t.clone() for n, t in _weights(student, config.full).items()}
+                elif epoch + 1 - best_epoch >= config.patience:
+                    learnt = True
+                    break
+            if step % per_epoch == 0 or watch.ending:
                 save()
-            if stop:
-                save()
-                return SFTResult(step, last, dev_loss, best_epoch, stopped=True)
+        learnt = learnt or step >= total
+        if watch.by_user and not learnt:
+            return SFTResult(step, last, dev_loss, best_epoch, stopped=True)
         if best:
             _load_weights(student, best, config.full)
     student.train_only(())
     student.start_policy_from_imitation()
-    return SFTResult(step, last, best_loss if best else dev_loss, best_epoch)
+    why = "" if learnt else watch.ending
+    return SFTResult(step, last, best_loss if best else dev_loss, best_epoch, why=why)
 
 
 def encode(student: Student, demonstrations: Sequence[Demonstration]) -> Rows:

@@ -29,20 +29,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.pairs import PairConfig, preference_record, read_preference, student_pairs
+from humor_env.agents.processes import process_count
 from humor_env.agents.progress import TrainResult
 from humor_env.agents.rollout import check_failures
-from humor_env.agents.runlog import Log, Silent, StopRequest
+from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.watch import Watch
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, critic_name
+
+OURS = "humor_env.json"  # in a checkpoint of TRL: what its trainer does not keep
+ASKING = ("GRPO", "RLOO")  # peers whose every step asks student and critic for more
 
 Text = str | list[dict[str, str]]  # TRL's two forms: plain, or a conversation
 
@@ -247,9 +252,10 @@ def train_grpo(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """TRL's GRPO on the student's `policy` adapter. Behaviour as in `ppo.train`, but for its checkpoints."""
-    return _train_online("GRPO", config, critic, student, log, prompts, checkpoints, evaluate)
+    return _train_online("GRPO", config, critic, student, log, prompts, checkpoints, evaluate, watch or Watch())
 
 
 def train_rloo(
@@ -261,9 +267,10 @@ def train_rloo(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """TRL's RLOO on the student's `policy` adapter. Behaviour as in `ppo.train`, but for its checkpoints."""
-    return _train_online("RLOO", config, critic, student, log, prompts, checkpoints, evaluate)
+    return _train_online("RLOO", config, critic, student, log, prompts, checkpoints, evaluate, watch or Watch())
 
 
 def _train_online(
@@ -275,15 +282,17 @@ def _train_online(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None,
     evaluate: Callable[[Student], Mapping[str, float]] | None,
+    watch: Watch,
 ) -> TrainResult:
     log = log or Silent()
-    reward = make_trl_reward(
-        critic,
-        max_failure_share=config.max_failure_share,
-        on_jokes=lambda step, jokes, judgements: log.jokes(step + 1, jokes, judgements),
-    )
+
+    def taken(step: int, jokes: list[Joke], judgements: list[Judgement]) -> None:
+        watch.spend(len(jokes) * process_count(), len(judgements) * process_count())
+        log.jokes(step + 1, jokes, judgements)
+
+    reward = make_trl_reward(critic, max_failure_share=config.max_failure_share, on_jokes=taken)
     more = {"reward_funcs": reward, "train_dataset": prompts_dataset(prompts, student)}
-    return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate)
+    return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate, watch)
 
 
 def train_dpo(
@@ -296,22 +305,27 @@ def train_dpo(
     preferences: Sequence[Preference] = (),
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """TRL's DPO on one round of pairs, or on `preferences`. Behaviour as in `dpo.train`, but for its checkpoints."""
-    log = log or Silent()
+    log, watch = log or Silent(), watch or Watch()
     kept = None if checkpoints is None else checkpoints.folder / "preferences.json"
     if not preferences and kept is not None and kept.is_file():
-        preferences = [read_preference(record) for record in json.loads(kept.read_text())]
+        found = json.loads(kept.read_text())
+        preferences = [read_preference(record) for record in found["preferences"]]
+        watch.set_state(found["watch"], 0.0)
     if not preferences:
         if judge is None:
             raise InvalidOption("DPO learns from preferences: give a judge to ask, or preferences made before.")
         feedback = student_pairs(student, judge, prompts, config.pairs, seed=config.seed)
         preferences = feedback.preferences
+        watch.spend(feedback.samples, feedback.judged)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps([preference_record(p) for p in preferences]))
+            records = [preference_record(p) for p in preferences]
+            kept.write_text(json.dumps({"watch": watch.get_state(), "preferences": records}))
     more = {"train_dataset": preferences_dataset(preferences, student)}
-    return _run("DPO", config, {"beta": config.beta}, more, student, POLICY, log, checkpoints, evaluate)
+    return _run("DPO", config, {"beta": config.beta}, more, student, POLICY, log, checkpoints, evaluate, watch)
 
 
 def train_sft(
@@ -322,11 +336,13 @@ def train_sft(
     log: Log | None = None,
     *,
     checkpoints: CheckpointStore | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """TRL's imitation on the `imitation` adapter, of which `policy` becomes a copy. `dev` is not looked at."""
     more = {"train_dataset": demonstrations_dataset(demonstrations, student)}
     arguments = {"completion_only_loss": True}
-    result = _run("SFT", config, arguments, more, student, IMITATION, log or Silent(), checkpoints, None)
+    watch = watch or Watch()
+    result = _run("SFT", config, arguments, more, student, IMITATION, log or Silent(), checkpoints, None, watch)
     student.start_policy_from_imitation()
     return result
 
@@ -341,6 +357,7 @@ def _run(
     log: Log,
     checkpoints: CheckpointStore | None,
     evaluate: Callable[[Student], Mapping[str, float]] | None,
+    watch: Watch,
 ) -> TrainResult:
     import trl
 
@@ -362,15 +379,20 @@ def _run(
         if "ref" in model.peft_config:
             _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
         last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
-        with StopRequest() as stop:
-            reporter = _Reporter(student, adapter, model, log, config.evaluate_every, evaluate, stop)
-            reporter.resume(last, rewind=checkpoints is not None)
-            trainer.add_callback(reporter)
-            trainer.train(resume_from_checkpoint=last)
+        reporter = _Reporter(student, adapter, model, log, config.evaluate_every, evaluate, watch, asks=kind in ASKING)
+        steps = reporter.resume(last, rewind=checkpoints is not None)
+        trainer.add_callback(reporter)
+        if watch.ending and last is not None:  # TRL would take one more step before it asks whether to stop
+            set_peft_model_state_dict(model, load_peft_weights(last), adapter_name="default")
+        else:
+            with watch:
+                trainer.train(resume_from_checkpoint=last)
+            steps = int(trainer.state.global_step)
         _copy_weights(_adapter_parameters(model, "default"), student.adapter_parameters(adapter))
         saved = get_last_checkpoint(str(folder)) if checkpoints is not None else None
-    steps = int(trainer.state.global_step)
-    return TrainResult(steps, steps < config.steps, reporter.evaluations, Path(saved) if saved else None)
+    done = steps >= config.steps
+    why = "" if done or watch.by_user else watch.ending
+    return TrainResult(steps, watch.by_user and not done, reporter.evaluations, Path(saved) if saved else None, why)
 
 
 def _copy_with_adapter(student: Student, adapter: str) -> PeftModel:
@@ -402,41 +424,53 @@ class _Reporter(TrainerCallback):
         log: Log,
         evaluate_every: int,
         evaluate: Callable[[Student], Mapping[str, float]] | None,
-        stop: StopRequest,
+        watch: Watch,
+        *,
+        asks: bool,
     ) -> None:
         self.student, self.adapter, self.model, self.log = student, adapter, model, log
-        self.evaluate_every, self.evaluate, self.stop = evaluate_every, evaluate, stop
+        self.evaluate_every, self.evaluate = evaluate_every, evaluate
+        self.watch, self.asks = watch, asks
         self.evaluations: list[dict[str, float]] = []
         self.found: dict[str, float] = {}
 
-    def resume(self, checkpoint: str | None, *, rewind: bool) -> None:
+    def resume(self, checkpoint: str | None, *, rewind: bool) -> int:
         step = 0
         if checkpoint is not None:
             step = int(checkpoint.rsplit("-", 1)[1])
-            kept = Path(checkpoint) / "evaluations.json"
-            self.evaluations = json.loads(kept.read_text()) if kept.is_file() else []
+            kept = Path(checkpoint) / OURS
+            if kept.is_file():
+                found = json.loads(kept.read_text())
+                self.evaluations = found["evaluations"]
+                self.watch.set_state(found["watch"], found["seconds"])
+                self.watch.look(asks=self.asks)
         if rewind:
             self.log.rewind(step)
+        return step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.found = {}
         step = int(state.global_step)
         if self.evaluate is not None and self.evaluate_every and step % self.evaluate_every == 0:
             _copy_weights(_adapter_parameters(self.model, "default"), self.student.adapter_parameters(self.adapter))
-            self.found = dict(self.evaluate(self.student))
+            with self.watch.paused():
+                self.found = dict(self.evaluate(self.student))
             self.evaluations.append({"step": float(step)} | self.found)
-        if self.stop:
+        self.watch.look(asks=self.asks)
+        if self.watch.ending:
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         if not logs or "train_runtime" in logs:  # the summary at the end repeats what was logged
             return
         numbers = {_metric(n): float(v) for n, v in logs.items() if isinstance(v, (int, float))}
-        self.log.metrics(int(state.global_step), numbers | {f"eval/{n}": v for n, v in self.found.items()})
+        numbers |= {f"eval/{n}": v for n, v in self.found.items()} | self.watch.numbers()
+        self.log.metrics(int(state.global_step), numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / "evaluations.json").write_text(json.dumps(self.evaluations))
+        kept = {"evaluations": self.evaluations, "watch": self.watch.get_state(), "seconds": self.watch.seconds}
+        (folder / OURS).write_text(json.dumps(kept))
 
 
 def _metric(name: str) -> str:

@@ -23,6 +23,7 @@ from gymnasium import spaces as gymnasium_spaces
 from humor_env import pocket, registry
 from humor_env.agents.processes import process_count
 from humor_env.agents.student import Lora, Student
+from humor_env.agents.watch import Limits
 from humor_env.errors import InvalidOption, PromptError, StudentError
 from humor_env.experiments.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
@@ -115,6 +116,12 @@ class Parts:
     @cached_property
     def eval_critic(self) -> Critic:
         return self._make_all(self.spec.eval.critic) if self.spec.eval.critic else self.train_critic
+
+    @property
+    def limits(self) -> Limits:
+        """What each seed's learner may take."""
+        budget = self.spec.budget
+        return Limits(budget.max_samples, budget.max_judgements, budget.max_seconds)
 
     @cached_property
     def judge(self) -> Judge | None:

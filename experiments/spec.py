@@ -130,13 +130,20 @@ class EvalSpec(Table):
 
 
 class BudgetSpec(Table):
-    """What the language models of the whole run may take, over all seeds and restarts. `ledger` is where replies are
-    kept: in the run's folder, unless a path is given."""
+    """`max_calls`, `max_tokens` and `max_cost` (dollars) bound the language models of the whole run, over all seeds and
+    restarts; `ledger` is where their replies are kept: in the run's folder, unless a path is given.
+
+    `max_samples` (lines the student writes to learn from), `max_judgements` (answers of the critic about a line, or of
+    the judge about a pair) and `max_seconds` (of the training loop) bound the learner, each seed for itself, over
+    restarts; the warm start and evaluations do not count. The step that reaches a limit is the last one."""
 
     max_calls: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     max_cost: Annotated[float, Field(ge=0)] | None = None
     ledger: str | None = None
+    max_samples: Count | None = None
+    max_judgements: Count | None = None
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
 class Spec(Table):
