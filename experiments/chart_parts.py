@@ -294,7 +294,7 @@ def frame(
     top += 28
     bottom = height - pad - (38 if x_label else 20)
     y = Scale(*y_span, bottom, top)
-    y_ticks = y.ticks(max(3, int((bottom - top) / 34)))
+    y_ticks = y.ticks(max(3, int((bottom - top) / 27)))
     y_labels = axis_labels(y_ticks)
     left = pad + max((text_width(label) for label in y_labels), default=0) + 8
     x = Scale(*x_span, left, width - pad - 8, x_log)

@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from humor_env.errors import BudgetExceeded, HumorEnvError
+from humor_env.experiments.cli_compare import add_commands as add_compare_commands
 
 if TYPE_CHECKING:
     from humor_env.experiments.run import SeedResult
@@ -486,6 +487,9 @@ def _quiet_libraries(transformers: bool = False) -> None:
             from transformers.utils import logging
 
             logging.disable_progress_bar()
+
+
+add_compare_commands(app)
 
 
 def main() -> None:

@@ -1,0 +1,259 @@
+"""The pictures of a report, chosen by what a run has: nothing is drawn that was not measured.
+
+for picture in pictures(runs, headline_rows): page.add(picture.section, picture.svg, picture.caption)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from humor_env.experiments.charts import Bar, Dot, Line, Mark, Points, bar_chart, dot_chart, line_chart, scatter_chart
+from humor_env.experiments.report_data import RunData, SeedData
+from humor_env.experiments.report_numbers import (
+    Curve,
+    Headline,
+    at_steps,
+    mean_curve,
+    parting,
+    phase_seconds,
+    series,
+    smooth,
+    window_for,
+)
+
+MOST_PARTS = 8
+# The metric, the picture's title, the y label, and what a reader should see in it.
+_ONE_NUMBER = (
+    ("kl/per_line", "Distance to the imitation", "KL, nats a line", "How far the student went from its warm start."),
+    ("length/tokens", "Length", "tokens a line", "A steady climb or fall may be a habit that pleases the critic."),
+    ("update/entropy", "Entropy", "nats a token", "Near 0 the student has stopped trying anything else."),
+    ("failures/share", "Failed judgements", "share of lines", "They are left out of learning and of every mean."),
+)
+_DIVERSITY = (
+    ("text/distinct_2", "different word pairs"),
+    ("text/self_overlap", "4-grams shared by lines"),
+    ("text/commonest_share", "ten commonest lines"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    section: str  # "result", "curves" or "cost"
+    svg: Markup
+    caption: str
+
+
+def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture]:
+    found = [_headline(runs, heads)] if heads else []
+    for run in runs:
+        found += [*_score(run, len(runs) > 1), *_parts(run, len(runs) > 1)]
+    for name, title, label, caption in _ONE_NUMBER:
+        found += _by_run(runs, name, title, label, caption)
+    for run in runs:
+        found += _diversity(run, len(runs) > 1)
+    for run in runs:
+        found += [*_drift(run, len(runs) > 1), *_two_critics(run, len(runs) > 1)]
+        found += [*_imitation(run, len(runs) > 1), *_time(run, len(runs) > 1)]
+    return found
+
+
+def _picture(section: str, svg: str, caption: str) -> Picture:
+    return Picture(section, Markup(svg), caption)
+
+
+def _of(run: RunData, several: bool, title: str) -> str:
+    return f"{title}: {run.name}" if several else title
+
+
+def _headline(runs: Sequence[RunData], heads: Sequence[Headline]) -> Picture:
+    several = len(runs) > 1
+    dots = [Dot(h.stage, h.score.mean, h.score.low, h.score.high, h.run if several else "") for h in heads]
+    top = max((d.high or d.value or 0.0) for d in dots)
+    svg = dot_chart(dots, title="Held-out score", x_label="score with its 95 % interval", x_range=(0.0, max(1.0, top)))
+    return _picture("result", svg, "On prompts that nobody trained on; the interval is over prompts, seeds averaged.")
+
+
+def _score(run: RunData, several: bool) -> list[Picture]:
+    trained = [series(seed.metrics, "reward/mean") for seed in run.seeds]
+    mean = mean_curve(trained)
+    if not mean.steps:
+        return []
+    window = window_for(mean)
+    thick = smooth(mean, window)
+    lines = [Line("training critic", c.steps, c.values, faint=True) for c in trained if c.steps]
+    lines.append(Line("training critic", thick.steps, thick.values))
+    marks = drift_marks(run)
+    caption = f"Thin: each seed and step. Thick: the mean over seeds, smoothed over {window} steps."
+    held_out = mean_curve([series(seed.metrics, "eval/score") for seed in run.seeds])
+    if held_out.steps:
+        low, high = (mean_curve([series(seed.metrics, f"eval/{end}") for seed in run.seeds]) for end in ("low", "high"))
+        banded = len(low.steps) == len(high.steps) == len(held_out.steps)
+        band = (low.values, high.values) if banded else (None, None)
+        lines.append(Line("held-out judge", held_out.steps, held_out.values, *band))
+        where = parting(held_out.steps, at_steps(thick, held_out.steps), held_out.values)
+        if where is None:
+            caption += " The held-out judge (dev prompts) and the training critic do not part."
+        else:
+            marks = [*marks, Mark(where, "they part")]
+            caption += (
+                f" From step {where:g} on the training critic is ever more pleased and the held-out judge is not."
+            )
+    else:
+        ends = _held_out_ends(run, thick.steps[-1])
+        if len(ends) == 2:
+            rows = [list(column) for column in zip(*ends, strict=True)]
+            lines.append(Line("held-out judge", [0.0, thick.steps[-1]], *rows))
+            caption += (
+                " The held-out judge was asked before and after only: learner.evaluate_every asks it on the way too."
+            )
+    svg = line_chart(lines, title=_of(run, several, "Score while learning"), y_label="mean score", marks=marks)
+    return [_picture("curves", svg, caption)]
+
+
+def _held_out_ends(run: RunData, last: float) -> list[tuple[float, float, float]]:
+    """The held-out judge's mean before and after learning, from the stages' numbers."""
+    from humor_env.experiments.report_numbers import headline
+
+    by_stage = {row.stage: row.score for row in headline(run)}
+    start = by_stage.get("imitation") or by_stage.get("base")
+    end = next((s for s in (seed.trained for seed in run.seeds) if s), None)
+    found = [start, by_stage.get(end or "")]
+    return [(e.mean, e.low, e.high) for e in found if e is not None and e.low is not None and e.high is not None]
+
+
+def drift_marks(run: RunData) -> list[Mark]:
+    """Where a drift monitor raised its voice: in drift.jsonl, or as a metric `drift/…alarm` above 0."""
+    first: dict[str, float] = {}
+    for seed in run.seeds:
+        for row in seed.drift:
+            step = row.get("step")
+            what = next(
+                (row[k] for k in ("mark", "alarm", "kind", "name", "what") if isinstance(row.get(k), str)), None
+            )
+            if isinstance(step, int | float) and what:
+                first[what] = min(float(step), first.get(what, float(step)))
+        for metrics in seed.metrics:
+            for name, value in metrics.items():
+                if name.startswith("drift/") and name.endswith(("alarm", "alert")) and value > 0:
+                    what = name.removeprefix("drift/").replace("/", " ")
+                    first[what] = min(metrics["step"], first.get(what, metrics["step"]))
+    return [Mark(step, what[:24]) for what, step in sorted(first.items(), key=lambda kv: kv[1])]
+
+
+def _parts(run: RunData, several: bool) -> list[Picture]:
+    prefix = "reward/part/"
+    names = list(dict.fromkeys(n for s in run.seeds for row in s.metrics[:1] for n in row if n.startswith(prefix)))
+    if not names:
+        return []
+    lines = []
+    for name in names[:MOST_PARTS]:
+        mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
+        mean = smooth(mean, window_for(mean))
+        lines.append(Line(name.removeprefix(prefix), mean.steps, mean.values))
+    left = f" The other {len(names) - MOST_PARTS} are in metrics.jsonl." if len(names) > MOST_PARTS else ""
+    svg = line_chart(
+        lines, title=_of(run, several, "Parts of the reward"), y_label="mean of the training critic's part"
+    )
+    return [_picture("curves", svg, f"What the gain is made of.{left}")]
+
+
+def _by_run(runs: Sequence[RunData], name: str, title: str, label: str, caption: str) -> list[Picture]:
+    lines = []
+    for run in runs:
+        curves = [c for seed in run.seeds if (c := series(seed.metrics, name)).steps]
+        if not curves:
+            continue
+        what = run.name if len(runs) > 1 else title.lower()
+        lines += [Line(what, c.steps, c.values, faint=True) for c in curves]
+        mean = smooth(mean_curve(curves), window_for(curves[0]))
+        lines.append(Line(what, mean.steps, mean.values))
+    if not lines or (name == "failures/share" and not any(v for line in lines for v in line.y)):
+        return []
+    return [_picture("curves", line_chart(lines, title=title, y_label=label), caption)]
+
+
+def _diversity(run: RunData, several: bool) -> list[Picture]:
+    lines = []
+    for name, what in _DIVERSITY:
+        mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
+        if mean.steps:
+            mean = smooth(mean, window_for(mean))
+            lines.append(Line(what, mean.steps, mean.values))
+    if not lines:
+        return []
+    svg = line_chart(lines, title=_of(run, several, "Diversity of a batch"), y_label="share", y_range=(0.0, 1.0))
+    return [_picture("curves", svg, "Different word pairs falling while the other two rise: one joke is told for all.")]
+
+
+def _drift(run: RunData, several: bool) -> list[Picture]:
+    names = list(dict.fromkeys(n for s in run.seeds for row in s.metrics for n in row if n.startswith("drift/")))
+    names = [n for n in names if not n.endswith(("alarm", "alert"))][:MOST_PARTS]
+    lines = []
+    for name in names:
+        mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
+        lines.append(Line(name.removeprefix("drift/"), mean.steps, mean.values))
+    if not lines:
+        return []
+    svg = line_chart(lines, title=_of(run, several, "Drift monitor"), y_label="statistic", marks=drift_marks(run))
+    return [_picture("curves", svg, "What the monitor watches while learning, and where it raised its voice.")]
+
+
+def _two_critics(run: RunData, several: bool) -> list[Picture]:
+    """The lines that a second critic judged afterwards (`humor-env rescore`)."""
+    clouds: dict[str, tuple[list[float], list[float]]] = {}
+    for seed in run.seeds:
+        for lines in (seed.training[-1000:], seed.stages.get(seed.trained or "", ())):
+            for line in lines:
+                for other, score in line.others.items():
+                    if line.score is not None:
+                        xs, ys = clouds.setdefault(other, ([], []))
+                        xs.append(line.score)
+                        ys.append(score)
+    if not clouds:
+        return []
+    svg = scatter_chart(
+        [Points(name, xs, ys) for name, (xs, ys) in clouds.items()],
+        title=_of(run, several, "Two critics on the same lines"),
+        x_label="the critic of the run",
+        y_label="the other critic",
+        diagonal=True,
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+    )
+    return [_picture("curves", svg, "Far below the diagonal: lines that only the run's critic likes.")]
+
+
+def _imitation(run: RunData, several: bool) -> list[Picture]:
+    lines = []
+    for name, what in (("sft/loss", "training loss"), ("sft/dev_loss", "dev loss")):
+        mean = mean_curve([series(seed.imitation, name) for seed in run.seeds])
+        if mean.steps:
+            mean = smooth(mean, window_for(mean) if name == "sft/loss" else 1)
+            lines.append(Line(what, mean.steps, mean.values))
+    if not lines:
+        return []
+    svg = line_chart(lines, title=_of(run, several, "Imitation of the teacher"), y_label="nats a token")
+    return [_picture("curves", svg, "The warm start: what the student was before it met the critic.")]
+
+
+def _time(run: RunData, several: bool) -> list[Picture]:
+    found = []
+    stages = [Bar(_seed_name(seed), dict(seed.seconds)) for seed in run.seeds if seed.seconds]
+    if stages:
+        svg = bar_chart(stages, title=_of(run, several, "Time by stage"), unit="s")
+        found.append(_picture("cost", svg, "Wall-clock seconds of the whole run."))
+    phases = [Bar(_seed_name(seed), parts) for seed in run.seeds if (parts := phase_seconds(seed))]
+    if phases:
+        svg = bar_chart(phases, title=_of(run, several, "Time of learning by phase"), unit="s")
+        found.append(_picture("cost", svg, "The critic's time counts only where somebody had to wait for it."))
+    return found
+
+
+def _seed_name(seed: SeedData) -> str:
+    return seed.name.replace("seed-", "seed ")
+
+
+__all__ = ["Curve", "Picture", "drift_marks", "pictures"]

@@ -1,0 +1,259 @@
+"""What a report reads: the files of a run's folder as plain data, with every oddity noted or explained.
+
+    run = load_run(Path("runs/pocket-quickstart"))
+    run.seeds[0].metrics[-1]["reward/mean"], run.seeds[0].stages["ppo"][0].text
+
+A line that a killed run left half written is skipped and noted; a damaged line elsewhere is an error that names file
+and line. Nothing is computed here: see `report_numbers.py`. The folder may be a whole run's, one seed's, or a bare log
+of a learner (metrics.jsonl alone).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import CheckpointError, InvalidOption
+
+REFERENCES = ("base", "imitation", "teacher")  # stages that are not the learner's outcome
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One line as it was written and judged; `others` are scores that further critics gave it later."""
+
+    prompt_id: str
+    prompt: str
+    text: str
+    critic: str
+    score: float | None
+    parts: Mapping[str, float]
+    reason: str
+    step: int = 0
+    stop_reason: str | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """One seed: its log step by step, and its held-out lines by stage."""
+
+    name: str
+    folder: Path
+    metrics: Sequence[Row]
+    timings: Sequence[Row]
+    imitation: Sequence[Row]
+    stages: Mapping[str, Sequence[Judged]]
+    training: Sequence[Judged]
+    numbers: Mapping[str, Mapping[str, float | None]]
+    seconds: Mapping[str, float]
+    drift: Sequence[Mapping[str, Any]] = ()
+    stopped: bool = False
+
+    @property
+    def trained(self) -> str | None:
+        """The learner's stage, where it was measured."""
+        return next((n for n in [*self.stages, *self.numbers] if n not in REFERENCES), None)
+
+
+@dataclass(frozen=True)
+class RunData:
+    name: str
+    folder: Path
+    spec: Mapping[str, Any]
+    record: Mapping[str, Any]
+    seeds: Sequence[SeedData]
+    notes: Sequence[str]
+    spec_text: str = ""
+
+    @property
+    def learner(self) -> str:
+        named = self.spec.get("learner", {}).get("name")
+        return str(named or next((s.trained for s in self.seeds if s.trained), "student"))
+
+
+def load_run(folder: Path) -> RunData:
+    """The run in `folder`, or a sentence that says why it cannot be reported on."""
+    folder = Path(folder)
+    if not folder.exists():
+        raise InvalidOption(
+            f"There is no folder '{folder}'. Give a run's folder: `humor-env train` prints it at its end."
+        )
+    if not folder.is_dir():
+        raise InvalidOption(f"'{folder}' is a file. Give the folder of a run, the one that holds its spec.toml.")
+    whole = folder
+    seed_folders = sorted((p for p in folder.glob("seed-*") if p.is_dir()), key=_seed_number)
+    if not seed_folders:
+        seed_folders = [folder]
+        if folder.name.startswith("seed-") and (folder.parent / "spec.toml").is_file():
+            whole = folder.parent
+    notes: list[str] = []
+    seeds = [_load_seed(path, notes) for path in seed_folders]
+    seeds = [s for s in seeds if s.metrics or s.imitation or s.stages]
+    if not seeds:
+        raise InvalidOption(
+            f"'{folder}' holds no metrics.jsonl and no evaluation-*.jsonl, neither itself nor in a seed-… folder, so "
+            "there is nothing to report. Give a run's folder; a run that has only begun has nothing to show yet."
+        )
+    spec_text = _text(whole / "spec.toml")
+    name = folder.name if whole == folder else f"{whole.name}/{folder.name}"
+    return RunData(
+        name=name or str(folder.resolve().name),
+        folder=folder,
+        spec=_toml(spec_text, whole / "spec.toml"),
+        record=_record(whole / "run.json"),
+        seeds=seeds,
+        notes=notes,
+        spec_text=spec_text,
+    )
+
+
+def _seed_number(path: Path) -> tuple[int, str]:
+    number = path.name.removeprefix("seed-")
+    return (int(number) if number.isdigit() else 10**9, path.name)
+
+
+def _load_seed(folder: Path, notes: list[str]) -> SeedData:
+    results = _record(folder / "results.json")
+    own = [_finite(r) for r in _lines(folder / "metrics.jsonl", notes)]
+    learning = [r for r in own if not _of_imitation(r)]
+    # A log that both phases share (the demo's) has the warm start's rows first; a run keeps them in a folder.
+    imitation = [r for r in own if _of_imitation(r)]
+    imitation += [_finite(r) for r in _lines(folder / "imitation" / "metrics.jsonl", notes)]
+    stages = {}
+    for path in sorted(folder.glob("evaluation-*.jsonl")):
+        if "." not in path.stem:
+            rows = _judged(path, notes)
+            if rows:
+                stages[path.stem.removeprefix("evaluation-")] = rows
+    numbers = {k: v for k, v in results.get("stages", {}).items() if isinstance(v, Mapping)}
+    return SeedData(
+        name=folder.name,
+        folder=folder,
+        metrics=learning,
+        timings=[r for r in map(_finite, _lines(folder / "timings.jsonl", notes)) if "seconds/step" in r],
+        imitation=imitation,
+        stages=_in_order(stages),
+        training=_judged(folder / "jokes.jsonl", notes),
+        numbers=_in_order(numbers),
+        seconds={k: float(v) for k, v in results.get("seconds", {}).items() if isinstance(v, int | float)},
+        drift=_lines(folder / "drift.jsonl", notes),
+        stopped=bool(results.get("stopped", False)),
+    )
+
+
+def _of_imitation(row: Row) -> bool:
+    return any(name.startswith("sft/") for name in row)
+
+
+def _in_order(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Base, imitation, whatever was learnt, and the teacher to compare with."""
+    order = {"base": 0, "imitation": 1, "teacher": 3}
+    return {name: stages[name] for name in sorted(stages, key=lambda n: (order.get(n, 2), n))}
+
+
+def _judged(path: Path, notes: list[str]) -> list[Judged]:
+    rows = _lines(path, notes)
+    others: dict[tuple[str, str, int], dict[str, float]] = {}
+    # What `humor-env rescore` writes beside a file: further critics' opinions on the same lines.
+    for beside in sorted(path.parent.glob(f"{path.stem}.*.jsonl")):
+        for row in _lines(beside, notes):
+            verdict = row.get("judgement")
+            score = verdict.get("score") if isinstance(verdict, Mapping) else None
+            if isinstance(score, int | float):
+                key = (str(row.get("prompt_id")), str(row.get("text")), int(row.get("step") or 0))
+                others.setdefault(key, {})[str(row.get("critic", beside.stem))] = float(score)
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            one = Judged(
+                prompt_id=str(row.get("prompt_id", row["prompt"])),
+                prompt=str(row["prompt"]),
+                text=str(row["text"]),
+                critic=str(row.get("critic", "")),
+                score=None if row.get("score") is None else float(row["score"]),
+                parts={str(k): float(v) for k, v in (row.get("parts") or {}).items()},
+                reason=str(row.get("reason") or row.get("error") or ""),
+                step=int(row.get("step") or 0),
+                stop_reason=row.get("stop_reason"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise CheckpointError(
+                f"Record {number} of '{path}' is not a judged line ({problem!r}): 'prompt', 'text' and 'score' were "
+                "expected. Remove that line, or repeat the run."
+            ) from None
+        more = others.get((one.prompt_id, one.text, one.step))
+        found.append(one if not more else Judged(**{**_fields(one), "others": more}))
+    return found
+
+
+def _fields(one: Judged) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in Judged.__dataclass_fields__}
+
+
+def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none where there is no file."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    rows = []
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("it is not an object")
+        except ValueError as problem:
+            if number == len(lines):
+                notes.append(f"The last line of {path.name} ({path.parent.name}) was never finished and is left out.")
+                continue
+            raise CheckpointError(
+                f"Line {number} of '{path}' is damaged ({problem}). Remove that line, or go on with the run by "
+                "--resume, which rewrites the file up to its last checkpoint."
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        str(k): float(v)
+        for k, v in row.items()
+        if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+    }
+
+
+def _record(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as problem:
+        raise CheckpointError(f"'{path}' is damaged ({problem}). Resume or repeat the run to write it anew.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except UnicodeDecodeError as problem:
+        raise CheckpointError(f"'{path}' is not UTF-8 text ({problem}).") from None
+
+
+def _toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise CheckpointError(f"'{path}' is not TOML ({problem}). Put the run's own spec back.") from None
