@@ -9,13 +9,14 @@ READY := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test check format lint types fast bench fix clean
+.PHONY: help demo test check format lint types fast bench docs fix clean
 
 help:
 	@echo "make demo   teach a small student to be funny in the pocket world, a few minutes"
 	@echo "make test   all tests"
 	@echo "make check  formatting, lint, types and the fast tests"
 	@echo "make bench  how fast the environments, the critics and a training step are"
+	@echo "make docs   the documentation as a site, in site/index.html"
 	@echo "make fix    let ruff reformat and mend what it can"
 	@echo "make clean  remove .venv and what tools left behind"
 
@@ -49,6 +50,9 @@ bench: $(READY)
 	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.bench_env
 	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.bench_llm
 	@$(BIN)/python -m humor_env.experiments.speed
+
+docs: $(READY)
+	@$(BIN)/python -m humor_env.experiments.site
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .
