@@ -1,5 +1,6 @@
 """Commands that compare and show: learners with learners (benchmark), ours with a paper's (reproduce), runs (report).
 
+humor-env benchmark pocket-learners --workers 2
 humor-env reproduce small-but-funny --scale pocket --seeds 3
 humor-env report runs/pocket-quickstart
 """
@@ -19,6 +20,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take,
 
 def add_commands(app: typer.Typer) -> None:
     """Put the commands of this file on the command line."""
+    app.command(
+        epilog="Examples: humor-env benchmark pocket-learners --out runs/learners · humor-env benchmark mine.toml "
+        "--set 'seeds=[0]' · humor-env benchmark runs/learners --collect · "
+        "humor-env benchmark --tables docs/benchmark.md"
+    )(benchmark)
     app.command(
         epilog="Examples: humor-env reproduce small-but-funny --scale pocket --seeds 3 · humor-env reproduce "
         "small-but-funny --scale paper --dry-run · humor-env reproduce small-but-funny --scale small --set "
@@ -101,3 +107,63 @@ def reproduce(
     if done.failed:
         told = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
         _stop(f"{len(done.failed)} cells failed ({told}). The same command tries them again.", FAILED)
+
+
+def benchmark(
+    spec: Annotated[str | None, typer.Argument(help="A TOML file, a benchmark's folder, or a bundled name.")] = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder; runs/NAME where not given.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of each.")] = 1,
+    launcher: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
+    collect: Annotated[
+        bool, typer.Option("--collect", help="Only write the files from the cells done so far.")
+    ] = False,
+    publish: Annotated[Path | None, typer.Option(help="Copy the small result files to this folder.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Fill this page's tables from result files, and no more.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Compare learners under one budget, judged by who trained none of them. Started again, it goes on."""
+    from humor_env.experiments.cli import FAILED, MISTAKE, _quiet_libraries, _stop
+
+    if tables is not None:
+        from humor_env.experiments.benchmark_tables import fill_page
+
+        changed = fill_page(tables)
+        typer.echo(f"{tables}: {changed} tables written" if changed else f"{tables}: all tables are up to date")
+        return
+    if spec is None:
+        _stop("Which benchmark? Give a TOML file, a folder or a bundled name, or --tables PAGE.", MISTAKE)
+        return
+    from humor_env.experiments import benchmark as engine
+    from humor_env.experiments.benchmark_spec import load_benchmark_spec
+
+    _quiet_libraries()
+    folder = out or (Path(spec) if Path(spec).is_dir() else None)
+    if collect or (publish is not None and folder is not None):
+        found = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
+    else:
+        loaded = load_benchmark_spec(spec, set_ or [])
+        folder = folder or Path("runs") / loaded.name
+        if dry_run:
+            for cell in loaded.cells(folder):
+                typer.echo(cell.name)
+            return
+        found = engine.run_benchmark(
+            loaded,
+            folder,
+            workers=workers,
+            threads=threads,
+            launcher=launcher,
+            say=lambda line: typer.echo(line, err=True),
+        )
+    if publish is not None:
+        engine.publish(found, publish)
+    typer.echo(f"Written to {found.folder / engine.PAGE}")
+    if found.failures:
+        name, why = next(iter(found.failures.items()))
+        _stop(
+            f"{len(found.failures)} of {found.record['cells']} cells have no result, such as {name}: {why}. The same "
+            "command tries them again.",
+            FAILED,
+        )
