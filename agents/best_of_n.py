@@ -3,6 +3,7 @@
     writer = BestOfN(student, critic, BestOfNConfig(n=8))
     jokes = writer.write(prompts)              # one line per prompt
     writer.judgements                          # how many it took: n for each line, now and for ever
+    train(BestOfNConfig(n=8), critic, student).writer      # the same, as a learner that learns nothing
 
 What PPO gains over the imitation is only worth its training if it beats this with the same critic. Chance is a function
 of (seed, place of the prompt, sibling): the first n lines of best-of-16 are those of best-of-8.
@@ -10,17 +11,17 @@ of (seed, place of the prompt, sibling): the first n lines of best-of-16 are tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling, draw_uniforms, sample
 from humor_env.agents.progress import TrainResult
 from humor_env.agents.rollout import check_failures
 from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.student import POLICY, Student
+from humor_env.agents.watch import Watch
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
@@ -95,26 +96,8 @@ def best_place(judgements: Sequence[Judgement]) -> int:
 
 
 def train(
-    config: BestOfNConfig,
-    critic: Critic,
-    student: Student,
-    log: Log | None = None,
-    *,
-    prompts: Sequence[Prompt] = (),
-    checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[BestOfN], Mapping[str, float]] | None = None,
+    config: BestOfNConfig, critic: Critic, student: Student, log: Log | None = None, *, watch: Watch | None = None
 ) -> TrainResult:
-    """No step is taken and nothing is saved; `evaluate` gets the writer where other learners give their student.
-
-    Calling it again repeats the evaluation with the same outcome, so there is nothing to resume.
-    """
-    log = log or Silent()
-    log.rewind(0)
-    writer = BestOfN(student, critic, config)
-    found = dict(evaluate(writer)) if evaluate is not None else {}
-    log.metrics(
-        1,
-        {f"eval/{n}": v for n, v in found.items()}
-        | {"feedback/samples": float(writer.samples), "feedback/judged": float(writer.judgements)},
-    )
-    return TrainResult(0, False, [{"step": 0.0} | found] if found else [], None)
+    """No step is taken, nothing is spent and nothing saved: what comes out is a writer to measure and to use."""
+    (log or Silent()).rewind(0)
+    return TrainResult(0, False, [], None, writer=BestOfN(student, critic, config))

@@ -36,19 +36,27 @@ from humor_env.agents.schedule import AdaptiveCoefficient, RunningScale
 from humor_env.agents.student import Student
 from humor_env.agents.watch import Watch
 from humor_env.errors import TrainingStopped
-from humor_env.types import Joke, Judgement
+from humor_env.types import Joke, Judgement, Prompt
+
+
+class Writer(Protocol):
+    """Prompts in, one joke for each out; the same seed writes the same."""
+
+    def write(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Joke]: ...
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended. `stopped` means by the user, before the last step; `why` says what else ended it before that:
-    a limit, or drift. It is empty for a run that took all its steps."""
+    a limit, or drift. It is empty for a run that took all its steps. `writer`, where there is one, is who writes in the
+    student's place from now on."""
 
     steps: int
     stopped: bool
     evaluations: list[dict[str, float]]
     checkpoint: Path | None
     why: str = ""
+    writer: Writer | None = None
 
 
 class Stream(Protocol):

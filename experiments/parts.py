@@ -49,6 +49,11 @@ class Parts:
         if self.spec.critic:
             _ = self.train_critic
         self.prompts.split(self.spec.env.split)
+        if self.limits != Limits() and "watch" not in inspect.signature(self.spec.train).parameters:
+            raise InvalidOption(
+                f"The learner '{self.spec.learner_name}' keeps no budget: give its train function a parameter 'watch', "
+                "or leave max_samples, max_judgements and max_seconds out of [budget]."
+            )
         if self.spec.imitates and not self.demonstrations:
             raise PromptError(
                 f"The teacher '{self.spec.teacher and self.spec.teacher.lines}' has no line for the split "

@@ -28,10 +28,11 @@ from humor_env import registry
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.processes import is_main_process, process_count
+from humor_env.agents.progress import Writer
 from humor_env.agents.runlog import Log, RunLog, Silent, joke_record
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.watch import Limits, Watch
+from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.experiments.evaluate import Evaluation, evaluate, judged
 from humor_env.experiments.parts import Parts, load_student
@@ -124,10 +125,11 @@ class SeedRun:
         self.seconds: dict[str, float] = {}
         self.steps: int | None = None
         self.why = ""
+        self.writer: Writer | None = None  # who is measured in the student's place
         if (self.folder / RESULTS).is_file():
             before = read_json(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
-            self.why = before["why"]
+            self.why = before.get("why", "")
 
     def _sampling(self) -> Sampling:
         """How lines are written when they are measured: as said, or as the learner writes them."""
@@ -152,20 +154,14 @@ class SeedRun:
                 return self._result(stopped=True)
             self._measure("imitation", IMITATION)
         name = spec.learner_name
-        watch = Watch(self.parts.limits)
-        if self.parts.limits != Limits() and "watch" not in inspect.signature(spec.train).parameters:
-            raise InvalidOption(
-                f"The learner '{name}' keeps no budget: give its train function a parameter 'watch', or leave "
-                "max_samples, max_judgements and max_seconds out of [budget]."
-            )
-        result = self._learn(name, spec.train, self.config, self.folder, watch)
+        result = self._learn(name, spec.train, self.config, self.folder, Watch(self.parts.limits))
         steps = getattr(result, "steps", None)
         if self.steps not in (None, steps):
             self.stages.pop(name, None)  # it has learnt more since it was measured
         self.steps = steps
+        self.why = getattr(result, "why", "")
         if getattr(result, "stopped", False):
             return self._result(stopped=True)
-        self.why = getattr(result, "why", "")
         if self.why:
             self.screen.say(f"seed {self.seed}, {name}: ended after step {steps}, because {self.why}")
         self._measure(name, POLICY)
@@ -198,26 +194,21 @@ class SeedRun:
             }
             assert tuple(offers) == OFFERS
             result = train(config, **_chosen(train, name, offers))
+            self.writer = getattr(result, "writer", None)
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - began, 3)
         PartialState().wait_for_everyone()
         return result
 
     def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
-        """What a learner measures itself with on the way: dev prompts. One that hands over a writer instead of a
-        student (best-of-n takes no step) is measured by it on the held-out prompts, once and for all."""
+        """What a learner measures itself with on the way: dev prompts."""
         if getattr(config, "evaluate_every", None) == 0:
             return None
 
-        def measured(student: Any) -> dict[str, float]:
+        def measured(student: Student) -> dict[str, float]:
             if not is_main_process():
                 return {}
-            critic = self.parts.eval_critic
-            if hasattr(student, "write"):
-                found = judged(student.write(self.parts.eval_prompts), critic, name=name, seed=self.seed)
-                self._keep(found)
-            else:
-                prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
-                found = evaluate(student, prompts, critic, sampling=self.sampling, seed=self.seed)
+            prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
+            found = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
             return {k: v for k, v in found.numbers().items() if math.isfinite(v)}
 
         return measured
@@ -225,15 +216,19 @@ class SeedRun:
     def _measure(self, name: str, adapter: str | None) -> None:
         if name not in self.stages and is_main_process():
             began = time.perf_counter()
-            found = evaluate(
-                self.student,
-                self.parts.eval_prompts,
-                self.parts.eval_critic,
-                adapter=adapter,
-                sampling=self.sampling,
-                seed=self.seed,
-                name=name,
-            )
+            prompts, critic = self.parts.eval_prompts, self.parts.eval_critic
+            if self.writer is not None:
+                found = judged(self.writer.write(prompts), critic, name=name, seed=self.seed)
+            else:
+                found = evaluate(
+                    self.student,
+                    prompts,
+                    critic,
+                    adapter=adapter,
+                    sampling=self.sampling,
+                    seed=self.seed,
+                    name=name,
+                )
             self.seconds[f"evaluate {name}"] = round(time.perf_counter() - began, 3)
             self._keep(found)
         PartialState().wait_for_everyone()

@@ -66,23 +66,10 @@ def test_failed_judgements():
 def test_training_it_takes_no_step():
     one = moved_student()
     before = {n: t.clone() for n, t in one.state().items()}
-    seen = []
-
-    class Log:
-        def metrics(self, step, numbers):
-            seen.append(numbers)
-
-        def rewind(self, step):
-            pass
-
-    def evaluate(writer):
-        return {"lines": float(len(writer.write(prompts(3))))}
-
-    result = train(
-        BestOfNConfig(n=2, sampling=SHORT), letters_critic(), one, Log(), prompts=prompts(), evaluate=evaluate
-    )
-    assert (result.steps, result.stopped, result.evaluations) == (0, False, [{"step": 0.0, "lines": 3.0}])
-    assert seen == [{"eval/lines": 3.0, "feedback/samples": 6.0, "feedback/judged": 6.0}]
+    result = train(BestOfNConfig(n=2, sampling=SHORT), letters_critic(), one)
+    assert (result.steps, result.stopped, result.evaluations) == (0, False, [])
+    assert len(result.writer.write(prompts(3))) == 3
+    assert (result.writer.samples, result.writer.judgements) == (6, 6)
     assert all(torch.equal(t, before[n]) for n, t in one.state().items())
     with pytest.raises(InvalidOption):
         BestOfNConfig(n=0)

@@ -286,6 +286,24 @@ def test_learners_of_preferences_get_the_judge_and_need_no_critic(text, tmp_path
         run(parse_spec(begin + PAIRS[: PAIRS.index("[learner]")] + '[learner]\nname = "grpo"\n'), tmp_path / "grpo")
 
 
+def test_a_limit_of_the_budget_ends_a_run_that_is_then_measured_and_can_go_on(text, tmp_path):
+    spec = parse_spec(text, ["budget.max_samples=9", "seeds=[0, 1]"])
+    results = run(spec, tmp_path)
+    assert [(r.steps, r.stopped) for r in results] == [(3, False), (3, False)]
+    assert {r.why for r in results} == {"the limit of 9 samples is reached (12 taken)"}
+    assert json.loads((tmp_path / "seed-1" / "results.json").read_text())["why"] == results[1].why
+    assert "ppo" in results[0].stages
+    assert (tmp_path / "seed-0" / "student" / "student.json").is_file()
+    CALLS.clear()
+    assert [(r.stages, r.why) for r in run(spec, tmp_path, resume=True)] == [(r.stages, r.why) for r in results]
+    assert not CALLS
+    longer = run(parse_spec(text, ["budget.max_samples=90", "seeds=[0, 1]"]), tmp_path, resume=True)
+    assert [(r.steps, r.why) for r in longer] == [(4, ""), (4, "")]
+    assert longer[0].stages["ppo"] != results[0].stages["ppo"]
+    # Imitation is not what the budget is for.
+    assert len(lines(tmp_path / "seed-0" / "imitation" / "metrics.jsonl")) > 4
+
+
 def test_a_learner_that_hands_over_a_writer_is_measured_by_it(text, tmp_path):
     best = text.split("[learner]")[0] + '[learner]\nname = "best-of-n"\nn = 4\nsampling = {max_new_tokens = 6}\n'
     [result] = run(parse_spec(best), tmp_path)
@@ -330,6 +348,17 @@ class EchoConfig:
 
 
 GIVEN: dict = {}
+
+
+def forgetful_train(config: EchoConfig, student, log):
+    raise AssertionError("not reached")
+
+
+def test_a_learner_that_keeps_no_budget_is_refused_before_any_work(text, tmp_path):
+    table = text.split("[learner]")[0] + '[learner]\nname = "test_run:forgetful_train"\n'
+    with pytest.raises(InvalidOption, match=r"keeps no budget: give its train function a parameter 'watch'"):
+        run(parse_spec(table, ["budget.max_seconds=9"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def train_echo(config: EchoConfig, student, *, critic, teacher, demonstrations, dev, prompts, nothing=None):
