@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from humor_env.errors import BudgetExceeded, HumorEnvError
 from humor_env.experiments.cli_compare import add_commands as add_compare_commands
+from humor_env.experiments.cli_critics import add_commands as add_critic_commands
 
 if TYPE_CHECKING:
     from humor_env.experiments.run import SeedResult
@@ -127,6 +128,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print all that it decides.")] = False,
+    card: Annotated[list[Path] | None, typer.Option(help="A critic card (.json), or a folder of them.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a spec: warm start, learner, held-out evaluation. Ctrl-C finishes the step and saves."""
@@ -144,6 +146,10 @@ def train(
     from humor_env.experiments.screen import make_screen
 
     folder = same_folder(lambda: choose_folder(loaded, spec, out, resume))
+    if is_main_process() and not resume:
+        from humor_env.experiments.cli_critics import warn_of_critics
+
+        warn_of_critics(loaded, card or [])
     try:
         results = run(loaded, folder, resume=resume, screen=make_screen())
     except KeyboardInterrupt:
@@ -490,6 +496,7 @@ def _quiet_libraries(transformers: bool = False) -> None:
 
 
 add_compare_commands(app)
+add_critic_commands(app)
 
 
 def main() -> None:
