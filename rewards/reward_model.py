@@ -4,10 +4,13 @@
     [judgement] = critic([joke])
     judgement.score                # 0.5: the model's dividing line, as calibrated on held-out labels
 
-The folder is what `save_pretrained` writes (`AutoModelForSequenceClassification`, one label), with the tokenizer and,
-if it was calibrated, `calibration.json`: score = s(scale * logit + shift), s the logistic function. Only safetensors
-are read and no code from the folder is run. Texts go through the model sorted by length, so that little is spent on
-padding.
+    judge = RewardModelJudge("runs/reward-model")        # the same model on pairs; no order to be biased by
+    [verdict] = judge([(a, b)])
+
+The folder is what `humor-env train-critic` writes (see scoring_head.py), or what `save_pretrained` writes
+(`AutoModelForSequenceClassification`, one label), with the tokenizer and, if it was calibrated, `calibration.json`:
+score = s(scale * logit + shift), s the logistic function. Only safetensors are read and no code from the folder is
+run. Texts go through the model sorted by length, so that little is spent on padding.
 """
 
 from __future__ import annotations
@@ -23,12 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.rewards.words import well_formed
-from humor_env.types import Joke, Judgement
+from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
     import torch
 
+    from humor_env.rewards.scoring_head import ScoringModel
+
 CALIBRATION_FILE = "calibration.json"
+SCORING_FILE = "scoring.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +45,11 @@ class Calibration:
     shift: float = 0.0
 
     def score(self, logit: float) -> float:
-        x = self.scale * logit + self.shift
-        # The branch that cannot overflow.
-        return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+        return _logistic(self.scale * logit + self.shift)
+
+    def wins(self, first: float, second: float) -> float:
+        """How likely the first of two logits belongs to the better joke."""
+        return _logistic(self.scale * (first - second))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         Path(folder, CALIBRATION_FILE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
@@ -65,6 +73,11 @@ class Calibration:
         return made
 
 
+def _logistic(x: float) -> float:
+    # The branch that cannot overflow.
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One input of the model; `types` tells the parts of a pair apart for models that want it."""
@@ -85,7 +98,7 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
     if apart:
         found = tokenizer(prompts, texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
         return [Row(ids, types) for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)]
-    before, after = _frame(tokenizer)
+    before, after = frame(tokenizer)
     room = max_length - len(before) - len(after)
     rows = []
     for prompt, text in zip(prompts, texts, strict=True):
@@ -97,7 +110,7 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
     return rows
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a single text."""
     inner, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     for start in range(len(whole) - len(inner) + 1):
@@ -127,14 +140,15 @@ class RewardModelCritic:
             )
         if dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidOption(f"dtype is 'auto', 'float32' or 'bfloat16', found {dtype!r}.")
-        if not any((self.folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        if not any((self.folder / file).is_file() for file in (SCORING_FILE, "config.json", "adapter_config.json")):
             raise InvalidOption(
-                f"'{self.folder}' holds no reward model: expected a folder with config.json (or adapter_config.json), "
-                "as save_pretrained writes it."
+                f"'{self.folder}' holds no reward model: expected a folder with {SCORING_FILE}, as train-critic writes "
+                "it, or with config.json (or adapter_config.json), as save_pretrained writes it."
             )
         self.batch_size, self.max_length, self.device, self.dtype = batch_size, max_length, device, dtype
         self.calibration = Calibration.load(self.folder)
         self._loaded: tuple[Any, Any] | None = None
+        self._scoring: ScoringModel | None = None
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         return [self._judgement(logit) for logit in self.logits(jokes)]
@@ -145,8 +159,11 @@ class RewardModelCritic:
             return []
         import torch
 
+        if (self.folder / SCORING_FILE).is_file():
+            self._scoring = self._scoring or self._load_scoring()
+            return self._scoring.scores(jokes, self.batch_size, self.max_length)
         model, tokenizer = self._loaded = self._loaded or self._load()
-        rows = encode(tokenizer, jokes, min(self.max_length, _longest(model, tokenizer)))
+        rows = encode(tokenizer, jokes, min(self.max_length, longest(model.config, tokenizer)))
         # By length, then by content: the same jokes make the same batches, in whatever order they come.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids))
         out = [math.nan] * len(rows)
@@ -162,6 +179,16 @@ class RewardModelCritic:
         if not math.isfinite(logit):
             return Judgement(self.name, None, error=f"the model's number is {logit}")
         return Judgement(self.name, self.calibration.score(logit), {"logit": logit})
+
+    def _load_scoring(self) -> ScoringModel:
+        from humor_env.rewards.scoring_head import load_model
+
+        return load_model(self.folder, self.dtype, self._device())
+
+    def _device(self) -> str:
+        import torch
+
+        return self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
     def _load(self) -> tuple[Any, Any]:
         import torch
@@ -185,8 +212,7 @@ class RewardModelCritic:
                     f"'{self.folder}' holds a PEFT adapter, and PEFT cannot be imported: pip install peft"
                 ) from problem
             model = PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
-        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(device).eval()
+        model.to(self._device()).eval()
         # A decoder reads its score at the last token that is not padding, which it finds by the padding's id.
         config = model.config.get_text_config()
         if config.pad_token_id is None:
@@ -194,9 +220,36 @@ class RewardModelCritic:
         return model, tokenizer
 
 
-def _longest(model: Any, tokenizer: Any) -> int:
+class RewardModelJudge:
+    """The critic's model as a judge of pairs: how likely the first has the higher calibrated logit. It reads the two
+    lines one by one, so the order cannot matter. The options are those of the critic."""
+
+    name = "reward-model"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        batch_size: int = 32,
+        max_length: int = 256,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        self.critic = RewardModelCritic(folder, batch_size, max_length, device, dtype)
+
+    def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
+        jokes = {(joke.prompt.text, joke.text): joke for pair in pairs for joke in pair}
+        logits = dict(zip(jokes, self.critic.logits(list(jokes.values())), strict=True))
+        return [self._verdict(logits[a.prompt.text, a.text], logits[b.prompt.text, b.text]) for a, b in pairs]
+
+    def _verdict(self, first: float, second: float) -> Verdict:
+        if not (math.isfinite(first) and math.isfinite(second)):
+            return Verdict(self.name, None, error=f"the model's numbers are {first} and {second}")
+        return Verdict(self.name, self.critic.calibration.wins(first, second))
+
+
+def longest(config: Any, tokenizer: Any) -> int:
     """How many tokens the model can read."""
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if "roberta" in config.model_type:
         limit -= (config.pad_token_id or 0) + 1  # its positions are counted from behind the padding's id

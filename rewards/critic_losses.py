@@ -1,0 +1,86 @@
+"""What a scoring model is fitted by: a noise-weighted regression, Bradley and Terry's model of pairs, a temperature.
+
+    rating_loss(scores, values, weights)              # grades on the common scale
+    sibling_loss(scores, values, groups)              # only differences between edits of one prompt
+    bradley_terry_loss(first, second, probability)    # who won
+    fit_temperature(differences, probabilities)       # so that 0.7 means 7 of 10, fitted on held-out pairs
+    pair_calibration_error(differences, probabilities)
+
+Pure functions from tensors or numbers to numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import softplus
+
+
+def rating_loss(scores: torch.Tensor, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Squared misses, each counting by its weight: mean of w (s - v)². All [B]."""
+    return (weights * (scores - values).square()).mean()
+
+
+def sibling_loss(scores: torch.Tensor, values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Half the mean squared miss of *differences* between siblings (same number in `groups`); 0 without siblings.
+
+    What all edits of a headline share cancels out, so the model is taught the edit and not the headline.
+    """
+    same = groups[:, None] == groups[None, :]
+    same.fill_diagonal_(False)
+    if not bool(same.any()):
+        return scores.sum() * 0.0
+    misses = scores - values
+    return (misses[:, None] - misses[None, :])[same].square().mean() / 2
+
+
+def bradley_terry_loss(first: torch.Tensor, second: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
+    """Mean of -p log s(d) - (1 - p) log s(-d), d the difference of the scores, s the logistic function; p may lie
+    between 0 and 1 (a tie, a judge that is not sure)."""
+    difference = first - second
+    return (probability * softplus(-difference) + (1 - probability) * softplus(difference)).mean()
+
+
+def pair_log_loss(scale: float, differences: Sequence[float], probabilities: Sequence[float]) -> float:
+    """The Bradley-Terry loss of plain numbers at a scale, without overflow."""
+    total = 0.0
+    for difference, p in zip(differences, probabilities, strict=True):
+        x = scale * difference
+        total += max(x, 0.0) + math.log1p(math.exp(-abs(x))) - p * x
+    return total / len(differences)
+
+
+def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]) -> float:
+    """The factor k > 0 at which s(k d) is the most likely to have given the outcomes; 1 without any pair.
+
+    A model whose order is no better than chance gets the smallest factor that is tried: it should never be sure.
+    """
+    if not differences:
+        return 1.0
+    from scipy.optimize import minimize_scalar
+
+    spread = math.sqrt(math.fsum(d * d for d in differences) / len(differences)) or 1.0
+    # In units of the differences' own size, from "never sure" to "always sure".
+    found = minimize_scalar(
+        lambda x: pair_log_loss(math.exp(x) / spread, differences, probabilities),
+        bounds=(math.log(0.01), math.log(100.0)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(math.exp(found.x) / spread)
+
+
+def pair_calibration_error(differences: Sequence[float], probabilities: Sequence[float], bins: int = 10) -> float:
+    """How far "sure to p" is from "right in p of the cases": the mean gap over equal bins of sureness from 0.5 to 1,
+    by the share of pairs in each. Each pair is turned so that the model's favourite comes first."""
+    sums = [[0.0, 0.0, 0.0] for _ in range(bins)]  # pairs, sureness, wins of the favourite
+    for difference, p in zip(differences, probabilities, strict=True):
+        sure = 1 / (1 + math.exp(-min(abs(difference), 700.0)))
+        won = p if difference > 0 else 1 - p if difference < 0 else 0.5
+        cell = sums[min(bins - 1, int((sure - 0.5) * 2 * bins))]
+        cell[0] += 1
+        cell[1] += sure
+        cell[2] += won
+    return sum(abs(sure - won) for _, sure, won in sums) / max(1, len(differences))
