@@ -90,18 +90,29 @@ def check_table(model: type[BaseModel], table: Mapping[str, Any]) -> BaseModel:
 
 def make_config(config: type, table: Mapping[str, Any], seed: int | None = None) -> Any:
     """The dataclass from a checked table. Its own complaints (InvalidOption) pass through."""
-    return _build(config, check_table(settings_model(config), table), seed)
+    made = _build(config, check_table(settings_model(config), table))
+    return made if seed is None else _with_seed(made, seed)
 
 
-def _build(config: type, model: BaseModel, seed: int | None) -> Any:
+def _build(config: type, model: BaseModel) -> Any:
     given: dict[str, Any] = {}
     hints = typing.get_type_hints(config)
     for name in model.model_fields_set:
         value = getattr(model, name)
-        given[name] = _build(hints[name], value, None) if isinstance(value, BaseModel) else value
-    if seed is not None and any(f.name == "seed" for f in dataclasses.fields(config)):
-        given["seed"] = seed
+        given[name] = _build(hints[name], value) if isinstance(value, BaseModel) else value
     return config(**given)
+
+
+def _with_seed(config: Any, seed: int) -> Any:
+    """The seed at every depth: a learner made of two others, such as BRIO-DPO, has it in its parts only."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in OURS:
+            changes[field.name] = seed
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changes[field.name] = _with_seed(value, seed)
+    return dataclasses.replace(config, **changes)
 
 
 def with_full_names(config: type, table: Mapping[str, Any]) -> dict[str, Any]:

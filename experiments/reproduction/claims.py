@@ -1,0 +1,162 @@
+"""What the paper claims, as differences that should be above zero, and the rule by which ours agree with them.
+
+Written down before the first result was seen. A claim says that one thing is larger than another; the difference here
+has a 95 % interval over seeds and prompts:
+
+    agrees        the whole interval lies above 0
+    disagrees     the whole interval lies below 0
+    undecided     it holds 0
+
+A table disagrees if any of its claims does, agrees if all do, and is undecided otherwise. Sizes are shown and not
+judged: a pocket student is no BART, and a pocket critic no Llama. Intervals are not corrected for the number of claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from humor_env.experiments.reproduction.numbers import Estimate, Ref, Results, Terms, estimate
+
+Finding = Literal["agrees", "disagrees", "undecided", "not measured"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`terms` are arranged so that the paper's difference is above 0. `said` is where the paper has words only."""
+
+    table: str
+    text: str
+    terms: Terms
+    said: str = ""
+
+    @property
+    def published(self) -> float | None:
+        values = [(c, ref.published) for c, ref in self.terms]
+        return None if any(v is None for _, v in values) else sum(c * v for c, v in values if v is not None)
+
+
+def _above(table: str, upper: str, lower: str, column: str, text: str, way: str = "beams") -> Claim:
+    return Claim(table, text, [(1, Ref(table, upper, column, way)), (-1, Ref(table, lower, column, way))])
+
+
+_NAMES = {"ft": "FT", "sd": "SD", "brio": "BRIO", "dpo": "DPO", "brio-dpo": "BRIO-DPO"}
+_JUDGES = {"training": "the training judge", "outside": "the outside judge"}
+
+
+def _ladder(table: str, order: Sequence[str], column: str, by: str) -> list[Claim]:
+    """Each system is above the one before it."""
+    return [
+        _above(table, upper, lower, column, f"{_NAMES[upper]} is above {_NAMES[lower]} by {by}")
+        for lower, upper in pairwise(order)
+    ]
+
+
+def _gap(upper: str, lower: str) -> Claim:
+    """How much more the judge that trained a student thinks of it than an outside one does."""
+    terms = [
+        (1, Ref("2", upper, "training")),
+        (-1, Ref("2", upper, "outside")),
+        (-1, Ref("2", lower, "training")),
+        (1, Ref("2", lower, "outside")),
+    ]
+    return Claim("2", f"the training judge is more ahead of the outside judge for {_NAMES[upper]} than for FT", terms)
+
+
+CLAIMS: Sequence[Claim] = (
+    Claim(
+        "1",
+        "MCP agrees with people on humor more often than cloze",
+        [(1, Ref("1", "mcp/overall", "agree humor")), (-1, Ref("1", "cloze/overall", "agree humor"))],
+    ),
+    Claim(
+        "1",
+        "MCP agrees on humor more often than on consistency",
+        [(1, Ref("1", "mcp/overall", "agree humor")), (-1, Ref("1", "mcp/overall", "agree consistency"))],
+    ),
+    Claim(
+        "1",
+        "MCP asked about consistency agrees on it more often than MCP asked about the whole",
+        [(1, Ref("1", "mcp/consistency", "agree consistency")), (-1, Ref("1", "mcp/overall", "agree consistency"))],
+    ),
+    Claim(
+        "1",
+        "MCP has less length bias than cloze",
+        [(1, Ref("1", "cloze/overall", "length bias")), (-1, Ref("1", "mcp/overall", "length bias"))],
+    ),
+    *(claim for c, by in _JUDGES.items() for claim in _ladder("2", ("ft", "sd", "brio", "dpo", "brio-dpo"), c, by)),
+    _gap("brio-dpo", "ft"),
+    *_ladder("3", ("ft", "brio", "dpo", "brio-dpo"), "training", "the training judge"),
+    *(
+        Claim(
+            "3",
+            f"{_NAMES[name]} is weaker out of distribution than in it",
+            [(1, Ref("2", name, "training")), (-1, Ref("3", name, "training"))],
+        )
+        for name in ("brio", "dpo", "brio-dpo")
+    ),
+    Claim(
+        "3",
+        "FT is stronger out of distribution than in it",
+        [(1, Ref("3", "ft", "training")), (-1, Ref("2", "ft", "training"))],
+    ),
+    _above("4", "ft", "ft-2", "training", "FT: all data above two thirds"),
+    _above("4", "ft-2", "ft-1", "training", "FT: two thirds above one"),
+    _above("4", "brio", "brio-2", "training", "BRIO: all data above two thirds"),
+    _above("4", "brio-2", "brio-1", "training", "BRIO: two thirds above one"),
+    _above("4", "brio-1-rounds-2", "brio-1", "training", "BRIO on a third: two rounds above one"),
+    _above("4", "brio-1-rounds-10", "brio-1-rounds-2", "training", "BRIO on a third: ten rounds above two"),
+    _above("4", "brio-1-rounds-10", "brio-1", "training", "BRIO on a third: ten rounds above one"),
+    _above("4", "brio-1", "ft", "training", "one round of feedback on a third is above imitation of all data"),
+    _above("6", "brio", "ft", "humor", "humor: BRIO above FT"),
+    _above("6", "dpo", "brio", "humor", "humor: DPO above BRIO"),
+    _above("6", "ft", "brio", "consistency", "consistency: BRIO below FT"),
+    _above("6", "ft", "dpo", "consistency", "consistency: DPO below FT"),
+    _above("6", "brio", "ft", "overall", "overall: BRIO above FT"),
+    _above("6", "dpo", "brio", "overall", "overall: DPO above BRIO"),
+    Claim(
+        "length",
+        "BRIO writes longer lines when the length filter is left out",
+        [(1, Ref("length", "brio-unfiltered", "length ratio")), (-1, Ref("length", "brio", "length ratio"))],
+        said="outputs nearly double",
+    ),
+    Claim(
+        "length",
+        "without the filter BRIO grows longer lines than DPO",
+        [
+            (1, Ref("length", "brio-unfiltered", "length ratio")),
+            (-1, Ref("length", "dpo-unfiltered", "length ratio")),
+        ],
+        said="most with BRIO",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    claim: Claim
+    found: Estimate | None
+    finding: Finding
+
+
+def decide(found: Estimate | None) -> Finding:
+    if found is None:
+        return "not measured"
+    return "agrees" if found.low > 0 else "disagrees" if found.high < 0 else "undecided"
+
+
+def findings(results: Results, table: str) -> list[Found]:
+    told = [(c, estimate(results, c.terms)) for c in CLAIMS if c.table == table]
+    return [Found(claim, found, decide(found)) for claim, found in told]
+
+
+def of_table(found: Sequence[Found]) -> Finding:
+    """The one word for a table."""
+    kinds = {f.finding for f in found} - {"not measured"}
+    if not kinds:
+        return "not measured"
+    if "disagrees" in kinds:
+        return "disagrees"
+    return "agrees" if kinds == {"agrees"} else "undecided"

@@ -1,0 +1,204 @@
+"""The tables: each of the paper's beside ours, the claims under it, and one word for it. Made of results alone.
+
+made = make_tables(Results.read(folder))
+made["2"]["verdict"]                 # "agrees", "disagrees", "undecided" or "not measured"
+print(as_text(made))                 # TABLES.md, and what the command prints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from humor_env.experiments.reproduction.claims import Found, findings, of_table
+from humor_env.experiments.reproduction.numbers import Estimate, Ref, Results, estimate
+from humor_env.experiments.reproduction.paper import PUBLISHED, SOURCE, TITLES
+
+ROW_NAMES = {
+    "cloze/humor": "cloze, asked about humor",
+    "cloze/consistency": "cloze, asked about consistency",
+    "cloze/overall": "cloze, asked about the whole",
+    "mcp/humor": "MCP, asked about humor",
+    "mcp/consistency": "MCP, asked about consistency",
+    "mcp/overall": "MCP, asked about the whole (used)",
+    "mcp in one order/overall": "MCP, whole, asked in one order only",
+    "ft": "FT",
+    "ft-2": "FT, 2/3 of the data",
+    "ft-1": "FT, 1/3 of the data",
+    "sd": "SD",
+    "brio": "BRIO",
+    "brio-2": "BRIO, 2/3 of the data",
+    "brio-1": "BRIO, 1/3 of the data",
+    "brio-1-rounds-2": "BRIO, 1/3, 2 rounds",
+    "brio-1-rounds-10": "BRIO, 1/3, 10 rounds",
+    "brio-unfiltered": "BRIO, no length filter",
+    "dpo": "DPO",
+    "dpo-unfiltered": "DPO, no length filter",
+    "brio-dpo": "BRIO-DPO",
+}
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "1": ("agree humor", "agree consistency", "position bias", "length bias"),
+    "2": ("training", "outside"),
+    "3": ("training",),
+    "4": ("training",),
+    "6": ("humor", "consistency", "overall"),
+    "length": ("length ratio",),
+}
+COLUMN_NAMES = {
+    "training": "training judge",
+    "outside": "outside judge",
+    "humor": "WTR-H",
+    "consistency": "WTR-C",
+    "overall": "WTR",
+}
+# Rows that the paper has not: what a careless experiment would do.
+EXTRA_ROWS = {"1": ("mcp in one order/overall",)}
+NOTES = {
+    "1": "Shares of pairs, x 100. Each pair is a line of FT, BRIO or DPO and the teacher's line for the same prompt.",
+    "2": "Share of test prompts on which the line wins or ties against the teacher's, x 100, both orders averaged.",
+    "3": "As Table 2, on inputs of another kind.",
+    "4": "As Table 2. BRIO's feedback comes once, twice or in each of ten epochs.",
+    "6": "As Table 2, with people (or who stands in for them) asked about humor, consistency and the whole.",
+    "length": "Characters written per character of the input, the mean over test prompts.",
+}
+PEOPLE_MISSING = (
+    "Not measured: nobody has rated the lines. Rate the pairs in people.jsonl and name the file in people.who."
+)
+
+
+def make_tables(results: Results) -> dict[str, Any]:
+    """All tables as plain data."""
+    return {table: _table(results, table) for table in PUBLISHED}
+
+
+def _table(results: Results, table: str) -> dict[str, Any]:
+    rows = []
+    for row in (*PUBLISHED[table], *EXTRA_ROWS.get(table, ())):
+        cells: dict[str, Any] = {}
+        for column in COLUMNS[table]:
+            ref = Ref(table, row, column)
+            compared = table != "1" or not (row.startswith("cloze") or row.startswith("mcp")) or _asks(row, column)
+            found = estimate(results, [(_scale(table), ref)]) if compared else None
+            cells[column] = {"paper": ref.published, "ours": _plain(found)}
+            if table == "2":
+                sampled = Ref(table, row, column, "sampled")
+                cells[column]["sampled"] = _plain(estimate(results, [(_scale(table), sampled)]))
+        rows.append({"row": row, "cells": cells})
+    found_ones = findings(results, table)
+    return {
+        "title": TITLES[table],
+        "rows": rows,
+        "claims": [_claim(f, table) for f in found_ones],
+        "verdict": of_table(found_ones),
+    }
+
+
+def _asks(row: str, column: str) -> bool:
+    """A critic asked about one thing says nothing of the other."""
+    part = row.partition("/")[2]
+    return part == "overall" or column in (f"agree {part}", "position bias", "length bias")
+
+
+def _scale(table: str) -> float:
+    return 1.0 if table == "length" else 100.0
+
+
+def _plain(found: Estimate | None) -> dict[str, float] | None:
+    if found is None:
+        return None
+    numbers = {"mean": found.mean, "low": found.low, "high": found.high}
+    return {k: round(v, 3) for k, v in numbers.items()} | {"seeds": found.seeds, "items": found.items}
+
+
+def _claim(found: Found, table: str) -> dict[str, Any]:
+    ours = None
+    if found.found is not None:
+        scale = _scale(table)
+        e = found.found
+        ours = _plain(Estimate(scale * e.mean, scale * e.low, scale * e.high, e.seeds, e.items))
+    claim = found.claim
+    paper = claim.published
+    return {
+        "text": claim.text,
+        "paper": round(paper, 1) if paper is not None else claim.said or None,
+        "ours": ours,
+        "finding": found.finding,
+    }
+
+
+# As text
+
+
+def as_text(made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> str:
+    """Markdown that reads well on a terminal too."""
+    blocks = [_heading(about)] if about else []
+    return "\n\n".join([*blocks, *(_block(table, made[table]) for table in made)]) + "\n"
+
+
+def _heading(about: Mapping[str, Any]) -> str:
+    seeds = about["seeds"]
+    return (
+        f"Scale `{about['scale']['name']}`, seeds {', '.join(map(str, seeds))}, commit "
+        f"{(about.get('commit') or 'unknown')[:10]}. Paper: {SOURCE}. Ours with 95 % bootstrap intervals over seeds "
+        "and items; a claim agrees or disagrees where the whole interval lies on one side of 0."
+    )
+
+
+def _block(table: str, made: Mapping[str, Any]) -> str:
+    name = "Length (RQ5)" if table == "length" else f"Table {table}"
+    title = f"### {name}. {made['title']}"
+    if made["verdict"] == "not measured" and table in ("1", "6"):
+        return f"{title}\n\n{PEOPLE_MISSING}"
+    parts = [title, NOTES[table], _grid(table, made["rows"])]
+    parts.append(_lines(["claim", "paper", "ours", "finding"], [_claim_row(c, table) for c in made["claims"]]))
+    counts = {k: sum(c["finding"] == k for c in made["claims"]) for k in ("agrees", "disagrees", "undecided")}
+    told = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
+    parts.append(f"**{name}: {made['verdict']}** ({told or 'no claim measured'}, of {len(made['claims'])} claims).")
+    return "\n\n".join(parts)
+
+
+def _grid(table: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = COLUMNS[table]
+    head = ["system" if table != "1" else "critic"]
+    for column in columns:
+        named = COLUMN_NAMES.get(column, column)
+        head += [f"{named}: paper", "ours"] + (["ours, sampled"] if table == "2" else [])
+    lines = []
+    for row in rows:
+        line = [ROW_NAMES.get(row["row"], row["row"])]
+        for column in columns:
+            cell = row["cells"][column]
+            line += [_number(cell["paper"], ""), _interval(cell["ours"], table)]
+            line += [_interval(cell["sampled"], table)] if table == "2" else []
+        lines.append(line)
+    return _lines(head, lines)
+
+
+def _claim_row(claim: Mapping[str, Any], table: str) -> list[str]:
+    paper = claim["paper"]
+    shown = paper if isinstance(paper, str) else "–" if paper is None else f"{paper:+.0f}"
+    return [claim["text"], shown, _interval(claim["ours"], table, "+"), claim["finding"]]
+
+
+def _interval(found: Mapping[str, float] | None, table: str, sign: str = "") -> str:
+    if found is None:
+        return "–"
+    digits = ".2f" if table == "length" else ".1f"
+    mean, low, high = (f"{found[k]:{sign}{digits}}" for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _number(value: float | None, sign: str) -> str:
+    return "–" if value is None else f"{value:{sign}g}"
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns line up where letters are of one width."""
+    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+    marks = [":" + "-" * (w - 1) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+
+    def joined(line: Sequence[str]) -> str:
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        return "| " + " | ".join(cells) + " |"
+
+    return "\n".join([joined(head), joined(marks), *map(joined, rows)])
