@@ -3,20 +3,27 @@
     python -m humor_env.experiments.demo --seed 0
 
 No network, key or download; a few minutes on two cores. At the end: a table base -> imitation -> PPO, judged by the
-pocket world's exact judge on sentences nobody trained on, and ten of the student's lines before and after.
+pocket world's exact judge on sentences nobody trained on, ten of the student's lines before and after, and a report.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from humor_env.experiments.pocket_run import PocketRun
 
 SHOWN = 10
 
@@ -25,19 +32,33 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Teach a small student to be funny in the pocket world.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--student", choices=("causal", "seq2seq"), default="causal")
-    parser.add_argument("--out", type=Path, help="keep metrics, jokes and the trained student in this folder")
+    parser.add_argument("--out", type=Path, help="the folder for all that is kept; a new runs/demo by default")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     console = Console()
+    out = options.out or free_folder()
     try:
-        run_demo(console, options.student, options.seed, options.out, options.threads)
+        run_demo(console, options.student, options.seed, out, options.threads)
     except KeyboardInterrupt:
-        kept = f"The same command goes on from {options.out}." if options.out else "With --out it could be resumed."
-        console.print(f"Stopped. {kept}")
+        again = f"humor-env demo --student {options.student} --seed {options.seed} --out {shlex.quote(str(out))}"
+        console.print(Text(f"Stopped. To go on: {again}"), soft_wrap=True)
         raise SystemExit(130) from None
 
 
-def run_demo(console: Console, student: str, seed: int, out: Path | None, threads: int) -> None:
+def free_folder() -> Path:
+    """runs/demo, or with a number where there is one already; a temporary one where nothing may be written here."""
+    number, folder = 1, Path("runs", "demo")
+    try:
+        while folder.exists():
+            number += 1
+            folder = Path("runs", f"demo-{number}")
+        folder.mkdir(parents=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="humor-env-demo-"))
+    return folder
+
+
+def run_demo(console: Console, student: str, seed: int, out: Path, threads: int) -> None:
     import torch
 
     from humor_env.experiments.pocket_run import pocket_run, ppo_config
@@ -84,8 +105,24 @@ def run_demo(console: Console, student: str, seed: int, out: Path | None, thread
         console.print(Text(before.prompt.text, style="bold"))
         console.print(Text.assemble((f"  {was.score or 0:.2f}  ", "dim"), before.text))
         console.print(Text.assemble((f"  {now.score or 0:.2f}  ", "green"), after.text))
-    if out:
-        console.print(f"\nKept in {out}: metrics.jsonl, jokes.jsonl, and the student as plain PEFT adapters.")
+    console.print(Text(f"\nKept in {out}: metrics, each line with its judgement, the student as plain PEFT adapters."))
+    console.print(Text(f"report: {save_report(run, out, student, seed)}"), soft_wrap=True)
+
+
+def save_report(run: PocketRun, out: Path, student: str, seed: int) -> Path:
+    """Lay the run's files out as `humor-env train` does, and make the page of them."""
+    from humor_env.experiments.evaluate import save_lines
+    from humor_env.experiments.report import write_report
+    from humor_env.experiments.run_folder import RECORD, RESULTS, commit, versions, write_json
+
+    stages = {stage.name: save_lines(stage, out) for stage in (run.base, run.teacher, run.imitation, run.trained)}
+    write_json(out / RESULTS, {"seed": seed, "stages": stages, "seconds": run.seconds})
+    facts = {"learner": "ppo", "student": f"pocket:{student}", "environment": "humor_env/Paraphrase-v0"}
+    facts |= {"teacher": "pocket", "training critic": "pocket", "held-out judge": "pocket"}
+    again = f"humor-env demo --student {student} --seed {seed}"
+    record = {"repeat": again, "versions": versions(), "commit": commit(), "facts": facts, "device": "cpu"}
+    write_json(out / RECORD, record | {"platform": sys.platform})
+    return write_report([out], out / "report.html")
 
 
 if __name__ == "__main__":

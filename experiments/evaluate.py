@@ -10,14 +10,18 @@ policy are measured with the same luck.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from humor_env import measures
 from humor_env.agents.generate import Sampling, draw_uniforms, sample
+from humor_env.agents.runlog import joke_record
 from humor_env.agents.student import POLICY, Student
 from humor_env.streams import generator, stream_seed
 from humor_env.types import Critic, Joke, Judgement, Prompt
@@ -99,6 +103,17 @@ def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -
     judgements = critic(jokes)
     scores = [j.score for j in judgements if j.score is not None]
     return Evaluation(name, tuple(jokes), tuple(judgements), bootstrap_interval(scores, seed=seed))
+
+
+def save_lines(found: Evaluation, folder: Path) -> dict[str, float | None]:
+    """Write `evaluation-NAME.jsonl`, each line with its judgement; returns the numbers for a results file."""
+    from humor_env.experiments.run_folder import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [joke_record(0, j, v) for j, v in zip(found.jokes, found.judgements, strict=True)]
+    write_text(folder / f"evaluation-{found.name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    numbers = found.numbers() | {"count": float(len(found.jokes))}
+    return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 
 def bootstrap_interval(

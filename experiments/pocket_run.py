@@ -84,13 +84,15 @@ def pocket_run(
     base = evaluate(one, held_out, critic, adapter=None, sampling=SAMPLING, seed=seed, name="base")
     say(f"base: {base.mean:.3f}")
     log = RunLog(folder, echo=echo) if folder else Silent(echo)
+    # A log of its own, as in a run's folder: a learner that begins forgets what its log holds of later steps.
+    first_log = RunLog(folder / "imitation", echo=echo) if folder else log
     began = time.perf_counter()
     imitated = sft.train(
         imitation_config(student, seed),
         one,
         teacher.demonstrations(prompts.split("train"), LINES_PER_PROMPT),
         teacher.demonstrations(prompts.split("dev"), 1),
-        log,
+        first_log,
         checkpoints=CheckpointStore(folder / "imitation") if folder else None,
     )
     if imitated.stopped:

@@ -194,16 +194,17 @@ def _about(run: RunData) -> dict[str, Any]:
     ]
     versions = record.get("versions", {})
     told = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
+    facts = {name: value for name, value in found if value} | dict(record.get("facts", {}))
     return {
         "name": run.name,
         "folder": str(run.folder),
-        "facts": [Fact(name, str(value)) for name, value in found if value],
+        "facts": [Fact(name, str(value)) for name, value in facts.items()],
         "versions": told,
         "repeat": record.get("repeat"),
         "spec": run.spec_text,
         "spent": _spent(run),
         "same_judge": bool(training) and (not held_out or held_out == training),
-        "stopped": [s.name for s in run.seeds if s.stopped],
+        "stopped": [(s.name, s.why) for s in run.seeds if s.stopped or s.why],
     }
 
 

@@ -55,6 +55,7 @@ class SeedData:
     seconds: Mapping[str, float]
     drift: Sequence[Mapping[str, Any]] = ()
     stopped: bool = False
+    why: str = ""
 
     @property
     def trained(self) -> str | None:
@@ -145,6 +146,7 @@ def _load_seed(folder: Path, notes: list[str]) -> SeedData:
         seconds={k: float(v) for k, v in results.get("seconds", {}).items() if isinstance(v, int | float)},
         drift=_lines(folder / "drift.jsonl", notes),
         stopped=bool(results.get("stopped", False)),
+        why=str(results.get("why") or ""),
     )
 
 
