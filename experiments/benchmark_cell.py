@@ -131,6 +131,12 @@ class CellRun(SeedRun):
             numbers |= {"meaning": found.parts["meaning"]} if "meaning" in found.parts else {}
             teaching = [j.score for j in self._teaching(found.jokes) if j.score is not None]
             numbers |= {"feedback": float(np.mean(teaching))} if teaching else {}
+            beside = beside_teacher(found.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
+            numbers |= (
+                {"held_out_wins": float(np.mean([w for w in beside if w is not None]))}
+                if any(w is not None for w in beside)
+                else {}
+            )
             numbers["kl"] = kl_per_line(student, found.jokes)
             return {n: v for n, v in numbers.items() if math.isfinite(v)}
 

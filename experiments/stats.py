@@ -1,0 +1,294 @@
+"""Statistics for few seeds and many prompts: pure functions from arrays to numbers with intervals.
+
+    interval([scores])                        # scores [seeds, prompts]: mean, and its 95 % bootstrap interval
+    interval([scores], interquartile_mean)
+    probability_of_improvement(a, b)          # a, b [seeds, prompts]: how likely is a run of a to beat one of b?
+    paired_difference(a, b)                   # same seeds, same prompts
+    bradley_terry(scores)                     # [systems, seeds, prompts]: ratings, intervals, tiers
+    length_controlled(wins, longer)           # the win rate, were both lines of one length
+
+Interquartile mean, stratified bootstrap, probability of improvement and performance profiles are those of Agarwal and
+others 2021 ("Deep Reinforcement Learning at the Edge of the Statistical Precipice"). Their package rliable 1.2.0 is on
+PyPI, but needs arch, pandas and seaborn (and so matplotlib) for a few dozen lines of NumPy: these are written here, and
+differ in one thing: prompts are resampled beside seeds, because a held-out set is a sample too.
+
+NaN is a score that is missing (a failed judgement) and is left out. All chance comes from `seed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+from scipy.stats import trim_mean
+
+from humor_env.errors import InvalidOption
+from humor_env.rewards.tournament import strengths
+from humor_env.streams import generator
+
+Array = NDArray[np.float64]
+RESAMPLES, LEVEL = 2000, 0.95
+ELO = 400 / np.log(10)  # points for each factor of e in the odds
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and the bounds that the truth lies between, as far as seeds and prompts can tell."""
+
+    value: float
+    low: float
+    high: float
+
+    def overlaps(self, other: Interval) -> bool:
+        return self.low <= other.high and other.low <= self.high
+
+
+def mean(values: Array) -> Array:
+    """Over the last axis, without what is missing."""
+    return np.asarray(np.nanmean(values, axis=-1))
+
+
+def interquartile_mean(values: Array) -> Array:
+    """The mean of the middle half, over the last axis: neither one lucky seed nor one that failed decides it."""
+    return np.asarray(trim_mean(values, 0.25, axis=-1))
+
+
+def interval(
+    strata: Sequence[ArrayLike],
+    statistic: Callable[[Array], Array] = mean,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """A statistic of the scores of runs, and its bootstrap interval.
+
+    Each stratum (a task, a critic) is `[seeds]`, or `[seeds, prompts]`, whose rows are averaged. Runs are resampled
+    within their stratum, prompts alike for all runs of it: the two kinds of luck are crossed, not nested.
+    """
+    arrays = [_matrix(stratum) for stratum in strata]
+    source = generator(seed, "interval")
+    runs = np.concatenate([_resampled_runs(array, source, resamples) for array in arrays], axis=1)
+    value = statistic(np.concatenate([mean(array) for array in arrays]))
+    return _interval(float(value), statistic(runs), level)
+
+
+def _matrix(scores: ArrayLike) -> Array:
+    array = np.asarray(scores, dtype=np.float64)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or not array.size:
+        raise InvalidOption(f"Scores are [seeds] or [seeds, prompts] and not empty; found the shape {array.shape}.")
+    return array
+
+
+def _draws(source: np.random.Generator, resamples: int, count: int) -> NDArray[np.int64]:
+    return source.integers(count, size=(resamples, count))
+
+
+def _resampled_runs(array: Array, source: np.random.Generator, resamples: int) -> Array:
+    """`[resamples, seeds]`: the mean score of each resampled run over resampled prompts."""
+    seeds, prompts = array.shape
+    rows = _draws(source, resamples, seeds)
+    if prompts == 1:
+        return array[:, 0][rows]
+    weights = _weights(source, resamples, prompts)  # [R, P]
+    known = np.isfinite(array)
+    sums = weights @ np.where(known, array, 0.0).T  # [R, S]
+    counts = weights @ known.T.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.take_along_axis(sums / counts, rows, axis=1)
+
+
+def _weights(source: np.random.Generator, resamples: int, count: int) -> Array:
+    """How often each of `count` items is drawn in each resample."""
+    return source.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+
+
+def _interval(value: float, resampled: ArrayLike, level: float) -> Interval:
+    low, high = np.nanquantile(np.asarray(resampled), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def probability_of_improvement(
+    a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """How likely a run of `a` scores higher than one of `b`; equal scores count half. Above one half with the whole
+    interval: `a` is better."""
+    first, second = _matrix(a), _matrix(b)
+    source = generator(seed, "improvement")
+    runs = [_resampled_runs(array, source, resamples) for array in (first, second)]
+    return _interval(float(_share_above(mean(first), mean(second))), _share_above(*runs), level)
+
+
+def _share_above(a: Array, b: Array) -> Array:
+    """Mann and Whitney's U over the number of pairs, over the last axis."""
+    difference = a[..., :, None] - b[..., None, :]
+    return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-2, -1)))
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """The mean of a - b where seeds and prompts are the same in both: what they share cancels out."""
+    first, second = _matrix(a), _matrix(b)
+    if first.shape != second.shape:
+        raise InvalidOption(f"Pairs need the same seeds and prompts; found {first.shape} and {second.shape}.")
+    return interval([first - second], mean, seed=seed, resamples=resamples, level=level)
+
+
+def performance_profile(
+    scores: ArrayLike, thresholds: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> list[Interval]:
+    """For each threshold the share of lines that score above it, over all seeds and prompts."""
+    array = _matrix(scores)
+    found = []
+    for threshold in np.asarray(thresholds, dtype=np.float64):
+        above = np.where(np.isfinite(array), (array > threshold).astype(np.float64), np.nan)
+        found.append(interval([above], mean, seed=seed, resamples=resamples, level=level))
+    return found
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A system's strength in Elo points (0 is the average system, 400 more are ten times the odds) and its tier: 1 is
+    the best, and systems whose intervals overlap that of their tier's first share it."""
+
+    system: int
+    points: Interval
+    tier: int
+
+
+def bradley_terry(
+    scores: ArrayLike, *, seed: int = 0, resamples: int = 500, level: float = LEVEL, prior: float = 1.0
+) -> list[Rating]:
+    """Ratings of systems, best first, from scores `[systems, seeds, prompts]`: on each prompt of each seed the higher
+    score wins, equal ones draw. `prior` games against an average system keep the strength of one that always wins
+    finite."""
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 3 or len(array) < 2:
+        raise InvalidOption(f"Ratings need [systems, seeds, prompts] with two systems or more; found {array.shape}.")
+    systems, seeds, prompts = array.shape
+    games = _games(array)
+    source = generator(seed, "bradley-terry")
+    by_seed, by_prompt = _weights(source, resamples, seeds), _weights(source, resamples, prompts)
+    weights = (by_seed[:, :, None] * by_prompt[:, None, :]).reshape(resamples, seeds * prompts)
+    flat = games.reshape(systems * systems, seeds * prompts)
+    resampled = (weights @ flat.T).reshape(resamples, systems, systems)
+    points = ELO * strengths(games.sum((-2, -1)), prior)
+    drawn = ELO * np.stack([strengths(wins, prior) for wins in resampled])
+    found = [_interval(float(points[i]), drawn[:, i], level) for i in range(systems)]
+    order = sorted(range(systems), key=lambda i: -found[i].value)
+    return [Rating(i, found[i], tier) for i, tier in zip(order, tiers([found[i] for i in order]), strict=True)]
+
+
+def _games(scores: Array) -> Array:
+    """`[systems, systems, seeds, prompts]`: 1 where the first beats the second, 1/2 for a draw, 0 where not both were
+    scored or a system would meet itself."""
+    difference = scores[:, None] - scores[None, :]
+    wins = np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), 0.0)
+    wins[np.arange(len(scores)), np.arange(len(scores))] = 0.0
+    return wins
+
+
+def tiers(intervals: Sequence[Interval]) -> list[int]:
+    """Of intervals in the order of their values, best first: a new tier begins where one does not overlap the first of
+    the tier before."""
+    found: list[int] = []
+    first: Interval | None = None
+    for one in intervals:
+        if first is None or not one.overlaps(first):
+            first = one
+            found.append(found[-1] + 1 if found else 1)
+        else:
+            found.append(found[-1])
+    return found
+
+
+def length_controlled(wins: ArrayLike, longer: ArrayLike, ridge: float = 1e-2) -> float:
+    """The win rate that a judge would give if no line were longer than the one it is compared with.
+
+    A logistic model of the verdict, s(a + b tanh(longer / deviation)), fitted by Newton's method to the judge's
+    probabilities; the length term is then dropped: s(a). That is the length control of AlpacaEval 2 (Dubois and others
+    2024) without its term for a prompt's difficulty, which one system alone cannot tell from its own strength. `ridge`
+    keeps both numbers finite where the judge never doubts.
+    """
+    target, length = np.asarray(wins, dtype=np.float64), np.asarray(longer, dtype=np.float64)
+    known = np.isfinite(target) & np.isfinite(length)
+    target, length = target[known], length[known]
+    if not len(target):
+        return float("nan")
+    spread = length.std()
+    features = np.stack(
+        [np.ones_like(length), np.tanh(length / spread) if spread > 0 else np.zeros_like(length)], axis=1
+    )
+    at = np.array([float(logit(np.clip(target.mean(), 0.01, 0.99))), 0.0])
+
+    def loss(here: Array) -> float:
+        z = features @ here
+        return float((np.logaddexp(0, z) - target * z).sum() + ridge / 2 * (here**2).sum())
+
+    for _ in range(100):
+        p = expit(features @ at)
+        slope = features.T @ (p - target) + ridge * at
+        curvature = (features * (p * (1 - p))[:, None]).T @ features + ridge * np.eye(2)
+        step = np.linalg.solve(curvature, slope)
+        while loss(at - step) > loss(at) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        at = at - step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(expit(at[0]))
+
+
+def mean_curve(
+    curves: Sequence[tuple[ArrayLike, ArrayLike]],
+    at: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> list[Interval]:
+    """The mean of several runs' curves (x, y) at the places `at`, with intervals over runs. Between two points a curve
+    is straight; where a run has not begun or has ended, it has no say."""
+    places = np.asarray(at, dtype=np.float64)
+    rows = np.stack([np.interp(places, *_sorted(x, y), left=np.nan, right=np.nan) for x, y in curves])  # [S, X]
+    found = []
+    for column in rows.T:
+        known = column[np.isfinite(column)]
+        nothing = Interval(float("nan"), float("nan"), float("nan"))
+        found.append(interval([known], seed=seed, resamples=resamples, level=level) if len(known) else nothing)
+    return found
+
+
+def area_under(x: ArrayLike, y: ArrayLike, until: float) -> float:
+    """The mean height of a curve from its first point to `until`: how good a learner was on the way, not only at the
+    end. Beyond its last point a curve stays where it was."""
+    places, heights = _sorted(x, y)
+    if until <= places[0]:
+        return float(heights[0])
+    inside = places < until
+    places_in = np.append(places[inside], until)
+    heights_in = np.append(heights[inside], np.interp(until, places, heights))
+    return float(np.trapezoid(heights_in, places_in) / (until - places[0]))
+
+
+def _sorted(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    places, heights = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    order = np.argsort(places, kind="stable")
+    return places[order], heights[order]
+
+
+def overoptimisation(kl: ArrayLike, feedback: ArrayLike, held_out: ArrayLike) -> tuple[Array, Array]:
+    """The distance from the start as √KL, and how much better the critic that teaches thinks of the lines than the one
+    that does not. Both must mean the same, such as a win rate against the teacher. A gap that grows with the distance
+    is what learning to please looks like. A KL estimated below 0 is 0."""
+    distance = np.sqrt(np.clip(np.asarray(kl, dtype=np.float64), 0.0, None))
+    return distance, np.asarray(feedback, dtype=np.float64) - np.asarray(held_out, dtype=np.float64)
+
+
+def best_of_n_kl(n: int) -> float:
+    """How far best-of-n is from the writer it chooses from: log n - (n - 1) / n, exact where no two lines tie."""
+    return float(np.log(n) - (n - 1) / n)
