@@ -276,8 +276,9 @@ def _measure(
     outside = make_judge(spec, spec.outside, "outside", seed=seed, out=out)
     ways: dict[str, Callable[[], list[Joke]]] = {
         "beams": lambda: write_lines(spec, student, prompts, folder.name),
-        "sampled": lambda: sample_lines(spec, student, prompts, folder.name, seed),
     }
+    if spec.writing.sampled:
+        ways["sampled"] = lambda: sample_lines(spec, student, prompts, folder.name, seed)
     found: dict[str, Any] = {}
     for way, write in ways.items():
         jokes = write()

@@ -24,7 +24,6 @@ from humor_env.types import Joke, Prompt
 
 CHARACTERS = 100
 ORDERS = 2
-WAYS = 2  # of writing: by beams and sampled
 
 
 class _Silent:
@@ -46,7 +45,7 @@ def estimate(spec: ScaleSpec, seeds: int) -> dict[str, Any]:
     """Plain data: who plays which role, how much data, and for each role its questions, tokens and cost."""
     sizes = _sizes(spec)
     pairs = seeds * sum(_pairs(spec, system, sizes["train"]) for system in SYSTEMS)
-    measured = seeds * WAYS * sum(sizes[split] for system in SYSTEMS for split in system.splits)
+    measured = seeds * (1 + spec.writing.sampled) * sum(sizes[split] for system in SYSTEMS for split in system.splits)
     people = seeds * sum(s.people for s in SYSTEMS) * min(sizes["test"], spec.people.prompts or sizes["test"])
     asked_parts = sum(1 for part in PARTS if part != "overall" and getattr(spec.critic, part))
     compared = people * (1 + asked_parts) if spec.people.who else 0

@@ -104,9 +104,11 @@ class FeedbackTable(Table):
 
 
 class WritingTable(Table):
-    """How lines are written when they are measured: by beam search, as in the paper."""
+    """How lines are written when they are measured: by beam search, as in the paper, and with `sampled` once more by
+    drawing them, which is how learners see them."""
 
     beams: Count = 5
+    sampled: bool = True
     max_new_tokens: Count = 48
     batch: Count = 64
 

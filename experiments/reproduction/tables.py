@@ -159,17 +159,18 @@ def _block(table: str, made: Mapping[str, Any]) -> str:
 
 def _grid(table: str, rows: Sequence[Mapping[str, Any]]) -> str:
     columns = COLUMNS[table]
+    sampled = any(cell.get("sampled") for row in rows for cell in row["cells"].values())
     head = ["system" if table != "1" else "critic"]
     for column in columns:
         named = COLUMN_NAMES.get(column, column)
-        head += [f"{named}: paper", "ours"] + (["ours, sampled"] if table == "2" else [])
+        head += [f"{named}: paper", "ours"] + (["ours, sampled"] if sampled else [])
     lines = []
     for row in rows:
         line = [ROW_NAMES.get(row["row"], row["row"])]
         for column in columns:
             cell = row["cells"][column]
             line += [_number(cell["paper"], ""), _interval(cell["ours"], table)]
-            line += [_interval(cell["sampled"], table)] if table == "2" else []
+            line += [_interval(cell["sampled"], table)] if sampled else []
         lines.append(line)
     return _lines(head, lines)
 
