@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
+from humor_env.agents.shared_prompts import unique_prompts
 from humor_env.agents.student import POLICY, Student
 from humor_env.errors import InvalidOption
 
@@ -164,7 +165,8 @@ class _Writer:
         if uniforms.shape[0] != len(prompts) or uniforms.shape[1] < sampling.max_new_tokens:
             raise ValueError(f"uniforms must be [{len(prompts)}, >= {sampling.max_new_tokens}], not {uniforms.shape}")
         self.student, self.sampling, self.uniforms = student, sampling, uniforms
-        self.decoding = _Decoding(student, prompts)
+        unique, self.prompt_of = unique_prompts(prompts)
+        self.decoding = _Decoding(student, unique)
         self.limit = sampling.max_new_tokens
         self.wants_values = values
         used = len(student.decoder_prefix) - 1 if student.is_seq2seq else max(len(p) for p in prompts)
@@ -183,6 +185,10 @@ class _Writer:
         tokens = self.decoding.first_input
         for t in range(self.limit):
             hidden, logits = self.decoding.advance(tokens)
+            if t == 0 and len(logits) < count:  # from here on each row goes its own way
+                rows = torch.tensor(self.prompt_of, device=device)
+                self.decoding.keep(rows)
+                hidden, logits = hidden[rows], logits[rows]
             if all_values is not None:
                 all_values[live, t] = student.value_head(hidden)
             chosen, logprobs = choose(logits, self.uniforms[live, t], self.sampling)

@@ -107,6 +107,8 @@ def train(
         watch.look(asks=False)
     if checkpoints is not None:
         log.rewind(step)  # a run that died before its first checkpoint may have logged some steps
+    adapter = None if config.full else IMITATION
+    watch.begin(step, student, adapter)
 
     def save() -> None:
         if checkpoints is None:
@@ -117,7 +119,7 @@ def train(
         state = {"best_epoch": best_epoch, "best_loss": finite, "dev": dev_loss, "last": last}
         checkpoints.save(step, tensors, state | {"watch": watch.get_state()}, seconds=watch.seconds)
 
-    with student.using(None if config.full else IMITATION), watch:
+    with student.using(adapter), watch:
         while step < total and not watch.ending:
             epoch, within = divmod(step, per_epoch)
             order = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
@@ -126,11 +128,13 @@ def train(
                 group["lr"] = config.learning_rate * learning_rate_share(
                     step, total, warmup=config.warmup_steps, decay=config.decay
                 )
+                group["lr"] *= watch.rate
             last, norm = _update(config, student, optimizer, take_rows(rows, batch))
             step += 1
             if not torch.isfinite(torch.tensor(last)):
                 raise TrainingStopped(f"The imitation loss became {last} at step {step}: lower the learning rate.")
-            log.metrics(step, {"sft/loss": last, "sft/grad_norm": norm, "sft/epoch": step / per_epoch})
+            numbers = {"sft/loss": last, "sft/grad_norm": norm, "sft/epoch": step / per_epoch}
+            log.metrics(step, numbers | watch.see(step, student, adapter))
             watch.look(asks=False)
             if step % per_epoch == 0 and dev_rows is not None:
                 with watch.paused():
@@ -163,7 +167,7 @@ def dev_nll(student: Student, rows: Rows, micro_batch: int) -> float:
     """The mean of -log p per response token, with the active adapter."""
     total = count = 0.0
     with torch.no_grad():
-        for index in length_sorted(rows.attention, micro_batch):
+        for index in length_sorted(rows, micro_batch):
             part = take_rows(rows, index)
             total -= float(student.score(part).logprobs.sum())
             count += float(part.action_mask.sum())
@@ -176,7 +180,7 @@ def _update(config: SFTConfig, student: Student, optimizer: torch.optim.Optimize
     rows = take_rows(rows, torch.arange(len(rows.tokens))[mine])
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=student.device)
-    for index in length_sorted(rows.attention, config.micro_batch):
+    for index in length_sorted(rows, config.micro_batch):
         part = take_rows(rows, index)
         loss = sft_loss(student.score(part).logprobs, part.action_mask, count)
         loss.backward()

@@ -17,6 +17,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ from transformers import (
 )
 
 from humor_env.agents.logprobs import token_logprobs
+from humor_env.agents.lora_linear import use_fused_lora
+from humor_env.agents.shared_prompts import PromptGroups, causal_states, prompt_groups
 from humor_env.errors import StudentError
 from humor_env.streams import stream_seed
 
@@ -112,6 +115,7 @@ class Student:
             torch.manual_seed(stream_seed(seed, "lora"))
             self.model = get_peft_model(self.base, self._lora_config(), adapter_name=IMITATION)
             self.model.add_adapter(POLICY, self._lora_config())
+        use_fused_lora(self.model)
         self.model.eval()  # no dropout anywhere: old, new and reference passes must agree
         self.value_head = ValueHead(self._hidden_width()).to(self.device)
         self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
@@ -400,7 +404,7 @@ class Student:
         all_entropy = torch.zeros(shape, device=self.device) if entropy else None
         context = self.merged(adapter) if merge else self.using(adapter)
         with torch.no_grad(), context:
-            for index in length_sorted(rows.attention, micro_batch):
+            for index in length_sorted(rows, micro_batch):
                 part = take_rows(rows, index)
                 scored = self.score(part, values=values, entropy=entropy, temperature=temperature)
                 width = part.tokens.shape[1]
@@ -415,11 +419,16 @@ class Student:
 
     def _states_before_response(self, rows: Rows, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states `[N, H]` just before each response token, in the order of `mask.nonzero()`."""
+        backbone = self._backbone() if self._states_path else None
+        groups = prompt_groups(rows.tokens, rows.attention, mask) if backbone is not None else None
         if self.is_seq2seq:
             inputs, before = self._seq2seq_inputs(rows, mask)
+            if groups is not None:
+                inputs = self._encode_once(inputs, groups)
+        elif backbone is not None and groups is not None and self._prompts_can_be_shared:
+            return causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
         else:
             inputs, before = self._causal_inputs(rows, mask)
-        backbone = self._backbone() if self._states_path else None
         if backbone is not None:
             return backbone(**inputs, use_cache=False).last_hidden_state[before]
         whole = self.base(**inputs, use_cache=False, output_hidden_states=True)
@@ -435,6 +444,32 @@ class Student:
             inputs["attention_mask"] = rows.attention
             inputs["position_ids"] = (rows.attention.cumsum(-1) - 1).clamp(min=0)
         return inputs, before
+
+    def _encode_once(self, inputs: dict[str, Any], groups: PromptGroups) -> dict[str, Any]:
+        """The encoder reads each different source once; what it found is handed to all of its rows."""
+        encoder = self.base.get_encoder()
+        found = encoder(
+            input_ids=inputs["input_ids"][groups.first], attention_mask=inputs["attention_mask"][groups.first]
+        ).last_hidden_state
+        others = {n: v for n, v in inputs.items() if n != "input_ids"}
+        return others | {"encoder_outputs": (found[groups.group],)}
+
+    @cached_property
+    def _prompts_can_be_shared(self) -> bool:
+        """Whether going on from shared keys and values equals a pass over whole rows. Some models cache otherwise."""
+        backbone = self._backbone()
+        if backbone is None:
+            return False
+        end = self.end_token
+        rows = self.rows([[end, end, end], [end, end, end], [end], [end]], [[end, end], [end], [end, end], [end]])
+        mask = rows.action_mask.bool()
+        groups = prompt_groups(rows.tokens, rows.attention, mask)
+        assert groups is not None
+        with torch.no_grad():
+            inputs, before = self._causal_inputs(rows, mask)
+            whole = backbone(**inputs, use_cache=False).last_hidden_state[before]
+            shared = causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
+        return bool(torch.allclose(whole.float(), shared.float(), rtol=1e-2, atol=1e-3))
 
     def _seq2seq_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         is_source = rows.attention.bool() & ~mask
@@ -532,10 +567,18 @@ def take_rows(rows: Rows, index: Tensor) -> Rows:
     return Rows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
 
 
-def length_sorted(attention: Tensor, micro_batch: int) -> list[Tensor]:
-    """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable."""
-    order = torch.argsort(attention.sum(-1), descending=True, stable=True)
-    return list(order.split(micro_batch))
+def length_sorted(rows: Rows, micro_batch: int) -> list[Tensor]:
+    """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable.
+
+    Where rows share prompts they stay together, in the order of the longest of each prompt.
+    """
+    lengths = rows.attention.sum(-1)
+    groups = prompt_groups(rows.tokens, rows.attention, rows.action_mask)
+    if groups is None:
+        return list(torch.argsort(lengths, descending=True, stable=True).split(micro_batch))
+    longest = torch.zeros_like(groups.first).scatter_reduce(0, groups.group, lengths, reduce="amax")
+    place = torch.argsort(torch.argsort(longest, descending=True, stable=True), stable=True)
+    return list(torch.argsort(place[groups.group], stable=True).split(micro_batch))
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def take_step(
     token_count = sum_over_processes(mask[index].sum().float()).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
-    for local in length_sorted(rollout.attention[index], micro_batch):
+    for local in length_sorted(take_rows(rollout.rows, index), micro_batch):
         rows = index[local]
         part = take_rows(rollout.rows, rows)
         cut = slice(0, part.tokens.shape[1])
@@ -146,7 +146,7 @@ class ImitationLoss:
             chosen = generator(self.seed, "imitation", step).permutation(len(rows.tokens))[: self.batch_size]
             batch = take_rows(rows, torch.from_numpy(chosen))
             count = batch.action_mask.sum() * process_count()
-            for local in length_sorted(batch.attention, self.micro_batch):
+            for local in length_sorted(batch, self.micro_batch):
                 part = take_rows(batch, local)
                 (weight * sft_loss(self.student.score(part).logprobs, part.action_mask, count)).backward()
 

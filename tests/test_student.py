@@ -265,8 +265,8 @@ def test_models_that_scale_their_logits_are_scored_by_their_own_forward():
 
 def test_rows_are_trimmed_and_grouped_by_length():
     attention = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0]])
-    assert [b.tolist() for b in length_sorted(attention, 2)] == [[1, 2], [0]]
     rows = Rows(torch.arange(9).view(3, 3), attention, attention * 0)
+    assert [b.tolist() for b in length_sorted(rows, 2)] == [[1, 2], [0]]
     assert take_rows(rows, torch.tensor([2, 0])).tokens.tolist() == [[6, 7], [0, 1]]
 
 

@@ -1,0 +1,108 @@
+"""Siblings share their prompt's pass: nothing may change by it but the time it takes."""
+
+import torch
+from tiny import stir, student
+
+from humor_env.agents import shared_prompts
+from humor_env.agents.generate import Sampling, draw_uniforms, sample
+from humor_env.agents.shared_prompts import prompt_groups
+from humor_env.agents.student import POLICY, Rows, length_sorted, take_rows
+
+FAMILIES = ("causal", "seq2seq")
+PROMPTS = ["The soup was cold.", "A very long meeting was slow."]
+LINES = ["a b c", "c", "b a", "", "c c a b"]
+
+
+def family_rows(one, siblings=4):
+    """Prompts of different lengths, each with several responses of different lengths."""
+    observations = [p for p in PROMPTS for _ in range(siblings)]
+    return one.rows_from_text(observations, [LINES[i % len(LINES)] for i in range(len(observations))])
+
+
+def scores_and_gradients(one, rows, monkeypatch, *, shared):
+    with monkeypatch.context() as patch:
+        if not shared:
+            patch.setattr(shared_prompts, "LEAST_SHARING", 10_000)
+        parameters = list(one.adapter_parameters(POLICY).values())
+        one.train_only(parameters)
+        scored = one.score(rows, values=True)
+        (scored.logprobs * torch.arange(1, rows.tokens.shape[1] + 1)).sum().backward()
+        gradients = [p.grad.clone() for p in parameters]
+        for p in parameters:
+            p.grad = None
+    return scored, gradients
+
+
+def test_scores_and_gradients_are_those_of_whole_rows(monkeypatch):
+    for family in FAMILIES:
+        one = student(family)
+        stir(one, POLICY)
+        torch.nn.init.normal_(one.value_head.out.weight)
+        rows = family_rows(one)
+        assert len({tuple(o) for o in rows.attention.tolist()}) > 2  # the lengths differ
+        apart, expected = scores_and_gradients(one, rows, monkeypatch, shared=False)
+        together, found = scores_and_gradients(one, rows, monkeypatch, shared=True)
+        assert torch.allclose(apart.logprobs, together.logprobs, atol=1e-5)
+        assert torch.allclose(apart.values, together.values, atol=1e-5)
+        assert max(float(g.abs().max()) for g in expected) > 1e-2
+        for a, b in zip(expected, found, strict=True):
+            assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_each_prompt_goes_through_the_model_once(monkeypatch):
+    one = student()
+    rows = family_rows(one)
+    seen = []
+    backbone = one._backbone()
+    assert one._prompts_can_be_shared
+    handle = backbone.register_forward_pre_hook(
+        lambda _, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True
+    )
+    one.score(rows)
+    handle.remove()
+    widest = int((rows.attention - rows.action_mask).sum(-1).max())
+    longest = int(rows.action_mask.sum(-1).max())
+    assert seen == [(2, widest), (8, longest - 1)]
+
+
+def test_groups_need_equal_prompts_and_padding_on_the_right():
+    tokens = torch.tensor([[7, 8, 1, 2], [7, 8, 3, 0], [7, 8, 1, 1], [7, 9, 1, 1]])
+    attention = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+    groups = prompt_groups(tokens, attention, mask)
+    assert groups.group.tolist() == [0, 0, 0, 1] and groups.first.tolist() == [0, 3]
+    assert prompt_groups(tokens[2:], attention[2:], mask[2:]) is None  # two rows, two prompts
+    assert prompt_groups(tokens.flip(1), attention.flip(1), mask.flip(1)) is None
+    # [7, 8] continued by 1 and [7, 8, 1] are different prompts though the rows look alike.
+    longer = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]])
+    assert prompt_groups(tokens[[0, 0]], attention[[0, 0]], longer) is None
+
+
+def test_siblings_stay_together_in_micro_batches():
+    tokens = torch.tensor([[5, 1, 0, 0], [6, 1, 1, 1], [5, 1, 1, 0], [6, 1, 0, 0]])
+    attention = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
+    mask = attention.clone()
+    mask[:, 0] = 0
+    assert [b.tolist() for b in length_sorted(Rows(tokens, attention, mask), 2)] == [[1, 3], [0, 2]]
+
+
+def test_what_is_written_does_not_depend_on_siblings():
+    for family in FAMILIES:
+        one = student(family)
+        stir(one, POLICY)
+        observations = [p for p in PROMPTS for _ in range(3)]
+        sampling = Sampling(max_new_tokens=8)
+        uniforms = draw_uniforms(6, 8, torch.Generator().manual_seed(3))
+        together = sample(one, observations, sampling, uniforms=uniforms, values=True)
+        for i, observation in enumerate(observations):
+            alone = sample(one, [observation], sampling, uniforms=uniforms[i : i + 1], values=True)
+            assert together.responses[i] == alone.responses[0]
+            width = len(alone.responses[0])
+            assert torch.allclose(together.logprobs[i, :width], alone.logprobs[0, :width], atol=1e-5)
+
+
+def test_a_part_of_the_rows_is_grouped_anew():
+    one = student()
+    rows = family_rows(one)
+    part = take_rows(rows, torch.tensor([0, 4]))
+    assert prompt_groups(part.tokens, part.attention, part.action_mask) is None
