@@ -77,5 +77,5 @@ TITLES: Mapping[str, str] = {
     "3": "Win-tie rate against the teacher, out of distribution",
     "4": "Data size and rounds of feedback",
     "6": "Win-tie rate against the teacher, by people",
-    "length": "Length of the output over the input (RQ5; no table in the paper)",
+    "length": "Output over input (the paper has words and no table)",
 }
