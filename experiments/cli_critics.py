@@ -39,6 +39,12 @@ def add_commands(app: typer.Typer) -> None:
         epilog="Examples: humor-env card rules --out cards · humor-env card scorer --option client=anthropic --prompts "
         "everyday --audit scorer.json --out cards · humor-env card --all --out docs/cards"
     )(card)
+    app.command(
+        "train-critic",
+        epilog="Examples: humor-env train-critic runs/critic --data humicroedit=task-1_train.csv --data "
+        "funlines=task-1_train_funlines.csv · humor-env train-critic runs/cheap --ledger verdicts.sqlite --model "
+        "Qwen/Qwen3-0.6B --set lora_rank=16",
+    )(train_critic)
 
 
 def audit(
@@ -293,3 +299,29 @@ def _without_secrets(command: str) -> str:
 def _readable(text: str) -> str:
     """A stranger's text on a terminal: one line, nothing that moves the cursor."""
     return "".join(c if c.isprintable() else "·" for c in text)
+
+
+def train_critic(
+    out: Annotated[Path, typer.Argument(help="The critic's folder; it must not hold anything yet.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SET=FILE", help="A human-rated set and its file; again for more files and sets."),
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Learn a paid judge's verdicts from its ledger.")] = None,
+    client: Annotated[str | None, typer.Option(help="Whose verdicts, where the ledger holds several.")] = None,
+    model: Annotated[str, typer.Option(help="minilm, a folder, a Hugging Face name, or package.module:name.")] = (
+        "minilm"
+    ),
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, for each member.")] = 2.0,
+    members: Annotated[int, typer.Option(min=1, help="Models whose numbers are averaged.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting: lr=5e-5, lora_rank=16 …")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a critic on people's ratings and pairs, or on a paid judge's verdicts. Ctrl-C saves what it has."""
+    from humor_env.experiments.critic_training import run
+
+    settings = {"model": model, "epochs": epochs, "members": members, "seed": seed, **_options(set_, "--set")}
+    run(out, data or [], ledger, client, settings, as_json)

@@ -150,6 +150,11 @@ judges = Registry(
         "pocket-crowd": ("humor_env.rewards.pocket:CrowdJudge", "the exact judge with noise, position and length bias"),
         "multiple-choice": ("humor_env.rewards.multiple_choice:MultipleChoiceJudge", "a language model picks 1 or 2"),
         "jury": ("humor_env.rewards.jury:Jury", "several judges: their mean and their disagreement"),
+        "reward-model": ("humor_env.rewards.reward_model:RewardModelJudge", "a trained scoring head on pairs"),
+        "cheap-first": (
+            "humor_env.rewards.cheap_first:CheapFirstJudge",
+            "a cheap judge, and a paid one where it is not sure",
+        ),
     },
 )
 

@@ -55,16 +55,18 @@ def pair_log_loss(scale: float, differences: Sequence[float], probabilities: Seq
 def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]) -> float:
     """The factor k > 0 at which s(k d) is the most likely to have given the outcomes; 1 without any pair.
 
-    A model whose order is no better than chance gets the smallest factor that is tried: it should never be sure.
+    Two ties at a typical difference are added: where every held-out pair comes out right, by luck or because there are
+    few, the factor stays finite. A model whose order is no better than chance gets one near 0: it should never be sure.
     """
     if not differences:
         return 1.0
     from scipy.optimize import minimize_scalar
 
     spread = math.sqrt(math.fsum(d * d for d in differences) / len(differences)) or 1.0
+    shown, outcomes = [*differences, spread, spread], [*probabilities, 0.5, 0.5]
     # In units of the differences' own size, from "never sure" to "always sure".
     found = minimize_scalar(
-        lambda x: pair_log_loss(math.exp(x) / spread, differences, probabilities),
+        lambda x: pair_log_loss(math.exp(x) / spread, shown, outcomes),
         bounds=(math.log(0.01), math.log(100.0)),
         method="bounded",
         options={"xatol": 1e-6},

@@ -31,7 +31,7 @@ from humor_env.types import Joke, Judgement, Verdict
 if TYPE_CHECKING:
     import torch
 
-    from humor_env.rewards.scoring_head import ScoringModel
+    from humor_env.rewards.scoring_head import Ensemble
 
 CALIBRATION_FILE = "calibration.json"
 SCORING_FILE = "scoring.json"
@@ -148,7 +148,7 @@ class RewardModelCritic:
         self.batch_size, self.max_length, self.device, self.dtype = batch_size, max_length, device, dtype
         self.calibration = Calibration.load(self.folder)
         self._loaded: tuple[Any, Any] | None = None
-        self._scoring: ScoringModel | None = None
+        self._scoring: Ensemble | None = None
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         return [self._judgement(logit) for logit in self.logits(jokes)]
@@ -180,7 +180,7 @@ class RewardModelCritic:
             return Judgement(self.name, None, error=f"the model's number is {logit}")
         return Judgement(self.name, self.calibration.score(logit), {"logit": logit})
 
-    def _load_scoring(self) -> ScoringModel:
+    def _load_scoring(self) -> Ensemble:
         from humor_env.rewards.scoring_head import load_model
 
         return load_model(self.folder, self.dtype, self._device())

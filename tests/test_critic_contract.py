@@ -67,10 +67,17 @@ CRITICS = {
     "mix": lambda folder: {},
 }
 JUDGES = {
-    "pocket": lambda: {},
-    "pocket-crowd": lambda: {},
-    "multiple-choice": lambda: {"client": Reader()},
-    "jury": lambda: {"judges": ["pocket", {"judge": "multiple-choice", "options": {"client": Reader()}}]},
+    "pocket": lambda folder: {},
+    "pocket-crowd": lambda folder: {},
+    "multiple-choice": lambda folder: {"client": Reader()},
+    "jury": lambda folder: {"judges": ["pocket", {"judge": "multiple-choice", "options": {"client": Reader()}}]},
+    "reward-model": reward_model,
+    "cheap-first": lambda folder: {
+        "cheap": "reward-model",
+        "cheap_options": reward_model(folder),
+        "paid": "multiple-choice",
+        "paid_options": {"client": Reader()},
+    },
 }
 
 
@@ -89,8 +96,8 @@ def critic(request, tmp_path):
 
 
 @pytest.fixture(params=sorted(JUDGES))
-def judge(request):
-    return judges.make(request.param, **JUDGES[request.param]())
+def judge(request, tmp_path):
+    return judges.make(request.param, **JUDGES[request.param](tmp_path))
 
 
 def test_critics_keep_the_contract(critic):

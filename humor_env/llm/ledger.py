@@ -18,7 +18,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ CREATE TABLE IF NOT EXISTS batch_items (key TEXT PRIMARY KEY, batch TEXT NOT NUL
 _REPLY = (
     "text, data, stop_reason, error, detail, probabilities, calls, input_tokens, output_tokens, cached_tokens, cost"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A reply as it lies in the ledger, with what was asked: who asked whom, the instructions, the data as sent."""
+
+    purpose: str
+    client: str
+    instructions: str
+    data: Mapping[str, Any]
+    reply: Reply
 
 
 def request_key(purpose: str, client: str, request: Request) -> str:
@@ -114,6 +126,18 @@ class Ledger:
                 rows = self._db.execute(f"SELECT key, {_REPLY} FROM replies WHERE key IN ({marks})", part)
                 found.update((row[0], _reply(row[1:])) for row in rows)
         return found
+
+    def stored(self, purpose: str) -> Iterator[Stored]:
+        """Every good reply whose purpose begins with these letters, in an order that depends on nothing but them."""
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT purpose, client, i.text, asked, {_REPLY.replace('text,', 'r.text,', 1)} FROM replies AS r"
+                " JOIN instructions AS i ON i.hash = r.instructions"
+                " WHERE substr(purpose, 1, ?) = ? AND error IS NULL AND data IS NOT NULL ORDER BY key",
+                (len(purpose), purpose),
+            ).fetchall()
+        for row in rows:
+            yield Stored(row[0], row[1], row[2], json.loads(row[3]), _reply(row[4:]))
 
     def put(self, key: str, purpose: str, client: str, request: Request, reply: Reply) -> Reply:
         """Store a reply and return the one that counts: what was there first, unless that was a passing failure."""
