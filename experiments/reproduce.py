@@ -27,13 +27,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from humor_env.errors import CheckpointError, InvalidOption, did_you_mean
+from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.cells import Outcome, run_cells
 from humor_env.experiments.reproduction.cells import make_cells, open_material, people_pairs, write_allowance
 from humor_env.experiments.reproduction.numbers import RESULTS, Results
 from humor_env.experiments.reproduction.spec import ScaleSpec, load_scale
 from humor_env.experiments.reproduction.tables import as_text, make_tables
-from humor_env.experiments.run_folder import commit, read_json, versions, write_json, write_text
+from humor_env.experiments.run_folder import commit, versions, write_json, write_text
 
 PAPERS = ("small-but-funny",)
 SPEC, TABLES, TEXT, PEOPLE = "spec.json", "tables.json", "TABLES.md", "people.jsonl"
@@ -63,8 +63,8 @@ def reproduce(
     say: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Do what is not done yet, and make the tables of what there is."""
-    _keep_spec(spec, out)
     write_allowance(spec, out)
+    write_json(out / SPEC, spec.record())
     started = datetime.now(UTC)
     cells = make_cells(spec, out, seeds)
     outcomes = run_cells(cells, workers=spec.workers, threads=spec.threads, launcher=launcher, say=say)
@@ -113,22 +113,6 @@ def with_tables(page: str, text: str) -> str:
     if not begin or not end:
         raise InvalidOption(f"The page has no place for tables: it needs a line {BEGIN} and a line {END} after it.")
     return f"{head}{BEGIN}\n\n{text}\n{END}{tail}"
-
-
-def _keep_spec(spec: ScaleSpec, out: Path) -> None:
-    """A folder is of one scale. What decides no result may change between two starts."""
-    path = out / SPEC
-    free = ("seeds", "workers", "threads", "budget", "people", "about")
-    record = spec.record()
-    if path.is_file():
-        before = read_json(path)
-        changed = [k for k in {**before, **record} if k not in free and before.get(k) != record.get(k)]
-        if changed:
-            raise CheckpointError(
-                f"'{out}' holds a reproduction with other settings ({', '.join(changed)}). Give another --out."
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
 
 
 def _write_results(out: Path, about: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> None:

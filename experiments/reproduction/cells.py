@@ -62,10 +62,10 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
         for seed in seeds:
             name = f"seed-{seed}/{system.name}"
             needs = first if system.starts_from is None else (f"seed-{seed}/{system.starts_from}",)
-            job = {"system": system.name, "scale": common}
+            job = {"system": system.name, "scale": _what_decides(common, system)}
             cells.append(Cell(name, home / name, f"{MODULE}:train", job, seed, needs))
     if spec.people.who is not None:
-        judged = {k: record[k] for k in ("people", "cloze") if k in record} | {"scale": common}
+        judged = {k: record[k] for k in ("people", "cloze") if k in record} | {"scale": _what_decides(common, None)}
         if spec.people.who != "exact":
             judged["ratings"] = hashlib.sha256(Path(spec.people.who).read_bytes()).hexdigest()[:16]
         for seed in seeds:
@@ -74,6 +74,17 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
                 Cell(f"seed-{seed}/people", home / f"seed-{seed}/people", f"{MODULE}:ask_people", judged, seed, needs)
             )
     return cells
+
+
+def _what_decides(common: Mapping[str, Any], system: System | None) -> dict[str, Any]:
+    """The settings that a cell depends on, so that changing one learner's leaves the others' results alone."""
+    kind = system.kind if system else ""
+    kept = {k: v for k, v in common.items() if k not in ("more_imitation", "feedback", "learners")}
+    if kind == "ft":
+        kept["more_imitation"] = common["more_imitation"]
+    elif kind not in ("warm", ""):
+        kept |= {"feedback": common["feedback"], "learners": {kind: common["learners"].get(kind, {})}}
+    return kept
 
 
 def write_allowance(spec: ScaleSpec, out: Path) -> None:

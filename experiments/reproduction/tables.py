@@ -145,8 +145,8 @@ def _heading(about: Mapping[str, Any]) -> str:
     return (
         f"Scale `{about['scale']['name']}`, seeds {', '.join(map(str, seeds))}, commit "
         f"{(about.get('commit') or 'unknown')[:10]}. Paper: {SOURCE}. Ours with 95 % bootstrap intervals over seeds "
-        "and items. A claim's difference is taken in the paper's direction; it agrees or disagrees where the whole interval "
-        f"lies on one side of 0.{_calibrated(about)}"
+        "and items. A claim's difference is taken in the paper's direction; it agrees or disagrees where the whole "
+        f"interval lies on one side of 0.{_calibrated(about)}"
     )
 
 
@@ -155,9 +155,9 @@ def _calibrated(about: Mapping[str, Any]) -> str:
     if about["scale"].get("critic", {}).get("judge") != "pocket-crowd":
         return ""
     return (
-        "\n\nThe training judge of this scale was made to err against the exact judge as the paper's critic did against "
-        "people (76 % agreement, 15 % flips, 20 % length errors): its levels in Table 1 are no finding, how the parts and "
-        "the critics differ is."
+        "\n\nThe training judge of this scale was made to err against the exact judge as the paper's critic did "
+        "against people (76 % agreement, 15 % flips, 20 % length errors): its levels in Table 1 are no finding, how "
+        "the parts and the critics differ is."
     )
 
 
