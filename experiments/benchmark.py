@@ -36,7 +36,7 @@ from humor_env.experiments.run_folder import RECORD, SPEC, commit, read_json, ve
 
 ROWS, TABLE, CURVES, PAGE = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md"
 # Line by line, in the order of the prompts in run.json.
-BY_LINE = ("scores", "wins", "wins_held_out", "ties_held_out", "longer")
+BY_LINE = ("scores", "wins", "ties", "wins_held_out", "ties_held_out", "longer")
 Row = dict[str, Any]
 
 
@@ -176,6 +176,7 @@ def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], said: 
     return row | {
         "scores": numbers["scores"],
         "wins": said["wins"],
+        "ties": said["ties"],
         "wins_held_out": exact["wins"],
         "ties_held_out": exact["ties"],
         "longer": said["longer"],

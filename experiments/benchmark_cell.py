@@ -23,7 +23,7 @@ from humor_env import measures
 from humor_env.agents.pairs import CriticAsJudge
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.watch import Watch
-from humor_env.errors import BudgetExceeded
+from humor_env.errors import BudgetExceeded, CheckpointError
 from humor_env.experiments.benchmark_spec import BEST_OF_N
 from humor_env.experiments.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.evaluate import evaluate
@@ -31,7 +31,7 @@ from humor_env.experiments.parts import Parts, load_student
 from humor_env.experiments.run import SeedRun
 from humor_env.experiments.run_folder import RECORD, prepare_folder
 from humor_env.experiments.screen import Quiet
-from humor_env.experiments.spec import CriticSpec, JudgeSpec, parse_spec
+from humor_env.experiments.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.toml_text import dumps
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge
@@ -46,7 +46,7 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     run_spec = parse_spec(dumps(data), file=label)
     parts = Parts(run_spec, folder)
     parts.check()
-    prepare_folder(run_spec, folder, resume=(folder / RECORD).is_file())
+    _prepare(run_spec, folder, seed)
     cell = CellRun(parts, seed, load_student(run_spec.student, seed))
     is_start = label == IMITATION_ROW
     found = cell.learn_and_write(is_start=is_start)
@@ -65,6 +65,16 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     parts.close()
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return {"systems": systems, "curve": cell.curve(), "spent": cell.spent(), "ended": cell.why}
+
+
+def _prepare(spec: Spec, folder: Path, seed: int) -> None:
+    """Go on with what a killed process has left, unless a default has changed since: then begin anew."""
+    try:
+        prepare_folder(spec, folder, resume=(folder / RECORD).is_file())
+    except CheckpointError as problem:
+        print(f"begun anew: {problem}")
+        shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+        prepare_folder(spec, folder, resume=False)
 
 
 def start_of(spec: Mapping[str, Any], folder: Path) -> Path:
@@ -130,7 +140,7 @@ class CellRun(SeedRun):
             numbers = {"score": found.mean, "length_ratio": found.length_ratio, "distinct_2": found.distinct_2}
             numbers |= {"meaning": found.parts["meaning"]} if "meaning" in found.parts else {}
             teaching = [j.score for j in self._teaching(found.jokes) if j.score is not None]
-            numbers |= {"feedback": float(np.mean(teaching))} if teaching else {}
+            numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
             beside = beside_teacher(found.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
             numbers |= (
                 {"held_out_wins": float(np.mean([w for w in beside if w is not None]))}

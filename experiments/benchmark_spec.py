@@ -92,6 +92,14 @@ class LearnerTable(Table):
         return self.learner or self.name
 
 
+class CompareTable(Table):
+    """A table of its own for some of the rows, to answer one question."""
+
+    name: Name
+    title: str
+    systems: Annotated[list[str], Field(min_length=1)]
+
+
 class BenchmarkSpec(Table):
     name: Name
     title: str = ""
@@ -102,6 +110,7 @@ class BenchmarkSpec(Table):
     feedback: Annotated[list[FeedbackTable], Field(min_length=1)]
     learner: dict[str, Any] = {}
     learners: Annotated[list[LearnerTable], Field(min_length=1)]
+    compare: list[CompareTable] = []
 
     def to_toml(self) -> str:
         return dumps(self.model_dump(exclude_none=True))
@@ -116,22 +125,25 @@ class BenchmarkSpec(Table):
             if learner.feedback is None or feedback.name in learner.feedback
         ]
 
-    def imitation_spec(self, seed: int) -> Spec:
-        """The warm start that all runs of a seed begin with."""
+    def imitation_run(self, seed: int) -> dict[str, Any]:
+        """The warm start that all runs of a seed begin with, as a run's spec in plain data."""
         teacher = dict(self.shared.get("teacher", {}))
         settings = teacher.pop("imitation", {})
-        data = self._data(IMITATION, seed) | {"teacher": teacher, "learner": {"name": "sft", **settings}}
-        return self._parsed(data, IMITATION)
+        return self._data(IMITATION, seed) | {"teacher": teacher, "learner": {"name": "sft", **settings}}
 
     def run_spec(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> Spec:
         """One run, complete but for its student: the cell puts the imitation's in its place."""
+        return self._parsed(self.learner_run(learner, feedback, seed), f"learner '{learner.name}'")
+
+    def learner_run(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> dict[str, Any]:
+        """The same as plain data that says only what differs from the defaults."""
         data = self._data(f"{learner.name}-{feedback.name}", seed)
         data["teacher"] = {k: v for k, v in data.get("teacher", {}).items() if k != "imitation"} | {"imitate": False}
         data["critic"], data["judge"] = [critic_table(feedback)], judge_table(feedback)
         data["learner"] = {"name": learner.registered, **self.settings_of(learner)}
         if "watch" in inspect.signature(registry.learners.resolve(learner.registered)).parameters:
             data["budget"] = dict(data.get("budget", {})) | self.limits_of(learner)
-        return self._parsed(data, f"learner '{learner.name}'")
+        return data
 
     def settings_of(self, learner: LearnerTable) -> dict[str, Any]:
         """A learner's settings: the shared ones it has, its own, and those that follow from the budget."""
@@ -157,12 +169,12 @@ class BenchmarkSpec(Table):
         for seed in self.seeds:
             start = f"{IMITATION}/seed-{seed}"
             sources = [[f.name, critic_table(f), judge_table(f)] for f in self.feedback]
-            spec: dict[str, Any] = {"run": _plain(self.imitation_spec(seed)), "label": IMITATION, "sources": sources}
+            spec: dict[str, Any] = {"run": self.imitation_run(seed), "label": IMITATION, "sources": sources}
             cells.append(Cell(start, root / "cells" / start, JOB, spec, seed))
             for learner, feedback in self.pairs():
                 name = f"{learner.name}/{feedback.name}/seed-{seed}"
                 spec = {
-                    "run": _plain(self.run_spec(learner, feedback, seed)),
+                    "run": self.learner_run(learner, feedback, seed),
                     "label": learner.name,
                     "sources": [[feedback.name, critic_table(feedback), judge_table(feedback)]],
                     "start": f"../../../{start}",
@@ -177,10 +189,6 @@ class BenchmarkSpec(Table):
         for name, most in (("max_samples", budget.samples), ("max_judgements", budget.judgements)):
             found |= {} if most is None else {name: max(1, int(most * share))}
         return found | ({} if budget.seconds is None else {"max_seconds": budget.seconds * share})
-
-
-def _plain(spec: Spec) -> dict[str, Any]:
-    return tomllib.loads(spec.to_toml())
 
 
 def critic_table(feedback: FeedbackTable) -> dict[str, Any]:
@@ -385,13 +393,20 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
                 )
     if spec.budget.samples is None and spec.budget.judgements is None:
         raise InvalidOption(f"'{file}': [budget] needs samples or judgements, from which steps follow.")
+    rows = {IMITATION, "base", "teacher", *(x.name for x in spec.learners)}
+    for table in spec.compare:
+        for name in table.systems:
+            if name not in rows:
+                raise InvalidOption(
+                    f"'{file}': the table '{table.name}' compares '{name}', which is no row.{did_you_mean(name, rows)}"
+                )
     for feedback in spec.feedback:
         if feedback.judge is None and feedback.critic in (None, "win-tie"):
             raise InvalidOption(f"'{file}': the feedback '{feedback.name}' needs a judge, or a critic of its own.")
         if feedback.one_order and feedback.judge is None:
             raise InvalidOption(f"'{file}': the feedback '{feedback.name}' has no judge to ask in one order.")
         refuse_training_critic(spec.held_out, feedback)
-    spec.imitation_spec(spec.seeds[0])
+    spec._parsed(spec.imitation_run(spec.seeds[0]), IMITATION)
     for learner, feedback in spec.pairs():
         spec.run_spec(learner, feedback, spec.seeds[0])
 
