@@ -1,0 +1,175 @@
+"""Statistics against sums done by hand, and against what they must not depend on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.stats import (
+    ELO,
+    Interval,
+    area_under,
+    best_of_n_kl,
+    bradley_terry,
+    interquartile_mean,
+    interval,
+    length_controlled,
+    mean_curve,
+    overoptimisation,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    tiers,
+)
+
+
+def test_interquartile_mean_by_hand():
+    # A quarter is cut at each end: of eight, 2 and 2, and the middle four have the mean 4.5 (the plain mean is 16).
+    assert interquartile_mean(np.array([1, 2, 3, 4, 5, 6, 7, 100.0])) == 4.5
+    # Of five one at each end, as rliable (scipy's trim_mean) cuts: (2 + 3 + 10) / 3.
+    assert interquartile_mean(np.array([10, 1, 3, 2, 50.0])) == 5.0
+    assert interquartile_mean(np.array([[1, 2, 3, 4.0], [0, 0, 10, 90.0]])).tolist() == [2.5, 5.0]
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    """200 made-up benchmarks with five seeds and forty prompts; both kinds of luck are as large as can be told apart."""
+    source = np.random.default_rng(0)
+    covered = 0
+    for number in range(200):
+        runs = source.normal(0, 0.5, (20, 1)) + source.normal(0, 1, (1, 40)) + source.normal(0, 1, (20, 40))
+        found = interval([runs], seed=number, resamples=400)
+        covered += found.low <= 0 <= found.high
+    assert 0.91 <= covered / 200 <= 1.0
+
+
+def test_an_interval_knows_of_seeds_and_of_prompts():
+    only_seeds = np.array([[0.0] * 50, [1.0] * 50])
+    only_prompts = np.array([[0.0, 1.0] * 25] * 2)
+    assert (interval([only_seeds]).low, interval([only_seeds]).high) == (0.0, 1.0)
+    # Fifty prompts of deviation 1/2: 1.96 x 0.5 / sqrt(50) = 0.139 to each side.
+    found = interval([only_prompts], resamples=20_000)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.361, abs=0.02) and found.high == pytest.approx(0.639, abs=0.02)
+
+
+def test_strata_are_resampled_each_for_itself():
+    # Each task's runs agree, so no resample within a task can differ; mixed together they would.
+    found = interval([np.array([0.2, 0.2]), np.array([0.8, 0.8])])
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_what_is_missing_is_left_out_and_never_a_zero():
+    scores = np.array([[1.0, np.nan, 3.0], [2.0, 2.0, np.nan]])
+    assert interval([scores]).value == 2.0
+    assert interval([scores]).low >= 1.0
+    assert performance_profile(scores, [1.5])[0].value == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_one_another():
+    scores = np.random.default_rng(1).normal(size=(5, 30))
+    assert interval([scores], seed=3) == interval([scores], seed=3)
+    assert interval([scores], seed=3) != interval([scores], seed=4)
+
+
+def test_probability_of_improvement_by_hand():
+    # Of the nine pairs, 5 > 1, 5 > 2, 5 > 4, 3 > 1, 3 > 2 and 1 = 1 at a half: 5.5 / 9.
+    found = probability_of_improvement([5, 3, 1.0], [1, 2, 4.0])
+    assert found.value == pytest.approx(5.5 / 9)
+    assert probability_of_improvement([1, 2, 4.0], [5, 3, 1.0]).value == pytest.approx(3.5 / 9)
+    sure = probability_of_improvement([5, 6.0], [1, 2.0])
+    assert (sure.low, sure.high) == (1.0, 1.0)
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    source = np.random.default_rng(2)
+    shared = source.normal(0, 1, (5, 100))
+    better = shared + 0.1 + source.normal(0, 0.01, (5, 100))
+    assert interval([shared]).overlaps(interval([better]))
+    found = paired_difference(better, shared)
+    assert 0.08 < found.low < found.value < found.high < 0.12
+    with pytest.raises(InvalidOption, match="same seeds and prompts"):
+        paired_difference(better, shared[:3])
+
+
+def test_performance_profile_by_hand():
+    found = performance_profile([[0.1, 0.5, 0.9], [0.5, 0.5, 0.9]], [0.0, 0.5, 0.9])
+    # Strictly above: of six lines, 6, 2 and 0.
+    assert [f.value for f in found] == pytest.approx([1.0, 1 / 3, 0.0])
+
+
+def test_two_systems_are_rated_by_the_odds():
+    # a beats b on three of four prompts. With prior w half-games the maximum has no closed form; with a tiny one it
+    # is the log-odds, log 3, half of it to each side of the average.
+    scores = np.array([[[1, 1, 1, 0.0]], [[0, 0, 0, 1.0]]])
+    best, worst = bradley_terry(scores, prior=1e-9)
+    assert (best.system, worst.system) == (0, 1)
+    assert best.points.value == pytest.approx(ELO * math.log(3) / 2, abs=0.01)
+    assert best.points.value - worst.points.value == pytest.approx(190.85, abs=0.01)
+
+
+def test_ratings_do_not_depend_on_the_order_of_systems_and_make_tiers():
+    source = np.random.default_rng(3)
+    quality = np.array([0.0, 2.0, 0.02, -3.0])
+    scores = quality[:, None, None] + source.normal(0, 1, (4, 3, 60))
+    ratings = bradley_terry(scores, resamples=200)
+    assert [r.system for r in ratings][0] == 1 and [r.system for r in ratings][-1] == 3
+    assert [r.tier for r in ratings] == [1, 2, 2, 3]
+    turned = bradley_terry(scores[::-1], resamples=200)
+    assert {3 - r.system: round(r.points.value, 6) for r in turned} == {
+        r.system: round(r.points.value, 6) for r in ratings
+    }
+
+
+def test_a_game_that_was_not_scored_is_not_played():
+    half = np.array([[[1, 1, np.nan, np.nan]], [[0, 0, 5.0, 5.0]]])
+    assert bradley_terry(half)[0].system == 0
+
+
+def test_tiers_compare_with_the_first_of_the_tier():
+    chain = [Interval(9, 8, 10), Interval(7, 6, 8.5), Interval(5, 4, 6.5)]
+    # The third overlaps the second but not the first, with whom the tier began.
+    assert tiers(chain) == [1, 1, 2]
+    assert tiers([]) == []
+
+
+def test_length_control_recovers_what_the_judge_thinks_of_the_jokes():
+    source = np.random.default_rng(4)
+    longer = source.normal(10, 20, 4000)
+    pushed = np.tanh(longer / longer.std())
+    wins = 1 / (1 + np.exp(-(-0.4 + 1.5 * pushed)))
+    truth = 1 / (1 + math.exp(0.4))
+    assert length_controlled(wins, longer) == pytest.approx(truth, abs=0.002)
+    assert wins.mean() > truth + 0.05  # raw, the longer lines look better than they are
+    assert length_controlled(np.full(50, 0.7), np.zeros(50)) == pytest.approx(0.7, abs=0.001)
+    assert 0.9 < length_controlled(np.ones(50), np.arange(50.0)) < 1.0
+    assert math.isnan(length_controlled([], []))
+
+
+def test_curves_are_averaged_where_they_have_been():
+    found = mean_curve([([0, 10], [0.0, 1.0]), ([0, 5], [0.0, 0.0])], [0, 5, 10, 11])
+    assert [f.value for f in found[:3]] == [0.0, 0.25, 1.0]
+    assert math.isnan(found[3].value)
+
+
+def test_area_under_by_hand():
+    # From 0 to 10 it rises to 1 (mean 1/2), from 10 to 20 it stays: (5 + 10) / 20.
+    assert area_under([10, 0], [1.0, 0.0], until=20) == pytest.approx(0.75)
+    assert area_under([0, 10], [0.0, 1.0], until=5) == pytest.approx(0.25)
+
+
+def test_overoptimisation_by_hand():
+    distance, gap = overoptimisation([4.0, -0.01, 9.0], [0.5, 0.5, 0.9], [0.5, 0.4, 0.3])
+    assert distance.tolist() == [2.0, 0.0, 3.0]
+    assert gap == pytest.approx([0.0, 0.1, 0.6])
+    assert best_of_n_kl(1) == 0.0
+    assert best_of_n_kl(8) == pytest.approx(math.log(8) - 7 / 8)
+
+
+def test_scores_of_a_wrong_shape_are_refused():
+    with pytest.raises(InvalidOption, match=r"\[seeds, prompts\]"):
+        interval([np.zeros((2, 2, 2))])
+    with pytest.raises(InvalidOption, match="two systems"):
+        bradley_terry(np.zeros((1, 2, 3)))
