@@ -205,8 +205,9 @@ def _claim_row(claim: Mapping[str, Any], table: str) -> list[str]:
 def _interval(found: Mapping[str, float] | None, table: str, sign: str = "") -> str:
     if found is None:
         return "–"
-    digits = ".2f" if table == "length" else ".1f"
-    mean, low, high = (f"{found[k]:{sign}{digits}}" for k in ("mean", "low", "high"))
+    digits = 2 if table == "length" else 1
+    # Plus 0: a rounded -0.0 is no sign of anything.
+    mean, low, high = (f"{round(found[k], digits) + 0.0:{sign}.{digits}f}" for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
