@@ -65,6 +65,7 @@ def train(
         )
         if first.stopped or first.why:
             return first
+    watch.steps_before = first.steps
     second = dpo.train(
         config.dpo,
         judge,

@@ -95,6 +95,7 @@ class Progress:
         if found is None:
             if self.checkpoints is not None:
                 log.rewind(0)  # a run that died before its first checkpoint may have logged some steps
+            self.watch.begin(0, self.student)
             return 0
         self.student.load_state({n[8:]: t for n, t in found.tensors.items() if n.startswith("student/")})
         load_optimizer(self.optimizer, self.names, found.tensors)
@@ -109,6 +110,7 @@ class Progress:
         self.watch.set_state(found.state["watch"], found.seconds)
         self.watch.look(asks=self._asks)
         log.rewind(found.step)
+        self.watch.begin(found.step, self.student)
         return found.step
 
     @property
@@ -119,7 +121,7 @@ class Progress:
     def set_learning_rate(self, share: float) -> None:
         """Each group of parameters learns at this share of its own peak rate."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * share
+            group["lr"] = peak * share * self.watch.rate
 
     def record(
         self,
@@ -130,7 +132,7 @@ class Progress:
         judgements: Sequence[Judgement] = (),
     ) -> None:
         """Write down a step, and look whether it is the run's last."""
-        log.metrics(step, {**numbers, **self.watch.numbers()})
+        log.metrics(step, {**numbers, **self.watch.numbers(), **self.watch.see(step, self.student)})
         if jokes:
             log.jokes(step, jokes, judgements)
         self.watch.look(asks=self._asks)

@@ -433,6 +433,7 @@ class _Reporter(TrainerCallback):
         self.watch, self.asks = watch, asks
         self.evaluations: list[dict[str, float]] = []
         self.found: dict[str, float] = {}
+        self.seen: dict[str, float] = {}
 
     def resume(self, checkpoint: str | None, *, rewind: bool) -> int:
         step = 0
@@ -446,13 +447,17 @@ class _Reporter(TrainerCallback):
                 self.watch.look(asks=self.asks)
         if rewind:
             self.log.rewind(step)
+        self.watch.begin(step, self.student, self.adapter)
         return step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.found = {}
         step = int(state.global_step)
-        if self.evaluate is not None and self.evaluate_every and step % self.evaluate_every == 0:
+        is_due = self.evaluate is not None and self.evaluate_every and step % self.evaluate_every == 0
+        if is_due or self.watch.monitor is not None:
             _copy_weights(_adapter_parameters(self.model, "default"), self.student.adapter_parameters(self.adapter))
+        self.seen = self.watch.see(step, self.student, self.adapter)
+        if is_due and self.evaluate is not None:
             with self.watch.paused():
                 self.found = dict(self.evaluate(self.student))
             self.evaluations.append({"step": float(step)} | self.found)
@@ -464,7 +469,7 @@ class _Reporter(TrainerCallback):
         if not logs or "train_runtime" in logs:  # the summary at the end repeats what was logged
             return
         numbers = {_metric(n): float(v) for n, v in logs.items() if isinstance(v, (int, float))}
-        numbers |= {f"eval/{n}": v for n, v in self.found.items()} | self.watch.numbers()
+        numbers |= {f"eval/{n}": v for n, v in self.found.items()} | self.watch.numbers() | self.seen
         self.log.metrics(int(state.global_step), numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from humor_env.agents.monitor import Monitor
 from humor_env.agents.processes import sum_over_processes
 from humor_env.agents.runlog import StopRequest
+from humor_env.agents.student import POLICY, Student
 from humor_env.errors import InvalidOption
 
 
@@ -48,11 +50,13 @@ class Limits:
 class Watch:
     """`ending` is empty while the run may go on, else a sentence that says why it does not."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, monitor: Monitor | None = None) -> None:
         self.limits = limits or Limits()
+        self.monitor = monitor
         self.samples = self.judgements = 0
         self.ending = ""
         self.by_user = False
+        self.steps_before = 0  # of an earlier phase: the monitor counts through, as the log does
         self._stop = StopRequest()
         self._seconds = 0.0
         self._since: float | None = None
@@ -86,6 +90,27 @@ class Watch:
         self.samples += samples
         self.judgements += judgements
 
+    @property
+    def rate(self) -> float:
+        """What the learning rate is to be multiplied by: 1, unless a monitor slows the run."""
+        return 1.0 if self.monitor is None else self.monitor.rate
+
+    def see(self, step: int, student: Student, adapter: str | None = POLICY) -> dict[str, float]:
+        """The monitor's numbers, in the steps where it looks; every process must call it."""
+        step += self.steps_before
+        if self.monitor is None or not self.monitor.is_due(step):
+            return {}
+        with self.paused():
+            return self.monitor.look(step, student, adapter)
+
+    def begin(self, step: int, student: Student, adapter: str | None = POLICY) -> None:
+        """Before the first step of this process: the monitor's log is that of the steps done, and its first look is at
+        the student as it came."""
+        if self.monitor is not None:
+            self.monitor.rewind(step + self.steps_before)
+            if step + self.steps_before == 0:
+                self.see(0, student, adapter)
+
     def look(self, *, asks: bool = True) -> None:
         """Decide whether the run goes on, the same in every process.
 
@@ -106,6 +131,8 @@ class Watch:
                 told.append(f"the limit of {limit} {name} is reached ({taken} taken)")
         if late:
             told.append(f"the limit of {self.limits.seconds:g} seconds is reached")
+        if self.monitor is not None and self.monitor.ending:
+            told.append(self.monitor.ending)
         self.ending = "; ".join(told)
 
     def numbers(self) -> dict[str, float]:
@@ -118,8 +145,11 @@ class Watch:
 
     def get_state(self) -> dict[str, Any]:
         """Plain data, equal for equal runs: without the clock, which a checkpoint's manifest keeps."""
-        return {"samples": self.samples, "judgements": self.judgements}
+        seen = None if self.monitor is None else self.monitor.get_state()
+        return {"samples": self.samples, "judgements": self.judgements, "monitor": seen}
 
     def set_state(self, state: Mapping[str, Any], seconds: float) -> None:
         self.samples, self.judgements = int(state["samples"]), int(state["judgements"])
         self._seconds = seconds
+        if self.monitor is not None and state["monitor"] is not None:
+            self.monitor.set_state(state["monitor"])

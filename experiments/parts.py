@@ -9,7 +9,8 @@ load_student(spec.student, seed=0)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +22,20 @@ from accelerate import PartialState
 from gymnasium import spaces as gymnasium_spaces
 
 from humor_env import pocket, registry
+from humor_env.agents.backend import Backend, Server
+from humor_env.agents.generate import Sampling
+from humor_env.agents.monitor import Monitor, MonitorConfig
 from humor_env.agents.processes import process_count
 from humor_env.agents.student import Lora, Student
 from humor_env.agents.watch import Limits
-from humor_env.errors import InvalidOption, PromptError, StudentError
+from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
+from humor_env.experiments.preference_file import read_preferences
 from humor_env.experiments.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
 from humor_env.spaces import UnicodeText
 from humor_env.teacher import TeacherBuffer, open_lines, pocket_lines
-from humor_env.types import Critic, Demonstration, Judge, Prompt
+from humor_env.types import Critic, Demonstration, Judge, Preference, Prompt
 
 BUDGET_SCOPE = "run"
 
@@ -49,11 +54,20 @@ class Parts:
         if self.spec.critic:
             _ = self.train_critic
         self.prompts.split(self.spec.env.split)
-        if self.limits != Limits() and "watch" not in inspect.signature(self.spec.train).parameters:
+        taken = inspect.signature(self.spec.train).parameters
+        for option, name in ((self.spec.student.backend, "backend"), (self.spec.preferences, "preferences")):
+            if option is not None and name not in taken:
+                where = "[student.backend]" if name == "backend" else "[learner] preferences"
+                raise InvalidOption(f"The learner '{self.spec.learner_name}' takes no {name}: leave {where} out.")
+        _ = self.preferences, self.backend_key
+        watched = self.limits != Limits() or self.spec.monitor is not None
+        if watched and "watch" not in taken:
             raise InvalidOption(
-                f"The learner '{self.spec.learner_name}' keeps no budget: give its train function a parameter 'watch', "
-                "or leave max_samples, max_judgements and max_seconds out of [budget]."
+                f"The learner '{self.spec.learner_name}' keeps no budget and no monitor: give its train function a "
+                "parameter 'watch', or leave [monitor] and max_samples, max_judgements and max_seconds out."
             )
+        if self.spec.monitor is not None:
+            _ = self.watching_critic, self.prompts.split(self.spec.monitor.split)
         if self.spec.imitates and not self.demonstrations:
             raise PromptError(
                 f"The teacher '{self.spec.teacher and self.spec.teacher.lines}' has no line for the split "
@@ -127,6 +141,63 @@ class Parts:
         """What each seed's learner may take."""
         budget = self.spec.budget
         return Limits(budget.max_samples, budget.max_judgements, budget.max_seconds)
+
+    @cached_property
+    def preferences(self) -> tuple[Preference, ...]:
+        """Those that were made before."""
+        path = self.spec.preferences
+        return () if path is None else tuple(read_preferences(path, self.prompts))
+
+    @property
+    def backend_key(self) -> str | None:
+        """The key of the server that writes the student's lines."""
+        spec = self.spec.student.backend
+        if spec is None or spec.key_env is None:
+            return None
+        if not os.environ.get(spec.key_env):
+            raise CredentialError(f"[student.backend] takes its key from {spec.key_env}, which is not set.")
+        return os.environ[spec.key_env]
+
+    def make_backend(self, student: Student, folder: Path) -> Backend | None:
+        """Where the student's lines are written: None is in this process."""
+        spec = self.spec.student.backend
+        if spec is None:
+            return None
+        return Server(
+            spec.url,
+            student,
+            base=spec.base or self.spec.student.model,
+            adapters=folder / "adapters",
+            key=self.backend_key,
+            timeout=spec.timeout,
+            concurrency=spec.concurrency,
+        )
+
+    def make_monitor(self, folder: Path, sampling: Sampling, seed: int, say: Callable[[str], None]) -> Monitor | None:
+        """What watches the learner of one seed for drift, where the spec asks for it."""
+        spec = self.spec.monitor
+        if spec is None:
+            return None
+        settings = spec.model_dump(exclude={"critic", "split"}, exclude_none=True)
+        return Monitor(
+            MonitorConfig(**settings),
+            self.prompts.split(spec.split),
+            training=self.train_critic if self.spec.critic else None,
+            held_out=self.watching_critic,
+            teacher=self.demonstrations,
+            sampling=sampling,
+            folder=folder,
+            seed=seed,
+            say=say,
+        )
+
+    @cached_property
+    def watching_critic(self) -> Critic | None:
+        """Who holds the score against the training critic's. The training critic itself is never held out."""
+        own = self.spec.monitor.critic if self.spec.monitor is not None else []
+        if own and own != self.spec.critic:
+            return self._make_all(own)
+        return self.eval_critic if self.spec.eval.critic and self.spec.eval.critic != self.spec.critic else None
 
     @cached_property
     def judge(self) -> Judge | None:

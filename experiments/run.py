@@ -5,7 +5,7 @@
     run(spec, Path("runs/first"), resume=True)  # goes on where it was stopped
 
 What a learner is given is decided by the names of its parameters, so that a new one needs no change here: config, env,
-student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, watch.
+student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, watch, backend, preferences.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from humor_env.types import Joke, critic_name
 
 OFFERS = (
     *("config", "env", "student", "log", "prompts", "demonstrations", "dev", "checkpoints", "evaluate"),
-    *("critic", "judge", "teacher", "watch"),
+    *("critic", "judge", "teacher", "watch", "backend", "preferences"),
 )
 
 
@@ -154,7 +154,7 @@ class SeedRun:
                 return self._result(stopped=True)
             self._measure("imitation", IMITATION)
         name = spec.learner_name
-        result = self._learn(name, spec.train, self.config, self.folder, Watch(self.parts.limits))
+        result = self._learn(name, spec.train, self.config, self.folder, self._watch())
         steps = getattr(result, "steps", None)
         if self.steps not in (None, steps):
             self.stages.pop(name, None)  # it has learnt more since it was measured
@@ -168,6 +168,11 @@ class SeedRun:
         if is_main_process():
             self.student.save_pretrained(self.folder / "student", base=self._base())
         return self._result(stopped=False)
+
+    def _watch(self) -> Watch:
+        """What may end the learner before its last step."""
+        monitor = self.parts.make_monitor(self.folder, self.sampling, self.seed, self.screen.say)
+        return Watch(self.parts.limits, monitor)
 
     def _learn(self, name: str, train: Callable[..., Any], config: Any, folder: Path, watch: Watch) -> Any:
         parts = self.parts
@@ -191,9 +196,16 @@ class SeedRun:
                 "judge": lambda: parts.judge,
                 "teacher": lambda: parts.teacher,
                 "watch": lambda: watch,
+                "backend": lambda: parts.make_backend(self.student, folder),
+                "preferences": lambda: parts.preferences,
             }
             assert tuple(offers) == OFFERS
-            result = train(config, **_chosen(train, name, offers))
+            given = _chosen(train, name, offers)
+            try:
+                result = train(config, **given)
+            finally:
+                if given.get("backend") is not None:
+                    given["backend"].close()
             self.writer = getattr(result, "writer", None)
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - began, 3)
         PartialState().wait_for_everyone()

@@ -7,6 +7,7 @@ runs/pocket-quickstart/
     results.json              all seeds: the held-out score of each stage
     seed-0/
         metrics.jsonl  timings.jsonl  jokes.jsonl        the learner's, step by step
+        drift.jsonl                                       what the monitor saw, where the spec has [monitor]
         checkpoints/                                      from which `--resume` goes on
         imitation/                                        the same for the warm start
         evaluation-base.jsonl  …-imitation.jsonl  …       each held-out line with its judgement, by stage
@@ -34,7 +35,7 @@ from humor_env.experiments.spec import Spec, load_spec
 SPEC, RECORD, RESULTS = "spec.toml", "run.json", "results.json"
 ROOT = Path("runs")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "gymnasium", "numpy", "tokenizers", "safetensors")
-_MAY_CHANGE = ("budget", "seeds", "learner.steps")
+_MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps")
 
 
 def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Path:

@@ -5,8 +5,9 @@
     spec.learner_config(seed=0)                                        # PPOConfig(...)
     spec.to_toml()                                                     # all that was decided, defaults included
 
-The tables are those of the classes below; `[learner]` holds the name of a learner and the fields of its own config
-dataclass. A key that nothing reads is an error that names its line and the nearest known key.
+The tables are those of the classes below; `[learner]` holds the name of a learner, the fields of its own config
+dataclass, and `preferences`, a file of them, for learners that take them. A key that nothing reads is an error that
+names its line and the nearest known key.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from humor_env.experiments.toml_text import dumps, key_lines
 Split = Literal["train", "dev", "test", "ood"]
 Count = Annotated[int, Field(ge=1)]
 IMITATION_LEARNER = "humor_env.agents.sft:train"
+BESIDE_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
 IMITATORS = ("sft", "trl-sft")  # they are the warm start, and need none
 
 
@@ -63,6 +65,18 @@ class LoraSpec(Table):
     targets: str | list[str] = "all-linear"
 
 
+class BackendSpec(Table):
+    """A server that writes the student's lines in this process's place (vLLM with `--enable-lora` and
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). `base` is the name it serves the model under, `key_env` the environment
+    variable with its key; adapters are handed over in the run's folder, which it must be able to read."""
+
+    url: str
+    base: str | None = None
+    key_env: str | None = None
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    concurrency: Count = 16
+
+
 class StudentSpec(Table):
     """`model` is "pocket:causal", "pocket:seq2seq", a Hugging Face name, or a folder (one saved by a run too)."""
 
@@ -71,6 +85,7 @@ class StudentSpec(Table):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     lora: LoraSpec | None = None
+    backend: BackendSpec | None = None
 
 
 class FilterSpec(Table):
@@ -146,6 +161,33 @@ class BudgetSpec(Table):
     max_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
+class MonitorSpec(Table):
+    """Watches the run for drift: every `every` steps it measures `lines` lines for prompts of `split`. `critic` is who
+    holds the score against the training critic's: `[[eval.critic]]`, where none is given. Past a limit it does what
+    `action` says, "warn", "stop" or "slow" (the learning rate, by `slowdown`). Limits that are not given are those of
+    docs/monitor.md; 0 switches one off."""
+
+    action: Literal["warn", "stop", "slow"] = "warn"
+    split: Split = "dev"
+    critic: list[CriticSpec] = []
+    every: Count | None = None
+    lines: Annotated[int, Field(ge=2)] | None = None
+    window: Count | None = None
+    level: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+    gap: bool | None = None
+    fall: Annotated[float, Field(ge=0)] | None = None
+    longer: Annotated[float, Field(ge=0)] | None = None
+    shorter: Annotated[float, Field(ge=0)] | None = None
+    variety: Annotated[float, Field(ge=0)] | None = None
+    commonest: Annotated[float, Field(ge=0)] | None = None
+    teacher_overlap: Annotated[float, Field(ge=0)] | None = None
+    prompt_overlap: Annotated[float, Field(ge=0)] | None = None
+    emoji: Annotated[float, Field(ge=0)] | None = None
+    laughter: Annotated[float, Field(ge=0)] | None = None
+    explaining: Annotated[float, Field(ge=0)] | None = None
+    slowdown: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class Spec(Table):
     """One run."""
 
@@ -159,6 +201,7 @@ class Spec(Table):
     learner: dict[str, Any]
     eval: EvalSpec = EvalSpec()
     budget: BudgetSpec = BudgetSpec()
+    monitor: MonitorSpec | None = None
 
     @property
     def learner_name(self) -> str:
@@ -176,8 +219,13 @@ class Spec(Table):
             return False
         return self.learner_name not in IMITATORS if self.teacher.imitate is None else self.teacher.imitate
 
+    @property
+    def preferences(self) -> str | None:
+        """The file with preferences that were made before."""
+        return self.learner.get("preferences")
+
     def learner_config(self, seed: int) -> Any:
-        table = {k: v for k, v in self.learner.items() if k != "name"}
+        table = {k: v for k, v in self.learner.items() if k not in BESIDE_SETTINGS}
         return make_config(config_class(self.train, self.learner_name), table, seed)
 
     def imitation_config(self, seed: int) -> Any:
@@ -268,7 +316,8 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
     if problems:
         raise InvalidOption("\n".join(dict.fromkeys(problems)))
     assert isinstance(spec, Spec)
-    changes: dict[str, Any] = {"learner": {"name": spec.learner_name, **learner}}
+    beside = {k: v for k, v in spec.learner.items() if k in BESIDE_SETTINGS}
+    changes: dict[str, Any] = {"learner": {**beside, **learner}}
     if spec.teacher is not None:
         changes["teacher"] = spec.teacher.model_copy(
             update={"imitation": imitation if spec.imitates else {}, "imitate": spec.imitates}
@@ -418,7 +467,9 @@ def _settings(
     except HumorEnvError as problem:
         problems.append(f"{source.where((*at, 'name'))}: {problem}")
         return {}
-    given = {k: v for k, v in table.items() if not (at == ("learner",) and k == "name")}
+    given = {k: v for k, v in table.items() if not (at == ("learner",) and k in BESIDE_SETTINGS)}
+    if at == ("learner",) and not isinstance(table.get("preferences", ""), str):
+        problems.append(f"{source.where((*at, 'preferences'))}: 'learner.preferences' should be the path of a file.")
     named = with_full_names(config, given)
     before = len(problems)
     checked = _checked(settings_model(config), named, at, source, problems)
@@ -436,7 +487,9 @@ def _check_names(spec: Spec, source: _Source, problems: list[str]) -> None:
     import gymnasium
 
     named: list[tuple[tuple[str | int, ...], registry.Registry, str]] = []
-    for at, entries in (((("critic",)), spec.critic), (("eval", "critic"), spec.eval.critic)):
+    watching = spec.monitor.critic if spec.monitor is not None else []
+    lists = ((("critic",), spec.critic), (("eval", "critic"), spec.eval.critic), (("monitor", "critic"), watching))
+    for at, entries in lists:
         named += [((*at, i, "critic"), registry.critics, entry.critic) for i, entry in enumerate(entries)]
     if spec.teacher is not None and spec.teacher.filter is not None:
         named.append((("teacher", "filter", "critic"), registry.critics, spec.teacher.filter.critic))

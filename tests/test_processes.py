@@ -1,5 +1,6 @@
-"""Two processes with half the batch each take the same steps as one with all of it."""
+"""Two processes with half the batch each take the same steps as one with all of it, and leave the same behind."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from humor_env.agents.checkpoint import CheckpointStore
 
 SCRIPT = Path(__file__).parent / "train_in_processes.py"
 
@@ -40,3 +43,29 @@ def test_two_processes_learn_what_one_does(tmp_path):
     assert one.keys() == two.keys()
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-5), name
+    for learner in ("sft", "ppo", "grpo", "rloo"):
+        compare_folders(alone.with_suffix(".runs") / learner, launched.with_suffix(".runs") / learner)
+
+
+def compare_folders(alone, launched):
+    """The log is that of the whole batch (it was the main process's half), the checkpoints are whole."""
+    for name in ("metrics.jsonl", "jokes.jsonl"):
+        if not (alone / name).is_file():
+            assert name == "jokes.jsonl"
+            assert alone.name == "sft"
+            continue
+        one, two = ([json.loads(line) for line in (f / name).read_text().splitlines()] for f in (alone, launched))
+        assert len(one) == len(two) > 0
+        for a, b in zip(one, two, strict=True):
+            assert a.keys() == b.keys()
+            for key in a:
+                if isinstance(a[key], float):
+                    assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-5), (alone.name, name, a["step"], key)
+                else:
+                    assert a[key] == b[key], (alone.name, name, a["step"], key)
+    names = [sorted(p.name for p in (f / "checkpoints").iterdir()) for f in (alone, launched)]
+    assert names[0] == names[1]
+    stores = [CheckpointStore(f / "checkpoints") for f in (alone, launched)]
+    found = [store.latest() for store in stores]
+    assert stores[1].damaged == []
+    assert found[0].state["watch"] == found[1].state["watch"]

@@ -1,0 +1,332 @@
+"""Does the run still learn to be funny, or has it learnt what its critic likes? A look every few steps.
+
+    monitor = Monitor(MonitorConfig(action="stop"), prompts, training=critic, held_out=exact, folder=run)
+    watch = Watch(monitor=monitor)                       # every learner asks its watch after each step
+    ppo.train(config, env, student, log, prompts=train_prompts, watch=watch)
+
+At each look the student writes one line for each of the same prompts, with the same luck. So two looks are compared
+prompt by prompt, and what is left of the noise is known from how much prompts differ in their change. Alarms:
+
+- *gap*: the held-out critic's score is below its best by more than noise, while the training critic's is above what it
+  was then, by more than noise. This is what learning to please a flawed critic looks like.
+- *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
+  the best of many is always a lucky one, so the more there were, the surer it must be.
+- a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
+  the first look, which is the student before it learnt anything.
+
+Scores are means of the last `window` looks: one lucky look is not a best, and one unlucky look is no alarm. The page
+docs/monitor.md has each number's meaning, its default limit, and why. Critics are handed in: this file knows none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+from humor_env import measures
+from humor_env.agents.generate import Sampling, draw_uniforms, sample
+from humor_env.agents.processes import gather_records, is_main_process
+from humor_env.agents.student import Student
+from humor_env.errors import InvalidOption
+from humor_env.streams import stream_seed
+from humor_env.types import Critic, Demonstration, Joke, Prompt
+
+ACTIONS = ("warn", "stop", "slow")
+FILE = "drift.jsonl"
+
+_EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
+_LAUGHTER = re.compile(r"\b(?:a?(?:ha){2,}h?|(?:he){2,}h?|lo+l|lmao|rofl)\b", re.IGNORECASE)
+_EXPLAINING = re.compile(
+    r"\bget it\?|\b(?:the joke is|that'?s the joke|this is a joke|in other words)\b"
+    r"|\b(?:it|this|that)(?: i|')s (?:funny|humorous|a joke) because\b|\b(?:funny|humou?r) (?:part|thing) is\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """A limit of 0 switches its alarm off."""
+
+    action: str = "warn"  # "stop" ends the run; "slow" halves the learning rate; both warn too
+    every: int = 10  # steps between looks
+    lines: int = 128  # prompts, one line each
+    window: int = 3  # looks that a score is the mean of
+    level: float = 0.99  # how sure a difference of scores must be, one-sided
+    gap: bool = True
+    fall: float = 0.05  # share of the best held-out score
+    longer: float = 1.5  # times the characters of the first look
+    shorter: float = 0.67
+    variety: float = 0.7  # of the first look's distinct-2
+    commonest: float = 0.5  # share of the lines that are one of the ten commonest
+    teacher_overlap: float = 0.25  # rise over the first look
+    prompt_overlap: float = 0.25  # rise over the first look
+    emoji: float = 0.1  # rise of the share of lines over the first look; so the next two
+    laughter: float = 0.1
+    explaining: float = 0.1
+    slowdown: float = 0.5  # what "slow" multiplies the learning rate by
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise InvalidOption(f"action is {', '.join(map(repr, ACTIONS))}; found '{self.action}'.")
+        if self.every < 1 or self.window < 1 or self.lines < 2:
+            raise InvalidOption(
+                f"A monitor needs every and window of at least 1 and at least 2 lines; found {self.every}, "
+                f"{self.window}, {self.lines}."
+            )
+        if not 0.5 <= self.level < 1 or not 0 < self.slowdown < 1:
+            raise InvalidOption(
+                f"level lies in [0.5, 1) and slowdown in (0, 1); found {self.level} and {self.slowdown}."
+            )
+
+
+@dataclass(frozen=True)
+class Alarm:
+    limit: str  # the field of the config
+    why: str
+
+    def __str__(self) -> str:
+        return self.why
+
+
+class Monitor:
+    """`ending` is why the run should end; `rate` what the learning rate is to be multiplied by."""
+
+    def __init__(
+        self,
+        config: MonitorConfig,
+        prompts: Sequence[Prompt],
+        *,
+        training: Critic | None = None,
+        held_out: Critic | None = None,
+        teacher: Sequence[Demonstration] = (),
+        sampling: Sampling | None = None,
+        folder: str | Path | None = None,
+        seed: int = 0,
+        say: Callable[[str], None] = logging.getLogger(__name__).warning,
+    ) -> None:
+        self.config, self.prompts = config, list(prompts)[: config.lines]
+        if len(self.prompts) < 2:
+            raise InvalidOption(f"A monitor compares looks prompt by prompt: give at least 2, found {len(prompts)}.")
+        self.critics = {n: c for n, c in (("training", training), ("held_out", held_out)) if c is not None}
+        self.sampling, self.seed, self.say = sampling or Sampling(), seed, say
+        self.path = None if folder is None else Path(folder) / FILE
+        self.ending = ""
+        self.rate = 1.0
+        self._taught = measures.ngram_set(d.text for d in teacher)
+        self._first: dict[str, float] = {}
+        self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
+        self._best: dict[str, list[float]] = {}  # by critic and prompt, of the window that was best held out
+        self._best_step = 0
+        self._seen = -1  # the step of the last look
+        self._looks = 0
+
+    def is_due(self, step: int) -> bool:
+        return step % self.config.every == 0 and step != self._seen
+
+    def look(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
+        """The numbers of this look, `drift/…`. The main process looks, and the others learn what it decided."""
+        numbers: dict[str, float] = {}
+        if is_main_process():
+            numbers = self._look(step, student, adapter)
+        told = gather_records([{"n": numbers, "e": self.ending, "r": self.rate}] if is_main_process() else [])
+        if told is not None:
+            numbers, self.ending, self.rate = (told[0][k] for k in ("n", "e", "r"))
+        self._seen = step
+        return numbers
+
+    def _look(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
+        self._looks += 1
+        jokes = self._written(student, adapter)
+        numbers = text_features(jokes, self._taught)
+        for name, critic in self.critics.items():
+            scores = [math.nan if j.score is None else j.score for j in critic(jokes)]
+            self._scores[name] = [*self._scores[name], scores][-self.config.window :]
+            numbers[name] = _mean(self._now(name))
+        alarms = []
+        if self._first:  # the first look is what drift is measured from
+            alarms = [*self._drifted(numbers), *self._fooled(numbers, step)]
+        else:
+            self._first = dict(numbers)
+        if alarms:
+            self._act(step, alarms)
+        record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
+        record |= {"drift/alarms": float(len(alarms)), "drift/rate": self.rate}
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            marks = [{"limit": a.limit, "why": a.why} for a in alarms]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **record, "marks": marks, "action": self.config.action}) + "\n")
+        return record
+
+    def _written(self, student: Student, adapter: str | None) -> list[Joke]:
+        source = torch.Generator().manual_seed(stream_seed(self.seed, "monitor"))
+        uniforms = draw_uniforms(len(self.prompts), self.sampling.max_new_tokens, source)
+        jokes = []
+        for start in range(0, len(self.prompts), 128):
+            part = self.prompts[start : start + 128]
+            chance = uniforms[start : start + 128]
+            out = sample(student, [p.text for p in part], self.sampling, uniforms=chance, adapter=adapter)
+            columns = zip(part, out.texts, out.stop_reasons, strict=True)
+            jokes += [Joke(p, text, "student", why) for p, text, why in columns]
+        return jokes
+
+    def _now(self, name: str) -> list[float]:
+        """Each prompt's score, the mean over the window."""
+        looks = np.array(self._scores[name])
+        return [float(v) for v in looks.mean(axis=0)]
+
+    def _drifted(self, numbers: Mapping[str, float]) -> list[Alarm]:
+        """Properties of the lines past their limits."""
+        config, first, found = self.config, self._first, []
+
+        def past(limit: str, is_past: bool, what: str) -> None:
+            if getattr(config, limit) and is_past:
+                found.append(Alarm(limit, f"{what} (the limit '{limit}' is {getattr(config, limit):g})"))
+
+        times = numbers["length"] / max(1e-9, first["length"])
+        past("longer", times > config.longer, f"lines are {times:.2f} times as long as at first")
+        past("shorter", times < config.shorter, f"lines are {times:.2f} times as long as at first")
+        kept = numbers["distinct_2"] / max(1e-9, first["distinct_2"])
+        past("variety", kept < config.variety, f"distinct-2 is {kept:.2f} of what it was at first")
+        # Few prompts have few lines: ten of twenty are half of them even where all differ.
+        few = 10 / len(self.prompts)
+        share = numbers["commonest_share"]
+        past("commonest", share > max(config.commonest, 1.5 * few), f"ten lines are {share:.0%} of all")
+        for name in ("teacher_overlap", "prompt_overlap", "emoji", "laughter", "explaining"):
+            if name in numbers:
+                rise = numbers[name] - first[name]
+                past(name, rise > getattr(config, name), f"{name} rose from {first[name]:.2f} to {numbers[name]:.2f}")
+        return found
+
+    def _fooled(self, numbers: dict[str, float], step: int) -> list[Alarm]:
+        """The held-out score below its best by more than noise."""
+        if len(self._scores.get("held_out", [])) < self.config.window:
+            return []
+        now = {n: self._now(n) for n in self.critics}
+        if not self._best or _mean(now["held_out"]) > _mean(self._best["held_out"]):
+            self._best, self._best_step = now, step
+            numbers["held_out_best"] = _mean(now["held_out"])
+            return []
+        best = numbers["held_out_best"] = _mean(self._best["held_out"])
+        alarms = []
+        numbers["held_out_change"] = lost = _mean(_difference(now["held_out"], self._best["held_out"]))
+        if "training" in now:
+            numbers["training_change"] = gained = _mean(_difference(now["training"], self._best["training"]))
+            fell = self._sure("held_out", now, -1, self.config.level)
+            if self.config.gap and fell and self._sure("training", now, 1, self.config.level):
+                alarms.append(
+                    Alarm(
+                        "gap",
+                        f"since step {self._best_step} the held-out score fell by {-lost:.3f} while the training "
+                        f"critic's rose by {gained:.3f}, both by more than noise",
+                    )
+                )
+        corrected = 1 - (1 - self.config.level) / self._looks
+        if self.config.fall and -lost > self.config.fall * best and self._sure("held_out", now, -1, corrected):
+            alarms.append(
+                Alarm("fall", f"the held-out score fell from {best:.3f} (step {self._best_step}) to {best + lost:.3f}")
+            )
+        return alarms
+
+    def _sure(self, name: str, now: Mapping[str, list[float]], sign: int, level: float) -> bool:
+        """Whether the change since the best is beyond what other prompts would make of it (one-sided, paired)."""
+        change = np.array(_difference(now[name], self._best[name])) * sign
+        change = change[np.isfinite(change)]
+        if len(change) < 2:
+            return False
+        error = change.std(ddof=1) / math.sqrt(len(change))
+        return bool(change.mean() > NormalDist().inv_cdf(level) * error)
+
+    def _act(self, step: int, alarms: Sequence[Alarm]) -> None:
+        why = "; ".join(map(str, alarms))
+        if self.config.action == "stop":
+            self.ending = f"the monitor saw the run drift: {why}"
+        elif self.config.action == "slow":
+            self.rate *= self.config.slowdown
+            why += f"; the learning rate is now {self.rate:g} of what was planned"
+        self.say(f"step {step}: drift: {why}")
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain data with which the next look is what it would have been."""
+        return {
+            "first": self._first,
+            "scores": {n: [[_none(v) for v in look] for look in looks] for n, looks in self._scores.items()},
+            "best": {n: [_none(v) for v in values] for n, values in self._best.items()},
+            "best_step": self._best_step,
+            "seen": self._seen,
+            "looks": self._looks,
+            "rate": self.rate,
+            "ending": self.ending,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._first = dict(state["first"])
+        # A critic that was not there before has no past; one that is gone needs none.
+        looks = {n: state["scores"].get(n, []) for n in self.critics}
+        self._scores = {n: [[_nan(v) for v in look] for look in found] for n, found in looks.items()}
+        known = set(self.critics) <= set(state["best"])
+        self._best = {n: [_nan(v) for v in state["best"][n]] for n in self.critics} if known else {}
+        self._best_step, self._seen, self._looks = state["best_step"], state["seen"], state["looks"]
+        self.rate = state["rate"]
+        # Whether an old alarm still ends the run is for today's settings to say.
+        self.ending = state["ending"] if self.config.action == "stop" else ""
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written down after `step`."""
+        if self.path is None or not self.path.exists() or not is_main_process():
+            return
+        lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = [line for line in lines if int(json.loads(line)["step"]) <= step and self._seen >= 0]
+        temporary = self.path.with_suffix(".rewinding")
+        temporary.write_bytes(b"".join(kept))
+        os.replace(temporary, self.path)
+
+
+def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
+    """What needs no critic: length, variety, borrowing, and the marks of known hacks."""
+    texts = [j.text for j in jokes]
+    features = {
+        "length": sum(map(len, texts)) / len(texts),
+        "distinct_2": measures.distinct_n(texts, 2),
+        "commonest_share": measures.commonest_share(texts),
+        "prompt_overlap": sum(measures.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
+        "emoji": _share(_EMOJI, texts),
+        "laughter": _share(_LAUGHTER, texts),
+        "explaining": _share(_EXPLAINING, texts),
+    }
+    if taught:
+        features["teacher_overlap"] = measures.overlap(texts, taught)
+    return features
+
+
+def _share(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
+    return sum(bool(pattern.search(text)) for text in texts) / len(texts)
+
+
+def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(now, then, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over what was judged."""
+    kept = [v for v in values if math.isfinite(v)]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def _none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

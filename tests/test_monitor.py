@@ -1,0 +1,298 @@
+"""The drift monitor: alarms on what is beyond noise, silence within it, and what each action does."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import letters_critic, prompts, student, vector_env
+
+from humor_env.agents import brio_dpo, ppo, sft
+from humor_env.agents.checkpoint import CheckpointStore
+from humor_env.agents.generate import Sampling
+from humor_env.agents.monitor import Monitor, MonitorConfig, text_features
+from humor_env.agents.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.runlog import RunLog
+from humor_env.agents.watch import Watch
+from humor_env.errors import InvalidOption
+from humor_env.types import Demonstration, Joke, Judgement, Prompt
+
+PAGE = Path(__file__).parents[1] / "docs" / "monitor.md"
+SHORT = Sampling(max_new_tokens=8)
+MANY = prompts(128)
+
+
+class Scripted(Monitor):
+    """Fed with each look's lines and scores instead of a student's."""
+
+    lines: list[str] = [f"line number {i} is about something else again {i * 7}" for i in range(128)]
+
+    def _written(self, student, adapter):
+        return [Joke(p, text) for p, text in zip(self.prompts, self.lines, strict=False)]
+
+
+def scripted(held_out, training=None, **settings):
+    """A monitor whose critics give, look by look, a mean with noise of 0.3 around it."""
+    told = []
+
+    def critic(name, means):
+        steps, source = iter(means), np.random.default_rng(sum(map(ord, name)))
+        return lambda jokes: [
+            Judgement(name, float(s)) for s in np.clip(next(steps) + source.normal(0, 0.3, len(jokes)), 0, 1)
+        ]
+
+    monitor = Scripted(
+        MonitorConfig(**({"every": 1, "action": "warn"} | settings)),
+        MANY,
+        held_out=critic("held-out", held_out),
+        training=None if training is None else critic("training", training),
+        say=told.append,
+    )
+    return monitor, told
+
+
+def looks(monitor, count):
+    return [monitor.look(step, None, None) for step in range(count)]
+
+
+def test_a_gap_is_seen_once_it_is_beyond_noise():
+    """Up together, then apart: the alarm comes after the parting, names both changes, and not the critics' noise."""
+    rising = [0.4, 0.45, 0.5, 0.55, 0.6, 0.62, 0.66, 0.7, 0.74, 0.78]
+    parting = [0.4, 0.45, 0.5, 0.55, 0.6, 0.58, 0.5, 0.45, 0.4, 0.35]
+    monitor, told = scripted(parting, rising, fall=0)
+    found = looks(monitor, 10)
+    alarms = [n["drift/alarms"] for n in found]
+    assert alarms[:6] == [0] * 6
+    assert alarms[9] == 1
+    assert re.search(r"held-out score fell by 0\.\d+ while the training critic's rose by 0\.\d+", told[-1])
+    assert found[9]["drift/held_out_change"] < -0.1
+    assert found[9]["drift/training_change"] > 0.05
+    # The held-out score falling alone is no gap.
+    both, silent = scripted(parting, parting, fall=0)
+    looks(both, 10)
+    assert silent == []
+
+
+def test_a_fall_needs_no_training_critic():
+    monitor, told = scripted([0.5] * 4 + [0.3] * 4)
+    assert [n["drift/alarms"] for n in looks(monitor, 8)][-1] == 1
+    assert "the held-out score fell from 0." in told[-1]
+    unmoved, silent = scripted([0.5] * 4 + [0.3] * 4, fall=0.9)
+    looks(unmoved, 8)
+    assert silent == []
+
+
+@pytest.mark.parametrize("means", [[0.5] * 25, list(np.linspace(0.3, 0.7, 25))], ids=["flat", "rising"])
+def test_noise_is_no_alarm(means):
+    """Twenty runs of 25 looks each: one noisy number may be the best, or the worst, without an alarm."""
+    alarms = 0
+    for run in range(20):
+        monitor, told = scripted([m + 1e-9 * run for m in means], means)
+        for critic in ("held_out", "training"):
+            source = np.random.default_rng([run, len(critic)])
+            steps = iter(means)
+            monitor.critics[critic] = lambda jokes, source=source, steps=steps: [
+                Judgement("c", float(s)) for s in np.clip(next(steps) + source.normal(0, 0.3, len(jokes)), 0, 1)
+            ]
+        looks(monitor, 25)
+        alarms += bool(told)
+    assert alarms <= 2
+
+
+def test_failed_judgements_are_left_out():
+    half = lambda jokes: [  # noqa: E731
+        Judgement("c", None, error="gone") if i % 2 else Judgement("c", 0.6) for i, _ in enumerate(jokes)
+    ]
+    monitor = Scripted(MonitorConfig(every=1), MANY, held_out=half)
+    found = looks(monitor, 3)
+    assert found[-1]["drift/held_out"] == pytest.approx(0.6)
+    nothing = Scripted(MonitorConfig(every=1), MANY, held_out=lambda js: [Judgement("c", None, error="x") for _ in js])
+    assert "drift/held_out" not in looks(nothing, 3)[-1]
+
+
+def test_text_features_by_hand():
+    p = Prompt("p", "The meeting was very slow today")
+    texts = [
+        "The meeting was very slow today",  # all its four 3-grams stand in the prompt
+        "It ended 😂",
+        "So slow, hahaha, we aged. Get it?",
+        "That's funny because snails are slow",
+    ]
+    found = text_features([Joke(p, t) for t in texts], frozenset({("snails", "are", "slow", "too")}))
+    assert found["length"] == sum(map(len, texts)) / 4
+    assert found["prompt_overlap"] == pytest.approx(1 / 4)
+    assert (found["emoji"], found["laughter"], found["explaining"]) == (0.25, 0.25, 0.5)
+    assert found["teacher_overlap"] == 0
+    plain = text_features([Joke(p, t) for t in ("Hannah said hello.", "It is what he heard.", "We had a ha-ha wall.")])
+    assert (plain["emoji"], plain["laughter"], plain["explaining"]) == (0, 0, 0)
+
+
+HACKS = {
+    "longer": lambda text: text + " and on it went, and on, and on, until nobody could remember what it was about",
+    "shorter": lambda text: text[:12],
+    "variety": lambda text: "the same words and the same words and " + text[:18],
+    "commonest": lambda text: "the one joke that always works well " + str(len(text) % 2),
+    "emoji": lambda text: text + " 😂",
+    "laughter": lambda text: text + " lol",
+    "explaining": lambda text: text + " Get it?",
+    "prompt_overlap": lambda text: "The meeting number",
+    "teacher_overlap": lambda text: "Even the snails were asking for " + text[-12:],
+}
+
+
+@pytest.mark.parametrize("limit", HACKS)
+def test_each_property_has_an_alarm_of_its_own(limit):
+    monitor, told = scripted([0.5] * 3)
+    monitor._taught = frozenset({("even", "the", "snails", "were"), ("the", "snails", "were", "asking")})
+    monitor.look(0, None, None)
+    assert told == []
+    monitor.lines = list(map(HACKS[limit], Scripted.lines))
+    monitor.look(1, None, None)
+    assert f"the limit '{limit}' is" in told[-1]
+    off, silent = scripted([0.5] * 3, **{limit: 0})
+    off._taught = monitor._taught
+    off.look(0, None, None)
+    off.lines = monitor.lines
+    off.look(1, None, None)
+    assert not any(f"the limit '{limit}' is" in said for said in silent)
+
+
+def falling(jokes):
+    """The exact judge of these tests: the more of the letter e, the worse."""
+    return [Judgement("exact", 1 - j.text.count("e") / max(1, len(j.text))) for j in jokes]
+
+
+def run(folder, monitor, *, steps=6, log_class=RunLog):
+    one = student()
+    config = ppo.PPOConfig(steps=steps, batch_size=8, sampling=SHORT, checkpoint_every=2, kl_limit=1e9)
+    return ppo.train(
+        config,
+        vector_env(8),
+        one,
+        log_class(folder),
+        prompts=prompts(),
+        checkpoints=CheckpointStore(folder / "c"),
+        watch=Watch(monitor=monitor),
+    )
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def make(folder, action, **settings):
+    """A monitor that is alarmed at its third look, and always from then on: any line is too long."""
+    monitor = Monitor(
+        MonitorConfig(**({"action": action, "every": 2, "lines": 8, "commonest": 0, "variety": 0} | settings)),
+        prompts(),
+        training=letters_critic(),
+        held_out=falling,
+        sampling=SHORT,
+        folder=folder,
+        say=lambda _: None,
+    )
+    drifted, looked = monitor._drifted, []
+
+    def from_the_third_on(numbers):
+        looked.append(numbers)
+        first = dict(monitor._first)
+        if monitor._seen >= 2:
+            monitor._first["length"] = 0.01
+        found = drifted(numbers)
+        monitor._first = first
+        return found
+
+    monitor._drifted = from_the_third_on
+    return monitor
+
+
+def test_stop_ends_the_run_saved_and_told_and_it_stays_ended(tmp_path):
+    result = run(tmp_path, make(tmp_path, "stop"))
+    assert (result.steps, result.stopped) == (4, False)
+    assert re.match(r"the monitor saw the run drift: lines are \d+\.\d+ times as long as at first", result.why)
+    assert CheckpointStore(tmp_path / "c").latest().step == 4
+    seen = rows(tmp_path / "drift.jsonl")
+    assert [r["step"] for r in seen] == [0, 2, 4]
+    assert [[m["limit"] for m in r["marks"]] for r in seen] == [[], [], ["longer"]]
+    assert seen[-1]["marks"][0]["why"] in result.why
+    assert [("drift/held_out" in r) for r in rows(tmp_path / "metrics.jsonl")] == [False, True, False, True]
+    again = run(tmp_path, make(tmp_path, "stop"))
+    assert (again.steps, again.why) == (4, result.why)
+    # Who looks at it and finds it harmless goes on.
+    assert run(tmp_path, make(tmp_path, "warn")).steps == 6
+
+
+def test_warn_goes_on_and_slow_learns_slower(tmp_path):
+    assert run(tmp_path / "warn", make(tmp_path / "warn", "warn")).why == ""
+    assert run(tmp_path / "slow", make(tmp_path / "slow", "slow", slowdown=0.25)).steps == 6
+    rate = [[r["learning_rate"] for r in rows(tmp_path / name / "metrics.jsonl")] for name in ("warn", "slow")]
+    assert rate[0] == [1e-3] * 6
+    assert rate[1] == pytest.approx([1e-3] * 4 + [2.5e-4] * 2)
+    assert [r["drift/rate"] for r in rows(tmp_path / "slow" / "drift.jsonl")] == [1, 1, 0.25, 0.0625]
+
+
+def test_a_resumed_run_sees_what_the_whole_one_saw(tmp_path):
+    class PullThePlug(Exception):
+        pass
+
+    class Fragile(RunLog):
+        def metrics(self, step, numbers):
+            super().metrics(step, numbers)
+            if step == 5:
+                raise PullThePlug
+
+    def plain(folder):
+        return Monitor(
+            MonitorConfig(every=1, lines=8), prompts(), training=letters_critic(), held_out=falling, folder=folder
+        )
+
+    run(tmp_path / "whole", plain(tmp_path / "whole"))
+    with pytest.raises(PullThePlug):
+        run(tmp_path / "cut", plain(tmp_path / "cut"), log_class=Fragile)
+    run(tmp_path / "cut", plain(tmp_path / "cut"))
+    for name in ("drift.jsonl", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert [r["step"] for r in rows(tmp_path / "cut" / "drift.jsonl")] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_imitation_and_phases_are_watched_too(tmp_path):
+    def plain(folder):
+        return Watch(monitor=Monitor(MonitorConfig(every=2, lines=8), prompts(), held_out=falling, folder=folder))
+
+    lines = [Demonstration(p, text, "t") for p in prompts() for text in ("Glaciers overtook it.", "Even we slept.")]
+    sft.train(sft.SFTConfig(epochs=2, batch_size=4), student(), lines, watch=plain(tmp_path / "sft"))
+    assert [r["step"] for r in rows(tmp_path / "sft" / "drift.jsonl")] == [0, 2, 4, 6, 8]
+    pairs = PairConfig(candidates=3, sampling=SHORT, length_filter="off")
+    config = brio_dpo.BRIODPOConfig(
+        brio=brio_dpo.BRIOConfig(epochs=1, pairs=pairs, pairs_of="teacher", batch_size=4),
+        dpo=brio_dpo.DPOConfig(epochs=2, pairs=pairs, batch_size=4),
+    )
+    judge = CriticAsJudge(letters_critic())
+    result = brio_dpo.train(
+        config, judge, student(), prompts=prompts(), demonstrations=lines, watch=plain(tmp_path / "both")
+    )
+    steps = [r["step"] for r in rows(tmp_path / "both" / "drift.jsonl")]
+    assert steps == list(range(0, result.steps + 1, 2))
+
+
+def test_what_it_cannot_do_is_said():
+    with pytest.raises(InvalidOption, match="'warn', 'stop', 'slow'; found 'panic'"):
+        MonitorConfig(action="panic")
+    with pytest.raises(InvalidOption, match="at least 2, found 1"):
+        Monitor(MonitorConfig(), prompts(1))
+    with pytest.raises(InvalidOption, match=r"level lies in \[0.5, 1\)"):
+        MonitorConfig(level=1.0)
+
+
+def test_every_number_and_limit_is_on_the_page():
+    text = PAGE.read_text(encoding="utf-8")
+    told = set(re.findall(r"`(drift/[\w]+)`", text))
+    monitor, _ = scripted([0.5, 0.5, 0.6, 0.5], [0.5, 0.5, 0.6, 0.5])
+    monitor._taught = frozenset({("a", "b", "c", "d")})
+    logged = {name for numbers in looks(monitor, 4) for name in numbers}
+    assert logged == told
+    for field in dataclasses.fields(MonitorConfig):
+        default = str(field.default).lower() if isinstance(field.default, bool) else f"{field.default}".strip("'")
+        assert re.search(rf"\| `{field.name}` \| {re.escape(default)} \|", text), field.name
