@@ -72,7 +72,7 @@ def audit_tables(report: AuditReport) -> list[Table]:
 def _pair_rows(pairs: PairScores) -> list[tuple[str, str]]:
     rows = [
         ("pairs judged (failed)", f"{pairs.count} ({pairs.failed})"),
-        ("accuracy between lines of equal length", percent(pairs.controlled)),
+        ("accuracy with length controlled", percent(pairs.controlled)),
         ("length errors: the longer line named, the shorter preferred", percent(pairs.length_errors)),
         ("accuracy in the order given", percent(pairs.forward)),
         ("accuracy in the other order", percent(pairs.back)),

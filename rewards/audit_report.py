@@ -34,8 +34,8 @@ class PairScores:
 
     `forward` and `back` are the accuracies in either order alone (None where the judge gives only the average);
     `first` how often it names the line shown first. `length_errors`: it names the longer line and people preferred the
-    shorter. `controlled`: its accuracy between two lines of equal length. `one_person`: how often it sides with a
-    single rater. `calibration_error` only for judges, whose probabilities claim something.
+    shorter. `controlled`: its accuracy if the longer line were preferred in half of the pairs. `one_person`: how often
+    it sides with a single rater. `calibration_error` only for judges, whose probabilities claim something.
     """
 
     count: int

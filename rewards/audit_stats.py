@@ -2,7 +2,7 @@
 
     credit = pair_credit(margins, truth)             # 1 right, 0 wrong, 1/2 where the critic sees no difference
     interval(credit, headlines, seed=0)              # (low, high): headlines are drawn anew, not pairs
-    length_controlled(credit, longer)                # the accuracy between two texts of one length
+    length_controlled(credit, longer)                # the accuracy if longer were funnier in half of the pairs
     one_against_others(raters, pairs, seed=0)        # what a single person scores on the same test
 
 Pairs of one prompt share texts and raters, so intervals come from resampling prompts (clusters). Every function takes
@@ -57,32 +57,21 @@ def interval(
 
 
 def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:
-    """The accuracy between two texts of equal length.
+    """The accuracy if people preferred the longer line in exactly half of the pairs.
 
-    `longer` says how much longer the text that people preferred is (any unit, negative where it is shorter). A
-    logistic model of the credit on tanh(longer / its spread) is fitted, and read where the length term is nought: the
-    control of AlpacaEval-LC (arXiv 2404.04475). A critic that knows nothing but length scores 0.5.
+    `longer` says how much longer the text that people preferred is (any unit, negative where it is shorter). Pairs
+    whose longer line was preferred and pairs whose shorter one was weigh alike, whatever their number, so a critic that
+    knows nothing but length gets 0.5. Pairs of equal length keep their weight. None where one of the two kinds is
+    missing: then nothing can be told apart from length.
     """
     y, raw = np.asarray(credit, float), np.asarray(longer, float)
-    if len(y) == 0:
+    up, down, same = y[raw > 0], y[raw < 0], y[raw == 0]
+    if len(same) == len(y):
+        return float(y.mean()) if len(y) else None
+    if not len(up) or not len(down):
         return None
-    spread = math.sqrt(float(np.mean(raw**2)))
-    if spread == 0:
-        return float(y.mean())
-    x = np.stack([np.ones(len(y)), np.tanh(raw / spread)], axis=1)
-    # A touch of ridge, half a pair's worth: a critic that is length and nothing else has no finite slope.
-    ridge = np.diag([0.0, 0.5])
-    beta = np.zeros(2)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
-        gradient = x.T @ (y - p) - ridge @ beta
-        # A floor under the weights: where all is right or all is wrong, the intercept has no finite best value.
-        step = np.linalg.solve((x * np.maximum(p * (1 - p), 1e-6)[:, None]).T @ x + ridge, gradient)
-        step *= min(1.0, 2.0 / max(1e-12, float(np.abs(step).max())))
-        beta += step
-        if float(np.abs(step).max()) < 1e-10 or abs(beta[0]) > 20:
-            break
-    return float(1 / (1 + math.exp(-beta[0])))
+    differing = (len(up) + len(down)) * (float(up.mean()) + float(down.mean())) / 2
+    return (differing + float(same.sum())) / len(y)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
@@ -252,8 +241,8 @@ def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5)
     p, y = np.asarray(probabilities, float), np.asarray(agreed, float)
     if len(p) == 0:
         return ()
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1), method="higher"))
-    place = np.searchsorted(edges[1:-1], p, side="left") if len(edges) > 2 else np.zeros(len(p), int)
+    upper = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:], method="higher"))
+    place = np.searchsorted(upper, p, side="left")
     found = []
     for k in range(int(place.max()) + 1):
         own = place == k

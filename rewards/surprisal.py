@@ -60,9 +60,9 @@ class ModelSurprisal:
 
     def _sums(self, lines: Sequence[str]) -> list[tuple[float, int]]:
         """(log p, tokens) of each text, given the model's begin token where it has one."""
+        model, tokenizer = self._loaded = self._loaded or self._load()
         import torch
 
-        model, tokenizer = self._loaded = self._loaded or self._load()
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         rows = [
             [start, *tokenizer.encode(well_formed(line), add_special_tokens=False)[: self.max_length - 1]]
@@ -78,12 +78,12 @@ class ModelSurprisal:
         return [(float(total), len(row) - 1) for total, row in zip(gained.sum(1), rows, strict=True)]
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         from humor_env import pocket
 
         service, _, name = self.model.partition(":")
         folder = str(pocket.path(name)) if service == "pocket" else self.model
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
