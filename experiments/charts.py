@@ -43,6 +43,7 @@ __all__ = [
     *("style", "write_svg"),
 ]
 WIDTH, HEIGHT = 480.0, 300.0
+NOTHING = "nothing was measured"  # stands in a chart without data
 MOST_POINTS = 400  # more than a screen can show
 
 
@@ -384,7 +385,7 @@ def _draw_marks(box: Frame, marks: Sequence[Mark]) -> list[str]:
 
 def _nothing(box: Frame) -> str:
     middle = (box.left + box.right) / 2, (box.y.start + box.y.end) / 2
-    return text(*middle, "nothing was measured", "muted", "middle")
+    return text(*middle, NOTHING, "muted", "middle")
 
 
 def _interval(dot: Dot, digits: int) -> str:

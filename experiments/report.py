@@ -23,6 +23,7 @@ from typing import Any
 from humor_env.errors import InvalidOption
 from humor_env.experiments import report_numbers as numbers
 from humor_env.experiments.charts import style
+from humor_env.experiments.report_benchmark import benchmark_view, is_benchmark
 from humor_env.experiments.report_charts import Picture, pictures
 from humor_env.experiments.report_data import REFERENCES, Judged, RunData, load_run
 
@@ -51,7 +52,15 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         raise InvalidOption("Give at least one run's folder.")
     if out.is_dir():
         out = out / "report.html"
-    page = render([load_run(folder) for folder in folders], command=command_for(folders, out))
+    command = command_for(folders, out)
+    benchmarks = [folder for folder in folders if is_benchmark(folder)]
+    if benchmarks and len(folders) > 1:
+        raise InvalidOption(f"'{benchmarks[0]}' is a benchmark, and a benchmark has a page of its own: give it alone.")
+    page = (
+        render_benchmark(benchmarks[0], command=command)
+        if benchmarks
+        else render([load_run(folder) for folder in folders], command=command)
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out
@@ -74,18 +83,31 @@ def _quoted(word: str) -> str:
 
 def render(runs: Sequence[RunData], *, command: str = "") -> str:
     """The page. The same runs give the same page, byte for byte."""
-    from humor_env.rewards.rules import RulesCritic
-
     runs = _named_apart(runs)
-    gates = RulesCritic()
     heads = [row for run in runs for row in numbers.headline(run)]
-    look = _Look(runs, gates)
     view = {
         "title": " · ".join(run.name for run in runs),
         "runs": [_about(run) for run in runs],
-        "several": len(runs) > 1,
         "headline": [_head_row(row) for row in heads],
+        "tables": [],
         "pictures": pictures(runs, heads),
+        "notes": [note for run in runs for note in run.notes],
+    }
+    return _whole(view, runs, command)
+
+
+def render_benchmark(folder: Path, *, command: str = "") -> str:
+    view, systems = benchmark_view(folder)
+    return _whole(view | {"headline": []}, systems, command)
+
+
+def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> str:
+    """The page with what is to be seen first, and the browser of jokes."""
+    from humor_env.rewards.rules import RulesCritic
+
+    look = _Look(runs, RulesCritic())
+    view = dict(view) | {
+        "several": len(runs) > 1,
         "suspects": look.suspects[:SHOWN_FIRST],
         "suspect_count": len(look.suspects),
         "scanned": look.scanned,
@@ -96,7 +118,6 @@ def render(runs: Sequence[RunData], *, command: str = "") -> str:
         "repeats": [(run.name, stage, found) for run, stage, found in look.repeats if found],
         "critics": look.critics,
         "second_opinion": any(line.others for line in look.all_lines),
-        "notes": [note for run in runs for note in run.notes],
         "command": command,
         "rows": len(look.rows),
     }
@@ -334,4 +355,4 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
-__all__ = ["Picture", "command_for", "json_for_html", "render", "write_report"]
+__all__ = ["Picture", "command_for", "json_for_html", "render", "render_benchmark", "write_report"]

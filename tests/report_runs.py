@@ -122,3 +122,54 @@ def make_run(folder: Path, *, seeds=2, prompts=30, steps=60, training=40, parts=
         }
         (own / "results.json").write_text(json.dumps(results))
     return folder
+
+
+def make_benchmark(folder: Path, prompts=20) -> Path:
+    """The files of a finished pocket-mini: its bundled spec, rows and curves made of formulas, and its cells."""
+    from humor_env.experiments.benchmark_spec import load_benchmark_spec
+    from humor_env.experiments.run_folder import write_text
+
+    folder.mkdir(parents=True)
+    spec = load_benchmark_spec("pocket-mini")
+    write_text(folder / "spec.toml", spec.to_toml())
+    rows, curves = [], []
+    learners = {"ppo": 0.7, "dpo": 0.5, "best-of-8": 0.6}
+    for seed in spec.seeds:
+        start = folder / "cells" / "imitation" / f"seed-{seed}"
+        for stage in ("base", "imitation", "teacher"):
+            name = "sft" if stage == "imitation" else stage
+            write_lines(start / f"seed-{seed}" / f"evaluation-{name}.jsonl", held_out(seed, stage, prompts))
+        for system, mean in ({"base": 0.1, "teacher": 0.6, "imitation": 0.4} | learners).items():
+            scores = [mean + 0.05 * math.sin(n + seed) for n in range(prompts)]
+            flat = dict.fromkeys(("wins", "ties", "wins_held_out", "ties_held_out", "longer"), [0.5] * prompts)
+            row = {
+                "system": system,
+                "feedback": "crowd",
+                "seed": seed,
+                "score": sum(scores) / prompts,
+                "part/form": 1.0,
+            }
+            row |= {"feedback_score": 0.5, "win_tie": 0.5, "win_tie_by_feedback": 0.5, "distinct_2": 0.5, "failures": 0}
+            row |= {"self_overlap": 0.1, "teacher_copies": 0.0, "length_ratio": 1.0, "scores": scores} | flat
+            if system in learners:
+                row |= {"spent/samples": 640.0, "ended": ""}
+                curves += [
+                    f"{system},crowd,{seed},{k},{64 * k},{64 * k},{9 * k},{k / 9},{mean * k / 4},0.5,0.4"
+                    for k in range(1, 5)
+                ]
+                own = folder / "cells" / system / "crowd" / f"seed-{seed}"
+                lines = [line | {"author": system} for line in held_out(seed, "ppo", prompts)]
+                write_lines(own / f"seed-{seed}" / f"evaluation-{system}.jsonl", lines)
+                (own / "result.json").write_text("{}")
+            rows.append(row)
+    write_lines(folder / "results.jsonl", rows)
+    (folder / "curves.csv").write_text(
+        "\n".join(
+            ["system,feedback,seed,step,samples,judgements,seconds,kl,score,feedback_score,held_out_wins", *curves]
+        )
+        + "\n"
+    )
+    record = {"failures": {"dpo/crowd/seed-7": "it <b>broke</b>"}, "commit": "abc", "versions": {"torch": "2"}}
+    record |= {"cells": 8, "cpu_seconds": 60.0, "prompts": [f"some/test/{n:04d}" for n in range(prompts)]}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder

@@ -9,10 +9,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import EMOJI, HOSTILE, STAGES, make_run, score_of, text_of, write_lines
+from report_runs import EMOJI, HOSTILE, STAGES, make_benchmark, make_run, score_of, text_of, write_lines
 
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.report import json_for_html, render, write_report
+from humor_env.experiments.report_benchmark import markdown_rows
 from humor_env.experiments.report_charts import drift_marks, pictures
 from humor_env.experiments.report_data import load_run
 from humor_env.experiments.report_numbers import (
@@ -396,3 +397,50 @@ def test_the_command(folder, tmp_path, run_python):
                       "from humor_env.experiments.cli import main; main()")  # fmt: skip
     assert said == f"report: {out}\n"
     assert re.search("<h1>some</h1>", out.read_text(encoding="utf-8"))
+
+
+# A benchmark's page
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return make_benchmark(tmp_path_factory.mktemp("benchmarks") / "mini")
+
+
+def test_a_benchmark_has_its_tables_charts_and_lines_on_one_page(bench, tmp_path):
+    page = write_report([bench], tmp_path / "b.html").read_text(encoding="utf-8")
+    reader = Reader(page)
+    text = " ".join("".join(reader.text).split())
+    assert "Held-out score and its parts" in text and "Bradley-Terry ratings" in text
+    assert page.count('role="img"') >= 4 and "nothing was measured" not in page
+    assert "dpo/crowd/seed-7 has no result: it <b>broke</b>" in text  # as text
+    data = data_of(page)
+    assert data["runs"] == ["best-of-8", "ppo", "dpo"]
+    assert len(data["rows"]) == 3 * 2 * 20
+    row = next(row for row in data["rows"] if row["r"] == 1 and row["s"] == "seed-1")
+    assert [line[0] for line in row["l"]] == ["base", "imitation", "teacher", "ppo"]
+    assert row["l"][row["m"]][0] == "ppo"
+    assert row["l"][1][1] == text_of("imitation", 0)
+    assert "Suspected hacks" in text and HOSTILE in "".join(reader.text)
+    assert "Time by stage" not in page and 'href="#curves"' not in page
+
+
+def test_a_published_benchmark_without_its_cells_still_has_a_page(bench, tmp_path):
+    import shutil
+
+    small = tmp_path / "small"
+    small.mkdir()
+    for name in ("spec.toml", "run.json", "results.jsonl", "curves.csv"):
+        shutil.copy(bench / name, small / name)
+    page = write_report([small], tmp_path / "b.html").read_text(encoding="utf-8")
+    assert "its lines cannot be shown" in page and "Held-out score and its parts" in page
+    assert data_of(page)["rows"] == [] and "Look here first" not in page
+
+
+def test_a_benchmark_and_a_run_do_not_share_a_page(bench, folder, tmp_path):
+    with pytest.raises(InvalidOption, match="page of its own"):
+        write_report([folder, bench], tmp_path / "x.html")
+
+
+def test_tables_in_markdown_become_rows():
+    assert markdown_rows("| a | **b** |\n|---|---:|\n| x | `1` |\n| y | – |\n") == [["a", "b"], ["x", "1"], ["y", "–"]]
