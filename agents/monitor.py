@@ -26,7 +26,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -268,6 +268,7 @@ class Monitor:
             "looks": self._looks,
             "rate": self.rate,
             "ending": self.ending,
+            "config": asdict(self.config),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -279,8 +280,8 @@ class Monitor:
         self._best = {n: [_nan(v) for v in state["best"][n]] for n in self.critics} if known else {}
         self._best_step, self._seen, self._looks = state["best_step"], state["seen"], state["looks"]
         self.rate = state["rate"]
-        # Whether an old alarm still ends the run is for today's settings to say.
-        self.ending = state["ending"] if self.config.action == "stop" else ""
+        # An old alarm ends the run again, unless the user has answered it with other settings.
+        self.ending = state["ending"] if state["config"] == asdict(self.config) else ""
 
     def rewind(self, step: int) -> None:
         """Forget what was written down after `step`."""

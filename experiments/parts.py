@@ -178,7 +178,7 @@ class Parts:
         spec = self.spec.monitor
         if spec is None:
             return None
-        settings = spec.model_dump(exclude={"critic", "split"}, exclude_none=True)
+        settings = spec.model_dump(exclude={"critic", "split"})
         return Monitor(
             MonitorConfig(**settings),
             self.prompts.split(spec.split),

@@ -39,7 +39,9 @@ from humor_env.experiments.settings import OURS, config_class
 
 ROOT = Path(humor_env.__file__).resolve().parent.parent
 END = "<!-- end -->"
-_MARK = re.compile(r"(<!-- (metrics|settings|spec|results|curve)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(
+    r"(<!-- (metrics|settings|spec|costs|results|curve)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
 
 # The smallest run in which each learner does all it ever does: one step on eight prompts.
 _ON_POLICY = "steps = 1\nbatch_size = 8\nsiblings = 4\nevaluate_every = 1"
@@ -203,7 +205,7 @@ def _spec_fields(model: type[BaseModel], before: str) -> Iterable[tuple[str, Any
     for name, field in model.model_fields.items():
         path = before + name
         inner = _model_in(field.annotation)
-        if inner is not None and (path, inner.__name__) != ("eval.critic", "CriticSpec"):
+        if inner is not None and path not in ("eval.critic", "monitor.critic"):  # the keys of [[critic]]
             yield from _spec_fields(inner, f"{path}.")
         elif inner is None and path != "learner":
             yield path, field
@@ -275,6 +277,12 @@ class Tables:
             return settings_table(name, self.meanings)
         if kind == "spec":
             return spec_table(name, self.meanings)
+        if kind == "costs":
+            from humor_env.experiments import costs
+            from humor_env.experiments.spec import load_spec
+
+            spec = load_spec(name)
+            return costs.show(spec, costs.estimate_spec(spec))
         if kind == "curve":
             return self.results.curve(self.root, name, page)
         return self.results.results_table(self.root)

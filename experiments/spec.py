@@ -164,28 +164,28 @@ class BudgetSpec(Table):
 class MonitorSpec(Table):
     """Watches the run for drift: every `every` steps it measures `lines` lines for prompts of `split`. `critic` is who
     holds the score against the training critic's: `[[eval.critic]]`, where none is given. Past a limit it does what
-    `action` says, "warn", "stop" or "slow" (the learning rate, by `slowdown`). Limits that are not given are those of
+    `action` says, "warn", "stop" or "slow" (the learning rate, by `slowdown`). The limits are explained in
     docs/monitor.md; 0 switches one off."""
 
     action: Literal["warn", "stop", "slow"] = "warn"
     split: Split = "dev"
     critic: list[CriticSpec] = []
-    every: Count | None = None
-    lines: Annotated[int, Field(ge=2)] | None = None
-    window: Count | None = None
-    level: Annotated[float, Field(ge=0.5, lt=1)] | None = None
-    gap: bool | None = None
-    fall: Annotated[float, Field(ge=0)] | None = None
-    longer: Annotated[float, Field(ge=0)] | None = None
-    shorter: Annotated[float, Field(ge=0)] | None = None
-    variety: Annotated[float, Field(ge=0)] | None = None
-    commonest: Annotated[float, Field(ge=0)] | None = None
-    teacher_overlap: Annotated[float, Field(ge=0)] | None = None
-    prompt_overlap: Annotated[float, Field(ge=0)] | None = None
-    emoji: Annotated[float, Field(ge=0)] | None = None
-    laughter: Annotated[float, Field(ge=0)] | None = None
-    explaining: Annotated[float, Field(ge=0)] | None = None
-    slowdown: Annotated[float, Field(gt=0, lt=1)] | None = None
+    every: Count = 10
+    lines: Annotated[int, Field(ge=2)] = 128
+    window: Count = 3
+    level: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
+    gap: bool = True
+    fall: Annotated[float, Field(ge=0)] = 0.05
+    longer: Annotated[float, Field(ge=0)] = 1.5
+    shorter: Annotated[float, Field(ge=0)] = 0.67
+    variety: Annotated[float, Field(ge=0)] = 0.7
+    commonest: Annotated[float, Field(ge=0)] = 0.5
+    teacher_overlap: Annotated[float, Field(ge=0)] = 0.25
+    prompt_overlap: Annotated[float, Field(ge=0)] = 0.25
+    emoji: Annotated[float, Field(ge=0)] = 0.1
+    laughter: Annotated[float, Field(ge=0)] = 0.1
+    explaining: Annotated[float, Field(ge=0)] = 0.1
+    slowdown: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class Spec(Table):
