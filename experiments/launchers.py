@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -61,9 +62,15 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
                 if process.exitcode == STOPPED:
                     raise KeyboardInterrupt
                 settle(outcome_of(cell, process.exitcode))
+    except KeyboardInterrupt:
+        # Ctrl-C reached them too: they finish their step and save. Asking again would end them at once.
+        until = time.monotonic() + _PATIENCE
+        for process in running:
+            process.join(max(0.0, until - time.monotonic()))
+        raise
     finally:
         for process in running:
-            process.terminate()  # learners finish their step and save
+            process.terminate()
         for process in running:
             process.join(_PATIENCE)
             if process.is_alive():
