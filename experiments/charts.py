@@ -12,9 +12,10 @@ series differs by colour, dash and marker. All text is escaped: a name may be an
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 from humor_env.experiments.chart_parts import (
@@ -40,9 +41,14 @@ from humor_env.experiments.chart_parts import (
 
 __all__ = [
     *("Bar", "Dot", "Line", "Mark", "Points", "bar_chart", "dot_chart", "line_chart", "scatter_chart", "standalone"),
-    *("style", "write_svg"),
+    *("side_by_side", "style", "write_svg"),
 ]
 WIDTH, HEIGHT = 480.0, 300.0
+_WHOLE = re.compile(
+    r'<svg [^>]*viewBox="0 0 (?P<width>[\d.]+) (?P<height>[\d.]+)"[^>]*><title[^>]*>(?P<title>.*?)</title>'
+    r"<desc[^>]*>(?P<description>.*?)</desc>(?P<body>.*)</svg>",
+    re.DOTALL,
+)
 NOTHING = "nothing was measured"  # stands in a chart without data
 MOST_POINTS = 400  # more than a screen can show
 
@@ -304,6 +310,19 @@ def bar_chart(
         for bar in bars
     )
     return wrap_svg(title, told, parts, width, height)
+
+
+def side_by_side(svgs: Sequence[str], *, title: str) -> str:
+    """Several charts as one picture, for a README; described by their own descriptions."""
+    parts, told, x, tallest = [], [], 0.0, 0.0
+    for svg in svgs:
+        found = _WHOLE.fullmatch(svg)
+        assert found is not None, "a chart of this module"
+        parts.append(tag("g", found["body"], transform=f"translate({x:g} 0)"))
+        told.append(f"{unescape(found['title'])}: {unescape(found['description'])}")
+        x += float(found["width"])
+        tallest = max(tallest, float(found["height"]))
+    return wrap_svg(title, ". ".join(told), parts, x, tallest)
 
 
 def standalone(svg: str) -> str:

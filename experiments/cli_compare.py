@@ -41,11 +41,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page: report.html in the run's folder, where not given.")
     ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also one run's result as an SVG file.")] = None,
 ) -> None:
     """One HTML page of a run, or of several side by side: curves, intervals, suspected hacks, every joke."""
-    from humor_env.experiments.report import default_path, write_report
+    from humor_env.experiments.report import default_path, write_picture, write_report
 
     typer.echo(f"report: {write_report(runs, out or default_path(runs))}")
+    if picture is not None:
+        typer.echo(f"picture: {write_picture(runs, picture)}")
 
 
 def gallery(

@@ -22,9 +22,9 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments import report_numbers as numbers
-from humor_env.experiments.charts import style
+from humor_env.experiments.charts import style, write_svg
 from humor_env.experiments.report_benchmark import benchmark_view, is_benchmark
-from humor_env.experiments.report_charts import Picture, pictures
+from humor_env.experiments.report_charts import Picture, pictures, result_picture
 from humor_env.experiments.report_data import REFERENCES, Judged, RunData, load_run
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
@@ -63,6 +63,19 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
+    return out
+
+
+def write_picture(folders: Sequence[Path], out: Path) -> Path:
+    """One run's result as an SVG file that is light or dark by its reader's setting."""
+    if len(folders) != 1 or is_benchmark(folders[0]):
+        raise InvalidOption(
+            "A picture shows one run: give one run's folder. (A benchmark draws its own: --tables PAGE.)"
+        )
+    run = load_run(folders[0])
+    if not numbers.headline(run):
+        raise InvalidOption(f"No stage of the run in '{folders[0]}' was measured yet, so there is no result to draw.")
+    write_svg(out, result_picture(run))
     return out
 
 
@@ -355,4 +368,4 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
-__all__ = ["Picture", "command_for", "json_for_html", "render", "render_benchmark", "write_report"]
+__all__ = ["Picture", "command_for", "json_for_html", "render", "render_benchmark", "write_picture", "write_report"]

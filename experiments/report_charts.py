@@ -5,17 +5,30 @@ for picture in pictures(runs, headline_rows): page.add(picture.section, picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from humor_env.experiments.charts import Bar, Dot, Line, Mark, Points, bar_chart, dot_chart, line_chart, scatter_chart
+from humor_env.experiments.charts import (
+    Bar,
+    Dot,
+    Line,
+    Mark,
+    Points,
+    bar_chart,
+    dot_chart,
+    line_chart,
+    scatter_chart,
+    side_by_side,
+)
 from humor_env.experiments.report_data import RunData, SeedData
 from humor_env.experiments.report_numbers import (
     Curve,
     Headline,
     at_steps,
+    headline,
     mean_curve,
     parting,
     phase_seconds,
@@ -60,6 +73,12 @@ def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture
     return found
 
 
+def result_picture(run: RunData) -> str:
+    """The held-out score by stage beside the score while learning: a run in one picture, for a README or a talk."""
+    found = [_headline([run], headline(run)), *_score(run, False)]
+    return side_by_side([str(p.svg) for p in found], title=f"{run.name}: {found[0].caption}")
+
+
 def _picture(section: str, svg: str, caption: str) -> Picture:
     return Picture(section, Markup(svg), caption)
 
@@ -102,10 +121,11 @@ def _score(run: RunData, several: bool) -> list[Picture]:
                 f" From step {where:g} on the training critic is ever more pleased and the held-out judge is not."
             )
     else:
-        ends = _held_out_ends(run, thick.steps[-1])
+        ends = _held_out_ends(run)
         if len(ends) == 2:
-            rows = [list(column) for column in zip(*ends, strict=True)]
-            lines.append(Line("held-out judge", [0.0, thick.steps[-1]], *rows))
+            # Two points and no line: nobody knows what lay between them.
+            last = thick.steps[-1]
+            lines.append(Line("held-out judge", [0.0, last / 2, last], [ends[0], math.nan, ends[1]]))
             caption += (
                 " The held-out judge was asked before and after only: learner.evaluate_every asks it on the way too."
             )
@@ -113,15 +133,13 @@ def _score(run: RunData, several: bool) -> list[Picture]:
     return [_picture("curves", svg, caption)]
 
 
-def _held_out_ends(run: RunData, last: float) -> list[tuple[float, float, float]]:
+def _held_out_ends(run: RunData) -> list[float]:
     """The held-out judge's mean before and after learning, from the stages' numbers."""
-    from humor_env.experiments.report_numbers import headline
-
     by_stage = {row.stage: row.score for row in headline(run)}
     start = by_stage.get("imitation") or by_stage.get("base")
     end = next((s for s in (seed.trained for seed in run.seeds) if s), None)
     found = [start, by_stage.get(end or "")]
-    return [(e.mean, e.low, e.high) for e in found if e is not None and e.low is not None and e.high is not None]
+    return [estimate.mean for estimate in found if estimate is not None and math.isfinite(estimate.mean)]
 
 
 def drift_marks(run: RunData) -> list[Mark]:

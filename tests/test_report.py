@@ -12,7 +12,7 @@ import pytest
 from report_runs import EMOJI, HOSTILE, STAGES, make_benchmark, make_run, score_of, text_of, write_lines
 
 from humor_env.errors import CheckpointError, InvalidOption
-from humor_env.experiments.report import json_for_html, render, write_report
+from humor_env.experiments.report import json_for_html, render, write_picture, write_report
 from humor_env.experiments.report_benchmark import markdown_rows
 from humor_env.experiments.report_charts import drift_marks, pictures
 from humor_env.experiments.report_data import load_run
@@ -444,3 +444,35 @@ def test_a_benchmark_and_a_run_do_not_share_a_page(bench, folder, tmp_path):
 
 def test_tables_in_markdown_become_rows():
     assert markdown_rows("| a | **b** |\n|---|---:|\n| x | `1` |\n| y | – |\n") == [["a", "b"], ["x", "1"], ["y", "–"]]
+
+
+def test_the_result_as_a_picture(folder, bench, tmp_path):
+    import xml.etree.ElementTree as ET
+
+    out = write_picture([folder], tmp_path / "images" / "result.svg")
+    root = ET.parse(out).getroot()
+    said = "".join(root.itertext())
+    assert "Held-out score" in said and "they part" in said and "0.70 [" in said
+    assert "prefers-color-scheme:dark" in said
+    assert root.get("viewBox").split()[2] == "960"
+    description = next(e.text for e in root if e.tag.endswith("desc"))
+    assert "ppo: 0.70" in description and "training critic goes from" in description
+    with pytest.raises(InvalidOption, match="one run's folder"):
+        write_picture([folder, folder], out)
+    with pytest.raises(InvalidOption, match="one run's folder"):
+        write_picture([bench], out)
+    write_lines(tmp_path / "log" / "metrics.jsonl", [{"step": 1, "reward/mean": 0.5}])
+    with pytest.raises(InvalidOption, match="measured yet"):
+        write_picture([tmp_path / "log"], out)
+
+
+def test_what_the_judge_was_not_asked_on_the_way_is_not_drawn(tmp_path):
+    folder = make_run(tmp_path / "ends", seeds=1)
+    path = folder / "seed-0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows])
+    run = load_run(folder)
+    [score] = [p for p in pictures([run], headline(run)) if "Score while learning" in p.svg]
+    assert "before and after only" in score.caption
+    [path] = re.findall(r'<path d="([^"]*)" class="s1 line dash"', str(score.svg))
+    assert path.count("M") == 2 and "L" not in path
