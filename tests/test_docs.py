@@ -1,54 +1,168 @@
-"""The snippets of README and CONTRIBUTING are run, file by file and in their order, and their links lead somewhere."""
+"""Every snippet of README, CONTRIBUTING and docs runs, page by page and in order, and every link leads somewhere."""
 
+import os
 import re
+import shlex
+import sys
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+ELSEWHERE = {"docs/critics.md"}  # test_critics_page.py runs it, and looks at what it said
+_BLOCK = re.compile(
+    r"(?:^ *<!-- tests: (?P<tests>.*?) -->\n)?"
+    r'^(?P<indent> *)```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^(?P=indent)```$',
+    re.MULTILINE | re.DOTALL,
+)
+# Whoever runs these lines is a test of its own, or a reader with time.
+_NOT_HERE = ("make ", "pip ", "git ", "cd ")
 
 
-def snippets(page):
-    """(line, code) of each python block, those in list items too."""
+class Block(NamedTuple):
+    """A fenced block. `tests` is what a comment above it says is different here, so that minutes become seconds."""
+
+    line: int
+    kind: str
+    code: str
+    title: str
+    tests: str
+
+
+def blocks(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for block in re.finditer(r"^( *)```python\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
-        yield text.count("\n", 0, block.start()) + 2, textwrap.dedent(block[2])
+    for found in _BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("code")) + 1
+        yield Block(line, found["kind"], textwrap.dedent(found["code"]), found["title"] or "", found["tests"] or "")
+
+
+def shortened(block):
+    """The code with one of its lines replaced: the one that begins like what the comment says."""
+    if not block.tests:
+        return block.code
+    begin = re.match(r"[^=(]+[=(]", block.tests)[0]
+    code, count = re.subn(rf"^{re.escape(begin)}.*$", lambda _: block.tests, block.code, flags=re.MULTILINE)
+    assert count == 1, f"the comment above line {block.line} replaces {count} lines"
+    return code
+
+
+def run_commands(block, page):
+    """Each line of a bash block in this process: starting Python anew for each would take minutes."""
+    import runpy
+
+    from typer.testing import CliRunner
+
+    from humor_env.experiments.cli import app
+
+    for line in block.code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or line.startswith(_NOT_HERE):
+            continue
+        if words[0] == "PYTHONPATH=.":
+            words = words[1:]
+        if words[:2] == ["python", "-m"]:
+            sys.argv = words[2:]
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_module(words[2], run_name="__main__")
+            assert not ended.value.code, (page, line)
+            continue
+        assert words[0] == "humor-env", f"{page}, line {block.line}: {line}"
+        if words[1] == "train" and not block.tests:
+            words.append("--dry-run")  # its shape; the learners' own tests run them
+        elif words[1] in ("train", "evaluate"):
+            words += shlex.split(block.tests)
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, (page, line, done.output, done.exception)
+
+
+def check_toml(block):
+    """A whole experiment or benchmark is parsed and left where the page's commands find it."""
+    import tomllib
+
+    from humor_env.experiments.benchmark_spec import load_benchmark_spec
+    from humor_env.experiments.spec import parse_spec
+
+    data = tomllib.loads(block.code)
+    if "learner" not in data and "learners" not in data:
+        return
+    path = Path(block.title or f"{data['name']}.toml")
+    path.write_text(block.code, encoding="utf-8")
+    if "learners" in data:
+        load_benchmark_spec(str(path))
+    else:
+        parse_spec(block.code)
 
 
 @pytest.fixture
-def registries():
-    """What a recipe registers is gone after its test."""
+def registries(monkeypatch):
+    """What a page registers, imports and sets is gone after its test."""
     from humor_env import registry
 
     kinds = [registry.critics, registry.judges, registry.prompts, registry.learners]
     before = [dict(kind._entries) for kind in kinds], dict(gymnasium.registry)
+    modules, environment = set(sys.modules), dict(os.environ)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
     yield
     for kind, entries in zip(kinds, before[0], strict=True):
         kind._entries = entries
     gymnasium.registry.clear()
     gymnasium.registry.update(before[1])
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", None) and "/pytest-" in str(sys.modules[name].__file__):
+            del sys.modules[name]
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+RUN = [
+    page for page in PAGES if page not in ELSEWHERE and any(b.kind in ("python", "bash", "toml") for b in blocks(page))
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", RUN)
 def test_snippets_run(page, registries, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    found = list(snippets(page))
-    assert len(found) >= 4
+    monkeypatch.syspath_prepend(str(tmp_path))
     names: dict = {"__name__": "snippets"}
-    for line, code in found:
-        # Padded with line breaks, so that an error points to the page's own line.
-        exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+    for block in blocks(page):
+        if block.title:
+            Path(block.title).write_text(block.code, encoding="utf-8")
+        if block.kind == "python":
+            # Padded with line breaks, so that an error points to the page's own line.
+            exec(compile("\n" * block.line + shortened(block), page, "exec"), names)
+        elif block.kind == "bash":
+            run_commands(block, page)
+        elif block.kind == "toml":
+            check_toml(block)
+
+
+def test_enough_is_found_to_run():
+    kinds = [block.kind for page in RUN for block in blocks(page)]
+    assert kinds.count("python") >= 25
+    assert kinds.count("bash") >= 20
+    assert kinds.count("toml") >= 15
+    assert len(list(blocks("README.md"))) >= 5
+
+
+def test_every_fence_is_a_block_that_is_understood():
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        fences = len(re.findall(r"^ *```", text, re.MULTILINE))
+        bare = len(re.findall(r"^```\n.*?^```$", text, re.MULTILINE | re.DOTALL)) if page == "docs/index.md" else 0
+        assert fences == 2 * (len(list(blocks(page))) + bare), page
+        assert {block.kind for block in blocks(page)} <= {"python", "bash", "toml", "text"}, page
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_within_the_repository_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in t]
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in t]
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
 
 
 def test_every_dependency_and_extra_is_explained():
