@@ -40,7 +40,6 @@ model = "STUDENT"
 
 [shared.teacher]
 per_prompt = 1
-filter = { critic = "rules", at_least = 0.99 }
 
 [shared.teacher.imitation]
 epochs = 1
@@ -366,10 +365,10 @@ def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder):
     filled = page_path.read_text()
     assert benchmark_tables.make_table(loaded, "scores") in filled and "old" not in filled
     assert "](results/tiny/samples-chart.svg)" in filled
-    assert (tmp_path / "docs/results/tiny/samples-chart.svg").read_text().startswith("<svg")
+    assert (tmp_path / "docs/results/tiny/samples-chart.svg").read_text().startswith("<?xml")
     assert benchmark_tables.fill_page(page_path) == 0
     for name in CHARTS:
-        assert make_chart(loaded, name).startswith("<svg")
+        assert "</svg>" in make_chart(loaded, name)
     with pytest.raises(InvalidOption, match="No table"):
         benchmark_tables.make_table(loaded, "score")
 
