@@ -22,7 +22,7 @@ from typing import Any, cast
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption, MissingExtra
 from humor_env.registry import critics, judges
 from humor_env.rewards.audit_report import AuditReport, Kind
-from humor_env.rewards.injection import InjectionReport, InjectionRow, run_injection, shape_problems
+from humor_env.rewards.injection import InjectionReport, InjectionRow, Recorder, run_injection, shape_problems
 from humor_env.rewards.probes import CASES, Case, ProbeReport, Row, run_probes
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Demonstration
@@ -303,4 +303,6 @@ def _shape(critic: str | Critic, kind: Kind, options: Mapping[str, Any]) -> tupl
     if "client" not in takes:
         return None
     rest = {k: v for k, v in options.items() if k not in ("client", "ledger", "budget", "options")}
+    if not callable(getattr(registry.make(critic, **rest, client=Recorder()), "requests", None)):
+        return None
     return tuple(shape_problems(lambda client: registry.make(critic, **rest, client=client)))

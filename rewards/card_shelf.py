@@ -101,6 +101,19 @@ SETTINGS = (
         setting="A jury of the judges 'pocket' and 'pocket-crowd'. " + _SHOWN, limits=_POCKET_ONLY,
     ),
     Setting(
+        "reward-model", "judge",
+        not_called="It needs weights of yours. For a trained folder: humor-env card reward-model --judge --option "
+        "folder=FOLDER --prompts everyday --out cards",
+        limits=("What holds for one folder of weights says nothing about another.",),
+    ),
+    Setting(
+        "cheap-first", "judge",
+        not_called="It needs weights of yours and asks another judge where they are unsure. For yours: humor-env card "
+        "cheap-first --option 'cheap_options={folder=\"FOLDER\"}' --option paid=multiple-choice --prompts everyday "
+        "--out cards",
+        limits=("It errs as the cheap model errs where that one is sure, and as the other judge elsewhere.",),
+    ),
+    Setting(
         "multiple-choice", "judge",
         not_called=_PAID.format(command=f"humor-env card multiple-choice --judge {_KEY}"),
         limits=(_UNTRAINED,),

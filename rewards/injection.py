@@ -170,8 +170,11 @@ def shape_problems(make: Makes, texts: Sequence[Hostile] | None = None) -> list[
 def _requests(made: Any, text: str) -> list[Request]:
     prompt = Prompt("p", "The meeting was slow.")
     joke, other = Joke(prompt, text), Joke(prompt, "Glaciers overtook it.")
-    if hasattr(made, "judge"):  # a critic around a judge
-        made = made.judge
+    if not callable(getattr(made, "requests", None)):
+        raise InvalidOption(
+            f"The shape of requests can be looked at where there is a method requests(joke) or requests(pair); "
+            f"'{critic_name(made)}' has none."
+        )
     try:
         return [*made.requests((joke, other)), *made.requests((other, joke))]
     except (TypeError, ValueError, AttributeError):
