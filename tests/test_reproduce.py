@@ -462,7 +462,7 @@ def tiny_scale(folder: Path, url: str) -> Path:
             "pairs = { candidates = 3, shortest_ratio = 0.0, longest_ratio = 99.0, sampling = { max_new_tokens = 8 } }",
         ]
     for split, source in data.items():
-        if split != "seed":
+        if isinstance(source, dict):
             lines += [f"[data.{split}]", *(f"{k} = {_toml(v)}" for k, v in source.items())]
     path = folder / "tiny.toml"
     path.write_text("\n".join(lines) + "\n")
