@@ -127,7 +127,7 @@ def card(
         list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A folder for NAME.md, .html and .json; else printed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json; else printed.")] = None,
     store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Where a language model's replies are kept.")] = None,
     max_calls: MaxCalls = None,

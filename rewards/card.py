@@ -2,7 +2,7 @@
 
     card = make_card("rules", options={"teacher": "pocket"}, audits=[audit("rules", rated)])
     card.failing                          # sentences; empty is good
-    card.save("cards")                    # rules.md, rules.html (one file, nothing fetched) and rules.json
+    card.save("cards")                    # rules.md, rules.card.html (it fetches nothing) and rules.json
 
 A card has four parts: the probes (known hacks, each beside the teacher's line that it was made from), the hostile
 texts, the audits against people, and the limits. A critic that cannot be called here, for want of a key or of weights,
@@ -137,14 +137,15 @@ class Card:
             ) from problem
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write NAME.md, NAME.html and NAME.json; returns the Markdown page."""
+        """Write NAME.md, NAME.card.html and NAME.json; returns the Markdown page."""
         from humor_env.rewards.card_page import card_html, card_markdown
 
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         stem = file_stem(self.name)
         (place / f"{stem}.json").write_text(json_text(self.data()), encoding="utf-8")
-        (place / f"{stem}.html").write_text(card_html(self), encoding="utf-8")
+        # Not NAME.html: that is what a site makes of NAME.md.
+        (place / f"{stem}.card.html").write_text(card_html(self), encoding="utf-8")
         page = place / f"{stem}.md"
         page.write_text(card_markdown(self), encoding="utf-8")
         return page

@@ -130,7 +130,7 @@ def test_a_card_survives_its_file(tmp_path):
     assert again.data() == whole.data()
     assert again.failing == whole.failing
     assert card_markdown(again) == page.read_text()
-    assert card_html(again) == (tmp_path / "rules.html").read_text()
+    assert card_html(again) == (tmp_path / "rules.card.html").read_text()
     (tmp_path / "bad.json").write_text('{"version": 1}')
     with pytest.raises(InvalidOption, match="is not a critic card"):
         Card.load(tmp_path / "bad.json")
@@ -142,7 +142,7 @@ def test_a_card_survives_its_file(tmp_path):
 def test_a_name_never_leaves_the_folder(tmp_path):
     assert file_stem("../../etc/passwd") == "------etc-passwd"
     card(name="a/../b").save(tmp_path / "cards")
-    assert sorted(p.name for p in (tmp_path / "cards").iterdir()) == ["a----b.html", "a----b.json", "a----b.md"]
+    assert sorted(p.name for p in (tmp_path / "cards").iterdir()) == ["a----b.card.html", "a----b.json", "a----b.md"]
 
 
 class Tags(HTMLParser):
@@ -192,7 +192,7 @@ def test_the_committed_cards_are_what_the_command_makes(setting):
     stored = stored_card(setting.name)
     made = built_in_card(setting, stored.audits)
     assert json.loads(json.dumps(made.data())) == stored.data(), "run the command again"
-    for suffix, page in ((".md", card_markdown(made)), (".html", card_html(made))):
+    for suffix, page in ((".md", card_markdown(made)), (".card.html", card_html(made))):
         committed = (ROOT / "docs" / "cards" / f"{setting.name}{suffix}").read_text(encoding="utf-8")
         assert page == committed, "run the command again"
 
