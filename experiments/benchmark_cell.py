@@ -32,6 +32,7 @@ from humor_env.experiments.run import SeedRun
 from humor_env.experiments.run_folder import RECORD, prepare_folder
 from humor_env.experiments.screen import Quiet
 from humor_env.experiments.spec import CriticSpec, JudgeSpec, Spec, parse_spec
+from humor_env.experiments.stats import best_of_n_kl
 from humor_env.experiments.toml_text import dumps
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge
@@ -53,8 +54,9 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     systems = {}
     for name, jokes in found.items():
         numbers = measured(jokes, parts)
-        if name == cell.name and name != BEST_OF_N:
-            numbers["kl"] = kl_per_line(cell.student, jokes)
+        if name == cell.name:
+            n = getattr(cell.config, "n", 0)  # of a choice the distance is known, of a learnt policy it is measured
+            numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
         numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
         numbers["feedback"] = {}
         for source, critic, judge in spec["sources"]:

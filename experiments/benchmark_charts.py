@@ -5,7 +5,7 @@ make_chart(load_benchmark(folder), "curves")        # a whole file's text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,10 @@ def _learners(bench: Benchmark) -> list[System]:
     return [s for s in systems_of(bench) if s.name not in FIXED and curve_of(bench, s, "score")][:MOST]
 
 
+def _line(system: System, at: stats.Array, found: Sequence[stats.Interval]) -> Line:
+    return Line(system.label, at.tolist(), [f.value for f in found], [f.low for f in found], [f.high for f in found])
+
+
 def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
     def draw(bench: Benchmark) -> str:
         lines = []
@@ -49,9 +53,7 @@ def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
             longest = max(max(x) for x, _ in curves)
             at = np.linspace(min(max(x[0] for x, _ in curves), longest), longest, 12)
             found = stats.mean_curve(curves, at)
-            lines.append(
-                Line(system.label, at.tolist(), *([getattr(f, n) for f in found] for n in ("value", "low", "high")))
-            )
+            lines.append(_line(system, at, found))
         return line_chart(
             lines, title=f"Held-out score on dev prompts against {label}", x_label=label, y_label="score", width=640.0
         )
@@ -66,9 +68,7 @@ def _profiles(bench: Benchmark) -> str:
     lines = []
     for system in shown:
         found = stats.performance_profile(system.lines("scores"), at, resamples=300)
-        lines.append(
-            Line(system.label, at.tolist(), *([getattr(f, n) for f in found] for n in ("value", "low", "high")))
-        )
+        lines.append(_line(system, at, found))
     return line_chart(
         lines, title="How many lines score above", x_label="held-out score", y_label="share of lines", width=640.0
     )

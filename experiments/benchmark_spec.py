@@ -436,7 +436,8 @@ def _identities(name: str, options: Mapping[str, Any]) -> set[tuple[str, str]]:
         table = {"critic": member} if isinstance(member, str) else member
         if isinstance(table, Mapping):
             who = table.get("critic") or table.get("judge")
-            found |= _identities(str(who), table.get("options") or {})
+            inside: Mapping[str, Any] = dict(table).get("options") or {}
+            found |= _identities(str(who), inside)
     if found:
         return found
     kind = registry.critics if name in registry.critics.names() else registry.judges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -344,6 +345,8 @@ def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder):
 
     row = next(r for r in found.rows if r["system"] == "ppo")
     assert row["score"] == pytest.approx(sum(row["scores"]) / 6, abs=1e-4)
+    of_two = next(r for r in found.rows if r["system"] == "best-of-2")
+    assert of_two["kl"] == pytest.approx(math.log(2) - 0.5, abs=1e-4)
     assert row["kl"] > 0 and len(row["wins"]) == len(row["longer"]) == 6
     lines = (tmp_path / "cells/ppo/crowd/seed-0/seed-0/evaluation-ppo.jsonl").read_text().splitlines()
     assert [json.loads(line)["score"] for line in lines] == row["scores"]
