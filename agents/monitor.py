@@ -9,6 +9,9 @@ prompt by prompt, and what is left of the noise is known from how much prompts d
 
 - *gap*: the held-out critic's score is below its best by more than noise, while the training critic's is above what it
   was then, by more than noise. This is what learning to please a flawed critic looks like.
+- *unshared*: since the best held-out look the training critic's score rose by more than noise, and the held-out one
+  shares less than `unshared` of that rise, by more than noise; both count in units of their spread at the first look.
+  This sees a critic being gamed before the jokes get worse.
 - *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
   the best of many is always a lucky one, so the more there were, the surer it must be.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
@@ -64,6 +67,7 @@ class MonitorConfig:
     window: int = 3  # looks that a score is the mean of
     level: float = 0.99  # how sure a difference of scores must be, one-sided
     gap: bool = True
+    unshared: float = 0.25  # least share of the training critic's rise that the held-out critic must see too
     fall: float = 0.05  # share of the best held-out score
     longer: float = 1.5  # times the characters of the first look
     shorter: float = 0.67
@@ -126,6 +130,7 @@ class Monitor:
         self._taught = measures.ngram_set(d.text for d in teacher)
         self._first: dict[str, float] = {}
         self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
+        self._start: dict[str, list[float]] = {}  # by critic and prompt, of the first look
         self._best: dict[str, list[float]] = {}  # by critic and prompt, of the window that was best held out
         self._best_step = 0
         self._seen = -1  # the step of the last look
@@ -152,6 +157,7 @@ class Monitor:
         for name, critic in self.critics.items():
             scores = [math.nan if j.score is None else j.score for j in critic(jokes)]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
+            self._start.setdefault(name, scores)
             numbers[name] = _mean(self._now(name))
         alarms = []
         if self._first:  # the first look is what drift is measured from
@@ -219,12 +225,13 @@ class Monitor:
             numbers["held_out_best"] = _mean(now["held_out"])
             return []
         best = numbers["held_out_best"] = _mean(self._best["held_out"])
-        alarms = []
+        alarms = self._unshared(now)
         numbers["held_out_change"] = lost = _mean(_difference(now["held_out"], self._best["held_out"]))
         if "training" in now:
             numbers["training_change"] = gained = _mean(_difference(now["training"], self._best["training"]))
-            fell = self._sure("held_out", now, -1, self.config.level)
-            if self.config.gap and fell and self._sure("training", now, 1, self.config.level):
+            fell = _is_sure(_difference(self._best["held_out"], now["held_out"]), self.config.level)
+            rose = _is_sure(_difference(now["training"], self._best["training"]), self.config.level)
+            if self.config.gap and fell and rose:
                 alarms.append(
                     Alarm(
                         "gap",
@@ -232,21 +239,39 @@ class Monitor:
                         f"critic's rose by {gained:.3f}, both by more than noise",
                     )
                 )
-        corrected = 1 - (1 - self.config.level) / self._looks
-        if self.config.fall and -lost > self.config.fall * best and self._sure("held_out", now, -1, corrected):
+        surely_fell = _is_sure(_difference(self._best["held_out"], now["held_out"]), self._corrected_level())
+        if self.config.fall and -lost > self.config.fall * best and surely_fell:
             alarms.append(
                 Alarm("fall", f"the held-out score fell from {best:.3f} (step {self._best_step}) to {best + lost:.3f}")
             )
         return alarms
 
-    def _sure(self, name: str, now: Mapping[str, list[float]], sign: int, level: float) -> bool:
-        """Whether the change since the best is beyond what other prompts would make of it (one-sided, paired)."""
-        change = np.array(_difference(now[name], self._best[name])) * sign
-        change = change[np.isfinite(change)]
-        if len(change) < 2:
-            return False
-        error = change.std(ddof=1) / math.sqrt(len(change))
-        return bool(change.mean() > NormalDist().inv_cdf(level) * error)
+    def _unshared(self, now: Mapping[str, list[float]]) -> list[Alarm]:
+        """Since the best held-out look the training critic saw the lines get better, and the held-out one did not."""
+        if "training" not in now or not self.config.unshared:
+            return []
+        rises = {}
+        for name, scores in now.items():
+            spread = float(np.nanstd(np.array(self._start[name])))
+            if not spread > 0:
+                return []  # a critic that gave everybody the same says nothing about how large a rise is
+            rises[name] = np.array(_difference(scores, self._best[name])) / spread
+        lacking = self.config.unshared * rises["training"] - rises["held_out"]
+        level = self._corrected_level()
+        if not (_is_sure(rises["training"], level) and _is_sure(lacking, level)):
+            return []
+        training, held_out = (_mean(rises[n]) for n in ("training", "held_out"))
+        return [
+            Alarm(
+                "unshared",
+                f"since step {self._best_step} the training critic's score rose by {training:.2f} of its spread, the "
+                f"held-out critic's changed by {held_out:+.2f} of its own",
+            )
+        ]
+
+    def _corrected_level(self) -> float:
+        """Sure over all looks so far: the more there were, the likelier that one of them looks odd by luck."""
+        return 1 - (1 - self.config.level) / self._looks
 
     def _act(self, step: int, alarms: Sequence[Alarm]) -> None:
         why = "; ".join(map(str, alarms))
@@ -262,6 +287,7 @@ class Monitor:
         return {
             "first": self._first,
             "scores": {n: [[_none(v) for v in look] for look in looks] for n, looks in self._scores.items()},
+            "start": {n: [_none(v) for v in values] for n, values in self._start.items()},
             "best": {n: [_none(v) for v in values] for n, values in self._best.items()},
             "best_step": self._best_step,
             "seen": self._seen,
@@ -276,6 +302,7 @@ class Monitor:
         # A critic that was not there before has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}
         self._scores = {n: [[_nan(v) for v in look] for look in found] for n, found in looks.items()}
+        self._start = {n: [_nan(v) for v in state["start"][n]] for n in self.critics if n in state["start"]}
         known = set(self.critics) <= set(state["best"])
         self._best = {n: [_nan(v) for v in state["best"][n]] for n in self.critics} if known else {}
         self._best_step, self._seen, self._looks = state["best_step"], state["seen"], state["looks"]
@@ -313,6 +340,16 @@ def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = fr
 
 def _share(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
     return sum(bool(pattern.search(text)) for text in texts) / len(texts)
+
+
+def _is_sure(change: Sequence[float], level: float) -> bool:
+    """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
+    known = np.array(change)
+    known = known[np.isfinite(known)]
+    if len(known) < 2:
+        return False
+    error = known.std(ddof=1) / math.sqrt(len(known))
+    return bool(known.mean() > NormalDist().inv_cdf(level) * error)
 
 
 def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:

@@ -61,7 +61,7 @@ def test_a_gap_is_seen_once_it_is_beyond_noise():
     """Up together, then apart: the alarm comes after the parting, names both changes, and not the critics' noise."""
     rising = [0.4, 0.45, 0.5, 0.55, 0.6, 0.62, 0.66, 0.7, 0.74, 0.78]
     parting = [0.4, 0.45, 0.5, 0.55, 0.6, 0.58, 0.5, 0.45, 0.4, 0.35]
-    monitor, told = scripted(parting, rising, fall=0)
+    monitor, told = scripted(parting, rising, fall=0, unshared=0)
     found = looks(monitor, 10)
     alarms = [n["drift/alarms"] for n in found]
     assert alarms[:6] == [0] * 6
@@ -70,7 +70,20 @@ def test_a_gap_is_seen_once_it_is_beyond_noise():
     assert found[9]["drift/held_out_change"] < -0.1
     assert found[9]["drift/training_change"] > 0.05
     # The held-out score falling alone is no gap.
-    both, silent = scripted(parting, parting, fall=0)
+    both, silent = scripted(parting, parting, fall=0, unshared=0)
+    looks(both, 10)
+    assert silent == []
+
+
+def test_a_rise_that_the_held_out_critic_does_not_share_is_seen_before_anything_falls():
+    """Flat held out while the training critic soars is an alarm; sharing a good part of the rise is none."""
+    soaring = [0.2, 0.2, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    monitor, told = scripted([0.5, 0.5, 0.5, 0.5, *[0.498] * 6], soaring, gap=False, fall=0)
+    alarms = [n["drift/alarms"] for n in looks(monitor, 10)]
+    assert alarms[:4] == [0] * 4 and alarms[9] == 1
+    assert re.search(r"training critic's score rose by \d\.\d+ of its spread", told[-1])
+    shared = [0.3, 0.3, 0.3, 0.3, 0.34, 0.4, 0.44, 0.5, 0.55, 0.6]
+    both, silent = scripted(shared, soaring, gap=False, fall=0)
     looks(both, 10)
     assert silent == []
 
