@@ -476,6 +476,7 @@ def _toml(value: object) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # seventeen processes, one after the other: slow where others compute too
 def test_the_whole_protocol_with_small_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teach, imitate, pairs, judge, learners, evaluate, people: one path for every scale, here with a tiny student,
     files in the published columns and a server that answers as Anthropic's and OpenAI's do."""
