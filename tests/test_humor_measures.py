@@ -245,3 +245,7 @@ def test_kaos_numbers_from_their_file():
     assert found["all", "distinctiveness"].r == pytest.approx(0.338, abs=5e-4)
     assert found["puns", "length"].rho == pytest.approx(0.191, abs=5e-4)
     assert {n.count for n in found.values()} == {435, 145}
+    page = (Path(__file__).parent.parent / "docs" / "audit.md").read_text(encoding="utf-8")
+    names = {"all": "all 435", "puns": "145 puns"}
+    for (sentences, measure), n in found.items():
+        assert f"| {names[sentences]} | {measure} | {n.r:+.3f} | {n.rho:+.3f} |" in page
