@@ -66,7 +66,7 @@ def style() -> str:
     )
 
 
-def tag(name: str, content: str = "", **attributes: str | float | None) -> str:
+def tag(name: str, content: str = "", /, **attributes: str | float | None) -> str:
     """One element. Attribute values are escaped; `content` must already be markup. `class_` is class, `a_b` is a-b."""
     found = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"'

@@ -312,7 +312,8 @@ class _Look:
         lines = {stage: {line.prompt_id: line for line in rows} for stage, rows in seed.stages.items()}
         for place, line in enumerate(seed.stages.get(trained, ())):
             flags, why = found[trained][place]
-            before = lines.get("imitation" if trained != "imitation" else "base", {}).get(line.prompt_id)
+            start = "imitation" if trained != "imitation" and "imitation" in lines else "base"
+            before = lines.get(start, {}).get(line.prompt_id)
             change = None
             if before is not None and before.score is not None and line.score is not None:
                 change = line.score - before.score
@@ -354,7 +355,7 @@ class _Look:
         self.all_lines.append(line)
         row: dict[str, Any] = {"k": kind, "r": index, "s": seed, "p": line.prompt, "l": told, "m": main}
         apart = numbers.disagreement(line)
-        optional = {"t": line.step or None, "f": list(flags) or None, "w": why or None}
+        optional: dict[str, Any] = {"t": line.step or None, "f": list(flags) or None, "w": why or None}
         optional |= {"c": _short(change), "d": _short(apart)}
         self.rows.append(row | {k: v for k, v in optional.items() if v is not None})
 

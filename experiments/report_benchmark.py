@@ -112,7 +112,7 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
 
 
 def _lines(seed: SeedData) -> int:
-    return len(seed.stages[seed.trained]) if seed.trained in seed.stages else 0
+    return len(seed.stages.get(seed.trained or "", ()))
 
 
 def _stages(folder: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Headline:
     stage: str
     score: Estimate
     by_seed: Sequence[float]
-    change: Estimate | None  # from the imitation (or, without one, the base), prompt by prompt
+    change: Estimate | None  # from what it began as (the imitation, or else the base), prompt by prompt
     matches_teacher: Estimate | None  # share of prompts on which it scores at least what the teacher's line does
     distinct_2: float | None
     length_ratio: float | None
@@ -64,12 +64,19 @@ def _headline(run: RunData, stage: str) -> Headline:
         low, high = (kept[0].get("low"), kept[0].get("high")) if len(kept) == 1 else (None, None)
         told = {key: [v for n in kept if (v := n.get(key)) is not None] for key in ("distinct_2", "length_ratio")}
         return Headline(
-            *(run.name, stage, Estimate(_mean(scores), low, high), scores, None, None),
-            *(_mean(v) if v else None for v in told.values()),
+            run=run.name,
+            stage=stage,
+            score=Estimate(_mean(scores), low, high),
+            by_seed=scores,
+            change=None,
+            matches_teacher=None,
+            distinct_2=_mean(told["distinct_2"]) if told["distinct_2"] else None,
+            length_ratio=_mean(told["length_ratio"]) if told["length_ratio"] else None,
             failures=int(sum(n.get("failures") or 0 for n in kept)),
             count=int(sum(n.get("count") or 0 for n in kept)),
         )
-    start = next((s for s in ("imitation", "base") if s != stage), "base")
+    there = {name for seed in run.seeds for name in seed.stages}
+    start = "imitation" if stage != "imitation" and "imitation" in there else "base"
     change = None
     if stage not in REFERENCES or stage == "imitation":
         before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]

@@ -306,6 +306,9 @@ def test_suspects_come_first_and_the_best_paid_lead(page):
     assert text.index("Look here first") < text.index("Learning\n")
     where = text.index("Suspected hacks")
     assert where < text.index("emoji: 2 emoji", where) < text.index("The lowest scores")
+    cards = page[page.index("Suspected hacks") : page.index("The lowest scores")]
+    paid = [float(score) for score in re.findall(r'class="score">([\d.]+)<', cards)]
+    assert len(paid) == 8 and paid == sorted(paid, reverse=True) and paid[0] > paid[-1]
     rows = data_of(page)["rows"]
     flagged = {row["l"][row["m"]][1] for row in rows if "f" in row}
     assert flagged == {HOSTILE, EMOJI}
@@ -476,3 +479,13 @@ def test_what_the_judge_was_not_asked_on_the_way_is_not_drawn(tmp_path):
     assert "before and after only" in score.caption
     [path] = re.findall(r'<path d="([^"]*)" class="s1 line dash"', str(score.svg))
     assert path.count("M") == 2 and "L" not in path
+
+
+def test_without_imitation_a_change_is_one_from_the_base(tmp_path):
+    folder = make_run(tmp_path / "cold", seeds=1)
+    (folder / "seed-0" / "evaluation-imitation.jsonl").unlink()
+    run = load_run(folder)
+    change = {row.stage: row.change for row in headline(run)}
+    assert change["ppo"].mean == pytest.approx(0.6, abs=1e-3)
+    row = data_of(render([run]))["rows"][4]
+    assert row["c"] == pytest.approx(score_of("ppo", 0, 4) - score_of("base", 0, 4), abs=1e-4)
