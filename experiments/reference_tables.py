@@ -269,6 +269,7 @@ class Tables:
         self.root, self.scratch = root, scratch
         self.meanings = Meanings(root / "docs" / "meanings.toml")
         self.results = result_tables
+        self.files: dict[Path, str] = {}  # pictures that belong to the pages
 
     def make(self, kind: str, name: str, *, page: Path) -> str:
         if kind == "metrics":
@@ -284,7 +285,9 @@ class Tables:
             spec = load_spec(name)
             return costs.show(spec, costs.estimate_spec(spec))
         if kind == "curve":
-            return self.results.curve(self.root, name, page)
+            told, files = self.results.curve(self.root, name, page)
+            self.files |= files
+            return told
         return self.results.results_table(self.root)
 
 
@@ -311,6 +314,12 @@ def rewrite(root: Path, *, check: bool, kinds: Sequence[str] = ()) -> list[str]:
                 stale.append(str(page.relative_to(root)))
                 if not check:
                     page.write_text(after, encoding="utf-8")
+        for path, content in tables.files.items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != content:
+                stale.append(str(path.relative_to(root)))
+                if not check:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(content, encoding="utf-8")
     return stale
 
 

@@ -1,13 +1,87 @@
-"""Measured results for README and docs, from the files under docs/results; nothing where there are none."""
+"""Measured results for README and docs, from the files under docs/results; nothing where there are none.
+
+results_table(root)                                            # the benchmark's headline table
+text, files = curve(root, "ppo", root / "docs/algorithms/ppo.md")     # an image's link, and the image
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from humor_env import registry
+
+if TYPE_CHECKING:
+    from humor_env.experiments.benchmark import Benchmark
+
+BENCHMARK = "pocket-learners"
+
+
+def _published(root: Path) -> Benchmark | None:
+    from humor_env.experiments.benchmark import load_benchmark
+
+    folder = root / "docs" / "results" / BENCHMARK
+    return load_benchmark(folder) if folder.is_dir() else None
 
 
 def results_table(root: Path) -> str:
-    return ""
+    """Held-out scores with intervals, best first."""
+    from humor_env.experiments.benchmark_tables import make_table
+
+    bench = _published(root)
+    if bench is None:
+        return ""
+    prompts, seeds = len(bench.record["prompts"]), ", ".join(map(str, bench.spec.seeds))
+    return (
+        f"{make_table(bench, 'scores')}\n\n"
+        f"Score of the exact judge on {prompts} held-out prompts, seeds {seeds}, with 95 % intervals over seeds and "
+        f"prompts; every learner had the same feedback and {bench.spec.budget.samples or 0:,} lines to learn from. "
+        f"Measured by `humor-env benchmark {bench.spec.name}`."
+    )
 
 
-def curve(root: Path, learner: str, page: Path) -> str:
-    return ""
+def curve(root: Path, learner: str, page: Path) -> tuple[str, dict[Path, str]]:
+    """A link to the learner's measured curve and the picture itself, over the lines that were written to learn from."""
+    bench = _published(root)
+    svg = None if bench is None else _curve(bench, learner)
+    if bench is None or svg is None:
+        return "", {}
+    path = root / "docs" / "images" / f"curve-{learner.replace('+', 'p')}.svg"
+    link = Path(os.path.relpath(path, page.parent)).as_posix()
+    told = (
+        f"![Held-out score of {learner} against the lines it wrote to learn from, mean over seeds]({link})\n\n"
+        f"Mean over seeds {', '.join(map(str, bench.spec.seeds))} with 95 % intervals on dev prompts, each seed faint; "
+        f"from `humor-env benchmark {bench.spec.name}`."
+    )
+    return told, {path: svg}
+
+
+def _curve(bench: Benchmark, learner: str) -> str | None:
+    import numpy as np
+
+    from humor_env.experiments import stats
+    from humor_env.experiments.benchmark_tables import curve_of, systems_of
+    from humor_env.experiments.charts import Line, line_chart, standalone
+
+    wanted = registry.learners.entries()[learner].target
+    names = {entry.name for entry in bench.spec.learners if _target(entry.registered) == wanted}
+    lines = []
+    for system in (s for s in systems_of(bench) if s.name in names):
+        curves = curve_of(bench, system, "score", "samples")
+        if not curves:
+            continue
+        lines += [Line(system.label, x, y, faint=True) for x, y in curves]
+        at = np.linspace(max(x[0] for x, _ in curves), max(max(x) for x, _ in curves), 12)
+        found = stats.mean_curve(curves, at)
+        bounds = ([getattr(f, n) for f in found] for n in ("value", "low", "high"))
+        lines.append(Line(system.label, at.tolist(), *bounds))
+    if not lines:
+        return None
+    title = f"Held-out score of {learner} on dev prompts"
+    return standalone(line_chart(lines, title=title, x_label="lines written", y_label="score", width=640.0))
+
+
+def _target(name: str) -> object:
+    entry = registry.learners.entries().get(name)
+    return name if entry is None else entry.target

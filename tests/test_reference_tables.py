@@ -86,3 +86,59 @@ def test_a_mark_is_filled_and_filled_again():
     once = tables.fill_page(page, lambda kind, name: made[kind])
     assert once == "a\n<!-- spec env -->\n\n| new |\n\n<!-- end -->\nb\n<!-- curve ppo -->\n<!-- end -->\n"
     assert tables.fill_page(once, lambda kind, name: made[kind]) == once
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A checkout whose docs/results hold a benchmark of two seeds, its numbers chosen to be told apart."""
+    from humor_env.experiments import benchmark
+    from humor_env.experiments.benchmark_spec import load_benchmark_spec
+
+    rows, curves = [], []
+    for system, base in (("imitation", 0.3), ("ppo", 0.7), ("dpo", 0.5)):
+        for seed in (0, 1):
+            scores = [base + 0.01 * seed + 0.02 * i for i in range(6)]
+            rows.append({"system": system, "feedback": "crowd", "seed": seed, "score": base, "scores": scores})
+            curves += [
+                {"system": system, "feedback": "crowd", "seed": seed, "samples": float(n), "score": base + n / 9999}
+                for n in (0, 320, 640)
+                if system == "ppo"
+            ]
+    record = {"prompts": list("abcdef")}
+    made = benchmark.Benchmark(tmp_path, load_benchmark_spec("pocket-mini"), record, rows, curves)
+    (tmp_path / "docs" / "results" / "pocket-learners").mkdir(parents=True)
+    monkeypatch.setattr(benchmark, "load_benchmark", lambda folder: made)
+    return tmp_path
+
+
+def test_the_results_table_is_that_of_the_files(published, tmp_path):
+    from humor_env.experiments.result_tables import results_table
+
+    table = results_table(published)
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
+    assert names == ["ppo", "dpo", "imitation"], "best first"
+    # Mean over seeds and prompts of the first row: 0.7 + 0.005 + 0.05.
+    assert "| ppo | 0.755 [" in table
+    assert "6 held-out prompts, seeds 0, 1" in table
+    assert results_table(tmp_path / "elsewhere") == ""
+
+
+def test_a_learner_that_was_measured_has_its_curve_and_the_others_none(published):
+    from humor_env.experiments.result_tables import curve
+
+    page = published / "docs" / "algorithms" / "ppo.md"
+    told, files = curve(published, "ppo", page)
+    assert "](../images/curve-ppo.svg)" in told
+    [(path, svg)] = files.items()
+    assert path == published / "docs" / "images" / "curve-ppo.svg"
+    assert "Held-out score of ppo" in svg
+    assert curve(published, "grpo", page) == ("", {})
+
+
+def test_a_picture_that_is_out_of_date_is_told_and_redrawn(published):
+    (published / "docs" / "meanings.toml").write_text((ROOT / "docs" / "meanings.toml").read_text())
+    (published / "README.md").write_text("<!-- curve ppo -->\n<!-- end -->\n")
+    assert tables.rewrite(published, check=False) == ["README.md", "docs/images/curve-ppo.svg"]
+    assert tables.rewrite(published, check=True) == []
+    (published / "docs" / "images" / "curve-ppo.svg").write_text("old")
+    assert tables.rewrite(published, check=True) == ["docs/images/curve-ppo.svg"]
