@@ -71,12 +71,33 @@ def run_commands(block, page):
             assert not ended.value.code, (page, line)
             continue
         assert words[0] == "humor-env", f"{page}, line {block.line}: {line}"
-        if words[1] == "train" and not block.tests:
-            words.append("--dry-run")  # its shape; the learners' own tests run them
+        if words[1] in ("train", "benchmark", "reproduce") and not block.tests:
+            words.append("--dry-run")  # its shape; their own tests run them
         elif words[1] in ("train", "evaluate"):
             words += shlex.split(block.tests)
         done = CliRunner().invoke(app, words[1:])
         assert done.exit_code == 0, (page, line, done.output, done.exception)
+
+
+def check_words(block, page):
+    """Commands that only a reader runs: each names a command that there is, with options that it has."""
+    import typer
+
+    from humor_env.experiments.cli import app
+
+    commands = typer.main.get_command(app)
+    for line in block.code.splitlines():
+        _, found, said = line.partition("humor-env ")
+        if not found or re.search(r"https?://|install|^ *#|\|", line):
+            continue
+        words = shlex.split(said, comments=True)
+        command = commands
+        while words and hasattr(command, "commands"):
+            assert words[0] in command.commands, (page, line)
+            command = command.commands[words.pop(0)]
+        known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+        wrong = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+        assert not wrong, (page, line, wrong)
 
 
 def check_toml(block):
@@ -118,9 +139,7 @@ def registries(monkeypatch):
     os.environ.update(environment)
 
 
-RUN = [
-    page for page in PAGES if page not in ELSEWHERE and any(b.kind in ("python", "bash", "toml") for b in blocks(page))
-]
+RUN = [page for page in PAGES if page not in ELSEWHERE and any(blocks(page))]
 
 
 @pytest.mark.slow
@@ -139,6 +158,8 @@ def test_snippets_run(page, registries, monkeypatch, tmp_path):
             run_commands(block, page)
         elif block.kind == "toml":
             check_toml(block)
+        else:
+            check_words(block, page)
 
 
 def test_enough_is_found_to_run():
@@ -155,7 +176,7 @@ def test_every_fence_is_a_block_that_is_understood():
         fences = len(re.findall(r"^ *```", text, re.MULTILINE))
         bare = len(re.findall(r"^```\n.*?^```$", text, re.MULTILINE | re.DOTALL)) if page == "docs/index.md" else 0
         assert fences == 2 * (len(list(blocks(page))) + bare), page
-        assert {block.kind for block in blocks(page)} <= {"python", "bash", "toml", "text"}, page
+        assert {block.kind for block in blocks(page)} <= {"python", "bash", "sh", "toml", "text"}, page
 
 
 @pytest.mark.parametrize("page", PAGES)
