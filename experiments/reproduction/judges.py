@@ -138,7 +138,8 @@ class ClozeJudge:
             raise InvalidOption(f"The cloze critic needs a causal language model; '{table.model}' has an encoder.")
         self.device = table.device if table.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=table.dtype).to(self.device).eval()
+        family: Any = AutoModelForCausalLM
+        self.model: Any = family.from_pretrained(path, dtype=table.dtype).to(self.device).eval()
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         found = self.perplexities([joke for pair in pairs for joke in pair])
