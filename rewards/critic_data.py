@@ -66,7 +66,8 @@ class CriticSet:
 
     def groups(self) -> list[str]:
         """Each prompt once, in the order of the file."""
-        return list(dict.fromkeys(item.group for item in (*self.ratings, *self.comparisons)))
+        rated, compared = [item.group for item in self.ratings], [item.group for item in self.comparisons]
+        return list(dict.fromkeys(rated + compared))
 
     def only(self, groups: Iterable[str]) -> CriticSet:
         """What belongs to these prompts."""

@@ -35,9 +35,9 @@ import torch
 
 from humor_env.errors import InvalidOption, TrainingStopped, did_you_mean
 from humor_env.rewards import critic_losses as losses
+from humor_env.rewards.critic_batches import Example, batches, make_examples
 from humor_env.rewards.critic_data import (
     CriticSet,
-    Target,
     check_comparisons,
     dev_pairs,
     scale_of,
@@ -45,8 +45,8 @@ from humor_env.rewards.critic_data import (
     targets,
 )
 from humor_env.rewards.reward_model import Calibration
-from humor_env.rewards.scoring_head import MarkedRow, Reading, ScoringModel, new_model, save_model
-from humor_env.streams import generator, stream_seed
+from humor_env.rewards.scoring_head import Reading, ScoringModel, new_model, save_model
+from humor_env.streams import stream_seed
 from humor_env.types import Joke
 
 RECORD_FILE = "training.json"
@@ -138,21 +138,6 @@ class TrainedCritic:
 OnProgress = Callable[[TrainProgress], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """A rating (one row) or a comparison (two rows), read already."""
-
-    rows: tuple[MarkedRow, ...]
-    value: float
-    weight: float
-    group: str
-    set: int
-
-    @property
-    def length(self) -> int:
-        return max(len(row.ids) for row in self.rows)
-
-
 def train(
     config: TrainCriticConfig,
     sets: Sequence[CriticSet],
@@ -175,7 +160,7 @@ def train(
         model = _fresh(config, seed)
         if not models:
             wanted = [targets(one, scale) for one, scale in zip(parts, scales, strict=True)]
-            examples = _examples(model, parts, wanted, config)
+            examples = make_examples(model, parts, wanted, config.noise_weights)
             looks = _Looks(model, dev, config)
         looks.model = model
         with torch.random.fork_rng():
@@ -226,57 +211,6 @@ def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
     if config.device == "auto":
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(config.device)
-
-
-def _examples(
-    model: ScoringModel, parts: Sequence[CriticSet], wanted: Sequence[Sequence[Target]], config: TrainCriticConfig
-) -> list[_Example]:
-    found: list[_Example] = []
-    for number, (one, items) in enumerate(zip(parts, wanted, strict=True)):
-        rows = model.rows([item.joke for item in items])
-        for rating, item, row in zip(one.ratings, items, rows, strict=True):
-            weight = item.weight if config.noise_weights else 1.0
-            found.append(_Example((row,), item.value, weight, rating.group, number))
-        first = model.rows([pair.a for pair in one.comparisons])
-        second = model.rows([pair.b for pair in one.comparisons])
-        for pair, a, b in zip(one.comparisons, first, second, strict=True):
-            found.append(_Example((a, b), pair.probability, 1.0, pair.group, number))
-    return found
-
-
-def batches(examples: Sequence[_Example], size: int, seed: int, epoch: int) -> list[list[_Example]]:
-    """One epoch's batches in random order: ratings and comparisons apart, siblings together, lengths alike."""
-    source = generator(seed, "critic batches", epoch)
-    out: list[list[_Example]] = []
-    for rows in (1, 2):
-        groups: dict[tuple[int, str], list[_Example]] = {}
-        for example in examples:
-            if len(example.rows) == rows:
-                groups.setdefault((example.set, example.group), []).append(example)
-        most = max(1, size // rows)
-        pieces = []
-        for group in groups.values():
-            # A prompt with many answers fills several batches.
-            mixed = [group[i] for i in source.permutation(len(group))] if len(group) > most else group
-            pieces += [mixed[i : i + most] for i in range(0, len(mixed), most)]
-        order = [pieces[i] for i in source.permutation(len(pieces))]
-        for chunk in _chunks(order, 60 * most):
-            chunk.sort(key=lambda piece: max(example.length for example in piece))
-            flat = [example for piece in chunk for example in piece]
-            out += [flat[i : i + most] for i in range(0, len(flat), most)]
-    return [out[i] for i in source.permutation(len(out))]
-
-
-def _chunks(pieces: Sequence[list[_Example]], size: int) -> list[list[list[_Example]]]:
-    chunks: list[list[list[_Example]]] = [[]]
-    held = 0
-    for piece in pieces:
-        if held >= size:
-            chunks.append([])
-            held = 0
-        chunks[-1].append(piece)
-        held += len(piece)
-    return chunks
 
 
 class _Looks:
@@ -369,7 +303,7 @@ class _Fit:
         self,
         config: TrainCriticConfig,
         model: ScoringModel,
-        examples: Sequence[_Example],
+        examples: Sequence[Example],
         looks: _Looks,
         sets: int,
         on_progress: OnProgress | None,
@@ -430,7 +364,7 @@ class _Fit:
                     self._tell(fmean(running[-50:]))
             epoch += 1
 
-    def _update(self, batch: Sequence[_Example]) -> float:
+    def _update(self, batch: Sequence[Example]) -> float:
         rate = _rate(self.step, self.steps, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
@@ -443,7 +377,7 @@ class _Fit:
         self.optimizer.step()
         return value
 
-    def _loss(self, batch: Sequence[_Example]) -> torch.Tensor:
+    def _loss(self, batch: Sequence[Example]) -> torch.Tensor:
         with self._autocast():
             scores = self.model([row for example in batch for row in example.rows])
         values = torch.tensor([example.value for example in batch], device=self.device)
@@ -501,5 +435,5 @@ def _precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    told = getattr(torch.cpu, "get_capabilities", dict)()
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if told.get("avx512_bf16") or told.get("amx_bf16") else "float32"

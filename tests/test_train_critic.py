@@ -15,6 +15,7 @@ from test_reward_model import WORDS, decoder, encoder, tokenizer  # noqa: E402
 from humor_env.errors import InvalidOption, UnknownName  # noqa: E402
 from humor_env.registry import critics, judges  # noqa: E402
 from humor_env.rewards import critic_losses as losses  # noqa: E402
+from humor_env.rewards.critic_batches import batches, make_examples  # noqa: E402
 from humor_env.rewards.critic_data import (  # noqa: E402
     Comparison,
     CriticSet,
@@ -29,7 +30,7 @@ from humor_env.rewards.critic_data import (  # noqa: E402
 from humor_env.rewards.rated_sets import load_rated  # noqa: E402
 from humor_env.rewards.reward_model import Calibration, RewardModelCritic, RewardModelJudge  # noqa: E402
 from humor_env.rewards.scoring_head import Reading, changed, find_model, load_model, new_model, read  # noqa: E402
-from humor_env.rewards.train_critic import TrainCriticConfig, batches, train  # noqa: E402
+from humor_env.rewards.train_critic import TrainCriticConfig, train  # noqa: E402
 from humor_env.types import Joke, Prompt  # noqa: E402
 
 FILLER = [word for word in WORDS if word.strip() and word != "glaciers"]
@@ -180,13 +181,10 @@ def test_a_published_file_becomes_training_material(tmp_path):
 
 
 def test_batches_hold_every_example_once_siblings_together_and_lengths_alike(tmp_path):
-    from humor_env.rewards import train_critic
-
     model = new_model(str(encoder(tmp_path)), Reading())
     one = synthetic(100)
-    config = TrainCriticConfig(model="x")
-    examples = train_critic._examples(model, [one], [targets(one, scale_of(one))], config)
-    examples += train_critic._examples(model, [as_pairs(one)], [[]], config)
+    examples = make_examples(model, [one], [targets(one, scale_of(one))], True)
+    examples += make_examples(model, [as_pairs(one)], [[]], True)
     made = batches(examples, 16, seed=0, epoch=0)
     assert sorted(map(id, (e for batch in made for e in batch))) == sorted(map(id, examples))
     assert all(len({len(e.rows) for e in batch}) == 1 and sum(len(e.rows) for e in batch) <= 16 for batch in made)
