@@ -250,19 +250,21 @@ def test_the_theme_can_be_chosen(opened):
 
 
 def test_five_thousand_jokes_open_in_under_two_seconds(browser, tmp_path):
-    """Processor time of the page's main thread, the best of three: other tests may run beside this one."""
+    """The best of three, because other tests may run beside this one: processor time, and what the reader waits."""
     folder = make_run(tmp_path / "large", seeds=1, prompts=5000, training=0)
     page = write_report([folder], folder / "report.html")
     look(browser, 1280, "light")
     browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    took = []
+    took, waited = [], []
     for _ in range(3):
         browser.get("about:blank")
         before = _task_seconds(browser)
         browser.get(page.as_uri())
         assert count(browser) == 5000
         took.append(_task_seconds(browser) - before)
-    assert 0 < min(took) < 2
+        waited.append(browser.execute_script("return performance.getEntriesByType('navigation')[0].duration / 1000"))
+    assert min(took) < 2
+    assert 0 < min(waited) < 2
     before = _task_seconds(browser)
     choose(browser, sort="score-down", find="number 4")
     assert count(browser) == 1111
