@@ -195,7 +195,7 @@ def test_the_main_benchmark_compares_what_it_says():
     by_name = {x.name: bench.run_spec(x, bench.feedback[0], 0).learner_config(0) for x in bench.learners}
     assert by_name["best-of-8"].n == 8
     rounds = {name: by_name[name].rounds for name in by_name if name.startswith("brio-") and name != "brio-dpo"}
-    assert sorted(rounds.values()) == [1, 2, 2, 10, 10]
+    assert sorted(rounds.values()) == [1, 2, 10]
     assert by_name["brio-dpo"].brio.pairs_of == "teacher"  # naming another setting of it must not undo this
 
 
@@ -210,7 +210,8 @@ def test_every_learner_gets_the_same_and_each_step_follows_from_it():
             lines = config.steps * config.batch_size
         else:
             continue
-        assert 0.98 * 4800 * learner.budget <= lines <= 4800 * learner.budget, learner.name
+        budget = bench.budget.samples * learner.budget
+        assert 0.95 * budget <= lines <= budget, learner.name
 
 
 def test_a_budget_is_derived_by_hand():
