@@ -37,7 +37,7 @@ def held_out(seed, stage, prompts):
             "critic": "pocket",
             "score": score_of(stage, seed, number),
             "parts": {"form": 1.0, "meaning": 0.5},
-            "reason": f"reason of {stage} {number}",
+            "reason": f"reason of {stage} {number}" + (" <img src=x>" if text_of(stage, number) == HOSTILE else ""),
             "error": None,
         }
         for number in range(prompts)

@@ -101,7 +101,9 @@ def test_it_renders_without_a_complaint_and_runs_nothing_a_model_wrote(opened):
     assert count(opened) == 2  # once for each seed
     assert shown(opened)[0].endswith(HOSTILE)
     one(opened, "#rows summary").click()
-    assert HOSTILE in one(opened, "#rows .inside").text
+    inside = one(opened, "#rows .inside").text
+    assert HOSTILE in inside and "reason of ppo 3 <img src=x>" in inside
+    assert len(opened.find_elements("css selector", "img")) == 0
     assert opened.execute_script("return window.hacked") is None
     assert opened.get_log("browser") == []
 
