@@ -356,7 +356,9 @@ def forgetful_train(config: EchoConfig, student, log):
 
 def test_a_learner_that_keeps_no_budget_is_refused_before_any_work(text, tmp_path):
     table = text.split("[learner]")[0] + '[learner]\nname = "test_run:forgetful_train"\n'
-    with pytest.raises(InvalidOption, match=r"keeps no budget and no monitor: give its train function a parameter 'watch'"):
+    with pytest.raises(
+        InvalidOption, match=r"keeps no budget and no monitor: give its train function a parameter 'watch'"
+    ):
         run(parse_spec(table, ["budget.max_seconds=9"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
