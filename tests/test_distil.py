@@ -79,11 +79,11 @@ def test_a_ledger_filled_through_a_server_gives_back_the_judges_verdicts(tmp_pat
 
 
 def test_probabilities_of_both_orders_are_averaged_with_half_the_ties(tmp_path):
-    """Shown first 0.7 + 0.2/2 = 0.8, shown second 0.5 + 0.2/2 = 0.6: 0.5 + (0.8 - 0.6)/2 = 0.6."""
+    """Shown first 0.7 + 0.2/2 = 0.8; the other, shown first, 0.5: 0.5 + (0.8 - 0.5)/2 = 0.65."""
 
     def lean(request):
         first = request.data["1"] == TEXTS[0]
-        return {"1": 0.7, "2": 0.1, "0": 0.2} if first else {"1": 0.5, "2": 0.3, "0": 0.2}
+        return {"1": 0.7, "2": 0.1, "0": 0.2} if first else {"1": 0.5, "2": 0.5, "0": 0.0}
 
     ledger = Ledger(tmp_path / "v.sqlite")
     judge = MultipleChoiceJudge(Speaker(lean), tie=True, ledger=ledger)
@@ -91,7 +91,7 @@ def test_probabilities_of_both_orders_are_averaged_with_half_the_ties(tmp_path):
     [found] = from_ledger(ledger)
     [item] = found.comparisons
     assert (item.a.text, item.b.text) == (TEXTS[0], TEXTS[1])
-    assert item.probability == pytest.approx(0.6, abs=1e-12) == verdict.probability
+    assert item.probability == pytest.approx(0.65, abs=1e-12) == verdict.probability
     # Half of a pair is no verdict.
     ledger._db.execute("DELETE FROM replies WHERE key = (SELECT min(key) FROM replies)")
     assert from_ledger(ledger) == []
