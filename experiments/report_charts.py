@@ -143,21 +143,12 @@ def _held_out_ends(run: RunData) -> list[float]:
 
 
 def drift_marks(run: RunData) -> list[Mark]:
-    """Where a drift monitor raised its voice: in drift.jsonl, or as a metric `drift/…alarm` above 0."""
+    """Where the monitor first raised each alarm, from drift.jsonl."""
     first: dict[str, float] = {}
     for seed in run.seeds:
         for row in seed.drift:
-            step = row.get("step")
-            what = next(
-                (row[k] for k in ("mark", "alarm", "kind", "name", "what") if isinstance(row.get(k), str)), None
-            )
-            if isinstance(step, int | float) and what:
-                first[what] = min(float(step), first.get(what, float(step)))
-        for metrics in seed.metrics:
-            for name, value in metrics.items():
-                if name.startswith("drift/") and name.endswith(("alarm", "alert")) and value > 0:
-                    what = name.removeprefix("drift/").replace("/", " ")
-                    first[what] = min(metrics["step"], first.get(what, metrics["step"]))
+            for mark in row.get("marks", []):
+                first[mark["limit"]] = min(row["step"], first.get(mark["limit"], row["step"]))
     return [Mark(step, what[:24]) for what, step in sorted(first.items(), key=lambda kv: kv[1])]
 
 
@@ -207,16 +198,23 @@ def _diversity(run: RunData, several: bool) -> list[Picture]:
 
 
 def _drift(run: RunData, several: bool) -> list[Picture]:
-    names = list(dict.fromkeys(n for s in run.seeds for row in s.metrics for n in row if n.startswith("drift/")))
-    names = [n for n in names if not n.endswith(("alarm", "alert"))][:MOST_PARTS]
-    lines = []
-    for name in names:
-        mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
-        lines.append(Line(name.removeprefix("drift/"), mean.steps, mean.values))
-    if not lines:
+    curves = {
+        name: mean_curve([series(seed.drift, f"drift/{name}") for seed in run.seeds])
+        for name in ("training", "held_out")
+        if any(f"drift/{name}" in look for seed in run.seeds for look in seed.drift)
+    }
+    if not curves:
         return []
-    svg = line_chart(lines, title=_of(run, several, "Drift monitor"), y_label="statistic", marks=drift_marks(run))
-    return [_picture("curves", svg, "What the monitor watches while learning, and where it raised its voice.")]
+    names = {"training": "training critic", "held_out": "held-out judge"}
+    lines = [Line(names[name], curve.steps, curve.values) for name, curve in curves.items()]
+    svg = line_chart(lines, title=_of(run, several, "Drift monitor"), y_label="score", marks=drift_marks(run))
+    return [
+        _picture(
+            "curves",
+            svg,
+            "The same prompts at each look, by both critics, and where the monitor first raised each alarm.",
+        )
+    ]
 
 
 def _two_critics(run: RunData, several: bool) -> list[Picture]:

@@ -253,14 +253,14 @@ def test_the_page_marks_where_critic_and_judge_part(run, page):
 def test_a_drift_monitor_is_shown_where_there_is_one(tmp_path):
     folder = make_run(tmp_path / "drift", seeds=1)
     assert drift_marks(load_run(folder)) == []
-    path = folder / "seed-0" / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        row |= {"drift/gap": 0.01 * row["step"], "drift/gap_alarm": float(row["step"] >= 40)}
-    write_lines(path, rows)
-    write_lines(folder / "seed-0" / "drift.jsonl", [{"step": 35, "kind": "collapse"}, {"step": 50, "kind": "collapse"}])
+    told = [{"limit": "gap", "why": "apart"}, {"limit": "longer", "why": "long"}]
+    looks = [
+        {"step": step, "drift/training": 0.01 * step, "drift/held_out": 0.3, "drift/length": 80.0, "marks": marks}
+        for step, marks in ((0, []), (30, []), (40, told[1:]), (50, told))
+    ]
+    write_lines(folder / "seed-0" / "drift.jsonl", looks)
     run = load_run(folder)
-    assert [(m.x, m.label) for m in drift_marks(run)] == [(35, "collapse"), (40, "gap_alarm")]
+    assert [(m.x, m.label) for m in drift_marks(run)] == [(40, "longer"), (50, "gap")]
     assert "Drift monitor" in render([run])
 
 
