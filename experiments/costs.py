@@ -112,7 +112,7 @@ def _sample(parts: Any) -> list[tuple[Joke, Joke]]:
 
 def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
     """None where the critic asks nobody."""
-    judge = getattr(critic, "judge", None)
+    judge: Any = getattr(critic, "judge", None)
     if hasattr(judge, "estimate"):  # win-tie: each line meets some of the teacher's
         known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
         pairs = [

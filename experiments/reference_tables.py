@@ -24,7 +24,7 @@ import tokenize
 import tomllib
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -132,7 +132,12 @@ def logged_by(learner: str, folder: Path) -> set[str]:
     return {name for f in logs for line in f.open(encoding="utf-8") for name in json.loads(line)} - {"step"}
 
 
-def metrics_table(learner: str, names: Iterable[str], meanings: Meanings) -> str:
+def metrics_table(learner: str, names: Collection[str], meanings: Meanings) -> str:
+    if not names:
+        return (
+            "None: no step is taken. In Python the writer counts `samples`, `judgements` and `unjudged`; so does a "
+            "benchmark."
+        )
     known = list(meanings.tables["metrics"])
     keys = {meanings.key("metrics", name) for name in names}
     rows = [f"| `{key}` | {meanings.tables['metrics'][key]} |" for key in sorted(keys, key=known.index)]

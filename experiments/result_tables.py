@@ -74,8 +74,8 @@ def _curve(bench: Benchmark, learner: str) -> str | None:
         lines += [Line(system.label, x, y, faint=True) for x, y in curves]
         at = np.linspace(max(x[0] for x, _ in curves), max(max(x) for x, _ in curves), 12)
         found = stats.mean_curve(curves, at)
-        bounds = ([getattr(f, n) for f in found] for n in ("value", "low", "high"))
-        lines.append(Line(system.label, at.tolist(), *bounds))
+        value, low, high = ([getattr(f, n) for f in found] for n in ("value", "low", "high"))
+        lines.append(Line(system.label, at.tolist(), value, low, high))
     if not lines:
         return None
     title = f"Held-out score of {learner} on dev prompts"

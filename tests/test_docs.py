@@ -86,13 +86,13 @@ def check_words(block, page):
     from humor_env.experiments.cli import app
 
     commands = typer.main.get_command(app)
-    for line in block.code.splitlines():
+    for line in block.code.replace("\\\n", " ").splitlines():
         found = re.match(r"(?:\w+=\S+ )*humor-env (.*)", line)
         if found is None:
             continue
         words = shlex.split(found[1], comments=True)
         command = commands
-        while words and hasattr(command, "commands"):
+        while words and words[0] != "--help" and hasattr(command, "commands"):
             assert words[0] in command.commands, (page, line)
             command = command.commands[words.pop(0)]
         known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}

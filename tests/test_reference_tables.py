@@ -28,7 +28,7 @@ def marked(kind, name):
 @pytest.mark.parametrize("learner", BUILT_IN)
 def test_the_page_explains_every_number_that_the_learner_logs(learner, tmp_path):
     logged = tables.logged_by(learner, tmp_path)
-    assert len(logged) >= 4
+    assert len(logged) >= 4 or learner == "best-of-n"  # which takes no step
     assert marked("metrics", learner) == tables.metrics_table(learner, logged, MEANINGS), (
         "out of date: python -m humor_env.experiments.reference_tables"
     )

@@ -1,0 +1,87 @@
+"""What an experiment would ask of language models, worked out by hand beside it."""
+
+import pytest
+
+from humor_env.experiments import costs
+from humor_env.experiments.spec import load_spec, parse_spec
+from humor_env.prompts import load_prompts
+
+CHEAP = '{ client = "anthropic:claude-haiku-4-5" }'
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+
+
+def spec(learner, critic="", rest=""):
+    return parse_spec(f"""
+        seeds = [0, 1]
+        [env]
+        prompts = "everyday"
+        [teacher]
+        lines = "everyday"
+        {critic}
+        [eval]
+        limit = 10
+        [[eval.critic]]
+        critic = "rules"
+        {rest}
+        [learner]
+        {learner}
+    """)
+
+
+def test_each_line_of_each_step_is_one_question():
+    critic = f'[[critic]]\ncritic = "scorer"\noptions = {CHEAP}'
+    [item] = costs.estimate_spec(spec('name = "grpo"\nsteps = 3\nbatch_size = 16', critic))
+    assert (item.what, item.who, item.lines) == ("learning", "scorer", 2 * 3 * 16)
+    assert item.calls == pytest.approx(96)
+    # At most 300 tokens are written a question; dollars by the price list: 1 and 5 per million.
+    assert item.output_tokens == pytest.approx(96 * 300)
+    assert item.cost == pytest.approx((item.input_tokens * 1 + item.output_tokens * 5) / 1e6)
+
+
+def test_comparing_with_the_teacher_asks_in_both_orders():
+    rest = f"""
+        [[eval.critic]]
+        critic = "win-tie"
+        [eval.critic.options]
+        judge = "multiple-choice"
+        judge_options = {CHEAP}
+        max_lines = 1
+    """
+    made = spec('name = "ppo"\nsteps = 4\nbatch_size = 8\nevaluate_every = 2', '[[critic]]\ncritic = "rules"', rest)
+    [item] = costs.estimate_spec(made)
+    assert (item.what, item.who) == ("evaluation", "win-tie, multiple-choice")
+    dev = len(load_prompts("everyday").split("dev"))
+    # Base, imitation, teacher and learner at the end, and the dev prompts after steps 2 and 4; two seeds.
+    measured = 2 * (4 * 10 + 2 * min(64, dev))
+    assert item.lines == measured
+    assert item.calls == pytest.approx(2 * measured)
+
+
+def test_learners_of_pairs_ask_once_a_prompt_and_round():
+    judge = f'[judge]\njudge = "multiple-choice"\noptions = {CHEAP}'
+    made = spec('name = "dpo"\nepochs = 4\nrounds = 2\nprompts_per_round = 5', judge)
+    [item] = costs.estimate_spec(made)
+    assert item.lines == 2 * 2 * 5
+    assert item.calls == pytest.approx(2 * item.lines), "both orders"
+
+
+def test_where_no_model_is_asked_it_says_so():
+    quick = load_spec("pocket-quickstart")
+    assert costs.estimate_spec(quick) == []
+    assert "costs nothing but time" in costs.show(quick, [])
+
+
+def test_an_unknown_price_is_not_free(capsys):
+    assert costs.main(["one-gpu-local"]) == 0
+    said = capsys.readouterr().out
+    assert "| unknown |" in said
+    assert "no limit is set" in said
+
+
+def test_a_mistake_is_a_sentence(capsys):
+    assert costs.main(["one-gpu-antropic"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
