@@ -35,7 +35,7 @@ def test_interquartile_mean_by_hand():
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
-    """200 made-up benchmarks with five seeds and forty prompts; both kinds of luck are as large as can be told apart."""
+    """200 made-up benchmarks of five seeds and forty prompts; both kinds of luck are as large as can be told apart."""
     source = np.random.default_rng(0)
     covered = 0
     for number in range(200):
@@ -115,7 +115,7 @@ def test_ratings_do_not_depend_on_the_order_of_systems_and_make_tiers():
     quality = np.array([0.0, 2.0, 0.02, -3.0])
     scores = quality[:, None, None] + source.normal(0, 1, (4, 3, 60))
     ratings = bradley_terry(scores, resamples=200)
-    assert [r.system for r in ratings][0] == 1 and [r.system for r in ratings][-1] == 3
+    assert (ratings[0].system, ratings[-1].system) == (1, 3)
     assert [r.tier for r in ratings] == [1, 2, 2, 3]
     turned = bradley_terry(scores[::-1], resamples=200)
     assert {3 - r.system: round(r.points.value, 6) for r in turned} == {
