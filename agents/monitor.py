@@ -342,7 +342,7 @@ def _share(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
     return sum(bool(pattern.search(text)) for text in texts) / len(texts)
 
 
-def _is_sure(change: Sequence[float], level: float) -> bool:
+def _is_sure(change: Sequence[float] | np.ndarray, level: float) -> bool:
     """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
     known = np.array(change)
     known = known[np.isfinite(known)]
@@ -356,7 +356,7 @@ def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(now, then, strict=True)]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     """Over what was judged."""
     kept = [v for v in values if math.isfinite(v)]
     return sum(kept) / len(kept) if kept else math.nan

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from humor_env.types import Preference, Prompt
 KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
 
 
-def read_preferences(path: str | Path, prompts: Sequence[Prompt]) -> list[Preference]:
+def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Preference]:
     """All of the file; a line that is wrong is an error that names it."""
     path = Path(path)
     try:

@@ -31,7 +31,7 @@ from humor_env.rewards.rated_sets import Published, RatedPair, RatedSet, RatedTe
 from humor_env.rewards.surprisal import make_surprisal
 from humor_env.rewards.words import ngrams, words
 from humor_env.streams import generator, stream_seed
-from humor_env.types import Critic, Joke, Judge, Judgement, Verdict, critic_name
+from humor_env.types import Critic, Joke, Judge, Verdict, critic_name
 
 # Where a bin of rating gaps ends, as a share of the scale; the last is "a third and more" (a grade of 0 to 3).
 GAPS = (0.1, 0.2, 1 / 3, math.inf)
@@ -196,7 +196,7 @@ class _Judging:
             self.first = self._verdicts(self.made, asked)
 
     def _score(self, jokes: Sequence[Joke]) -> dict[tuple[str, str], float | None]:
-        found = cast(list[Judgement], cast(Critic, self.made)(jokes)) if jokes else []
+        found = cast(Critic, self.made)(jokes) if jokes else []
         if len(found) != len(jokes):
             raise CriticContractError(
                 f"The critic '{critic_name(self.made)}' was given {len(jokes)} jokes and returned {len(found)} "

@@ -192,7 +192,7 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
         beside = Path("cards") / f"{file_stem(name)}.json"
         if beside.is_file():
             return Card.load(beside)
-    return next((card for name in names if (card := stored_card(name)) is not None), None)
+    return next((found for name in names if (found := stored_card(name)) is not None), None)
 
 
 def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list[str]:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from humor_env import registry
 from humor_env.agents.checkpoint import CheckpointStore
@@ -55,7 +55,7 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
     cells: list[Cell] = []
     first: tuple[str, ...] = ()
     if spec.teacher.teacher != "pocket":
-        used = {k: common[k] for k in ("data", "teacher") if k in common}
+        used: dict[str, Any] = {k: common[k] for k in ("data", "teacher") if k in common}
         cells.append(Cell("teacher", home / "teacher", f"{MODULE}:teach", used))
         first = ("teacher",)
     for system in SYSTEMS:
@@ -122,13 +122,13 @@ def teach(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     spec = _open({**record, "critic": critic, "outside": critic}, out)
     sentences = read_sentences(spec.data)
     budget = budget_of(spec)
+    options: dict[str, Any] = ({"budget": budget} if budget else {}) | spec.teacher.options
     teacher = LanguageModelTeacher(
         spec.teacher.teacher,
         n=spec.teacher.lines,
         licence=spec.teacher.licence,
         ledger=out / "ledger.sqlite",
-        **({"budget": budget} if budget else {}),
-        **spec.teacher.options,
+        **options,
     )
     buffer = TeacherBuffer(folder / "lines.jsonl")
     try:
@@ -190,7 +190,7 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     log = RunLog(folder, echo=lambda _, found: numbers.update(found), keep_jokes=False)
     store = CheckpointStore(folder / "checkpoints", keep_last=1)
     if system.kind in ("warm", "ft"):
-        stage = "warm_start" if system.kind == "warm" else "more_imitation"
+        stage: Literal["warm_start", "more_imitation"] = "warm_start" if system.kind == "warm" else "more_imitation"
         config = spec.imitation_config(stage, seed)
         dev = material.demonstrations(material.prompts.get("dev", ()), 1)
         learn = registry.learners.resolve(SFT)
