@@ -175,6 +175,7 @@ class MonitorSpec(Table):
     window: Count = 3
     level: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
     gap: bool = True
+    unshared: Annotated[float, Field(ge=0)] = 0.25
     fall: Annotated[float, Field(ge=0)] = 0.05
     longer: Annotated[float, Field(ge=0)] = 1.5
     shorter: Annotated[float, Field(ge=0)] = 0.67

@@ -12,7 +12,7 @@ from humor_env.agents.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import Student
 from humor_env.agents.watch import Watch
 from humor_env.experiments import pocket_run as job
-from humor_env.experiments.evaluate import bootstrap_interval
+from humor_env.experiments.evaluate import bootstrap_interval, evaluate
 from humor_env.prompts import load_prompts
 from humor_env.types import Judgement
 from humor_env.vector import HumorVectorEnv
@@ -44,8 +44,17 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
 
     one = Student.load(student)
     one.start_policy_from_imitation()
+    looked_at = []
+
+    class Keeping(Monitor):
+        """Keeps the student of each look, so that its jokes can be measured afterwards on sentences of their own."""
+
+        def look(self, step, student, adapter):
+            looked_at.append({n: t.clone() for n, t in student.state().items()})
+            return super().look(step, student, adapter)
+
     settings = MonitorConfig(action="stop", every=1, lines=300, window=2, level=0.95, unshared=0.5)
-    monitor = Monitor(
+    monitor = Keeping(
         settings,
         prompts.split("dev"),
         training=loves_glaciers,
@@ -65,12 +74,19 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
     looks = [json.loads(line) for line in (folder / "drift.jsonl").read_text().splitlines()]
     scores = [look["drift/held_out"] for look in looks]
     assert result.steps < 60 and "the monitor saw the run drift" in result.why
-    assert scores[-1] >= 0.9 * max(scores)
-    assert max(scores) > scores[0] + 0.03  # the critic was good for something at first
-    # Nobody would have been sorry to stop there: a little later the student writes of nothing but glaciers.
+    fresh = prompts.split("train")[-900:]
+
+    def measured():
+        return evaluate(one, fresh, exact, sampling=job.SAMPLING).mean
+
+    at_end = measured()
     go_on(12, Watch())
-    lost = Monitor(settings, prompts.split("dev"), held_out=exact, sampling=job.SAMPLING).look(0, one, "policy")
-    assert lost["drift/held_out"] < 0.75 * max(scores)
+    lost = measured()
+    one.load_state(looked_at[scores.index(max(scores))])
+    at_best = measured()
+    assert at_end >= 0.9 * at_best
+    # Nobody would have been sorry to stop there: a little later the student writes of nothing but glaciers.
+    assert lost < 0.75 * at_best
 
 
 def test_bootstrap_interval_holds_the_mean_and_narrows():
