@@ -11,7 +11,6 @@ student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import os
 import time
@@ -29,14 +28,14 @@ from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.processes import is_main_process, process_count
 from humor_env.agents.progress import Writer
-from humor_env.agents.runlog import Log, RunLog, Silent, joke_record
+from humor_env.agents.runlog import Log, RunLog, Silent
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
-from humor_env.experiments.evaluate import Evaluation, evaluate, judged
+from humor_env.experiments.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.parts import Parts, load_student
-from humor_env.experiments.run_folder import RESULTS, prepare_folder, read_json, write_json, write_text
+from humor_env.experiments.run_folder import RESULTS, prepare_folder, read_json, write_json
 from humor_env.experiments.screen import Quiet, Screen
 from humor_env.experiments.spec import IMITATION_LEARNER, Spec
 from humor_env.types import Joke, critic_name
@@ -254,13 +253,7 @@ class SeedRun:
             self._keep(judged(jokes, self.parts.eval_critic, name="teacher", seed=self.seed))
 
     def _keep(self, found: Evaluation) -> None:
-        records = [joke_record(0, j, v) for j, v in zip(found.jokes, found.judgements, strict=True)]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(
-            self.folder / f"evaluation-{found.name}.jsonl", "".join(json.dumps(record) + "\n" for record in records)
-        )
-        numbers = found.numbers() | {"count": float(len(found.jokes))}
-        self.stages[found.name] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        self.stages[found.name] = save_lines(found, self.folder)
         self._result(stopped=True)  # so far
         self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {critic_name(self.parts.eval_critic)}")
 
