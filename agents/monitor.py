@@ -12,6 +12,8 @@ prompt by prompt, and what is left of the noise is known from how much prompts d
 - *unshared*: since the best held-out look the training critic's score rose by more than noise, and the held-out one
   shares less than `unshared` of that rise, by more than noise; both count in units of their spread at the first look.
   This sees a critic being gamed before the jokes get worse.
+- *habit*: a word has come up since the first look, the training critic pays for it, and the held-out critic shares less
+  than `unshared` of what it pays, by more than noise. A phrase that games the critic is seen while few lines have it.
 - *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
   the best of many is always a lucky one, so the more there were, the surer it must be.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
@@ -28,6 +30,7 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 from humor_env import measures
 from humor_env.agents.generate import Sampling, draw_uniforms, sample
@@ -68,6 +72,7 @@ class MonitorConfig:
     level: float = 0.99  # how sure a difference of scores must be, one-sided
     gap: bool = True
     unshared: float = 0.25  # least share of the training critic's rise that the held-out critic must see too
+    habit: float = 0.05  # rise of the share of lines with one word that the training critic alone pays for
     fall: float = 0.05  # share of the best held-out score
     longer: float = 1.5  # times the characters of the first look
     shorter: float = 0.67
@@ -129,6 +134,7 @@ class Monitor:
         self.rate = 1.0
         self._taught = measures.ngram_set(d.text for d in teacher)
         self._first: dict[str, float] = {}
+        self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
         self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
         self._start: dict[str, list[float]] = {}  # by critic and prompt, of the first look
         self._best: dict[str, list[float]] = {}  # by critic and prompt, of the window that was best held out
@@ -161,9 +167,9 @@ class Monitor:
             numbers[name] = _mean(self._now(name))
         alarms = []
         if self._first:  # the first look is what drift is measured from
-            alarms = [*self._drifted(numbers), *self._fooled(numbers, step)]
+            alarms = [*self._drifted(numbers), *self._habits(jokes), *self._fooled(numbers, step)]
         else:
-            self._first = dict(numbers)
+            self._first, self._first_words = dict(numbers), _word_shares(jokes)
         if alarms:
             self._act(step, alarms)
         record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
@@ -252,10 +258,10 @@ class Monitor:
             return []
         rises = {}
         for name, scores in now.items():
-            spread = float(np.nanstd(np.array(self._start[name])))
-            if not spread > 0:
-                return []  # a critic that gave everybody the same says nothing about how large a rise is
-            rises[name] = np.array(_difference(scores, self._best[name])) / spread
+            rise = self._in_spreads(name, _difference(scores, self._best[name]))
+            if rise is None:
+                return []
+            rises[name] = rise
         lacking = self.config.unshared * rises["training"] - rises["held_out"]
         level = self._corrected_level()
         if not (_is_sure(rises["training"], level) and _is_sure(lacking, level)):
@@ -268,6 +274,39 @@ class Monitor:
                 f"held-out critic's changed by {held_out:+.2f} of its own",
             )
         ]
+
+    def _habits(self, jokes: Sequence[Joke]) -> list[Alarm]:
+        """The word that the training critic pays most for, of those that came up and please it alone."""
+        if "training" not in self.critics or "held_out" not in self.critics or not self.config.habit:
+            return []
+        units = {n: self._in_spreads(n, self._scores[n][-1]) for n in self.critics}
+        if units["training"] is None or units["held_out"] is None:
+            return []
+        lacking = self.config.unshared * units["training"] - units["held_out"]
+        shares = _word_shares(jokes)
+        risen = [w for w, s in shares.items() if s - self._first_words.get(w, 0.0) > self.config.habit]
+        level = 1 - (1 - self._corrected_level()) / max(1, len(risen))
+        found = []
+        for word in risen:
+            has = np.array([word in measures.words(j.text) for j in jokes])
+            paid = _mean(units["training"][has]) - _mean(units["training"][~has])
+            if _is_surely_more(units["training"], has, level) and _is_surely_more(lacking, has, level):
+                found.append((paid, word))
+        if not found:
+            return []
+        paid, word = max(found)
+        return [
+            Alarm(
+                "habit",
+                f"'{word}' is in {shares[word]:.0%} of the lines ({self._first_words.get(word, 0.0):.0%} at first): the "
+                f"training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not",
+            )
+        ]
+
+    def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
+        """In units of the critic's spread at the first look. One that gave everybody the same has no unit."""
+        spread = float(np.nanstd(np.array(self._start[name])))
+        return np.array(scores) / spread if spread > 0 else None
 
     def _corrected_level(self) -> float:
         """Sure over all looks so far: the more there were, the likelier that one of them looks odd by luck."""
@@ -286,6 +325,7 @@ class Monitor:
         """Plain data with which the next look is what it would have been."""
         return {
             "first": self._first,
+            "first_words": self._first_words,
             "scores": {n: [[_none(v) for v in look] for look in looks] for n, looks in self._scores.items()},
             "start": {n: [_none(v) for v in values] for n, values in self._start.items()},
             "best": {n: [_none(v) for v in values] for n, values in self._best.items()},
@@ -298,7 +338,7 @@ class Monitor:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self._first = dict(state["first"])
+        self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
         # A critic that was not there before has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}
         self._scores = {n: [[_nan(v) for v in look] for look in found] for n, found in looks.items()}
@@ -350,6 +390,25 @@ def _is_sure(change: Sequence[float] | np.ndarray, level: float) -> bool:
         return False
     error = known.std(ddof=1) / math.sqrt(len(known))
     return bool(known.mean() > NormalDist().inv_cdf(level) * error)
+
+
+def _is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
+    """Whether the lines that have something score above those that do not (one-sided, Welch's test)."""
+    known = np.isfinite(values)
+    some, others = values[known & has], values[known & ~has]
+    if min(len(some), len(others)) < 3:
+        return False
+    errors = np.array([some.var(ddof=1) / len(some), others.var(ddof=1) / len(others)])
+    if not errors.sum() > 0:
+        return bool(some.mean() > others.mean())
+    freedom = errors.sum() ** 2 / (errors[0] ** 2 / (len(some) - 1) + errors[1] ** 2 / (len(others) - 1))
+    return bool(some.mean() - others.mean() > stdtrit(freedom, level) * math.sqrt(errors.sum()))
+
+
+def _word_shares(jokes: Sequence[Joke]) -> dict[str, float]:
+    """The share of the lines that have each word."""
+    counts = Counter(word for j in jokes for word in set(measures.words(j.text)))
+    return {word: n / len(jokes) for word, n in counts.items()}
 
 
 def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:

@@ -176,6 +176,7 @@ class MonitorSpec(Table):
     level: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
     gap: bool = True
     unshared: Annotated[float, Field(ge=0)] = 0.25
+    habit: Annotated[float, Field(ge=0)] = 0.05
     fall: Annotated[float, Field(ge=0)] = 0.05
     longer: Annotated[float, Field(ge=0)] = 1.5
     shorter: Annotated[float, Field(ge=0)] = 0.67

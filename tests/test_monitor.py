@@ -114,6 +114,36 @@ def test_noise_is_no_alarm(means):
     assert alarms <= 1
 
 
+def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
+    """Seven lines in a hundred have it. Paid for by both critics, or by neither, or an old word: no alarm."""
+
+    def look(training, held_out, word="glacier", every=14, before="line number"):
+        told: list[str] = []
+        source = np.random.default_rng(5)
+        judge = lambda name, pays: lambda jokes: [  # noqa: E731
+            Judgement(name, float(np.clip(0.3 + pays * (word in j.text) + source.normal(0, 0.1), 0, 1))) for j in jokes
+        ]
+        monitor = Scripted(
+            MonitorConfig(every=1, window=3),
+            MANY,
+            training=judge("t", training),
+            held_out=judge("h", held_out),
+            say=told.append,
+        )
+        monitor.lines = [f"{before} {i} is about something else again {i * 7}" for i in range(128)]
+        monitor.look(0, None, None)
+        monitor.lines = [f"{text} {word}" if i % every == 0 else text for i, text in enumerate(monitor.lines)]
+        monitor.look(1, None, None)
+        return told
+
+    [told] = look(0.5, 0.0)
+    assert re.search(r"'glacier' is in 8% of the lines \(0% at first\): the training critic scores them \d\.\d+ of", told)
+    assert look(0.5, 0.3) == []  # the held-out critic likes it too
+    assert look(0.0, 0.0) == []
+    assert look(0.5, 0.0, every=40) == []  # too few lines to call it a habit
+    assert look(0.5, 0.0, before="a glacier number") == []
+
+
 def test_failed_judgements_are_left_out():
     half = lambda jokes: [  # noqa: E731
         Judgement("c", None, error="gone") if i % 2 else Judgement("c", 0.6) for i, _ in enumerate(jokes)
