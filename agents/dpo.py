@@ -34,9 +34,10 @@ from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.pairs import Feedback, PairConfig, student_pairs
 from humor_env.agents.progress import Progress, TrainResult
 from humor_env.agents.rounds import Rounds
+from humor_env.agents.rows import Rows, Scored
 from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.student import IMITATION, POLICY, Rows, Scored, Student
+from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.types import Judge, Preference, Prompt

@@ -129,10 +129,10 @@ class _Decoding:
             inputs["input_ids"] = tokens
             if self.uneven:
                 inputs |= {"attention_mask": self.attention, "position_ids": self.position}
-        backbone = self.student._backbone() if self.student._states_path else None
+        backbone = self.student.passes.backbone
         if backbone is not None:
             hidden = backbone(**inputs).last_hidden_state[:, -1]
-            logits = self.student._head(hidden)
+            logits = self.student.passes.logits(hidden)
         else:
             out = self.base(**inputs, output_hidden_states=True)
             states = out.decoder_hidden_states if self.student.is_seq2seq else out.hidden_states

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.processes import local_share, process_count, sum_gradients, sum_over_processes
-from humor_env.agents.student import Rows, Scored, Student, take_rows
+from humor_env.agents.rows import Rows, Scored, take_rows
+from humor_env.agents.student import Student
 from humor_env.types import Preference
 
 

@@ -295,13 +295,11 @@ class Monitor:
         if not found:
             return []
         paid, word = max(found)
-        return [
-            Alarm(
-                "habit",
-                f"'{word}' is in {shares[word]:.0%} of the lines ({self._first_words.get(word, 0.0):.0%} at first): the "
-                f"training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not",
-            )
-        ]
+        told = f"'{word}' is in {shares[word]:.0%} of the lines ({self._first_words.get(word, 0.0):.0%} at first): "
+        told += (
+            f"the training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not"
+        )
+        return [Alarm("habit", told)]
 
     def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
         """In units of the critic's spread at the first look. One that gave everybody the same has no unit."""

@@ -35,9 +35,10 @@ from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.processes import local_share, process_count
 from humor_env.agents.progress import Progress, TrainResult, learning_numbers
 from humor_env.agents.rollout import Rollout, TextVectorEnv, collect, group_envs
+from humor_env.agents.rows import Scored
 from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.student import POLICY, Scored, Student
+from humor_env.agents.student import POLICY, Student
 from humor_env.agents.update import chance, check_first_ratio, minibatches, take_step
 from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption

@@ -24,7 +24,8 @@ from torch import Tensor
 from humor_env.agents.backend import Backend, InProcess
 from humor_env.agents.generate import Generation, Sampling
 from humor_env.agents.processes import sum_over_processes
-from humor_env.agents.student import IMITATION, POLICY, Rows, Student
+from humor_env.agents.rows import Rows
+from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.errors import JudgingFailed
 from humor_env.types import Joke, Judgement, Prompt
 

@@ -25,9 +25,10 @@ from torch import Tensor
 from humor_env.agents.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
 from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.processes import local_share, process_count, sum_gradients, sum_over_processes
+from humor_env.agents.rows import Rows, length_sorted, take_rows
 from humor_env.agents.runlog import Log, Silent
 from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.student import IMITATION, Rows, Student, length_sorted, take_rows
+from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.streams import generator

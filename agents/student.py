@@ -17,7 +17,6 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,8 @@ from transformers import (
 
 from humor_env.agents.logprobs import token_logprobs
 from humor_env.agents.lora_linear import use_fused_lora
-from humor_env.agents.shared_prompts import PromptGroups, causal_states, prompt_groups
+from humor_env.agents.passes import Passes
+from humor_env.agents.rows import Rows, Scored, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
 from humor_env.streams import stream_seed
 
@@ -55,24 +55,6 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right."""
-
-    tokens: Tensor
-    attention: Tensor
-    action_mask: Tensor
-
-
-@dataclass(frozen=True)
-class Scored:
-    """`[B, T]` each, zero outside the action mask; `values[:, t]` is the value just before token t."""
-
-    logprobs: Tensor
-    values: Tensor | None
-    entropy: Tensor | None
 
 
 class ValueHead(nn.Module):
@@ -122,7 +104,9 @@ class Student:
         self._active = ""
         self.activate(POLICY)
         self.train_only(())
-        self._states_path = self._hidden_states_give_logits()
+        self.passes = Passes(
+            self.base, pad_token=self.pad_token, end_token=self.end_token, decoder_prefix=self.decoder_prefix
+        )
 
     @classmethod
     def load(
@@ -198,32 +182,6 @@ class Student:
 
     def _hidden_width(self) -> int:
         return int(self.base.get_output_embeddings().weight.shape[1])
-
-    def _hidden_states_give_logits(self) -> bool:
-        """Whether output layer(hidden states) equals the model's own logits. Some models scale or cap them."""
-        with torch.no_grad():
-            prompt = torch.tensor([[self.end_token, self.end_token]], device=self.device)
-            inputs: dict[str, Tensor] = {"input_ids": prompt}
-            if self.is_seq2seq:
-                inputs["decoder_input_ids"] = prompt
-            whole = self.base(**inputs, use_cache=False)
-            backbone = self._backbone()
-            if backbone is None:
-                return False
-            states = backbone(**inputs, use_cache=False).last_hidden_state
-            logits = self._head(states)
-            return logits.shape == whole.logits.shape and bool(
-                torch.allclose(logits.float(), whole.logits.float(), rtol=1e-3, atol=1e-3)
-            )
-
-    def _backbone(self) -> nn.Module | None:
-        found = getattr(self.base, self.base.base_model_prefix, None)
-        return found if isinstance(found, nn.Module) else None
-
-    def _head(self, states: Tensor) -> Tensor:
-        logits = self.base.get_output_embeddings()(states)
-        bias = getattr(self.base, "final_logits_bias", None)
-        return logits if bias is None else logits + bias
 
     # -- adapters -------------------------------------------------------------------------------------------------
 
@@ -324,17 +282,7 @@ class Student:
 
     def rows(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Rows:
         """Prompt and response ids to padded tensors."""
-        lengths = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
-        width = max((p + r for p, r in lengths), default=0)
-        tokens = torch.full((len(lengths), width), self.pad_token, dtype=torch.long)
-        attention = torch.zeros_like(tokens)
-        action_mask = torch.zeros_like(tokens)
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            begin, end = len(prompt), len(prompt) + len(response)
-            tokens[i, :end] = torch.tensor([*prompt, *response])
-            attention[i, :end] = 1
-            action_mask[i, begin:end] = 1
-        return Rows(tokens.to(self.device), attention.to(self.device), action_mask.to(self.device))
+        return make_rows(prompts, responses, self.pad_token, self.device)
 
     def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> Rows:
         return self.rows([self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines])
@@ -359,7 +307,7 @@ class Student:
         if bool(mask[:, 0].any()):
             raise ValueError("column 0 cannot hold a response token: nothing precedes it")
         targets = rows.tokens[mask]
-        states = self._states_before_response(rows, mask)
+        states = self.passes.before_response(rows, mask)
         if isinstance(states, tuple):
             states, logits = states
             chosen = logits.float() / temperature
@@ -369,11 +317,9 @@ class Student:
             if flat_entropy is not None and not entropy_gradient:
                 flat_entropy = flat_entropy.detach()
         else:
-            head = self.base.get_output_embeddings()
-            bias = getattr(self.base, "final_logits_bias", None)
             flat, flat_entropy = token_logprobs(
                 states,
-                head if bias is None or not bool(bias.any()) else self._head,
+                self.passes.output_layer or self.passes.logits,
                 targets,
                 temperature=temperature,
                 entropy=entropy,
@@ -381,9 +327,9 @@ class Student:
             )
         flat_values = self.value_head(states.detach() if detach_values else states) if values else None
         return Scored(
-            _scatter(flat, mask),
-            None if flat_values is None else _scatter(flat_values, mask),
-            None if flat_entropy is None else _scatter(flat_entropy, mask),
+            scatter(flat, mask),
+            None if flat_values is None else scatter(flat_values, mask),
+            None if flat_entropy is None else scatter(flat_entropy, mask),
         )
 
     def score_in_batches(
@@ -416,73 +362,6 @@ class Student:
                     if whole is not None and piece is not None:
                         whole[index, :width] = piece
         return Scored(logprobs, all_values, all_entropy)
-
-    def _states_before_response(self, rows: Rows, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Hidden states `[N, H]` just before each response token, in the order of `mask.nonzero()`."""
-        backbone = self._backbone() if self._states_path else None
-        groups = prompt_groups(rows.tokens, rows.attention, mask) if backbone is not None else None
-        if self.is_seq2seq:
-            inputs, before = self._seq2seq_inputs(rows, mask)
-            if groups is not None:
-                inputs = self._encode_once(inputs, groups)
-        elif backbone is not None and groups is not None and self._prompts_can_be_shared:
-            return causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
-        else:
-            inputs, before = self._causal_inputs(rows, mask)
-        if backbone is not None:
-            return backbone(**inputs, use_cache=False).last_hidden_state[before]
-        whole = self.base(**inputs, use_cache=False, output_hidden_states=True)
-        hidden = whole.decoder_hidden_states if self.is_seq2seq else whole.hidden_states
-        return hidden[-1][before], whole.logits[before]
-
-    def _causal_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        before = torch.zeros_like(mask)
-        before[:, :-1] = mask[:, 1:]
-        inputs = {"input_ids": rows.tokens}
-        # With padding on the right causality alone keeps it out of sight, and attention without a mask is faster.
-        if not bool((rows.attention[:, :1] == 1).all()) or not bool((rows.attention.diff(dim=1) <= 0).all()):
-            inputs["attention_mask"] = rows.attention
-            inputs["position_ids"] = (rows.attention.cumsum(-1) - 1).clamp(min=0)
-        return inputs, before
-
-    def _encode_once(self, inputs: dict[str, Any], groups: PromptGroups) -> dict[str, Any]:
-        """The encoder reads each different source once; what it found is handed to all of its rows."""
-        encoder = self.base.get_encoder()
-        found = encoder(
-            input_ids=inputs["input_ids"][groups.first], attention_mask=inputs["attention_mask"][groups.first]
-        ).last_hidden_state
-        others = {n: v for n, v in inputs.items() if n != "input_ids"}
-        return others | {"encoder_outputs": (found[groups.group],)}
-
-    @cached_property
-    def _prompts_can_be_shared(self) -> bool:
-        """Whether going on from shared keys and values equals a pass over whole rows. Some models cache otherwise."""
-        backbone = self._backbone()
-        if backbone is None:
-            return False
-        end = self.end_token
-        rows = self.rows([[end, end, end], [end, end, end], [end], [end]], [[end, end], [end], [end, end], [end]])
-        mask = rows.action_mask.bool()
-        groups = prompt_groups(rows.tokens, rows.attention, mask)
-        assert groups is not None
-        with torch.no_grad():
-            inputs, before = self._causal_inputs(rows, mask)
-            whole = backbone(**inputs, use_cache=False).last_hidden_state[before]
-            shared = causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
-        return bool(torch.allclose(whole.float(), shared.float(), rtol=1e-2, atol=1e-3))
-
-    def _seq2seq_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        is_source = rows.attention.bool() & ~mask
-        source, source_attention = _pack_left(rows.tokens, is_source, self.pad_token)
-        response, response_attention = _pack_left(rows.tokens, mask, self.pad_token)
-        prefix = torch.tensor(self.decoder_prefix, device=self.device).expand(len(response), -1)
-        decoder_input = torch.cat([prefix, response[:, :-1]], dim=1)
-        before = torch.zeros_like(decoder_input, dtype=torch.bool)
-        before[:, len(self.decoder_prefix) - 1 :] = response_attention.bool()
-        return (
-            {"input_ids": source, "attention_mask": source_attention, "decoder_input_ids": decoder_input},
-            before,
-        )
 
     def generate(
         self,
@@ -557,39 +436,3 @@ class Student:
         clone: Any = copy.deepcopy(self.model)
         clone.set_adapter(adapter)
         return clone.merge_and_unload(adapter_names=[adapter])
-
-
-def take_rows(rows: Rows, index: Tensor) -> Rows:
-    """These rows, trimmed of columns in which none of them has a real token (padding on the right only)."""
-    attention = rows.attention[index]
-    used = attention.any(dim=0).nonzero()
-    width = int(used[-1]) + 1 if len(used) else attention.shape[1]
-    return Rows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
-
-
-def length_sorted(rows: Rows, micro_batch: int) -> list[Tensor]:
-    """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable.
-
-    Where rows share prompts they stay together, in the order of the longest of each prompt.
-    """
-    lengths = rows.attention.sum(-1)
-    groups = prompt_groups(rows.tokens, rows.attention, rows.action_mask)
-    if groups is None:
-        return list(torch.argsort(lengths, descending=True, stable=True).split(micro_batch))
-    longest = torch.zeros_like(groups.first).scatter_reduce(0, groups.group, lengths, reduce="amax")
-    place = torch.argsort(torch.argsort(longest, descending=True, stable=True), stable=True)
-    return list(torch.argsort(place[groups.group], stable=True).split(micro_batch))
-
-
-def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
-
-
-def _pack_left(tokens: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """The tokens where mask is 1, moved to the left of each row, and their attention."""
-    lengths = mask.sum(-1)
-    width = int(lengths.max())
-    attention = torch.arange(width, device=tokens.device) < lengths[:, None]
-    packed = torch.full(attention.shape, pad, dtype=tokens.dtype, device=tokens.device)
-    packed[attention] = tokens[mask]
-    return packed, attention.long()

@@ -17,8 +17,9 @@ from torch import Tensor
 from humor_env.agents.generate import Sampling, draw_uniforms
 from humor_env.agents.processes import process_count, sum_gradients, sum_over_processes
 from humor_env.agents.rollout import Rollout
+from humor_env.agents.rows import Rows, Scored, length_sorted, take_rows
 from humor_env.agents.sft import encode, sft_loss
-from humor_env.agents.student import Rows, Scored, Student, length_sorted, take_rows
+from humor_env.agents.student import Student
 from humor_env.errors import TrainingStopped
 from humor_env.streams import generator, stream_seed
 from humor_env.types import Demonstration

@@ -54,9 +54,7 @@ def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
             at = np.linspace(min(max(x[0] for x, _ in curves), longest), longest, 12)
             found = stats.mean_curve(curves, at)
             lines.append(_line(system, at, found))
-        return line_chart(
-            lines, title=f"Held-out score on dev prompts against {label}", x_label=label, y_label="score", width=640.0
-        )
+        return line_chart(lines, title=f"Held-out score on dev prompts against {label}", x_label=label, y_label="score")
 
     return draw
 
@@ -69,9 +67,7 @@ def _profiles(bench: Benchmark) -> str:
     for system in shown:
         found = stats.performance_profile(system.lines("scores"), at, resamples=300)
         lines.append(_line(system, at, found))
-    return line_chart(
-        lines, title="How many lines score above", x_label="held-out score", y_label="share of lines", width=640.0
-    )
+    return line_chart(lines, title="How many lines score above", x_label="held-out score", y_label="share of lines")
 
 
 def _overoptimisation(bench: Benchmark) -> str:
@@ -90,7 +86,6 @@ def _overoptimisation(bench: Benchmark) -> str:
         title="The judge that teaches, less the held-out one",
         x_label="√KL to the imitation",
         y_label="difference of win rates",
-        width=640.0,
     )
 
 

@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from humor_env.experiments.pocket_run import PocketRun
 
 SHOWN = 10
+STEPS = 160  # two thirds of the main job's, so that it takes less than four minutes
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,6 +66,7 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
     from humor_env.experiments.pocket_run import pocket_run, ppo_config
 
     torch.set_num_threads(threads)
+    settings = replace(ppo_config(student, seed), steps=STEPS)
     console.print(
         "[bold]The pocket world[/]: a literal sentence in, a humorous paraphrase out.\n"
         'A punchline is a witness and what it did: "The meeting was so slow that glaciers overtook it."\n'
@@ -71,7 +74,7 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
     columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         imitating = bars.add_task("imitation", total=None, said="")
-        learning = bars.add_task("PPO", total=ppo_config(student, seed).steps, said="")
+        learning = bars.add_task("PPO", total=settings.steps, said="")
 
         def echo(step: int, numbers: Mapping[str, float]) -> None:
             if "sft/loss" in numbers:
@@ -86,7 +89,7 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
         def say(text: str) -> None:
             bars.console.print(Text(text))
 
-        run = pocket_run(student, seed, folder=out, say=say, echo=echo)
+        run = pocket_run(student, seed, folder=out, settings=settings, say=say, echo=echo)
 
     stages = (run.base, run.imitation, run.trained, run.teacher)
     table = Table("", "exact score", "95 % interval", "distinct-2", title="on held-out sentences")

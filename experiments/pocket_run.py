@@ -40,8 +40,8 @@ def imitation_config(student: str, seed: int) -> sft.SFTConfig:
 
 
 def ppo_config(student: str, seed: int) -> ppo.PPOConfig:
-    # Without the entropy a student tells all its jokes in two or three of the teacher's frames; the encoder-decoder, which
-    # learns faster, sooner than the other.
+    # Without the entropy a student tells all its jokes in two or three of the teacher's frames; the encoder-decoder,
+    # which learns faster, sooner than the other.
     steps, entropy_weight = (200, 0.05) if student == "seq2seq" else (240, 0.02)
     return ppo.PPOConfig(
         steps=steps,

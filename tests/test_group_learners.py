@@ -12,7 +12,8 @@ from humor_env.agents.grpo import GRPOConfig, grpo_loss
 from humor_env.agents.grpo import train as train_grpo
 from humor_env.agents.rloo import RLOOConfig, rloo_loss
 from humor_env.agents.rloo import train as train_rloo
-from humor_env.agents.student import IMITATION, POLICY, Rows, Student
+from humor_env.agents.rows import Rows
+from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.errors import InvalidOption
 from humor_env.types import Judgement
 

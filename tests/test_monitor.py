@@ -120,9 +120,13 @@ def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
     def look(training, held_out, word="glacier", every=14, before="line number"):
         told: list[str] = []
         source = np.random.default_rng(5)
-        judge = lambda name, pays: lambda jokes: [  # noqa: E731
-            Judgement(name, float(np.clip(0.3 + pays * (word in j.text) + source.normal(0, 0.1), 0, 1))) for j in jokes
-        ]
+
+        def judge(name, pays):
+            def score(joke):
+                return float(np.clip(0.3 + pays * (word in joke.text) + source.normal(0, 0.1), 0, 1))
+
+            return lambda jokes: [Judgement(name, score(j)) for j in jokes]
+
         monitor = Scripted(
             MonitorConfig(every=1, window=3),
             MANY,
@@ -137,7 +141,9 @@ def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
         return told
 
     [told] = look(0.5, 0.0)
-    assert re.search(r"'glacier' is in 8% of the lines \(0% at first\): the training critic scores them \d\.\d+ of", told)
+    assert re.search(
+        r"'glacier' is in 8% of the lines \(0% at first\): the training critic scores them \d\.\d+ of", told
+    )
     assert look(0.5, 0.3) == []  # the held-out critic likes it too
     assert look(0.0, 0.0) == []
     assert look(0.5, 0.0, every=40) == []  # too few lines to call it a habit

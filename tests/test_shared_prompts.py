@@ -5,8 +5,9 @@ from tiny import stir, student
 
 from humor_env.agents import shared_prompts
 from humor_env.agents.generate import Sampling, draw_uniforms, sample
+from humor_env.agents.rows import Rows, length_sorted, take_rows
 from humor_env.agents.shared_prompts import prompt_groups
-from humor_env.agents.student import POLICY, Rows, length_sorted, take_rows
+from humor_env.agents.student import POLICY
 
 FAMILIES = ("causal", "seq2seq")
 PROMPTS = ["The soup was cold.", "A very long meeting was slow."]
@@ -53,8 +54,8 @@ def test_each_prompt_goes_through_the_model_once(monkeypatch):
     one = student()
     rows = family_rows(one)
     seen = []
-    backbone = one._backbone()
-    assert one._prompts_can_be_shared
+    backbone = one.passes.backbone
+    assert one.passes.prompts_can_be_shared
     handle = backbone.register_forward_pre_hook(
         lambda _, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True
     )

@@ -6,7 +6,8 @@ from peft import PeftModel
 from tiny import bart, llama, stir, student, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from humor_env.agents.student import IMITATION, POLICY, Rows, Student, length_sorted, take_rows
+from humor_env.agents.rows import Rows, length_sorted, take_rows
+from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.errors import StudentError
 
 FAMILIES = ["causal", "seq2seq"]
@@ -254,7 +255,7 @@ def test_models_that_scale_their_logits_are_scored_by_their_own_forward():
         )
     )
     one = Student(model, words)
-    assert not one._states_path
+    assert not one.passes.states_give_logits
     with torch.no_grad():
         rows = one.rows_from_text(PROMPTS, LINES)
         mine = one.score(rows, values=True, entropy=True)

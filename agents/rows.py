@@ -1,0 +1,86 @@
+"""Rows of tokens, prompt then response, and what a pass says about them. The layout that all learners share.
+
+part = take_rows(rows, index)                         # trimmed of columns nobody uses
+for index in length_sorted(rows, 32): ...             # micro-batches of alike lengths
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from humor_env.agents.shared_prompts import prompt_groups
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right."""
+
+    tokens: Tensor
+    attention: Tensor
+    action_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`[B, T]` each, zero outside the action mask; `values[:, t]` is the value just before token t."""
+
+    logprobs: Tensor
+    values: Tensor | None
+    entropy: Tensor | None
+
+
+def make_rows(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_token: int, device: torch.device
+) -> Rows:
+    """Prompt and response ids to padded tensors."""
+    lengths = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
+    width = max((p + r for p, r in lengths), default=0)
+    tokens = torch.full((len(lengths), width), pad_token, dtype=torch.long)
+    attention = torch.zeros_like(tokens)
+    action_mask = torch.zeros_like(tokens)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        begin, end = len(prompt), len(prompt) + len(response)
+        tokens[i, :end] = torch.tensor([*prompt, *response])
+        attention[i, :end] = 1
+        action_mask[i, begin:end] = 1
+    return Rows(tokens.to(device), attention.to(device), action_mask.to(device))
+
+
+def take_rows(rows: Rows, index: Tensor) -> Rows:
+    """These rows, trimmed of columns in which none of them has a real token (padding on the right only)."""
+    attention = rows.attention[index]
+    used = attention.any(dim=0).nonzero()
+    width = int(used[-1]) + 1 if len(used) else attention.shape[1]
+    return Rows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
+
+
+def length_sorted(rows: Rows, micro_batch: int) -> list[Tensor]:
+    """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable.
+
+    Where rows share prompts they stay together, in the order of the longest of each prompt.
+    """
+    lengths = rows.attention.sum(-1)
+    groups = prompt_groups(rows.tokens, rows.attention, rows.action_mask)
+    if groups is None:
+        return list(torch.argsort(lengths, descending=True, stable=True).split(micro_batch))
+    longest = torch.zeros_like(groups.first).scatter_reduce(0, groups.group, lengths, reduce="amax")
+    place = torch.argsort(torch.argsort(longest, descending=True, stable=True), stable=True)
+    return list(torch.argsort(place[groups.group], stable=True).split(micro_batch))
+
+
+def scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def pack_left(tokens: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """The tokens where mask is 1, moved to the left of each row, and their attention."""
+    lengths = mask.sum(-1)
+    width = int(lengths.max())
+    attention = torch.arange(width, device=tokens.device) < lengths[:, None]
+    packed = torch.full(attention.shape, pad, dtype=tokens.dtype, device=tokens.device)
+    packed[attention] = tokens[mask]
+    return packed, attention.long()
