@@ -29,7 +29,8 @@ from rich.table import Table
 COMPLETIONS, LENGTH, GROUP, PROMPT_TOKENS, VOCABULARY = 64, 32, 8, 16, 4096
 EQUAL = (
     f"equal for all: 4-layer, 256-wide Llama with {VOCABULARY} tokens, fp32, LoRA r=16 on all linear layers, "
-    f"{COMPLETIONS} completions of {LENGTH} tokens after {PROMPT_TOKENS}-token prompts, KL to the reference, one pass"
+    f"{COMPLETIONS} completions of {LENGTH} tokens, {GROUP} for each prompt of {PROMPT_TOKENS} tokens, KL to the "
+    "reference, one pass"
 )
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -43,6 +44,7 @@ VARIANTS = (
     "ours-grpo-bf16",
     "pocket-ours-grpo-bf16",
     "ours-ppo-slow",
+    "ours-ppo-apart",  # as many prompts as lines, so that none of a prompt's work is shared
     "ours-sft",
     "ours-sft-memory",
     "ours-ppo-memory",
@@ -150,7 +152,7 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         return {"steps": [b - a for a, b in itertools.pairwise(marks)], "phases": [], "peak_kb": peak}
     if algorithm == "ppo":
-        config: Any = ppo.PPOConfig(**common)
+        config: Any = ppo.PPOConfig(siblings=1 if variant in ("apart", "memory") else GROUP, **common)
         learn = ppo.train
     elif algorithm == "grpo":
         config, learn = grpo.GRPOConfig(siblings=GROUP, **common), grpo.train
