@@ -79,7 +79,7 @@ def _curve(bench: Benchmark, learner: str) -> str | None:
     if not lines:
         return None
     title = f"Held-out score of {learner} on dev prompts"
-    return standalone(line_chart(lines, title=title, x_label="lines written", y_label="score", width=640.0))
+    return standalone(line_chart(lines, title=title, x_label="lines written", y_label="score"))
 
 
 def _target(name: str) -> object:
