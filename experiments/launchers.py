@@ -50,7 +50,7 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
             while len(running) < workers and (cell := ready()) is not None:
                 if not running and sys.platform == "linux":
                     context.set_forkserver_preload(["torch", cell.job.partition(":")[0]])
-                process = context.Process(target=_in_child, args=(cell, threads), name=cell.name)
+                process = context.Process(target=_in_child, args=(cell, threads, dict(os.environ)), name=cell.name)
                 process.start()
                 running[process] = cell
             if not running:
@@ -77,7 +77,8 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
                 process.kill()
 
 
-def _in_child(cell: Cell, threads: int) -> None:
+def _in_child(cell: Cell, threads: int, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the server that forks children has that of its own beginning, keys too
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cell.folder.mkdir(parents=True, exist_ok=True)
     log = os.open(cell.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
