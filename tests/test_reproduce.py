@@ -536,7 +536,6 @@ def test_the_page_holds_the_tables_of_the_result_files() -> None:
         return
     assert entry.with_tables(page, entry.as_text_of(folder)) == page
     assert json.loads((folder / "tables.json").read_text()) == tables.make_tables(Results.read(folder))
-    assert (folder / "TABLES.md").read_text(encoding="utf-8") == entry.as_text_of(folder)
 
 
 def test_tables_are_put_between_the_marks() -> None:
