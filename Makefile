@@ -21,7 +21,7 @@ help:
 	@echo "make clean  remove .venv and what tools left behind"
 
 demo: $(READY)
-	@$(BIN)/python -m humor_env.experiments.demo
+	@$(BIN)/humor-env demo
 
 test: $(READY)
 	$(PYTEST)

@@ -40,8 +40,8 @@ from humor_env.experiments.chart_parts import (
 )
 
 __all__ = [
-    *("Bar", "Dot", "Line", "Mark", "Points", "bar_chart", "dot_chart", "line_chart", "scatter_chart", "standalone"),
-    *("side_by_side", "style", "write_svg"),
+    *("Bar", "Dot", "Line", "Mark", "Points", "Sample", "arranged", "bar_chart", "dot_chart", "line_chart", "samples"),
+    *("scatter_chart", "standalone", "style", "write_svg"),
 ]
 WIDTH, HEIGHT = 480.0, 300.0
 _WHOLE = re.compile(
@@ -102,6 +102,12 @@ class Points:
     y: Sequence[float]
     labels: Sequence[str] = ()
     joined: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    heading: str
+    lines: Sequence[tuple[float, str]]
 
 
 def line_chart(
@@ -312,17 +318,37 @@ def bar_chart(
     return wrap_svg(title, told, parts, width, height)
 
 
-def side_by_side(svgs: Sequence[str], *, title: str) -> str:
-    """Several charts as one picture, for a README; described by their own descriptions."""
-    parts, told, x, tallest = [], [], 0.0, 0.0
-    for svg in svgs:
-        found = _WHOLE.fullmatch(svg)
-        assert found is not None, "a chart of this module"
-        parts.append(tag("g", found["body"], transform=f"translate({x:g} 0)"))
-        told.append(f"{unescape(found['title'])}: {unescape(found['description'])}")
-        x += float(found["width"])
-        tallest = max(tallest, float(found["height"]))
-    return wrap_svg(title, ". ".join(told), parts, x, tallest)
+def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> str:
+    """Lines to read: of each group its heading, and under it what was written, with its number before it."""
+    pad, line, label = 14.0, 20.0, 48.0
+    parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
+    y = pad + 38
+    told = []
+    for group in groups:
+        parts.append(text(pad, y, shortened(group.heading, width - 2 * pad), "muted"))
+        for value, said in group.lines:
+            y += line
+            parts.append(text(pad + label - 10, y, f"{value:.2f}", "", "end"))
+            parts.append(text(pad + label, y, shortened(said, width - 2 * pad - label)))
+        told.append(f"{group.heading} " + " ".join(f"{value:.2f}: {said}" for value, said in group.lines))
+        y += line + 10
+    return wrap_svg(title, " ".join(told) or NOTHING, parts, width, y)
+
+
+def arranged(rows: Sequence[Sequence[str]], *, title: str) -> str:
+    """Several charts as one picture, row under row, for a README; described by their own descriptions."""
+    parts, told, widest, y = [], [], 0.0, 0.0
+    for row in rows:
+        x, tallest = 0.0, 0.0
+        for svg in row:
+            found = _WHOLE.fullmatch(svg)
+            assert found is not None, "a chart of this module"
+            parts.append(tag("g", found["body"], transform=f"translate({x:g} {y:g})"))
+            told.append(f"{unescape(found['title'])}: {unescape(found['description'])}")
+            x += float(found["width"])
+            tallest = max(tallest, float(found["height"]))
+        widest, y = max(widest, x), y + tallest
+    return wrap_svg(title, ". ".join(told), parts, widest, y)
 
 
 def standalone(svg: str) -> str:

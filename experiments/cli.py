@@ -32,10 +32,26 @@ FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
 _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError")
 
 
+def _quiet_libraries() -> None:
+    """Notices of libraries do not belong between ours, nor bars where nobody sees them."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if "transformers" in sys.modules:  # it read the setting when it was imported
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+
+
 class Commands(TyperGroup):
     """Turns what users can cause into a sentence and an exit code. Our own bugs keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        _quiet_libraries()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -135,7 +151,6 @@ def train(
     from humor_env.experiments.run import join_processes, run, same_folder
     from humor_env.experiments.spec import load_spec
 
-    _quiet_libraries(transformers=True)
     join_processes()
     loaded = load_spec(spec, set_ or [])
     if dry_run:
@@ -204,7 +219,6 @@ def evaluate(
     """Measure a student on held-out prompts with any critic."""
     from humor_env.experiments.measure import measure_student
 
-    _quiet_libraries(transformers=True)
     found = measure_student(
         student,
         critic=critic,
@@ -316,7 +330,6 @@ def teach(
     """Fill a teacher buffer: asks only for what is missing, so it can be stopped and gone on with."""
     from humor_env.experiments.teaching import teach as fill_buffer
 
-    _quiet_libraries()
     limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
     told = fill_buffer(
         buffer,
@@ -442,7 +455,6 @@ def demo(ctx: typer.Context) -> None:
     """See it work, with nothing but this package. `humor-env demo --help` lists its options."""
     from humor_env.experiments import demo as demonstration
 
-    _quiet_libraries(transformers=True)
     sys.argv[0] = "humor-env demo"
     demonstration.main(list(ctx.args))
 
@@ -478,21 +490,6 @@ def _print(what: Any) -> None:
     console = Console()
     # Not a terminal: no guess at a width that would cut names.
     (console if console.is_terminal else Console(width=160)).print(what)
-
-
-def _quiet_libraries(transformers: bool = False) -> None:
-    """Notices of libraries do not belong between ours, nor their bars where nobody sees them."""
-    import os
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        if transformers:
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()
 
 
 add_compare_commands(app)

@@ -57,10 +57,8 @@ def gallery(
     out: Annotated[Path | None, typer.Option(help="A Markdown page; printed where not given.")] = None,
 ) -> None:
     """Lines of the pocket world to read: what base, teacher and a perfect student make of the same sentences."""
-    from humor_env.experiments.cli import _quiet_libraries
     from humor_env.experiments.gallery import gallery as make_page
 
-    _quiet_libraries(transformers=True)
     page = make_page(count, seed)
     if out is None:
         typer.echo(page)
@@ -88,12 +86,11 @@ def reproduce(
     given += [f"{name}={value}" for name, value in (("workers", workers), ("threads", threads)) if value is not None]
     spec = load_scale(scale, given)
     count = seeds or spec.seeds
-    from humor_env.experiments.cli import FAILED, _quiet_libraries, _stop
+    from humor_env.experiments.cli import FAILED, _stop
     from humor_env.experiments.reproduce import check_paper
     from humor_env.experiments.reproduce import reproduce as run_protocol
 
     check_paper(paper)
-    _quiet_libraries()
     if dry_run:
         from humor_env.experiments.reproduction.estimate import as_text, estimate
 
@@ -127,7 +124,7 @@ def benchmark(
     dry_run: DryRun = False,
 ) -> None:
     """Compare learners under one budget, judged by who trained none of them. Started again, it goes on."""
-    from humor_env.experiments.cli import FAILED, MISTAKE, _quiet_libraries, _stop
+    from humor_env.experiments.cli import FAILED, MISTAKE, _stop
 
     if tables is not None:
         from humor_env.experiments.benchmark_tables import fill_page
@@ -141,7 +138,6 @@ def benchmark(
     from humor_env.experiments import benchmark as engine
     from humor_env.experiments.benchmark_spec import load_benchmark_spec
 
-    _quiet_libraries()
     folder = out or (Path(spec) if Path(spec).is_dir() else None)
     if collect or (publish is not None and folder is not None):
         found = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from humor_env.experiments.charts import (
+    WIDTH,
     Bar,
     Dot,
     Line,
     Mark,
     Points,
+    Sample,
+    arranged,
     bar_chart,
     dot_chart,
     line_chart,
+    samples,
     scatter_chart,
-    side_by_side,
 )
 from humor_env.experiments.report_data import RunData, SeedData
 from humor_env.experiments.report_numbers import (
@@ -74,9 +77,30 @@ def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture
 
 
 def result_picture(run: RunData) -> str:
-    """The held-out score by stage beside the score while learning: a run in one picture, for a README or a talk."""
+    """The held-out score by stage beside the score while learning, and lines under it: a run in one picture."""
     found = [_headline([run], headline(run)), *_score(run, False)]
-    return side_by_side([str(p.svg) for p in found], title=f"{run.name}: {found[0].caption}")
+    rows = [[str(p.svg) for p in found]]
+    groups = before_and_after(run)
+    if groups:
+        rows.append([samples(groups, title=f"Before and after {run.learner}", width=WIDTH * 2)])
+    return arranged(rows, title=f"{run.name}: {found[0].caption}")
+
+
+def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
+    """What imitation and the learner made of the same held-out prompts: not picked, but the middle of the best, the
+    middle and the worst third of the first seed by the learner's score."""
+    seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
+    if seed is None or seed.trained is None:
+        return []
+    before = {line.prompt_id: line for line in seed.stages.get("imitation", ())}
+    after = {line.prompt_id: line for line in seed.stages[seed.trained]}
+    both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
+    scored = [(w.score, w, n, n.score) for w, n in both if w.score is not None and n.score is not None]
+    scored.sort(key=lambda row: row[3])
+    if len(scored) < count:
+        return []
+    shown = [scored[len(scored) * (2 * i + 1) // (2 * count)] for i in range(count)]
+    return [Sample(was.prompt, ((old, was.text), (new, now.text))) for old, was, now, new in reversed(shown)]
 
 
 def _picture(section: str, svg: str, caption: str) -> Picture:

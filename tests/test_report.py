@@ -14,7 +14,7 @@ from report_runs import EMOJI, HOSTILE, STAGES, make_benchmark, make_run, score_
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.report import json_for_html, render, write_picture, write_report
 from humor_env.experiments.report_benchmark import markdown_rows
-from humor_env.experiments.report_charts import drift_marks, pictures
+from humor_env.experiments.report_charts import before_and_after, drift_marks, pictures
 from humor_env.experiments.report_data import load_run
 from humor_env.experiments.report_numbers import (
     Curve,
@@ -467,6 +467,30 @@ def test_the_result_as_a_picture(folder, bench, tmp_path):
     write_lines(tmp_path / "log" / "metrics.jsonl", [{"step": 1, "reward/mean": 0.5}])
     with pytest.raises(InvalidOption, match="measured yet"):
         write_picture([tmp_path / "log"], out)
+
+
+def test_a_picture_shows_good_and_bad_lines_as_often_as_they_come(tmp_path):
+    folder = make_run(tmp_path / "shown", seeds=1)
+    rows = {
+        stage: [
+            {
+                "prompt_id": f"p{i}",
+                "prompt": f"Prompt {i}.",
+                "text": f"{stage} <{i}>",
+                "critic": "pocket",
+                "score": score(i),
+            }
+            for i in range(9)
+        ]
+        for stage, score in (("imitation", lambda i: 0.1), ("ppo", lambda i: (8 - i) / 10))
+    }
+    for stage, lines in rows.items():
+        write_lines(folder / "seed-0" / f"evaluation-{stage}.jsonl", lines)
+    shown = before_and_after(load_run(folder))
+    assert [group.heading for group in shown] == ["Prompt 1.", "Prompt 4.", "Prompt 7."]
+    assert shown[0].lines == ((0.1, "imitation <1>"), (0.7, "ppo <1>"))
+    picture = write_picture([folder], tmp_path / "result.svg").read_text()
+    assert "ppo &lt;7&gt;" in picture and "ppo <7>" not in picture
 
 
 def test_what_the_judge_was_not_asked_on_the_way_is_not_drawn(tmp_path):
