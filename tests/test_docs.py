@@ -215,4 +215,4 @@ def test_the_benchmark_measures_every_row():
     rows = {what: (measured, holds) for what, measured, _, holds in measure(steps=1000, memory_steps=5000)}
     assert len(rows) == 13
     assert rows["Tokens-v0 / CartPole"][1] == "yes"
-    assert rows["Paraphrase vector of 256: overhead per env-step"][1] == "yes"
+    assert rows["Paraphrase vector of 256: processor time per env-step"][1] == "yes"
