@@ -78,8 +78,12 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
 
 
 def _in_child(cell: Cell, threads: int, environment: dict[str, str]) -> None:
+    from tqdm import tqdm
+
     os.environ.update(environment)  # the server that forks children has that of its own beginning, keys too
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Else the lock of progress bars is a semaphore of the system, and `os._exit` leaves it for Python to complain of.
+    tqdm.set_lock(threading.RLock())
     cell.folder.mkdir(parents=True, exist_ok=True)
     log = os.open(cell.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
