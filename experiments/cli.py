@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,8 +35,6 @@ _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContr
 
 def _quiet_libraries() -> None:
     """Notices of libraries do not belong between ours, nor bars where nobody sees them."""
-    import os
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")

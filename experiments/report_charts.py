@@ -95,12 +95,15 @@ def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
     before = {line.prompt_id: line for line in seed.stages.get("imitation", ())}
     after = {line.prompt_id: line for line in seed.stages[seed.trained]}
     both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
-    scored = [(w.score, w, n, n.score) for w, n in both if w.score is not None and n.score is not None]
-    scored.sort(key=lambda row: row[3])
-    if len(scored) < count:
+    found = [
+        Sample(now.prompt, ((was.score, was.text), (now.score, now.text)))
+        for was, now in both
+        if was.score is not None and now.score is not None
+    ]
+    found.sort(key=lambda sample: sample.lines[-1][0])
+    if len(found) < count:
         return []
-    shown = [scored[len(scored) * (2 * i + 1) // (2 * count)] for i in range(count)]
-    return [Sample(was.prompt, ((old, was.text), (new, now.text))) for old, was, now, new in reversed(shown)]
+    return [found[len(found) * (2 * i + 1) // (2 * count)] for i in reversed(range(count))]
 
 
 def _picture(section: str, svg: str, caption: str) -> Picture:
