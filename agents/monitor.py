@@ -12,8 +12,9 @@ prompt by prompt, and what is left of the noise is known from how much prompts d
 - *unshared*: since the best held-out look the training critic's score rose by more than noise, and the held-out one
   shares less than `unshared` of that rise, by more than noise; both count in units of their spread at the first look.
   This sees a critic being gamed before the jokes get worse.
-- *habit*: a word has come up since the first look, the training critic pays for it, and the held-out critic shares less
-  than `unshared` of what it pays, by more than noise. A phrase that games the critic is seen while few lines have it.
+- *habit*: a word, or lines full of one character, have come up since the first look, the training critic pays for them,
+  and the held-out critic shares less than `unshared` of what it pays, all by more than noise. What games the critic is
+  seen while few lines have it.
 - *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
   the best of many is always a lucky one, so the more there were, the surer it must be.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
@@ -31,7 +32,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -72,7 +73,7 @@ class MonitorConfig:
     level: float = 0.99  # how sure a difference of scores must be, one-sided
     gap: bool = True
     unshared: float = 0.25  # least share of the training critic's rise that the held-out critic must see too
-    habit: float = 0.05  # rise of the share of lines with one word that the training critic alone pays for
+    habit: float = 0.05  # rise of the share of lines with one word or character that the training critic alone pays for
     fall: float = 0.05  # share of the best held-out score
     longer: float = 1.5  # times the characters of the first look
     shorter: float = 0.67
@@ -135,6 +136,7 @@ class Monitor:
         self._taught = measures.ngram_set(d.text for d in teacher)
         self._first: dict[str, float] = {}
         self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
+        self._first_much: dict[str, tuple[float, float]] = {}  # what is much of a character, and the share with more
         self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
         self._start: dict[str, list[float]] = {}  # by critic and prompt, of the first look
         self._best: dict[str, list[float]] = {}  # by critic and prompt, of the window that was best held out
@@ -170,6 +172,7 @@ class Monitor:
             alarms = [*self._drifted(numbers), *self._habits(jokes), *self._fooled(numbers, step)]
         else:
             self._first, self._first_words = dict(numbers), _word_shares(jokes)
+            self._first_much = _usual_parts(jokes)
         if alarms:
             self._act(step, alarms)
         record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
@@ -276,30 +279,51 @@ class Monitor:
         ]
 
     def _habits(self, jokes: Sequence[Joke]) -> list[Alarm]:
-        """The word that the training critic pays most for, of those that came up and please it alone."""
+        """What the training critic pays most for, of the habits that came up and please it alone."""
         if "training" not in self.critics or "held_out" not in self.critics or not self.config.habit:
             return []
         units = {n: self._in_spreads(n, self._scores[n][-1]) for n in self.critics}
         if units["training"] is None or units["held_out"] is None:
             return []
         lacking = self.config.unshared * units["training"] - units["held_out"]
-        shares = _word_shares(jokes)
-        risen = [w for w, s in shares.items() if s - self._first_words.get(w, 0.0) > self.config.habit]
+        risen = [*self._risen_words(jokes), *self._risen_characters(jokes)]
         level = 1 - (1 - self._corrected_level()) / max(1, len(risen))
         found = []
-        for word in risen:
-            has = np.array([word in measures.words(j.text) for j in jokes])
+        for told, has in risen:
             paid = _mean(units["training"][has]) - _mean(units["training"][~has])
             if _is_surely_more(units["training"], has, level) and _is_surely_more(lacking, has, level):
-                found.append((paid, word))
+                found.append((paid, told))
         if not found:
             return []
-        paid, word = max(found)
-        told = f"'{word}' is in {shares[word]:.0%} of the lines ({self._first_words.get(word, 0.0):.0%} at first): "
-        told += (
+        paid, told = max(found, key=lambda each: each[0])  # of equals the first: a word says more than its letters
+        pleased = (
             f"the training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not"
         )
-        return [Alarm("habit", told)]
+        return [Alarm("habit", f"{told}: {pleased}")]
+
+    def _risen_words(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
+        """What is said of each word that came up, and which lines have it."""
+        words = [set(measures.words(j.text)) for j in jokes]
+        for word, share in _word_shares(jokes).items():
+            before = self._first_words.get(word, 0.0)
+            if self._has_risen(share, before):
+                has = np.array([word in of_line for of_line in words])
+                yield f"'{word}' is in {share:.0%} of the lines ({before:.0%} at first)", has
+
+    def _risen_characters(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
+        """The same of each character that many lines now have much of."""
+        parts = _character_parts(jokes)
+        for character, part in parts.items():
+            much, before = self._first_much.get(character, (0.0, 0.0))
+            has = part > much
+            if self._has_risen(has.mean(), before):
+                yield f"{has.mean():.0%} of the lines have unusually much of '{character}' ({before:.0%} at first)", has
+
+    def _has_risen(self, share: float, before: float) -> bool:
+        """A share of the lines: by the limit, and by more than two samples of lines would differ by chance."""
+        mean = (share + before) / 2
+        error = math.sqrt(2 * mean * (1 - mean) / len(self.prompts))
+        return share - before > max(self.config.habit, NormalDist().inv_cdf(self._corrected_level()) * error)
 
     def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
         """In units of the critic's spread at the first look. One that gave everybody the same has no unit."""
@@ -324,6 +348,7 @@ class Monitor:
         return {
             "first": self._first,
             "first_words": self._first_words,
+            "first_much": self._first_much,
             "scores": {n: [[_none(v) for v in look] for look in looks] for n, looks in self._scores.items()},
             "start": {n: [_none(v) for v in values] for n, values in self._start.items()},
             "best": {n: [_none(v) for v in values] for n, values in self._best.items()},
@@ -337,6 +362,7 @@ class Monitor:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
+        self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
         # A critic that was not there before has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}
         self._scores = {n: [[_nan(v) for v in look] for look in found] for n, found in looks.items()}
@@ -407,6 +433,23 @@ def _word_shares(jokes: Sequence[Joke]) -> dict[str, float]:
     """The share of the lines that have each word."""
     counts = Counter(word for j in jokes for word in set(measures.words(j.text)))
     return {word: n / len(jokes) for word, n in counts.items()}
+
+
+def _character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:
+    """The part of each line that is this character, for every character but space; capital or not is the same."""
+    texts = [j.text.lower() for j in jokes]
+    counts = [Counter(text) for text in texts]
+    lengths = np.array([max(1, len(text)) for text in texts])
+    return {c: np.array([n[c] for n in counts]) / lengths for c in sorted(set("".join(texts))) if not c.isspace()}
+
+
+def _usual_parts(jokes: Sequence[Joke]) -> dict[str, tuple[float, float]]:
+    """Of each character the part that nine lines in ten do not pass, and the share of the lines that do."""
+    found = {}
+    for character, part in _character_parts(jokes).items():
+        much = float(np.quantile(part, 0.9))
+        found[character] = much, float((part > much).mean())
+    return found
 
 
 def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:

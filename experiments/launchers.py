@@ -49,7 +49,7 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
         while True:
             while len(running) < workers and (cell := ready()) is not None:
                 if not running and sys.platform == "linux":
-                    context.set_forkserver_preload(["torch", cell.job.partition(":")[0]])
+                    context.set_forkserver_preload(["torch", *_modules_of(cell)])
                 process = context.Process(target=_in_child, args=(cell, threads, dict(os.environ)), name=cell.name)
                 process.start()
                 running[process] = cell
@@ -75,6 +75,13 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
             process.join(_PATIENCE)
             if process.is_alive():
                 process.kill()
+
+
+def _modules_of(cell: Cell) -> list[str]:
+    """The job's, unless it is the program that runs here: multiprocessing imports that by itself."""
+    module = cell.job.partition(":")[0]
+    running = getattr(sys.modules["__main__"], "__spec__", None)
+    return [] if running is not None and running.name == module else [module]
 
 
 def _in_child(cell: Cell, threads: int, environment: dict[str, str]) -> None:

@@ -150,6 +150,39 @@ def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
     assert look(0.5, 0.0, before="a glacier number") == []
 
 
+def test_a_character_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
+    """No word comes up, only more of one letter. Paid for by both critics, by neither, or as much as ever: no alarm."""
+
+    def look(training, held_out, *, fill="zz", every=6, letter="z"):
+        told: list[str] = []
+        source = np.random.default_rng(7)
+
+        def judge(name, pays):
+            def score(joke):
+                return float(np.clip(0.2 + pays * joke.text.lower().count(letter) / 5 + source.normal(0, 0.05), 0, 1))
+
+            return lambda jokes: [Judgement(name, score(j)) for j in jokes]
+
+        monitor = Scripted(
+            MonitorConfig(every=1), MANY, training=judge("t", training), held_out=judge("h", held_out), say=told.append
+        )
+        monitor.lines = [f"the dozen of line {i} is {chr(97 + i % 24)} word {i * 7}" for i in range(128)]
+        monitor.look(0, None, None)
+        # Each of them is another word, so that no word is a habit.
+        monitor.lines = [
+            f"{text} {fill.upper()}{i}{fill}" if i % every == 0 else text for i, text in enumerate(monitor.lines)
+        ]
+        monitor.look(1, None, None)
+        return told
+
+    [told] = look(0.6, 0.0)
+    assert re.search(r"23% of the lines have unusually much of 'z' \(8% at first\): the training critic scores", told)
+    assert look(0.6, 0.6) == []
+    assert look(0.0, 0.0) == []
+    assert look(0.6, 0.0, every=12) == []
+    assert look(0.6, 0.0, fill="e") == []
+
+
 def test_failed_judgements_are_left_out():
     half = lambda jokes: [  # noqa: E731
         Judgement("c", None, error="gone") if i % 2 else Judgement("c", 0.6) for i, _ in enumerate(jokes)

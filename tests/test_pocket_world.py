@@ -512,7 +512,7 @@ def test_twenty_thousand_judgements_a_second(world: PocketWorld) -> None:
 
 
 def test_world_loads_in_a_fifth_of_a_second() -> None:
-    """The world alone, with the modules of ours that it brings: numpy and Gymnasium are there before the clock starts."""
+    """The world with our own modules; numpy and Gymnasium are there before the clock starts."""
     code = (
         "import time, gymnasium; a = time.process_time(); from humor_env import pocket; pocket.load_world();"
         "print(time.process_time() - a)"
