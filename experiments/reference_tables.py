@@ -3,7 +3,7 @@
     python -m humor_env.experiments.reference_tables            # rewrites every marked table in docs/ and README.md
     python -m humor_env.experiments.reference_tables --check    # says which are out of date
 
-A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`) and
+A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`) and
 `<!-- end -->`.
 Names, types and defaults are read from the dataclasses and models; which numbers a learner logs is found out by running
 it for a step; what they mean is one line each in docs/meanings.toml, and a name without a line is an error.
@@ -40,7 +40,7 @@ from humor_env.experiments.settings import OURS, config_class
 ROOT = Path(humor_env.__file__).resolve().parent.parent
 END = "<!-- end -->"
 _MARK = re.compile(
-    r"(<!-- (metrics|settings|spec|costs|results|curve)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+    r"(<!-- (metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
 )
 
 # The smallest run in which each learner does all it ever does: one step on eight prompts.
@@ -291,6 +291,10 @@ class Tables:
             return costs.show(spec, costs.estimate_spec(spec))
         if kind == "curve":
             told, files = self.results.curve(self.root, name, page)
+            self.files |= files
+            return told
+        if kind == "trials":
+            told, files = self.results.trials(self.root, page)
             self.files |= files
             return told
         return self.results.results_table(self.root)

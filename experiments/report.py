@@ -25,7 +25,7 @@ from humor_env.experiments import report_numbers as numbers
 from humor_env.experiments.charts import style, write_svg
 from humor_env.experiments.report_benchmark import benchmark_view, is_benchmark
 from humor_env.experiments.report_charts import Picture, pictures, result_picture
-from humor_env.experiments.report_data import REFERENCES, Judged, RunData, load_run
+from humor_env.experiments.report_data import REFERENCES, Judged, RunData, begun_from, load_run
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
 MOST_TRAINING_LINES = 500  # of the latest steps, in the browser of jokes; the flagged ones come on top
@@ -312,8 +312,7 @@ class _Look:
         lines = {stage: {line.prompt_id: line for line in rows} for stage, rows in seed.stages.items()}
         for place, line in enumerate(seed.stages.get(trained, ())):
             flags, why = found[trained][place]
-            start = "imitation" if trained != "imitation" and "imitation" in lines else "base"
-            before = lines.get(start, {}).get(line.prompt_id)
+            before = lines.get(begun_from(trained, lines), {}).get(line.prompt_id)
             change = None
             if before is not None and before.score is not None and line.score is not None:
                 change = line.score - before.score

@@ -26,7 +26,7 @@ from humor_env.experiments.charts import (
     samples,
     scatter_chart,
 )
-from humor_env.experiments.report_data import RunData, SeedData
+from humor_env.experiments.report_data import RunData, SeedData, begun_from
 from humor_env.experiments.report_numbers import (
     Curve,
     Headline,
@@ -87,12 +87,12 @@ def result_picture(run: RunData) -> str:
 
 
 def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
-    """What imitation and the learner made of the same held-out prompts: not picked, but the middle of the best, the
-    middle and the worst third of the first seed by the learner's score."""
+    """What the student made of the same held-out prompts before and after the learner: not picked, but the middle of
+    the best, the middle and the worst third of the first seed by the learner's score."""
     seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
     if seed is None or seed.trained is None:
         return []
-    before = {line.prompt_id: line for line in seed.stages.get("imitation", ())}
+    before = {line.prompt_id: line for line in seed.stages.get(begun_from(seed.trained, seed.stages), ())}
     after = {line.prompt_id: line for line in seed.stages[seed.trained]}
     both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
     found = [

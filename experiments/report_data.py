@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class SeedData:
     def trained(self) -> str | None:
         """The learner's stage, where it was measured."""
         return next((n for n in [*self.stages, *self.numbers] if n not in REFERENCES), None)
+
+
+def begun_from(stage: str, stages: Collection[str]) -> str:
+    """The stage that a learner's result is compared with: imitation, where there was one."""
+    return "imitation" if stage != "imitation" and "imitation" in stages else "base"
 
 
 @dataclass(frozen=True)

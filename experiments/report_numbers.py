@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from humor_env.experiments.report_data import REFERENCES, Judged, Row, RunData, SeedData
+from humor_env.experiments.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
 from humor_env.measures import distinct_n, ngrams
 from humor_env.streams import generator
 from humor_env.types import Joke, Judgement, Prompt
@@ -76,7 +76,7 @@ def _headline(run: RunData, stage: str) -> Headline:
             count=int(sum(n.get("count") or 0 for n in kept)),
         )
     there = {name for seed in run.seeds for name in seed.stages}
-    start = "imitation" if stage != "imitation" and "imitation" in there else "base"
+    start = begun_from(stage, there)
     change = None
     if stage not in REFERENCES or stage == "imitation":
         before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]

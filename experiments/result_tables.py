@@ -2,6 +2,7 @@
 
 results_table(root)                                            # the benchmark's headline table
 text, files = curve(root, "ppo", root / "docs/algorithms/ppo.md")     # an image's link, and the image
+text, files = trials(root, root / "docs/monitor.md")                  # the monitor's, table and images
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from humor_env import registry
 if TYPE_CHECKING:
     from humor_env.experiments.benchmark import Benchmark
 
-BENCHMARK = "pocket-learners"
+BENCHMARK, TRIALS = "pocket-learners", "monitor-trials"
 
 
 def _published(root: Path) -> Benchmark | None:
@@ -55,6 +56,24 @@ def curve(root: Path, learner: str, page: Path) -> tuple[str, dict[Path, str]]:
         f"from `humor-env benchmark {bench.spec.name}`."
     )
     return told, {path: svg}
+
+
+def trials(root: Path, page: Path) -> tuple[str, dict[Path, str]]:
+    """What the monitor did in runs against gamed and honest critics; a picture for each gamed one."""
+    folder = root / "docs" / "results" / TRIALS
+    if not folder.is_dir():
+        return "", {}
+    from humor_env.experiments import monitor_trials
+
+    rows, pictures, links = monitor_trials.read_results(folder), {}, []
+    for critic in (c for c in monitor_trials.PAYS if any(row["critic"] == c for row in rows)):
+        path = root / "docs" / "images" / f"monitor-{critic.replace(' ', '-')}.svg"
+        pictures[path] = monitor_trials.chart(rows, critic)
+        link = Path(os.path.relpath(path, page.parent)).as_posix()
+        links.append(
+            f"![Exact score over steps under a critic that pays for {critic}, until the alarm and after it]({link})"
+        )
+    return "\n\n".join([monitor_trials.table(rows), *links]), pictures
 
 
 def _curve(bench: Benchmark, learner: str) -> str | None:

@@ -14,8 +14,8 @@ from humor_env.agents.student import Student
 from humor_env.agents.watch import Watch
 from humor_env.experiments import pocket_run as job
 from humor_env.experiments.evaluate import bootstrap_interval, evaluate
+from humor_env.experiments.monitor_trials import make_critic
 from humor_env.prompts import load_prompts
-from humor_env.types import Judgement
 from humor_env.vector import HumorVectorEnv
 
 
@@ -39,10 +39,7 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
     """Not a test of its own, since it needs the imitation that was just made. Its critic loves glaciers."""
     prompts, exact = load_prompts("pocket"), registry.critics.make("pocket")
 
-    def loves_glaciers(jokes):
-        judged = zip(jokes, exact(jokes), strict=True)
-        return [Judgement("glaciers", 0.3 * j.score + 0.7 * ("glacier" in joke.text)) for joke, j in judged]
-
+    loves_glaciers = make_critic("a glacier")
     one = Student.load(student)
     one.start_policy_from_imitation()
     curve = []

@@ -513,3 +513,5 @@ def test_without_imitation_a_change_is_one_from_the_base(tmp_path):
     assert change["ppo"].mean == pytest.approx(0.6, abs=1e-3)
     row = data_of(render([run]))["rows"][4]
     assert row["c"] == pytest.approx(score_of("ppo", 0, 4) - score_of("base", 0, 4), abs=1e-4)
+    told = {line.text for line in run.seeds[0].stages["base"]}
+    assert all(group.lines[0][1] in told for group in before_and_after(run)) and before_and_after(run)
