@@ -144,7 +144,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
     end = len(exact) - 1 if at is None else at
     return {
         "step": None if at is None else float(row["steps"][at]),
-        "first": exact[0],
+        "first": row["exact"][0],  # the same student for every critic, so not smoothed with what came after
         "at_alarm": None if at is None else exact[at],
         "last": exact[-1],
         "best": max(exact),
