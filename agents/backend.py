@@ -13,6 +13,7 @@ scored again here, so that a difference in its arithmetic shows up as `update/fi
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -108,7 +109,7 @@ class Server:
             for prompt, row in zip(prompts, uniforms, strict=True)
         ]
         with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
-            choices = [reply["choices"][0] for reply in pool.map(lambda b: self._post("/v1/completions", b), bodies)]
+            choices = list(pool.map(self._complete, bodies))
         responses, stops = [], []
         for choice in choices:
             ids = choice.get("token_ids")
@@ -156,6 +157,20 @@ class Server:
         except urllib.error.HTTPError as problem:
             said = problem.read().decode(errors="replace")[:300]
             raise StudentError(f"The server at {self.url} refused {path} with status {problem.code}: {said}") from None
-        except (urllib.error.URLError, TimeoutError) as problem:
+        except (OSError, http.client.HTTPException, UnicodeDecodeError) as problem:
             raise StudentError(f"The server at {self.url} does not answer {path}: {problem}.") from None
-        return json.loads(text) if text.lstrip().startswith("{") else {}
+        if not text.lstrip().startswith("{"):
+            return {}
+        try:
+            return dict(json.loads(text))
+        except ValueError:
+            raise StudentError(f"The server at {self.url} answered {path} with broken JSON: {text[:100]!r}.") from None
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        reply = self._post("/v1/completions", body)
+        if not reply.get("choices"):
+            raise StudentError(
+                f"The server at {self.url} answered /v1/completions without a completion. Is it a server of the OpenAI "
+                "interface, and no proxy's page?"
+            )
+        return dict(reply["choices"][0])

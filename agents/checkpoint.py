@@ -110,7 +110,7 @@ class CheckpointStore:
                 + (f"The checkpoint of step {kept[-1]} is whole. " if kept else "There is no earlier checkpoint. ")
                 + "Free some space or choose another folder, then resume."
             ) from problem
-        self._prune()
+        self._prune(step)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole. `damaged` then lists those that were passed over."""
@@ -145,7 +145,11 @@ class CheckpointStore:
             return []
         return sorted(int(m[1]) for p in self.folder.iterdir() if (m := _NAME.fullmatch(p.name)))
 
-    def _prune(self) -> None:
+    def _prune(self, newest: int) -> None:
+        """What lies beyond the newest is damaged: `latest` passed over it, and the run went on from before."""
+        for step in self._names():
+            if step > newest:
+                shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
         steps = self._names()
         keep = set(steps[-self.keep_last :])
         scores: dict[int, float] = {}

@@ -164,6 +164,9 @@ def train(
                 rounds.begin(feedback)
                 watch.spend(feedback.samples, feedback.judged)
                 rows = None
+                if not rounds.preferences:  # passed over, but paid for
+                    watch.look(asks=rounds.due)
+                    progress.save(step)
                 continue
 
             # 3. Reference

@@ -190,7 +190,7 @@ def train(
 
             # 5. Update
             updating = time.perf_counter()
-            lines = sum_over_processes(rollout.valid.sum().float()) / config.minibatches
+            lines = sum_over_processes(rollout.valid.sum().float()).clamp(min=1) / config.minibatches
 
             def loss_of(
                 scored: Scored,

@@ -165,7 +165,8 @@ class Monitor:
         for name, critic in self.critics.items():
             scores = [math.nan if j.score is None else j.score for j in critic(jokes)]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
-            self._start.setdefault(name, scores)
+            if any(map(math.isfinite, scores)):  # a critic that is out at the first look is measured from a later one
+                self._start.setdefault(name, scores)
             numbers[name] = _mean(self._now(name))
         alarms = []
         if self._first:  # the first look is what drift is measured from
@@ -197,9 +198,11 @@ class Monitor:
         return jokes
 
     def _now(self, name: str) -> list[float]:
-        """Each prompt's score, the mean over the window."""
+        """Each prompt's score, the mean over those looks of the window that have one."""
         looks = np.array(self._scores[name])
-        return [float(v) for v in looks.mean(axis=0)]
+        known = np.isfinite(looks)
+        sums, counts = np.where(known, looks, 0.0).sum(axis=0), known.sum(axis=0)
+        return [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
 
     def _drifted(self, numbers: Mapping[str, float]) -> list[Alarm]:
         """Properties of the lines past their limits."""
@@ -229,6 +232,8 @@ class Monitor:
         if len(self._scores.get("held_out", [])) < self.config.window:
             return []
         now = {n: self._now(n) for n in self.critics}
+        if not math.isfinite(_mean(now["held_out"])):
+            return []  # out for the whole window
         if not self._best or _mean(now["held_out"]) > _mean(self._best["held_out"]):
             self._best, self._best_step = now, step
             numbers["held_out_best"] = _mean(now["held_out"])
@@ -327,7 +332,7 @@ class Monitor:
 
     def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
         """In units of the critic's spread at the first look. One that gave everybody the same has no unit."""
-        spread = float(np.nanstd(np.array(self._start[name])))
+        spread = float(np.nanstd(np.array(self._start[name]))) if name in self._start else 0.0
         return np.array(scores) / spread if spread > 0 else None
 
     def _corrected_level(self) -> float:
@@ -358,21 +363,26 @@ class Monitor:
             "rate": self.rate,
             "ending": self.ending,
             "config": asdict(self.config),
+            "prompts": [p.id for p in self.prompts],
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        self._seen, self._looks, self.rate = state["seen"], state["looks"], state["rate"]
+        # An old alarm ends the run again, unless the user has answered it with other settings.
+        self.ending = state["ending"] if state["config"] == asdict(self.config) else ""
+        count = len(self.prompts)
+        if state["prompts"][:count] != [p.id for p in self.prompts]:
+            self.say("the monitor has other prompts than before: it measures drift from its next look on")
+            return
         self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
         self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
         # A critic that was not there before has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}
-        self._scores = {n: [[_nan(v) for v in look] for look in found] for n, found in looks.items()}
-        self._start = {n: [_nan(v) for v in state["start"][n]] for n in self.critics if n in state["start"]}
+        self._scores = {n: [[_nan(v) for v in look[:count]] for look in found] for n, found in looks.items()}
+        self._start = {n: [_nan(v) for v in state["start"][n][:count]] for n in self.critics if n in state["start"]}
         known = set(self.critics) <= set(state["best"])
-        self._best = {n: [_nan(v) for v in state["best"][n]] for n in self.critics} if known else {}
-        self._best_step, self._seen, self._looks = state["best_step"], state["seen"], state["looks"]
-        self.rate = state["rate"]
-        # An old alarm ends the run again, unless the user has answered it with other settings.
-        self.ending = state["ending"] if state["config"] == asdict(self.config) else ""
+        self._best = {n: [_nan(v) for v in state["best"][n][:count]] for n in self.critics} if known else {}
+        self._best_step = state["best_step"]
 
     def rewind(self, step: int) -> None:
         """Forget what was written down after `step`."""

@@ -137,17 +137,21 @@ def collect(
         for one, part in zip(envs, parts, strict=True):
             seen, _ = one.reset(options={"prompt_ids": [p.id for p in prompts[part]]})
             observations.append(list(seen))
-        live = [list(range(part.start, part.stop)) for part in parts]  # episode of each sub-environment, or -1
+        live = [list(range(one.num_envs)) for one in envs]  # sub-environments whose first episode goes on
         attempt = 0
-        while any(e >= 0 for episodes in live for e in episodes):
+        while any(live):
             chance = uniforms(attempt, sampling.max_new_tokens)
             waiting: list[tuple[int, _Attempt, Future]] = []
             for i, one in enumerate(envs):
+                if not live[i]:
+                    continue
+                places = live[i] if hasattr(one, "play") else list(range(one.num_envs))
                 began = time.perf_counter()
-                out = backend.generate(observations[i], sampling, chance[parts[i]], values=values)
+                shown, luck = [observations[i][k] for k in places], chance[parts[i]][places]
+                out = backend.generate(shown, sampling, luck, values=values)
                 clock["generate"] += time.perf_counter() - began
-                table = _Attempt(live[i][:], out)
-                waiting.append((i, table, pool.submit(_judge, one, out.texts)))
+                table = _Attempt([parts[i].start + k if k in live[i] else -1 for k in places], out)
+                waiting.append((i, table, pool.submit(_judge, one, places, out.texts)))
             began = time.perf_counter()
             for _, table, _ in waiting:
                 table.score(student, sampling, old_logprobs, reference, micro_batch)
@@ -159,7 +163,7 @@ def collect(
                 table.rewards, table.judgements = rewards, judgements
                 table.jokes = [replace(j, stop_reason=s) for j, s in zip(jokes, table.out.stop_reasons, strict=True)]
                 observations[i] = seen
-                live[i] = [-1 if over or e < 0 else e for e, over in zip(live[i], done, strict=True)]
+                live[i] = [k for k in live[i] if k not in done]
                 tables.append(table)
             clock["judge_wait"] += time.perf_counter() - began
             attempt += 1
@@ -227,11 +231,18 @@ class _Attempt:
         return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
 
 
-def _judge(env: TextVectorEnv, texts: list[str]) -> tuple[list[str], Any, list[bool], list, list, float]:
+def _judge(env: Any, places: list[int], texts: list[str]) -> tuple[list[str], Any, set[int], list, list, float]:
+    """All observations, the rewards of the texts, which sub-environments ended, jokes, judgements, seconds. Nobody is
+    asked about a sub-environment whose episode is over, where the environment can `play` the others alone."""
     began = time.perf_counter()
     longest = getattr(env.single_action_space, "max_length", None)
-    seen, rewards, terminated, truncated, _ = env.step([text[:longest] for text in texts])
-    done = [bool(a or b) for a, b in zip(terminated, truncated, strict=True)]
+    texts = [text[:longest] for text in texts]
+    if len(places) < env.num_envs:
+        rewards, ended = env.play(places, texts)
+        seen, done = env.observations, set(ended)
+    else:
+        seen, rewards, terminated, truncated, _ = env.step(texts)
+        done = {k for k, (a, b) in enumerate(zip(terminated, truncated, strict=True)) if a or b}
     return list(seen), rewards, done, list(env.last_jokes), list(env.last_judgements), time.perf_counter() - began
 
 

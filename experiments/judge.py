@@ -165,6 +165,8 @@ def _judged(line: Line, judgement: Judgement, name: str) -> str:
     record = dict(line.record)
     if "judgement" in record:
         record["before"] = record.pop("judgement")
+    if record.get("line") == line.joke.text:
+        record["text"] = line.joke.text  # it stood where the number goes
     record["line"], record["critic"], record["judgement"] = line.number, name, asdict(judgement)
     return json.dumps(record)
 

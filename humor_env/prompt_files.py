@@ -65,6 +65,8 @@ def _jsonl_rows(what: str) -> Iterator[Row]:
             raise PromptError(
                 f"{what}, line {number}: not valid JSON ({problem.msg} at column {problem.colno})."
             ) from None
+        except (ValueError, RecursionError) as problem:  # a number of thousands of digits, brackets without end
+            raise PromptError(f"{what}, line {number}: cannot be read as JSON ({problem}).") from None
         if not isinstance(row, dict):
             raise PromptError(
                 f'{what}, line {number}: one JSON object per line, such as {{"text": "…"}}; found {line[:60]}'

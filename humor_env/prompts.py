@@ -210,7 +210,7 @@ def _from_rows(
             prompt = _prompt_of_row(row, text, own_split, split, task)
         except PromptError as problem:
             raise PromptError(f"{what}, {place}: {problem}") from None
-        if "id" not in row and prompt.id in seen:
+        if row.get("id") is None and prompt.id in seen:
             repeated += 1
             continue
         seen.add(prompt.id)
@@ -240,7 +240,7 @@ def _prompt_of_row(
     named = row.get("split") or option_split or own_split
     if named is None:
         named = _split_by_hash(text)
-    elif named not in _SPLIT_NAMES:
+    elif not isinstance(named, str) or named not in _SPLIT_NAMES:
         raise PromptError(f"no split is called {named!r}.{did_you_mean(str(named), SPLITS)} Known: {', '.join(SPLITS)}")
     extra = {
         key: value for key, value in row.items() if key not in ("id", "task", "split", column) and value is not None
@@ -248,7 +248,8 @@ def _prompt_of_row(
     if "words" in extra:
         extra["words"] = _words(extra["words"])
     digest = hashlib.blake2b(_comparable(text).encode(), digest_size=6).hexdigest()
-    return Prompt(str(row.get("id", digest)), text, str(row.get("task") or task), _SPLIT_NAMES[named], extra)
+    name = digest if row.get("id") is None else str(row["id"])
+    return Prompt(name, text, str(row.get("task") or task), _SPLIT_NAMES[named], extra)
 
 
 def _words(value: object) -> list[str]:

@@ -97,6 +97,11 @@ class HumorVectorEnv(VectorEnv):
         return [self._episodes[i].prompt for i in indices]
 
     @property
+    def observations(self) -> list[str]:
+        """What each sub-environment shows now."""
+        return [self.rules.observe(episode) for episode in self._episodes]
+
+    @property
     def over(self) -> np.ndarray:
         """Which sub-environments have ended and wait for a reset (only with autoreset disabled)."""
         return np.array([episode.over for episode in self._episodes], dtype=np.bool_)
@@ -110,7 +115,7 @@ class HumorVectorEnv(VectorEnv):
         for all. Nothing changes when an option is refused.
         """
         indices = self.begin(seed, options)
-        return tuple([self.rules.observe(episode) for episode in self._episodes]), self.reset_infos(indices)
+        return tuple(self.observations), self.reset_infos(indices)
 
     def begin(self, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None) -> list[int]:
         """`reset` without its observations: which sub-environments have a new episode."""
@@ -148,7 +153,7 @@ class HumorVectorEnv(VectorEnv):
             infos = self.step_infos(range(self.num_envs))
         else:
             infos = self._finish(ended)
-        return tuple([self.rules.observe(e) for e in self._episodes]), rewards, terminations, truncations, infos
+        return tuple(self.observations), rewards, terminations, truncations, infos
 
     def play(
         self, indices: Sequence[int], texts: Sequence[str], stop_reasons: Sequence[str | None] | None = None
@@ -376,6 +381,7 @@ class HumorVectorEnv(VectorEnv):
         self._streams = [stream for _, stream, _ in triples if stream is not None]
         self._episodes = [episode for _, _, episode in triples if episode is not None]
         self.last_jokes, self.last_judgements = [], []
+        self._wrote, self._said = [None] * self.num_envs, [None] * self.num_envs
 
 
 def check_num_envs(num_envs: int) -> int:

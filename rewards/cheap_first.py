@@ -30,6 +30,7 @@ THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 class GateReport:
     """What was asked of whom. `unsure` pairs needed the paid judge, and `short` of them did not get it (a limit was
     reached, or it failed); `checked` sure pairs were asked all the same, and on `agreed` of those both named one line.
+    `paid` pairs went to the paid judge, whether or not it had a good answer.
     """
 
     pairs: int = 0
@@ -37,10 +38,7 @@ class GateReport:
     short: int = 0
     checked: int = 0
     agreed: float = 0.0
-
-    @property
-    def paid(self) -> int:
-        return self.unsure - self.short + self.checked
+    paid: int = 0
 
     @property
     def saved(self) -> float | None:
@@ -125,6 +123,7 @@ class CheapFirstJudge:
             old.short + sum(i not in good for i in unsure),
             old.checked + len(checked),
             old.agreed + sum(_agree(cheap[i].probability, good[i].probability) for i in checked),
+            old.paid + len(paid),
         )
         return [self._verdict(cheap[i], good.get(i), found.get(i)) for i in range(len(pairs))]
 

@@ -30,6 +30,12 @@ class Completions(BaseHTTPRequestHandler):
         elif self.path == "/v1/unload_lora_adapter":
             del server.adapters[body["lora_name"]]
             reply = {}
+        elif server.broken:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(server.broken) + 500 * (server.broken == b'{"cut": [')))
+            self.end_headers()
+            self.wfile.write(server.broken)
+            return
         elif body["model"] not in server.adapters:
             self.send_error(404, "no such model")
             return
@@ -53,7 +59,7 @@ class Completions(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     found = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
-    found.seen, found.adapters, found.gives_ids = [], {}, True
+    found.seen, found.adapters, found.gives_ids, found.broken = [], {}, True, b""
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
     yield found
@@ -129,6 +135,17 @@ def test_servers_that_cannot_help_are_explained(server, tmp_path):
         backend.generate(["x"], SHORT, torch.zeros(1, 8), values=False)
     server.adapters.clear()
     with pytest.raises(StudentError, match="status 404"):
+        backend.generate(["x"], SHORT, torch.zeros(1, 8), values=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [(b"<html>Log in</html>", "no proxy's page"), (b'{"cut": [', "does not answer"), (b"{]}", "broken JSON")],
+)
+def test_what_is_no_answer_is_explained(server, tmp_path, body, told):
+    backend = Server(address(server), student(), base="base", adapters=tmp_path)
+    server.broken = body
+    with pytest.raises(StudentError, match=told):
         backend.generate(["x"], SHORT, torch.zeros(1, 8), values=False)
 
 

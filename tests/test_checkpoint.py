@@ -55,6 +55,20 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
 
 
+def test_damaged_checkpoints_ahead_take_no_places(tmp_path):
+    """Two newest ones are damaged and the run goes on from before them: what it saves then stays."""
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (10, 30, 40):
+        store.save(step, tensors(step), {}, score=step)
+    for step in (30, 40):
+        (tmp_path / f"step-{step:08d}" / "state.json").write_text("{")
+    assert store.latest() is None and len(store.damaged) == 2
+    for step in (5, 15):
+        assert store.save(step, tensors(step), {}).is_dir()
+        assert store.latest().step == step
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000015"]
+
+
 def test_an_interrupted_write_leaves_no_trace(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(1, tensors(1.0), {})

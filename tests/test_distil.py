@@ -182,7 +182,7 @@ def test_only_unsure_pairs_cost():
     assert [v.probability for v in verdicts] == [0.95, 0.2, 0.1, 0.8]
     assert [v.reason for v in verdicts] == ["cheap", "paid", "cheap", "cheap"]
     assert [v.usage.calls for v in verdicts] == [1, 2, 1, 1]
-    assert gate.report == GateReport(pairs=4, unsure=1)
+    assert gate.report == GateReport(pairs=4, unsure=1, paid=1)
     assert (gate.report.saved, gate.report.agreement) == (0.75, None)
     assert "75.0% saved" in str(gate.report)
 
@@ -195,8 +195,23 @@ def test_the_least_sure_come_first_where_the_limit_is_short_and_it_holds_across_
     gate = CheapFirstJudge(cheap, paid, sure=0.9, check=0.0, max_paid=2)
     assert [v.probability for v in gate(numbered(4))] == [0.7, 1.0, 1.0, 0.35]
     assert [v.probability for v in gate(numbered(4)[:1])] == [0.7]
-    assert gate.report == GateReport(pairs=5, unsure=5, short=3)
-    assert gate.report.paid == 2
+    assert gate.report == GateReport(pairs=5, unsure=5, short=3, paid=2)
+
+
+def test_answers_that_fail_were_asked_for_all_the_same():
+    """A paid judge that only fails is not asked without end: the limit counts pairs, not good answers."""
+    asked = []
+
+    def failing(pairs):
+        asked.append(len(pairs))
+        return [Verdict("paid", None, error="invalid", usage=Usage(calls=2)) for _ in pairs]
+
+    gate = CheapFirstJudge(Fixed("cheap", {f"a{i}": 0.6 for i in range(4)}), failing, sure=0.9, check=0.0, max_paid=3)
+    for _ in range(3):
+        gate(numbered(4))
+    assert asked == [3]
+    assert gate.report == GateReport(pairs=12, unsure=12, short=12, paid=3)
+    assert gate.report.saved == 0.75
 
 
 def test_failures_and_an_empty_purse_leave_the_cheap_verdict():
@@ -205,7 +220,7 @@ def test_failures_and_an_empty_purse_leave_the_cheap_verdict():
     verdicts = gate([*numbered(3), (Joke(P, "a3"), Joke(P, "b3"))])
     assert [v.probability for v in verdicts] == [0.6, 0.9, 0.3, None]
     assert verdicts[3].error == "no idea"
-    assert (gate.report.short, gate.report.paid) == (2, 2)
+    assert (gate.report.short, gate.report.paid) == (2, 4)
 
     def broke(pairs):
         raise BudgetExceeded("The limit is reached.")

@@ -20,6 +20,7 @@ from humor_env.agents.generate import Sampling
 from humor_env.agents.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.runlog import RunLog
 from humor_env.agents.student import IMITATION, POLICY
+from humor_env.agents.watch import Limits, Watch
 from humor_env.types import Demonstration, Verdict
 
 PAIRS = PairConfig(candidates=3, sampling=Sampling(max_new_tokens=8), length_filter="off")
@@ -135,6 +136,27 @@ def test_resuming_within_a_round_asks_nobody(tmp_path):
     judge = CountingJudge()
     run("dpo", tmp_path, RunLog(tmp_path), judge, config)
     assert judge.asked == 0, "a round's first step is saved with the preferences that were paid for"
+
+
+@pytest.mark.parametrize("learner", ["dpo", "brio", "sd"])
+def test_rounds_without_a_preference_are_limited_and_saved_too(learner, tmp_path):
+    """From the second round on the judge only ties: such a round is paid for, so it counts, and once."""
+
+    class Tired(CountingJudge):
+        def __call__(self, pairs, /):
+            first = self.asked == 0
+            found = super().__call__(pairs)
+            return found if first else [replace(v, probability=0.5, tie=1.0) for v in found]
+
+    config = replace(CONFIGS[learner], epochs=4, rounds=4)
+    judge = Tired()
+    _, result = run(learner, tmp_path, judge=judge, config=config, watch=Watch(Limits(judgements=len(prompts()) + 1)))
+    assert 0 < judge.asked <= 2 * len(prompts()) and "judgements is reached" in result.why
+    _, result = run(learner, tmp_path / "all", judge=(judge := Tired()), config=config)
+    asked, again = judge.asked, Tired()
+    assert asked > 2 * len(prompts())
+    assert run(learner, tmp_path / "all", judge=again, config=config)[1].steps == result.steps
+    assert again.asked == 0
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

@@ -250,6 +250,19 @@ def test_only_the_policy_moves_and_all_alike_teaches_nothing(train, config_class
     assert all(torch.allclose(before_state[n], t, atol=1e-7) for n, t in one.state().items())
 
 
+@pytest.mark.parametrize(("train", "settings"), [(train_rloo, {}), (train_grpo, {"loss": "grpo"}), (train_grpo, {})])
+def test_a_batch_that_nobody_could_judge_teaches_nothing(train, settings):
+    """Allowed where an outage is to be sat out: the weights stay, and stay numbers."""
+    out = lambda jokes: [Judgement("out", None, error="gone") for _ in jokes]  # noqa: E731
+    config = (RLOOConfig if train is train_rloo else GRPOConfig)(
+        steps=2, batch_size=8, siblings=4, sampling=SHORT, max_failure_share=1.0, **settings
+    )
+    one = student()
+    before = {n: t.clone() for n, t in one.state().items()}
+    train(config, vector_env(8, out), one, prompts=prompts())
+    assert all(torch.allclose(before[n], t, atol=1e-7) for n, t in one.state().items())
+
+
 @pytest.mark.parametrize(("train", "config_class"), [(train_grpo, GRPOConfig), (train_rloo, RLOOConfig)])
 def test_micro_batches_change_nothing(train, config_class):
     finals = []

@@ -106,6 +106,15 @@ def test_it_goes_on_where_it_stopped_and_tries_failures_again(tmp_path: Path) ->
     assert third.seen == []
 
 
+def test_a_joke_in_the_field_line_is_kept_and_gone_on_with(tmp_path: Path) -> None:
+    """The number of the line takes its place in the output."""
+    source = write(tmp_path / "jokes.jsonl", [{"prompt": "Meeting.", "line": "x" * n} for n in (1, 2, 3)])
+    output = tmp_path / "out.jsonl"
+    judge_file(read_jokes(source), output, Counting())
+    assert [(r["line"], r["text"]) for r in records(output)] == [(1, "x"), (2, "xx"), (3, "xxx")]
+    assert judge_file(read_jokes(source), output, Counting()).resumed == 3
+
+
 def test_an_output_of_another_file_or_critic_is_not_touched(tmp_path: Path) -> None:
     lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
     output = tmp_path / "out.jsonl"

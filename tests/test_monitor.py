@@ -194,6 +194,48 @@ def test_failed_judgements_are_left_out():
     assert "drift/held_out" not in looks(nothing, 3)[-1]
 
 
+@pytest.mark.parametrize("outage", [0, 1, 2, 5])
+def test_an_outage_of_the_held_out_critic_does_not_blind_it(outage):
+    """One look without a single judgement, at whatever time: what falls afterwards is seen all the same."""
+    looked, told = [], []
+    source = np.random.default_rng(3)
+
+    def held_out(jokes):
+        looked.append(len(looked))
+        score = max(0.1, 0.9 - 0.1 * looked[-1])
+        noise = source.normal(0, 0.02, len(jokes))
+        return [
+            Judgement("h", None, error="gone")
+            if looked[-1] == outage
+            else Judgement("h", float(np.clip(score + n, 0, 1)))
+            for n in noise
+        ]
+
+    looks(Scripted(MonitorConfig(every=1), MANY, held_out=held_out, say=told.append), 10)
+    assert any("the held-out score fell" in said for said in told)
+
+
+def test_a_run_may_go_on_with_other_prompts():
+    """Fewer of the same keep their past; others begin anew, and it says so."""
+    told = []
+
+    def made(chosen):
+        half = lambda jokes: [Judgement("c", 0.5 + 0.01 * (i % 3)) for i, _ in enumerate(jokes)]  # noqa: E731
+        return Scripted(MonitorConfig(every=1, window=2), chosen, training=half, held_out=half, say=told.append)
+
+    first = made(MANY)
+    looks(first, 3)
+    state = json.loads(json.dumps(first.get_state()))
+    fewer = made(MANY[:40])
+    fewer.set_state(state)
+    assert fewer._start["held_out"] == first._start["held_out"][:40] and told == []
+    assert "drift/held_out_best" in fewer.look(3, None, None)
+    others = made(MANY[::-1])
+    others.set_state(state)
+    assert "other prompts than before" in told[0]
+    assert [name for name in others.look(3, None, None) if "best" in name] == []
+
+
 def test_text_features_by_hand():
     p = Prompt("p", "The meeting was very slow today")
     texts = [

@@ -456,6 +456,34 @@ def test_attempts_of_an_episode_are_linked():
     assert len(log.lines) == 2 * 2 * 4
 
 
+def test_nobody_is_asked_about_an_episode_that_is_over():
+    """A failure ends two of four episodes in their first attempt: the others go on alone, with their own chances."""
+    one, four, chance = student(), prompts(4), torch.rand(3, 4, 8)
+    names = [p.id for p in four]
+
+    def played(failing):
+        asked = []
+
+        def critic(jokes):
+            asked.append([j.prompt.id for j in jokes])
+            return [
+                Judgement("c", None, error="gone") if len(asked) == 1 and i in failing else Judgement("c", 0.5)
+                for i, _ in enumerate(jokes)
+            ]
+
+        env = vector_env(4, critic, attempts=3)
+        return collect(env, one, SHORT, four, lambda attempt, _: chance[attempt]), asked
+
+    rollout, asked = played({1, 3})
+    assert asked == [names, names[::2], names[::2]]
+    assert [j.prompt.id for j in rollout.jokes] == [name for part in asked for name in part]
+    assert rollout.following.tolist() == [4, -1, 5, -1, 6, 7, -1, -1]
+    assert rollout.valid.tolist() == [True, False, True, False, True, True, True, True]
+    whole, _ = played({})
+    texts = [j.text for j in whole.jokes]
+    assert [j.text for j in rollout.jokes] == [*texts[:4], *texts[4:8:2], *texts[8::2]]
+
+
 def test_several_environments_are_one_batch():
     """Judging one part while the next is written must not change what is learnt."""
     finals = []
