@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from humor_env.agents.bounds import check_bounds
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.line_update import Counts, encode_pairs, example_means, take_line_step
 from humor_env.agents.logprobs import masked_row_mean
@@ -66,9 +67,7 @@ class BRIOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "rounds", "batch_size", "micro_batch", "imitation_batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_bounds(self, "epochs", "rounds", "batch_size", "micro_batch", "imitation_batch_size", "checkpoint_every")
         if self.rounds > self.epochs:
             raise InvalidOption(f"rounds lies between 1 and the number of epochs ({self.epochs}), found {self.rounds}.")
         if self.pairs_of not in ("student", "teacher"):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.backend import Backend
+from humor_env.agents.bounds import check_bounds
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.lines import gather_lines, text_numbers
@@ -69,9 +70,7 @@ class ExpertIterationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "keep", "epochs", "micro_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_bounds(self, "batch_size", "keep", "epochs", "micro_batch", "checkpoint_every")
         if self.siblings <= self.keep:
             raise InvalidOption(f"Choosing needs siblings above keep; found {self.siblings} and {self.keep}.")
         share = self.siblings * process_count()

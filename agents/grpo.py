@@ -27,6 +27,7 @@ from torch import Tensor
 
 from humor_env.agents.advantages import group_advantages
 from humor_env.agents.backend import Backend
+from humor_env.agents.bounds import check_bounds
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.lines import gather_lines, text_numbers
@@ -73,9 +74,7 @@ class GRPOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "minibatches", "micro_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_bounds(self, "batch_size", "epochs", "minibatches", "micro_batch", "checkpoint_every")
         if self.siblings < 2:
             raise InvalidOption(f"Group-relative learning compares siblings: give at least 2, found {self.siblings}.")
         if self.loss not in ("dapo", "grpo", "dr_grpo"):

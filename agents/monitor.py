@@ -46,9 +46,10 @@ from humor_env import measures
 from humor_env.agents.generate import Sampling, draw_uniforms, sample
 from humor_env.agents.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
+from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
-from humor_env.types import Critic, Demonstration, Joke, Prompt
+from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
 ACTIONS = ("warn", "stop", "slow")
 FILE = "drift.jsonl"
@@ -163,7 +164,8 @@ class Monitor:
         jokes = self._written(student, adapter)
         numbers = text_features(jokes, self._taught)
         for name, critic in self.critics.items():
-            scores = [math.nan if j.score is None else j.score for j in critic(jokes)]
+            judged = checked_reply(critic, critic_name(critic), jokes)
+            scores = [math.nan if j.score is None else j.score for j in judged]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
             if any(map(math.isfinite, scores)):  # a critic that is out at the first look is measured from a later one
                 self._start.setdefault(name, scores)

@@ -25,6 +25,7 @@ from humor_env.agents.lines import gather_jokes
 from humor_env.agents.processes import gather_records, local_share, sum_over_processes
 from humor_env.agents.rollout import check_failures
 from humor_env.agents.student import Student
+from humor_env.episode import checked_reply
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, Verdict, critic_name
@@ -101,7 +102,7 @@ class CriticAsJudge:
         self.name = critic_name(critic)
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
-        found = self.critic([joke for pair in pairs for joke in pair])
+        found = checked_reply(self.critic, self.name, [joke for pair in pairs for joke in pair])
         return [self._verdict(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
 
     def _verdict(self, a: Judgement, b: Judgement) -> Verdict:

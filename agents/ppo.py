@@ -36,6 +36,7 @@ from torch import Tensor
 
 from humor_env.agents.advantages import gae, place_on_last_token, whiten
 from humor_env.agents.backend import Backend
+from humor_env.agents.bounds import check_bounds
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.lines import gather_lines, text_numbers
@@ -101,10 +102,7 @@ class PPOConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "siblings", "epochs", "minibatches", "micro_batch", "checkpoint_every")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_bounds(self, "batch_size", "siblings", "epochs", "minibatches", "micro_batch", "checkpoint_every")
         if self.kl_in not in ("reward", "loss"):
             raise InvalidOption(f"kl_in is 'reward' or 'loss', found '{self.kl_in}'.")
         share = self.siblings * self.minibatches * process_count()

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from humor_env.agents.bounds import check_bounds
 from humor_env.agents.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
 from humor_env.agents.memory import keep_freed_memory
 from humor_env.agents.processes import local_share, process_count, sum_gradients, sum_over_processes
@@ -50,10 +51,7 @@ class SFTConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.micro_batch < 1 or self.learning_rate < 0:
-            raise InvalidOption(
-                f"Imitation needs epochs, batch_size and micro_batch >= 1 and a rate >= 0; found {self}."
-            )
+        check_bounds(self, "epochs", "batch_size", "micro_batch")
         if self.batch_size % process_count():
             raise InvalidOption(f"batch_size {self.batch_size} does not divide among {process_count()} processes.")
 

@@ -33,6 +33,7 @@ from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_st
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from humor_env.agents.bounds import check_bounds
 from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.generate import Sampling
 from humor_env.agents.pairs import PairConfig, preference_record, read_preference, student_pairs
@@ -192,9 +193,7 @@ class TRLConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "siblings", "micro_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InvalidOption(f"{name} must be at least 1, found {getattr(self, name)}.")
+        check_bounds(self, "steps", "batch_size", "siblings", "micro_batch", "checkpoint_every")
         if self.batch_size % min(self.micro_batch, self.batch_size):
             raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}.")
         if self.decay not in ("constant", "linear", "cosine"):

@@ -23,6 +23,7 @@ from humor_env import measures
 from humor_env.agents.pairs import CriticAsJudge
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.watch import Watch
+from humor_env.episode import checked_reply
 from humor_env.errors import BudgetExceeded, CheckpointError
 from humor_env.experiments.benchmark_spec import BEST_OF_N
 from humor_env.experiments.benchmark_spec import IMITATION as IMITATION_ROW
@@ -35,7 +36,7 @@ from humor_env.experiments.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.stats import best_of_n_kl
 from humor_env.experiments.toml_text import dumps
 from humor_env.teacher import TeacherBuffer
-from humor_env.types import Critic, Joke, Judge
+from humor_env.types import Critic, Joke, Judge, critic_name
 
 
 def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:
 
 def measured(jokes: Sequence[Joke], parts: Parts) -> dict[str, Any]:
     """What the held-out critic says, part by part, and what needs no critic."""
-    judgements = parts.eval_critic(jokes)
+    judgements = checked_reply(parts.eval_critic, critic_name(parts.eval_critic), jokes)
     texts = [j.text for j in jokes]
     names = dict.fromkeys(n for j in judgements for n in j.parts)
     return {

@@ -328,7 +328,10 @@ def load_benchmark_spec(what: str | Path, overrides: Sequence[str] = ()) -> Benc
             )
         text = (resources.files("humor_env.experiments") / "configs" / "benchmarks" / f"{what}.toml").read_text("utf-8")
     else:
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InvalidOption(f"'{what}' is not UTF-8. Save it as UTF-8.") from None
     return parse_benchmark(text, str(what), overrides)
 
 

@@ -153,6 +153,9 @@ def train(
     join_processes()
     loaded = load_spec(spec, set_ or [])
     if dry_run:
+        from humor_env.experiments.parts import check_named
+
+        check_named(loaded)
         typer.echo(json.dumps(loaded.model_dump(mode="json")) if as_json else loaded.to_toml(), nl=as_json)
         return
     from humor_env.agents.processes import is_main_process
@@ -423,14 +426,12 @@ def check_env(
     as_json: AsJson = False,
 ) -> None:
     """Try an environment on Gymnasium's checks and on ours."""
-    import gymnasium
-
     from humor_env.checks import check_env as check
-    from humor_env.experiments.listings import known_env
+    from humor_env.experiments.listings import make_env
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks report for themselves
-        _findings(check(gymnasium.make(known_env(name), **_options(option or []))), as_json)
+        _findings(check(make_env(name, _options(option or []))), as_json)
 
 
 def _findings(findings: Sequence[Any], as_json: bool) -> None:

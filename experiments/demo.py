@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder for all that is kept; a new runs/demo by default")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error("--threads is at least 1")
     console = Console()
     out = options.out or free_folder()
     try:

@@ -23,8 +23,9 @@ from humor_env import measures
 from humor_env.agents.generate import Sampling, draw_uniforms, sample
 from humor_env.agents.runlog import joke_record
 from humor_env.agents.student import POLICY, Student
+from humor_env.episode import checked_reply
 from humor_env.streams import generator, stream_seed
-from humor_env.types import Critic, Joke, Judgement, Prompt
+from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def evaluate(
 
 def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -> Evaluation:
     """The evaluation of lines that are already written, such as the teacher's."""
-    judgements = critic(jokes)
+    judgements = checked_reply(critic, critic_name(critic), jokes) if jokes else []
     scores = [j.score for j in judgements if j.score is not None]
     return Evaluation(name, tuple(jokes), tuple(judgements), bootstrap_interval(scores, seed=seed))
 

@@ -25,6 +25,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from humor_env.episode import checked_reply
 from humor_env.errors import BudgetExceeded, CriticContractError, HumorEnvError, InvalidOption, PromptError
 from humor_env.llm.desk import Progress
 from humor_env.llm.ledger import Ledger
@@ -85,10 +86,14 @@ def read_jokes(path: Path) -> list[Line]:
     if not path.is_file():
         raise PromptError(f"There is no file '{path}'. Give a JSONL file, or a run's folder with a jokes.jsonl in it.")
     lines = []
-    with path.open(encoding="utf-8") as file:
-        for number, row in enumerate(file, start=1):
-            if row.strip():
-                lines.append(_line(path, number, row))
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, row in enumerate(file, start=1):
+                if row.strip():
+                    lines.append(_line(path, number, row))
+    except UnicodeDecodeError as problem:
+        byte = problem.object[problem.start]
+        raise PromptError(f"'{path}' is not UTF-8 (byte 0x{byte:02x}). Save it as UTF-8.") from None
     if not lines:
         raise PromptError(f"'{path}' holds no jokes.")
     return lines
@@ -110,12 +115,15 @@ def _line(path: Path, number: int, row: str) -> Line:
     text = shape.get("text")
     if not isinstance(text, str):
         raise PromptError(f"{path}, line {number}: the prompt has no 'text'; found {given!r}.")
+    extra = shape.get("extra") or {}
+    if not isinstance(extra, dict):
+        raise PromptError(f"{path}, line {number}: the prompt's 'extra' is an object; found {extra!r}.")
     prompt = Prompt(
         str(shape.get("id") or record.get("prompt_id") or text),
         text,
         str(shape.get("task") or record.get("task") or "paraphrase"),
         str(shape.get("split") or record.get("split") or "train"),
-        dict(shape.get("extra") or {}),
+        extra,
     )
     joke = Joke(prompt, record[field], str(record.get("author") or "student"), record.get("stop_reason"))
     older = record.get("judgement", {}) if isinstance(record.get("judgement"), dict) else {}
@@ -141,12 +149,7 @@ def judge_file(
     with output.open("a", encoding="utf-8") as file:
         for start in range(0, len(todo), chunk):
             part = todo[start : start + chunk]
-            judgements = critic([line.joke for line in part])
-            if len(judgements) != len(part):
-                raise CriticContractError(
-                    f"The critic '{name}' was given {len(part)} jokes and returned {len(judgements)} judgements: "
-                    "it must return one for each, in order."
-                )
+            judgements = checked_reply(critic, name, [line.joke for line in part])
             for line, judgement in zip(part, judgements, strict=True):
                 done[line.number] = judgement.score
                 usage += judgement.usage
@@ -172,18 +175,27 @@ def _judged(line: Line, judgement: Judgement, name: str) -> str:
 
 
 def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float | None]:
-    """Scores by line number that the output has already. Failed lines and a torn last line are taken out of it."""
+    """Scores by line number that the output has already. Failed lines and a torn last line are taken out of it; a file
+    that holds anything else is refused."""
     if not output.is_file():
         return {}
     by_number = {line.number: line for line in lines}
     kept: dict[int, float | None] = {}
     rows: list[str] = []
-    for row in output.read_text(encoding="utf-8").splitlines():
+    found = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    for place, row in enumerate(found, start=1):
         try:
             record = json.loads(row)
         except ValueError:
-            continue  # the line that was being written when the process was killed
-        line = by_number.get(record.get("line"))
+            if place == len(found) and row.startswith("{"):
+                continue  # the line that was being written when the process was killed
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("judgement"), dict):
+            raise InvalidOption(
+                f"'{output}' is there already and holds no judgements (line {place}). Give another --output, or remove "
+                "it."
+            )
+        line = by_number.get(record.get("line", 0))
         text = next((record[f] for f in TEXT_FIELDS if isinstance(record.get(f), str)), None)
         if line is None or text != line.joke.text or record.get("critic") != name:
             raise InvalidOption(
@@ -249,7 +261,7 @@ def scores_of(output: Path) -> dict[int, float | None]:
 
 def make_critic(name: str, options: Mapping[str, Any], ledger: Path, scope: str, limits: Mapping[str, Any]) -> Critic:
     """The critic, with the ledger and the limits where it takes them."""
-    known = inspect.signature(critics.resolve(name)).parameters
+    known = _parameters(name)
     given = dict(options)
     limits = {limit: value for limit, value in limits.items() if value is not None}
     if "ledger" in known and "ledger" not in given:
@@ -260,6 +272,13 @@ def make_critic(name: str, options: Mapping[str, Any], ledger: Path, scope: str,
         given["budget"] = {**limits, "scope": scope}
     made: Critic = critics.make(name, **given)
     return made
+
+
+def _parameters(name: str) -> Mapping[str, Any]:
+    found = critics.resolve(name)
+    if not callable(found):
+        raise CriticContractError(f"The critic '{name}' is a {type(found).__name__}, which nobody can call.")
+    return inspect.signature(found).parameters
 
 
 @contextlib.contextmanager
@@ -313,7 +332,8 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, or 2 for a mistake of the user's, or 3 where a limit was reached."""
+    """The command line. Returns 0; 1 where the critic broke its contract, 2 for a mistake of the user's, 3 where a
+    limit was reached."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     again = given[:1] == ["rescore"]
     parser = argparse.ArgumentParser(prog="judge", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -335,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     except HumorEnvError as problem:
         print(str(problem), file=sys.stderr)
-        return 2
+        return 1 if isinstance(problem, CriticContractError) else 2
     except KeyboardInterrupt:
         print("Stopped. What was judged is kept; the same command goes on.", file=sys.stderr)
         return 130
@@ -367,7 +387,7 @@ def _run(options: argparse.Namespace, again: bool) -> int:
 def _estimate(options: argparse.Namespace, lines: Sequence[Line], ledger: Path) -> str:
     given = _options(options.option)
     with contextlib.ExitStack() as stack:
-        if "ledger" in inspect.signature(critics.resolve(options.critic)).parameters and "ledger" not in given:
+        if "ledger" in _parameters(options.critic) and "ledger" not in given:
             # Nothing is written by an estimate: without a ledger from before, none is begun.
             given["ledger"] = stack.enter_context(Ledger(ledger if ledger.is_file() else ":memory:"))
             given["options"] = {**given.get("options", {}), "must_have_key": False}

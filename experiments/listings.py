@@ -5,8 +5,11 @@ rows("critics")[0]          # {"name": "diversity", "summary": "how new a line i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from humor_env import registry
-from humor_env.errors import unknown_name
+from humor_env.errors import InvalidOption, did_you_mean, unknown_name
 
 _ENVS = {
     "humor_env/Paraphrase-v0": "a literal sentence in, a humorous one with the same meaning out",
@@ -58,7 +61,37 @@ def _specs() -> list[dict[str, str]]:
     return found
 
 
-def known_env(name: str) -> str:
+def make_env(name: str, options: Mapping[str, Any]) -> Any:
+    """The environment, or an error that says what is wrong with its name or its options."""
+    import importlib
+    import inspect
+
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    module, colon, identity = _known_env(name).rpartition(":")
+    try:
+        if colon:
+            importlib.import_module(module)
+        spec = gymnasium.spec(identity)
+    except ModuleNotFoundError as problem:
+        raise InvalidOption(
+            f"The environment '{name}' names the module '{problem.name}', which Python cannot find."
+        ) from None
+    except (gymnasium.error.Error, ValueError) as problem:
+        raise InvalidOption(f"There is no environment '{name}': {problem}") from None
+    entry = spec.entry_point
+    taken = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters if entry else {}
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        for option in options:
+            if option not in taken and option not in inspect.signature(gymnasium.make).parameters:
+                raise InvalidOption(
+                    f"'{name}' has no option '{option}'.{did_you_mean(option, taken)} It has: {', '.join(taken)}."
+                )
+    return gymnasium.make(name, **options)
+
+
+def _known_env(name: str) -> str:
     """The id, or an error that says which there are."""
     import gymnasium
 

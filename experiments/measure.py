@@ -44,6 +44,8 @@ def measure_student(
         raise unknown_name("adapter", adapter, ADAPTERS)
     judge = registry.critics.make(critic, **(options or {}))
     asked = load_prompts(prompts).split(split)[:limit]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     path = Path(student)
     model = str(student_folder(path)) if path.is_dir() else student
     found = evaluate(

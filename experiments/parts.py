@@ -38,6 +38,18 @@ from humor_env.teacher import TeacherBuffer, open_lines, pocket_lines
 from humor_env.types import Critic, Demonstration, Judge, Preference, Prompt
 
 BUDGET_SCOPE = "run"
+_FILES = (".jsonl", ".json", ".csv", ".tsv")
+
+
+def check_named(spec: Spec) -> None:
+    """That the critics and files which a spec names are there: what a dry run finds without a key, a hub or a model."""
+    for critic in (*spec.critic, *spec.eval.critic):
+        registry.critics.resolve(critic.critic)
+    named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
+    named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
+    for key, value in named.items():
+        if isinstance(value, str) and value.endswith(_FILES) and not Path(value).is_file():
+            raise InvalidOption(f"There is no file '{value}', which {key} names.")
 
 
 @dataclass

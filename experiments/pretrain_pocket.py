@@ -371,6 +371,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=defaults.threads)
     asked = parser.parse_args(argv)
+    if asked.threads < 1 or asked.steps < 1:
+        parser.error("--threads and --steps are at least 1")
     recipe = replace(defaults, student=asked.student, seed=asked.seed, steps=asked.steps, threads=asked.threads)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"))

@@ -362,9 +362,10 @@ def _override(data: dict[str, Any], override: str, source: _Source) -> None:
 def _enter(table: Any, part: str, path: tuple[str | int, ...], override: str) -> tuple[Any, tuple[str | int, ...]]:
     if isinstance(table, list):
         if not part.isdecimal() or int(part) >= len(table):
+            known = ", ".join(map(str, range(len(table)))) or "none"
             raise InvalidOption(
-                f"--set {override}: '{'.'.join(map(str, path))}' is a list of {len(table)}, numbered from 0; "
-                f"found '{part}' where a number was expected."
+                f"--set {override}: '{'.'.join(map(str, path))}' is a list, whose entries are numbered: {known}; found "
+                f"'{part}'."
             )
         return table[int(part)], (*path, int(part))
     if not isinstance(table, dict):
@@ -461,7 +462,10 @@ def _settings(
     if not isinstance(table, Mapping):
         return {}
     name = table.get("name", "") if at == ("learner",) else IMITATION_LEARNER
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
+        problems.append(f"{source.where((*at, 'name'))}: the learner's 'name' is a text; found {name!r}.")
+        return {}
+    if not name:
         problems.append(f"{source.where(at)}: [learner] needs the key 'name', such as name = \"ppo\".")
         return {}
     try:

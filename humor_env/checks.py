@@ -10,7 +10,9 @@ action that leaves the episode unharmed, no step beyond the end, scores in [0, 1
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -151,7 +153,8 @@ def check_env(env: gymnasium.Env, *, seed: int = 0) -> list[Finding]:
     raw = env.unwrapped
 
     def gymnasium_own() -> str:
-        with warnings.catch_warnings():
+        # Its render check also tries the mode "human", which prints.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("error")
             # Its render check makes the environment anew from its spec, which one built by hand does not have.
             gymnasium_check_env(raw, skip_close_check=True, skip_render_check=raw.spec is None)

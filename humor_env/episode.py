@@ -180,6 +180,8 @@ def _whole_word(word: str) -> re.Pattern[str]:
 
 def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke]) -> list[Judgement]:
     """Ask a critic and hold it to its contract; its own exceptions pass through."""
+    if not callable(critic):
+        raise CriticContractError(f"The critic '{name}' is a {type(critic).__name__}, which nobody can call.")
     reply = critic(jokes)
     if not isinstance(reply, (list, tuple)):
         raise CriticContractError(

@@ -4,14 +4,16 @@
     file.read_new()                              # `take` sees each whole line once, whoever wrote it
     file.append(lambda: [b'{"a": 1}'])           # under a lock, after reading what is new
 
-An append is one locked write, so a crash can only tear the last line. A torn line is dropped by the next one who reads
-or writes, and counted in `dropped_bytes`; a broken line anywhere else is the caller's to report, and stays.
+An append is one locked write, so a crash can only tear the last line. Reading changes nothing: a torn line is passed
+over, and dropped by the next append, with a warning and counted in `dropped_bytes`. What cannot be the beginning of a
+JSON object was never written here: it is handed to `take` like any other line, for the caller to refuse.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,18 +29,14 @@ class LineFile:
         self._take = take
         self._offset = 0
         self._lines = 0
+        self._unended = b""  # a last line that was taken though its line break is not there yet
 
     def read_new(self) -> None:
         """Take what was written since the last call. A file that does not exist has no lines."""
         if not self.path.exists():
             return
-        try:
-            with open(self.path, "r+b", buffering=0) as file, _locked(file, exclusive=True):
-                self._read(file, repair=True)
-        except PermissionError:
-            # A file that may only be read: a torn end is skipped and stays where it is.
-            with open(self.path, "rb", buffering=0) as file, _locked(file, exclusive=False):
-                self._read(file, repair=False)
+        with open(self.path, "rb", buffering=0) as file, _locked(file, exclusive=False):
+            self._read(file, repair=False)
 
     def append(self, choose: Callable[[], Sequence[bytes]]) -> None:
         """Write the lines that `choose` returns once everything that others wrote has been taken."""
@@ -64,20 +62,24 @@ class LineFile:
         end = data.rfind(b"\n") + 1
         for line in data[:end].split(b"\n")[:-1]:
             self._lines += 1
-            if line.strip():
+            if line.strip() and line != self._unended:
                 self._take(self._lines, line)
+            self._unended = b""
             self._offset += len(line) + 1
         tail = data[end:]
         if not tail:
             return
         # A JSON object that is cut anywhere does not parse, so a last line that parses only lacks its line break.
-        if _is_json(tail):
-            self._take(self._lines + 1, tail)
+        if _is_json(tail) or not tail.lstrip().startswith(b"{"):
+            if tail != self._unended:
+                self._take(self._lines + 1, tail)
+                self._unended = tail
             if repair:
                 file.seek(0, os.SEEK_END)
                 _write_all(file, b"\n")
-                self._lines, self._offset = self._lines + 1, self._offset + len(tail) + 1
+                self._lines, self._offset, self._unended = self._lines + 1, self._offset + len(tail) + 1, b""
         elif repair:
+            warnings.warn(f"{self.path}: dropped a last line that was cut off, {tail[:60]!r}", stacklevel=4)
             self.dropped_bytes += len(tail)
             file.truncate(self._offset)
 

@@ -107,6 +107,8 @@ def _origin(point: EntryPoint) -> str:
 
 def _import_object(kind: str, path: str) -> Any:
     module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UnknownName(f"A {kind} of your own is written package.module:name; found '{path}'.")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as problem:

@@ -69,7 +69,7 @@ class TeacherBuffer:
     """Demonstrations in a JSON-lines file, or in memory where `path` is None.
 
     Iterating gives them in the order of writing. The same text twice for one prompt (case and spacing aside) is kept
-    once. `dropped_bytes` tells how much of a torn last line was thrown away.
+    once. `dropped_bytes` tells how much of torn last lines was thrown away by adding.
     """
 
     def __init__(

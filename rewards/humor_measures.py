@@ -28,7 +28,7 @@ import numpy as np
 import typer
 from numpy.typing import ArrayLike, NDArray
 
-from humor_env.errors import InvalidOption, MissingExtra, RatingsError
+from humor_env.errors import HumorEnvError, InvalidOption, MissingExtra, RatingsError
 from humor_env.rewards.audit_stats import pearson, spearman
 from humor_env.rewards.rated_others import KAO
 from humor_env.rewards.rated_tables import read_table
@@ -332,7 +332,12 @@ def main(
     """Correlations of the published measures with funniness, from the published file."""
     if what != "kao":
         raise typer.BadParameter(f"expected kao, found {what}")
-    for row in kao_numbers(path):
+    try:
+        rows = kao_numbers(path)
+    except HumorEnvError as problem:
+        typer.echo(str(problem), err=True)
+        raise typer.Exit(2) from None
+    for row in rows:
         r, rho = (("–" if x is None else f"{x:+.3f}") for x in (row.r, row.rho))
         typer.echo(f"{row.sentences:<5} {row.count:>4}  {row.measure:<16} r {r}  rho {rho}")
 

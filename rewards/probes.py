@@ -4,8 +4,8 @@
     report.held                            # did every hack score below the teacher's plain line?
     print(report.markdown())
 
-    python -m humor_env.rewards.probes --critic rules --prompts everyday      # one critic, in detail
-    python -m humor_env.rewards.probes --markdown                             # the table of the documentation
+    humor-env probes --critic rules --prompts everyday      # one critic, in detail
+    humor-env probes --markdown                             # the table of the documentation
 
 Each hack is written onto real prompts and real lines of the teacher, and compared *on the same prompt* with the
 teacher's line that it was made from. A critic that pays a hack better teaches the student that hack. Controls are the
@@ -366,7 +366,7 @@ def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m humor_env.rewards.probes", description="Try critics on hacks.")
+    parser = argparse.ArgumentParser(prog="humor-env probes", description="Try critics on hacks.")
     parser.add_argument("--critic", help="a registered name or package.module:name; without it, all documented ones")
     parser.add_argument("--prompts", default="pocket", help="pocket or everyday")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the critic")

@@ -170,6 +170,23 @@ def test_a_dry_run_prints_the_resolved_spec_and_does_nothing(spec, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.toml"]
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("learner.steps=-1", "steps is a number from 0 on, found -1"),
+        ("learner.learning_rate=-1.0", "learning_rate is a number from 0 on, found -1.0"),
+        ("learner.learning_rate=nan", "learning_rate"),
+        ("learner.batch_size=0", "batch_size must be at least 1, found 0"),
+        ("learner.name=7", "the learner's 'name' is a text; found 7"),
+        ("env.prompts='nosuch.csv'", "There is no file 'nosuch.csv', which env.prompts names"),
+        ("critic.5.critic='pocket'", "a list, whose entries are numbered: 0; found '5'"),
+        ("critic.0.critic=':'", "is written package.module:name; found ':'"),
+    ],
+)
+def test_a_dry_run_finds_what_would_stop_the_run(spec, override, told):
+    assert told in cli("train", "mine.toml", "--dry-run", "--set", override, code=2)
+
+
 def test_mistakes_in_a_spec_are_a_sentence_each(spec, tmp_path):
     said = cli("train", "mine.toml", "--set", "learner.stepz=5", code=2)
     assert said == "--set learner.stepz=5: [learner] has no key 'stepz'. Did you mean 'steps'?\n"
@@ -208,6 +225,7 @@ def test_evaluate_any_student(spec, world, tmp_path):  # noqa: F811
     results = json.loads(Path("runs/tiny/results.json").read_text())
     assert trained["score"] == results["seeds"][0]["stages"]["ppo"]["score"]
     assert trained["count"] == 4 == len(Path("lines.jsonl").read_text().splitlines())
+    assert "score" in cli("evaluate", "runs/tiny", *prompts, "--limit", 1, "--out", "new/folder/lines.jsonl")
     base = json.loads(cli("evaluate", "runs/tiny", *prompts, "--adapter", "base", "--json"))
     assert base["score"] == results["seeds"][0]["stages"]["base"]["score"]
     plain = json.loads(cli("evaluate", world / "causal", *prompts, "--json"))
@@ -260,6 +278,10 @@ def test_teach_fills_a_buffer_and_asks_only_for_what_is_missing(tmp_path, monkey
         "buffer": "lines.jsonl",
     }
     assert TeacherBuffer("lines.jsonl").splits() == {"test": 6}
+    Path("notes.txt").write_text("my only copy")
+    for dry in (("--dry-run",), ()):
+        assert "Line 1 of the teacher buffer" in cli("teach", "notes.txt", "--limit", 1, *dry, code=2)
+    assert Path("notes.txt").read_text() == "my only copy"
     assert "0 lines added for 0 prompts; lines.jsonl now has 6." in cli(*arguments)
     assert "3 lines added" in cli(*arguments[:-1], 3)
     assert "takes no limits (max_cost)" in cli(*arguments, "--max-cost", 1, code=2)
@@ -327,10 +349,48 @@ def test_check_critic_and_env():
     assert not {f["name"]: f["ok"] for f in broken}["order"]
     assert cli("check", "critic", "test_cli:backwards", code=1) == ""
     assert "Did you mean 'rules'?" in cli("check", "critic", "ruls", code=2)
-    assert "FAIL" not in cli("check", "env", "humor_env/OneLiner-v0")
-    assert "No environment is called 'humor_env/Oneliner-v0'. Did you mean" in cli(
-        "check", "env", "humor_env/Oneliner-v0", code=2
-    )
+    assert "FAIL" not in cli("check", "env", "humor_env:humor_env/OneLiner-v0")
+    found = json.loads(cli("check", "env", "humor_env/Revise-v0", "--option", "attempts=2", "--json"))
+    assert all(finding["ok"] for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["humor_env/Oneliner-v0"], "No environment is called 'humor_env/Oneliner-v0'. Did you mean"),
+        (["humor_env/Revise-v0", "--option", "attemps=2"], "has no option 'attemps'. Did you mean 'attempts'?"),
+        (["nosuch:Env-v0"], "names the module 'nosuch', which Python cannot find"),
+        (["humor_env:humor_env/Revise-v9"], "There is no environment 'humor_env:humor_env/Revise-v9'"),
+    ],
+)
+def test_mistakes_about_an_environment_are_a_sentence_each(arguments, told):
+    assert told in cli("check", "env", *arguments, code=2)
+
+
+def too_few(jokes):
+    return [humor_env.Judgement("too few", 0.5)]
+
+
+def numbers_only(jokes):
+    return [0.5 for _ in jokes]
+
+
+NOT_CALLABLE = 3
+
+
+@pytest.mark.parametrize(
+    ("critic", "told"),
+    [
+        ("too_few", "was asked about 2 jokes and returned 1 judgements"),
+        ("numbers_only", "must return humor_env.Judgement objects, found a float"),
+        ("NOT_CALLABLE", "is a int, which nobody can call"),
+    ],
+)
+def test_critics_are_held_to_their_contract_wherever_they_are_asked(critic, told, world, tmp_path):  # noqa: F811
+    write_jokes(tmp_path / "jokes.jsonl", "Moss.", "More moss.")
+    assert told in cli("judge", tmp_path / "jokes.jsonl", "--critic", f"test_cli:{critic}", code=1)
+    few = ("--prompts", world / "prompts.jsonl", "--limit", 2, "--max-new-tokens", 4)
+    assert told in cli("evaluate", world / "causal", *few, "--critic", f"test_cli:{critic}", code=1)
 
 
 def backwards(jokes):

@@ -129,6 +129,26 @@ def test_an_output_of_another_file_or_critic_is_not_touched(tmp_path: Path) -> N
         assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["Buy milk.\nCall Ann.", "Buy milk.", "null", '{"mine": 1}\n', "\xff"])
+def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, content: str) -> None:
+    lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
+    output = tmp_path / "notes.txt"
+    output.write_text(content, encoding="latin-1")
+    before = output.read_bytes()
+    with pytest.raises(InvalidOption, match=r"holds no judgements \(line 1\)"):
+        judge_file(lines, output, Counting())
+    assert output.read_bytes() == before
+
+
+def test_a_file_that_is_no_text_or_has_an_odd_prompt_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "jokes.jsonl"
+    path.write_bytes('{"prompt": "Müde.", "text": "x"}\n'.encode("latin-1"))
+    with pytest.raises(PromptError, match="is not UTF-8"):
+        read_jokes(path)
+    with pytest.raises(PromptError, match="line 1: the prompt's 'extra' is an object; found 'abc'"):
+        read_jokes(write(path, [{"prompt": {"text": "Meeting.", "extra": "abc"}, "text": "x"}]))
+
+
 def test_a_critic_that_loses_a_joke_is_told_so(tmp_path: Path) -> None:
     lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
     with pytest.raises(CriticContractError, match="10 jokes and returned 9"):

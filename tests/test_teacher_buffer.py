@@ -41,7 +41,9 @@ def test_the_same_line_is_kept_once_and_blank_ones_never(tmp_path):
     assert len(buffer.path.read_bytes().splitlines()) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*dropped a last line that was cut off")
 def test_a_torn_last_line_is_dropped_wherever_it_was_cut(tmp_path):
+    """By whoever adds to the file; reading it changes nothing."""
     path = tmp_path / "lines.jsonl"
     TeacherBuffer(path).add([demo("one"), demo("two")])
     whole = path.read_bytes()
@@ -50,9 +52,10 @@ def test_a_torn_last_line_is_dropped_wherever_it_was_cut(tmp_path):
         path.write_bytes(whole[:cut])
         buffer = TeacherBuffer(path)
         assert buffer.lines_for("p") == ["one"]
-        assert buffer.dropped_bytes == cut - first
-        assert path.read_bytes() == whole[:first]
+        assert buffer.dropped_bytes == 0
+        assert path.read_bytes() == whole[:cut]
         assert buffer.add([demo("three")]) == 1
+        assert buffer.dropped_bytes == cut - first
         assert TeacherBuffer(path).lines_for("p") == ["one", "three"]
 
 
@@ -80,9 +83,19 @@ def test_a_line_torn_while_the_buffer_was_open_is_not_written_onto(tmp_path):
     buffer.add([demo("one")])
     with open(path, "ab") as other:
         other.write(b'{"prompt": {"id": "p"')
-    assert buffer.add([demo("two")]) == 1
+    with pytest.warns(UserWarning, match="dropped a last line that was cut off"):
+        assert buffer.add([demo("two")]) == 1
     assert TeacherBuffer(path).lines_for("p") == ["one", "two"]
     assert buffer.dropped_bytes == 21
+
+
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "notes.txt"
+    for content in (b"my only copy", b"my only copy\n", b"[1, 2", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(PromptError, match="Line 1 of the teacher buffer"):
+            TeacherBuffer(path)
+        assert path.read_bytes() == content
 
 
 def test_a_file_that_may_only_be_read_is_read_and_left_as_it_is(tmp_path, monkeypatch):

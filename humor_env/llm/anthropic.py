@@ -22,7 +22,7 @@ from humor_env.llm.replies import read
 from humor_env.llm.retry import Caller, CallFailed, Policy, from_status
 from humor_env.types import Usage
 
-DEFAULT_MODEL = "claude-haiku-5-5"
+DEFAULT_MODEL = "claude-haiku-4-5"  # small, and its price is known: limits in money hold
 NO_KEY = (
     "There is no key for Anthropic's service. Set ANTHROPIC_API_KEY in the environment, or choose a model that needs "
     "none: 'openai:MODEL@http://127.0.0.1:8000/v1' (a server of your own) or 'local:FOLDER'. A run whose ledger is "

@@ -1,6 +1,6 @@
 """From a line of text to a language model.
 
-make_client("anthropic:claude-haiku-5-5")                   # Anthropic's service; "anthropic" alone: the default
+make_client("anthropic:claude-haiku-4-5")                   # Anthropic's service; "anthropic" alone: the default
 make_client("openai:my-model@http://127.0.0.1:8000/v1")     # any OpenAI-compatible server
 make_client("local:path/to/model")                          # a Hugging Face model in this process
 make_client("my_package.models:MyClient")                   # your own: anything with the protocol of protocol.py
