@@ -178,7 +178,7 @@ def chart(rows: Sequence[Mapping[str, Any]], critic: str) -> str:
         lines.append(Line(f"seed {row['seed']}", steps, exact, faint=True))
         until = len(steps) if at is None else at + 1
         lines.append(Line(f"seed {row['seed']}", steps[:until], exact[:until]))
-    title = f"A critic that pays for {critic}: exact score until the alarm, and (thin) without a stop"
+    title = f"Paid for {critic}: exact score until the alarm"
     return standalone(line_chart(lines, title=title, x_label="step", y_label="exact score"))
 
 
