@@ -66,7 +66,10 @@ def look(browser, width, theme):
 
 
 def one(browser, selector):
-    return browser.find_element("css selector", selector)
+    """The first one; what the page only makes after an event, such as an opened line, may take a moment."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 10).until(lambda b: b.find_elements("css selector", selector))[0]
 
 
 def shown(browser, selector="#rows summary > :last-child"):
