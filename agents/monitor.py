@@ -174,7 +174,7 @@ class Monitor:
         if self._first:  # the first look is what drift is measured from
             alarms = [*self._drifted(numbers), *self._habits(jokes), *self._fooled(numbers, step)]
         else:
-            self._first, self._first_words = dict(numbers), _word_shares(jokes)
+            self._first, self._first_words = dict(numbers), _shares(_word_sets(jokes))
             self._first_much = _usual_parts(jokes)
         if alarms:
             self._act(step, alarms)
@@ -310,8 +310,8 @@ class Monitor:
 
     def _risen_words(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
         """What is said of each word that came up, and which lines have it."""
-        words = [set(measures.words(j.text)) for j in jokes]
-        for word, share in _word_shares(jokes).items():
+        words = _word_sets(jokes)
+        for word, share in sorted(_shares(words).items()):  # sets have another order in each process
             before = self._first_words.get(word, 0.0)
             if self._has_risen(share, before):
                 has = np.array([word in of_line for of_line in words])
@@ -441,10 +441,14 @@ def _is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
     return bool(some.mean() - others.mean() > stdtrit(freedom, level) * math.sqrt(errors.sum()))
 
 
-def _word_shares(jokes: Sequence[Joke]) -> dict[str, float]:
+def _word_sets(jokes: Sequence[Joke]) -> list[set[str]]:
+    return [set(measures.words(j.text)) for j in jokes]
+
+
+def _shares(words: Sequence[set[str]]) -> dict[str, float]:
     """The share of the lines that have each word."""
-    counts = Counter(word for j in jokes for word in set(measures.words(j.text)))
-    return {word: n / len(jokes) for word, n in counts.items()}
+    counts = Counter(word for of_line in words for word in of_line)
+    return {word: n / len(words) for word, n in counts.items()}
 
 
 def _character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:

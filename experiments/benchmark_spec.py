@@ -38,7 +38,7 @@ from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.cells import Cell
 from humor_env.experiments.settings import Table, check_table, config_class, plain, with_full_names
-from humor_env.experiments.spec import IMITATORS, Spec, parse_spec, read_override
+from humor_env.experiments.spec import IMITATORS, Spec, parse_spec, read_override, read_spec_text
 from humor_env.experiments.toml_text import dumps
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
@@ -328,10 +328,7 @@ def load_benchmark_spec(what: str | Path, overrides: Sequence[str] = ()) -> Benc
             )
         text = (resources.files("humor_env.experiments") / "configs" / "benchmarks" / f"{what}.toml").read_text("utf-8")
     else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise InvalidOption(f"'{what}' is not UTF-8. Save it as UTF-8.") from None
+        text = read_spec_text(path, what)
     return parse_benchmark(text, str(what), overrides)
 
 

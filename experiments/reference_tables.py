@@ -289,15 +289,12 @@ class Tables:
 
             spec = load_spec(name)
             return costs.show(spec, costs.estimate_spec(spec))
-        if kind == "curve":
-            told, files = self.results.curve(self.root, name, page)
-            self.files |= files
-            return told
-        if kind == "trials":
-            told, files = self.results.trials(self.root, page)
-            self.files |= files
-            return told
-        return self.results.results_table(self.root)
+        if kind == "results":
+            return self.results.results_table(self.root)
+        made = self.results.curve(self.root, name, page) if kind == "curve" else self.results.trials(self.root, page)
+        told, files = made
+        self.files |= files
+        return told
 
 
 def pages(root: Path) -> list[Path]:

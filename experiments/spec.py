@@ -290,6 +290,10 @@ def _read(what: str | Path) -> str:
             f"There is no spec '{what}'.{near} Give the path of a TOML file, or one of those that come with the "
             f"package: {', '.join(bundled())}."
         )
+    return read_spec_text(path, what)
+
+
+def read_spec_text(path: Path, what: str | Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:

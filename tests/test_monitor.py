@@ -140,6 +140,9 @@ def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
         monitor.look(1, None, None)
         return told
 
+    # Of words that come together, the first by the alphabet is named, in every process.
+    [told] = look(0.5, 0.0, word="zinc glacier vast melting ice")
+    assert "drift: 'glacier' is in 8%" in told
     [told] = look(0.5, 0.0)
     assert re.search(
         r"'glacier' is in 8% of the lines \(0% at first\): the training critic scores them \d\.\d+ of", told
