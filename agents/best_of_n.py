@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from humor_env.agents.generate import Sampling, draw_uniforms, sample
-from humor_env.agents.progress import TrainResult
-from humor_env.agents.rollout import check_failures
-from humor_env.agents.runlog import Log, Silent
+from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import POLICY, Student
-from humor_env.agents.watch import Watch
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
@@ -45,8 +46,15 @@ class BestOfNConfig:
 class BestOfN:
     """A writer: prompts in, one joke for each out. `samples`, `judgements` and `unjudged` count what it took."""
 
-    def __init__(self, student: Student, critic: Critic, config: BestOfNConfig | None = None) -> None:
-        self.student, self.critic = student, critic
+    def __init__(
+        self,
+        student: Student,
+        critic: Critic,
+        config: BestOfNConfig | None = None,
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        self.student, self.critic, self.backend = student, critic, backend
         self.config = config or BestOfNConfig()
         self.name = f"best-of-{self.config.n}"
         self.samples = self.judgements = self.unjudged = 0
@@ -68,21 +76,18 @@ class BestOfN:
 
     def _lines(self, prompts: Sequence[Prompt], seed: int) -> list[Joke]:
         config = self.config
-        jokes: list[Joke] = []
-        at_once = max(1, config.micro_batch // config.n)
-        for start in range(0, len(prompts), at_once):
-            part = prompts[start : start + at_once]
-            uniforms = torch.stack(
-                [self._chance(seed, f"{start + i}/{k}") for i in range(len(part)) for k in range(config.n)]
-            )
-            asked = [p for p in part for _ in range(config.n)]
-            out = sample(
-                self.student, [p.text for p in asked], config.sampling, uniforms=uniforms, adapter=config.adapter
-            )
-            jokes += [
-                Joke(p, text, self.name, why) for p, text, why in zip(asked, out.texts, out.stop_reasons, strict=True)
-            ]
-        return jokes
+        if not prompts:
+            return []
+        return write_jokes(
+            self.student,
+            [p for p in prompts for _ in range(config.n)],
+            config.sampling,
+            torch.stack([self._chance(seed, f"{i}/{k}") for i in range(len(prompts)) for k in range(config.n)]),
+            author=self.name,
+            adapter=config.adapter,
+            at_once=max(1, config.micro_batch // config.n) * config.n,
+            backend=self.backend,
+        )
 
     def _chance(self, seed: int, name: str) -> torch.Tensor:
         source = torch.Generator().manual_seed(stream_seed(seed, "best-of-n", name))

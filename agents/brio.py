@@ -20,56 +20,38 @@ Deviations: (a) lambda counts tokens, as the log-probabilities do; (b) and (c) a
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.line_update import Counts, encode_pairs, example_means, take_line_step
-from humor_env.agents.logprobs import masked_row_mean
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.pairs import Feedback, PairConfig, student_pairs, teacher_pairs
-from humor_env.agents.progress import Progress, TrainResult
-from humor_env.agents.rounds import Rounds
-from humor_env.agents.rows import Rows, Scored
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.student import POLICY, Student
-from humor_env.agents.update import ImitationLoss
-from humor_env.agents.watch import Watch
+from humor_env.agents.feedback.pairs import student_pairs, teacher_pairs
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import check_bounds
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log
+from humor_env.agents.session.session import Evaluate, TrainResult
+from humor_env.agents.student import Student
+from humor_env.agents.student.logprobs import masked_row_mean
+from humor_env.agents.student.writer import Backend
+from humor_env.agents.update.from_pairs import PairLearnerConfig, PairSession
+from humor_env.agents.update.imitation import ImitationLoss
+from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration, Judge, Preference, Prompt
 
 
 @dataclass(frozen=True)
-class BRIOConfig:
-    epochs: int = 10
-    rounds: int = 1  # of feedback, spread evenly over the epochs
-    prompts_per_round: int = 0  # 0 is all of them
-    pairs: PairConfig = field(default_factory=PairConfig)
+class BRIOConfig(PairLearnerConfig):
     pairs_of: str = "student"  # or "teacher"
-    batch_size: int = 32  # pairs a step, over all processes
-    micro_batch: int = 32  # lines in memory at once
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    decay: str = "constant"
-    max_grad_norm: float = 1.0
     ranking_weight: float = 1.0
     average_length: float | None = None  # lambda; None measures it
     imitation_weight: float = 1.0
     imitation_batch_size: int = 32  # teacher lines a step
-    checkpoint_every: int = 10
-    evaluate_every: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, "epochs", "rounds", "batch_size", "micro_batch", "imitation_batch_size", "checkpoint_every")
-        if self.rounds > self.epochs:
-            raise InvalidOption(f"rounds lies between 1 and the number of epochs ({self.epochs}), found {self.rounds}.")
+        super().__post_init__()
+        check_bounds(self, "imitation_batch_size")
         if self.pairs_of not in ("student", "teacher"):
             raise InvalidOption(f"pairs_of is 'student' or 'teacher', found '{self.pairs_of}'.")
         if self.pairs_of == "teacher" and self.rounds > 1:
@@ -114,123 +96,61 @@ def train(
     demonstrations: Sequence[Demonstration] = (),
     preferences: Sequence[Preference] = (),
     checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
+    backend: Backend | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`; `demonstrations` are the
     teacher's lines to imitate, and those to be ranked where `pairs_of="teacher"`.
     """
-    if judge is None and not preferences:
-        raise InvalidOption("BRIO learns from preferences: give a judge to ask, or preferences that were made before.")
     if not demonstrations and (config.imitation_weight or config.pairs_of == "teacher"):
         raise InvalidOption(
             "BRIO imitates the teacher beside ranking: give demonstrations, or set imitation_weight=0 and rank the "
             "student's own lines."
         )
-    log = log or Silent()
-    keep_freed_memory()
-    policy = student.adapter_parameters(POLICY)
-    student.activate(POLICY)
-    student.train_only(list(policy.values()))
-    optimizer = torch.optim.AdamW(policy.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    rounds = Rounds(
-        prompts,
-        epochs=config.epochs,
-        rounds=1 if preferences else config.rounds,
-        prompts_per_round=config.prompts_per_round,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    progress = Progress(student, optimizer, policy, rounds, checkpoints, watch)
-    step = progress.resume(log)
-    imitation = ImitationLoss(
+    with PairSession(
+        config,
         student,
-        demonstrations,
-        weight=config.imitation_weight,
-        decay=1.0,
-        batch_size=config.imitation_batch_size,
-        micro_batch=config.micro_batch,
-        seed=config.seed,
-    )
-    feedback = Feedback.given(preferences)
-    rows: Rows | None = None
-    average_length = 1.0
-
-    with progress.watch as watch:
-        while not rounds.done and not watch.ending:
-            began = time.perf_counter()
-
+        log,
+        judge=judge,
+        prompts=prompts,
+        preferences=preferences,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        backend=backend,
+        watch=watch,
+    ) as session:
+        imitation = ImitationLoss(
+            student,
+            demonstrations,
+            weight=config.imitation_weight,
+            decay=1.0,
+            batch_size=config.imitation_batch_size,
+            micro_batch=config.micro_batch,
+            seed=config.seed,
+        )
+        for round in session.rounds():
             # 1. Collect; 2. preferences
-            if rounds.due:
-                if not preferences and judge is not None:
-                    if config.pairs_of == "teacher":
-                        feedback = teacher_pairs(judge, demonstrations, config.pairs)
-                    else:
-                        feedback = student_pairs(
-                            student,
-                            judge,
-                            rounds.take_prompts(),
-                            config.pairs,
-                            seed=config.seed,
-                            round_index=rounds.begun,
-                        )
-                rounds.begin(feedback)
-                watch.spend(feedback.samples, feedback.judged)
-                rows = None
-                if not rounds.preferences:  # passed over, but paid for
-                    watch.look(asks=rounds.due)
-                    progress.save(step)
-                continue
+            if judge is not None and round.is_due:
+                if config.pairs_of == "teacher":
+                    round.begin(teacher_pairs(judge, demonstrations, config.pairs))
+                else:
+                    lines = (student, judge, round.prompts(), config.pairs)
+                    round.begin(student_pairs(*lines, seed=config.seed, round_index=round.index, backend=backend))
 
             # 3. Length
-            if rows is None:
-                rows = encode_pairs(student, rounds.preferences)
-                average_length = config.average_length or float(rows.action_mask.sum(-1).float().mean())
+            rows = encode_pairs(student, round.preferences)
+            average_length = config.average_length or float(rows.action_mask.sum(-1).float().mean())
 
-            # 4. Margins
-            def loss_of(
-                scored: Scored,
-                index: Tensor,
-                cut: slice,
-                counts: Counts,
-                rows: Rows = rows,
-                average_length: float = average_length,
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                loss, sums = brio_loss(
-                    scored.logprobs,
-                    rows.action_mask[index, cut],
-                    counts.examples,
-                    average_length=average_length,
-                )
-                return config.ranking_weight * loss, sums
+            for batch in round.minibatches(rows, lines_each=2):
+                # 4. Margins; 5. update
+                for part in batch:
+                    loss, sums = brio_loss(part.logprobs, part.mask, batch.examples, average_length=average_length)
+                    (config.ranking_weight * loss).backward()
+                    part.record(sums)
+                imitation.backward(session.step)
+                batch.clip_and_step(config.max_grad_norm)
 
-            # 5. Update
-            is_first = rounds.is_fresh
-            progress.set_learning_rate(
-                learning_rate_share(step, rounds.expected_steps(step), warmup=config.warmup_steps, decay=config.decay)
-            )
-            sums, norm = take_line_step(
-                student,
-                optimizer,
-                rows,
-                rounds.next_batch(),
-                loss_of,
-                lines_each=2,
-                micro_batch=config.micro_batch,
-                max_grad_norm=config.max_grad_norm,
-                also=imitation.at(step),
-            )
-            step += 1
-
-            # 6. Log and evaluate
-            numbers = example_means(sums, norm) | rounds.numbers() | {"update/average_length": average_length}
-            numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds/step": time.perf_counter() - began}
-            numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            news = (feedback.jokes, feedback.judgements) if is_first else ((), ())
-            progress.record(log, step, numbers, *news)
-            progress.check_health(step, policy.values(), 0.0, 0.0)
-            # A round's first step is always saved: its preferences were paid for.
-            if is_first or step % config.checkpoint_every == 0 or rounds.done or watch.ending:
-                progress.save(step)
-    student.train_only(())
-    return progress.result(step, done=rounds.done)
+                # 6. Log and evaluate
+                round.log(batch, {"update/average_length": average_length})
+    return session.result()

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from humor_env.agents import brio, dpo
 from humor_env.agents.brio import BRIOConfig
-from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.dpo import DPOConfig
-from humor_env.agents.progress import TrainResult
-from humor_env.agents.runlog import Log, Silent
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import Student
-from humor_env.agents.watch import Watch
 from humor_env.types import Demonstration, Joke, Judge, Judgement, Prompt
 
 

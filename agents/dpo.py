@@ -20,53 +20,33 @@ under way are saved: a resumed run repeats itself.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.line_update import Counts, encode_pairs, example_means, take_line_step
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.pairs import Feedback, PairConfig, student_pairs
-from humor_env.agents.progress import Progress, TrainResult
-from humor_env.agents.rounds import Rounds
-from humor_env.agents.rows import Rows, Scored
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.watch import Watch
+from humor_env.agents.feedback.pairs import student_pairs
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log
+from humor_env.agents.session.session import Evaluate, TrainResult
+from humor_env.agents.student import IMITATION, Student
+from humor_env.agents.student.writer import Backend
+from humor_env.agents.update.from_pairs import PairLearnerConfig, PairSession
+from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import InvalidOption
 from humor_env.types import Judge, Preference, Prompt
 
 
 @dataclass(frozen=True)
-class DPOConfig:
-    epochs: int = 10
-    rounds: int = 1  # of feedback, spread evenly over the epochs
-    prompts_per_round: int = 0  # 0 is all of them
-    pairs: PairConfig = field(default_factory=PairConfig)
-    batch_size: int = 32  # pairs a step, over all processes
-    micro_batch: int = 32  # lines in memory at once
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    decay: str = "constant"
-    max_grad_norm: float = 1.0
+class DPOConfig(PairLearnerConfig):
     beta: float = 0.1
     label_smoothing: float = 0.0
     loss: str = "sigmoid"  # or "ipo"
-    checkpoint_every: int = 10
-    evaluate_every: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, "epochs", "rounds", "batch_size", "micro_batch", "checkpoint_every")
-        if self.rounds > self.epochs:
-            raise InvalidOption(f"rounds lies between 1 and the number of epochs ({self.epochs}), found {self.rounds}.")
+        super().__post_init__()
         if self.loss not in ("sigmoid", "ipo"):
             raise InvalidOption(f"loss is 'sigmoid' or 'ipo', found '{self.loss}'.")
         if self.loss == "ipo" and self.label_smoothing:
@@ -116,111 +96,54 @@ def train(
     prompts: Sequence[Prompt] = (),
     preferences: Sequence[Preference] = (),
     checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
+    backend: Backend | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. With `preferences` (from people, say) nobody is asked.
 
     With `checkpoints` the run resumes from the newest whole one. Ctrl-C finishes the step, saves and returns.
     """
-    if judge is None and not preferences:
-        raise InvalidOption("DPO learns from preferences: give a judge to ask, or preferences that were made before.")
-    log = log or Silent()
-    keep_freed_memory()
-    policy = student.adapter_parameters(POLICY)
-    student.activate(POLICY)
-    student.train_only(list(policy.values()))
-    optimizer = torch.optim.AdamW(policy.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    rounds = Rounds(
-        prompts,
-        epochs=config.epochs,
-        rounds=1 if preferences else config.rounds,
-        prompts_per_round=config.prompts_per_round,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    progress = Progress(student, optimizer, policy, rounds, checkpoints, watch)
-    step = progress.resume(log)
-    feedback = Feedback.given(preferences)
-    rows: Rows | None = None
-    ref_logprobs: Tensor | None = None
-
-    with progress.watch as watch:
-        while not rounds.done and not watch.ending:
-            began = time.perf_counter()
-
+    with PairSession(
+        config,
+        student,
+        log,
+        judge=judge,
+        prompts=prompts,
+        preferences=preferences,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        backend=backend,
+        watch=watch,
+    ) as session:
+        for round in session.rounds():
             # 1. Collect; 2. preferences
-            if rounds.due:
-                if not preferences and judge is not None:
-                    feedback = student_pairs(
-                        student,
-                        judge,
-                        rounds.take_prompts(),
-                        config.pairs,
-                        seed=config.seed,
-                        round_index=rounds.begun,
+            if judge is not None and round.is_due:
+                lines = (student, judge, round.prompts(), config.pairs)
+                round.begin(student_pairs(*lines, seed=config.seed, round_index=round.index, backend=backend))
+
+            # 3. Reference. Not merged: the update does not merge either, so that the first margins are 0.
+            rows = encode_pairs(student, round.preferences)
+            ref_logprobs = student.score_in_batches(
+                rows, adapter=IMITATION, micro_batch=config.micro_batch, merge=False
+            ).logprobs
+
+            for batch in round.minibatches(rows, lines_each=2):
+                # 4. Margins; 5. update
+                for part in batch:
+                    loss, sums = dpo_loss(
+                        part.logprobs,
+                        part(ref_logprobs),
+                        part.mask,
+                        batch.examples,
+                        beta=config.beta,
+                        label_smoothing=config.label_smoothing,
+                        loss=config.loss,
                     )
-                rounds.begin(feedback)
-                watch.spend(feedback.samples, feedback.judged)
-                rows = None
-                if not rounds.preferences:  # passed over, but paid for
-                    watch.look(asks=rounds.due)
-                    progress.save(step)
-                continue
+                    loss.backward()
+                    part.record(sums)
+                batch.clip_and_step(config.max_grad_norm)
 
-            # 3. Reference
-            if rows is None or ref_logprobs is None:
-                rows = encode_pairs(student, rounds.preferences)
-                # Not merged: the update does not merge either, so that the first margins are 0.
-                ref_logprobs = student.score_in_batches(
-                    rows, adapter=IMITATION, micro_batch=config.micro_batch, merge=False
-                ).logprobs
-
-            # 4. Margins
-            def loss_of(
-                scored: Scored,
-                index: Tensor,
-                cut: slice,
-                counts: Counts,
-                rows: Rows = rows,
-                ref_logprobs: Tensor = ref_logprobs,
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                return dpo_loss(
-                    scored.logprobs,
-                    ref_logprobs[index, cut],
-                    rows.action_mask[index, cut],
-                    counts.examples,
-                    beta=config.beta,
-                    label_smoothing=config.label_smoothing,
-                    loss=config.loss,
-                )
-
-            # 5. Update
-            is_first = rounds.is_fresh
-            progress.set_learning_rate(
-                learning_rate_share(step, rounds.expected_steps(step), warmup=config.warmup_steps, decay=config.decay)
-            )
-            sums, norm = take_line_step(
-                student,
-                optimizer,
-                rows,
-                rounds.next_batch(),
-                loss_of,
-                lines_each=2,
-                micro_batch=config.micro_batch,
-                max_grad_norm=config.max_grad_norm,
-            )
-            step += 1
-
-            # 6. Log and evaluate
-            numbers = example_means(sums, norm) | rounds.numbers()
-            numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds/step": time.perf_counter() - began}
-            numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            news = (feedback.jokes, feedback.judgements) if is_first else ((), ())
-            progress.record(log, step, numbers, *news)
-            progress.check_health(step, policy.values(), 0.0, 0.0)
-            # A round's first step is always saved: its preferences were paid for.
-            if is_first or step % config.checkpoint_every == 0 or rounds.done or watch.ending:
-                progress.save(step)
-    student.train_only(())
-    return progress.result(step, done=rounds.done)
+                # 6. Log and evaluate
+                round.log(batch)
+    return session.result()

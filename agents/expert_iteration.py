@@ -19,63 +19,39 @@ instead of starting each iteration from the imitation; (c) to (e) as in `ppo.py`
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from humor_env.agents.backend import Backend
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.lines import gather_lines, text_numbers
-from humor_env.agents.logprobs import kl_k1
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.processes import local_share, process_count, sum_over_processes
-from humor_env.agents.progress import Progress, TrainResult, learning_numbers
-from humor_env.agents.rollout import TextVectorEnv, collect, group_envs
-from humor_env.agents.rows import Scored
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.sft import sft_loss
-from humor_env.agents.student import POLICY, Student
-from humor_env.agents.update import chance, check_first_ratio, take_step
-from humor_env.agents.watch import Watch
+from humor_env.agents.feedback.rollout import TextVectorEnv
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import OnPolicyConfig
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log
+from humor_env.agents.session.processes import sum_over_processes
+from humor_env.agents.session.session import Evaluate, TrainResult
+from humor_env.agents.student import Student
+from humor_env.agents.student.writer import Backend
+from humor_env.agents.update.imitation import sft_loss
+from humor_env.agents.update.on_policy import OnPolicySession
 from humor_env.errors import InvalidOption
-from humor_env.prompts import PromptStream
 from humor_env.types import Prompt
 
 
 @dataclass(frozen=True)
-class ExpertIterationConfig:
-    steps: int = 100
-    batch_size: int = 64  # lines a step, over all processes
+class ExpertIterationConfig(OnPolicyConfig):
     siblings: int = 8  # lines per prompt
     keep: int = 1  # lines per prompt to imitate
     at_least: float = 0.0  # reward below which a line is not imitated
-    sampling: Sampling = field(default_factory=Sampling)
-    epochs: int = 1  # passes over the kept lines
-    micro_batch: int = 32
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    decay: str = "constant"
-    max_grad_norm: float = 1.0
-    missing_end_penalty: float = 0.0
-    kl_limit: float = 5.0
-    max_failure_share: float = 0.5
-    checkpoint_every: int = 10
-    evaluate_every: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, "batch_size", "keep", "epochs", "micro_batch", "checkpoint_every")
+        super().__post_init__()
         if self.siblings <= self.keep:
             raise InvalidOption(f"Choosing needs siblings above keep; found {self.siblings} and {self.keep}.")
-        share = self.siblings * process_count()
-        if self.batch_size % share:
-            raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of siblings x processes = {share}.")
+        if self.minibatches != 1:
+            raise InvalidOption(f"The kept lines are learnt in one minibatch, found minibatches={self.minibatches}.")
 
 
 def best_of_groups(rewards: Tensor, group: Tensor, valid: Tensor, *, keep: int, at_least: float) -> Tensor:
@@ -98,46 +74,25 @@ def train(
     *,
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     backend: Backend | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `ppo.train`."""
-    log = log or Silent()
-    keep_freed_memory()
-    policy = student.adapter_parameters(POLICY)
-    student.activate(POLICY)
-    student.train_only(list(policy.values()))
-    optimizer = torch.optim.AdamW(policy.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    stream = PromptStream(prompts, seed=config.seed)
-    progress = Progress(student, optimizer, policy, stream, checkpoints, watch)
-    step = progress.resume(log)
-    envs = group_envs(env)
-
-    with progress.watch as watch:
-        while step < config.steps and not watch.ending:
-            began = time.perf_counter()
-            progress.set_learning_rate(
-                learning_rate_share(step, config.steps, warmup=config.warmup_steps, decay=config.decay)
-            )
-
+    with OnPolicySession(
+        config,
+        env,
+        student,
+        log,
+        prompts=prompts,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        backend=backend,
+        watch=watch,
+    ) as session:
+        for step in session.steps():
             # 1. Collect; 2. reference (while the critic thinks)
-            batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
-            mine = local_share(config.batch_size)
-            rollout = collect(
-                envs,
-                student,
-                config.sampling,
-                batch[mine],
-                chance(config.seed, step, config.batch_size, mine),
-                old_logprobs=False,
-                micro_batch=config.micro_batch,
-                max_failure_share=config.max_failure_share,
-                backend=backend,
-            )
-            written = gather_lines(rollout)
-            watch.spend(len(written), len(written))
-            mask = rollout.action_mask * rollout.valid[:, None]
+            rollout = step.collect(old_logprobs=False)
 
             # 3. Rewards
             rewards = torch.where(rollout.valid, rollout.rewards, 0.0)
@@ -147,60 +102,21 @@ def train(
             advantages = best_of_groups(
                 rewards, rollout.group, rollout.valid, keep=config.keep, at_least=config.at_least
             )
-            kept_mask = mask * advantages[:, None]
+            kept_mask = rollout.mask * advantages[:, None]
             kept = advantages.nonzero().squeeze(1)
             if not len(kept):
                 kept = kept.new_zeros(1)  # masked: takes part in the exchange with other processes, and teaches nothing
             kept_count = float(sum_over_processes(advantages.sum()))
 
             # 5. Update
-            updating = time.perf_counter()
-
-            def loss_of(
-                scored: Scored, rows: Tensor, cut: slice, token_count: Tensor, kept_mask: Tensor = kept_mask
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                here = kept_mask[rows, cut]
-                return sft_loss(scored.logprobs, here, token_count), {
-                    "policy_loss": -(scored.logprobs.detach() * here).sum()
-                }
-
-            sums: dict[str, float] = {}
-            norms: list[float] = []
-            mismatch = 0.0
             for _ in range(config.epochs if kept_count else 0):
-                numbers, norm = take_step(
-                    student,
-                    optimizer,
-                    rollout,
-                    kept_mask,
-                    kept,
-                    loss_of,
-                    micro_batch=config.micro_batch,
-                    max_grad_norm=config.max_grad_norm,
-                    sampling=config.sampling,
-                    entropy=False,
-                )
-                if not norms:
-                    mismatch = check_first_ratio(step, numbers)
-                norms.append(norm)
-                for name, number in numbers.items():
-                    sums[name] = sums.get(name, 0.0) + number
-            if backend is not None:
-                backend.refresh()
-            update_seconds = time.perf_counter() - updating
-            step += 1
+                for batch in step.minibatches(rollout, mask=kept_mask, rows=kept):
+                    for part in batch:
+                        loss = sft_loss(part.logprobs, part.mask, batch.tokens)
+                        loss.backward()
+                        part.record({"policy_loss": -(part.logprobs * part.mask).sum()})
+                    batch.clip_and_step(config.max_grad_norm)
 
             # 6. Log and evaluate
-            numbers = text_numbers(written) | {"update/kept_lines": kept_count}
-            if norms:
-                numbers |= learning_numbers(sums, norms)
-            numbers |= progress.kl_numbers(rollout, mask, kl_k1)
-            numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "update/first_mismatch": mismatch}
-            numbers |= progress.clock(rollout, update_seconds, time.perf_counter() - began)
-            numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            progress.record(log, step, numbers, written.jokes, written.judgements)
-            progress.check_health(step, policy.values(), numbers["kl/per_token"], config.kl_limit)
-            if step % config.checkpoint_every == 0 or step == config.steps or watch.ending:
-                progress.save(step, score=numbers["reward/mean"])
-    student.train_only(())
-    return progress.result(step, done=step >= config.steps)
+            step.log({"update/kept_lines": kept_count})
+    return session.result()

@@ -18,70 +18,43 @@ Deviations: (a) unscored lines are left out of their group's mean and get no adv
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from humor_env.agents.advantages import group_advantages
-from humor_env.agents.backend import Backend
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.lines import gather_lines, text_numbers
-from humor_env.agents.logprobs import kl_k1, kl_k3
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.processes import local_share, process_count, sum_over_processes
-from humor_env.agents.progress import Progress, TrainResult, learning_numbers
-from humor_env.agents.rollout import Rollout, TextVectorEnv, collect, group_envs
-from humor_env.agents.rows import Scored
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import AdaptiveCoefficient, RunningScale, learning_rate_share
-from humor_env.agents.student import POLICY, Student
-from humor_env.agents.update import chance, check_first_ratio, minibatches, take_step
-from humor_env.agents.watch import Watch
+from humor_env.agents.feedback.rollout import TextVectorEnv
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import OnPolicyConfig
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log
+from humor_env.agents.session.session import Evaluate, TrainResult
+from humor_env.agents.student import Student
+from humor_env.agents.student.logprobs import kl_k3
+from humor_env.agents.student.writer import Backend
+from humor_env.agents.update.advantages import group_advantages
+from humor_env.agents.update.on_policy import OnPolicySession
 from humor_env.errors import InvalidOption
-from humor_env.prompts import PromptStream
 from humor_env.types import Prompt
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
-    steps: int = 100
-    batch_size: int = 64  # lines a step, over all processes
+class GRPOConfig(OnPolicyConfig):
     siblings: int = 8  # lines per prompt
-    sampling: Sampling = field(default_factory=Sampling)
-    epochs: int = 1
-    minibatches: int = 1
-    micro_batch: int = 32
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    decay: str = "constant"
-    max_grad_norm: float = 1.0
     clip: float = 0.2
     clip_high: float = 0.2
     loss: str = "dapo"  # "dapo", "grpo" or "dr_grpo"
     scale_by_group: bool = True
     kl_weight: float = 0.05
     unbiased_kl: bool = True  # times the ratio: at ratio 1 the same number, but the gradient is the KL's own
-    kl_limit: float = 5.0
-    missing_end_penalty: float = 0.0
-    max_failure_share: float = 0.5
-    checkpoint_every: int = 10
-    evaluate_every: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, "batch_size", "epochs", "minibatches", "micro_batch", "checkpoint_every")
-        if self.siblings < 2:
-            raise InvalidOption(f"Group-relative learning compares siblings: give at least 2, found {self.siblings}.")
+        super().__post_init__()
+        self.check_groups()
+        self.check_even_minibatches()
         if self.loss not in ("dapo", "grpo", "dr_grpo"):
             raise InvalidOption(f"loss is 'dapo', 'grpo' or 'dr_grpo', found '{self.loss}'.")
-        share = self.siblings * process_count()
-        if self.batch_size % share:
-            raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of siblings x processes = {share}.")
 
 
 def grpo_loss(
@@ -122,7 +95,7 @@ def grpo_loss(
     sums = {
         "policy_loss": policy_losses,
         "ratio": ratio,
-        "clip_share": (((ratio < 1 - clip) & (spread < 0)) | ((ratio > 1 + clip_high) & (spread > 0))).to(mask.dtype),
+        "clip_share": ((ratio < 1 - clip) | (ratio > 1 + clip_high)).to(mask.dtype),
         "approx_kl": kl_k3(old_logprobs, logprobs),
     }
     return total, {n: (s.detach() * mask).sum() for n, s in sums.items()}
@@ -136,49 +109,25 @@ def train(
     *,
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     backend: Backend | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `ppo.train`."""
-    log = log or Silent()
-    keep_freed_memory()
-    policy = student.adapter_parameters(POLICY)
-    student.activate(POLICY)
-    student.train_only(list(policy.values()))
-    optimizer = torch.optim.AdamW(policy.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    stream = PromptStream(prompts, seed=config.seed)
-    kl_weight, scale = AdaptiveCoefficient(config.kl_weight, None, 1.0), RunningScale()
-    progress = Progress(student, optimizer, policy, stream, checkpoints, watch)
-    step = progress.resume(log, kl_weight, scale)
-    one_pass = config.epochs == 1 and config.minibatches == 1
-    envs = group_envs(env)
-
-    with progress.watch as watch:
-        while step < config.steps and not watch.ending:
-            began = time.perf_counter()
-            progress.set_learning_rate(
-                learning_rate_share(step, config.steps, warmup=config.warmup_steps, decay=config.decay)
-            )
-
+    with OnPolicySession(
+        config,
+        env,
+        student,
+        log,
+        prompts=prompts,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        backend=backend,
+        watch=watch,
+    ) as session:
+        for step in session.steps():
             # 1. Collect; 2. reference (while the critic thinks)
-            batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
-            mine = local_share(config.batch_size)
-            rollout = collect(
-                envs,
-                student,
-                config.sampling,
-                batch[mine],
-                chance(config.seed, step, config.batch_size, mine),
-                old_logprobs=not one_pass,
-                reference=config.kl_weight > 0,
-                micro_batch=config.micro_batch,
-                max_failure_share=config.max_failure_share,
-                backend=backend,
-            )
-            written = gather_lines(rollout)
-            watch.spend(len(written), len(written))
-            mask = rollout.action_mask * rollout.valid[:, None]
+            rollout = step.collect(reference=config.kl_weight > 0)
 
             # 3. Rewards
             rewards = torch.where(rollout.valid, rollout.rewards, 0.0)
@@ -188,72 +137,29 @@ def train(
             advantages = group_advantages(rewards, rollout.group, rollout.valid, scale=config.scale_by_group)
 
             # 5. Update
-            updating = time.perf_counter()
-            lines = sum_over_processes(rollout.valid.sum().float()).clamp(min=1) / config.minibatches
-
-            def loss_of(
-                scored: Scored,
-                rows: Tensor,
-                cut: slice,
-                token_count: Tensor,
-                rollout: Rollout = rollout,
-                advantages: Tensor = advantages,
-                mask: Tensor = mask,
-                lines: Tensor = lines,
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                assert rollout.logprobs is not None
-                return grpo_loss(
-                    scored.logprobs,
-                    scored.logprobs.detach() if one_pass else rollout.logprobs[rows, cut],
-                    advantages[rows],
-                    None if rollout.ref_logprobs is None else rollout.ref_logprobs[rows, cut],
-                    mask[rows, cut],
-                    token_count,
-                    lines,
-                    clip=config.clip,
-                    clip_high=config.clip_high,
-                    kl_weight=config.kl_weight,
-                    unbiased_kl=config.unbiased_kl,
-                    loss=config.loss,
-                    longest=config.sampling.max_new_tokens,
-                )
-
-            sums: dict[str, float] = {}
-            norms: list[float] = []
-            mismatch = 0.0
+            lines = step.lines / config.minibatches
             for epoch in range(config.epochs):
-                for index in minibatches(len(rollout), config.minibatches, config.seed, f"{step}/{epoch}"):
-                    numbers, norm = take_step(
-                        student,
-                        optimizer,
-                        rollout,
-                        mask,
-                        index,
-                        loss_of,
-                        micro_batch=config.micro_batch,
-                        max_grad_norm=config.max_grad_norm,
-                        sampling=config.sampling,
-                        entropy=False,
-                    )
-                    if not norms:
-                        mismatch = check_first_ratio(step, numbers)
-                    norms.append(norm)
-                    for name, number in numbers.items():
-                        sums[name] = sums.get(name, 0.0) + number
-            if backend is not None:
-                backend.refresh()
-            update_seconds = time.perf_counter() - updating
-            step += 1
+                for batch in step.minibatches(rollout, epoch):
+                    for part in batch:
+                        loss, sums = grpo_loss(
+                            part.logprobs,
+                            part.old_logprobs,
+                            part(advantages),
+                            part(rollout.ref_logprobs) if config.kl_weight else None,
+                            part.mask,
+                            batch.tokens,
+                            lines,
+                            clip=config.clip,
+                            clip_high=config.clip_high,
+                            kl_weight=config.kl_weight,
+                            unbiased_kl=config.unbiased_kl,
+                            loss=config.loss,
+                            longest=config.sampling.max_new_tokens,
+                        )
+                        loss.backward()
+                        part.record(sums)
+                    batch.clip_and_step(config.max_grad_norm)
 
             # 6. Log and evaluate
-            numbers = learning_numbers(sums, norms) | text_numbers(written)
-            numbers |= progress.kl_numbers(rollout, mask, kl_k1)
-            numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "update/first_mismatch": mismatch}
-            numbers |= progress.clock(rollout, update_seconds, time.perf_counter() - began)
-            numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            progress.record(log, step, numbers, written.jokes, written.judgements)
-            progress.check_health(step, policy.values(), numbers["kl/per_token"], config.kl_limit)
-            if step % config.checkpoint_every == 0 or step == config.steps or watch.ending:
-                progress.save(step, kl_weight, scale, numbers["reward/mean"])
-    student.train_only(())
-    return progress.result(step, done=step >= config.steps)
+            step.log()
+    return session.result()

@@ -27,54 +27,34 @@ e. Chance is a function of (seed, step, attempt, row): a resumed run repeats its
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from humor_env.agents.advantages import gae, place_on_last_token, whiten
-from humor_env.agents.backend import Backend
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.lines import gather_lines, text_numbers
-from humor_env.agents.logprobs import kl_k1, kl_k3
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.processes import (
-    local_share,
-    process_count,
-    spread_over_processes,
-)
-from humor_env.agents.progress import Progress, TrainResult, learning_numbers, value_numbers
-from humor_env.agents.rollout import Rollout, TextVectorEnv, collect, group_envs
-from humor_env.agents.rows import Scored
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import AdaptiveCoefficient, RunningScale, learning_rate_share
-from humor_env.agents.student import POLICY, Student
-from humor_env.agents.update import ImitationLoss, chance, check_first_ratio, minibatches, take_step
-from humor_env.agents.watch import Watch
+from humor_env.agents.feedback.metrics import value_numbers
+from humor_env.agents.feedback.rollout import TextVectorEnv
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import OnPolicyConfig
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log
+from humor_env.agents.session.processes import spread_over_processes
+from humor_env.agents.session.schedule import AdaptiveCoefficient, RunningScale
+from humor_env.agents.session.session import Evaluate, TrainResult
+from humor_env.agents.student import Student
+from humor_env.agents.student.logprobs import kl_k1, kl_k3
+from humor_env.agents.student.writer import Backend
+from humor_env.agents.update.advantages import gae, place_on_last_token, whiten
+from humor_env.agents.update.imitation import ImitationLoss
+from humor_env.agents.update.on_policy import OnPolicySession
 from humor_env.errors import InvalidOption
-from humor_env.measures import ngram_set
-from humor_env.prompts import PromptStream
 from humor_env.types import Demonstration, Prompt
 
 
 @dataclass(frozen=True)
-class PPOConfig:
-    steps: int = 100
-    batch_size: int = 64  # lines a step, over all processes
-    siblings: int = 1  # lines per prompt
-    sampling: Sampling = field(default_factory=Sampling)
-    epochs: int = 1  # passes over each batch
-    minibatches: int = 1  # optimiser steps a pass
-    micro_batch: int = 32  # rows in memory at once
-    learning_rate: float = 1e-3
+class PPOConfig(OnPolicyConfig):
     value_learning_rate: float = 1e-2
-    warmup_steps: int = 0
-    decay: str = "constant"
-    max_grad_norm: float = 1.0
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
@@ -87,29 +67,16 @@ class PPOConfig:
     kl_in: str = "reward"  # "reward": k1 per token in the reward; "loss": k3 in the loss
     kl_target: float | None = None  # KL per line that the weight is steered to
     kl_horizon: float = 10_000.0
-    kl_stop: float | None = (
-        None  # leave a batch's remaining passes once old and new policy are this far apart, per token
-    )
-    kl_limit: float = 5.0  # KL per token to the imitation at which the run is given up
+    kl_stop: float | None = None  # KL per token between old and new policy at which a batch's other passes are left out
     whiten_advantages: bool = True
     scale_rewards: bool = False  # divide by their running deviation
-    missing_end_penalty: float = 0.0
     imitation_weight: float = 0.0
     imitation_decay: float = 0.99  # per step
-    max_failure_share: float = 0.5
-    checkpoint_every: int = 10
-    evaluate_every: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, "batch_size", "siblings", "epochs", "minibatches", "micro_batch", "checkpoint_every")
+        super().__post_init__()
         if self.kl_in not in ("reward", "loss"):
             raise InvalidOption(f"kl_in is 'reward' or 'loss', found '{self.kl_in}'.")
-        share = self.siblings * self.minibatches * process_count()
-        if self.batch_size % share:
-            raise InvalidOption(
-                f"batch_size {self.batch_size} must be a multiple of siblings x minibatches x processes = {share}."
-            )
 
 
 def ppo_loss(
@@ -166,7 +133,7 @@ def train(
     prompts: Sequence[Prompt],
     demonstrations: Sequence[Demonstration] = (),
     checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     backend: Backend | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
@@ -175,65 +142,35 @@ def train(
 
     With `checkpoints` the run resumes from the newest whole one. Ctrl-C finishes the step, saves and returns.
     """
-    log = log or Silent()
-    keep_freed_memory()
-    policy = student.adapter_parameters(POLICY)
-    value = {f"value_head.{n}": p for n, p in student.value_head.named_parameters()}
-    student.activate(POLICY)
-    student.train_only([*policy.values(), *value.values()])
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(policy.values()), "lr": config.learning_rate},
-            {"params": list(value.values()), "lr": config.value_learning_rate},
-        ],
-        weight_decay=0.0,
-        fused=True,
-    )
-    stream = PromptStream(prompts, seed=config.seed)
     kl_weight = AdaptiveCoefficient(config.kl_weight, config.kl_target, config.kl_horizon)
     scale = RunningScale()
-    progress = Progress(student, optimizer, policy | value, stream, checkpoints, watch)
-    step = progress.resume(log, kl_weight, scale)
-    one_pass = config.epochs == 1 and config.minibatches == 1
-    imitation = ImitationLoss(
+    with OnPolicySession(
+        config,
+        env,
         student,
-        demonstrations,
-        weight=config.imitation_weight,
-        decay=config.imitation_decay,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        seed=config.seed,
-    )
-    taught = ngram_set(d.text for d in demonstrations)
-    envs = group_envs(env)
-
-    with progress.watch as watch:
-        while step < config.steps and not watch.ending:
-            began = time.perf_counter()
-            progress.set_learning_rate(
-                learning_rate_share(step, config.steps, warmup=config.warmup_steps, decay=config.decay)
-            )
-
+        log,
+        prompts=prompts,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        backend=backend,
+        watch=watch,
+        demonstrations=demonstrations,
+        value_learning_rate=config.value_learning_rate,
+        saved={"kl_weight": kl_weight, "scale": scale},
+    ) as session:
+        imitation = ImitationLoss(
+            student,
+            demonstrations,
+            weight=config.imitation_weight,
+            decay=config.imitation_decay,
+            batch_size=config.batch_size,
+            micro_batch=config.micro_batch,
+            seed=config.seed,
+        )
+        for step in session.steps():
             # 1. Collect; 2. reference (while the critic thinks)
-            batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
-            mine = local_share(config.batch_size)
-            rollout = collect(
-                envs,
-                student,
-                config.sampling,
-                batch[mine],
-                chance(config.seed, step, config.batch_size, mine),
-                values=True,
-                old_logprobs=not one_pass,
-                micro_batch=config.micro_batch,
-                max_failure_share=config.max_failure_share,
-                backend=backend,
-            )
-            if rollout.logprobs is None or rollout.ref_logprobs is None or rollout.values is None:
-                raise ValueError("PPO needs log-probabilities, reference log-probabilities and values")
-            written = gather_lines(rollout)
-            watch.spend(len(written), len(written))
-            mask = rollout.action_mask * rollout.valid[:, None]
+            rollout = step.collect(values=True)
+            mask = rollout.mask
             kl = kl_k1(rollout.logprobs, rollout.ref_logprobs) * mask
 
             # 3. Rewards on tokens
@@ -259,87 +196,42 @@ def train(
                 advantages = whiten(advantages, mask)
 
             # 5. Update
-            updating = time.perf_counter()
-            policy_weight = 0.0 if step < config.value_warmup else 1.0
-
-            def loss_of(
-                scored: Scored,
-                rows: Tensor,
-                cut: slice,
-                token_count: Tensor,
-                rollout: Rollout = rollout,
-                advantages: Tensor = advantages,
-                returns: Tensor = returns,
-                mask: Tensor = mask,
-                policy_weight: float = policy_weight,
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                assert rollout.logprobs is not None and rollout.values is not None and scored.values is not None
-                return ppo_loss(
-                    scored.logprobs,
-                    scored.logprobs.detach() if one_pass else rollout.logprobs[rows, cut],
-                    advantages[rows, cut],
-                    scored.values,
-                    rollout.values[rows, cut],
-                    returns[rows, cut],
-                    mask[rows, cut],
-                    token_count,
-                    clip=config.clip,
-                    value_clip=config.value_clip,
-                    value_weight=config.value_weight,
-                    policy_weight=policy_weight,
-                    ref_logprobs=None if rollout.ref_logprobs is None else rollout.ref_logprobs[rows, cut],
-                    kl_weight=kl_weight.value if config.kl_in == "loss" else 0.0,
-                    entropy=scored.entropy,
-                    entropy_weight=config.entropy_weight,
-                )
-
-            sums: dict[str, float] = {}
-            norms: list[float] = []
-            mismatch = 0.0
             for epoch in range(config.epochs):
-                last_pass: dict[str, float] = {}
-                for index in minibatches(len(rollout), config.minibatches, config.seed, f"{step}/{epoch}"):
-                    numbers, norm = take_step(
-                        student,
-                        optimizer,
-                        rollout,
-                        mask,
-                        index,
-                        loss_of,
-                        micro_batch=config.micro_batch,
-                        max_grad_norm=config.max_grad_norm,
-                        sampling=config.sampling,
-                        values=True,
-                        detach_values=config.detach_values,
-                        entropy_gradient=config.entropy_weight > 0,
-                        also=imitation.at(step),
-                    )
-                    if not norms:
-                        mismatch = check_first_ratio(step, numbers)
-                    norms.append(norm)
-                    for name, number in numbers.items():
-                        last_pass[name] = last_pass.get(name, 0.0) + number
-                for name, number in last_pass.items():
-                    sums[name] = sums.get(name, 0.0) + number
-                if config.kl_stop and last_pass["approx_kl"] / max(1.0, last_pass["tokens"]) > config.kl_stop:
+                for batch in step.minibatches(
+                    rollout,
+                    epoch,
+                    values=True,
+                    detach_values=config.detach_values,
+                    entropy=True,
+                    entropy_gradient=config.entropy_weight > 0,
+                ):
+                    for part in batch:
+                        loss, sums = ppo_loss(
+                            part.logprobs,
+                            part.old_logprobs,
+                            part(advantages),
+                            part.values,
+                            part(rollout.values),
+                            part(returns),
+                            part.mask,
+                            batch.tokens,
+                            clip=config.clip,
+                            value_clip=config.value_clip,
+                            value_weight=config.value_weight,
+                            policy_weight=0.0 if step.index < config.value_warmup else 1.0,
+                            ref_logprobs=part(rollout.ref_logprobs),
+                            kl_weight=kl_weight.value if config.kl_in == "loss" else 0.0,
+                            entropy=part.entropy,
+                            entropy_weight=config.entropy_weight,
+                        )
+                        loss.backward()
+                        part.record(sums)
+                    imitation.backward(step.index)
+                    batch.clip_and_step(config.max_grad_norm)
+                if config.kl_stop and step.approx_kl > config.kl_stop:
                     break
-            if backend is not None:
-                backend.refresh()
-            update_seconds = time.perf_counter() - updating
-            step += 1
 
             # 6. Log and evaluate
-            numbers = learning_numbers(sums, norms) | text_numbers(written, taught)
-            numbers |= value_numbers(rollout, mask, returns, token_rewards)
-            numbers |= progress.kl_numbers(rollout, mask, kl_k1)
-            kl_weight.update(numbers["kl/per_line"], config.batch_size)
-            numbers["kl/weight"] = kl_weight.value
-            numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "update/first_mismatch": mismatch}
-            numbers |= progress.clock(rollout, update_seconds, time.perf_counter() - began)
-            numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            progress.record(log, step, numbers, written.jokes, written.judgements)
-            progress.check_health(step, policy.values(), numbers["kl/per_token"], config.kl_limit)
-            if step % config.checkpoint_every == 0 or step == config.steps or watch.ending:
-                progress.save(step, kl_weight, scale, numbers["reward/mean"])
-    student.train_only(())
-    return progress.result(step, done=step >= config.steps)
+            kl_weight.update(step.kl["kl/per_line"], config.batch_size)
+            step.log(value_numbers(rollout, returns, token_rewards), {"kl/weight": kl_weight.value})
+    return session.result()

@@ -17,50 +17,24 @@ Deviations: (b) and (c) as in `dpo.py`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.line_update import Counts, example_means, take_line_step
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.pairs import Feedback, PairConfig, student_pairs
-from humor_env.agents.progress import Progress, TrainResult
-from humor_env.agents.rounds import Rounds
-from humor_env.agents.rows import Rows, Scored
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import learning_rate_share
-from humor_env.agents.sft import sft_loss
-from humor_env.agents.student import POLICY, Student
-from humor_env.agents.watch import Watch
-from humor_env.errors import InvalidOption
+from humor_env.agents.feedback.pairs import student_pairs
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log
+from humor_env.agents.session.session import Evaluate, TrainResult
+from humor_env.agents.student import Student
+from humor_env.agents.student.writer import Backend
+from humor_env.agents.update.from_pairs import PairLearnerConfig, PairSession
+from humor_env.agents.update.imitation import sft_loss
 from humor_env.types import Judge, Preference, Prompt
 
 
 @dataclass(frozen=True)
-class SelfDistillConfig:
-    epochs: int = 10
-    rounds: int = 1  # of feedback, spread evenly over the epochs
-    prompts_per_round: int = 0  # 0 is all of them
-    pairs: PairConfig = field(default_factory=PairConfig)
-    batch_size: int = 32  # lines a step, over all processes
-    micro_batch: int = 32  # lines in memory at once
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    decay: str = "constant"
-    max_grad_norm: float = 1.0
-    checkpoint_every: int = 10
-    evaluate_every: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self, "epochs", "rounds", "batch_size", "micro_batch", "checkpoint_every")
-        if self.rounds > self.epochs:
-            raise InvalidOption(f"rounds lies between 1 and the number of epochs ({self.epochs}), found {self.rounds}.")
+class SelfDistillConfig(PairLearnerConfig):
+    """`batch_size` counts lines: of each pair the better one."""
 
 
 def train(
@@ -72,95 +46,41 @@ def train(
     prompts: Sequence[Prompt] = (),
     preferences: Sequence[Preference] = (),
     checkpoints: CheckpointStore | None = None,
-    evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
+    backend: Backend | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`."""
-    if judge is None and not preferences:
-        raise InvalidOption(
-            "Self-distillation learns from preferences: give a judge to ask, or preferences that were made before."
-        )
-    log = log or Silent()
-    keep_freed_memory()
-    policy = student.adapter_parameters(POLICY)
-    student.activate(POLICY)
-    student.train_only(list(policy.values()))
-    optimizer = torch.optim.AdamW(policy.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    rounds = Rounds(
-        prompts,
-        epochs=config.epochs,
-        rounds=1 if preferences else config.rounds,
-        prompts_per_round=config.prompts_per_round,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    progress = Progress(student, optimizer, policy, rounds, checkpoints, watch)
-    step = progress.resume(log)
-    feedback = Feedback.given(preferences)
-    rows: Rows | None = None
-
-    with progress.watch as watch:
-        while not rounds.done and not watch.ending:
-            began = time.perf_counter()
-
+    with PairSession(
+        config,
+        student,
+        log,
+        judge=judge,
+        prompts=prompts,
+        preferences=preferences,
+        checkpoints=checkpoints,
+        evaluate=evaluate,
+        backend=backend,
+        watch=watch,
+    ) as session:
+        for round in session.rounds():
             # 1. Collect; 2. preferences
-            if rounds.due:
-                if not preferences and judge is not None:
-                    feedback = student_pairs(
-                        student,
-                        judge,
-                        rounds.take_prompts(),
-                        config.pairs,
-                        seed=config.seed,
-                        round_index=rounds.begun,
-                    )
-                rounds.begin(feedback)
-                watch.spend(feedback.samples, feedback.judged)
-                rows = None
-                if not rounds.preferences:  # passed over, but paid for
-                    watch.look(asks=rounds.due)
-                    progress.save(step)
-                continue
+            if judge is not None and round.is_due:
+                lines = (student, judge, round.prompts(), config.pairs)
+                round.begin(student_pairs(*lines, seed=config.seed, round_index=round.index, backend=backend))
 
             # 3. Rows
-            if rows is None:
-                chosen = rounds.preferences
-                rows = student.rows_from_text([p.prompt.text for p in chosen], [p.chosen for p in chosen])
+            better = round.preferences
+            rows = student.rows_from_text([p.prompt.text for p in better], [p.chosen for p in better])
 
-            # 4. Margins: none
-            def loss_of(
-                scored: Scored, index: Tensor, cut: slice, counts: Counts, rows: Rows = rows
-            ) -> tuple[Tensor, dict[str, Tensor]]:
-                mask = rows.action_mask[index, cut]
-                sums = {"line_logprob": scored.logprobs.detach().sum(), "line_tokens": mask.sum().float()}
-                return sft_loss(scored.logprobs, mask, counts.tokens), sums
+            for batch in round.minibatches(rows, lines_each=1):
+                # 4. Margins: none; 5. update
+                for part in batch:
+                    loss = sft_loss(part.logprobs, part.mask, batch.tokens)
+                    loss.backward()
+                    part.record({"line_logprob": part.logprobs.sum(), "line_tokens": part.mask.sum().float()})
+                batch.clip_and_step(config.max_grad_norm)
 
-            # 5. Update
-            is_first = rounds.is_fresh
-            progress.set_learning_rate(
-                learning_rate_share(step, rounds.expected_steps(step), warmup=config.warmup_steps, decay=config.decay)
-            )
-            sums, norm = take_line_step(
-                student,
-                optimizer,
-                rows,
-                rounds.next_batch(),
-                loss_of,
-                lines_each=1,
-                micro_batch=config.micro_batch,
-                max_grad_norm=config.max_grad_norm,
-            )
-            step += 1
-
-            # 6. Log and evaluate
-            numbers = example_means(sums, norm) | rounds.numbers()
-            numbers |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds/step": time.perf_counter() - began}
-            numbers |= progress.evaluate(step, config.evaluate_every, evaluate)
-            news = (feedback.jokes, feedback.judgements) if is_first else ((), ())
-            progress.record(log, step, numbers, *news)
-            progress.check_health(step, policy.values(), 0.0, 0.0)
-            # A round's first step is always saved: its preferences were paid for.
-            if is_first or step % config.checkpoint_every == 0 or rounds.done or watch.ending:
-                progress.save(step)
-    student.train_only(())
-    return progress.result(step, done=rounds.done)
+                # 6. Log and evaluate
+                round.log(batch)
+    return session.result()

@@ -22,15 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
-from humor_env.agents.memory import keep_freed_memory
-from humor_env.agents.processes import local_share, process_count, sum_gradients, sum_over_processes
-from humor_env.agents.rows import Rows, length_sorted, take_rows
-from humor_env.agents.runlog import Log, Silent
-from humor_env.agents.schedule import learning_rate_share
+from humor_env.agents.session.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
+from humor_env.agents.session.config import check_bounds
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.processes import keep_freed_memory, process_count
+from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import IMITATION, Student
-from humor_env.agents.watch import Watch
+from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
+from humor_env.agents.update.imitation import encode, sft_loss
+from humor_env.agents.update.minibatch import Minibatch, my_examples
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.streams import generator
 from humor_env.types import Demonstration
@@ -64,11 +65,6 @@ class SFTResult:
     best_epoch: int
     stopped: bool = False  # by the user
     why: str = ""  # what else ended it before its last step
-
-
-def sft_loss(logprobs: Tensor, action_mask: Tensor, token_count: Tensor | float) -> Tensor:
-    """-sum of log p over response tokens / the number of tokens in the *whole* batch."""
-    return -(logprobs * action_mask).sum() / token_count
 
 
 def train(
@@ -121,14 +117,22 @@ def train(
     with student.using(adapter), watch:
         while step < total and not watch.ending:
             epoch, within = divmod(step, per_epoch)
-            order = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
-            batch = torch.from_numpy(order[within * config.batch_size : (within + 1) * config.batch_size])
+            shuffled = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
+            batch = torch.from_numpy(shuffled[within * config.batch_size : (within + 1) * config.batch_size])
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_share(
                     step, total, warmup=config.warmup_steps, decay=config.decay
                 )
                 group["lr"] *= watch.rate
-            last, norm = _update(config, student, optimizer, take_rows(rows, batch))
+            mine = my_examples(batch).to(student.device)
+            order = [mine[part] for part in length_sorted(take_rows(rows, mine), config.micro_batch)]
+            minibatch = Minibatch(student, optimizer, rows, order)
+            for part in minibatch:
+                loss = sft_loss(part.logprobs, part.mask, minibatch.tokens)
+                loss.backward()
+                part.record({"loss": loss})
+            minibatch.clip_and_step(config.max_grad_norm)
+            last, norm = minibatch.sums["loss"], minibatch.norm
             step += 1
             if not torch.isfinite(torch.tensor(last)):
                 raise TrainingStopped(f"The imitation loss became {last} at step {step}: lower the learning rate.")
@@ -158,10 +162,6 @@ def train(
     return SFTResult(step, last, best_loss if best else dev_loss, best_epoch, why=why)
 
 
-def encode(student: Student, demonstrations: Sequence[Demonstration]) -> Rows:
-    return student.rows_from_text([d.prompt.text for d in demonstrations], [d.text for d in demonstrations])
-
-
 def dev_nll(student: Student, rows: Rows, micro_batch: int) -> float:
     """The mean of -log p per response token, with the active adapter."""
     total = count = 0.0
@@ -171,24 +171,6 @@ def dev_nll(student: Student, rows: Rows, micro_batch: int) -> float:
             total -= float(student.score(part).logprobs.sum())
             count += float(part.action_mask.sum())
     return total / count
-
-
-def _update(config: SFTConfig, student: Student, optimizer: torch.optim.Optimizer, rows: Rows) -> tuple[float, float]:
-    mine = local_share(len(rows.tokens)) if len(rows.tokens) % process_count() == 0 else slice(None)
-    count = sum_over_processes(rows.action_mask[mine].sum().float())
-    rows = take_rows(rows, torch.arange(len(rows.tokens))[mine])
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=student.device)
-    for index in length_sorted(rows, config.micro_batch):
-        part = take_rows(rows, index)
-        loss = sft_loss(student.score(part).logprobs, part.action_mask, count)
-        loss.backward()
-        total += loss.detach()
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    sum_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    optimizer.step()
-    return float(sum_over_processes(total)), float(norm)
 
 
 def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:

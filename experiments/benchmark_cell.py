@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from humor_env import measures
-from humor_env.agents.pairs import CriticAsJudge
+from humor_env.agents.feedback.pairs import CriticAsJudge
+from humor_env.agents.session.limits import Watch
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.watch import Watch
 from humor_env.episode import checked_reply
 from humor_env.errors import BudgetExceeded, CheckpointError
 from humor_env.experiments.benchmark_spec import BEST_OF_N

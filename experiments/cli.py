@@ -158,7 +158,7 @@ def train(
         check_named(loaded)
         typer.echo(json.dumps(loaded.model_dump(mode="json")) if as_json else loaded.to_toml(), nl=as_json)
         return
-    from humor_env.agents.processes import is_main_process
+    from humor_env.agents.session.processes import is_main_process
     from humor_env.experiments.run_folder import choose_folder
     from humor_env.experiments.screen import make_screen
 

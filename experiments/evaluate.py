@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from humor_env import measures
-from humor_env.agents.generate import Sampling, draw_uniforms, sample
-from humor_env.agents.runlog import joke_record
+from humor_env.agents.session.log import joke_record
 from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episode import checked_reply
 from humor_env.streams import generator, stream_seed
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
@@ -83,20 +84,17 @@ def evaluate(
     seed: int = 0,
     name: str = "",
     batch: int = 128,
+    backend: Backend | None = None,
 ) -> Evaluation:
     """One sampled line per prompt, judged."""
     sampling = sampling or Sampling()
     source = torch.Generator().manual_seed(stream_seed(seed, "evaluation"))
     uniforms = draw_uniforms(len(prompts), sampling.max_new_tokens, source)
-    jokes: list[Joke] = []
-    for start in range(0, len(prompts), batch):
-        part = slice(start, start + batch)
-        written = sample(student, [p.text for p in prompts[part]], sampling, uniforms=uniforms[part], adapter=adapter)
-        jokes += [
-            Joke(p, text, name or (adapter or "base"), why)
-            for p, text, why in zip(prompts[part], written.texts, written.stop_reasons, strict=True)
-        ]
-    return judged(jokes, critic, name=name or (adapter or "base"), seed=seed)
+    author = name or (adapter or "base")
+    jokes = write_jokes(
+        student, prompts, sampling, uniforms, author=author, adapter=adapter, at_once=batch, backend=backend
+    )
+    return judged(jokes, critic, name=author, seed=seed)
 
 
 def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -> Evaluation:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from humor_env import registry
-from humor_env.agents.pairs import CriticAsJudge
+from humor_env.agents.feedback.pairs import CriticAsJudge
 from humor_env.errors import InvalidOption
 from humor_env.types import Joke, Verdict, critic_name
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from humor_env import registry
-from humor_env.agents.generate import Sampling
-from humor_env.agents.runlog import joke_record
+from humor_env.agents.session.log import joke_record
 from humor_env.agents.student import IMITATION, POLICY
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import unknown_name
 from humor_env.experiments.evaluate import evaluate
 from humor_env.experiments.parts import load_student

@@ -22,10 +22,10 @@ from rich.console import Console
 
 from humor_env import registry
 from humor_env.agents import ppo, sft
-from humor_env.agents.monitor import FILE, Monitor, MonitorConfig
-from humor_env.agents.runlog import Silent
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Silent
+from humor_env.agents.session.monitor import FILE, Monitor, MonitorConfig
 from humor_env.agents.student import Student
-from humor_env.agents.watch import Watch
 from humor_env.experiments.cells import Cell, run_cells
 from humor_env.experiments.charts import Line, line_chart, standalone
 from humor_env.experiments.evaluate import evaluate

@@ -22,12 +22,13 @@ from accelerate import PartialState
 from gymnasium import spaces as gymnasium_spaces
 
 from humor_env import pocket, registry
-from humor_env.agents.backend import Backend, Server
-from humor_env.agents.generate import Sampling
-from humor_env.agents.monitor import Monitor, MonitorConfig
-from humor_env.agents.processes import process_count
+from humor_env.agents.session.limits import Limits
+from humor_env.agents.session.monitor import Monitor, MonitorConfig
+from humor_env.agents.session.processes import process_count
 from humor_env.agents.student import Lora, Student
-from humor_env.agents.watch import Limits
+from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.server import Server
+from humor_env.agents.student.writer import Backend
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
 from humor_env.experiments.preference_file import read_preferences
 from humor_env.experiments.spec import CriticSpec, Spec, StudentSpec

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from humor_env import pocket, registry
 from humor_env.agents import ppo, sft
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.runlog import Echo, RunLog, Silent
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import Echo, RunLog, Silent
 from humor_env.agents.student import IMITATION, Student
+from humor_env.agents.student.sampling import Sampling
 from humor_env.experiments.evaluate import Evaluation, evaluate, judged
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from humor_env import pocket
-from humor_env.agents.memory import keep_freed_memory
+from humor_env.agents.session.processes import keep_freed_memory
 from humor_env.errors import InvalidOption
 from humor_env.pocket.corpus import Corpus, Line, fingerprint, spellings
 from humor_env.streams import generator, stream_seed

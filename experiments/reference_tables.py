@@ -164,7 +164,7 @@ def comments_of(holder: type) -> dict[str, str]:
 def settings_table(learner: str, meanings: Meanings) -> str:
     """Every key of `[learner]`, and of the tables within it."""
     if learner == "pairs":
-        from humor_env.agents.pairs import PairConfig
+        from humor_env.agents.feedback.pairs import PairConfig
 
         holder: type = PairConfig
     else:

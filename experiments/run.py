@@ -24,14 +24,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from humor_env import registry
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.processes import is_main_process, process_count
-from humor_env.agents.progress import Writer
-from humor_env.agents.runlog import Log, RunLog, Silent
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, RunLog, Silent
+from humor_env.agents.session.processes import is_main_process, process_count
+from humor_env.agents.session.session import Writer
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.watch import Watch
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.experiments.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.parts import Parts, load_student

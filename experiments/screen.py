@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from humor_env.agents.runlog import Log
+    from humor_env.agents.session.log import Log
 
 SAMPLE_EVERY = 15.0  # seconds between sample lines
 

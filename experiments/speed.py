@@ -94,8 +94,8 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
     import torch
 
     from humor_env.agents import grpo, ppo, rloo, sft
-    from humor_env.agents.generate import Sampling
     from humor_env.agents.student import Student
+    from humor_env.agents.student.sampling import Sampling
     from humor_env.prompts import PromptSet, load_prompts
     from humor_env.types import Demonstration, Joke, Judgement, Prompt
     from humor_env.vector import HumorVectorEnv

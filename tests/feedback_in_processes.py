@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from tiny import letters_critic, prompts, stir, student, vector_env
 
 from humor_env.agents import brio, dpo, expert_iteration, reinforce_pp, self_distill
-from humor_env.agents.generate import Sampling
-from humor_env.agents.pairs import CriticAsJudge, PairConfig
-from humor_env.agents.processes import is_main_process, process_count
+from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.student import IMITATION
+from humor_env.agents.student.sampling import Sampling
 from humor_env.types import Demonstration
 
 SHORT = Sampling(max_new_tokens=8)

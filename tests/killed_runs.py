@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tiny import prompts, stir, student, vector_env
 
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
 from humor_env.agents.ppo import PPOConfig, train
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION
+from humor_env.agents.student.sampling import Sampling
 
 STEPS = 150
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from humor_env.agents.advantages import (
+from humor_env.agents.update.advantages import (
     gae,
     group_advantages,
     last_token,

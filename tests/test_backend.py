@@ -9,9 +9,10 @@ import torch
 from tiny import prompts, stir, student, vector_env
 
 from humor_env.agents import ppo
-from humor_env.agents.backend import InProcess, Server
-from humor_env.agents.generate import Sampling, draw_uniforms, sample
 from humor_env.agents.student import POLICY
+from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
+from humor_env.agents.student.server import Server
+from humor_env.agents.student.writer import InProcess
 from humor_env.errors import StudentError
 
 SHORT = Sampling(max_new_tokens=8)

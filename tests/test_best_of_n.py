@@ -5,8 +5,8 @@ import torch
 from tiny import letters_critic, prompts, stir, student
 
 from humor_env.agents.best_of_n import BestOfN, BestOfNConfig, best_place, train
-from humor_env.agents.generate import Sampling
 from humor_env.agents.student import POLICY
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed
 from humor_env.types import Judgement
 

@@ -7,7 +7,7 @@ import torch
 from tiny import prompts, stir, student
 
 from humor_env.agents.brio import BRIOConfig, brio_loss, train
-from humor_env.agents.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.sft import encode
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.errors import InvalidOption

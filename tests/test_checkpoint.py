@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from humor_env.agents.checkpoint import CheckpointStore, random_states, restore_random_states
+from humor_env.agents.session.checkpoint import CheckpointStore, random_states, restore_random_states
 from humor_env.errors import CheckpointError
 
 
@@ -88,7 +88,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(tmp_path):
     program = textwrap.dedent(
         f"""
         import resource, torch
-        from humor_env.agents.checkpoint import CheckpointStore
+        from humor_env.agents.session.checkpoint import CheckpointStore
         from humor_env.errors import CheckpointError
         store = CheckpointStore({str(tmp_path)!r})
         store.save(1, {{"w": torch.ones(10)}}, {{}})

@@ -15,12 +15,12 @@ from tiny import letters_critic, prompts, stir, student
 
 from humor_env import registry
 from humor_env.agents import brio, brio_dpo, dpo, self_distill
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.pairs import CriticAsJudge, PairConfig
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Limits, Watch
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, POLICY
-from humor_env.agents.watch import Limits, Watch
+from humor_env.agents.student.sampling import Sampling
 from humor_env.types import Demonstration, Verdict
 
 PAIRS = PairConfig(candidates=3, sampling=Sampling(max_new_tokens=8), length_filter="off")

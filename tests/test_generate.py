@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import stir, student
 
-from humor_env.agents.generate import Sampling, beams, choose, sample
 from humor_env.agents.student import POLICY
+from humor_env.agents.student.beams import beams
+from humor_env.agents.student.sampling import Sampling, choose, sample
 from humor_env.errors import InvalidOption
 
 FAMILIES = ["causal", "seq2seq"]

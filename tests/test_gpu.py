@@ -5,9 +5,10 @@ import torch
 from tiny import bart, llama, prompts, stir, tokenizer, vector_env
 
 from humor_env.agents import grpo, ppo, rloo, sft
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling, beams, draw_uniforms, sample
+from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.beams import beams
+from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.types import Demonstration
 
 pytestmark = [

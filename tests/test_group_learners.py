@@ -7,13 +7,13 @@ import torch
 from datasets import Dataset
 from tiny import llama, prompts, stir, student, tokenizer, vector_env
 
-from humor_env.agents.generate import Sampling
 from humor_env.agents.grpo import GRPOConfig, grpo_loss
 from humor_env.agents.grpo import train as train_grpo
 from humor_env.agents.rloo import RLOOConfig, rloo_loss
 from humor_env.agents.rloo import train as train_rloo
-from humor_env.agents.rows import Rows
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.token_rows import Rows
 from humor_env.errors import InvalidOption
 from humor_env.types import Judgement
 

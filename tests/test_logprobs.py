@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from humor_env.agents.logprobs import kl_k1, kl_k3, masked_mean, masked_row_mean, token_logprobs
+from humor_env.agents.student.logprobs import kl_k1, kl_k3, masked_mean, masked_row_mean, token_logprobs
 
 
 def test_logprobs_by_hand():
@@ -22,7 +22,7 @@ def test_logprobs_by_hand():
 @pytest.mark.parametrize("bias", [False, True])
 def test_frozen_head_gradients_equal_autograd_in_chunks(temperature, bias, monkeypatch):
     """The slope worked out in forward must equal what autograd finds through the full logits."""
-    monkeypatch.setattr("humor_env.agents.logprobs.CHUNK_BYTES", 1)  # many chunks: the smallest allowed
+    monkeypatch.setattr("humor_env.agents.student.logprobs.CHUNK_BYTES", 1)  # many chunks: the smallest allowed
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(6, 11, bias=bias).double().requires_grad_(False)
     hidden = torch.randn(50, 6, generator=generator, dtype=torch.float64)

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from humor_env.agents import lora_linear
-from humor_env.agents.lora_linear import FusedLoraLinear, use_fused_lora
+from humor_env.agents.student import fused_lora as lora_linear
+from humor_env.agents.student.fused_lora import FusedLoraLinear, use_fused_lora
 
 
 class Two(nn.Module):

@@ -5,8 +5,7 @@ import json
 import pytest
 from tiny import letters_critic, prompts, stir, student
 
-from humor_env.agents.generate import Sampling
-from humor_env.agents.pairs import (
+from humor_env.agents.feedback.pairs import (
     CriticAsJudge,
     Feedback,
     PairConfig,
@@ -18,8 +17,9 @@ from humor_env.agents.pairs import (
     teacher_pairs,
     write_candidates,
 )
-from humor_env.agents.rounds import Rounds
+from humor_env.agents.feedback.rounds import Rounds
 from humor_env.agents.student import POLICY
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, TrainingStopped
 from humor_env.types import Demonstration, Joke, Judgement, Preference, Prompt, Usage, Verdict
 

@@ -8,10 +8,10 @@ import torch
 
 from humor_env import registry
 from humor_env.agents import ppo
-from humor_env.agents.monitor import Monitor, MonitorConfig
-from humor_env.agents.runlog import Silent
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Silent
+from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import Student
-from humor_env.agents.watch import Watch
 from humor_env.experiments import pocket_run as job
 from humor_env.experiments.evaluate import bootstrap_interval, evaluate
 from humor_env.experiments.monitor_trials import make_critic

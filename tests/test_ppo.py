@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import letters_critic, prompts, stir, student, vector_env
 
-from humor_env.agents.backend import InProcess
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
+from humor_env.agents.feedback.rollout import collect
 from humor_env.agents.ppo import PPOConfig, ppo_loss, train
-from humor_env.agents.rollout import collect
+from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.writer import InProcess
 from humor_env.errors import InvalidOption, JudgingFailed, PromptError, TrainingStopped
 from humor_env.types import Demonstration, Judgement
 
@@ -411,7 +411,7 @@ def test_not_a_number_stops_the_run():
 
 def test_misaligned_rows_are_noticed(monkeypatch):
     """A sampler that reports its numbers one token late must stop the run, not spoil it."""
-    from humor_env.agents import rollout
+    from humor_env.agents.feedback import rollout
 
     honest = rollout._Attempt._beside_tokens
     monkeypatch.setattr(rollout._Attempt, "_beside_tokens", lambda self, w: honest(self, w).roll(1, dims=1))

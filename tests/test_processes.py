@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from humor_env.agents.checkpoint import CheckpointStore
+from humor_env.agents.session.checkpoint import CheckpointStore
 
 SCRIPT = Path(__file__).parent / "train_in_processes.py"
 

@@ -7,11 +7,11 @@ import torch
 from tiny import prompts, stir, student, vector_env
 
 from humor_env.agents import reinforce_pp
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
 from humor_env.agents.reinforce_pp import ReinforcePPConfig, reinforce_pp_loss, train
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, POLICY
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.types import Judgement
 

@@ -13,9 +13,9 @@ import torch
 from tiny import prompts, student, vector_env
 
 from humor_env.agents import grpo, ppo, rloo, sft
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
+from humor_env.agents.student.sampling import Sampling
 from humor_env.types import Demonstration
 
 HERE = Path(__file__).parent

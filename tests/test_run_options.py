@@ -7,7 +7,7 @@ import pytest
 from test_backend import address, server  # noqa: F401
 from test_run import lines, text, world  # noqa: F401
 
-from humor_env.agents.monitor import MonitorConfig
+from humor_env.agents.session.monitor import MonitorConfig
 from humor_env.errors import CredentialError, InvalidOption
 from humor_env.experiments.parts import Parts
 from humor_env.experiments.preference_file import read_preferences

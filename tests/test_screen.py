@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.session.log import RunLog
 from humor_env.experiments import screen
 from humor_env.types import Joke, Judgement, Prompt
 

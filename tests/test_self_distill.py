@@ -6,15 +6,15 @@ import pytest
 import torch
 from tiny import prompts, stir, student, vector_env
 
-from humor_env.agents.checkpoint import CheckpointStore
 from humor_env.agents.expert_iteration import ExpertIterationConfig, best_of_groups
 from humor_env.agents.expert_iteration import train as train_expert
-from humor_env.agents.generate import Sampling
-from humor_env.agents.runlog import RunLog
 from humor_env.agents.self_distill import SelfDistillConfig, train
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.sft import train as train_sft
 from humor_env.agents.student import IMITATION, POLICY
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration, Judgement, Preference
 

@@ -5,8 +5,8 @@ import torch
 from tiny import llama, prompts, student, tokenizer
 
 from humor_env.agents import sft
-from humor_env.agents.rows import Rows
 from humor_env.agents.student import IMITATION, Student
+from humor_env.agents.student.token_rows import Rows
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.types import Demonstration
 

@@ -3,11 +3,10 @@
 import torch
 from tiny import stir, student
 
-from humor_env.agents import shared_prompts
-from humor_env.agents.generate import Sampling, draw_uniforms, sample
-from humor_env.agents.rows import Rows, length_sorted, take_rows
-from humor_env.agents.shared_prompts import prompt_groups
-from humor_env.agents.student import POLICY
+from humor_env.agents.student import POLICY, shared_prompts
+from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
+from humor_env.agents.student.shared_prompts import prompt_groups
+from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
 
 FAMILIES = ("causal", "seq2seq")
 PROMPTS = ["The soup was cold.", "A very long meeting was slow."]

@@ -6,8 +6,8 @@ from peft import PeftModel
 from tiny import bart, llama, stir, student, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from humor_env.agents.rows import Rows, length_sorted, take_rows
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
 from humor_env.errors import StudentError
 
 FAMILIES = ["causal", "seq2seq"]

@@ -9,20 +9,20 @@ import torch
 from tiny import letters_critic, prompts, stir, student
 
 from humor_env import registry
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.line_update import encode_pairs
-from humor_env.agents.pairs import CriticAsJudge, PairConfig
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.sft import encode
 from humor_env.agents.student import IMITATION, POLICY
-from humor_env.agents.trl_peers import (
+from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.trl.peers import (
     TRLConfig,
     demonstrations_dataset,
     make_trl_reward,
     preferences_dataset,
     prompts_dataset,
 )
+from humor_env.agents.update.step.line_step import encode_pairs
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, PromptError, StudentError
 from humor_env.types import Demonstration, Judgement, Preference, Prompt
 

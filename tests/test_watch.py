@@ -8,11 +8,11 @@ import torch
 from tiny import letters_critic, prompts, student, vector_env
 
 from humor_env.agents import brio_dpo, dpo, expert_iteration, grpo, ppo, reinforce_pp, rloo, self_distill, sft
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.pairs import CriticAsJudge, PairConfig
-from humor_env.agents.runlog import RunLog
-from humor_env.agents.watch import Limits, Watch
+from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Limits, Watch
+from humor_env.agents.session.log import RunLog
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration
 

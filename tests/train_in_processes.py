@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from tiny import prompts, stir, student, vector_env
 
 from humor_env.agents import grpo, ppo, rloo, sft
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.processes import is_main_process, process_count
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
+from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.student import IMITATION
+from humor_env.agents.student.sampling import Sampling
 from humor_env.types import Demonstration
 
 SHORT = Sampling(max_new_tokens=8)

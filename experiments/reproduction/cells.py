@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from humor_env import registry
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling, beams, draw_uniforms, sample
-from humor_env.agents.runlog import RunLog
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.beams import beams
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.student.writer import write_jokes
 from humor_env.experiments.cells import Cell
 from humor_env.experiments.parts import load_student
 from humor_env.experiments.reproduction.judges import PARTS, ClozeJudge, budget_of, make_judge, make_people
@@ -255,15 +257,10 @@ def write_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], na
 
 def sample_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], name: str, seed: int) -> list[Joke]:
     """The same, drawn at temperature 1: what learners train on, and what beam search hides."""
-    writing, jokes = spec.writing, list[Joke]()
-    source = generator_for(seed)
-    uniforms = draw_uniforms(len(prompts), writing.max_new_tokens, source)
-    for start in range(0, len(prompts), writing.batch):
-        part = slice(start, start + writing.batch)
-        how = Sampling(max_new_tokens=writing.max_new_tokens)
-        found = sample(student, [p.text for p in prompts[part]], how, uniforms=uniforms[part], adapter=POLICY)
-        jokes += [Joke(p, t, name, w) for p, t, w in zip(prompts[part], found.texts, found.stop_reasons, strict=True)]
-    return jokes
+    writing = spec.writing
+    uniforms = draw_uniforms(len(prompts), writing.max_new_tokens, generator_for(seed))
+    how = Sampling(max_new_tokens=writing.max_new_tokens)
+    return write_jokes(student, prompts, how, uniforms, author=name, at_once=writing.batch)
 
 
 def generator_for(seed: int) -> Any:

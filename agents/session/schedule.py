@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def learning_rate_share(step: int, steps: int, *, warmup: int, decay: str) -> float:
@@ -28,6 +29,12 @@ class AdaptiveCoefficient:
             error = min(max(observed / self.target - 1, -0.2), 0.2)
             self.value *= 1 + error * samples / self.horizon
 
+    def get_state(self) -> float:
+        return self.value
+
+    def set_state(self, state: float) -> None:
+        self.value = state
+
 
 class RunningScale:
     """The running standard deviation of rewards, merged batch by batch; its three numbers are saved with a run."""
@@ -48,5 +55,8 @@ class RunningScale:
     def deviation(self) -> float:
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 and self.squares > 0 else 1.0
 
-    def state(self) -> list[float]:
+    def get_state(self) -> list[float]:
         return [self.count, self.mean, self.squares]
+
+    def set_state(self, state: Sequence[float]) -> None:
+        self.count, self.mean, self.squares = state

@@ -1,6 +1,6 @@
 """What the student wrote and what came of it: one frozen table that every learner reads.
 
-    rollout = collect(env, student, sampling, prompt_ids, uniforms)
+    rollout = collect(env, student, sampling, prompts, uniforms)
     rollout.tokens, rollout.action_mask, rollout.logprobs      # [B, T]
     rollout.rewards, rollout.group, rollout.valid              # [B]
     rollout.jokes[3], rollout.judgements[3]                    # every number traces back to a text
@@ -12,7 +12,7 @@ while it thinks, and with several environments handed in, the next one's lines a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from humor_env.agents.backend import Backend, InProcess
-from humor_env.agents.generate import Generation, Sampling
-from humor_env.agents.processes import sum_over_processes
-from humor_env.agents.rows import Rows
+from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.sampling import Generation, Sampling
+from humor_env.agents.student.token_rows import Rows
+from humor_env.agents.student.writer import Backend, InProcess
 from humor_env.errors import JudgingFailed
 from humor_env.types import Joke, Judgement, Prompt
 
@@ -45,7 +45,8 @@ class TextVectorEnv(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """`[B, T]`: tokens, attention, action_mask, logprobs, ref_logprobs, values. `[B]`: the rest.
+    """`[B, T]`: tokens, attention, action_mask, logprobs; `[B]`: the rest. `asked` holds further `[B, T]` columns:
+    "ref_logprobs" and "values", where the learner asked for them.
 
     `following[b]` is the row of the next attempt in the same episode, or -1. `valid` is False where the critic failed:
     such rows carry reward 0 and no learner learns from them.
@@ -54,9 +55,8 @@ class Rollout:
     tokens: Tensor
     attention: Tensor
     action_mask: Tensor
-    logprobs: Tensor | None
-    ref_logprobs: Tensor | None
-    values: Tensor | None
+    logprobs: Tensor
+    asked: Mapping[str, Tensor]
     rewards: Tensor
     group: Tensor
     valid: Tensor
@@ -67,9 +67,9 @@ class Rollout:
 
     def __post_init__(self) -> None:
         rows, columns = self.tokens.shape
-        for name in ("attention", "action_mask", "logprobs", "ref_logprobs", "values"):
-            tensor = getattr(self, name)
-            if tensor is not None and tensor.shape != (rows, columns):
+        tables = {n: getattr(self, n) for n in ("attention", "action_mask", "logprobs")} | dict(self.asked)
+        for name, tensor in tables.items():
+            if tensor.shape != (rows, columns):
                 raise ValueError(f"{name} must be [{rows}, {columns}], found {tuple(tensor.shape)}")
         for name in ("rewards", "group", "valid", "following"):
             if getattr(self, name).shape != (rows,):
@@ -97,8 +97,27 @@ class Rollout:
         """Whether the student ended the line itself, by the stored stop reason."""
         return torch.tensor([j.stop_reason == "end" for j in self.jokes], device=self.tokens.device)
 
-    def replace(self, **changes: Any) -> Rollout:
-        return replace(self, **changes)
+    @property
+    def mask(self) -> Tensor:
+        """The tokens to learn from: the student's own, in lines that were judged."""
+        return self.action_mask * self.valid[:, None]
+
+    @property
+    def has_reference(self) -> bool:
+        return "ref_logprobs" in self.asked
+
+    @property
+    def ref_logprobs(self) -> Tensor:
+        return self._asked_for("ref_logprobs", "reference=True")
+
+    @property
+    def values(self) -> Tensor:
+        return self._asked_for("values", "values=True")
+
+    def _asked_for(self, name: str, how: str) -> Tensor:
+        if name not in self.asked:
+            raise ValueError(f"this rollout was collected without {name}: ask for them with {how}")
+        return self.asked[name]
 
 
 def group_envs(env: TextVectorEnv | Sequence[TextVectorEnv]) -> list[TextVectorEnv]:
@@ -277,6 +296,11 @@ def _assemble(
             pieces.append(torch.nn.functional.pad(tensor[keep], (0, width - tensor.shape[1]), value=fill))
         return torch.cat(pieces)
 
+    def always(name: str, fill: float = 0) -> Tensor:
+        table = stacked(name, fill)
+        assert table is not None
+        return table
+
     device = student.device
     kept = [torch.tensor([i for i, e in enumerate(t.episodes) if e >= 0], device=device) for t in tables]
     episodes = [t.episodes[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
@@ -289,15 +313,13 @@ def _assemble(
     jokes = [t.jokes[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
     judgements = [t.judgements[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
     rewards = [float(t.rewards[i]) for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
-    tokens, attention, action_mask = stacked("tokens", student.pad_token), stacked("attention"), stacked("action_mask")
-    assert tokens is not None and attention is not None and action_mask is not None
+    tables_asked = {name: stacked(name) for name in ("ref_logprobs", "values")}
     return Rollout(
-        tokens=tokens,
-        attention=attention,
-        action_mask=action_mask,
-        logprobs=stacked("logprobs"),
-        ref_logprobs=stacked("ref_logprobs"),
-        values=stacked("values"),
+        tokens=always("tokens", student.pad_token),
+        attention=always("attention"),
+        action_mask=always("action_mask"),
+        logprobs=always("logprobs"),
+        asked={name: table for name, table in tables_asked.items() if table is not None},
         rewards=torch.tensor(rewards, dtype=torch.float32, device=device),
         group=torch.tensor([groups[prompts[e].id] for e in episodes], device=device),
         valid=torch.tensor([not j.failed for j in judgements], dtype=torch.bool, device=device),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from humor_env.agents.processes import sum_over_processes
+from humor_env.agents.session.processes import sum_over_processes
 
 
 def last_token(mask: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from humor_env.agents.monitor import Monitor
-from humor_env.agents.processes import sum_over_processes
-from humor_env.agents.runlog import StopRequest
+from humor_env.agents.session.log import StopRequest
+from humor_env.agents.session.monitor import Monitor
+from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.student import POLICY, Student
 from humor_env.errors import InvalidOption
 

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 
 from humor_env import measures
-from humor_env.agents.generate import Sampling, beams, draw_uniforms, sample
-from humor_env.agents.lines import gather_jokes
-from humor_env.agents.processes import gather_records, local_share, sum_over_processes
-from humor_env.agents.rollout import check_failures
+from humor_env.agents.feedback.metrics import gather_jokes
+from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.session.processes import gather_records, local_share, sum_over_processes
 from humor_env.agents.student import Student
+from humor_env.agents.student.beams import beams
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episode import checked_reply
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.streams import stream_seed
@@ -122,13 +124,16 @@ def student_pairs(
     *,
     seed: int,
     round_index: int = 0,
+    backend: Backend | None = None,
 ) -> Feedback:
     """Have the student write, pair what it wrote, and have the pairs judged; each process does its share of prompts.
 
     Chance is a function of (seed, round, place of the prompt): a repeated round repeats itself.
     """
     mine = local_share(len(prompts))
-    written = write_candidates(student, prompts[mine], config, seed=seed, name=f"{round_index}", first=mine.start)
+    written = write_candidates(
+        student, prompts[mine], config, seed=seed, name=f"{round_index}", first=mine.start, backend=backend
+    )
     return _judged_pairs(judge, written, config, critic_name(judge), samples=sum(map(len, written)))
 
 
@@ -142,34 +147,46 @@ def teacher_pairs(judge: Judge, demonstrations: Iterable[Demonstration], config:
 
 
 def write_candidates(
-    student: Student, prompts: Sequence[Prompt], config: PairConfig, *, seed: int, name: str, first: int = 0
+    student: Student,
+    prompts: Sequence[Prompt],
+    config: PairConfig,
+    *,
+    seed: int,
+    name: str,
+    first: int = 0,
+    backend: Backend | None = None,
 ) -> list[list[Joke]]:
     """`candidates` lines for each prompt; `first` is the place of the first one in the whole round."""
     at_once = max(1, config.micro_batch // config.candidates)
-    written: list[list[Joke]] = []
-    for start in range(0, len(prompts), at_once):
-        part = prompts[start : start + at_once]
-        texts: list[list[tuple[str, str | None]]]
-        if config.how == "beams":
-            found = beams(
-                student,
-                [p.text for p in part],
-                width=config.candidates,
-                groups=config.candidates,
-                diversity=config.diversity,
-                max_new_tokens=config.sampling.max_new_tokens,
+    if config.how == "beams":
+        return [
+            [Joke(prompt, line, "student") for line in lines]
+            for start in range(0, len(prompts), at_once)
+            for prompt, lines in zip(
+                prompts[start : start + at_once],
+                beams(
+                    student,
+                    [p.text for p in prompts[start : start + at_once]],
+                    width=config.candidates,
+                    groups=config.candidates,
+                    diversity=config.diversity,
+                    max_new_tokens=config.sampling.max_new_tokens,
+                ),
+                strict=True,
             )
-            texts = [[(line, None) for line in lines] for lines in found]
-        else:
-            uniforms = torch.cat([_chance(seed, f"{name}/{first + start + i}", config) for i in range(len(part))])
-            asked = [p.text for p in part for _ in range(config.candidates)]
-            out = sample(student, asked, config.sampling, uniforms=uniforms)
-            flat = list(zip(out.texts, out.stop_reasons, strict=True))
-            texts = [list(flat[i : i + config.candidates]) for i in range(0, len(flat), config.candidates)]
-        written += [
-            [Joke(p, text, "student", why) for text, why in lines] for p, lines in zip(part, texts, strict=True)
         ]
-    return written
+    if not prompts:
+        return []
+    jokes = write_jokes(
+        student,
+        [p for p in prompts for _ in range(config.candidates)],
+        config.sampling,
+        torch.cat([_chance(seed, f"{name}/{first + i}", config) for i in range(len(prompts))]),
+        author="student",
+        at_once=at_once * config.candidates,
+        backend=backend,
+    )
+    return [jokes[i : i + config.candidates] for i in range(0, len(jokes), config.candidates)]
 
 
 def _chance(seed: int, name: str, config: PairConfig) -> torch.Tensor:

@@ -33,16 +33,16 @@ from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_st
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from humor_env.agents.bounds import check_bounds
-from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
-from humor_env.agents.pairs import PairConfig, preference_record, read_preference, student_pairs
-from humor_env.agents.processes import process_count
-from humor_env.agents.progress import TrainResult
-from humor_env.agents.rollout import check_failures
-from humor_env.agents.runlog import Log, Silent
+from humor_env.agents.feedback.pairs import PairConfig, preference_record, read_preference, student_pairs
+from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import check_bounds
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.processes import process_count
+from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.watch import Watch
+from humor_env.agents.student.sampling import Sampling
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, critic_name

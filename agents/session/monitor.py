@@ -43,9 +43,10 @@ import torch
 from scipy.special import stdtrit
 
 from humor_env import measures
-from humor_env.agents.generate import Sampling, draw_uniforms, sample
-from humor_env.agents.processes import gather_records, is_main_process
+from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.student.writer import write_jokes
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
@@ -190,14 +191,7 @@ class Monitor:
     def _written(self, student: Student, adapter: str | None) -> list[Joke]:
         source = torch.Generator().manual_seed(stream_seed(self.seed, "monitor"))
         uniforms = draw_uniforms(len(self.prompts), self.sampling.max_new_tokens, source)
-        jokes = []
-        for start in range(0, len(self.prompts), 128):
-            part = self.prompts[start : start + 128]
-            chance = uniforms[start : start + 128]
-            out = sample(student, [p.text for p in part], self.sampling, uniforms=chance, adapter=adapter)
-            columns = zip(part, out.texts, out.stop_reasons, strict=True)
-            jokes += [Joke(p, text, "student", why) for p, text, why in columns]
-        return jokes
+        return write_jokes(student, self.prompts, self.sampling, uniforms, author="student", adapter=adapter)
 
     def _now(self, name: str) -> list[float]:
         """Each prompt's score, the mean over those looks of the window that have one."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from humor_env.agents.pairs import Feedback, preference_record, read_preference
+from humor_env.agents.feedback.pairs import Feedback, preference_record, read_preference
 from humor_env.errors import InvalidOption, TrainingStopped
 from humor_env.prompts import PromptStream
 from humor_env.streams import generator

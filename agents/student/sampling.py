@@ -1,13 +1,12 @@
-"""How a student writes: sampling in batches, and (diverse) beam search.
+"""How a student writes in this process: sampling in batches.
 
     out = sample(student, ["The meeting was slow."] * 8, Sampling(max_new_tokens=40), uniforms=None)
     out.texts, out.stop_reasons
-    beams(student, ["The meeting was slow."], width=6, groups=3, diversity=0.5)   # candidates per prompt
 
-Written by hand, though `transformers` can generate, for four things it does not do: rows that have ended are dropped
+Written by hand, though `transformers` can generate, for three things it does not do: rows that have ended are dropped
 from the batch instead of being carried along; the random numbers are handed in, one per row and position, so that a
-row's text does not depend on its batch and a resumed run repeats itself; values come with the tokens, from the same
-pass; and diverse beam search, which the library removed in its version 5.
+row's text does not depend on its batch and a resumed run repeats itself; and values come with the tokens, from the same
+pass. All that writes lines goes through `writer.write_jokes` or a backend, and so comes here.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
-from humor_env.agents.shared_prompts import unique_prompts
 from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.shared_prompts import unique_prompts
 from humor_env.errors import InvalidOption
 
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is still writing
@@ -84,7 +83,7 @@ def sample(
     return Generation(prompts, responses, texts, stops, logprobs, all_values)
 
 
-class _Decoding:
+class Decoding:
     """The model's side of writing token by token: a cache, and states for the next position of each live row."""
 
     def __init__(self, student: Student, prompts: Sequence[Sequence[int]]) -> None:
@@ -166,7 +165,7 @@ class _Writer:
             raise ValueError(f"uniforms must be [{len(prompts)}, >= {sampling.max_new_tokens}], not {uniforms.shape}")
         self.student, self.sampling, self.uniforms = student, sampling, uniforms
         unique, self.prompt_of = unique_prompts(prompts)
-        self.decoding = _Decoding(student, unique)
+        self.decoding = Decoding(student, unique)
         self.limit = sampling.max_new_tokens
         self.wants_values = values
         used = len(student.decoder_prefix) - 1 if student.is_seq2seq else max(len(p) for p in prompts)
@@ -236,98 +235,3 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
     # The clamp is for not-a-number only; its log-probability is then one too, and the learner stops on it.
     chosen = torch.searchsorted(running, target, right=True).clamp(max=logits.shape[-1] - 1)
     return chosen.squeeze(-1), whole.gather(-1, chosen).squeeze(-1).log()
-
-
-@torch.no_grad()
-def beams(
-    student: Student,
-    observations: Sequence[str],
-    *,
-    width: int = 5,
-    groups: int = 1,
-    diversity: float = 0.5,
-    max_new_tokens: int = 48,
-    length_penalty: float = 1.0,
-    adapter: str | None = POLICY,
-) -> list[list[str]]:
-    """`width` candidates per observation, best first within a group. With `groups` > 1, diverse beam search.
-
-    Each group searches `width / groups` beams; a token already chosen at this position by an earlier group costs
-    `diversity` per choice. A finished line's score is its log-probability over length ** length_penalty.
-    """
-    if width % groups:
-        raise InvalidOption(f"Beam search needs a width that the groups divide evenly; found {width} and {groups}.")
-    per_group = width // groups
-    count, device = len(observations), student.device
-    prompts = [student.encode_prompt(o) for o in observations]
-    ends = torch.tensor(student.end_tokens, device=device)
-    finished: list[list[list[tuple[float, list[int]]]]] = [[[] for _ in range(groups)] for _ in range(count)]
-    with student.merged(adapter):
-        decoding = _Decoding(student, prompts)
-        _, logits = decoding.advance(decoding.first_input)
-        # From here a row is (prompt, group, beam). At first a group's beams are equal: only the first may be extended.
-        decoding.keep(torch.arange(count, device=device).repeat_interleave(width))
-        logits = logits.repeat_interleave(width, dim=0)
-        scores = torch.full((count, groups, per_group), -torch.inf, device=device)
-        scores[:, :, 0] = 0.0
-        written = torch.zeros(count, groups, per_group, 0, dtype=torch.long, device=device)
-        vocabulary = logits.shape[-1]
-        limit = min(max_new_tokens, student.context - (0 if student.is_seq2seq else max(map(len, prompts))))
-        for t in range(limit):
-            logprobs = logits.log_softmax(-1).view(count, groups, per_group, vocabulary)
-            used = torch.zeros(count, vocabulary, device=device)
-            parents = torch.zeros(count, groups, per_group, dtype=torch.long, device=device)
-            chosen = torch.zeros_like(parents)
-            for g in range(groups):
-                total = scores[:, g, :, None] + logprobs[:, g]
-                ranked = (total - diversity * used[:, None, :]).view(count, -1)
-                # Twice the beams: at most half of them can end here, so enough are left to go on.
-                picks = ranked.topk(2 * per_group, dim=-1).indices
-                values = total.reshape(count, -1).gather(-1, picks)
-                beam, token = picks // vocabulary, picks % vocabulary
-                is_end = torch.isin(token, ends)
-                for i, k in (is_end & values.isfinite()).nonzero().tolist():
-                    if k < per_group:
-                        line = [*written[i, g, beam[i, k]].tolist(), int(token[i, k])]
-                        finished[i][g].append((float(values[i, k]) / len(line) ** length_penalty, line))
-                going = (~is_end).int().argsort(dim=-1, descending=True, stable=True)[:, :per_group]
-                parents[:, g], chosen[:, g] = beam.gather(-1, going), token.gather(-1, going)
-                scores[:, g] = values.gather(-1, going)
-                used.scatter_add_(1, chosen[:, g], torch.ones_like(scores[:, g]))
-            history = written.gather(2, parents[..., None].expand(-1, -1, -1, t))
-            written = torch.cat([history, chosen[..., None]], dim=-1)
-            if t + 1 == limit or _no_beam_can_win(finished, scores, t + 1, per_group, length_penalty):
-                break
-            base = torch.arange(count * groups, device=device).view(count, groups, 1) * per_group
-            decoding.keep((base + parents).flatten())
-            _, logits = decoding.advance(chosen.flatten()[:, None])
-        for i in range(count):
-            for g in range(groups):
-                for b in range(per_group):
-                    if len(finished[i][g]) < per_group:
-                        line = written[i, g, b].tolist()
-                        finished[i][g].append((float(scores[i, g, b]) / max(1, len(line)) ** length_penalty, line))
-    return [
-        [
-            student.decode([t for t in line if t not in student.end_tokens])
-            for group in lines
-            for _, line in sorted(group, key=lambda found: -found[0])[:per_group]
-        ]
-        for lines in finished
-    ]
-
-
-def _no_beam_can_win(
-    finished: list[list[list[tuple[float, list[int]]]]],
-    scores: Tensor,
-    length: int,
-    per_group: int,
-    length_penalty: float,
-) -> bool:
-    """True once every group holds enough finished lines, the worst of them better than its best unfinished one."""
-    best = (scores.amax(-1) / length**length_penalty).tolist()
-    for lines, limits in zip(finished, best, strict=True):
-        for group, limit in zip(lines, limits, strict=True):
-            if len(group) < per_group or sorted(group)[-per_group][0] < limit:
-                return False
-    return True

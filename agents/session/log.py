@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from humor_env.agents.processes import is_main_process
+from humor_env.agents.session.processes import is_main_process
 from humor_env.types import Joke, Judgement
 
 

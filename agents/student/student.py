@@ -2,7 +2,7 @@
 
     student = Student.load(pocket.path("causal"))
     lines = student.generate(["The meeting was slow."], Sampling(max_new_tokens=40)).texts
-    scored = student.score(tokens, attention, action_mask, adapter="policy", values=True)
+    scored = student.score(student.rows_from_text(prompts, lines), values=True)
 
 One base in memory serves the policy, the reference and the value function. The reference is the *imitation* adapter,
 not "adapter off": that is the raw base, which never learned to joke. Any Hugging Face causal model or encoder-decoder
@@ -34,15 +34,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from humor_env.agents.logprobs import token_logprobs
-from humor_env.agents.lora_linear import use_fused_lora
-from humor_env.agents.passes import Passes
-from humor_env.agents.rows import Rows, Scored, length_sorted, make_rows, scatter, take_rows
+from humor_env.agents.student.forward import Passes
+from humor_env.agents.student.fused_lora import use_fused_lora
+from humor_env.agents.student.logprobs import token_logprobs
+from humor_env.agents.student.token_rows import Rows, Scored, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
 from humor_env.streams import stream_seed
 
 if TYPE_CHECKING:
-    from humor_env.agents.generate import Generation, Sampling
+    from humor_env.agents.student.sampling import Generation, Sampling
 
 IMITATION, POLICY = "imitation", "policy"
 
@@ -345,12 +345,13 @@ class Student:
     ) -> Scored:
         """Without gradient: micro-batches of alike lengths, each trimmed to its longest; results in the given order."""
         shape = rows.tokens.shape
+        micro_batches = length_sorted(rows, micro_batch) if len(rows.tokens) else []
         logprobs = torch.zeros(shape, device=self.device)
         all_values = torch.zeros(shape, device=self.device) if values else None
         all_entropy = torch.zeros(shape, device=self.device) if entropy else None
         context = self.merged(adapter) if merge else self.using(adapter)
         with torch.no_grad(), context:
-            for index in length_sorted(rows, micro_batch):
+            for index in micro_batches:
                 part = take_rows(rows, index)
                 scored = self.score(part, values=values, entropy=entropy, temperature=temperature)
                 width = part.tokens.shape[1]
@@ -371,13 +372,14 @@ class Student:
         seed: int = 0,
         adapter: str | None = POLICY,
     ) -> Generation:
-        """One sampled response per observation, the same for the same seed. See `generate.sample` for more control."""
-        from humor_env.agents import generate
+        """One sampled response per observation, the same for the same seed. `sampling.sample` gives more control."""
+        from humor_env.agents.student.sampling import Sampling, draw_uniforms
+        from humor_env.agents.student.writer import InProcess
 
-        sampling = sampling or generate.Sampling()
+        sampling = sampling or Sampling()
         source = torch.Generator().manual_seed(stream_seed(seed, "generate"))
-        uniforms = generate.draw_uniforms(len(observations), sampling.max_new_tokens, source)
-        return generate.sample(self, observations, sampling, uniforms=uniforms, adapter=adapter)
+        uniforms = draw_uniforms(len(observations), sampling.max_new_tokens, source)
+        return InProcess(self).generate(observations, sampling, uniforms, adapter=adapter)
 
     # -- saving ---------------------------------------------------------------------------------------------------
 

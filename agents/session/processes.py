@@ -10,13 +10,18 @@ frozen base is the same everywhere.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
+import platform
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def process_count() -> int:
@@ -93,3 +98,16 @@ def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]] | None
         for part, size in zip(parts, sizes, strict=True)
         for record in json.loads(part[: int(size)].cpu().numpy().tobytes())
     ]
+
+
+@functools.cache
+def keep_freed_memory(limit: int = 1 << 30) -> bool:
+    """Ask glibc to reuse freed blocks up to `limit` bytes. False where the C library is another one.
+
+    glibc gives every block above 128 kB (by default) a mapping of its own and unmaps it when freed, so each step's
+    activations are page-faulted in anew. Raising two thresholds keeps them on the heap, warm for the next step.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL("libc.so.6")
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, limit)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, limit))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from humor_env.agents.shared_prompts import prompt_groups
+from humor_env.agents.student.shared_prompts import prompt_groups
 
 
 @dataclass(frozen=True)

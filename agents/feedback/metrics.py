@@ -1,8 +1,9 @@
-"""What all processes wrote in one step, and the numbers that describe it: what a log is about.
+"""What all processes wrote in one step, and every number that describes a step: what a log is about.
 
     lines = gather_lines(rollout)          # this process's rollout in, the whole batch out, everywhere the same
     lines.jokes, lines.judgements
     text_numbers(lines)["reward/mean"]
+    kl_numbers(rollout)["kl/per_token"]
 
 A rollout holds one process's share. Its texts are small beside its tensors, so they are exchanged, and the log of two
 processes is that of one with the same batch.
@@ -10,6 +11,7 @@ processes is that of one with the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,13 +19,14 @@ import torch
 from torch import Tensor
 
 from humor_env import measures
-from humor_env.agents.processes import gather_records
-from humor_env.agents.rollout import Rollout
+from humor_env.agents.feedback.rollout import Rollout
+from humor_env.agents.session.processes import gather_records, spread_over_processes, sum_over_processes
+from humor_env.agents.student.logprobs import kl_k1
 from humor_env.types import Joke, Judgement, Prompt, Usage
 
 
 @dataclass(frozen=True)
-class Lines:
+class WrittenBatch:
     """`[B]` each, over all processes: attempts in order, and within an attempt the batch's order."""
 
     jokes: tuple[Joke, ...]
@@ -47,7 +50,7 @@ class Lines:
         return list(found.values())
 
 
-def gather_lines(rollout: Rollout) -> Lines:
+def gather_lines(rollout: Rollout) -> WrittenBatch:
     """The batch of which `rollout` is this process's share; every process must call it."""
     attempts = [0] * len(rollout)
     for row, following in enumerate(rollout.following.tolist()):
@@ -60,7 +63,7 @@ def gather_lines(rollout: Rollout) -> Lines:
     ]
     gathered = gather_jokes(rows)
     gathered.sort(key=lambda row: row["attempt"])  # stable: one process would have all first attempts first
-    return Lines(
+    return WrittenBatch(
         tuple(row["joke"] for row in gathered),
         tuple(row["judgement"] for row in gathered),
         torch.tensor([row["reward"] for row in gathered]),
@@ -86,7 +89,7 @@ def _judgement(record: dict[str, Any]) -> Judgement:
     return Judgement(**{**record, "usage": Usage(**record["usage"])})
 
 
-def text_numbers(lines: Lines, teacher_grams: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
+def text_numbers(lines: WrittenBatch, teacher_grams: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
     """What was written and what the critic said: reward and its parts, failures, length, variety, cost."""
     valid = lines.valid
     scored = lines.rewards[valid]
@@ -125,3 +128,59 @@ def text_numbers(lines: Lines, teacher_grams: frozenset[tuple[str, ...]] = froze
 
 def _deviation(values: Tensor) -> float:
     return float(values.std(unbiased=False)) if len(values) else 0.0
+
+
+def learning_numbers(sums: Mapping[str, float], norms: Sequence[float]) -> dict[str, float]:
+    """The health of an update, as means over tokens: loss parts, ratio, clip share, entropy; and the gradient norm.
+    Nothing where no step was taken."""
+    if not norms:
+        return {}
+    tokens = max(1.0, sums["tokens"])
+    numbers = {f"update/{n}": sums[n] / tokens for n in sums if n not in ("tokens", "lines", "mismatch")}
+    numbers["update/grad_norm"] = sum(norms) / len(norms)
+    return numbers
+
+
+def example_numbers(sums: Mapping[str, float], examples: float, norm: float) -> dict[str, float]:
+    """The health of an update as means over examples (lines, or pairs of lines), and the gradient norm."""
+    means = {f"update/{n}": total / max(1.0, examples) for n, total in sums.items()}
+    return means | {"update/grad_norm": norm}
+
+
+def kl_numbers(rollout: Rollout) -> dict[str, float]:
+    """The distance to the imitation: the mean over tokens, and its sum over a line."""
+    if not rollout.has_reference:
+        return {"kl/per_token": 0.0, "kl/per_line": 0.0}
+    mask = rollout.mask
+    kl = kl_k1(rollout.logprobs, rollout.ref_logprobs) * mask
+    total, tokens, lines = sum_over_processes(
+        torch.stack([kl.sum(), mask.sum().float(), mask.any(-1).sum().float()])
+    ).tolist()
+    return {"kl/per_token": total / max(1.0, tokens), "kl/per_line": total / max(1.0, lines)}
+
+
+def value_numbers(rollout: Rollout, returns: Tensor, token_rewards: Tensor) -> dict[str, float]:
+    """How much of the returns the values explain, and what a line earned after its KL, over all processes."""
+    numbers = {}
+    kept = rollout.mask.bool()
+    count, _, spread = spread_over_processes(returns, kept)
+    _, mean, _ = spread_over_processes(rollout.values, kept)
+    _, _, unexplained = spread_over_processes(returns - rollout.values, kept)
+    if count > 1:
+        numbers["value/explained_variance"] = 1 - unexplained / spread if spread > 0 else 0.0
+        numbers["value/mean"] = mean
+    earned, lines = sum_over_processes(torch.stack([token_rewards.sum(), rollout.valid.sum().float()])).tolist()
+    numbers["reward/per_line_after_kl"] = earned / max(1.0, lines)
+    return numbers
+
+
+def clock_numbers(rollout: Rollout, update_seconds: float, step_seconds: float) -> dict[str, float]:
+    """Seconds by phase in this process; `judge` is the critic's own time, of which only `judge_wait` was not
+    hidden. Tokens and samples are those of all processes."""
+    numbers = {f"seconds/{n}": s for n, s in rollout.seconds.items()}
+    numbers |= {"seconds/update": update_seconds, "seconds/step": step_seconds}
+    done = torch.stack(
+        [rollout.action_mask.sum().float(), torch.tensor(float(len(rollout)), device=rollout.tokens.device)]
+    )
+    tokens, samples = sum_over_processes(done).tolist()
+    return numbers | {"tokens_per_second": tokens / step_seconds, "samples_per_second": samples / step_seconds}

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from humor_env.agents.processes import any_process, is_main_process
+from humor_env.agents.session.processes import any_process, is_main_process
 from humor_env.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")

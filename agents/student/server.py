@@ -1,14 +1,13 @@
-"""Where the student's lines are written: in this process, or on a server that holds the same weights.
+"""Lines written by a server that holds the same weights, in this process's place.
 
-    backend = InProcess(student)
     backend = Server("http://127.0.0.1:8000", student, base="Qwen/Qwen3-0.6B", adapters="run/adapters")
-    out = backend.generate(observations, sampling, uniforms, values=True)
+    out = backend.generate(observations, sampling, uniforms)
     backend.refresh()          # after an update: the next lines come from the new policy
     backend.close()
 
-Three methods are all a learner asks for. The server is any that speaks OpenAI's completions with token ids and loads
-LoRA adapters at run time (vLLM started with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its lines are
-scored again here, so that a difference in its arithmetic shows up as `update/first_mismatch` and not as a wrong step.
+The server is any that speaks OpenAI's completions with token ids and loads LoRA adapters at run time (vLLM started with
+`--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its lines are scored again here, so that a difference in its
+arithmetic shows up as `update/first_mismatch` and not as a wrong step.
 """
 
 from __future__ import annotations
@@ -20,48 +19,14 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from humor_env.agents.generate import Generation, Sampling, sample
-from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.sampling import Generation, Sampling
+from humor_env.agents.student.student import POLICY, Student
 from humor_env.errors import StudentError
-
-
-class Backend(Protocol):
-    """`exact` tells whether `generate` reports the log-probabilities and values of this process's own arithmetic."""
-
-    exact: bool
-
-    def generate(
-        self, observations: Sequence[str], sampling: Sampling, uniforms: Tensor, *, values: bool
-    ) -> Generation: ...
-
-    def refresh(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class InProcess:
-    """The student itself writes, with the adapter merged; a refresh has nothing to do."""
-
-    exact = True
-
-    def __init__(self, student: Student) -> None:
-        self.student = student
-
-    def generate(
-        self, observations: Sequence[str], sampling: Sampling, uniforms: Tensor, *, values: bool
-    ) -> Generation:
-        return sample(self.student, observations, sampling, uniforms=uniforms, values=values)
-
-    def refresh(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Server:
@@ -86,17 +51,26 @@ class Server:
         self.folder, self.timeout, self.concurrency = Path(adapters), timeout, concurrency
         self._key = key
         self._version = 0
-        self._loaded: str | None = None
+        self._loaded: dict[str, str] = {}  # the name under which the server has each adapter
         self.refresh()
 
     def generate(
-        self, observations: Sequence[str], sampling: Sampling, uniforms: Tensor, *, values: bool
+        self,
+        observations: Sequence[str],
+        sampling: Sampling,
+        uniforms: Tensor,
+        *,
+        adapter: str | None = POLICY,
+        values: bool = False,
     ) -> Generation:
         student = self.student
+        if adapter is not None and adapter not in self._loaded:
+            self._load(adapter)
+        model = self.base if adapter is None else self._loaded[adapter]
         prompts = [student.encode_prompt(o) for o in observations]
         bodies = [
             {
-                "model": self._loaded or self.base,
+                "model": model,
                 "prompt": prompt,
                 "max_tokens": min(sampling.max_new_tokens, max(1, student.context - len(prompt))),
                 "temperature": sampling.temperature,
@@ -131,20 +105,24 @@ class Server:
         return Generation(prompts, responses, texts, stops, blank, blank.clone() if values else None)
 
     def refresh(self) -> None:
-        """Save the policy adapter where the server can read it, have it loaded, and drop the one before."""
+        """Have the server load the policy as it is now, and drop the one before."""
+        before = self._loaded.get(POLICY)
+        self._load(POLICY)
+        if before is not None:
+            self._post("/v1/unload_lora_adapter", {"lora_name": before})
+
+    def _load(self, adapter: str) -> None:
+        """Save the adapter where the server can read it, and have it loaded."""
         self._version += 1
-        name = f"policy-{self._version}"
+        name = f"{adapter}-{self._version}"
         path = self.folder / name
-        self.student.model.save_pretrained(str(path), selected_adapters=[POLICY])
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str((path / POLICY).resolve())})
-        if self._loaded is not None:
-            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
-        self._loaded = name
+        self.student.model.save_pretrained(str(path), selected_adapters=[adapter])
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str((path / adapter).resolve())})
+        self._loaded[adapter] = name
 
     def close(self) -> None:
-        if self._loaded is not None:
-            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded})
-            self._loaded = None
+        while self._loaded:
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._loaded.popitem()[1]})
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}

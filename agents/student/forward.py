@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from humor_env.agents.rows import Rows, make_rows, pack_left
-from humor_env.agents.shared_prompts import PromptGroups, causal_states, prompt_groups
+from humor_env.agents.student.shared_prompts import PromptGroups, causal_states, prompt_groups
+from humor_env.agents.student.token_rows import Rows, make_rows, pack_left
 
 
 class Passes:

@@ -1,0 +1,218 @@
+"""What every learner does around its update: resume, set the rate, log, look at the limits, give up, save.
+
+A learner does not use this file directly: `update.on_policy` and `update.from_pairs` build on it the two sessions whose
+steps a learner's `for` goes through.
+
+    with OnPolicySession(config, env, student, log, prompts=prompts, checkpoints=store) as session:
+        for step in session.steps():
+            ...
+    return session.result()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+from humor_env.agents.session.checkpoint import (
+    CheckpointStore,
+    load_optimizer,
+    optimizer_tensors,
+    random_states,
+    restore_random_states,
+)
+from humor_env.agents.session.config import LearnerConfig
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.processes import keep_freed_memory
+from humor_env.agents.session.schedule import learning_rate_share
+from humor_env.agents.student import POLICY, Student
+from humor_env.errors import TrainingStopped
+from humor_env.types import Joke, Judgement, Prompt
+
+Evaluate = Callable[[Student], Mapping[str, float]]
+
+
+class Writer(Protocol):
+    """Prompts in, one joke for each out; the same seed writes the same."""
+
+    def write(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Joke]: ...
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps beside weights: plain JSON out, the same back in."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. `stopped` means by the user; `why` is what else ended it before its last step, such as a limit.
+
+    A learner whose product is not the student but something that writes with it, such as best-of-n, gives the `writer`.
+    """
+
+    steps: int
+    stopped: bool
+    evaluations: list[dict[str, float]]
+    checkpoint: Path | None
+    why: str = ""
+    writer: Writer | None = None
+
+
+class Session:
+    """One learner's run of the `policy` adapter (and of the value head, where it has a learning rate)."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        student: Student,
+        log: Log | None,
+        stream: Stateful,
+        *,
+        checkpoints: CheckpointStore | None,
+        evaluate: Evaluate | None,
+        watch: Watch | None,
+        value_learning_rate: float | None = None,
+        saved: Mapping[str, Stateful] | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.config, self.student, self.stream = config, student, stream
+        self.log_to = log or Silent()
+        self.checkpoints, self.measure, self.watch = checkpoints, evaluate, watch or Watch()
+        self.policy = student.adapter_parameters(POLICY)
+        groups = [{"params": list(self.policy.values()), "lr": config.learning_rate}]
+        names = dict(self.policy)
+        if value_learning_rate is not None:
+            value = {f"value_head.{n}": p for n, p in student.value_head.named_parameters()}
+            groups.append({"params": list(value.values()), "lr": value_learning_rate})
+            names |= value
+        student.activate(POLICY)
+        student.train_only(list(names.values()))
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._names = {id(p): n for n, p in names.items()}
+        self._saved = dict(saved or {})
+        self.evaluations: list[dict[str, float]] = []
+        self.last_saved: Path | None = None
+        self.step = self._resume()
+
+    def __enter__(self) -> Self:
+        self.watch.__enter__()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.watch.__exit__(*problem)
+        self.student.train_only(())
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        raise NotImplementedError
+
+    @property
+    def asks(self) -> bool:
+        """Whether the next step asks student and critic for more. A round of feedback is learnt to its end first."""
+        return True
+
+    def result(self) -> TrainResult:
+        stopped = self.watch.by_user and not self.done
+        why = "" if stopped or self.done else self.watch.ending
+        return TrainResult(self.step, stopped, self.evaluations, self.last_saved, why)
+
+    def set_learning_rate(self, steps: int) -> None:
+        """Each group of parameters gets the same share of its own peak rate; `steps` are those of the whole run."""
+        config = self.config
+        share = learning_rate_share(self.step, steps, warmup=config.warmup_steps, decay=config.decay)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * share * self.watch.rate
+
+    def finish_step(
+        self,
+        numbers: Mapping[str, float],
+        jokes: Sequence[Joke] = (),
+        judgements: Sequence[Judgement] = (),
+        *,
+        score: float | None = None,
+        kl_per_token: float = 0.0,
+        kl_limit: float = float("inf"),
+        save: bool = False,
+    ) -> None:
+        """Evaluate where it is due, write the step down, look whether it is the run's last, and save.
+
+        `self.step` counts it already. Raises `TrainingStopped` on weights or a KL that are out of bounds.
+        """
+        numbers = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"]} | self._evaluate()
+        self.log_to.metrics(self.step, {**numbers, **self.watch.numbers(), **self.watch.see(self.step, self.student)})
+        if jokes:
+            self.log_to.jokes(self.step, jokes, judgements)
+        self.watch.look(asks=self.asks)
+        self._check_health(self.policy.values(), kl_per_token, kl_limit)
+        if save or self.step % self.config.checkpoint_every == 0 or self.done or self.watch.ending:
+            self.save(score)
+
+    def save(self, score: float | None = None) -> None:
+        if self.checkpoints is None:
+            return
+        random_tensors, random_state = random_states()
+        tensors = {f"student/{n}": t for n, t in self.student.state().items()}
+        tensors |= optimizer_tensors(self.optimizer, self._names) | random_tensors
+        state = {
+            "stream": self.stream.get_state(),
+            "watch": self.watch.get_state(),
+            "evaluations": self.evaluations,
+            "random": random_state,
+        }
+        state |= {name: thing.get_state() for name, thing in self._saved.items()}
+        self.last_saved = self.checkpoints.save(self.step, tensors, state, score, self.watch.seconds)
+
+    def _resume(self) -> int:
+        """The step to go on from: 0, or that of the newest whole checkpoint."""
+        found = self.checkpoints.latest() if self.checkpoints else None
+        if found is None:
+            if self.checkpoints is not None:
+                self.log_to.rewind(0)  # a run that died before its first checkpoint may have logged some steps
+            self.watch.begin(0, self.student)
+            return 0
+        self.student.load_state({n[8:]: t for n, t in found.tensors.items() if n.startswith("student/")})
+        load_optimizer(self.optimizer, self._names, found.tensors)
+        restore_random_states(found.tensors, found.state["random"])
+        self.stream.set_state(found.state["stream"])
+        for name, thing in self._saved.items():
+            thing.set_state(found.state[name])
+        self.evaluations = found.state["evaluations"]
+        self.last_saved = found.folder
+        self.watch.set_state(found.state["watch"], found.seconds)
+        self.watch.look(asks=self.asks)
+        self.log_to.rewind(found.step)
+        self.watch.begin(found.step, self.student)
+        return found.step
+
+    def _evaluate(self) -> dict[str, float]:
+        """The evaluation's numbers under `eval/`, in the steps where one is due."""
+        every = self.config.evaluate_every
+        if self.measure is None or not every or self.step % every:
+            return {}
+        with self.watch.paused():
+            numbers = dict(self.measure(self.student))
+        self.evaluations.append({"step": float(self.step)} | numbers)
+        return {f"eval/{n}": v for n, v in numbers.items()}
+
+    def _check_health(self, parameters: Iterable[torch.nn.Parameter], kl_per_token: float, kl_limit: float) -> None:
+        """Stop the run on a weight that is not finite or a KL past its limit; the last good checkpoint is named."""
+        if not all(torch.isfinite(p).all() for p in parameters):
+            why = "a weight is no longer finite"
+        elif kl_per_token > kl_limit:
+            why = f"the KL is {kl_per_token:.2f} a token, past the limit of {kl_limit:g}"
+        else:
+            return
+        where = f"The last good checkpoint is {self.last_saved}." if self.last_saved else "Nothing was saved yet."
+        raise TrainingStopped(
+            f"Stopped at step {self.step}: {why}. {where} A lower learning rate or a higher kl_weight usually helps."
+        )

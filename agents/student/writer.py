@@ -1,0 +1,92 @@
+"""The one place where lines are written: for learners, evaluation, the monitor, pairs, best-of-n and the reproduction.
+
+    jokes = write_jokes(student, prompts, Sampling(max_new_tokens=40), uniforms, author="policy")
+
+Behind it is a backend: `InProcess` is the student itself; `server.Server` is a server that holds the same weights. A
+backend of your own has four things: `generate`, `refresh`, `close`, and `exact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from humor_env.agents.student.sampling import Generation, Sampling, sample
+from humor_env.agents.student.student import POLICY, Student
+from humor_env.types import Joke, Prompt
+
+
+class Backend(Protocol):
+    """`exact` tells whether `generate` reports the log-probabilities and values of this process's own arithmetic.
+
+    `uniforms` is `[N, T]`, the chance of each row and position. After `refresh` lines come from the newest weights.
+    """
+
+    exact: bool
+
+    def generate(
+        self,
+        observations: Sequence[str],
+        sampling: Sampling,
+        uniforms: Tensor,
+        *,
+        adapter: str | None = POLICY,
+        values: bool = False,
+    ) -> Generation: ...
+
+    def refresh(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """The student itself writes, with the adapter merged; a refresh has nothing to do."""
+
+    exact = True
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+
+    def generate(
+        self,
+        observations: Sequence[str],
+        sampling: Sampling,
+        uniforms: Tensor,
+        *,
+        adapter: str | None = POLICY,
+        values: bool = False,
+    ) -> Generation:
+        return sample(self.student, observations, sampling, uniforms=uniforms, adapter=adapter, values=values)
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def write_jokes(
+    student: Student,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    uniforms: Tensor,
+    *,
+    author: str,
+    adapter: str | None = POLICY,
+    at_once: int = 128,
+    backend: Backend | None = None,
+) -> list[Joke]:
+    """One line for each prompt (a prompt may stand several times), `at_once` rows in memory at a time."""
+    backend = backend or InProcess(student)
+    jokes: list[Joke] = []
+    for start in range(0, len(prompts), at_once):
+        part = prompts[start : start + at_once]
+        chance = uniforms[start : start + at_once]
+        lines = backend.generate([p.text for p in part], sampling, chance, adapter=adapter)
+        jokes += [
+            Joke(prompt, text, author, why)
+            for prompt, text, why in zip(part, lines.texts, lines.stop_reasons, strict=True)
+        ]
+    return jokes

@@ -1,0 +1,59 @@
+"""Cross-entropy on a teacher's lines: what imitation learns by, and what other learners may mix into their update.
+
+imitation = ImitationLoss(student, demonstrations, weight=0.5, decay=0.99, batch_size=32, micro_batch=32, seed=0)
+imitation.backward(step)          # adds its gradients to those of the learner's own loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from humor_env.agents.session.processes import process_count
+from humor_env.agents.student import Student
+from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
+from humor_env.streams import generator
+from humor_env.types import Demonstration
+
+
+def sft_loss(logprobs: Tensor, action_mask: Tensor, token_count: Tensor | float) -> Tensor:
+    """-sum of log p over response tokens / the number of tokens in the *whole* batch."""
+    return -(logprobs * action_mask).sum() / token_count
+
+
+def encode(student: Student, demonstrations: Sequence[Demonstration]) -> Rows:
+    return student.rows_from_text([d.prompt.text for d in demonstrations], [d.text for d in demonstrations])
+
+
+class ImitationLoss:
+    """Cross-entropy on a batch of teacher lines, mixed into an update with a weight that fades. Weight 0 is nothing."""
+
+    def __init__(
+        self,
+        student: Student,
+        demonstrations: Sequence[Demonstration],
+        *,
+        weight: float,
+        decay: float,
+        batch_size: int,
+        micro_batch: int,
+        seed: int,
+    ) -> None:
+        self.student = student
+        self.weight, self.decay = weight, decay
+        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.rows: Rows | None = encode(student, demonstrations) if weight and demonstrations else None
+
+    def backward(self, step: int) -> None:
+        """Add the gradients of this step's batch."""
+        if self.rows is None:
+            return
+        rows, weight = self.rows, self.weight * self.decay**step
+        chosen = generator(self.seed, "imitation", step).permutation(len(rows.tokens))[: self.batch_size]
+        batch = take_rows(rows, torch.from_numpy(chosen).to(rows.tokens.device))
+        count = batch.action_mask.sum() * process_count()
+        for local in length_sorted(batch, self.micro_batch):
+            part = take_rows(batch, local)
+            (weight * sft_loss(self.student.score(part).logprobs, part.action_mask, count)).backward()

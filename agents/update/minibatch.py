@@ -1,0 +1,141 @@
+"""One optimiser step: its rows scored afresh a micro-batch at a time, then gradients exchanged, clipped and applied.
+
+    batch = Minibatch(student, optimizer, rows, length_sorted(rows, 32), mask=mask)
+    for part in batch:                              # forward
+        loss = -(part.logprobs * part.mask).sum() / batch.tokens
+        loss.backward()
+        part.record({"policy_loss": loss})
+    batch.clip_and_step(1.0)
+    batch.sums["policy_loss"], batch.norm
+
+Losses are divided by the counts of the *whole* step over all processes (`batch.tokens`, `batch.examples`), so that
+neither micro-batches nor processes change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from humor_env.agents.session.processes import local_share, process_count, sum_gradients, sum_over_processes
+from humor_env.agents.student import Student
+from humor_env.agents.student.token_rows import Rows, take_rows
+from humor_env.types import Preference
+
+
+class ScoreOptions(TypedDict, total=False):
+    """What `Student.score` is asked for beside log-probabilities."""
+
+    values: bool
+    detach_values: bool
+    entropy: bool
+    entropy_gradient: bool
+    temperature: float
+
+
+@dataclass
+class Part:
+    """One micro-batch: `rows` of the step's table, `[b]`, and what the active adapter says about them, `[b, t]`.
+
+    `values` and `entropy` are empty where they were not asked for. `part(table)` takes the same rows and columns out of
+    any table of the step, `[B, T]` or `[B]`.
+    """
+
+    rows: Tensor
+    width: int
+    mask: Tensor
+    logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+    sums: dict[str, Tensor]
+
+    def __call__(self, table: Tensor) -> Tensor:
+        return table[self.rows] if table.ndim == 1 else table[self.rows, : self.width]
+
+    def record(self, sums: Mapping[str, Tensor]) -> None:
+        """Add to the step's sums."""
+        for name, number in sums.items():
+            self.sums[name] = self.sums.get(name, 0) + number.detach()
+
+
+class Minibatch:
+    """`order` holds row indices, one tensor per micro-batch; `tokens` and `examples` are counts over all processes.
+
+    After `clip_and_step`, `sums` are those recorded, over all processes, and `norm` is the gradient's before clipping.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        optimizer: torch.optim.Optimizer,
+        rows: Rows,
+        order: Sequence[Tensor],
+        *,
+        mask: Tensor | None = None,
+        examples: int = 0,
+        options: ScoreOptions | None = None,
+    ) -> None:
+        self.student, self.optimizer, self.rows = student, optimizer, rows
+        self.order = [index.to(rows.tokens.device) for index in order]
+        self.mask = rows.action_mask if mask is None else mask
+        self.options = options or {}
+        here = self.mask[torch.cat(self.order)] if self.order else self.mask[:0]
+        self.tokens = sum_over_processes(here.sum().float()).clamp(min=1)
+        self.examples = sum_over_processes(torch.tensor(float(examples), device=rows.tokens.device))
+        self.sums: dict[str, float] = {}
+        self.norm = 0.0
+        self._totals: dict[str, Tensor] = {}
+
+    def __iter__(self) -> Iterator[Part]:
+        self.optimizer.zero_grad(set_to_none=True)
+        for index in self.order:
+            rows = take_rows(self.rows, index)
+            scored = self.student.score(rows, **self.options)
+            nothing = scored.logprobs.new_zeros(0)
+            yield Part(
+                index,
+                rows.tokens.shape[1],
+                self.mask[index, : rows.tokens.shape[1]],
+                scored.logprobs,
+                nothing if scored.values is None else scored.values,
+                nothing if scored.entropy is None else scored.entropy,
+                self._totals,
+            )
+
+    def clip_and_step(self, max_grad_norm: float) -> None:
+        """Add gradients up over processes, clip their norm, move the weights."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        self.optimizer.step()
+        device = self.rows.tokens.device
+        totals = [torch.as_tensor(t, dtype=torch.float32, device=device) for t in self._totals.values()]
+        summed = sum_over_processes(torch.stack([*totals, self.examples / process_count()])).tolist()
+        self.sums = dict(zip(self._totals, summed, strict=False))
+        self.norm = float(norm)
+
+
+def my_examples(examples: Tensor) -> Tensor:
+    """This process's share. A batch that does not divide is done by every process: sums and counts then grow alike."""
+    return examples[local_share(len(examples))] if len(examples) % process_count() == 0 else examples
+
+
+def encode_pairs(student: Student, preferences: Sequence[Preference]) -> Rows:
+    """Row 2i is the chosen line of pair i, row 2i + 1 the rejected one."""
+    return student.rows_from_text(
+        [p.prompt.text for p in preferences for _ in range(2)],
+        [line for p in preferences for line in (p.chosen, p.rejected)],
+    )
+
+
+def pairs_together(rows: Rows, examples: Tensor, lines_each: int, micro_batch: int) -> list[Tensor]:
+    """Micro-batches of row indices in which an example's lines (rows from e x lines_each on) are never parted."""
+    device = rows.tokens.device
+    index = examples.to(device)[:, None] * lines_each + torch.arange(lines_each, device=device)
+    longest = rows.attention[index].sum(-1).amax(-1)
+    order = torch.argsort(longest, descending=True, stable=True)
+    return [index[part].flatten() for part in order.split(max(1, micro_batch // lines_each))]
