@@ -109,25 +109,15 @@ def train(
             "student's own lines."
         )
     with PairSession(
-        config,
-        student,
-        log,
-        judge=judge,
-        prompts=prompts,
-        preferences=preferences,
-        checkpoints=checkpoints,
-        evaluate=evaluate,
-        backend=backend,
-        watch=watch,
+        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, watch
     ) as session:
         imitation = ImitationLoss(
             student,
             demonstrations,
+            config,
             weight=config.imitation_weight,
             decay=1.0,
             batch_size=config.imitation_batch_size,
-            micro_batch=config.micro_batch,
-            seed=config.seed,
         )
         for round in session.rounds():
             # 1. Collect; 2. preferences

@@ -105,16 +105,7 @@ def train(
     With `checkpoints` the run resumes from the newest whole one. Ctrl-C finishes the step, saves and returns.
     """
     with PairSession(
-        config,
-        student,
-        log,
-        judge=judge,
-        prompts=prompts,
-        preferences=preferences,
-        checkpoints=checkpoints,
-        evaluate=evaluate,
-        backend=backend,
-        watch=watch,
+        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, watch
     ) as session:
         for round in session.rounds():
             # 1. Collect; 2. preferences

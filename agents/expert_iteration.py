@@ -79,17 +79,7 @@ def train(
     watch: Watch | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `ppo.train`."""
-    with OnPolicySession(
-        config,
-        env,
-        student,
-        log,
-        prompts=prompts,
-        checkpoints=checkpoints,
-        evaluate=evaluate,
-        backend=backend,
-        watch=watch,
-    ) as session:
+    with OnPolicySession(config, env, student, log, prompts, checkpoints, evaluate, backend, watch) as session:
         for step in session.steps():
             # 1. Collect; 2. reference (while the critic thinks)
             rollout = step.collect(old_logprobs=False)

@@ -47,6 +47,7 @@ from humor_env.agents.student.logprobs import kl_k1, kl_k3
 from humor_env.agents.student.writer import Backend
 from humor_env.agents.update.advantages import gae, place_on_last_token, whiten
 from humor_env.agents.update.imitation import ImitationLoss
+from humor_env.agents.update.minibatch import ScoreOptions
 from humor_env.agents.update.on_policy import OnPolicySession
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration, Prompt
@@ -144,29 +145,18 @@ def train(
     """
     kl_weight = AdaptiveCoefficient(config.kl_weight, config.kl_target, config.kl_horizon)
     scale = RunningScale()
+    asked = ScoreOptions(
+        values=True, detach_values=config.detach_values, entropy=True, entropy_gradient=config.entropy_weight > 0
+    )
+    imitation = ImitationLoss(
+        student, demonstrations, config, weight=config.imitation_weight, decay=config.imitation_decay
+    )
     with OnPolicySession(
-        config,
-        env,
-        student,
-        log,
-        prompts=prompts,
-        checkpoints=checkpoints,
-        evaluate=evaluate,
-        backend=backend,
-        watch=watch,
+        *(config, env, student, log, prompts, checkpoints, evaluate, backend, watch),
         demonstrations=demonstrations,
         value_learning_rate=config.value_learning_rate,
         saved={"kl_weight": kl_weight, "scale": scale},
     ) as session:
-        imitation = ImitationLoss(
-            student,
-            demonstrations,
-            weight=config.imitation_weight,
-            decay=config.imitation_decay,
-            batch_size=config.batch_size,
-            micro_batch=config.micro_batch,
-            seed=config.seed,
-        )
         for step in session.steps():
             # 1. Collect; 2. reference (while the critic thinks)
             rollout = step.collect(values=True)
@@ -185,26 +175,14 @@ def train(
 
             # 4. Advantages
             advantages, returns = gae(
-                token_rewards,
-                rollout.values,
-                mask,
-                gamma=config.gamma,
-                lam=config.lam,
-                following=rollout.following,
+                token_rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam, following=rollout.following
             )
             if config.whiten_advantages:
                 advantages = whiten(advantages, mask)
 
             # 5. Update
             for epoch in range(config.epochs):
-                for batch in step.minibatches(
-                    rollout,
-                    epoch,
-                    values=True,
-                    detach_values=config.detach_values,
-                    entropy=True,
-                    entropy_gradient=config.entropy_weight > 0,
-                ):
+                for batch in step.minibatches(rollout, epoch, **asked):
                     for part in batch:
                         loss, sums = ppo_loss(
                             part.logprobs,

@@ -52,16 +52,7 @@ def train(
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`."""
     with PairSession(
-        config,
-        student,
-        log,
-        judge=judge,
-        prompts=prompts,
-        preferences=preferences,
-        checkpoints=checkpoints,
-        evaluate=evaluate,
-        backend=backend,
-        watch=watch,
+        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, watch
     ) as session:
         for round in session.rounds():
             # 1. Collect; 2. preferences

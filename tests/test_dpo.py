@@ -10,7 +10,7 @@ from tiny import llama, prompts, stir, student, tokenizer
 from humor_env.agents.dpo import DPOConfig, dpo_loss, train
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.token_rows import Rows
-from humor_env.agents.update.step.line_step import encode_pairs
+from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import InvalidOption
 from humor_env.types import Preference
 

@@ -503,3 +503,41 @@ def test_frozen_students_can_be_compared_after_training():
     rows = one.rows_from_text(["The meeting"], ["Glaciers"])
     same = one.score_in_batches(rows, adapter=IMITATION).logprobs
     assert torch.equal(same, twin.score_in_batches(rows, adapter=IMITATION).logprobs)
+
+
+def test_the_critic_is_told_that_a_line_was_cut_off():
+    """While learning, critics were handed every line without its stop reason: what the length gate fails when lines are
+    measured, it let pass when they were paid. The reason reached the jokes only after the judgement."""
+    asked = []
+
+    def critic(jokes):
+        asked.extend(jokes)
+        return [Judgement("c", 0.5) for _ in jokes]
+
+    short = Sampling(max_new_tokens=3)
+    rollout = collect(vector_env(4, critic), student(), short, prompts(4), lambda _, n: torch.rand(4, n))
+    assert [j.stop_reason for j in asked] == [j.stop_reason for j in rollout.jokes]
+    assert "length" in {j.stop_reason for j in asked}
+
+
+def test_an_environment_that_can_only_step_gives_the_same_rollout():
+    """Any vector environment of strings will do: it is stepped as a whole, and only the rows asked about are kept."""
+
+    class OnlySteps:
+        def __init__(self, env):
+            self.reset, self.step, self.num_envs = env.reset, env.step, env.num_envs
+            self.single_action_space, self.inner = env.single_action_space, env
+
+        last_jokes = property(lambda self: self.inner.last_jokes)
+        last_judgements = property(lambda self: self.inner.last_judgements)
+
+    chance = torch.rand(2, 4, SHORT.max_new_tokens, generator=torch.Generator().manual_seed(3))
+    one = student()
+    whole, stepped = (
+        collect(env, one, SHORT, prompts(4), lambda attempt, n: chance[attempt])
+        for env in (vector_env(4, attempts=2), OnlySteps(vector_env(4, attempts=2)))
+    )
+    assert torch.equal(whole.tokens, stepped.tokens)
+    assert torch.equal(whole.rewards, stepped.rewards)
+    assert [j.stop_reason for j in whole.jokes] == [j.stop_reason for j in stepped.jokes]
+    assert torch.equal(whole.following, stepped.following)

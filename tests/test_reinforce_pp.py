@@ -12,6 +12,8 @@ from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.token_rows import length_sorted
+from humor_env.agents.update.on_policy import OnPolicyStep
 from humor_env.errors import InvalidOption
 from humor_env.types import Judgement
 
@@ -46,23 +48,26 @@ def test_loss_by_hand():
 def advantages_of(monkeypatch, critic=None, **changes):
     """The advantages that one step learns from, with the rollout they came from."""
     caught = {}
-    real_step, real_collect = reinforce_pp.take_step, reinforce_pp.collect
+    real_collect, real_loss = OnPolicyStep.collect, reinforce_pp.reinforce_pp_loss
 
-    def collect(*args, **options):
-        caught["rollout"] = real_collect(*args, **options)
+    def collect(self, **options):
+        caught["rollout"] = real_collect(self, **options)
+        caught["advantages"] = torch.zeros(caught["rollout"].tokens.shape)
         return caught["rollout"]
 
-    def take_step(student, optimizer, rollout, mask, index, loss_of, **options):
-        caught["advantages"] = loss_of.__kwdefaults__ or loss_of.__defaults__
-        caught["mask"] = mask
-        return real_step(student, optimizer, rollout, mask, index, loss_of, **options)
+    def loss(logprobs, old_logprobs, advantages, mask, token_count, **options):
+        rows, width = advantages.shape
+        assert rows == 8  # one micro-batch holds the whole step, in an order that the lengths decide
+        order = torch.cat(length_sorted(caught["rollout"].rows, rows))
+        assert torch.equal(caught["rollout"].mask[order, :width], mask)
+        caught["advantages"][order, :width] = advantages
+        return real_loss(logprobs, old_logprobs, advantages, mask, token_count, **options)
 
-    monkeypatch.setattr(reinforce_pp, "collect", collect)
-    monkeypatch.setattr(reinforce_pp, "take_step", take_step)
+    monkeypatch.setattr(OnPolicyStep, "collect", collect)
+    monkeypatch.setattr(reinforce_pp, "reinforce_pp_loss", loss)
     config = ReinforcePPConfig(**({"steps": 1, "batch_size": 8, "siblings": 4, "sampling": SHORT} | changes))
     train(config, vector_env(8, critic), warm_student(move=True), prompts=prompts())
-    advantages = next(d for d in caught["advantages"] if isinstance(d, torch.Tensor) and d.is_floating_point())
-    return caught["rollout"], caught["mask"].bool(), advantages
+    return caught["rollout"], caught["rollout"].mask.bool(), caught["advantages"]
 
 
 def by_hand(rollout, mask, kl_weight, scores):

@@ -22,7 +22,7 @@ from humor_env.agents.trl.peers import (
     preferences_dataset,
     prompts_dataset,
 )
-from humor_env.agents.update.step.line_step import encode_pairs
+from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, PromptError, StudentError
 from humor_env.types import Demonstration, Judgement, Preference, Prompt
 

@@ -94,13 +94,13 @@ def test_seconds_count_over_restarts_and_leave_evaluations_out(tmp_path):
     assert again.steps in (2, 3)
 
     def dawdle(_):
-        time.sleep(0.5)
+        time.sleep(2.0)  # two of them: far more than two steps take, also on a busy machine
         return {"score": 1.0}
 
     watch = Watch(Limits(seconds=60))
     config = ppo.PPOConfig(steps=2, batch_size=8, sampling=SHORT, evaluate_every=1)
     ppo.train(config, vector_env(8), student(), prompts=prompts(), evaluate=dawdle, watch=watch)
-    assert 0 < watch.seconds < 0.9
+    assert 0 < watch.seconds < 3.5
 
 
 def run_pairs(folder, limits, **options):

@@ -31,16 +31,56 @@ from humor_env.types import Joke, Judgement, Prompt
 
 
 class TextVectorEnv(Protocol):
-    """What learners need of an environment: Gymnasium's vector interface, with strings. `HumorVectorEnv` has it."""
+    """What learners need of an environment. `HumorVectorEnv` has it; of any other vector environment whose actions and
+    observations are strings and which keeps `last_jokes` and `last_judgements`, `SteppedEnv` makes one.
+
+    `play` judges texts of some sub-environments and says which episodes ended; nobody is asked about the others, and no
+    new episodes are begun.
+    """
 
     num_envs: int
     single_action_space: Any
     last_jokes: Sequence[Joke]
     last_judgements: Sequence[Judgement]
 
+    @property
+    def observations(self) -> Sequence[str]: ...
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]: ...
 
-    def step(self, actions: Sequence[str]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]: ...
+    def play(
+        self, indices: Sequence[int], texts: Sequence[str], stop_reasons: Sequence[str | None] | None = None
+    ) -> tuple[np.ndarray, list[int]]: ...
+
+
+class SteppedEnv:
+    """A Gymnasium vector environment of strings as a `TextVectorEnv`: every sub-environment is stepped each time."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.num_envs: int = env.num_envs
+        self.single_action_space = env.single_action_space
+        self.observations: Sequence[str] = ()
+        self.last_jokes: Sequence[Joke] = ()
+        self.last_judgements: Sequence[Judgement] = ()
+        self._texts: list[str] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.observations, infos = self.env.reset(seed=seed, options=options)
+        self._texts = [""] * self.num_envs
+        return self.observations, infos
+
+    def play(
+        self, indices: Sequence[int], texts: Sequence[str], stop_reasons: Sequence[str | None] | None = None
+    ) -> tuple[np.ndarray, list[int]]:
+        for i, text in zip(indices, texts, strict=True):
+            self._texts[i] = text
+        self.observations, rewards, terminated, truncated, _ = self.env.step(self._texts)
+        reasons = stop_reasons or [None] * len(texts)
+        jokes = [self.env.last_jokes[i] for i in indices]
+        self.last_jokes = [replace(joke, stop_reason=why) for joke, why in zip(jokes, reasons, strict=True)]
+        self.last_judgements = [self.env.last_judgements[i] for i in indices]
+        return rewards[list(indices)], [i for i in indices if terminated[i] or truncated[i]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +161,8 @@ class Rollout:
 
 
 def group_envs(env: TextVectorEnv | Sequence[TextVectorEnv]) -> list[TextVectorEnv]:
-    return list(env) if isinstance(env, (list, tuple)) else [env]  # type: ignore[list-item]
+    envs = list(env) if isinstance(env, (list, tuple)) else [env]
+    return [one if hasattr(one, "play") else SteppedEnv(one) for one in envs]  # type: ignore[list-item]
 
 
 def collect(
@@ -151,38 +192,35 @@ def collect(
     groups = {p: i for i, p in enumerate(dict.fromkeys(p.id for p in prompts))}
     tables: list[_Attempt] = []
     with ThreadPoolExecutor(max_workers=len(envs), thread_name_prefix="critic") as pool:
-        parts = _split(len(prompts), envs)
-        observations: list[list[str]] = []
-        for one, part in zip(envs, parts, strict=True):
-            seen, _ = one.reset(options={"prompt_ids": [p.id for p in prompts[part]]})
-            observations.append(list(seen))
-        live = [list(range(one.num_envs)) for one in envs]  # sub-environments whose first episode goes on
+        shares = _split(len(prompts), envs)
+        for env, share in zip(envs, shares, strict=True):
+            env.reset(options={"prompt_ids": [p.id for p in prompts[share]]})
+        live = [list(range(env.num_envs)) for env in envs]  # sub-environments whose episode goes on
         attempt = 0
         while any(live):
             chance = uniforms(attempt, sampling.max_new_tokens)
-            waiting: list[tuple[int, _Attempt, Future]] = []
-            for i, one in enumerate(envs):
+            waiting: list[tuple[int, _Attempt, Future[_Judged]]] = []
+            for i, env in enumerate(envs):
                 if not live[i]:
                     continue
-                places = live[i] if hasattr(one, "play") else list(range(one.num_envs))
                 began = time.perf_counter()
-                shown, luck = [observations[i][k] for k in places], chance[parts[i]][places]
-                out = backend.generate(shown, sampling, luck, values=values)
+                observed = env.observations
+                lines = backend.generate(
+                    [observed[k] for k in live[i]], sampling, chance[shares[i]][live[i]], values=values
+                )
                 clock["generate"] += time.perf_counter() - began
-                table = _Attempt([parts[i].start + k if k in live[i] else -1 for k in places], out)
-                waiting.append((i, table, pool.submit(_judge, one, places, out.texts)))
+                table = _Attempt([shares[i].start + k for k in live[i]], lines)
+                waiting.append((i, table, pool.submit(_judge, env, live[i], lines)))
             began = time.perf_counter()
             for _, table, _ in waiting:
                 table.score(student, sampling, old_logprobs, reference, micro_batch)
             clock["reference"] += time.perf_counter() - began
             began = time.perf_counter()
             for i, table, future in waiting:
-                seen, rewards, done, jokes, judgements, seconds = future.result()
-                clock["judge"] += seconds
-                table.rewards, table.judgements = rewards, judgements
-                table.jokes = [replace(j, stop_reason=s) for j, s in zip(jokes, table.out.stop_reasons, strict=True)]
-                observations[i] = seen
-                live[i] = [k for k in live[i] if k not in done]
+                judged = future.result()
+                clock["judge"] += judged.seconds
+                table.judged = judged
+                live[i] = [k for k in live[i] if k not in judged.ended]
                 tables.append(table)
             clock["judge_wait"] += time.perf_counter() - began
             attempt += 1
@@ -204,15 +242,24 @@ def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What the environment said of some lines, and which of its episodes they ended."""
+
+    rewards: list[float]
+    ended: set[int]
+    jokes: list[Joke]
+    judgements: list[Judgement]
+    seconds: float
+
+
 @dataclass
 class _Attempt:
     """One generation call on its way into the rollout."""
 
     episodes: list[int]
     out: Generation
-    rewards: Any = None
-    jokes: Sequence[Joke] = ()
-    judgements: Sequence[Judgement] = ()
+    judged: _Judged | None = None
     rows: Rows | None = None
     logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
@@ -250,19 +297,18 @@ class _Attempt:
         return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
 
 
-def _judge(env: Any, places: list[int], texts: list[str]) -> tuple[list[str], Any, set[int], list, list, float]:
-    """All observations, the rewards of the texts, which sub-environments ended, jokes, judgements, seconds. Nobody is
-    asked about a sub-environment whose episode is over, where the environment can `play` the others alone."""
+def _judge(env: TextVectorEnv, places: list[int], lines: Generation) -> _Judged:
+    """Have the lines of these sub-environments judged, told how each of them ended."""
     began = time.perf_counter()
     longest = getattr(env.single_action_space, "max_length", None)
-    texts = [text[:longest] for text in texts]
-    if len(places) < env.num_envs:
-        rewards, ended = env.play(places, texts)
-        seen, done = env.observations, set(ended)
-    else:
-        seen, rewards, terminated, truncated, _ = env.step(texts)
-        done = {k for k, (a, b) in enumerate(zip(terminated, truncated, strict=True)) if a or b}
-    return list(seen), rewards, done, list(env.last_jokes), list(env.last_judgements), time.perf_counter() - began
+    rewards, ended = env.play(places, [text[:longest] for text in lines.texts], lines.stop_reasons)
+    return _Judged(
+        [float(r) for r in rewards],
+        set(ended),
+        list(env.last_jokes),
+        list(env.last_judgements),
+        time.perf_counter() - began,
+    )
 
 
 def _split(rows: int, envs: Sequence[TextVectorEnv]) -> list[slice]:
@@ -287,13 +333,13 @@ def _assemble(
 
     def stacked(name: str, fill: float = 0) -> Tensor | None:
         pieces = []
-        for table, keep in zip(tables, kept, strict=True):
+        for table in tables:
             tensor = getattr(table, name, None)
             if tensor is None:
                 tensor = getattr(table.rows, name, None)
             if tensor is None:
                 return None
-            pieces.append(torch.nn.functional.pad(tensor[keep], (0, width - tensor.shape[1]), value=fill))
+            pieces.append(torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill))
         return torch.cat(pieces)
 
     def always(name: str, fill: float = 0) -> Tensor:
@@ -302,17 +348,16 @@ def _assemble(
         return table
 
     device = student.device
-    kept = [torch.tensor([i for i, e in enumerate(t.episodes) if e >= 0], device=device) for t in tables]
-    episodes = [t.episodes[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
+    episodes = [episode for table in tables for episode in table.episodes]
     following = torch.full((len(episodes),), -1, dtype=torch.long, device=device)
     latest: dict[int, int] = {}
     for row, episode in enumerate(episodes):
         if episode in latest:
             following[latest[episode]] = row
         latest[episode] = row
-    jokes = [t.jokes[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
-    judgements = [t.judgements[i] for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
-    rewards = [float(t.rewards[i]) for t, keep in zip(tables, kept, strict=True) for i in keep.tolist()]
+    answers = [table.judged for table in tables if table.judged is not None]
+    judgements = [judgement for answer in answers for judgement in answer.judgements]
+    rewards = [reward for answer in answers for reward in answer.rewards]
     tables_asked = {name: stacked(name) for name in ("ref_logprobs", "values")}
     return Rollout(
         tokens=always("tokens", student.pad_token),
@@ -324,7 +369,7 @@ def _assemble(
         group=torch.tensor([groups[prompts[e].id] for e in episodes], device=device),
         valid=torch.tensor([not j.failed for j in judgements], dtype=torch.bool, device=device),
         following=following,
-        jokes=tuple(jokes),
+        jokes=tuple(joke for answer in answers for joke in answer.jokes),
         judgements=tuple(judgements),
         seconds=clock,
     )

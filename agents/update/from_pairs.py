@@ -1,6 +1,6 @@
 """The loop of learners from preferences: rounds of feedback, each learnt from for some epochs.
 
-    with PairSession(config, student, log, prompts=prompts, preferences=preferences) as session:
+    with PairSession(config, student, log, judge, prompts, preferences) as session:
         for round in session.rounds():
             if round.is_due:
                 round.begin(student_pairs(student, judge, round.prompts(), config.pairs, seed=config.seed, ...))
@@ -68,7 +68,6 @@ class PairSession(Session):
         config: PairLearnerConfig,
         student: Student,
         log: Log | None,
-        *,
         judge: Judge | None,
         prompts: Sequence[Prompt],
         preferences: Sequence[Preference],

@@ -1,12 +1,13 @@
 """Cross-entropy on a teacher's lines: what imitation learns by, and what other learners may mix into their update.
 
-imitation = ImitationLoss(student, demonstrations, weight=0.5, decay=0.99, batch_size=32, micro_batch=32, seed=0)
+imitation = ImitationLoss(student, demonstrations, config, weight=0.5, decay=0.99)
 imitation.backward(step)          # adds its gradients to those of the learner's own loss
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,19 @@ def encode(student: Student, demonstrations: Sequence[Demonstration]) -> Rows:
     return student.rows_from_text([d.prompt.text for d in demonstrations], [d.text for d in demonstrations])
 
 
+class BatchedConfig(Protocol):
+    """The settings of a learner that say how large a batch is."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def micro_batch(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
 class ImitationLoss:
     """Cross-entropy on a batch of teacher lines, mixed into an update with a weight that fades. Weight 0 is nothing."""
 
@@ -34,16 +48,16 @@ class ImitationLoss:
         self,
         student: Student,
         demonstrations: Sequence[Demonstration],
+        config: BatchedConfig,
         *,
         weight: float,
         decay: float,
-        batch_size: int,
-        micro_batch: int,
-        seed: int,
+        batch_size: int | None = None,
     ) -> None:
         self.student = student
         self.weight, self.decay = weight, decay
-        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.batch_size = config.batch_size if batch_size is None else batch_size
+        self.micro_batch, self.seed = config.micro_batch, config.seed
         self.rows: Rows | None = encode(student, demonstrations) if weight and demonstrations else None
 
     def backward(self, step: int) -> None:

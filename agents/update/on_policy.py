@@ -1,6 +1,6 @@
 """The loop of learners from scores: each step's lines are written and judged, then learnt from in minibatches.
 
-    with OnPolicySession(config, env, student, log, prompts=prompts) as session:
+    with OnPolicySession(config, env, student, log, prompts) as session:
         for step in session.steps():
             rollout = step.collect()
             advantages = ...
@@ -68,12 +68,12 @@ class OnPolicySession(Session):
         env: TextVectorEnv | Sequence[TextVectorEnv],
         student: Student,
         log: Log | None,
-        *,
         prompts: Sequence[Prompt],
         checkpoints: CheckpointStore | None = None,
         evaluate: Evaluate | None = None,
         backend: Backend | None = None,
         watch: Watch | None = None,
+        *,
         demonstrations: Sequence[Demonstration] = (),
         value_learning_rate: float | None = None,
         saved: Mapping[str, Stateful] | None = None,

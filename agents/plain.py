@@ -1,0 +1,58 @@
+"""The loop to read first: prompts, lines, judgements, one REINFORCE update. The other learners add to it.
+
+    train(PlainConfig(steps=20), env.unwrapped, student, log, prompts=env.unwrapped.rules.split_prompts)
+
+Each line is compared with the mean of its siblings, the other lines for the same prompt: what scored better than them
+becomes more likely. No reference, no clipping, no checkpoints; `grpo.py` is the same idea with all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from humor_env.agents.feedback.rollout import TextVectorEnv, collect
+from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.sampling import Sampling
+from humor_env.prompts import PromptStream
+from humor_env.types import Prompt
+
+
+@dataclass(frozen=True)
+class PlainConfig:
+    steps: int = 100
+    batch_size: int = 64  # lines a step
+    siblings: int = 8  # lines per prompt
+    learning_rate: float = 1e-3
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+
+def train(
+    config: PlainConfig, env: TextVectorEnv, student: Student, log: Log | None = None, *, prompts: Sequence[Prompt]
+) -> None:
+    """Improve the student's `policy` adapter; `env` has `batch_size` sub-environments."""
+    log = log or Silent()
+    parameters = list(student.adapter_parameters(POLICY).values())
+    student.activate(POLICY)
+    student.train_only(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    stream = PromptStream(prompts, seed=config.seed)
+    random = torch.Generator().manual_seed(config.seed)
+    for step in range(config.steps):
+        batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
+        chance = torch.rand(config.batch_size, config.sampling.max_new_tokens, generator=random)
+        rollout = collect(env, student, config.sampling, batch, lambda _, columns: chance, reference=False)  # noqa: B023
+
+        rewards = rollout.rewards.view(-1, config.siblings)
+        advantages = (rewards - rewards.mean(1, keepdim=True)).flatten() * rollout.valid
+        logprobs = student.score(rollout.rows).logprobs.sum(1)
+        loss = -(advantages * logprobs).mean()
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        log.metrics(step + 1, {"reward/mean": float(rollout.rewards.mean()), "update/policy_loss": loss.item()})
