@@ -47,12 +47,12 @@ fast: $(READY)
 	$(PYTEST) -m "not slow and not gpu"
 
 bench: $(READY)
-	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.bench_env
-	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.bench_llm
-	@$(BIN)/python -m humor_env.experiments.speed
+	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.upkeep.bench_env
+	@$(ONE_THREAD) $(BIN)/python -m humor_env.experiments.upkeep.bench_llm
+	@$(BIN)/python -m humor_env.experiments.upkeep.speed
 
 docs: $(READY)
-	@$(BIN)/python -m humor_env.experiments.site
+	@$(BIN)/python -m humor_env.experiments.upkeep.site
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from humor_env.errors import BudgetExceeded, CriticContractError, InvalidOption
 from humor_env.registry import judges
-from humor_env.rewards.orders import Pair
+from humor_env.rewards.shared.both_orders import Pair
 from humor_env.streams import stream_seed
 from humor_env.types import Judge, Verdict, critic_name
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.words import ngrams, words
+from humor_env.rewards.shared.reading import ngrams, words
 from humor_env.types import Joke, Judgement
 
 _Grams = frozenset[tuple[str, ...]]

@@ -22,8 +22,8 @@ from humor_env.llm.desk import Desk, Estimate, OnProgress, OverBudget
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.protocol import Client, Reply, Request
 from humor_env.llm.template import fill, load
-from humor_env.rewards.orders import Pair, both_orders
 from humor_env.rewards.scorer import failure, symbol_schema
+from humor_env.rewards.shared.both_orders import Pair, both_orders
 from humor_env.types import NO_USAGE, Verdict
 
 VERSION = 1

@@ -23,7 +23,7 @@ from statistics import NormalDist, fmean, stdev
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.pocket import load_world
 from humor_env.pocket.judge import PocketScore, combine
-from humor_env.rewards.orders import both_orders
+from humor_env.rewards.shared.both_orders import both_orders
 from humor_env.types import Joke, Judgement, Verdict
 
 Pair = tuple[Joke, Joke]

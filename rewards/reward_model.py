@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
-from humor_env.rewards.words import well_formed
+from humor_env.rewards.shared.reading import well_formed
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
     import torch
 
-    from humor_env.rewards.scoring_head import Ensemble
+    from humor_env.rewards.trained.scoring_head import Ensemble
 
 CALIBRATION_FILE = "calibration.json"
 SCORING_FILE = "scoring.json"
@@ -181,7 +181,7 @@ class RewardModelCritic:
         return Judgement(self.name, self.calibration.score(logit), {"logit": logit})
 
     def _load_scoring(self) -> Ensemble:
-        from humor_env.rewards.scoring_head import load_model
+        from humor_env.rewards.trained.scoring_head import load_model
 
         return load_model(self.folder, self.dtype, self._device())
 

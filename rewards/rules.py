@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.words import as_read, hidden_characters, ngrams, words
+from humor_env.rewards.shared.reading import as_read, hidden_characters, ngrams, words
 from humor_env.teacher import TeacherBuffer, open_lines
 from humor_env.types import Joke, Judgement
 

@@ -139,7 +139,7 @@ class SpecRun:
     changes: tuple[str, ...] = ()
 
     def load(self, world: Path) -> Any:
-        from humor_env.experiments.spec import load_spec
+        from humor_env.experiments.specs.spec import load_spec
 
         places = {name: json.dumps(str(world / f"{name}.jsonl")) for name in ("prompts", "lines")}
         path = world / "spec.toml"
@@ -147,7 +147,7 @@ class SpecRun:
         return load_spec(path, self.changes)
 
     def __call__(self, world: Path, folder: Path) -> Record:
-        from humor_env.experiments.run import run
+        from humor_env.experiments.runs.run import run
 
         run(self.load(world), folder)
         return read_run(folder)
@@ -158,7 +158,7 @@ class Resumed(SpecRun):
     """The same, stopped by Ctrl-C in its second step and then gone on with."""
 
     def __call__(self, world: Path, folder: Path) -> Record:
-        from humor_env.experiments.run import run
+        from humor_env.experiments.runs.run import run
 
         CALLS.clear()
         STOP_AT.append(2)
@@ -185,8 +185,8 @@ def pairs(learner: str, *changes: str) -> SpecRun:
 
 def _quickstart(world: Path, folder: Path) -> Record:
     """The bundled spec with its own settings, cut short."""
-    from humor_env.experiments.run import run
-    from humor_env.experiments.spec import load_spec
+    from humor_env.experiments.runs.run import run
+    from humor_env.experiments.specs.spec import load_spec
 
     cut = [
         *("learner.steps=2", "learner.batch_size=16", "learner.sampling.max_new_tokens=24", "eval.limit=8"),
@@ -200,7 +200,7 @@ def _evaluate(world: Path, folder: Path) -> Record:
     """`humor-env evaluate` of a run's student and of its base."""
     from typer.testing import CliRunner
 
-    from humor_env.experiments.cli import app
+    from humor_env.experiments.commands.cli import app
 
     SpecRun("ppo", ONLINE, ("learner.steps=1",))(world, folder / "run")
     found: Record = {}
@@ -216,7 +216,7 @@ def _evaluate(world: Path, folder: Path) -> Record:
 
 def _benchmark(world: Path, folder: Path) -> Record:
     """The warm start and one learner of a benchmark."""
-    from humor_env.experiments.benchmark_spec import load_benchmark_spec
+    from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
 
     path = folder / "bench.toml"
     prompts, lines = (json.dumps(str(world / f"{name}.jsonl")) for name in ("prompts", "lines"))
@@ -268,7 +268,7 @@ def _reproduction(world: Path, folder: Path) -> Record:
 
 def _cells(cells: Sequence[Any]) -> Record:
     """Cells of work, done here one after the other."""
-    from humor_env.experiments.cells import execute
+    from humor_env.experiments.compare.jobs import execute
 
     found: Record = {}
     for cell in cells:

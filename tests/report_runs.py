@@ -126,8 +126,8 @@ def make_run(folder: Path, *, seeds=2, prompts=30, steps=60, training=40, parts=
 
 def make_benchmark(folder: Path, prompts=20) -> Path:
     """The files of a finished pocket-mini: its bundled spec, rows and curves made of formulas, and its cells."""
-    from humor_env.experiments.benchmark_spec import load_benchmark_spec
-    from humor_env.experiments.run_folder import write_text
+    from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
+    from humor_env.experiments.runs.run_folder import write_text
 
     folder.mkdir(parents=True)
     spec = load_benchmark_spec("pocket-mini")

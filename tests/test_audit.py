@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from humor_env.errors import CriticContractError, InvalidOption
-from humor_env.experiments.cli import app
-from humor_env.rewards import audit_stats as stats
-from humor_env.rewards.audit import audit
-from humor_env.rewards.audit_report import AuditReport
-from humor_env.rewards.rated_sets import Published, RatedPair, RatedSet, RatedText, load_rated
+from humor_env.experiments.commands.cli import app
+from humor_env.rewards.audits import audit_stats as stats
+from humor_env.rewards.audits.audit import audit
+from humor_env.rewards.audits.report import AuditReport
+from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText, load_rated
 from humor_env.streams import generator
 from humor_env.types import Judgement, Prompt, Verdict
 

@@ -16,14 +16,14 @@ import pytest
 import tiny
 
 from humor_env.errors import CheckpointError, InvalidOption
-from humor_env.experiments import benchmark_tables
-from humor_env.experiments.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
-from humor_env.experiments.benchmark_cell import beside_teacher, train_and_measure
-from humor_env.experiments.benchmark_charts import CHARTS, make_chart
-from humor_env.experiments.benchmark_spec import bundled_benchmarks, load_benchmark_spec, parse_benchmark
-from humor_env.experiments.cells import FAILURE, RESULT, Cell, run_cells
-from humor_env.experiments.feedback import OneOrder
-from humor_env.experiments.spec import load_spec
+from humor_env.experiments.compare import benchmark_tables
+from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
+from humor_env.experiments.compare.benchmark_cell import beside_teacher, train_and_measure
+from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
+from humor_env.experiments.compare.benchmark_spec import bundled_benchmarks, load_benchmark_spec, parse_benchmark
+from humor_env.experiments.compare.bias_judges import OneOrder
+from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, run_cells
+from humor_env.experiments.specs.spec import load_spec
 from humor_env.prompts import load_prompts
 from humor_env.rewards.pocket import CrowdJudge, PocketJudge
 from humor_env.teacher import pocket_lines
@@ -276,7 +276,7 @@ def test_who_teaches_is_never_called_held_out(held_out, feedback):
 
 
 def test_two_models_behind_one_kind_of_critic_are_two_critics():
-    from humor_env.experiments.benchmark_spec import FeedbackTable, HeldOutTable, refuse_training_critic
+    from humor_env.experiments.compare.benchmark_spec import FeedbackTable, HeldOutTable, refuse_training_critic
 
     taught = FeedbackTable(name="a", critic="scorer", critic_options={"client": "anthropic:a"})
     refuse_training_critic(HeldOutTable(critic="scorer", options={"client": "anthropic:b"}), taught)
@@ -380,8 +380,8 @@ def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder):
 KILLED = """
 import sys
 from pathlib import Path
-from humor_env.experiments.benchmark import run_benchmark
-from humor_env.experiments.benchmark_spec import load_benchmark_spec
+from humor_env.experiments.compare.benchmark import run_benchmark
+from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
 
 if __name__ == "__main__":
     run_benchmark(load_benchmark_spec(sys.argv[1]), Path(sys.argv[2]), workers=1, say=lambda t: print(t, flush=True))

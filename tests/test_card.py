@@ -9,18 +9,26 @@ import pytest
 from typer.testing import CliRunner
 
 from humor_env.errors import CredentialError, InvalidOption
-from humor_env.experiments.cli import app
-from humor_env.experiments.cli_critics import warn_of_critics
-from humor_env.experiments.spec import load_spec
+from humor_env.experiments.commands.cli import app
+from humor_env.experiments.commands.critics import warn_of_critics
+from humor_env.experiments.specs.spec import load_spec
 from humor_env.registry import critics, judges
-from humor_env.rewards.audit import audit
-from humor_env.rewards.audit_report import AuditReport, PairScores, TextScores
-from humor_env.rewards.card import Card, Tried, file_stem, make_card
-from humor_env.rewards.card_page import card_html, card_markdown
-from humor_env.rewards.card_shelf import SETTINGS, Entry, built_in_card, card_warnings, find_card, stored_card, without
-from humor_env.rewards.injection import InjectionReport, InjectionRow
-from humor_env.rewards.probes import ProbeReport, Row
-from humor_env.rewards.rated_sets import RatedPair, RatedSet, RatedText
+from humor_env.rewards.audits.audit import audit
+from humor_env.rewards.audits.injection import InjectionReport, InjectionRow
+from humor_env.rewards.audits.probes import ProbeReport, Row
+from humor_env.rewards.audits.report import AuditReport, PairScores, TextScores
+from humor_env.rewards.cards.built_in import (
+    SETTINGS,
+    Entry,
+    built_in_card,
+    card_warnings,
+    find_card,
+    stored_card,
+    without,
+)
+from humor_env.rewards.cards.card import Card, Tried, file_stem, make_card
+from humor_env.rewards.cards.page import card_html, card_markdown
+from humor_env.rewards.rated.rated_sets import RatedPair, RatedSet, RatedText
 from humor_env.types import Judgement, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -276,7 +284,7 @@ def test_the_warning_stands_before_the_run(tmp_path, monkeypatch):
     def stop(*arguments, **options):
         raise InvalidOption("the run has begun")
 
-    monkeypatch.setattr("humor_env.experiments.run.run", stop)
+    monkeypatch.setattr("humor_env.experiments.runs.run.run", stop)
     code, _, err = run("train", "pocket-quickstart", "--out", tmp_path / "run")
     assert code == 2
     assert err.index("warning: The critic 'pocket' fails its card.") < err.index("the run has begun")
@@ -313,6 +321,6 @@ def test_a_secret_in_an_option_is_not_published():
     assert (
         run("card", "rules", "--option", "api_key=sk-123")[0] == 2
     )  # rules takes no such option; and were it one, the command is cleaned:
-    from humor_env.experiments.cli_critics import _without_secrets
+    from humor_env.experiments.commands.critics import _without_secrets
 
     assert _without_secrets("card x --option api_key=sk-123 --option a=b") == "card x --option api_key=… --option a=b"

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from humor_env.experiments.chart_parts import (
+from humor_env.experiments.drawing.chart_parts import (
     COLOURS,
     DASHES,
     PALETTE,
@@ -20,7 +20,7 @@ from humor_env.experiments.chart_parts import (
     text_width,
     ticks,
 )
-from humor_env.experiments.charts import (
+from humor_env.experiments.drawing.charts import (
     MOST_POINTS,
     Bar,
     Dot,

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 import humor_env
 from humor_env.agents.student import Student
-from humor_env.experiments import doctor
-from humor_env.experiments.cli import app
-from humor_env.experiments.play import play
+from humor_env.experiments.commands import doctor
+from humor_env.experiments.commands.cli import app
+from humor_env.experiments.pocket.play import play
 from humor_env.teacher import TeacherBuffer
 
-COMMAND = [sys.executable, "-m", "humor_env.experiments.cli"]
+COMMAND = [sys.executable, "-m", "humor_env.experiments.commands.cli"]
 TESTS = str(Path(__file__).resolve().parent)
 
 
@@ -51,7 +51,7 @@ def spec(text, tmp_path, monkeypatch):  # noqa: F811
 def test_help_is_quick_and_loads_nothing_heavy():
     code = (
         "import sys\n"
-        "from humor_env.experiments.cli import main\n"
+        "from humor_env.experiments.commands.cli import main\n"
         "sys.argv = ['humor-env', '--help']\n"
         "try: main()\n"
         "except SystemExit: pass\n"
@@ -559,7 +559,10 @@ def test_the_console_script_is_installed_under_its_name():
 
     setup = configparser.ConfigParser()
     setup.read(Path(TESTS).parent / "setup.cfg")
-    assert setup["options.entry_points"]["console_scripts"].strip() == "humor-env = humor_env.experiments.cli:main"
-    from humor_env.experiments.cli import main
+    assert (
+        setup["options.entry_points"]["console_scripts"].strip()
+        == "humor-env = humor_env.experiments.commands.cli:main"
+    )
+    from humor_env.experiments.commands.cli import main
 
     assert callable(main)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from humor_env.experiments import costs
-from humor_env.experiments.spec import load_spec, parse_spec
+from humor_env.experiments.runs import costs
+from humor_env.experiments.specs.spec import load_spec, parse_spec
 from humor_env.prompts import load_prompts
 
 CHEAP = '{ client = "anthropic:claude-haiku-4-5" }'

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from humor_env import registry
-from humor_env.rewards.probes import main
+from humor_env.rewards.audits.probes import main
 from humor_env.rewards.rules import GATES
 from humor_env.types import Joke, Prompt
 

@@ -11,10 +11,10 @@ from humor_env.llm.ledger import Ledger
 from humor_env.llm.protocol import Reply
 from humor_env.registry import critics, judges
 from humor_env.rewards.cheap_first import CheapFirstJudge, GateReport, gate_table, render
-from humor_env.rewards.distil import ask, from_ledger
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.pocket import CrowdJudge, calibration_pairs
 from humor_env.rewards.scorer import QUESTIONS, ScorerCritic
+from humor_env.rewards.trained.distil import ask, from_ledger
 from humor_env.types import Joke, Prompt, Usage, Verdict
 
 P, Q = Prompt("p", "The meeting was slow."), Prompt("q", 'A "<b>" [INST] soup\u200b was cold.')
@@ -291,9 +291,9 @@ def test_a_cheap_model_learns_the_crowd_and_saves_most_where_it_is_sure(tmp_path
     """In the pocket world: what it keeps agrees with the crowd more often than what it would have guessed overall."""
     pytest.importorskip("torch")
     from humor_env import pocket
-    from humor_env.rewards.critic_data import split
     from humor_env.rewards.reward_model import RewardModelJudge
-    from humor_env.rewards.train_critic import TrainCriticConfig, train
+    from humor_env.rewards.trained.critic_data import split
+    from humor_env.rewards.trained.train_critic import TrainCriticConfig, train
 
     asked = ask(CrowdJudge(), calibration_pairs(800))
     [learnt], [kept] = split([asked], 0.25, 0)

@@ -56,7 +56,7 @@ def run_commands(block, page):
 
     from typer.testing import CliRunner
 
-    from humor_env.experiments.cli import app
+    from humor_env.experiments.commands.cli import app
 
     for line in block.code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -83,7 +83,7 @@ def check_words(block, page):
     """Commands that only a reader runs: each names a command that there is, with options that it has."""
     import typer
 
-    from humor_env.experiments.cli import app
+    from humor_env.experiments.commands.cli import app
 
     commands = typer.main.get_command(app)
     for line in block.code.replace("\\\n", " ").splitlines():
@@ -104,8 +104,8 @@ def check_toml(block):
     """A whole experiment or benchmark is parsed and left where the page's commands find it."""
     import tomllib
 
-    from humor_env.experiments.benchmark_spec import load_benchmark_spec
-    from humor_env.experiments.spec import parse_spec
+    from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
+    from humor_env.experiments.specs.spec import parse_spec
 
     data = tomllib.loads(block.code)
     if "learner" not in data and "learners" not in data:
@@ -210,7 +210,7 @@ def test_the_readme_opens_with_the_two_commands():
 @pytest.mark.slow
 def test_the_benchmark_measures_every_row():
     """Only that it runs, and the rows whose verdict does not hang on a quiet machine."""
-    from humor_env.experiments.bench_env import measure
+    from humor_env.experiments.upkeep.bench_env import measure
 
     rows = {what: (measured, holds) for what, measured, _, holds in measure(steps=1000, memory_steps=5000)}
     assert len(rows) == 13

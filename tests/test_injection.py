@@ -18,7 +18,7 @@ from fake_messages_server import Running, running
 from humor_env.llm import Request
 from humor_env.llm.anthropic import AnthropicClient
 from humor_env.llm.openai import OpenAIClient
-from humor_env.rewards.injection import Hostile, Recorder, hostile_texts, run_injection, shape_problems
+from humor_env.rewards.audits.injection import Hostile, Recorder, hostile_texts, run_injection, shape_problems
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import ScorerCritic
 from humor_env.teacher_llm import LanguageModelTeacher

@@ -14,7 +14,7 @@ import pytest
 from fake_messages_server import running
 
 from humor_env.errors import CriticContractError, InvalidOption, PromptError
-from humor_env.experiments.judge import Line, agreement, judge_file, main, read_jokes, scores_of
+from humor_env.experiments.commands.judge_file import Line, agreement, judge_file, main, read_jokes, scores_of
 from humor_env.types import Joke, Judgement, Prompt
 
 
@@ -231,7 +231,7 @@ def test_mistakes_are_explained_in_a_sentence(
 
 
 def test_options_are_plain_data(tmp_path: Path) -> None:
-    from humor_env.experiments.judge import _options
+    from humor_env.experiments.commands.judge_file import _options
 
     found = _options(["a=5", "b=true", "c=[1, 2]", "d={x = 0.5}", "e=openai:m@http://h/v1", "f=a=b", "g="])
     assert found == {"a": 5, "b": True, "c": [1, 2], "d": {"x": 0.5}, "e": "openai:m@http://h/v1", "f": "a=b", "g": ""}
@@ -252,7 +252,7 @@ def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         command = [
             sys.executable,
             "-m",
-            "humor_env.experiments.judge",
+            "humor_env.experiments.commands.judge_file",
             str(source),
             "--critic",
             "scorer",

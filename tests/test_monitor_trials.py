@@ -6,9 +6,9 @@ import pytest
 from tiny import prompts, student
 
 from humor_env.agents import sft
-from humor_env.experiments import monitor_trials as trials
-from humor_env.experiments import result_tables
-from humor_env.experiments.cells import run_cells
+from humor_env.experiments.compare.jobs import run_cells
+from humor_env.experiments.pocket import monitor_trials as trials
+from humor_env.experiments.upkeep import result_tables
 from humor_env.types import Demonstration, Joke, Prompt
 
 ROOT = Path(__file__).parents[1]

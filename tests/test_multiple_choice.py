@@ -15,7 +15,7 @@ from humor_env.llm.protocol import OnReply
 from humor_env.llm.replies import read
 from humor_env.registry import judges
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
-from humor_env.rewards.orders import both_orders, flip_rate
+from humor_env.rewards.shared.both_orders import both_orders, flip_rate
 from humor_env.types import Joke, Prompt, Usage, Verdict
 
 PROMPT = Prompt("p", "The meeting was slow.")

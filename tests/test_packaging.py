@@ -63,8 +63,10 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path, run_python):
     pip("install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
     said = run_python(
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import gymnasium as gym, humor_env, humor_env.rewards.rules, humor_env.experiments.demo\n"
-        "for module in (humor_env, humor_env.rewards.rules, humor_env.experiments.demo): print(module.__file__)\n"
+        "import gymnasium as gym, humor_env\n"
+        "from humor_env.experiments.pocket import demo\n"
+        "from humor_env.rewards import rules\n"
+        "for module in (humor_env, rules, demo): print(module.__file__)\n"
         "for name in ('Paraphrase-v0', 'OneLiner-v0', 'Tokens-v0'):\n"
         "    env = gym.make('humor_env/' + name); env.reset(seed=0); env.step(env.action_space.sample())\n"
         "print(len(humor_env.load_prompts('everyday')))\n",

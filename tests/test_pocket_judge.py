@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from humor_env import pocket, registry
 from humor_env.errors import InvalidOption
 from humor_env.pocket.teacher import PocketTeacher
-from humor_env.rewards.orders import flip_rate
 from humor_env.rewards.pocket import CrowdJudge, PocketCritic, PocketJudge, calibration_pairs, main, measure
+from humor_env.rewards.shared.both_orders import flip_rate
 from humor_env.types import Critic, Joke, Judge, Prompt, critic_name
 
 WORLD = pocket.load_world()

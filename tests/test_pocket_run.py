@@ -12,9 +12,9 @@ from humor_env.agents.session.limits import Watch
 from humor_env.agents.session.log import Silent
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import Student
-from humor_env.experiments import pocket_run as job
-from humor_env.experiments.evaluate import bootstrap_interval, evaluate
-from humor_env.experiments.monitor_trials import make_critic
+from humor_env.experiments.pocket import main_job as job
+from humor_env.experiments.pocket.monitor_trials import make_critic
+from humor_env.experiments.runs.evaluate import bootstrap_interval, evaluate
 from humor_env.prompts import load_prompts
 from humor_env.vector import HumorVectorEnv
 

@@ -10,8 +10,8 @@ import torch
 
 from humor_env import pocket
 from humor_env.errors import InvalidOption
-from humor_env.experiments import pretrain_pocket
-from humor_env.experiments.pretrain_pocket import Recipe, batches, make_corpora, make_model, make_tokenizer, token_loss
+from humor_env.experiments.pocket import pretrain as pretrain_pocket
+from humor_env.experiments.pocket.pretrain import Recipe, batches, make_corpora, make_model, make_tokenizer, token_loss
 from humor_env.pocket.corpus import Corpus, Line, fingerprint, listed
 
 
@@ -222,7 +222,7 @@ def test_weights_belong_to_this_lexicon(student):
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["lexicon"] == fingerprint(pocket.FOLDER), (
         f"The lexicon has changed since the pocket student '{name}' was trained. Rebuild it: "
-        f"python -m humor_env.experiments.pretrain_pocket --student {name} --out humor_env/pocket/weights/{name}"
+        f"python -m humor_env.experiments.pocket.pretrain --student {name} --out humor_env/pocket/weights/{name}"
     )
     assert recipe["recipe"]["student"] == name
     assert Recipe(**recipe["recipe"]) == Recipe(student=name), "the bundled weights are not of the default recipe"

@@ -1,7 +1,7 @@
 import pytest
 
 from humor_env.errors import CriticContractError, InvalidOption, UnknownName
-from humor_env.rewards.probes import (
+from humor_env.rewards.audits.probes import (
     PROBES,
     Case,
     Probe,

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from humor_env.errors import HumorEnvError, InvalidOption, RatingsError, UnknownName
-from humor_env.rewards.rated_others import anonymous
-from humor_env.rewards.rated_sets import RatedSet, load_rated, rated_sets
+from humor_env.rewards.rated.other_sets import anonymous
+from humor_env.rewards.rated.rated_sets import RatedSet, load_rated, rated_sets
 
 ONE = "id,original,edit,grades,meanGrade\n"
 TWO = "id,original1,edit1,grades1,meanGrade1,original2,edit2,grades2,meanGrade2,label\n"

@@ -8,7 +8,7 @@ import pytest
 
 from humor_env import registry
 from humor_env.errors import InvalidOption
-from humor_env.experiments import reference_tables as tables
+from humor_env.experiments.upkeep import reference_tables as tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT)}
@@ -30,13 +30,13 @@ def test_the_page_explains_every_number_that_the_learner_logs(learner, tmp_path)
     logged = tables.logged_by(learner, tmp_path)
     assert len(logged) >= 4 or learner == "best-of-n"  # which takes no step
     assert marked("metrics", learner) == tables.metrics_table(learner, logged, MEANINGS), (
-        "out of date: python -m humor_env.experiments.reference_tables"
+        "out of date: python -m humor_env.experiments.upkeep.reference_tables"
     )
 
 
 def test_settings_and_spec_tables_are_up_to_date():
     stale = tables.rewrite(ROOT, check=True, kinds=("settings", "spec", "costs", "results", "curve", "trials"))
-    assert stale == [], "python -m humor_env.experiments.reference_tables"
+    assert stale == [], "python -m humor_env.experiments.upkeep.reference_tables"
 
 
 def test_every_table_of_an_experiment_file_is_on_its_page():
@@ -91,8 +91,8 @@ def test_a_mark_is_filled_and_filled_again():
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """A checkout whose docs/results hold a benchmark of two seeds, its numbers chosen to be told apart."""
-    from humor_env.experiments import benchmark
-    from humor_env.experiments.benchmark_spec import load_benchmark_spec
+    from humor_env.experiments.compare import benchmark
+    from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
 
     rows, curves = [], []
     for system, base in (("imitation", 0.3), ("ppo", 0.7), ("dpo", 0.5)):
@@ -112,7 +112,7 @@ def published(tmp_path, monkeypatch):
 
 
 def test_the_results_table_is_that_of_the_files(published, tmp_path):
-    from humor_env.experiments.result_tables import results_table
+    from humor_env.experiments.upkeep.result_tables import results_table
 
     table = results_table(published)
     names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
@@ -124,7 +124,7 @@ def test_the_results_table_is_that_of_the_files(published, tmp_path):
 
 
 def test_a_learner_that_was_measured_has_its_curve_and_the_others_none(published):
-    from humor_env.experiments.result_tables import curve
+    from humor_env.experiments.upkeep.result_tables import curve
 
     page = published / "docs" / "algorithms" / "ppo.md"
     told, files = curve(published, "ppo", page)

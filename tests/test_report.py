@@ -12,11 +12,11 @@ import pytest
 from report_runs import EMOJI, HOSTILE, STAGES, make_benchmark, make_run, score_of, text_of, write_lines
 
 from humor_env.errors import CheckpointError, InvalidOption
-from humor_env.experiments.report import json_for_html, render, write_picture, write_report
-from humor_env.experiments.report_benchmark import markdown_rows
-from humor_env.experiments.report_charts import before_and_after, drift_marks, pictures
-from humor_env.experiments.report_data import load_run
-from humor_env.experiments.report_numbers import (
+from humor_env.experiments.reports.benchmark_page import markdown_rows
+from humor_env.experiments.reports.pictures import before_and_after, drift_marks, pictures
+from humor_env.experiments.reports.report import json_for_html, render, write_picture, write_report
+from humor_env.experiments.reports.report_data import load_run
+from humor_env.experiments.reports.report_numbers import (
     Curve,
     at_steps,
     headline,
@@ -378,7 +378,7 @@ def test_a_page_is_written_where_it_is_asked_for(folder, tmp_path):
 
 def test_a_report_loads_no_torch(run_python, folder, tmp_path):
     said = run_python(
-        "import sys; from pathlib import Path; from humor_env.experiments.report import write_report\n"
+        "import sys; from pathlib import Path; from humor_env.experiments.reports.report import write_report\n"
         f"write_report([Path({str(folder)!r})], Path({str(tmp_path / 'r.html')!r}))\n"
         "print('torch' in sys.modules)"
     )
@@ -397,7 +397,7 @@ def test_the_gates_here_are_those_of_the_rules_critic(run):
 def test_the_command(folder, tmp_path, run_python):
     out = tmp_path / "r.html"
     said = run_python(f"import sys; sys.argv[1:] = ['report', {str(folder)!r}, '--out', {str(out)!r}]\n"
-                      "from humor_env.experiments.cli import main; main()")  # fmt: skip
+                      "from humor_env.experiments.commands.cli import main; main()")  # fmt: skip
     assert said == f"report: {out}\n"
     assert re.search("<h1>some</h1>", out.read_text(encoding="utf-8"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from report_runs import HOSTILE, make_run, score_of, text_of
 
-from humor_env.experiments.report import write_report
+from humor_env.experiments.reports.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")

@@ -15,9 +15,9 @@ from fake_messages_server import running
 from typer.testing import CliRunner
 
 from humor_env.errors import CheckpointError, HumorEnvError, InvalidOption, PromptError
-from humor_env.experiments import reproduce as entry
-from humor_env.experiments.cli import app
+from humor_env.experiments.commands.cli import app
 from humor_env.experiments.reproduction import cells, claims, numbers, paper, sentences, spec, tables
+from humor_env.experiments.reproduction import reproduce as entry
 from humor_env.experiments.reproduction.estimate import estimate
 from humor_env.experiments.reproduction.judges import ClozeJudge, RatedJudge, make_judge
 from humor_env.experiments.reproduction.numbers import Estimate, Ref, Results

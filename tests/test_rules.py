@@ -4,7 +4,7 @@ import pytest
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.rules import GATES, RulesCritic
-from humor_env.rewards.words import hidden_characters, ngrams, well_formed, words
+from humor_env.rewards.shared.reading import hidden_characters, ngrams, well_formed, words
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Demonstration, Joke, Prompt
 

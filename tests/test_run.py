@@ -14,11 +14,11 @@ from tiny import bart, llama, tokenizer
 from humor_env import pocket, registry
 from humor_env.agents.student import Student
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, StudentError, UnknownName
-from humor_env.experiments.measure import measure_student
-from humor_env.experiments.parts import Parts, load_student
-from humor_env.experiments.run import run
-from humor_env.experiments.run_folder import choose_folder, commit, student_folder, versions
-from humor_env.experiments.spec import StudentSpec, load_spec, parse_spec
+from humor_env.experiments.runs.ingredients import Parts, load_student
+from humor_env.experiments.runs.measure_student import measure_student
+from humor_env.experiments.runs.run import run
+from humor_env.experiments.runs.run_folder import choose_folder, commit, student_folder, versions
+from humor_env.experiments.specs.spec import StudentSpec, load_spec, parse_spec
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Judgement, Prompt, Verdict
 
@@ -219,7 +219,7 @@ def test_every_learner_asks_for_nothing_that_a_run_does_not_offer(learner):
     """And every one's settings can be written down and read again."""
     import inspect
 
-    from humor_env.experiments.run import OFFERS
+    from humor_env.experiments.runs.run import OFFERS
 
     spec = parse_spec(f"[[critic]]\ncritic = 'pocket'\n[learner]\nname = '{learner}'\n")
     assert parse_spec(spec.to_toml()) == spec
@@ -432,7 +432,7 @@ def test_a_teacher_is_wanted_by_critics_that_compare_with_one(text, tmp_path):
 
 
 def test_mistakes_are_found_before_anything_is_computed(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("humor_env.experiments.run.load_student", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("humor_env.experiments.runs.run.load_student", lambda *_: pytest.fail("work was begun"))
     for override, error, sentence in (
         ("critic.0={critic='rules', options={gats=3}}", InvalidOption, "cannot be made from the options"),
         ("env.prompts=nowhere.jsonl", PromptError, "nowhere.jsonl"),
@@ -541,7 +541,7 @@ def test_two_processes_take_the_same_steps_as_one(text, tmp_path):
     run(load_spec(tmp_path / "mine.toml"), tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "humor_env.experiments.cli", "train", "mine.toml"],
+        [*launcher, "-m", "humor_env.experiments.commands.cli", "train", "mine.toml"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

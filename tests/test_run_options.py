@@ -9,10 +9,10 @@ from test_run import lines, text, world  # noqa: F401
 
 from humor_env.agents.session.monitor import MonitorConfig
 from humor_env.errors import CredentialError, InvalidOption
-from humor_env.experiments.parts import Parts
-from humor_env.experiments.preference_file import read_preferences
-from humor_env.experiments.run import run
-from humor_env.experiments.spec import MonitorSpec, load_spec, parse_spec
+from humor_env.experiments.runs.ingredients import Parts
+from humor_env.experiments.runs.run import run
+from humor_env.experiments.specs.preference_file import read_preferences
+from humor_env.experiments.specs.spec import MonitorSpec, load_spec, parse_spec
 from humor_env.types import Prompt
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from humor_env.agents.session.log import RunLog
-from humor_env.experiments import screen
+from humor_env.experiments.runs import screen
 from humor_env.types import Joke, Judgement, Prompt
 
 STEP = {"reward/mean": 0.512, "kl/per_line": 1.25, "critic/cost": 0.02}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from humor_env.errors import InvalidOption
-from humor_env.experiments.site import build_site
+from humor_env.experiments.upkeep.site import build_site
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -71,7 +71,7 @@ def test_the_reference_reads_all_four_folders(site):
     assert 'id="humor_env.types.Joke"' in shown("humor_env")
     assert 'id="humor_env.rewards.mix.MixCritic"' in shown("rewards")
     assert 'id="humor_env.agents.ppo.PPOConfig"' in shown("agents")
-    assert 'id="humor_env.experiments.spec.load_spec"' in shown("experiments")
+    assert 'id="humor_env.experiments.specs.spec.load_spec"' in shown("experiments")
 
 
 @pytest.mark.slow

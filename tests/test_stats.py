@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from humor_env.errors import InvalidOption
-from humor_env.experiments.stats import (
+from humor_env.experiments.compare.stats import (
     ELO,
     Interval,
     area_under,

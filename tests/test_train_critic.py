@@ -14,9 +14,11 @@ from test_reward_model import WORDS, decoder, encoder, tokenizer  # noqa: E402
 
 from humor_env.errors import InvalidOption, UnknownName  # noqa: E402
 from humor_env.registry import critics, judges  # noqa: E402
-from humor_env.rewards import critic_losses as losses  # noqa: E402
-from humor_env.rewards.critic_batches import batches, make_examples  # noqa: E402
-from humor_env.rewards.critic_data import (  # noqa: E402
+from humor_env.rewards.rated.rated_sets import load_rated  # noqa: E402
+from humor_env.rewards.reward_model import Calibration, RewardModelCritic, RewardModelJudge  # noqa: E402
+from humor_env.rewards.trained import critic_losses as losses  # noqa: E402
+from humor_env.rewards.trained.critic_batches import batches, make_examples  # noqa: E402
+from humor_env.rewards.trained.critic_data import (  # noqa: E402
     Comparison,
     CriticSet,
     Rating,
@@ -27,10 +29,8 @@ from humor_env.rewards.critic_data import (  # noqa: E402
     split,
     targets,
 )
-from humor_env.rewards.rated_sets import load_rated  # noqa: E402
-from humor_env.rewards.reward_model import Calibration, RewardModelCritic, RewardModelJudge  # noqa: E402
-from humor_env.rewards.scoring_head import Reading, changed, find_model, load_model, new_model, read  # noqa: E402
-from humor_env.rewards.train_critic import TrainCriticConfig, train  # noqa: E402
+from humor_env.rewards.trained.scoring_head import Reading, changed, find_model, load_model, new_model, read  # noqa: E402
+from humor_env.rewards.trained.train_critic import TrainCriticConfig, train  # noqa: E402
 from humor_env.types import Joke, Prompt  # noqa: E402
 
 FILLER = [word for word in WORDS if word.strip() and word != "glaciers"]
@@ -293,7 +293,7 @@ def test_the_same_seed_gives_the_same_folder_and_another_seed_another(tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_saved_and_loaded_it_says_the_same_to_the_bit(rank, tmp_path, monkeypatch):
-    from humor_env.rewards import train_critic
+    from humor_env.rewards.trained import train_critic
 
     base = encoder(tmp_path / "base")
     kept = []
@@ -456,7 +456,7 @@ def test_damaged_folders_are_refused(tmp_path):
 def test_the_command_trains_and_says_what_came_out(tmp_path):
     from typer.testing import CliRunner
 
-    from humor_env.experiments.cli import app
+    from humor_env.experiments.commands.cli import app
 
     base = encoder(tmp_path / "base")
     file = tmp_path / "ratings.csv"

@@ -161,8 +161,8 @@ class Rollout:
 
 
 def group_envs(env: TextVectorEnv | Sequence[TextVectorEnv]) -> list[TextVectorEnv]:
-    envs = list(env) if isinstance(env, (list, tuple)) else [env]
-    return [one if hasattr(one, "play") else SteppedEnv(one) for one in envs]  # type: ignore[list-item]
+    envs: list[Any] = list(env) if isinstance(env, (list, tuple)) else [env]
+    return [one if hasattr(one, "play") else SteppedEnv(one) for one in envs]
 
 
 def collect(

@@ -1,1 +1,1 @@
-"""The protocol of one paper, at any size: see `humor_env.experiments.reproduce`."""
+"""The protocol of one paper, at any size: see `humor_env.experiments.reproduction.reproduce`."""

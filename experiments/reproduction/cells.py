@@ -1,7 +1,7 @@
 """The work itself, cell by cell: who teaches, who imitates, who learns from feedback, and what judges and people say.
 
     cells = make_cells(spec, out, seeds=[0, 1, 2])
-    run_cells(cells, workers=2)              # experiments/cells.py: nothing is done twice
+    run_cells(cells, workers=2)              # experiments/compare/jobs.py: nothing is done twice
 
 OUT/cells/teacher/              sentences and the teacher's lines (where a language model teaches)
 OUT/cells/seed-0/warm-3/        imitation of all data; every other system of the seed starts from such a student
@@ -26,15 +26,15 @@ from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import write_jokes
-from humor_env.experiments.cells import Cell
-from humor_env.experiments.parts import load_student
+from humor_env.experiments.compare.jobs import Cell
 from humor_env.experiments.reproduction.judges import PARTS, ClozeJudge, budget_of, make_judge, make_people
 from humor_env.experiments.reproduction.sentences import read_sentences
 from humor_env.experiments.reproduction.spec import SFT, ScaleSpec
 from humor_env.experiments.reproduction.systems import SYSTEMS, System, by_name
-from humor_env.experiments.run_folder import read_json, write_json
-from humor_env.experiments.settings import check_table
-from humor_env.experiments.spec import StudentSpec
+from humor_env.experiments.runs.ingredients import load_student
+from humor_env.experiments.runs.run_folder import read_json, write_json
+from humor_env.experiments.specs.learner_settings import check_table
+from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts
 from humor_env.rewards.win_tie import WinTieCritic

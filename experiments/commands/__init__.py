@@ -1,0 +1,1 @@
+"""The command line `humor-env`: one file for each family of commands."""

@@ -1,0 +1,504 @@
+"""The command line `humor-env`: every command in one place, everything heavy loaded only by the command that needs it.
+
+    humor-env --help
+    humor-env train pocket-quickstart --set learner.steps=20
+
+Exit codes: 0 done; 1 the run failed or a check found something; 2 a mistake in what was asked for; 3 a spending limit
+was reached; 130 stopped with Ctrl-C. Results go to standard output, progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from humor_env.errors import BudgetExceeded, HumorEnvError
+from humor_env.experiments.commands.compare import add_commands as add_compare_commands
+from humor_env.experiments.commands.critics import add_commands as add_critic_commands
+
+if TYPE_CHECKING:
+    from humor_env.experiments.runs.run import SeedResult
+
+FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
+# What may go wrong though everything was asked for rightly.
+_FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError")
+
+
+def _quiet_libraries() -> None:
+    """Notices of libraries do not belong between ours, nor bars where nobody sees them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if "transformers" in sys.modules:  # it read the setting when it was imported
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
+
+
+class Commands(TyperGroup):
+    """Turns what users can cause into a sentence and an exit code. Our own bugs keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        _quiet_libraries()
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _stop("Stopped.", STOPPED)
+        except BudgetExceeded as problem:
+            _stop(f"{problem} What was paid for is kept; the same command with a higher limit goes on.", OVER_BUDGET)
+        except HumorEnvError as problem:
+            _stop(str(problem), FAILED if type(problem).__name__ in _FAILURES else MISTAKE)
+        except FileNotFoundError as problem:
+            _stop(f"There is no file or folder '{problem.filename}'.", MISTAKE)
+        except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as problem:
+            _stop(f"'{problem.filename}' cannot be used: {problem.strerror}.", MISTAKE)
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has gone; Python would complain once more at the end
+            raise typer.Exit(FAILED) from None
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG):
+                raise
+            where = f" ('{problem.filename}')" if problem.filename else ""
+            _stop(
+                f"The disk refuses to be written to{where}: {problem.strerror}. Free some space or give another folder "
+                "with --out; a run that was begun goes on with --resume.",
+                FAILED,
+            )
+        except RuntimeError as problem:
+            # By name, so that torch is not loaded to find out that it was not torch.
+            if type(problem).__name__ != "OutOfMemoryError":
+                raise
+            _stop(
+                "The GPU's memory is full. Lower learner.micro_batch (the step stays the same), or "
+                'student.dtype = "bfloat16", or teacher.imitation.micro_batch.',
+                FAILED,
+            )
+
+
+def _stop(sentence: str, code: int) -> None:
+    typer.echo(sentence, err=True)
+    raise typer.Exit(code) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    # Its own tracebacks would print local variables, and a key may be among them.
+    pretty_exceptions_enable=False,
+    help="""Humor as reinforcement learning: a student, a teacher, a critic.
+
+[bold]First steps[/bold]
+
+  humor-env demo                              see it work
+
+  humor-env train pocket-quickstart           a whole run from a bundled spec
+
+  humor-env play                              you are the student, or the critic
+
+  humor-env doctor                            what this machine has, and what will be slow""",
+)
+check_app = typer.Typer(no_args_is_help=True, help="Is my critic, is my environment, sound? One finding a line.")
+app.add_typer(check_app, name="check")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key.")]
+Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the critic.")]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls of a language model.")]
+MaxTokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
+MaxCost = Annotated[float | None, typer.Option(min=0, help="Most US dollars.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+
+
+@app.callback(invoke_without_command=True)
+def _begin(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from humor_env import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# Training and measuring
+
+
+@app.command(
+    epilog="Examples: humor-env train pocket-quickstart · humor-env train mine.toml --set learner.lr=1e-5 --out runs/a "
+    "· humor-env train runs/a/spec.toml (repeats the run) · humor-env train runs/a --resume"
+)
+def train(
+    spec: Annotated[str, typer.Argument(help="A TOML file, a run's folder, or the name of a bundled spec.")],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print all that it decides.")] = False,
+    card: Annotated[list[Path] | None, typer.Option(help="A critic card (.json), or a folder of them.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a spec: warm start, learner, held-out evaluation. Ctrl-C finishes the step and saves."""
+    from humor_env.experiments.runs.run import join_processes, run, same_folder
+    from humor_env.experiments.specs.spec import load_spec
+
+    join_processes()
+    loaded = load_spec(spec, set_ or [])
+    if dry_run:
+        from humor_env.experiments.runs.ingredients import check_named
+
+        check_named(loaded)
+        typer.echo(json.dumps(loaded.model_dump(mode="json")) if as_json else loaded.to_toml(), nl=as_json)
+        return
+    from humor_env.agents.session.processes import is_main_process
+    from humor_env.experiments.runs.run_folder import choose_folder
+    from humor_env.experiments.runs.screen import make_screen
+
+    folder = same_folder(lambda: choose_folder(loaded, spec, out, resume))
+    if is_main_process() and not resume:
+        from humor_env.experiments.commands.critics import warn_of_critics
+
+        warn_of_critics(loaded, card or [])
+    try:
+        results = run(loaded, folder, resume=resume, screen=make_screen())
+    except KeyboardInterrupt:
+        _stop(f"Stopped. To go on: humor-env train {folder} --resume", STOPPED)
+        return
+    if not is_main_process():
+        return
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "seeds": [r.record() for r in results]}))
+    else:
+        _show_results(results, folder)
+    if results[-1].stopped:
+        _stop(f"Stopped after step {results[-1].steps or 0}. To go on: humor-env train {folder} --resume", STOPPED)
+
+
+def _show_results(results: Sequence[SeedResult], folder: Path) -> None:
+    from rich.table import Table
+
+    stages = list(dict.fromkeys(name for result in results for name in result.stages))
+    table = Table("seed", *stages, title="held-out score, with its 95 % interval over prompts", title_justify="left")
+    for result in results:
+        table.add_row(str(result.seed), *(_interval(result.stages.get(name, {})) for name in stages))
+    _print(table)
+    typer.echo(f"Written to {folder}")
+
+
+def _interval(numbers: Any) -> str:
+    score, low, high = (numbers.get(key) for key in ("score", "low", "high"))
+    if score is None:
+        return "–"
+    return f"{score:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+@app.command(
+    epilog="Examples: humor-env evaluate runs/pocket-quickstart · humor-env evaluate pocket:causal --adapter base "
+    "--critic pocket --json · humor-env evaluate runs/a --critic scorer --option client=anthropic --limit 50"
+)
+def evaluate(
+    student: Annotated[str, typer.Argument(help="A run's or student's folder, pocket:NAME, or a Hugging Face model.")],
+    critic: Annotated[str, typer.Option(help="A registered name or package.module:name.")] = "pocket",
+    option: Options = None,
+    prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
+    split: Annotated[str, typer.Option()] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
+    adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write each line and its judgement here, as JSON lines.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a student on held-out prompts with any critic."""
+    from humor_env.experiments.runs.measure_student import measure_student
+
+    found = measure_student(
+        student,
+        critic=critic,
+        options=_options(option or []),
+        prompts=prompts,
+        split=split,
+        limit=limit,
+        adapter=adapter,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        out=out,
+    )
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show_numbers(f"{student} ({adapter}) by {critic} on {split}", found)
+
+
+def _show_numbers(title: str, numbers: Any) -> None:
+    from rich.table import Table
+
+    table = Table("what", "value", title=title, title_justify="left")
+    for name, value in numbers.items():
+        table.add_row(name, "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value))
+    _print(table)
+
+
+_Jokes = Annotated[Path, typer.Argument(help="A JSONL file of jokes, or the folder of a run or seed.")]
+_Critic = Annotated[str, typer.Option(help="A registered name or package.module:name.")]
+_Output = Annotated[Path | None, typer.Option(help="FILE.CRITIC.jsonl beside the file, where not given.")]
+_Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept; beside the output, where not given.")]
+
+
+@app.command(
+    epilog="Examples: humor-env judge jokes.jsonl --critic pocket · humor-env judge jokes.jsonl --critic scorer "
+    "--option client=anthropic --max-cost 2 --dry-run"
+)
+def judge(
+    file: _Jokes,
+    critic: _Critic,
+    option: Options = None,
+    output: _Output = None,
+    ledger: _Ledger = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Jokes per call of the critic.")] = 256,
+    dry_run: DryRun = False,
+) -> None:
+    """Score a file of jokes with any critic; started again, it goes on where it was."""
+    _judge([], file, critic, option, output, ledger, max_calls, max_tokens, max_cost, chunk, dry_run)
+
+
+@app.command(epilog="Example: humor-env rescore runs/pocket-quickstart --critic rules")
+def rescore(
+    file: _Jokes,
+    critic: _Critic,
+    option: Options = None,
+    output: _Output = None,
+    ledger: _Ledger = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Jokes per call of the critic.")] = 256,
+    dry_run: DryRun = False,
+) -> None:
+    """Judge a finished run's jokes by another critic, and say how far the two agree."""
+    _judge(["rescore"], file, critic, option, output, ledger, max_calls, max_tokens, max_cost, chunk, dry_run)
+
+
+def _judge(begin: list[str], file: Path, critic: str, option: list[str] | None, *rest: Any) -> None:
+    from humor_env.experiments.commands import judge_file as judging
+    from humor_env.experiments.runs.run_folder import jokes_folder
+
+    *values, dry_run = rest
+    names = ("output", "ledger", "max-calls", "max-tokens", "max-cost", "chunk")
+    # Joined with "=", so that a value that begins with a dash is still a value.
+    given = [f"--{name}={value}" for name, value in zip(names, values, strict=True) if value is not None]
+    given += [f"--option={pair}" for pair in option or []] + (["--dry-run"] if dry_run else [])
+    code = judging.main([*begin, f"--critic={critic}", *given, "--", str(jokes_folder(file))])
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Examples: humor-env teach lines.jsonl --teacher anthropic:claude-haiku-4-5 --prompts everyday --max-cost 2 "
+    "--dry-run · humor-env teach lines.jsonl --teacher pocket --limit 20"
+)
+def teach(
+    buffer: Annotated[Path, typer.Argument(help="The buffer to fill: a JSONL file, made where there is none.")],
+    teacher: Annotated[
+        str,
+        typer.Option(help="pocket, anthropic:MODEL, openai:MODEL@URL, local:FOLDER, or package.module:name."),
+    ] = "pocket",
+    prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
+    split: Annotated[list[str] | None, typer.Option(help="Which splits; all of them where not given.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines for each prompt.")] = 3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts, the first ones.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the teacher.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The licence of the lines.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept; beside the buffer by default.")] = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fill a teacher buffer: asks only for what is missing, so it can be stopped and gone on with."""
+    from humor_env.experiments.commands.teach import teach as fill_buffer
+
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    told = fill_buffer(
+        buffer,
+        teacher,
+        prompts=prompts,
+        splits=split or [],
+        n=lines,
+        limit=limit,
+        options=_options(option or []),
+        licence=licence,
+        ledger=ledger,
+        limits={k: v for k, v in limits.items() if v is not None},
+        dry_run=dry_run,
+    )
+    typer.echo(json.dumps(told.data) if as_json else told.sentence)
+
+
+# Looking around
+
+
+def _listing(kind: str) -> Any:
+    def command(as_json: AsJson = False) -> None:
+        from humor_env.experiments.commands.listings import rows
+
+        found = rows(kind)
+        if as_json:
+            typer.echo(json.dumps(found))
+            return
+        width = max((len(row["name"]) for row in found), default=0)
+        for row in found:
+            origin = "" if row["origin"] == "built in" else f"  ({row['origin']})"
+            typer.echo(f"{row['name']:<{width}}  {row['summary']}{origin}")
+
+    return command
+
+
+for _kind, _what in (
+    ("critics", "Critics by name: whoever scores a joke."),
+    ("judges", "Judges by name: whoever says which of two is better."),
+    ("envs", "Environments by Gymnasium id."),
+    ("learners", "Learning algorithms by name."),
+    ("prompts", "Prompt sets by name."),
+    ("specs", "Bundled specs for `humor-env train`."),
+):
+    app.command(_kind, help=_what)(_listing(_kind))
+
+
+@app.command(epilog="Examples: humor-env play · humor-env play --as critic --rounds 10")
+def play(
+    as_: Annotated[str, typer.Option("--as", help="student: you write. critic: you choose blind. rater: you rate.")] = (
+        "student"
+    ),
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """The pocket world in the terminal: be the student or the critic, and see what the exact judge says."""
+    from humor_env.experiments.pocket.play import play as begin
+
+    begin(as_, rounds, seed)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, the precision that pays here, keys present or not, disk, and what will be slow."""
+    from humor_env.experiments.commands.doctor import examine, show
+
+    found = examine()
+    typer.echo(json.dumps(found)) if as_json else show(found)
+
+
+@check_app.command("critic", epilog="Examples: humor-env check critic rules · check critic my_package.critics:Dry")
+def check_critic(
+    name: Annotated[str, typer.Argument(help="A registered name or package.module:name.")],
+    option: Options = None,
+    prompts: Annotated[str, typer.Option(help="Prompts to try it on.")] = "pocket",
+    tolerance: Annotated[float, typer.Option(min=0, help="How far two scores of one joke may differ.")] = 1e-9,
+    as_json: AsJson = False,
+) -> None:
+    """Try a critic on its contract and on awkward texts."""
+    from humor_env import registry
+    from humor_env.checks import check_critic as check
+
+    _findings(check(registry.critics.make(name, **_options(option or [])), prompts, tolerance=tolerance), as_json)
+
+
+@check_app.command("env", epilog="Examples: humor-env check env humor_env/Revise-v0 · check env my_package:Mine-v0")
+def check_env(
+    name: Annotated[str, typer.Argument(help="A Gymnasium id, or module:id.")],
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the environment.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try an environment on Gymnasium's checks and on ours."""
+    from humor_env.checks import check_env as check
+    from humor_env.experiments.commands.listings import make_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the checks report for themselves
+        _findings(check(make_env(name, _options(option or []))), as_json)
+
+
+def _findings(findings: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([{"name": f.name, "ok": f.ok, "sentence": f.sentence} for f in findings]))
+    else:
+        for finding in findings:
+            typer.echo(str(finding))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+# Commands with options of their own
+
+
+_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASS_ON)
+def demo(ctx: typer.Context) -> None:
+    """See it work, with nothing but this package. `humor-env demo --help` lists its options."""
+    from humor_env.experiments.pocket import demo as demonstration
+
+    sys.argv[0] = "humor-env demo"
+    demonstration.main(list(ctx.args))
+
+
+@app.command(context_settings=_PASS_ON)
+def probes(ctx: typer.Context) -> None:
+    """Try critics on known ways to please them without being funny. `humor-env probes --help` lists its options."""
+    from humor_env.rewards.audits import probes as trying
+
+    code = trying.main(list(ctx.args))
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command("pretrain-pocket", context_settings=_PASS_ON)
+def pretrain_pocket(ctx: typer.Context) -> None:
+    """Rebuild a bundled pocket student from its lexicon. `humor-env pretrain-pocket --help` lists its options."""
+    from humor_env.experiments.pocket import pretrain as pretraining
+
+    sys.argv[0] = "humor-env pretrain-pocket"
+    pretraining.main(list(ctx.args))
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    from humor_env.experiments.specs.spec import read_override
+
+    return dict(read_override(pair, "--option") for pair in pairs)
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # Not a terminal: no guess at a width that would cut names.
+    (console if console.is_terminal else Console(width=160)).print(what)
+
+
+add_compare_commands(app)
+add_critic_commands(app)
+
+
+def main() -> None:
+    app(prog_name="humor-env")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Commands that compare and show: learners with learners (benchmark), ours with a paper's (reproduce), runs (report).
+
+humor-env benchmark pocket-learners --workers 2
+humor-env reproduce small-but-funny --scale pocket --seeds 3
+humor-env report runs/pocket-quickstart
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put the commands of this file on the command line."""
+    app.command(
+        epilog="Examples: humor-env benchmark pocket-learners --out runs/learners · humor-env benchmark mine.toml "
+        "--set 'seeds=[0]' · humor-env benchmark runs/learners --collect · "
+        "humor-env benchmark --tables docs/benchmark.md"
+    )(benchmark)
+    app.command(
+        epilog="Examples: humor-env reproduce small-but-funny --scale pocket --seeds 3 · humor-env reproduce "
+        "small-but-funny --scale paper --dry-run · humor-env reproduce small-but-funny --scale small --set "
+        "critic.options.client=local:Qwen/Qwen2.5-7B-Instruct"
+    )(reproduce)
+    app.command(
+        epilog="Examples: humor-env report runs/pocket-quickstart · humor-env report runs/ppo runs/grpo --out both.html"
+    )(report)
+    app.command(epilog="Examples: humor-env gallery --count 5 · humor-env gallery --out gallery.md")(gallery)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs (or of single seeds), side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page: report.html in the run's folder, where not given.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also one run's result as an SVG file.")] = None,
+) -> None:
+    """One HTML page of a run, or of several side by side: curves, intervals, suspected hacks, every joke."""
+    from humor_env.experiments.reports.report import default_path, write_picture, write_report
+
+    typer.echo(f"report: {write_report(runs, out or default_path(runs))}")
+    if picture is not None:
+        typer.echo(f"picture: {write_picture(runs, picture)}")
+
+
+def gallery(
+    count: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts and lines.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A Markdown page; printed where not given.")] = None,
+) -> None:
+    """Lines of the pocket world to read: what base, teacher and a perfect student make of the same sentences."""
+    from humor_env.experiments.pocket.gallery import gallery as make_page
+
+    page = make_page(count, seed)
+    if out is None:
+        typer.echo(page)
+    else:
+        out.write_text(page, encoding="utf-8")
+        typer.echo(f"Written to {out}")
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="Which paper: small-but-funny.")],
+    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file like theirs.")] = "pocket",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to n - 1.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder; runs/PAPER-SCALE where not given.")] = None,
+    set_: Set = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each.")] = None,
+    launcher: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a paper's whole protocol, and lay each of its tables beside ours. Started again, it goes on."""
+    from humor_env.experiments.reproduction.spec import load_scale
+
+    given = list(set_ or [])
+    given += [f"{name}={value}" for name, value in (("workers", workers), ("threads", threads)) if value is not None]
+    spec = load_scale(scale, given)
+    count = seeds or spec.seeds
+    from humor_env.experiments.commands.cli import FAILED, _stop
+    from humor_env.experiments.reproduction.reproduce import check_paper
+    from humor_env.experiments.reproduction.reproduce import reproduce as run_protocol
+
+    check_paper(paper)
+    if dry_run:
+        from humor_env.experiments.reproduction.estimate import as_text, estimate
+
+        found = estimate(spec, count)
+        typer.echo(json.dumps(found) if as_json else as_text(found))
+        return
+    folder = out or Path("runs") / f"{paper}-{spec.name}"
+    done = run_protocol(
+        spec, folder, seeds=range(count), launcher=launcher, say=lambda line: typer.echo(line, err=True)
+    )
+    typer.echo(json.dumps(done.tables) if as_json else done.text, nl=as_json)
+    if not as_json:
+        typer.echo(f"Written to {folder}")
+    if done.failed:
+        told = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
+        _stop(f"{len(done.failed)} cells failed ({told}). The same command tries them again.", FAILED)
+
+
+def benchmark(
+    spec: Annotated[str | None, typer.Argument(help="A TOML file, a benchmark's folder, or a bundled name.")] = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder; runs/NAME where not given.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of each.")] = 1,
+    launcher: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
+    collect: Annotated[
+        bool, typer.Option("--collect", help="Only write the files from the cells done so far.")
+    ] = False,
+    publish: Annotated[Path | None, typer.Option(help="Copy the small result files to this folder.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Fill this page's tables from result files, and no more.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Compare learners under one budget, judged by who trained none of them. Started again, it goes on."""
+    from humor_env.experiments.commands.cli import FAILED, MISTAKE, _stop
+
+    if tables is not None:
+        from humor_env.experiments.compare.benchmark_tables import fill_page
+
+        changed = fill_page(tables)
+        typer.echo(f"{tables}: {changed} tables written" if changed else f"{tables}: all tables are up to date")
+        return
+    if spec is None:
+        _stop("Which benchmark? Give a TOML file, a folder or a bundled name, or --tables PAGE.", MISTAKE)
+        return
+    from humor_env.experiments.compare import benchmark as engine
+    from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
+
+    folder = out or (Path(spec) if Path(spec).is_dir() else None)
+    if collect or (publish is not None and folder is not None):
+        found = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
+    else:
+        loaded = load_benchmark_spec(spec, set_ or [])
+        folder = folder or Path("runs") / loaded.name
+        if dry_run:
+            for cell in loaded.cells(folder):
+                typer.echo(cell.name)
+            return
+        found = engine.run_benchmark(
+            loaded,
+            folder,
+            workers=workers,
+            threads=threads,
+            launcher=launcher,
+            say=lambda line: typer.echo(line, err=True),
+        )
+    if publish is not None:
+        engine.publish(found, publish)
+    typer.echo(f"Written to {found.folder / engine.PAGE}")
+    if found.failures:
+        name, why = next(iter(found.failures.items()))
+        _stop(
+            f"{len(found.failures)} of {found.record['cells']} cells have no result, such as {name}: {why}. The same "
+            "command tries them again.",
+            FAILED,
+        )

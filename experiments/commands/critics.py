@@ -1,0 +1,327 @@
+"""The commands about critics: `humor-env audit` (does it agree with people?) and `humor-env card` (publish what it is).
+
+humor-env audit --critic rules --data humicroedit --file task-2_dev.csv
+humor-env card rules --out cards
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from humor_env.experiments.specs.spec import Spec
+    from humor_env.rewards.audits.report import AuditReport, Kind
+    from humor_env.rewards.cards.card import Card
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the critic or judge.")
+]
+IsJudge = Annotated[bool, typer.Option("--judge", help="The name is a judge of pairs (where it is a critic's too).")]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls of a language model.")]
+MaxTokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
+MaxCost = Annotated[float | None, typer.Option(min=0, help="Most US dollars.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: humor-env audit --critic rules --data humicroedit --file task-2_dev.csv · humor-env audit "
+        "--critic multiple-choice --option client=anthropic:claude-haiku-4-5 --data pairs --file votes.csv --limit 300 "
+        "--max-cost 2 · humor-env audit --list"
+    )(audit)
+    app.command(
+        epilog="Examples: humor-env card rules --out cards · humor-env card scorer --option client=anthropic --prompts "
+        "everyday --audit scorer.json --out cards · humor-env card --all --out docs/cards"
+    )(card)
+    app.command(
+        "train-critic",
+        epilog="Examples: humor-env train-critic runs/critic --data humicroedit=task-1_train.csv --data "
+        "funlines=task-1_train_funlines.csv · humor-env train-critic runs/cheap --ledger verdicts.sqlite --model "
+        "Qwen/Qwen3-0.6B --set lora_rank=16",
+    )(train_critic)
+
+
+def audit(
+    critic: Annotated[str | None, typer.Option(help="A critic's or judge's name, or package.module:name.")] = None,
+    data: Annotated[str | None, typer.Option(help="The human-rated set's name; --list shows all.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Its file as published; again for each further file.")] = None,
+    option: Options = None,
+    data_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the set's loader, such as ranks.")
+    ] = None,
+    judge: IsJudge = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pairs, and most texts, drawn at random.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Ask a critic in one order only: half the price.")] = False,
+    surprisal: Annotated[
+        str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
+    ] = "unigram",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Show this many pairs it was sure and wrong about. They may be offensive.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="A .json or .md file for the figures, or a folder for the whole card.")
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Where a language model's replies are kept.")] = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    list_sets: Annotated[bool, typer.Option("--list", help="List the sets that can be read.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does a critic agree with people? Pair accuracy on a human-rated set, beside a coin, a ruler and a person."""
+    from humor_env.errors import InvalidOption
+    from humor_env.registry import critics, judges
+    from humor_env.rewards.audits.audit import audit as measure
+    from humor_env.rewards.rated.rated_sets import load_rated, rated_sets
+
+    if list_sets:
+        rows = {name: entry.summary for name, entry in sorted(rated_sets.entries().items())}
+        typer.echo(json.dumps(rows) if as_json else "\n".join(f"{name:<16} {what}" for name, what in rows.items()))
+        return
+    if critic is None or data is None or not file:
+        raise InvalidOption(
+            "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets; this "
+            "project has loaders and no data: get the file from those who published it."
+        )
+    rated = load_rated(data, file, **_options(data_option, "--data-option"))
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    options = _options(option, "--option")
+    kind = _kind(critic, judge)
+    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    found = measure(
+        (judges if kind == "judge" else critics).make(critic, **filled),
+        rated,
+        kind=kind,
+        limit=limit,
+        both_orders=not once,
+        surprisal=None if surprisal == "none" else surprisal,
+        examples=examples,
+        seed=seed,
+    )
+    found = _named(found, critic, options)
+    if out is not None:
+        _write(out, found, filled)
+    if as_json:
+        typer.echo(json.dumps(found.data()))
+        return
+    typer.echo(found.markdown(), nl=False)
+    for number, example in enumerate(found.examples, 1):
+        typer.echo(f"\n{number}. asked      {_readable(example.asked)}")
+        typer.echo(f"   people     {_readable(example.preferred)}")
+        typer.echo(f"   {kind:<10} {_readable(example.named)}   (by {example.margin:.2f})")
+
+
+def card(
+    critic: Annotated[str | None, typer.Argument(help="A critic's or judge's name, or package.module:name.")] = None,
+    option: Options = None,
+    judge: IsJudge = False,
+    prompts: Annotated[list[str] | None, typer.Option(help="Probe cases: pocket, everyday; both by default.")] = None,
+    audit_file: Annotated[
+        list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json; else printed.")] = None,
+    store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Where a language model's replies are kept.")] = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    as_json: AsJson = False,
+) -> None:
+    """A page to publish with a run: which hacks a critic pays, whether it agrees with people, what is not known."""
+    from humor_env.errors import InvalidOption
+    from humor_env.rewards.cards.built_in import built_in_cards
+    from humor_env.rewards.cards.card import make_card
+    from humor_env.rewards.cards.page import card_markdown
+
+    audits = [_read_audit(path) for path in audit_file or []]
+    if all_:
+        if critic is not None or out is None:
+            raise InvalidOption("--all takes no name, and needs --out FOLDER.")
+        cards = built_in_cards(audits)
+        for made in cards:
+            _save(made, out, store)
+        _index(cards, out)
+        typer.echo(json.dumps([c.data() for c in cards]) if as_json else f"{len(cards)} cards written to {out}")
+        return
+    if critic is None:
+        raise InvalidOption("Which critic? humor-env card NAME, or --all for the built-in ones.")
+    options = _options(option, "--option")
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    kind = _kind(critic, judge)
+    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    command = " ".join(
+        ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
+    )
+    made = make_card(
+        critic,
+        kind=kind,
+        options=filled,
+        prompts=tuple(prompts or ("pocket", "everyday")),
+        audits=[a for a in audits if a.critic == critic],
+        command=_without_secrets(command),
+    )
+    if out is not None:
+        typer.echo(str(made.save(out)), err=as_json)
+    if as_json:
+        typer.echo(json.dumps(made.data()))
+    elif out is None:
+        typer.echo(card_markdown(made), nl=False)
+
+
+def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
+    """Before a run: which of the critics that pay have no card, or one that fails."""
+    from humor_env.rewards.cards.built_in import Entry, card_warnings
+
+    entries = [Entry(c.critic, c.options, gate=c.gate is not None and c.weight is None) for c in spec.critic]
+    for sentence in card_warnings(entries, places):
+        typer.echo(f"warning: {sentence}", err=True)
+
+
+def _save(made: Card, out: Path, store: Path | None) -> None:
+    from humor_env.rewards.cards.card import file_stem
+
+    made.save(out)
+    if store is not None:
+        store.mkdir(parents=True, exist_ok=True)
+        name = f"{file_stem(made.name)}.json"
+        (out / name).replace(store / name)
+
+
+def _index(cards: Sequence[Card], out: Path) -> None:
+    """The page that lists them."""
+    from humor_env.rewards.audits.page import Table, markdown_table
+    from humor_env.rewards.cards.built_in import COMMAND
+    from humor_env.rewards.cards.card import file_stem
+
+    rows = tuple(
+        (f"[{c.name}]({file_stem(c.name)}.md)", c.summary, c.verdict, " ".join(c.failing) or c.not_called or "")
+        for c in cards
+    )
+    table = markdown_table(Table("", ("card", "what it is", "verdict", "why"), rows, "llll"))
+    about = (
+        "What each built-in critic and judge falls for. A card that fails is a warning, not a ban: put gates in front "
+        'of the critic, and watch the run. "Not tried" means that nobody has asked it, for the reason given.'
+    )
+    text = f"# Critic cards\n\n{about}\n\n{table}\n\nAll of them are made again by:\n\n    {COMMAND}\n"
+    (out / "index.md").write_text(text, encoding="utf-8")
+
+
+def _options(pairs: list[str] | None, flag: str) -> dict[str, Any]:
+    from humor_env.experiments.specs.spec import read_override
+
+    return dict(read_override(pair, flag) for pair in pairs or [])
+
+
+def _kind(name: str, judge: bool) -> Kind:
+    from humor_env.registry import critics, judges
+
+    return "judge" if judge or (name in judges.entries() and name not in critics.entries()) else "critic"
+
+
+def _filled(
+    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options, with the ledger and the limits where they are taken."""
+    from humor_env.errors import InvalidOption
+    from humor_env.registry import critics, judges
+
+    given = dict(options)
+    limits = {key: value for key, value in limits.items() if value is not None}
+    try:
+        known = inspect.signature((judges if kind == "judge" else critics).resolve(name)).parameters
+    except (TypeError, ValueError):
+        return given
+    if "ledger" in known:
+        given.setdefault("ledger", str(ledger))
+    if limits and "budget" not in known:
+        raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
+    if limits:
+        given.setdefault("budget", {**limits, "scope": "audit"})
+    return given
+
+
+def _beside(out: Path | None, name: str) -> Path:
+    from humor_env.rewards.cards.card import file_stem
+
+    stem = f"{file_stem(name)}.ledger.sqlite"
+    if out is None:
+        return Path(stem)
+    return (out.parent if out.suffix in (".json", ".md", ".html") else out) / stem
+
+
+def _named(found: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:
+    """By the name and the options that the user gave."""
+    from dataclasses import replace
+
+    from humor_env.rewards.cards.card import plain_options
+
+    return replace(found, critic=critic, options=plain_options(options))
+
+
+def _write(out: Path, found: AuditReport, options: Mapping[str, Any]) -> None:
+    from humor_env.rewards.cards.card import json_text, make_card, rounded
+
+    if out.suffix == ".json":
+        out.write_text(json_text(rounded(found.data())), encoding="utf-8")
+    elif out.suffix == ".md":
+        out.write_text(found.markdown(), encoding="utf-8")
+    else:
+        made = make_card(found.critic, kind=found.kind, options=options, audits=[found])
+        typer.echo(str(made.save(out)), err=True)
+
+
+def _read_audit(path: Path) -> AuditReport:
+    from humor_env.errors import InvalidOption
+    from humor_env.rewards.audits.report import AuditReport
+
+    try:
+        return AuditReport.load(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as problem:
+        raise InvalidOption(
+            f"'{path}' holds no audit ({type(problem).__name__}: {problem}). Write one: humor-env audit … --out {path}"
+        ) from problem
+
+
+def _without_secrets(command: str) -> str:
+    import re
+
+    return re.sub(r"(?i)(\S*(?:key|token|secret|password)\S*?=)\S+", r"\1…", command)
+
+
+def _readable(text: str) -> str:
+    """A stranger's text on a terminal: one line, nothing that moves the cursor."""
+    return "".join(c if c.isprintable() else "·" for c in text)
+
+
+def train_critic(
+    out: Annotated[Path, typer.Argument(help="The critic's folder; it must not hold anything yet.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SET=FILE", help="A human-rated set and its file; again for more files and sets."),
+    ] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Learn a paid judge's verdicts from its ledger.")] = None,
+    client: Annotated[str | None, typer.Option(help="Whose verdicts, where the ledger holds several.")] = None,
+    model: Annotated[str, typer.Option(help="minilm, a folder, a Hugging Face name, or package.module:name.")] = (
+        "minilm"
+    ),
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, for each member.")] = 2.0,
+    members: Annotated[int, typer.Option(min=1, help="Models whose numbers are averaged.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting: lr=5e-5, lora_rank=16 …")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a critic on people's ratings and pairs, or on a paid judge's verdicts. Ctrl-C saves what it has."""
+    from humor_env.experiments.commands.train_critic import run
+
+    settings = {"model": model, "epochs": epochs, "members": members, "seed": seed, **_options(set_, "--set")}
+    run(out, data or [], ledger, client, settings, as_json)

@@ -1,0 +1,182 @@
+"""What this machine has and what will be slow on it: `humor-env doctor`.
+
+    found = examine()
+    found["precision"]["pays"]          # "bfloat16" or "float32": measured, not guessed
+    found["notes"]                      # sentences on what is missing and what it means
+
+Of keys it says only whether they are there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from humor_env import pocket
+from humor_env.experiments.runs.run_folder import versions
+
+KEYS = {
+    "ANTHROPIC_API_KEY": "the clients 'anthropic' and 'anthropic-batch'",
+    "OPENAI_API_KEY": "OpenAI's own service (a server of your own needs none)",
+    "HF_TOKEN": "gated models of the Hugging Face hub",
+}
+EXTRAS = {"openai": "openai", "minari": "minari", "sb3": "stable-baselines3", "trackers": "tensorboard", "ray": "ray"}
+_GB = 1024**3
+
+
+def examine() -> dict[str, Any]:
+    """Everything as plain data."""
+    import torch
+
+    found: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **versions()},
+        "extras": {extra: _installed(name) for extra, name in EXTRAS.items()},
+        "keys": {name: bool(os.environ.get(name)) for name in KEYS},
+        "cores": usable_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gb": _memory(),
+        "devices": _devices(torch),
+        "precision": _precision(torch),
+        "disk_free_gb": {
+            "here": round(shutil.disk_usage(Path.cwd()).free / _GB, 1),
+            "model cache": round(shutil.disk_usage(_existing(_cache())).free / _GB, 1),
+        },
+        "pocket_students": {name: _has_student(name) for name in pocket.STUDENTS},
+    }
+    found["notes"] = notes(found)
+    return found
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What is missing or slow, and what to do about it."""
+    said = []
+    gpu = any(d["kind"] != "cpu" for d in found["devices"])
+    if not gpu:
+        said.append(
+            "No GPU: the pocket world takes minutes here; a real model of half a billion parameters takes seconds for "
+            "each line, so keep to the pocket students or use a machine with a GPU."
+        )
+    if found["torch_threads"] > found["cores"]:
+        said.append(
+            f"torch uses {found['torch_threads']} threads on {found['cores']} usable cores and will wait for itself: "
+            f"set OMP_NUM_THREADS={found['cores']}."
+        )
+    if not found["keys"]["ANTHROPIC_API_KEY"] and not found["keys"]["OPENAI_API_KEY"]:
+        said.append(
+            "No key for a language-model service: critics and teachers can be the pocket world's, 'local:FOLDER', or "
+            "'openai:MODEL@http://127.0.0.1:8000/v1' (a server of your own)."
+        )
+    said += [
+        f"The pocket student '{name}' is not here; humor-env pretrain-pocket --student {name} rebuilds it."
+        for name, present in found["pocket_students"].items()
+        if not present
+    ]
+    if found["disk_free_gb"]["here"] < 2:
+        said.append(f"Only {found['disk_free_gb']['here']} GB are free here: checkpoints may not fit.")
+    if found["disk_free_gb"]["model cache"] < 10 and gpu:
+        said.append(f"Only {found['disk_free_gb']['model cache']} GB are free for downloaded models.")
+    if found["memory_gb"] is not None and found["memory_gb"] < 2:
+        said.append(f"Only {found['memory_gb']} GB of memory are free; the pocket world wants about 2.")
+    return said
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: a container's share counts, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores  # no such limit here
+    return cores
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return round(kilobytes * 1024 / _GB, 1)
+
+
+def _devices(torch: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found.append({"kind": "cuda", "name": facts.name, "memory_gb": round(facts.total_memory / _GB, 1)})
+    if torch.backends.mps.is_available():
+        found.append({"kind": "mps", "name": "Apple GPU", "memory_gb": None})
+    return [*found, {"kind": "cpu", "name": platform.processor() or platform.machine(), "memory_gb": None}]
+
+
+def _precision(torch: Any) -> dict[str, Any]:
+    """Seconds of one matrix product by precision, on the device a run would use, and which one pays."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 768
+    seconds = {name: _product(torch, getattr(torch, name), device, size) for name in ("float32", "bfloat16")}
+    pays = "bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
+    return {"device": device, "pays": pays, "milliseconds": {k: round(v * 1000, 3) for k, v in seconds.items()}}
+
+
+def _product(torch: Any, dtype: Any, device: str, size: int) -> float:
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _cache() -> Path:
+    home = os.environ.get("HF_HOME")
+    return Path(home) if home else Path.home() / ".cache" / "huggingface"
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() or path == path.parent else _existing(path.parent)
+
+
+def _has_student(name: str) -> bool:
+    return (pocket.FOLDER / "weights" / name / "config.json").is_file()
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """For people: what there is, then the notes."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+
+    def line(what: str, value: str) -> None:
+        console.print(f"{what:<12} {value}", markup=False)
+
+    line("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+    line("extras", ", ".join(f"{name} {version or 'no'}" for name, version in found["extras"].items()))
+    for device in found["devices"]:
+        memory = f", {device['memory_gb']} GB" if device["memory_gb"] else ""
+        line("device", f"{device['kind']}: {device['name']}{memory}")
+    line("cores", f"{found['cores']} usable, torch uses {found['torch_threads']} threads")
+    measured = ", ".join(f"{name} {ms:g} ms" for name, ms in found["precision"]["milliseconds"].items())
+    line("precision", f"{found['precision']['pays']} pays on {found['precision']['device']} ({measured} for a product)")
+    line("keys", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in found["keys"].items()))
+    line("disk", ", ".join(f"{gb} GB free ({place})" for place, gb in found["disk_free_gb"].items()))
+    line("memory", "unknown" if found["memory_gb"] is None else f"{found['memory_gb']} GB free")
+    for note in found["notes"]:
+        console.print(f"\n{note}", markup=False)

@@ -1,0 +1,102 @@
+"""What there is, by name: the lists behind `humor-env critics`, `judges`, `envs`, `learners`, `prompts` and `specs`.
+
+rows("critics")[0]          # {"name": "diversity", "summary": "how new a line is ...", "origin": "built in"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from humor_env import registry
+from humor_env.errors import InvalidOption, did_you_mean, unknown_name
+
+_ENVS = {
+    "humor_env/Paraphrase-v0": "a literal sentence in, a humorous one with the same meaning out",
+    "humor_env/OneLiner-v0": "a topic, a headline or two words in, a one-liner out",
+    "humor_env/Revise-v0": "several attempts at one prompt, each after the critic's reason",
+    "humor_env/Tokens-v0": "one token at a time, for agents that choose tokens",
+}
+
+
+def rows(kind: str) -> list[dict[str, str]]:
+    """Name, one line, and where it is from. Nothing heavy is imported."""
+    if kind == "envs":
+        return _envs()
+    if kind == "specs":
+        return _specs()
+    registries = {
+        "critics": registry.critics,
+        "judges": registry.judges,
+        "learners": registry.learners,
+        "prompts": registry.prompts,
+    }
+    if kind not in registries:
+        raise unknown_name("list", kind, [*registries, "envs", "specs"])
+    entries = registries[kind].entries()
+    return [{"name": n, "summary": entries[n].summary, "origin": entries[n].origin} for n in sorted(entries)]
+
+
+def _envs() -> list[dict[str, str]]:
+    import gymnasium
+
+    import humor_env
+
+    found = []
+    for name, spec in sorted(gymnasium.registry.items()):
+        if spec.namespace == "humor_env":
+            origin = "built in" if name in humor_env.ENV_IDS else "registered"
+            found.append({"name": name, "summary": _ENVS.get(name, str(spec.entry_point)), "origin": origin})
+    return found
+
+
+def _specs() -> list[dict[str, str]]:
+    from humor_env.experiments.specs.spec import bundled, bundled_text
+
+    found = []
+    for name in bundled():
+        # The comment at the top says what a spec is; its first sentence is the list's line.
+        comment = " ".join(line.lstrip("# ") for line in bundled_text(name).split("\n\n")[0].splitlines())
+        found.append({"name": name, "summary": comment.split(". ")[0].rstrip("."), "origin": "built in"})
+    return found
+
+
+def make_env(name: str, options: Mapping[str, Any]) -> Any:
+    """The environment, or an error that says what is wrong with its name or its options."""
+    import importlib
+    import inspect
+
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    module, colon, identity = _known_env(name).rpartition(":")
+    try:
+        if colon:
+            importlib.import_module(module)
+        spec = gymnasium.spec(identity)
+    except ModuleNotFoundError as problem:
+        raise InvalidOption(
+            f"The environment '{name}' names the module '{problem.name}', which Python cannot find."
+        ) from None
+    except (gymnasium.error.Error, ValueError) as problem:
+        raise InvalidOption(f"There is no environment '{name}': {problem}") from None
+    entry = spec.entry_point
+    taken = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters if entry else {}
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        for option in options:
+            if option not in taken and option not in inspect.signature(gymnasium.make).parameters:
+                raise InvalidOption(
+                    f"'{name}' has no option '{option}'.{did_you_mean(option, taken)} It has: {', '.join(taken)}."
+                )
+    return gymnasium.make(name, **options)
+
+
+def _known_env(name: str) -> str:
+    """The id, or an error that says which there are."""
+    import gymnasium
+
+    if ":" not in name and name not in gymnasium.registry:
+        raise unknown_name(
+            "environment", name, [row["name"] for row in _envs()], "For another package's, write module:id."
+        )
+    return name

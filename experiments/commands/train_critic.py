@@ -1,0 +1,148 @@
+"""What `humor-env train-critic` does: reads the sets, trains, says how far it is, and what came out.
+
+run(Path("runs/critic"), ["humicroedit=task-1_train.csv"], None, None, {"model": "minilm"}, as_json=False)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from humor_env.errors import InvalidOption, did_you_mean
+
+if TYPE_CHECKING:
+    from humor_env.rewards.trained.critic_data import CriticSet
+    from humor_env.rewards.trained.train_critic import TrainCriticConfig, TrainedCritic, TrainProgress
+
+STOPPED = 130
+
+
+def run(
+    out: Path,
+    data: Sequence[str],
+    ledger: Path | None,
+    client: str | None,
+    settings: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidOption(f"'{out}' is there already and not empty: give another folder.")
+    _quiet()
+    from humor_env.rewards.trained.train_critic import train
+
+    config = _config(settings)
+    sets = _sets(data, ledger, client)
+    out.mkdir(parents=True, exist_ok=True)
+    for one in sets:
+        typer.echo(f"{one.name}: {len(one.ratings)} ratings, {len(one.comparisons)} pairs", err=True)
+    made = train(config, sets, out, _Screen())
+    typer.echo(_as_data(made) if as_json else _in_words(made))
+    if made.stopped:
+        raise typer.Exit(STOPPED)
+
+
+def _config(settings: Mapping[str, Any]) -> TrainCriticConfig:
+    from humor_env.rewards.trained.train_critic import TrainCriticConfig
+
+    known = {field.name: field.type for field in fields(TrainCriticConfig)}
+    given = dict(settings)
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidOption(
+                f"train-critic has no setting '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
+        wanted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(known[name])]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise InvalidOption(f"{name} is of the kind {known[name]}; found {value!r}.")
+    return TrainCriticConfig(**given)
+
+
+def _sets(data: Sequence[str], ledger: Path | None, client: str | None) -> list[CriticSet]:
+    from humor_env.rewards.rated.rated_sets import load_rated
+    from humor_env.rewards.trained.critic_data import from_rated
+    from humor_env.rewards.trained.distil import from_ledger
+
+    files: dict[str, list[str]] = {}
+    for entry in data:
+        name, equals, file = entry.partition("=")
+        if not (name and equals and file):
+            raise InvalidOption(f"--data is SET=FILE, such as humicroedit=task-1_train.csv; found {entry!r}.")
+        files.setdefault(name, []).append(file)
+    sets = [from_rated(load_rated(name, paths)) for name, paths in files.items()]
+    if ledger is not None:
+        sets += from_ledger(ledger, client)
+    if not sets:
+        raise InvalidOption(
+            "train-critic needs something to learn from: --data SET=FILE (humor-env audit --list names the sets; this "
+            "project has loaders and no data), or --ledger FILE."
+        )
+    return sets
+
+
+class _Screen:
+    """A line for each look at the dev pairs; in a terminal, also where training is now."""
+
+    def __call__(self, now: TrainProgress) -> None:
+        member = f"member {now.member + 1}/{now.members}, " if now.members > 1 else ""
+        text = f"{member}step {now.step}/{now.steps}, loss {now.loss:.3f}, {now.seconds / 60:.1f} min"
+        terminal = sys.stderr.isatty()
+        if now.dev is not None:
+            found = f"dev pairs {100 * now.dev['pair_accuracy']:.1f} %, log loss {now.dev['loss']:.4f}"
+            typer.echo(("\r\033[K" if terminal else "") + f"{text}: {found}{' (best)' if now.best else ''}", err=True)
+        elif terminal:
+            typer.echo(f"\r\033[K{text}", nl=False, err=True)
+
+
+def _as_data(made: TrainedCritic) -> str:
+    return json.dumps(
+        {
+            "folder": str(made.folder),
+            "dev": made.dev,
+            "calibration": {"scale": made.calibration.scale, "shift": made.calibration.shift},
+            "steps": made.steps,
+            "seconds": made.seconds,
+            "stopped": made.stopped,
+        }
+    )
+
+
+def _in_words(made: TrainedCritic) -> str:
+    from humor_env.rewards.cheap_first import gate_table, render
+
+    dev = made.dev
+    lines = [
+        f"{'Stopped' if made.stopped else 'Trained'} for {made.steps} steps, {made.seconds / 60:.1f} minutes.",
+        f"On the {dev['pairs']:.0f} pairs of the prompts kept aside: {100 * dev['pair_accuracy']:.1f} % right; "
+        f"calibration error {dev['calibration_error']:.3f} (before: {dev['calibration_error_before']:.3f}).",
+    ]
+    lines += [
+        f"Rank correlation with people, {name.removeprefix('spearman_')}: {value:.3f}"
+        for name, value in dev.items()
+        if name.startswith("spearman_")
+    ]
+    lines.append("These prompts chose when to stop: report a figure of another file, with the line below.")
+    if made.verdicts:
+        cheap, paid = zip(*made.verdicts, strict=True)
+        lines += ["", "As the cheap judge of cheap-first, on these pairs:", "", render(gate_table(cheap, paid)), ""]
+    lines.append(
+        f"humor-env audit --critic reward-model --option folder={made.folder} --data humicroedit --file task-2_dev.csv"
+    )
+    return "\n".join(lines)
+
+
+def _quiet() -> None:
+    """Notices of libraries do not belong between ours: a fresh head is what we want."""
+    from transformers.utils import logging as notices
+
+    notices.set_verbosity_error()
+    notices.disable_progress_bar()
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")

@@ -1,0 +1,232 @@
+"""Learners on equal terms: the cells of a benchmark done, and its plain files written and read.
+
+    bench = run_benchmark(load_benchmark_spec("pocket-learners"), Path("runs/bench"), workers=2)
+    bench = load_benchmark(Path("runs/bench"))         # or docs/results/pocket-learners: the small files are enough
+    bench.rows[0]["score"], bench.curves[0]["samples"]
+
+What lies in the folder:
+
+    spec.toml  run.json            what was asked; versions, commit, seeds, failures
+    results.jsonl  results.csv     a row for each system, feedback and seed (the first also line by line)
+    curves.csv                     what was measured on the way, on dev prompts
+    RESULTS.md                     generated from these
+    cells/                         each run's own files: metrics, the lines written for the held-out prompts, log
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from humor_env.errors import CheckpointError, InvalidOption
+from humor_env.experiments.compare.benchmark_spec import BenchmarkSpec, load_benchmark_spec
+from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
+from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
+
+ROWS, TABLE, CURVES, PAGE = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md"
+# Line by line, in the order of the prompts in run.json.
+BY_LINE = ("scores", "wins", "ties", "wins_held_out", "ties_held_out", "longer")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The outcome: a row for each system, feedback and seed; what was measured on the way; and what failed."""
+
+    folder: Path
+    spec: BenchmarkSpec
+    record: Mapping[str, Any]
+    rows: Sequence[Row]
+    curves: Sequence[Row]
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """By cell, why it has no result."""
+        return dict(self.record["failures"])
+
+
+def run_benchmark(
+    spec: BenchmarkSpec,
+    folder: Path,
+    *,
+    workers: int = 2,
+    threads: int = 1,
+    launcher: str = "local",
+    say: Say = lambda _: None,
+) -> Benchmark:
+    """Do the cells that are missing, and write the files. The same call goes on after a kill; seeds and learners may be
+    added to a folder, and cells that failed are tried again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / SPEC).is_file() and load_benchmark_spec(folder).name != spec.name:
+        raise InvalidOption(f"'{folder}' holds another benchmark ('{load_benchmark_spec(folder).name}'): give --out.")
+    with _alone_in(folder):
+        write_text(folder / SPEC, spec.to_toml())
+        cells = spec.cells(folder)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        outcomes = run_cells(cells, workers=workers, threads=threads, launcher=launcher, say=say)
+        machine = {"workers": workers, "threads": threads, "launcher": launcher, "platform": platform.platform()}
+        return _write(spec, folder, outcomes, {"started": started, **machine})
+
+
+def collect(folder: Path) -> Benchmark:
+    """Write the files from the cells that are there: of a benchmark that is still running, or was moved."""
+    spec = load_benchmark_spec(folder)
+    found = {cell.name: finished(cell) for cell in spec.cells(folder)}
+    outcomes = {name: done or Outcome(name, error="not done yet") for name, done in found.items()}
+    before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    return _write(spec, folder, outcomes, before)
+
+
+def _write(spec: BenchmarkSpec, folder: Path, outcomes: Mapping[str, Outcome], machine: Mapping[str, Any]) -> Benchmark:
+    from humor_env.experiments.compare.benchmark_tables import results_page
+
+    rows, curves, prompts = rows_of(outcomes)
+    record = dict(machine) | {
+        "benchmark": spec.name,
+        "seeds": list(spec.seeds),
+        "cells": len(outcomes),
+        "failures": {name: o.error for name, o in outcomes.items() if o.error is not None},
+        "versions": versions(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "prompts": prompts,
+        "cpu_seconds": round(sum(o.seconds.get("cpu", 0.0) for o in outcomes.values()), 1),
+    }
+    write_json(folder / RECORD, record)
+    write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / TABLE, _csv([{k: v for k, v in row.items() if k not in BY_LINE} for row in rows]))
+    write_text(folder / CURVES, _csv(curves))
+    bench = Benchmark(folder, spec, record, rows, curves)
+    write_text(folder / PAGE, results_page(bench))
+    return bench
+
+
+def load_benchmark(folder: Path) -> Benchmark:
+    """From the small files alone."""
+    missing = [name for name in (SPEC, RECORD, ROWS, CURVES) if not (folder / name).is_file()]
+    if missing:
+        raise InvalidOption(
+            f"'{folder}' holds no finished benchmark (no {missing[0]} there). Run `humor-env benchmark` to its end, or "
+            "`humor-env benchmark FOLDER --collect` for what is done so far."
+        )
+    rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    with (folder / CURVES).open(encoding="utf-8", newline="") as file:
+        curves = [{k: _number(v) for k, v in point.items() if v != ""} for point in csv.DictReader(file)]
+    return Benchmark(folder, load_benchmark_spec(folder), read_json(folder / RECORD), rows, curves)
+
+
+def publish(bench: Benchmark, folder: Path) -> None:
+    """Copy the small files: enough for every table and chart, without the lines themselves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SPEC, RECORD, ROWS, TABLE, CURVES):
+        write_text(folder / name, (bench.folder / name).read_text(encoding="utf-8"))
+
+
+def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list[str]]:
+    """Results as flat rows, what was measured on the way as flat points, and the prompts that all were measured on."""
+    rows: list[Row] = []
+    curves: list[Row] = []
+    prompts: list[str] = []
+    for name, outcome in outcomes.items():
+        if outcome.error is not None:
+            continue
+        found = outcome.result
+        seed = int(name.rpartition("-")[2])
+        for system, numbers in found["systems"].items():
+            prompts = prompts or numbers["prompts"]
+            if numbers["prompts"] != prompts:
+                raise CheckpointError(f"The cell '{name}' was measured on other prompts than the ones before it.")
+            if system == "teacher" and any(r["system"] == "teacher" and r["seed"] != seed for r in rows):
+                continue  # it is one and the same for all seeds
+            for source, said in numbers["feedback"].items():
+                learnt = system not in ("base", "teacher")
+                rows.append(_row(system, source, seed, numbers, said) | (_spent(found) if learnt else {}))
+                if learnt:
+                    head = {"system": system, "feedback": source, "seed": seed}
+                    curves += [head | point for point in found["curve"]]
+    return rows, curves, prompts
+
+
+def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], said: Mapping[str, Any]) -> Row:
+    exact = numbers["exact"]
+    row: Row = {
+        "system": system,
+        "feedback": source,
+        "seed": seed,
+        "score": _mean(numbers["scores"]),
+        **{f"part/{name}": round(value, 4) for name, value in numbers["parts"].items()},
+        "feedback_score": None if said["score"] is None else round(said["score"], 4),
+        "win_tie": _mean(win_or_tie(exact["wins"], exact["ties"])),
+        "win_tie_by_feedback": _mean(win_or_tie(said["wins"], said["ties"])),
+    }
+    row |= {name: round(numbers[name], 4) for name in ("distinct_2", "self_overlap", "teacher_copies", "length_ratio")}
+    row |= {"kl": round(numbers["kl"], 4)} if "kl" in numbers else {}
+    row |= {"failures": numbers["failures"]}
+    return row | {
+        "scores": numbers["scores"],
+        "wins": said["wins"],
+        "ties": said["ties"],
+        "wins_held_out": exact["wins"],
+        "ties_held_out": exact["ties"],
+        "longer": said["longer"],
+    }
+
+
+def _spent(found: Mapping[str, Any]) -> Row:
+    return {f"spent/{name}": value for name, value in found["spent"].items()} | {"ended": found["ended"]}
+
+
+def win_or_tie(wins: Sequence[float | None], ties: Sequence[float]) -> list[float | None]:
+    """The paper's metric, line by line: P(win) + P(tie). A verdict holds P(win) + P(tie) / 2."""
+    return [None if p is None else min(1.0, p + t / 2) for p, t in zip(wins, ties, strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two benchmarks at work in one folder would write over each other."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there it is up to the user
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InvalidOption(
+                f"A benchmark is already at work in '{folder}': wait for it, or give another --out."
+            ) from None
+        file.write(str(os.getpid()))
+        yield

@@ -1,0 +1,236 @@
+"""One cell of a benchmark: train one learner from the seed's warm start, and measure what it then writes.
+
+    train_and_measure(spec, seed=0, folder=Path("cells/ppo/crowd/seed-0"))     # called by cells.py, returns plain data
+
+Training is that of `humor-env train` (its spec, metrics and jokes lie in the cell's folder). Measuring is apart from
+it: lines for held-out prompts, judged by the held-out critic, by the feedback source that taught (so that the two can
+be compared), and each beside the teacher's line for the same prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from humor_env import measures
+from humor_env.agents.feedback.pairs import CriticAsJudge
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.episode import checked_reply
+from humor_env.errors import BudgetExceeded, CheckpointError
+from humor_env.experiments.compare.benchmark_spec import BEST_OF_N
+from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
+from humor_env.experiments.compare.stats import best_of_n_kl
+from humor_env.experiments.runs.evaluate import evaluate
+from humor_env.experiments.runs.ingredients import Parts, load_student
+from humor_env.experiments.runs.run import SeedRun
+from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
+from humor_env.experiments.runs.screen import Quiet
+from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
+from humor_env.experiments.specs.toml_text import dumps
+from humor_env.teacher import TeacherBuffer
+from humor_env.types import Critic, Joke, Judge, critic_name
+
+
+def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """The job of a cell."""
+    data = dict(spec["run"])
+    label = str(spec["label"])
+    if "start" in spec:
+        data["student"] = dict(data.get("student", {})) | {"model": str(start_of(spec, folder))}
+    run_spec = parse_spec(dumps(data), file=label)
+    parts = Parts(run_spec, folder)
+    parts.check()
+    _prepare(run_spec, folder, seed)
+    cell = CellRun(parts, seed, load_student(run_spec.student, seed))
+    is_start = label == IMITATION_ROW
+    found = cell.learn_and_write(is_start=is_start)
+    systems = {}
+    for name, jokes in found.items():
+        numbers = measured(jokes, parts)
+        if name == cell.name:
+            n = getattr(cell.config, "n", 0)  # of a choice the distance is known, of a learnt policy it is measured
+            numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
+        numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
+        numbers["feedback"] = {}
+        for source, critic, judge in spec["sources"]:
+            said = beside_teacher(jokes, parts.teacher, make_judge(parts, judge))
+            scores = [j.score for j in make_critic(parts, critic)(jokes) if j.score is not None]
+            numbers["feedback"][source] = said | {"score": float(np.mean(scores)) if scores else None}
+        systems[label if name == cell.name else name] = numbers
+    parts.close()
+    shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+    return {"systems": systems, "curve": cell.curve(), "spent": cell.spent(), "ended": cell.why}
+
+
+def _prepare(spec: Spec, folder: Path, seed: int) -> None:
+    """Go on with what a killed process has left, unless a default has changed since: then begin anew."""
+    try:
+        prepare_folder(spec, folder, resume=(folder / RECORD).is_file())
+    except CheckpointError as problem:
+        print(f"begun anew: {problem}")
+        shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+        prepare_folder(spec, folder, resume=False)
+
+
+def start_of(spec: Mapping[str, Any], folder: Path) -> Path:
+    """The student that the warm start's cell has saved."""
+    [found] = (folder / spec["start"]).resolve().glob("seed-*/student")
+    return found
+
+
+def make_critic(parts: Parts, table: Mapping[str, Any]) -> Critic:
+    """The feedback as a critic, with the run's ledger, limits and teacher."""
+    critic = CriticSpec(critic=table["critic"], options=table["options"])
+    return Parts(parts.spec.model_copy(update={"critic": [critic]}), parts.folder).train_critic
+
+
+def make_judge(parts: Parts, table: Mapping[str, Any]) -> Judge:
+    """The feedback as a judge of pairs."""
+    judge = JudgeSpec(judge=table["judge"], options=table["options"])
+    made = Parts(parts.spec.model_copy(update={"judge": judge}), parts.folder).judge
+    assert made is not None
+    return made
+
+
+class CellRun(SeedRun):
+    """A run that begins with a given student, and looks further than a run does when it measures on the way."""
+
+    def __init__(self, parts: Parts, seed: int, student: Student) -> None:
+        super().__init__(parts, seed, student, Quiet())
+        self.name = self.spec.learner_name
+
+    def learn_and_write(self, *, is_start: bool) -> dict[str, list[Joke]]:
+        """Train; then the lines for the held-out prompts, by name. The warm start also has those of base and teacher,
+        and is the one that is saved."""
+        if is_start:
+            self._measure("base", None)
+            self._measure_teacher()
+        try:
+            result = self._learn(self.name, self.spec.train, self.config, self.folder, Watch(self.parts.limits))
+            if getattr(result, "stopped", False):
+                raise KeyboardInterrupt
+            self.why = getattr(result, "why", "")
+        except BudgetExceeded as problem:
+            self.why = str(problem)
+        self._measure(self.name, POLICY)
+        if is_start:
+            self.student.save_pretrained(self.folder / "student")
+        names = ["base", "teacher", self.name] if is_start else [self.name]
+        return {name: self._lines(name) for name in names if (self.folder / f"evaluation-{name}.jsonl").is_file()}
+
+    def _lines(self, name: str) -> list[Joke]:
+        prompts = {p.id: p for p in self.parts.eval_prompts}
+        records = map(json.loads, (self.folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines())
+        return [Joke(prompts[r["prompt_id"]], r["text"], r["author"], r["stop_reason"]) for r in records]
+
+    def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
+        inner = super()._evaluator(name, config)
+        if inner is None or name == BEST_OF_N:
+            return inner
+
+        def on_the_way(student: Student) -> dict[str, float]:
+            """On dev prompts: the held-out critic, the one that teaches, and the distance to the imitation."""
+            prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
+            found = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
+            numbers = {"score": found.mean, "length_ratio": found.length_ratio, "distinct_2": found.distinct_2}
+            numbers |= {"meaning": found.parts["meaning"]} if "meaning" in found.parts else {}
+            teaching = [j.score for j in self._teaching(found.jokes) if j.score is not None]
+            numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
+            beside = beside_teacher(found.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
+            numbers |= (
+                {"held_out_wins": float(np.mean([w for w in beside if w is not None]))}
+                if any(w is not None for w in beside)
+                else {}
+            )
+            numbers["kl"] = kl_per_line(student, found.jokes)
+            return {n: v for n, v in numbers.items() if math.isfinite(v)}
+
+        return on_the_way
+
+    @cached_property
+    def _teaching(self) -> Critic:
+        """Made anew, so that measuring is not counted as learning."""
+        return make_critic(self.parts, self.spec.critic[0].model_dump())
+
+    def curve(self) -> list[dict[str, float]]:
+        """What was measured on the way: step, what was spent until then, score, the feedback's opinion, distance."""
+        seconds = {r["step"]: r["seconds/spent"] for r in self._records("timings") if "seconds/spent" in r}
+        found = []
+        for record in self._records("metrics"):
+            if "eval/score" in record:
+                point = {"step": record["step"], "seconds": seconds.get(record["step"], 0.0)}
+                point |= {n.partition("/")[2]: v for n, v in record.items() if n.startswith(("eval/", "spent/"))}
+                found.append({n: round(v, 4) for n, v in point.items()})
+        return found
+
+    def spent(self) -> dict[str, float]:
+        """What learning took, over restarts."""
+        metrics, timings = self._records("metrics"), self._records("timings")
+        found = {"steps": float(max((r["step"] for r in metrics), default=0))}
+        for name, records, key in (
+            ("samples", metrics, "spent/samples"),
+            ("judgements", metrics, "spent/judgements"),
+            ("seconds", timings, "seconds/spent"),
+        ):
+            counted = [r[key] for r in records if key in r]
+            found |= {name: round(counted[-1], 2)} if counted else {}
+        costs = [r["critic/cost"] for r in metrics if "critic/cost" in r]
+        return found | ({"cost": round(sum(costs), 6)} if any(costs) else {})
+
+    def _records(self, name: str) -> list[dict[str, float]]:
+        path = self.folder / f"{name}.jsonl"
+        return [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:
+    """How far the policy has gone from the imitation: the log-ratio of the lines it wrote, the mean over lines."""
+    rows = student.rows_from_text([j.prompt.text for j in jokes], [j.text for j in jokes])
+    policy, imitation = (student.score_in_batches(rows, adapter=a).logprobs for a in (POLICY, IMITATION))
+    return float(((policy - imitation) * rows.action_mask).sum(-1).mean())
+
+
+def measured(jokes: Sequence[Joke], parts: Parts) -> dict[str, Any]:
+    """What the held-out critic says, part by part, and what needs no critic."""
+    judgements = checked_reply(parts.eval_critic, critic_name(parts.eval_critic), jokes)
+    texts = [j.text for j in jokes]
+    names = dict.fromkeys(n for j in judgements for n in j.parts)
+    return {
+        "prompts": [j.prompt.id for j in jokes],
+        "scores": [None if j.score is None else round(j.score, 4) for j in judgements],
+        "parts": {n: float(np.mean([j.parts[n] for j in judgements if n in j.parts])) for n in names},
+        "distinct_2": measures.distinct_n(texts, 2),
+        "self_overlap": measures.self_overlap(texts),
+        "teacher_copies": float(np.mean([j.text.strip() in _taught(parts.teacher, j) for j in jokes])),
+        "length_ratio": sum(map(len, texts)) / max(1, sum(len(j.prompt.text) for j in jokes)),
+        "failures": sum(j.failed for j in judgements),
+    }
+
+
+def _taught(teacher: TeacherBuffer | None, joke: Joke) -> set[str]:
+    return {line.strip() for line in teacher.lines_for(joke.prompt.id)} if teacher else set()
+
+
+def beside_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
+    """Each line beside the teacher's first for its prompt: the probability that it wins (a tie is half a win), the
+    tie's share, and how much longer it is, in characters. None where there is no teacher's line or no verdict."""
+    lines = [(teacher.lines_for(j.prompt.id) if teacher else [])[:1] for j in jokes]
+    # The same words are a draw by definition: not worth asking.
+    asked = [i for i, line in enumerate(lines) if line and line[0].strip() != jokes[i].text.strip()]
+    verdicts = judge([(jokes[i], Joke(jokes[i].prompt, lines[i][0], "teacher")) for i in asked]) if asked else []
+    wins: list[float | None] = [0.5 if line else None for line in lines]
+    ties = [1.0] * len(jokes)
+    for i, verdict in zip(asked, verdicts, strict=True):
+        wins[i], ties[i] = verdict.probability, verdict.tie
+    return {
+        "wins": [None if p is None else round(p, 3) for p in wins],
+        "ties": [round(t, 3) for t in ties],
+        "longer": [len(j.text) - len(line[0]) if line else 0 for j, line in zip(jokes, lines, strict=True)],
+    }

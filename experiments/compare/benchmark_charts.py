@@ -1,0 +1,107 @@
+"""The charts of a benchmark, as SVG that follows the reader's light or dark theme.
+
+make_chart(load_benchmark(folder), "curves")        # a whole file's text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.compare import stats
+from humor_env.experiments.compare.benchmark_tables import FIXED, System, curve_of, ratings_of, score, systems_of
+from humor_env.experiments.drawing.charts import Dot, Line, Points, dot_chart, line_chart, scatter_chart, standalone
+
+if TYPE_CHECKING:
+    from humor_env.experiments.compare.benchmark import Benchmark
+
+MOST = 8  # curves that an eye can tell apart
+
+
+def _scores(bench: Benchmark) -> str:
+    dots = []
+    for system in systems_of(bench):
+        found = score(system)
+        dots.append(Dot(system.label, found.value, found.low, found.high))
+    return dot_chart(dots, title="Held-out score", x_label="score, 95 % interval", digits=3)
+
+
+def _ratings(bench: Benchmark) -> str:
+    dots = [
+        Dot(system.label, rating.points.value, rating.points.low, rating.points.high, f"tier {rating.tier}")
+        for system, rating in ratings_of(bench)
+    ]
+    return dot_chart(dots, title="Bradley-Terry ratings", x_label="points", digits=0, reference=0.0)
+
+
+def _learners(bench: Benchmark) -> list[System]:
+    return [s for s in systems_of(bench) if s.name not in FIXED and curve_of(bench, s, "score")][:MOST]
+
+
+def _line(system: System, at: stats.Array, found: Sequence[stats.Interval]) -> Line:
+    return Line(system.label, at.tolist(), [f.value for f in found], [f.low for f in found], [f.high for f in found])
+
+
+def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
+    def draw(bench: Benchmark) -> str:
+        lines = []
+        for system in _learners(bench):
+            curves = curve_of(bench, system, "score", over)
+            longest = max(max(x) for x, _ in curves)
+            at = np.linspace(min(max(x[0] for x, _ in curves), longest), longest, 12)
+            found = stats.mean_curve(curves, at)
+            lines.append(_line(system, at, found))
+        return line_chart(lines, title=f"Held-out score on dev prompts against {label}", x_label=label, y_label="score")
+
+    return draw
+
+
+def _profiles(bench: Benchmark) -> str:
+    at = np.linspace(0, 1, 21)[:-1]
+    shown = [s for s in systems_of(bench) if s.name in FIXED or s.name.startswith("best-of")]
+    shown += [s for s in systems_of(bench) if s not in shown][: MOST - len(shown)]
+    lines = []
+    for system in shown:
+        found = stats.performance_profile(system.lines("scores"), at, resamples=300)
+        lines.append(_line(system, at, found))
+    return line_chart(lines, title="How many lines score above", x_label="held-out score", y_label="share of lines")
+
+
+def _overoptimisation(bench: Benchmark) -> str:
+    points = []
+    for system in _learners(bench):
+        xs: list[float] = []
+        ys: list[float] = []
+        for point in bench.curves:
+            if (point["system"], point["feedback"]) == (system.name, system.feedback) and "held_out_wins" in point:
+                x, y = stats.overoptimisation([point["kl"]], [point["feedback_score"]], [point["held_out_wins"]])
+                xs.append(float(x[0]))
+                ys.append(float(y[0]))
+        points.append(Points(system.label, xs, ys))
+    return scatter_chart(
+        points,
+        title="The judge that teaches, less the held-out one",
+        x_label="√KL to the imitation",
+        y_label="difference of win rates",
+    )
+
+
+CHARTS: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
+    "scores-chart": ("Held-out score of each system with its interval", _scores),
+    "ratings-chart": ("Ratings of all systems with intervals and tiers", _ratings),
+    "samples-chart": ("Score against lines written", _curves("samples", "lines written")),
+    "judgements-chart": ("Score against judgements", _curves("judgements", "judgements")),
+    "seconds-chart": ("Score against seconds of learning", _curves("seconds", "seconds of learning")),
+    "profiles-chart": ("Share of lines above each score", _profiles),
+    "overoptimisation-chart": ("How much more the teaching judge likes it, against distance", _overoptimisation),
+}
+
+
+def make_chart(bench: Benchmark, name: str) -> str:
+    """One chart as a file of its own, light and dark inside."""
+    if name not in CHARTS:
+        raise InvalidOption(f"No chart is called '{name}'. Known: {', '.join(CHARTS)}.")
+    return standalone(CHARTS[name][1](bench))

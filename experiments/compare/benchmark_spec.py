@@ -1,0 +1,446 @@
+"""A benchmark as data: learners × feedback × seeds under one budget, judged by somebody who trained none of them.
+
+    bench = load_benchmark_spec("pocket-learners")        # bundled; or the path of a file
+    bench.cells(Path("runs/bench"))                       # what is to be done: see cells.py
+    bench.run_spec(bench.learners[0], bench.feedback[0], seed=0)    # one run of it, as `humor-env train` takes it
+
+`[shared]` is a run's spec (environment, student, teacher, evaluation) without critic and learner. Each `[[feedback]]`
+is a source of feedback in both forms, so that all learners learn from the same: a judge of pairs, and a critic that by
+default is the win-tie critic of that judge. Each `[[learners]]` entry names a registered learner and what it sets
+differently from `[learner]`, which holds for every learner that has such a setting.
+
+The budget is what one learner may take of its feedback after the warm start, equal for all:
+
+- `samples`: lines that the student writes in order to learn from them;
+- `judgements`: answers of the feedback source. A line scored by a critic is one (with a win-tie critic that has
+  `max_lines = 1` it is one line beside one line of the teacher); two lines compared in both orders are one;
+- `seconds` (of the training loop, evaluations excluded) and `cost` (US dollars, all that the run asks of paid models
+  included) end a run early: it is measured where it stood.
+
+Steps and prompts per round follow from it and cannot be typed. Best-of-n learns nothing: what it writes and has judged
+for each line, for ever, is told in the results instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from humor_env import registry
+from humor_env.errors import InvalidOption, did_you_mean
+from humor_env.experiments.compare.jobs import Cell
+from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, plain, with_full_names
+from humor_env.experiments.specs.spec import IMITATORS, Spec, parse_spec, read_override, read_spec_text
+from humor_env.experiments.specs.toml_text import dumps
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+JOB = "humor_env.experiments.compare.benchmark_cell:train_and_measure"
+IMITATION, BEST_OF_N = "imitation", "best-of-n"
+ONE_ORDER = "humor_env.experiments.compare.bias_judges:OneOrder"
+CRITIC_JUDGE = "humor_env.experiments.compare.bias_judges:make_critic_judge"
+# What tells two models behind one kind of critic apart.
+_IDENTITY = ("client", "model", "path", "folder")
+
+
+class BudgetTable(Table):
+    samples: Positive | None = None
+    judgements: Positive | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    cost: Annotated[float, Field(gt=0)] | None = None
+    evaluations: Positive = 8
+
+
+class HeldOutTable(Table):
+    """Who measures: a critic of single lines, by name."""
+
+    critic: str
+    options: dict[str, Any] = {}
+
+
+class FeedbackTable(Table):
+    """Who teaches. Only a `judge`: scalar learners get its win-tie critic. Only a `critic`: learners of pairs get the
+    line with the higher score. `one_order` asks the judge once, as a careless experiment would."""
+
+    name: Name
+    judge: str | None = None
+    options: dict[str, Any] = {}
+    one_order: bool = False
+    critic: str | None = None
+    critic_options: dict[str, Any] = {}
+
+
+class LearnerTable(Table):
+    """`budget` is the share of the whole budget that this one gets; `feedback` the sources it is tried with (all)."""
+
+    name: Name
+    learner: str | None = None
+    settings: dict[str, Any] = {}
+    feedback: list[str] | None = None
+    budget: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def registered(self) -> str:
+        return self.learner or self.name
+
+
+class CompareTable(Table):
+    """A table of its own for some of the rows, to answer one question."""
+
+    name: Name
+    title: str
+    systems: Annotated[list[str], Field(min_length=1)]
+
+
+class BenchmarkSpec(Table):
+    name: Name
+    title: str = ""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    shared: dict[str, Any] = {}
+    budget: BudgetTable
+    held_out: HeldOutTable
+    feedback: Annotated[list[FeedbackTable], Field(min_length=1)]
+    learner: dict[str, Any] = {}
+    learners: Annotated[list[LearnerTable], Field(min_length=1)]
+    compare: list[CompareTable] = []
+
+    def to_toml(self) -> str:
+        return dumps(self.model_dump(exclude_none=True))
+
+    def pairs(self) -> list[tuple[LearnerTable, FeedbackTable]]:
+        """What is compared: each learner with each of its feedback sources."""
+        return [
+            (learner, feedback)
+            for learner in self.learners
+            if learner.registered not in IMITATORS
+            for feedback in self.feedback
+            if learner.feedback is None or feedback.name in learner.feedback
+        ]
+
+    def imitation_run(self, seed: int) -> dict[str, Any]:
+        """The warm start that all runs of a seed begin with, as a run's spec in plain data."""
+        teacher = dict(self.shared.get("teacher", {}))
+        settings = teacher.pop("imitation", {})
+        return self._data(IMITATION, seed) | {"teacher": teacher, "learner": {"name": "sft", **settings}}
+
+    def run_spec(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> Spec:
+        """One run, complete but for its student: the cell puts the imitation's in its place."""
+        return self._parsed(self.learner_run(learner, feedback, seed), f"learner '{learner.name}'")
+
+    def learner_run(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> dict[str, Any]:
+        """The same as plain data that says only what differs from the defaults."""
+        data = self._data(f"{learner.name}-{feedback.name}", seed)
+        data["teacher"] = {k: v for k, v in data.get("teacher", {}).items() if k != "imitation"} | {"imitate": False}
+        data["critic"], data["judge"] = [critic_table(feedback)], judge_table(feedback)
+        data["learner"] = {"name": learner.registered, **self.settings_of(learner)}
+        if "watch" in inspect.signature(registry.learners.resolve(learner.registered)).parameters:
+            data["budget"] = dict(data.get("budget", {})) | self.limits_of(learner)
+        return data
+
+    def settings_of(self, learner: LearnerTable) -> dict[str, Any]:
+        """A learner's settings: the shared ones it has, its own, and those that follow from the budget."""
+        config = config_class(registry.learners.resolve(learner.registered), learner.registered)
+        own = _merged(_known(config, self.learner), with_full_names(config, learner.settings))
+        return fit_budget(config, own, self.budget, learner)
+
+    def _data(self, name: str, seed: int) -> dict[str, Any]:
+        data = dict(self.shared)
+        held_out = {"critic": self.held_out.critic, "options": self.held_out.options}
+        data |= {"name": f"{self.name}-{name}".replace("+", "p"), "seeds": [seed]}
+        data["eval"] = dict(data.get("eval", {})) | {"critic": [held_out]}
+        if self.budget.cost is not None:
+            data["budget"] = dict(data.get("budget", {})) | {"max_cost": self.budget.cost}
+        return data
+
+    def _parsed(self, data: Mapping[str, Any], what: str) -> Spec:
+        return parse_spec(dumps(data), file=f"benchmark '{self.name}', {what}")
+
+    def cells(self, root: Path) -> list[Cell]:
+        """One warm start per seed, then what learns from it; seed by seed, so that a stopped one has whole seeds."""
+        cells = []
+        for seed in self.seeds:
+            start = f"{IMITATION}/seed-{seed}"
+            sources = [[f.name, critic_table(f), judge_table(f)] for f in self.feedback]
+            spec: dict[str, Any] = {"run": self.imitation_run(seed), "label": IMITATION, "sources": sources}
+            cells.append(Cell(start, root / "cells" / start, JOB, spec, seed))
+            for learner, feedback in self.pairs():
+                name = f"{learner.name}/{feedback.name}/seed-{seed}"
+                spec = {
+                    "run": self.learner_run(learner, feedback, seed),
+                    "label": learner.name,
+                    "sources": [[feedback.name, critic_table(feedback), judge_table(feedback)]],
+                    "start": f"../../../{start}",
+                }
+                cells.append(Cell(name, root / "cells" / name, JOB, spec, seed, needs=(start,)))
+        return cells
+
+    def limits_of(self, learner: LearnerTable) -> dict[str, float]:
+        """The same as hard limits, for learners whose steps do not follow from a budget too."""
+        budget, share = self.budget, learner.budget
+        found: dict[str, float] = {}
+        for name, most in (("max_samples", budget.samples), ("max_judgements", budget.judgements)):
+            found |= {} if most is None else {name: max(1, int(most * share))}
+        return found | ({} if budget.seconds is None else {"max_seconds": budget.seconds * share})
+
+
+def critic_table(feedback: FeedbackTable) -> dict[str, Any]:
+    """The feedback as a critic of single lines."""
+    if feedback.critic not in (None, "win-tie"):
+        return {"critic": feedback.critic, "options": feedback.critic_options}
+    judge = judge_table(feedback)
+    return {
+        "critic": "win-tie",
+        "options": {"judge": judge["judge"], "judge_options": judge["options"], **feedback.critic_options},
+    }
+
+
+def judge_table(feedback: FeedbackTable) -> dict[str, Any]:
+    """The feedback as a judge of pairs."""
+    if feedback.judge is None:
+        options = {"critic": feedback.critic, "critic_options": feedback.critic_options}
+        return {"judge": CRITIC_JUDGE, "options": options}
+    if feedback.one_order:
+        return {"judge": ONE_ORDER, "options": {"judge": feedback.judge, "judge_options": feedback.options}}
+    return {"judge": feedback.judge, "options": feedback.options}
+
+
+def fit_budget(
+    config: type,
+    settings: Mapping[str, Any],
+    budget: BudgetTable,
+    learner: LearnerTable,
+) -> dict[str, Any]:
+    """The settings with steps, or prompts per round, and evaluations on the way as the budget has it."""
+    found = dict(settings)
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    hints = typing.get_type_hints(config)
+
+    def value(name: str) -> Any:
+        return found[name] if name in found else _default(fields[name])
+
+    samples = None if budget.samples is None else int(budget.samples * learner.budget)
+    judgements = None if budget.judgements is None else int(budget.judgements * learner.budget)
+    if {"rounds", "prompts_per_round", "pairs"} <= set(fields):
+        if "pairs_of" in fields and value("pairs_of") == "teacher":
+            return found  # the student writes nothing for it
+        _refuse(found, "prompts_per_round", learner)
+        rounds = value("rounds")
+        candidates = found.get("pairs", {}).get("candidates", _default(fields["pairs"]).candidates)
+        most = [samples // (rounds * candidates)] if samples is not None else []
+        most += [judgements // rounds] if judgements is not None else []
+        if most:
+            found["prompts_per_round"] = _at_least_one(min(most), learner, f"{rounds} rounds of {candidates} lines")
+            # About two thirds of the prompts give a preference.
+            steps = value("epochs") * found["prompts_per_round"] * 2 // (3 * value("batch_size"))
+            found.setdefault("evaluate_every", max(1, steps // budget.evaluations))
+    elif {"steps", "batch_size"} <= set(fields):
+        _refuse(found, "steps", learner)
+        most = [samples] if samples is not None else []
+        most += [judgements] if judgements is not None else []
+        if most:
+            found["steps"] = _at_least_one(
+                min(most) // value("batch_size"), learner, f"a step of {value('batch_size')}"
+            )
+            if "evaluate_every" in fields:
+                found.setdefault("evaluate_every", max(1, found["steps"] // budget.evaluations))
+    else:
+        for name, hint in hints.items():
+            if dataclasses.is_dataclass(hint) and name != "sampling":
+                inner = fit_budget(hint, found.get(name, {}), budget, learner)  # type: ignore[arg-type]
+                if inner:
+                    found[name] = inner
+    return found
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def _refuse(settings: Mapping[str, Any], name: str, learner: LearnerTable) -> None:
+    if name in settings:
+        raise InvalidOption(
+            f"The learner '{learner.name}' sets {name} = {settings[name]}, which follows from [budget]: leave it away, "
+            "or give the learner a `budget` share."
+        )
+
+
+def _at_least_one(count: int, learner: LearnerTable, unit: str) -> int:
+    if count < 1:
+        raise InvalidOption(f"The budget of the learner '{learner.name}' is too small for {unit}: raise [budget].")
+    return count
+
+
+def _known(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the shared settings this learner has, in nested tables too."""
+    hints = typing.get_type_hints(config)
+    fields = {f.name for f in dataclasses.fields(config)}
+    found: dict[str, Any] = {}
+    for name, value in with_full_names(config, table).items():
+        if name not in fields:
+            continue
+        inner = isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name])
+        found[name] = _known(hints[name], value) if inner else value
+    for name, hint in hints.items():
+        # A learner in phases (BRIO, then DPO) takes them in each.
+        if dataclasses.is_dataclass(hint) and name not in table and name not in ("sampling", "pairs"):
+            found[name] = _changed(hint, config, name) | _known(hint, table)  # type: ignore[arg-type]
+    return found
+
+
+def _changed(inner: Any, config: type, name: str) -> dict[str, Any]:
+    """What a config's own default for a nested one differs in: naming one of its settings must not undo it."""
+    [field] = [f for f in dataclasses.fields(config) if f.name == name]
+    here, plainly = plain(_default(field)), plain(inner())
+    return {key: value for key, value in here.items() if plainly.get(key) != value}
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = _merged(found[name], value) if both else value
+    return found
+
+
+def bundled_benchmarks() -> list[str]:
+    folder = resources.files("humor_env.experiments") / "configs" / "benchmarks"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_benchmark_spec(what: str | Path, overrides: Sequence[str] = ()) -> BenchmarkSpec:
+    """From a file, a benchmark's folder, or a bundled name, with dotted overrides (`budget.samples=640`)."""
+    path = Path(what)
+    if path.is_dir() and (path / "spec.toml").is_file():
+        path = path / "spec.toml"
+    if not path.is_file():
+        if str(what) not in bundled_benchmarks():
+            raise InvalidOption(
+                f"There is no benchmark '{what}'.{did_you_mean(str(what), bundled_benchmarks())} Give the path of a "
+                f"TOML file, or one of those that come with the package: {', '.join(bundled_benchmarks())}."
+            )
+        text = (resources.files("humor_env.experiments") / "configs" / "benchmarks" / f"{what}.toml").read_text("utf-8")
+    else:
+        text = read_spec_text(path, what)
+    return parse_benchmark(text, str(what), overrides)
+
+
+def parse_benchmark(text: str, file: str = "benchmark", overrides: Sequence[str] = ()) -> BenchmarkSpec:
+    """Checked to the last run: names, settings, budget, and that the held-out judge is held out."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise InvalidOption(f"'{file}' is not TOML: {problem}.") from None
+    for override in overrides:
+        _override(data, override)
+    try:
+        spec = check_table(BenchmarkSpec, data)
+    except ValidationError as found:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found.errors(include_url=False))
+        raise InvalidOption(f"The benchmark '{file}' cannot be read: {told}.") from None
+    assert isinstance(spec, BenchmarkSpec)
+    _check_benchmark(spec, file)
+    return spec
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key; items of a list are numbered from 0, or called by their name (`learners.ppo.budget=0.5`)."""
+    dotted, value = read_override(override, "--set")
+    *path, last = dotted.split(".")
+    table: Any = data
+    try:
+        for part in path:
+            if isinstance(table, list):
+                named = [x for x in table if x.get("name") == part]
+                table = named[0] if named else table[int(part)]
+            else:
+                table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise KeyError
+        table[last] = value
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise InvalidOption(f"--set {override}: there is no table '{'.'.join(path)}' to set '{last}' in.") from None
+
+
+def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
+    for what, names in (
+        ("learners", [x.name for x in spec.learners]),
+        ("feedback sources", [x.name for x in spec.feedback]),
+        ("seeds", [str(x) for x in spec.seeds]),
+    ):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise InvalidOption(f"'{file}': two {what} are called '{twice[0]}'.")
+    reserved = [x.name for x in spec.learners if x.name in (IMITATION, "base", "teacher", "cells")]
+    if reserved:
+        raise InvalidOption(
+            f"'{file}': '{reserved[0]}' is what the benchmark calls its own row; give the learner another name."
+        )
+    known = {f.name for f in spec.feedback}
+    for learner in spec.learners:
+        for name in learner.feedback or ():
+            if name not in known:
+                raise InvalidOption(
+                    f"'{file}': the learner '{learner.name}' asks for the feedback '{name}'."
+                    f"{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
+                )
+    if spec.budget.samples is None and spec.budget.judgements is None:
+        raise InvalidOption(f"'{file}': [budget] needs samples or judgements, from which steps follow.")
+    rows = {IMITATION, "base", "teacher", *(x.name for x in spec.learners)}
+    for table in spec.compare:
+        for name in table.systems:
+            if name not in rows:
+                raise InvalidOption(
+                    f"'{file}': the table '{table.name}' compares '{name}', which is no row.{did_you_mean(name, rows)}"
+                )
+    for feedback in spec.feedback:
+        if feedback.judge is None and feedback.critic in (None, "win-tie"):
+            raise InvalidOption(f"'{file}': the feedback '{feedback.name}' needs a judge, or a critic of its own.")
+        if feedback.one_order and feedback.judge is None:
+            raise InvalidOption(f"'{file}': the feedback '{feedback.name}' has no judge to ask in one order.")
+        refuse_training_critic(spec.held_out, feedback)
+    spec._parsed(spec.imitation_run(spec.seeds[0]), IMITATION)
+    for learner, feedback in spec.pairs():
+        spec.run_spec(learner, feedback, spec.seeds[0])
+
+
+def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> None:
+    """A judge that taught has been pleased on purpose: its praise is no measurement."""
+    measuring = _identities(held_out.critic, held_out.options)
+    teaching = _identities(feedback.critic, feedback.critic_options) if feedback.critic else set()
+    teaching |= _identities(feedback.judge, feedback.options) if feedback.judge else set()
+    both = sorted(measuring & teaching)
+    if both:
+        who = " with ".join(part for part in both[0] if part)
+        raise InvalidOption(
+            f"'{who}' teaches (feedback '{feedback.name}') and would also measure: it cannot be called held out. Give "
+            "[held_out] a critic that no learner was trained on."
+        )
+
+
+def _identities(name: str, options: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Who judges in the end: of a win-tie critic, its judge; of a mix, its members; by what they call themselves."""
+    for inner in ("judge", "critic"):
+        if isinstance(options.get(inner), str):
+            return _identities(options[inner], options.get(f"{inner}_options") or {})
+    members: Sequence[Any] = options.get("critics") or options.get("judges") or ()
+    found: set[tuple[str, str]] = set()
+    for member in members:
+        table = {"critic": member} if isinstance(member, str) else member
+        if isinstance(table, Mapping):
+            who = table.get("critic") or table.get("judge")
+            inside: Mapping[str, Any] = dict(table).get("options") or {}
+            found |= _identities(str(who), inside)
+    if found:
+        return found
+    kind = registry.critics if name in registry.critics.names() else registry.judges
+    called = getattr(kind.resolve(name), "name", None)
+    which = "/".join(str(options[key]) for key in _IDENTITY if key in options)
+    return {(called if isinstance(called, str) else name, which)}

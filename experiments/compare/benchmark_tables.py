@@ -1,0 +1,402 @@
+"""The tables of a benchmark, from its result files and never typed: RESULTS.md, and those on a page of the docs.
+
+    results_page(load_benchmark(folder))              # RESULTS.md
+    fill_page(Path("docs/benchmark.md"))              # `humor-env benchmark --tables docs/benchmark.md`
+
+A page says where a table or a chart belongs; what stands between the two comments is replaced. Results are looked for
+in `results/NAME` beside the page, charts are written there too:
+
+    <!-- benchmark: pocket-learners/scores -->
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.compare import stats
+from humor_env.experiments.compare.stats import Array, Interval
+
+if TYPE_CHECKING:
+    from humor_env.experiments.compare.benchmark import Benchmark, Row
+
+FIXED = ("base", "teacher", "imitation")
+MARK = re.compile(r"(<!-- benchmark: (\S+?)/(\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the tables: what learnt from whom, with its rows by seed."""
+
+    label: str
+    name: str
+    feedback: str
+    rows: Sequence[Row]
+
+    def lines(self, key: str) -> Array:
+        """`[seeds, prompts]`, NaN where there is no number."""
+        return np.array([[np.nan if v is None else v for v in row[key]] for row in self.rows], dtype=np.float64)
+
+    def numbers(self, key: str) -> Array:
+        return np.array([np.nan if row.get(key) is None else row[key] for row in self.rows], dtype=np.float64)
+
+    def mean(self, key: str) -> float:
+        values = self.numbers(key)
+        return float(stats.mean(values)) if np.isfinite(values).any() else float("nan")
+
+    def win_tie(self, whose: str) -> Array:
+        """P(win) + P(tie) line by line, by the held-out judge or the feedback's."""
+        wins, ties = ("wins_held_out", "ties_held_out") if whose == "held out" else ("wins", "ties")
+        return np.minimum(1.0, self.lines(wins) + self.lines(ties) / 2)
+
+
+def systems_of(bench: Benchmark) -> list[System]:
+    """Best held-out score first. What did not learn stands in one row, whoever else was asked about it."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    sources = [f.name for f in bench.spec.feedback]
+    for row in bench.rows:
+        if row["system"] not in FIXED or row["feedback"] == sources[0]:
+            found.setdefault((row["system"], row["feedback"]), []).append(row)
+    systems = [
+        System(
+            name if name in FIXED or len(sources) == 1 else f"{name}, {feedback}",
+            name,
+            feedback,
+            sorted(rows, key=lambda row: row["seed"]),
+        )
+        for (name, feedback), rows in found.items()
+    ]
+    return sorted(systems, key=lambda s: -s.mean("score"))
+
+
+Columns = Mapping[str, Callable[[System], str]]
+
+
+def _table(systems: Sequence[System], columns: Columns) -> str:
+    head = ["", *columns]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join([s.label, *(column(s) for column in columns.values())]) + " |" for s in systems]
+    return "\n".join(lines)
+
+
+def _plain(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
+
+
+def _bounds(found: Interval, digits: int = 3, scale: float = 1.0) -> str:
+    if not np.isfinite(found.value):
+        return "–"
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _of(key: str, digits: int = 3) -> Callable[[System], str]:
+    return lambda system: _plain(system.mean(key), digits)
+
+
+def score(system: System) -> Interval:
+    return stats.interval([system.lines("scores")])
+
+
+def _scores(bench: Benchmark) -> str:
+    systems = systems_of(bench)
+    parts = list(dict.fromkeys(key for row in bench.rows for key in row if key.startswith("part/")))
+    columns: dict[str, Callable[[System], str]] = {
+        "held-out score": lambda s: _bounds(score(s)),
+        "interquartile mean": lambda s: _bounds(stats.interval([s.lines("scores")], stats.interquartile_mean)),
+        **{part.removeprefix("part/"): _of(part) for part in parts},
+        "seeds": lambda s: str(len(s.rows)),
+    }
+    return _table(systems, columns)
+
+
+def _win_tie(bench: Benchmark) -> str:
+    """Against the teacher's line for the same prompt, in percent."""
+
+    def rate(whose: str) -> Callable[[System], str]:
+        return lambda s: "–" if s.name == "teacher" else _bounds(stats.interval([s.win_tie(whose)]), 0, 100)
+
+    def controlled(key: str) -> Callable[[System], str]:
+        def column(s: System) -> str:
+            if s.name == "teacher":
+                return "–"
+            pairs = zip(s.lines(key), s.lines("longer"), strict=True)
+            return _bounds(stats.interval([np.array([stats.length_controlled(w, x) for w, x in pairs])]), 0, 100)
+
+        return column
+
+    return _table(
+        systems_of(bench),
+        {
+            "win or tie, held-out judge": rate("held out"),
+            "win or tie, the judge that taught": rate("feedback"),
+            "win, held-out, at equal length": controlled("wins_held_out"),
+            "win, taught, at equal length": controlled("wins"),
+            "length / prompt's": _of("length_ratio", 2),
+        },
+    )
+
+
+def _texts(bench: Benchmark) -> str:
+    return _table(
+        systems_of(bench),
+        {
+            "distinct-2": _of("distinct_2"),
+            "self-overlap": _of("self_overlap"),
+            "copies of the teacher": lambda s: "–" if s.name == "teacher" else _plain(s.mean("teacher_copies")),
+            "length / prompt's": _of("length_ratio", 2),
+            "KL to imitation": _of("kl", 1),
+            "failed judgements": _of("failures", 0),
+        },
+    )
+
+
+def _spent(bench: Benchmark) -> str:
+    learnt = [s for s in systems_of(bench) if s.name not in ("base", "teacher")]
+    columns: dict[str, Callable[[System], str]] = {
+        "lines written": _of("spent/samples", 0),
+        "judgements": _of("spent/judgements", 0),
+        "steps": _of("spent/steps", 0),
+        "seconds": _of("spent/seconds", 0),
+    }
+    if any("spent/cost" in row for row in bench.rows):
+        columns["dollars"] = _of("spent/cost", 2)
+    columns["ended early"] = lambda s: "; ".join(dict.fromkeys(r["ended"] for r in s.rows if r.get("ended"))) or "–"
+    return _table(learnt, columns)
+
+
+def ratings_of(bench: Benchmark) -> list[tuple[System, stats.Rating]]:
+    """Bradley-Terry over all systems; one that was not run with a seed does not play in it."""
+    systems = systems_of(bench)
+    prompts = len(bench.record["prompts"])
+    array = np.full((len(systems), len(bench.spec.seeds), prompts), np.nan)
+    for i, system in enumerate(systems):
+        by_seed = dict(zip((row["seed"] for row in system.rows), system.lines("scores"), strict=True))
+        for j, seed in enumerate(bench.spec.seeds):
+            if seed in by_seed or system.name == "teacher":
+                array[i, j] = by_seed.get(seed, system.lines("scores")[0])
+    return [(systems[rating.system], rating) for rating in stats.bradley_terry(array)]
+
+
+def _ratings(bench: Benchmark) -> str:
+    rated = {system.label: rating for system, rating in ratings_of(bench)}
+    return _table(
+        [system for system, _ in ratings_of(bench)],
+        {"tier": lambda s: str(rated[s.label].tier), "points": lambda s: _bounds(rated[s.label].points, 0)},
+    )
+
+
+def _improvement(bench: Benchmark) -> str:
+    """Each beside the imitation it began with and the control that does not learn."""
+    systems = systems_of(bench)
+    controls = [s for s in systems if s.name == "imitation" or s.name.startswith("best-of")]
+    learnt = [s for s in systems if s.name not in FIXED]
+    columns: dict[str, Callable[[System], str]] = {}
+    for control in controls:
+        columns[f"score over {control.label}"] = lambda s, c=control: _difference(s, c)  # type: ignore[misc]
+        columns[f"P(better than {control.label})"] = lambda s, c=control: _improved(s, c)  # type: ignore[misc]
+    return _table(learnt, columns)
+
+
+def _difference(system: System, control: System) -> str:
+    if system is control:
+        return "–"
+    shared = sorted({r["seed"] for r in system.rows} & {r["seed"] for r in control.rows})
+    if not shared:
+        return "–"
+    pair = [
+        np.stack([x for r, x in zip(s.rows, s.lines("scores"), strict=True) if r["seed"] in shared])
+        for s in (system, control)
+    ]
+    found = stats.paired_difference(*pair)
+    return _bounds(found) + (" *" if found.low > 0 or found.high < 0 else "")
+
+
+def _improved(system: System, control: System) -> str:
+    if system is control:
+        return "–"
+    return _bounds(stats.probability_of_improvement(system.lines("scores"), control.lines("scores")), 2)
+
+
+def curve_of(
+    bench: Benchmark, system: System, key: str, over: str = "samples"
+) -> list[tuple[list[float], list[float]]]:
+    """A seed's points, each: what was spent, and what was measured. All begin with the imitation."""
+    found = []
+    for row in system.rows:
+        points = [
+            p
+            for p in bench.curves
+            if (p["system"], p["feedback"], int(p["seed"])) == (system.name, system.feedback, row["seed"])
+            and key in p
+            and over in p
+        ]
+        if points:
+            found.append(([p[over] for p in points], [p[key] for p in points]))
+    return found
+
+
+def _efficiency(bench: Benchmark) -> str:
+    """On dev prompts: the score when a share of the budget was spent, and the mean on the way."""
+    budget = bench.spec.budget.samples or bench.spec.budget.judgements or 0
+    over = "samples" if bench.spec.budget.samples else "judgements"
+    systems = [s for s in systems_of(bench) if curve_of(bench, s, "score", over)]
+    shares = (0.25, 0.5, 0.75, 1.0)
+
+    def at(share: float) -> Callable[[System], str]:
+        def column(s: System) -> str:
+            return _bounds(stats.mean_curve(curve_of(bench, s, "score", over), [share * budget])[0])
+
+        return column
+
+    def area(s: System) -> str:
+        return _bounds(
+            stats.interval([np.array([stats.area_under(x, y, budget) for x, y in curve_of(bench, s, "score", over)])])
+        )
+
+    columns = {f"after {share * budget:,.0f} {over}": at(share) for share in shares}
+    return _table(systems, {**columns, "mean on the way": area})
+
+
+def _overoptimisation(bench: Benchmark) -> str:
+    """At the end: how far each went, and whether the judge that taught still agrees with the one that did not."""
+
+    def gap(s: System) -> str:
+        return _bounds(stats.paired_difference(s.lines("wins"), s.lines("wins_held_out")), 0, 100)
+
+    return _table(
+        [s for s in systems_of(bench) if s.name != "teacher"],
+        {
+            "√KL": lambda s: _plain(float(np.sqrt(max(0.0, s.mean("kl")))) if np.isfinite(s.mean("kl")) else np.nan, 2),
+            "wins, the judge that taught": lambda s: _bounds(stats.interval([s.lines("wins")]), 0, 100),
+            "wins, held-out judge": lambda s: _bounds(stats.interval([s.lines("wins_held_out")]), 0, 100),
+            "gap": gap,
+        },
+    )
+
+
+def _effects(bench: Benchmark, systems: Sequence[System] | None = None) -> str:
+    """What matters, in one table: score, meaning, length, and both judges."""
+    if systems is None:
+        systems = sorted(systems_of(bench), key=lambda s: (s.name not in FIXED, _place(bench, s)))
+    columns: dict[str, Callable[[System], str]] = {"held-out score": lambda s: _bounds(score(s))}
+    if any("part/meaning" in row for row in bench.rows):
+        columns["meaning"] = _of("part/meaning", 2)
+    columns |= {
+        "length / prompt's": _of("length_ratio", 2),
+        "win or tie, held-out": lambda s: _bounds(stats.interval([s.win_tie("held out")]), 0, 100),
+        "win or tie, taught": lambda s: _bounds(stats.interval([s.win_tie("feedback")]), 0, 100),
+        "lines written": _of("spent/samples", 0),
+        "judgements": _of("spent/judgements", 0),
+    }
+    return _table(systems, columns)
+
+
+def _place(bench: Benchmark, system: System) -> tuple[int, int]:
+    learners, sources = [x.name for x in bench.spec.learners], [f.name for f in bench.spec.feedback]
+    return (learners.index(system.name) if system.name in learners else -1, sources.index(system.feedback))
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
+    "scores": ("Held-out score and its parts", _scores),
+    "teacher": ("Beside the teacher's line for the same prompt, in percent", _win_tie),
+    "ratings": ("Bradley-Terry ratings; systems of one tier cannot be told apart", _ratings),
+    "improvement": ("What learning added (* where the interval does not hold 0)", _improvement),
+    "efficiency": ("On the way: held-out score on dev prompts", _efficiency),
+    "overoptimisation": (
+        "Is the judge that taught being pleased, or the reader? Wins over the teacher, in percent",
+        _overoptimisation,
+    ),
+    "effects": ("All in one table", _effects),
+    "texts": ("The lines themselves", _texts),
+    "spent": ("What learning took, a mean over seeds", _spent),
+}
+
+
+def make_table(bench: Benchmark, name: str) -> str:
+    """One table by its name; those of the spec's [[compare]] are called by theirs."""
+    for compare in bench.spec.compare:
+        if compare.name == name:
+            by_name = {s.name: s for s in systems_of(bench)}
+            return _effects(bench, [by_name[n] for n in compare.systems if n in by_name])
+    if name not in TABLES:
+        known = [*TABLES, *(c.name for c in bench.spec.compare)]
+        raise InvalidOption(f"No table is called '{name}'. Known: {', '.join(known)}.")
+    return TABLES[name][1](bench)
+
+
+def results_page(bench: Benchmark) -> str:
+    """RESULTS.md: every table, and what made it."""
+    record: Mapping[str, Any] = bench.record
+    budget = {k: v for k, v in bench.spec.budget.model_dump().items() if v is not None and k != "evaluations"}
+    seeds = ", ".join(map(str, bench.spec.seeds))
+    told = [
+        f"# {bench.spec.title or bench.spec.name}",
+        f"Seeds {seeds}; {len(record['prompts'])} held-out prompts, one line for each; measured by "
+        f"`{bench.spec.held_out.critic}`, which taught nobody. Budget of each learner after its warm start: "
+        + ", ".join(f"{v:,g} {k}" for k, v in budget.items())
+        + ". Intervals are 95 %, by bootstrap over seeds and prompts.",
+    ]
+    if record["failures"]:
+        failed = [f"- {name}: {why}" for name, why in record["failures"].items()]
+        told.append(f"**{len(failed)} of {record['cells']} cells have no result:**\n\n" + "\n".join(failed))
+    if bench.rows:
+        told += [f"## {c.title}\n\n{make_table(bench, c.name)}" for c in bench.spec.compare]
+        several = len(bench.spec.feedback) > 1
+        for name, (title, table) in TABLES.items():
+            if name != "effects" or several:
+                told.append(f"## {title}\n\n{table(bench)}")
+    told.append(
+        f"Made by `humor-env benchmark {bench.spec.name}`, commit {record['commit']}, "
+        + ", ".join(
+            f"{name} {version}" for name, version in record["versions"].items() if name in ("humor-env", "torch")
+        )
+        + f"; {record['cpu_seconds'] / 60:.0f} minutes of processor time in all."
+    )
+    return "\n\n".join(told) + "\n"
+
+
+def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
+    """The page with its tables, and the charts it shows, by path. Where results are missing nothing is put in."""
+    from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
+
+    charts: dict[Path, str] = {}
+
+    @lru_cache
+    def load(name: str) -> Benchmark:
+        from humor_env.experiments.compare.benchmark import load_benchmark
+
+        return load_benchmark(results / name)
+
+    def put(found: re.Match[str]) -> str:
+        head, name, what, _, end = found.groups()
+        if not (results / name).is_dir():
+            return head + end
+        if what in CHARTS:
+            path = results / name / f"{what}.svg"
+            charts[path] = make_chart(load(name), what)
+            body = f"![{CHARTS[what][0]}]({results.name}/{name}/{what}.svg)"
+        else:
+            body = make_table(load(name), what)
+        return f"{head}\n{body}\n\n{end}"
+
+    return MARK.sub(put, page), charts
+
+
+def fill_page(page: Path) -> int:
+    """Write a page's tables and charts from the result files beside it; how many changed."""
+    before = page.read_text(encoding="utf-8")
+    after, charts = filled(before, page.parent / "results")
+    changed = sum(a != b for a, b in zip(MARK.findall(before), MARK.findall(after), strict=True))
+    page.write_text(after, encoding="utf-8")
+    for path, svg in charts.items():
+        path.write_text(svg, encoding="utf-8")
+    return changed

@@ -1,0 +1,457 @@
+"""Charts as inline SVG: pure functions from data to a string, for reports, docs and the README.
+
+    svg = line_chart([Line("held-out judge", steps, scores, low, high)], title="Score", x_label="step", y_label="score")
+    page = f"<style>{style()}</style>{svg}"              # the page's style, once for all its charts
+    write_svg(Path("score.svg"), svg)                    # a file of its own, with light and dark inside
+
+Not matplotlib: an SVG of our own takes its colours from CSS, so one picture follows the reader's light or dark theme;
+it scales to a phone, its text stays text for search and screen readers, and a report needs no heavy dependency. Every
+series differs by colour, dash and marker. All text is escaped: a name may be anything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape, unescape
+from pathlib import Path
+
+from humor_env.experiments.drawing.chart_parts import (
+    COLOURS,
+    SMALL,
+    TITLE,
+    Frame,
+    Legend,
+    Scale,
+    axis_labels,
+    frame,
+    marker,
+    number,
+    shortened,
+    span,
+    style,
+    tag,
+    text,
+    text_width,
+    ticks,
+    wrap_svg,
+)
+
+__all__ = [
+    *("Bar", "Dot", "Line", "Mark", "Points", "Sample", "arranged", "bar_chart", "dot_chart", "line_chart", "samples"),
+    *("scatter_chart", "standalone", "style", "write_svg"),
+]
+WIDTH, HEIGHT = 480.0, 300.0
+_WHOLE = re.compile(
+    r'<svg [^>]*viewBox="0 0 (?P<width>[\d.]+) (?P<height>[\d.]+)"[^>]*><title[^>]*>(?P<title>.*?)</title>'
+    r"<desc[^>]*>(?P<description>.*?)</desc>(?P<body>.*)</svg>",
+    re.DOTALL,
+)
+NOTHING = "nothing was measured"  # stands in a chart without data
+MOST_POINTS = 400  # more than a screen can show
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, with a band between `low` and `high` where given. Lines of one name share colour and legend; a `faint`
+    one is background, such as one seed behind the mean of all. A value that is not finite leaves a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on the x axis worth a look, such as where two curves part."""
+
+    x: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value with its interval, on a row called `label`; several `series` may share the row."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of parts that add up, such as seconds by phase."""
+
+    label: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Points:
+    """A cloud of points, or with `joined` a curve through them; `labels` are shown when one points at them."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    labels: Sequence[str] = ()
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    heading: str
+    lines: Sequence[tuple[float, str]]
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str = "step",
+    y_label: str = "",
+    description: str = "",
+    marks: Sequence[Mark] = (),
+    y_range: tuple[float, float] | None = None,
+    x_log: bool = False,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> str:
+    """Learning curves and the like. Where no description is given, the start and end of each curve are told."""
+    names = list(dict.fromkeys(line.name for line in lines))
+    legend = Legend(names, width - 28)
+    height += max(0.0, legend.height - 20)
+    xs = [v for line in lines for v in line.x] + [m.x for m in marks]
+    ys = [v for line in lines for values in (line.y, line.low or (), line.high or ()) for v in values]
+    x_span = span(xs, log=True) if x_log else _tight(xs)
+    box = frame(title, x_label, y_label, x_span, span(ys, y_range), legend, width, height, x_log)
+    parts = [box.furniture]
+    # Bands below, then faint lines, then the lines that matter, so that none of these is hidden.
+    for line in lines:
+        if line.low is not None and line.high is not None:
+            band = _path(box, _thin(line.x, line.high)) + _path(box, _thin(line.x, line.low)[::-1]).replace("M", "L", 1)
+            if band:
+                parts.append(tag("path", d=band + "Z", class_=f"s{_colour(names, line)} band"))
+    for line in sorted(lines, key=lambda each: not each.faint):
+        i = _colour(names, line)
+        points = _thin(line.x, line.y)
+        parts.append(tag("path", d=_path(box, points), class_=f"s{i} line{' faint' if line.faint else ' dash'}"))
+        if not line.faint:
+            shown = [p for p in points if math.isfinite(p[1])]
+            every = max(1, math.ceil(len(shown) / 8))
+            dots = [marker(names.index(line.name), box.x(x), box.y(y), 3.8) for x, y in _spread(shown, every)]
+            parts.append(tag("g", "".join(dots) or " ", class_=f"s{i}"))
+    parts += _draw_marks(box, marks)
+    if not any(math.isfinite(v) for v in ys):
+        parts.append(_nothing(box))
+    return wrap_svg(title, description or _told(lines, marks, x_label), parts, width, height)
+
+
+def scatter_chart(
+    points: Sequence[Points],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    description: str = "",
+    diagonal: bool = False,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    x_log: bool = False,
+    width: float = WIDTH,
+    height: float = 340.0,
+) -> str:
+    """One quantity against another; `diagonal` draws the line where both are equal."""
+    names = list(dict.fromkeys(each.name for each in points))
+    legend = Legend(names, width - 28)
+    height += max(0.0, legend.height - 20)
+    xs, ys = [v for each in points for v in each.x], [v for each in points for v in each.y]
+    x_span, y_span = span(xs, x_range, x_log), span(ys, y_range)
+    box = frame(title, x_label, y_label, x_span, y_span, legend, width, height, x_log)
+    parts = [box.furniture]
+    if diagonal:
+        low, high = max(x_span[0], y_span[0]), min(x_span[1], y_span[1])
+        ends = {"x1": box.x(low), "y1": box.y(low), "x2": box.x(high), "y2": box.y(high)}
+        parts.append(tag("line", class_="even", **ends))
+    for each in points:
+        i = names.index(each.name)
+        pairs = [p for p in zip(each.x, each.y, strict=True) if all(map(math.isfinite, p)) and (p[0] > 0 or not x_log)]
+        inner = []
+        if each.joined:
+            inner.append(tag("path", d=_path(box, pairs), class_="line dash"))
+        labels = each.labels or [""] * len(pairs)
+        for (x, y), label in zip(pairs, labels, strict=False):
+            said = f"{label or each.name}: {number(x)}, {number(y)}"
+            inner.append(
+                marker(i, box.x(x), box.y(y), 4.6 if each.joined else 3.4, said, "dot" if each.joined else "point")
+            )
+        parts.append(tag("g", "".join(inner) or " ", class_=f"s{i % COLOURS}"))
+    if not xs:
+        parts.append(_nothing(box))
+    told = description or f"{y_label} against {x_label}: " + ", ".join(f"{p.name} ({len(p.x)} points)" for p in points)
+    return wrap_svg(title, told, parts, width, height)
+
+
+def dot_chart(
+    dots: Sequence[Dot],
+    *,
+    title: str,
+    x_label: str = "",
+    description: str = "",
+    x_range: tuple[float, float] | None = None,
+    reference: float | None = None,
+    digits: int = 2,
+    width: float = WIDTH,
+) -> str:
+    """Rows with a value and its interval, the numbers printed beside them; `reference` is a line to compare with."""
+    labels = list(dict.fromkeys(dot.label for dot in dots))
+    series = list(dict.fromkeys(dot.series for dot in dots))
+    legend = Legend(series, width - 28)
+    pad, per_dot = 14.0, 21.0
+    top = pad + 26 + (legend.height if len(series) > 1 else 0) + 4
+    by_label = {label: [d for d in dots if d.label == label] for label in labels}
+    heights = [max(30.0, per_dot * len(by_label[label]) + 9) for label in labels]
+    bottom = top + sum(heights)
+    height = bottom + (52 if x_label else 34)
+    said = {id(dot): _interval(dot, digits) for dot in dots}
+    right_column = max((text_width(s) for s in said.values()), default=0) + 8
+    left_column = min(max((text_width(label) for label in labels), default=0), width * 0.34) + 10
+    values = [v for d in dots for v in (d.value, d.low, d.high) if v is not None]
+    values += [] if reference is None else [reference]
+    low, high = span(values, x_range)
+    x = Scale(low, high, pad + left_column, width - pad - right_column - 6)
+    parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
+    if len(series) > 1:
+        parts.append(legend.draw(pad, pad + 24))
+    x_ticks = x.ticks(max(3, int((x.end - x.start) / 52)))
+    for value, label in zip(x_ticks, axis_labels(x_ticks), strict=True):
+        parts.append(tag("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
+        parts.append(text(x(value), bottom + 18, label, "muted", "middle"))
+    if x_label:
+        parts.append(text((x.start + x.end) / 2, bottom + 37, x_label, "muted", "middle"))
+    if reference is not None:
+        parts.append(tag("line", x1=x(reference), x2=x(reference), y1=top, y2=bottom, class_="even"))
+    y = top
+    for label, tall in zip(labels, heights, strict=True):
+        shown = shortened(label, left_column - 8)
+        full = tag("title", escape(label)) if shown != label else ""
+        parts.append(tag("text", escape(shown) + full, x=pad, y=y + tall / 2 + 5))
+        for row, dot in enumerate(by_label[label]):
+            at = y + tall / 2 + per_dot * (row - (len(by_label[label]) - 1) / 2)
+            i = series.index(dot.series)
+            inner = ""
+            if dot.low is not None and dot.high is not None and math.isfinite(dot.low + dot.high):
+                ends = [x(min(max(v, low), high)) for v in (dot.low, dot.high)]
+                inner += tag("line", x1=ends[0], x2=ends[1], y1=at, y2=at, class_="whisker")
+                inner += "".join(tag("line", x1=e, x2=e, y1=at - 5, y2=at + 5, class_="whisker") for e in ends)
+            if dot.value is not None and math.isfinite(dot.value):
+                inner += marker(i, x(min(max(dot.value, low), high)), at, 4.6, f"{label}: {said[id(dot)]}")
+            parts.append(tag("g", inner or " ", class_=f"s{i % COLOURS}"))
+            parts.append(text(width - pad, at + 5, said[id(dot)], "", "end"))
+        y += tall
+    told = description or "; ".join(f"{d.label}{f' ({d.series})' if d.series else ''}: {said[id(d)]}" for d in dots)
+    return wrap_svg(title, told, parts, width, height)
+
+
+def bar_chart(
+    bars: Sequence[Bar],
+    *,
+    title: str,
+    x_label: str = "",
+    description: str = "",
+    unit: str = "",
+    width: float = WIDTH,
+) -> str:
+    """Horizontal bars whose parts are stacked, with the total beside each; one part makes plain bars."""
+    names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
+    legend = Legend(names, width - 28, line=False)
+    pad, tall = 14.0, 32.0
+    top = pad + 26 + (legend.height if len(names) > 1 else 0) + 4
+    bottom = top + tall * len(bars)
+    height = bottom + (52 if x_label else 34)
+    sums = [sum(v for v in bar.parts.values() if math.isfinite(v)) for bar in bars]
+    totals = [f"{number(s)}{unit and ' ' + unit}" for s in sums]
+    left_column = min(max((text_width(bar.label) for bar in bars), default=0), width * 0.34) + 10
+    right_column = max((text_width(t) for t in totals), default=0) + 8
+    x = Scale(0.0, max([*sums, 0.0]) or 1.0, pad + left_column, width - pad - right_column)
+    parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
+    if len(names) > 1:
+        parts.append(legend.draw(pad, pad + 24))
+    x_ticks = ticks(x.low, x.high, max(3, int((x.end - x.start) / 60)))
+    for value, label in zip(x_ticks, axis_labels(x_ticks), strict=True):
+        parts.append(tag("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
+        parts.append(text(x(value), bottom + 18, label, "muted", "middle"))
+    if x_label:
+        parts.append(text((x.start + x.end) / 2, bottom + 37, x_label, "muted", "middle"))
+    for row, (bar, total, whole) in enumerate(zip(bars, totals, sums, strict=True)):
+        y = top + tall * row
+        shown = shortened(bar.label, left_column - 8)
+        parts.append(text(pad, y + tall / 2 + 5, shown))
+        reached = 0.0
+        for name, value in bar.parts.items():
+            if not math.isfinite(value) or value <= 0:
+                continue
+            i = names.index(name)
+            share = f", {value / whole:.0%}" if len(names) > 1 and whole else ""
+            hint = tag("title", escape(f"{bar.label}, {name}: {number(value)}{unit and ' ' + unit}{share}"))
+            wide = x(reached + value) - x(reached)
+            parts.append(
+                tag(
+                    *("rect", hint),
+                    **{"x": x(reached), "y": y + 5, "width": wide, "height": tall - 10, "rx": 2},
+                    class_=f"s{i % COLOURS} bar",
+                )
+            )
+            reached += value
+        parts.append(text(x(reached) + 7, y + tall / 2 + 5, total))
+    told = description or "; ".join(
+        f"{bar.label}: "
+        + ", ".join(f"{name} {number(value)}{unit and ' ' + unit}" for name, value in bar.parts.items())
+        for bar in bars
+    )
+    return wrap_svg(title, told, parts, width, height)
+
+
+def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> str:
+    """Lines to read: of each group its heading, and under it what was written, with its number before it."""
+    pad, line, label = 14.0, 20.0, 48.0
+    parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
+    y = pad + 38
+    told = []
+    for group in groups:
+        parts.append(text(pad, y, shortened(group.heading, width - 2 * pad), "muted"))
+        for value, said in group.lines:
+            y += line
+            parts.append(text(pad + label - 10, y, f"{value:.2f}", "", "end"))
+            parts.append(text(pad + label, y, shortened(said, width - 2 * pad - label)))
+        told.append(f"{group.heading} " + " ".join(f"{value:.2f}: {said}" for value, said in group.lines))
+        y += line + 10
+    return wrap_svg(title, " ".join(told) or NOTHING, parts, width, y)
+
+
+def arranged(rows: Sequence[Sequence[str]], *, title: str) -> str:
+    """Several charts as one picture, row under row, for a README; described by their own descriptions."""
+    parts, told, widest, y = [], [], 0.0, 0.0
+    for row in rows:
+        x, tallest = 0.0, 0.0
+        for svg in row:
+            found = _WHOLE.fullmatch(svg)
+            assert found is not None, "a chart of this module"
+            parts.append(tag("g", found["body"], transform=f"translate({x:g} {y:g})"))
+            told.append(f"{unescape(found['title'])}: {unescape(found['description'])}")
+            x += float(found["width"])
+            tallest = max(tallest, float(found["height"]))
+        widest, y = max(widest, x), y + tallest
+    return wrap_svg(title, ". ".join(told), parts, widest, y)
+
+
+def standalone(svg: str) -> str:
+    """The same picture as a file of its own: its style inside, light or dark by the reader's setting."""
+    head, rest = svg.split(">", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{style()}</style>{rest}\n'
+
+
+def write_svg(path: Path, svg: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(standalone(svg), encoding="utf-8")
+
+
+def _tight(values: Iterable[float]) -> tuple[float, float]:
+    """The x axis of a curve: from its first point to its last, with no air."""
+    found = [v for v in values if math.isfinite(v)]
+    if not found:
+        return (0.0, 1.0)
+    low, high = min(found), max(found)
+    low = 0.0 if 0 < low <= 0.06 * high else low
+    return (low, high) if high > low else (low - 1, high + 1)
+
+
+def _colour(names: Sequence[str], line: Line) -> int:
+    return names.index(line.name) % COLOURS
+
+
+def _thin(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS: of each stretch its lowest and highest value, so that no spike is lost."""
+    points = list(zip(x, y, strict=True))
+    if len(points) <= MOST_POINTS:
+        return points
+    size = math.ceil(2 * len(points) / MOST_POINTS)
+    kept = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        ends = {min(stretch, key=_height), max(stretch, key=_height)}
+        kept += sorted(ends)
+    return kept
+
+
+def _height(point: tuple[float, float]) -> float:
+    return point[1] if math.isfinite(point[1]) else 0.0
+
+
+def _spread(points: Sequence[tuple[float, float]], every: int) -> list[tuple[float, float]]:
+    """Some of the points, the last one among them."""
+    return list(points[::-1][::every])
+
+
+def _path(box: Frame, points: Sequence[tuple[float, float]]) -> str:
+    out, pen = [], "M"
+    for x, y in points:
+        if not (math.isfinite(x) and math.isfinite(y)):
+            pen = "M"
+            continue
+        out.append(f"{pen}{box.x(x):.1f} {box.y(y):.1f}")
+        pen = "L"
+    return "".join(out)
+
+
+def _draw_marks(box: Frame, marks: Sequence[Mark]) -> list[str]:
+    """Labels stand in rows of their own where they would lie on each other."""
+    lines: list[str] = []
+    labels: list[str] = []
+    taken: list[tuple[int, float, float]] = []
+    for mark in sorted(marks, key=lambda each: each.x):
+        at, wide = box.x(mark.x), text_width(mark.label) * 1.06
+        left = at + 5 + wide <= box.right
+        start = at + 5 if left else max(box.left, at - 5 - wide)
+        row = next(
+            r for r in range(99) if not any(o == r and start < b + 8 and a < start + wide + 8 for o, a, b in taken)
+        )
+        taken.append((row, start, start + wide))
+        lines.append(tag("line", x1=at, x2=at, y1=box.y.end, y2=box.y.start, class_="mark"))
+        labels.append(text(start, box.y.end + 12 + row * (SMALL + 4), mark.label, "marked"))
+    return lines + labels
+
+
+def _nothing(box: Frame) -> str:
+    middle = (box.left + box.right) / 2, (box.y.start + box.y.end) / 2
+    return text(*middle, NOTHING, "muted", "middle")
+
+
+def _interval(dot: Dot, digits: int) -> str:
+    if dot.value is None or not math.isfinite(dot.value):
+        return "–"
+    said = f"{dot.value:.{digits}f}"
+    if dot.low is None or dot.high is None or not math.isfinite(dot.low + dot.high):
+        return said
+    return f"{said} [{dot.low:.{digits}f}, {dot.high:.{digits}f}]"
+
+
+def _told(lines: Sequence[Line], marks: Sequence[Mark], x_label: str) -> str:
+    """The picture in words: where each curve starts, ends and is highest."""
+    said = []
+    for line in lines:
+        found = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+        if found and not line.faint:
+            top = max(found, key=lambda p: p[1])
+            said.append(
+                f"{line.name} goes from {number(found[0][1])} to {number(found[-1][1])}, highest {number(top[1])} "
+                f"at {x_label} {number(top[0])}"
+            )
+    said += [f"{mark.label} at {x_label} {number(mark.x)}" for mark in marks]
+    return "; ".join(said) or "No data."

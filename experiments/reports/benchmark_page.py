@@ -1,0 +1,123 @@
+"""A benchmark as the same kind of page as a run's: tables and charts of all systems, then every line they wrote.
+
+    write_report([Path("runs/pocket-learners")], Path("bench.html"))     # knows a benchmark's folder by its files
+
+Tables and charts are those of RESULTS.md; the lines come from the cells, where the folder still has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from humor_env.experiments.drawing.charts import NOTHING
+from humor_env.experiments.reports.pictures import Picture
+from humor_env.experiments.reports.report_data import RunData, SeedData, load_run
+
+if TYPE_CHECKING:
+    from humor_env.experiments.compare.benchmark import Benchmark
+
+MOST_LINES = 6000  # of all systems together; past that, only the first seed's are browsed
+
+
+def is_benchmark(folder: Path) -> bool:
+    return (folder / "results.jsonl").is_file() and (folder / "curves.csv").is_file()
+
+
+def benchmark_view(folder: Path) -> tuple[dict[str, Any], list[RunData]]:
+    """What the template needs of a benchmark, and its systems as runs whose lines can be looked at."""
+    from humor_env.experiments.compare.benchmark import load_benchmark
+    from humor_env.experiments.compare.benchmark_charts import CHARTS
+    from humor_env.experiments.compare.benchmark_tables import TABLES
+
+    bench = load_benchmark(folder)
+    runs, notes = _systems(bench)
+    notes += [f"{name} has no result: {why}" for name, why in bench.failures.items()]
+    several = len(bench.spec.feedback) > 1
+    names = [name for name in TABLES if bench.rows and (name != "effects" or several)]
+    tables = [(TABLES[name][0], markdown_rows(TABLES[name][1](bench))) for name in names]
+    drawn = [(what, draw(bench)) for what, draw in CHARTS.values()] if bench.rows else []
+    charts = [Picture("result", Markup(svg), what) for what, svg in drawn if NOTHING not in svg]
+    return {
+        "title": bench.spec.title or bench.spec.name,
+        "runs": [_about(bench)],
+        "tables": [(title, rows) for title, rows in tables if len(rows) > 1],
+        "pictures": charts,
+        "notes": notes,
+    }, runs
+
+
+def markdown_rows(table: str) -> list[list[str]]:
+    """The cells of a table in Markdown, head first, without the line below it."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    rows = [[cell.strip().strip("*`") for cell in line.strip().strip("|").split("|")] for line in lines]
+    return [row for row in rows if not all(set(cell) <= {"-", ":"} and cell for cell in row)]
+
+
+def _about(bench: Benchmark) -> dict[str, Any]:
+    spec, record = bench.spec, bench.record
+    budget = {k: v for k, v in spec.budget.model_dump().items() if v is not None and k != "evaluations"}
+    facts: Mapping[str, Any] = {
+        "learners": ", ".join(learner.name for learner in spec.learners),
+        "feedback": ", ".join(feedback.name for feedback in spec.feedback),
+        "held-out judge": spec.held_out.critic,
+        "budget of each": ", ".join(f"{value:,g} {name}" for name, value in budget.items()),
+        "seeds": ", ".join(map(str, spec.seeds)),
+        "held-out prompts": len(record.get("prompts", [])),
+        "commit": record.get("commit"),
+        "machine": record.get("platform"),
+        "begun": record.get("started"),
+    }
+    versions = record.get("versions", {})
+    return {
+        "name": spec.name,
+        "folder": str(bench.folder),
+        "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if value],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "repeat": f"humor-env benchmark {bench.folder / 'spec.toml'}",
+        "spec": spec.to_toml(),
+        "spent": "",
+        "same_judge": False,
+        "stopped": [],
+    }
+
+
+def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
+    """Each learner with each feedback as a run; what all of a seed began with is shown beside what it became."""
+    cells = bench.folder / "cells"
+    if not cells.is_dir():
+        return [], ["The cells of this benchmark are not in its folder, so its lines cannot be shown."]
+    notes: list[str] = []
+    starts = {seed: _stages(cells / "imitation" / f"seed-{seed}") for seed in bench.spec.seeds}
+    found: list[RunData] = []
+    for learner, feedback in bench.spec.pairs():
+        label = learner.name if len(bench.spec.feedback) == 1 else f"{learner.name}, {feedback.name}"
+        seeds = []
+        for seed in bench.spec.seeds:
+            folder = cells / learner.name / feedback.name / f"seed-{seed}"
+            if (folder / "result.json").is_file():
+                run = load_run(folder)
+                own = run.seeds[0]
+                seeds.append(replace(own, name=f"seed-{seed}", stages={**starts[seed], **own.stages}, training=()))
+        if seeds:
+            found.append(RunData(label, bench.folder, {}, {}, seeds, ()))
+    if sum(_lines(seed) for run in found for seed in run.seeds) > MOST_LINES:
+        found = [replace(run, seeds=run.seeds[:1]) for run in found]
+        notes.append("Very many lines: those of the first seed are browsed, the tables speak of all.")
+    return found, notes
+
+
+def _lines(seed: SeedData) -> int:
+    return len(seed.stages.get(seed.trained or "", ()))
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    """What the warm start's cell measured: base, imitation (as the run of the learner "sft") and teacher."""
+    if not folder.is_dir():
+        return {}
+    stages = load_run(folder).seeds[0].stages
+    return {"imitation" if name == "sft" else name: lines for name, lines in stages.items()}

@@ -1,0 +1,302 @@
+"""The pictures of a report, chosen by what a run has: nothing is drawn that was not measured.
+
+for picture in pictures(runs, headline_rows): page.add(picture.section, picture.svg, picture.caption)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from humor_env.experiments.drawing.charts import (
+    WIDTH,
+    Bar,
+    Dot,
+    Line,
+    Mark,
+    Points,
+    Sample,
+    arranged,
+    bar_chart,
+    dot_chart,
+    line_chart,
+    samples,
+    scatter_chart,
+)
+from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from
+from humor_env.experiments.reports.report_numbers import (
+    Curve,
+    Headline,
+    at_steps,
+    headline,
+    mean_curve,
+    parting,
+    phase_seconds,
+    series,
+    smooth,
+    window_for,
+)
+
+MOST_PARTS = 8
+# The metric, the picture's title, the y label, and what a reader should see in it.
+_ONE_NUMBER = (
+    ("kl/per_line", "Distance to the imitation", "KL, nats a line", "How far the student went from its warm start."),
+    ("length/tokens", "Length", "tokens a line", "A steady climb or fall may be a habit that pleases the critic."),
+    ("update/entropy", "Entropy", "nats a token", "Near 0 the student has stopped trying anything else."),
+    ("failures/share", "Failed judgements", "share of lines", "They are left out of learning and of every mean."),
+)
+_DIVERSITY = (
+    ("text/distinct_2", "different word pairs"),
+    ("text/self_overlap", "4-grams shared by lines"),
+    ("text/commonest_share", "ten commonest lines"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    section: str  # "result", "curves" or "cost"
+    svg: Markup
+    caption: str
+
+
+def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture]:
+    found = [_headline(runs, heads)] if heads else []
+    for run in runs:
+        found += [*_score(run, len(runs) > 1), *_parts(run, len(runs) > 1)]
+    for name, title, label, caption in _ONE_NUMBER:
+        found += _by_run(runs, name, title, label, caption)
+    for run in runs:
+        found += _diversity(run, len(runs) > 1)
+    for run in runs:
+        found += [*_drift(run, len(runs) > 1), *_two_critics(run, len(runs) > 1)]
+        found += [*_imitation(run, len(runs) > 1), *_time(run, len(runs) > 1)]
+    return found
+
+
+def result_picture(run: RunData) -> str:
+    """The held-out score by stage beside the score while learning, and lines under it: a run in one picture."""
+    found = [_headline([run], headline(run)), *_score(run, False)]
+    rows = [[str(p.svg) for p in found]]
+    groups = before_and_after(run)
+    if groups:
+        rows.append([samples(groups, title=f"Before and after {run.learner}", width=WIDTH * 2)])
+    return arranged(rows, title=f"{run.name}: {found[0].caption}")
+
+
+def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
+    """What the student made of the same held-out prompts before and after the learner: not picked, but the middle of
+    the best, the middle and the worst third of the first seed by the learner's score."""
+    seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
+    if seed is None or seed.trained is None:
+        return []
+    before = {line.prompt_id: line for line in seed.stages.get(begun_from(seed.trained, seed.stages), ())}
+    after = {line.prompt_id: line for line in seed.stages[seed.trained]}
+    both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
+    found = [
+        Sample(now.prompt, ((was.score, was.text), (now.score, now.text)))
+        for was, now in both
+        if was.score is not None and now.score is not None
+    ]
+    found.sort(key=lambda sample: sample.lines[-1][0])
+    if len(found) < count:
+        return []
+    return [found[len(found) * (2 * i + 1) // (2 * count)] for i in reversed(range(count))]
+
+
+def _picture(section: str, svg: str, caption: str) -> Picture:
+    return Picture(section, Markup(svg), caption)
+
+
+def _of(run: RunData, several: bool, title: str) -> str:
+    return f"{title}: {run.name}" if several else title
+
+
+def _headline(runs: Sequence[RunData], heads: Sequence[Headline]) -> Picture:
+    several = len(runs) > 1
+    dots = [Dot(h.stage, h.score.mean, h.score.low, h.score.high, h.run if several else "") for h in heads]
+    top = max((d.high or d.value or 0.0) for d in dots)
+    svg = dot_chart(dots, title="Held-out score", x_label="score with its 95 % interval", x_range=(0.0, max(1.0, top)))
+    return _picture("result", svg, "On prompts that nobody trained on; the interval is over prompts, seeds averaged.")
+
+
+def _score(run: RunData, several: bool) -> list[Picture]:
+    trained = [series(seed.metrics, "reward/mean") for seed in run.seeds]
+    mean = mean_curve(trained)
+    if not mean.steps:
+        return []
+    window = window_for(mean)
+    thick = smooth(mean, window)
+    lines = [Line("training critic", c.steps, c.values, faint=True) for c in trained if c.steps]
+    lines.append(Line("training critic", thick.steps, thick.values))
+    marks = drift_marks(run)
+    caption = f"Thin: each seed and step. Thick: the mean over seeds, smoothed over {window} steps."
+    held_out = mean_curve([series(seed.metrics, "eval/score") for seed in run.seeds])
+    if held_out.steps:
+        low, high = (mean_curve([series(seed.metrics, f"eval/{end}") for seed in run.seeds]) for end in ("low", "high"))
+        banded = len(low.steps) == len(high.steps) == len(held_out.steps)
+        band = (low.values, high.values) if banded else (None, None)
+        lines.append(Line("held-out judge", held_out.steps, held_out.values, *band))
+        where = parting(held_out.steps, at_steps(thick, held_out.steps), held_out.values)
+        if where is None:
+            caption += " The held-out judge (dev prompts) and the training critic do not part."
+        else:
+            marks = [*marks, Mark(where, "they part")]
+            caption += (
+                f" From step {where:g} on the training critic is ever more pleased and the held-out judge is not."
+            )
+    else:
+        ends = _held_out_ends(run)
+        if len(ends) == 2:
+            # Two points and no line: nobody knows what lay between them.
+            last = thick.steps[-1]
+            lines.append(Line("held-out judge", [0.0, last / 2, last], [ends[0], math.nan, ends[1]]))
+            caption += (
+                " The held-out judge was asked before and after only: learner.evaluate_every asks it on the way too."
+            )
+    svg = line_chart(lines, title=_of(run, several, "Score while learning"), y_label="mean score", marks=marks)
+    return [_picture("curves", svg, caption)]
+
+
+def _held_out_ends(run: RunData) -> list[float]:
+    """The held-out judge's mean before and after learning, from the stages' numbers."""
+    by_stage = {row.stage: row.score for row in headline(run)}
+    start = by_stage.get("imitation") or by_stage.get("base")
+    end = next((s for s in (seed.trained for seed in run.seeds) if s), None)
+    found = [start, by_stage.get(end or "")]
+    return [estimate.mean for estimate in found if estimate is not None and math.isfinite(estimate.mean)]
+
+
+def drift_marks(run: RunData) -> list[Mark]:
+    """Where the monitor first raised each alarm, from drift.jsonl."""
+    first: dict[str, float] = {}
+    for seed in run.seeds:
+        for row in seed.drift:
+            for mark in row.get("marks", []):
+                first[mark["limit"]] = min(row["step"], first.get(mark["limit"], row["step"]))
+    return [Mark(step, what[:24]) for what, step in sorted(first.items(), key=lambda kv: kv[1])]
+
+
+def _parts(run: RunData, several: bool) -> list[Picture]:
+    prefix = "reward/part/"
+    names = list(dict.fromkeys(n for s in run.seeds for row in s.metrics[:1] for n in row if n.startswith(prefix)))
+    if not names:
+        return []
+    lines = []
+    for name in names[:MOST_PARTS]:
+        mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
+        mean = smooth(mean, window_for(mean))
+        lines.append(Line(name.removeprefix(prefix), mean.steps, mean.values))
+    left = f" The other {len(names) - MOST_PARTS} are in metrics.jsonl." if len(names) > MOST_PARTS else ""
+    svg = line_chart(
+        lines, title=_of(run, several, "Parts of the reward"), y_label="mean of the training critic's part"
+    )
+    return [_picture("curves", svg, f"What the gain is made of.{left}")]
+
+
+def _by_run(runs: Sequence[RunData], name: str, title: str, label: str, caption: str) -> list[Picture]:
+    lines = []
+    for run in runs:
+        curves = [c for seed in run.seeds if (c := series(seed.metrics, name)).steps]
+        if not curves:
+            continue
+        what = run.name if len(runs) > 1 else title.lower()
+        lines += [Line(what, c.steps, c.values, faint=True) for c in curves]
+        mean = smooth(mean_curve(curves), window_for(curves[0]))
+        lines.append(Line(what, mean.steps, mean.values))
+    if not lines or (name == "failures/share" and not any(v for line in lines for v in line.y)):
+        return []
+    return [_picture("curves", line_chart(lines, title=title, y_label=label), caption)]
+
+
+def _diversity(run: RunData, several: bool) -> list[Picture]:
+    lines = []
+    for name, what in _DIVERSITY:
+        mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
+        if mean.steps:
+            mean = smooth(mean, window_for(mean))
+            lines.append(Line(what, mean.steps, mean.values))
+    if not lines:
+        return []
+    svg = line_chart(lines, title=_of(run, several, "Diversity of a batch"), y_label="share", y_range=(0.0, 1.0))
+    return [_picture("curves", svg, "Different word pairs falling while the other two rise: one joke is told for all.")]
+
+
+def _drift(run: RunData, several: bool) -> list[Picture]:
+    curves = {
+        name: mean_curve([series(seed.drift, f"drift/{name}") for seed in run.seeds])
+        for name in ("training", "held_out")
+        if any(f"drift/{name}" in look for seed in run.seeds for look in seed.drift)
+    }
+    if not curves:
+        return []
+    names = {"training": "training critic", "held_out": "held-out judge"}
+    lines = [Line(names[name], curve.steps, curve.values) for name, curve in curves.items()]
+    svg = line_chart(lines, title=_of(run, several, "Drift monitor"), y_label="score", marks=drift_marks(run))
+    return [
+        _picture(
+            "curves",
+            svg,
+            "The same prompts at each look, by both critics, and where the monitor first raised each alarm.",
+        )
+    ]
+
+
+def _two_critics(run: RunData, several: bool) -> list[Picture]:
+    """The lines that a second critic judged afterwards (`humor-env rescore`)."""
+    clouds: dict[str, tuple[list[float], list[float]]] = {}
+    for seed in run.seeds:
+        for lines in (seed.training[-1000:], seed.stages.get(seed.trained or "", ())):
+            for line in lines:
+                for other, score in line.others.items():
+                    if line.score is not None:
+                        xs, ys = clouds.setdefault(other, ([], []))
+                        xs.append(line.score)
+                        ys.append(score)
+    if not clouds:
+        return []
+    svg = scatter_chart(
+        [Points(name, xs, ys) for name, (xs, ys) in clouds.items()],
+        title=_of(run, several, "Two critics on the same lines"),
+        x_label="the critic of the run",
+        y_label="the other critic",
+        diagonal=True,
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+    )
+    return [_picture("curves", svg, "Far below the diagonal: lines that only the run's critic likes.")]
+
+
+def _imitation(run: RunData, several: bool) -> list[Picture]:
+    lines = []
+    for name, what in (("sft/loss", "training loss"), ("sft/dev_loss", "dev loss")):
+        mean = mean_curve([series(seed.imitation, name) for seed in run.seeds])
+        if mean.steps:
+            mean = smooth(mean, window_for(mean) if name == "sft/loss" else 1)
+            lines.append(Line(what, mean.steps, mean.values))
+    if not lines:
+        return []
+    svg = line_chart(lines, title=_of(run, several, "Imitation of the teacher"), y_label="nats a token")
+    return [_picture("curves", svg, "The warm start: what the student was before it met the critic.")]
+
+
+def _time(run: RunData, several: bool) -> list[Picture]:
+    found = []
+    stages = [Bar(_seed_name(seed), dict(seed.seconds)) for seed in run.seeds if seed.seconds]
+    if stages:
+        svg = bar_chart(stages, title=_of(run, several, "Time by stage"), unit="s")
+        found.append(_picture("cost", svg, "Wall-clock seconds of the whole run."))
+    phases = [Bar(_seed_name(seed), parts) for seed in run.seeds if (parts := phase_seconds(seed))]
+    if phases:
+        svg = bar_chart(phases, title=_of(run, several, "Time of learning by phase"), unit="s")
+        found.append(_picture("cost", svg, "The critic's time counts only where somebody had to wait for it."))
+    return found
+
+
+def _seed_name(seed: SeedData) -> str:
+    return seed.name.replace("seed-", "seed ")
+
+
+__all__ = ["Curve", "Picture", "drift_marks", "pictures"]

@@ -1,0 +1,371 @@
+"""A run, or several side by side, as one page to send to a colleague: everything inside one HTML file.
+
+    write_report([Path("runs/pocket-quickstart")], Path("report.html"))
+    humor-env report runs/a runs/b --out compare.html
+
+The page asks nothing of a network and says so to the browser: its content-security policy allows only its own style and
+its own script, both by their hash. What a model wrote is never markup: the template escapes, charts escape, and the
+browser of jokes gets its lines as data and puts them on the page as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.drawing.charts import style, write_svg
+from humor_env.experiments.reports import report_numbers as numbers
+from humor_env.experiments.reports.benchmark_page import benchmark_view, is_benchmark
+from humor_env.experiments.reports.pictures import Picture, pictures, result_picture
+from humor_env.experiments.reports.report_data import REFERENCES, Judged, RunData, begun_from, load_run
+
+TEMPLATES = resources.files("humor_env.experiments") / "templates"
+MOST_TRAINING_LINES = 500  # of the latest steps, in the browser of jokes; the flagged ones come on top
+SHOWN_FIRST = 8
+
+
+@dataclass(frozen=True)
+class Flagging:
+    """How many lines of each stage a gate stops: a hack shows as a share that grows."""
+
+    gate: str
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str
+    value: str
+
+
+def write_report(folders: Sequence[Path], out: Path) -> Path:
+    """Read the runs, write the page, return its path."""
+    if not folders:
+        raise InvalidOption("Give at least one run's folder.")
+    if out.is_dir():
+        out = out / "report.html"
+    command = command_for(folders, out)
+    benchmarks = [folder for folder in folders if is_benchmark(folder)]
+    if benchmarks and len(folders) > 1:
+        raise InvalidOption(f"'{benchmarks[0]}' is a benchmark, and a benchmark has a page of its own: give it alone.")
+    page = (
+        render_benchmark(benchmarks[0], command=command)
+        if benchmarks
+        else render([load_run(folder) for folder in folders], command=command)
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def write_picture(folders: Sequence[Path], out: Path) -> Path:
+    """One run's result as an SVG file that is light or dark by its reader's setting."""
+    if len(folders) != 1 or is_benchmark(folders[0]):
+        raise InvalidOption(
+            "A picture shows one run: give one run's folder. (A benchmark draws its own: --tables PAGE.)"
+        )
+    run = load_run(folders[0])
+    if not numbers.headline(run):
+        raise InvalidOption(f"No stage of the run in '{folders[0]}' was measured yet, so there is no result to draw.")
+    write_svg(out, result_picture(run))
+    return out
+
+
+def default_path(folders: Sequence[Path]) -> Path:
+    """Beside what it tells of; of several runs, where the reader stands."""
+    return Path(folders[0], "report.html") if len(folders) == 1 else Path("report.html")
+
+
+def command_for(folders: Sequence[Path], out: Path) -> str:
+    return " ".join(["humor-env report", *(_quoted(str(f)) for f in folders), "--out", _quoted(str(out))])
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def render(runs: Sequence[RunData], *, command: str = "") -> str:
+    """The page. The same runs give the same page, byte for byte."""
+    runs = _named_apart(runs)
+    heads = [row for run in runs for row in numbers.headline(run)]
+    view = {
+        "title": " · ".join(run.name for run in runs),
+        "runs": [_about(run) for run in runs],
+        "headline": [_head_row(row) for row in heads],
+        "tables": [],
+        "pictures": pictures(runs, heads),
+        "notes": [note for run in runs for note in run.notes],
+    }
+    return _whole(view, runs, command)
+
+
+def render_benchmark(folder: Path, *, command: str = "") -> str:
+    view, systems = benchmark_view(folder)
+    return _whole(view | {"headline": []}, systems, command)
+
+
+def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> str:
+    """The page with what is to be seen first, and the browser of jokes."""
+    from humor_env.rewards.rules import RulesCritic
+
+    look = _Look(runs, RulesCritic())
+    view = dict(view) | {
+        "several": len(runs) > 1,
+        "suspects": look.suspects[:SHOWN_FIRST],
+        "suspect_count": len(look.suspects),
+        "scanned": look.scanned,
+        "worst": look.worst[:SHOWN_FIRST],
+        "lowest": look.lowest[:SHOWN_FIRST],
+        "flags": look.flaggings,
+        "flag_stages": look.flag_stages,
+        "repeats": [(run.name, stage, found) for run, stage, found in look.repeats if found],
+        "critics": look.critics,
+        "second_opinion": any(line.others for line in look.all_lines),
+        "command": command,
+        "rows": len(look.rows),
+    }
+    return _page(view, {"runs": [run.name for run in runs], "rows": look.rows})
+
+
+def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
+    """Two folders may have one name; their paths tell them apart."""
+    from dataclasses import replace
+
+    names = [run.name for run in runs]
+    return [run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs]
+
+
+def _page(view: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = _number
+    environment.filters["percent"] = lambda share: f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
+    css = style() + (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    template = environment.from_string((TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        **view,
+        css=Markup(css),
+        script=Markup(script),
+        css_hash=_hash(css),
+        script_hash=_hash(script),
+        data=Markup(json_for_html(data)),
+    )
+
+
+def json_for_html(data: Any) -> str:
+    """JSON that no HTML parser can take for markup: it ends no element and begins none."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _head_row(row: numbers.Headline) -> dict[str, Any]:
+    """A row of the headline table, with its estimates as they are printed."""
+
+    def told(found: numbers.Estimate | None, form: str) -> str:
+        if found is None or not math.isfinite(found.mean):
+            return "–"
+        said = format(found.mean, form)
+        return said if found.low is None or found.high is None else f"{said} [{found.low:{form}}, {found.high:{form}}]"
+
+    return {
+        "run": row.run,
+        "stage": row.stage,
+        "learnt": row.stage not in REFERENCES,
+        "score": told(row.score, ".3f"),
+        "change": told(row.change, "+.3f"),
+        "matches": told(row.matches_teacher, ".0%"),
+        "by_seed": ", ".join(f"{score:.3f}" for score in row.by_seed) if len(row.by_seed) > 1 else "",
+        "distinct_2": row.distinct_2,
+        "length_ratio": row.length_ratio,
+        "failures": row.failures,
+        "count": row.count,
+    }
+
+
+def _about(run: RunData) -> dict[str, Any]:
+    """What was run, in a few facts; the whole spec is folded away below them."""
+    spec, record = run.spec, run.record
+    training = [str(c.get("name") or c.get("critic")) for c in spec.get("critic", [])]
+    held_out = [str(c.get("name") or c.get("critic")) for c in spec.get("eval", {}).get("critic", [])]
+    limits = ", ".join(f"{k} {v}" for k, v in spec.get("budget", {}).items())
+    found = [
+        ("learner", run.learner),
+        ("student", spec.get("student", {}).get("model")),
+        ("environment", spec.get("env", {}).get("id")),
+        ("prompts", spec.get("env", {}).get("prompts")),
+        ("teacher", (spec.get("teacher") or {}).get("lines")),
+        ("training critic", " + ".join(training)),
+        ("held-out judge", " + ".join(held_out) or ("the training critic" if training else "")),
+        ("seeds", ", ".join(s.name.removeprefix("seed-") for s in run.seeds if s.name.startswith("seed-"))),
+        ("steps", _steps(run)),
+        ("limits", limits),
+        ("commit", record.get("commit")),
+        ("machine", ", ".join(str(record[k]) for k in ("device", "platform") if record.get(k))),
+        ("begun", record.get("started")),
+    ]
+    versions = record.get("versions", {})
+    told = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
+    facts = {name: value for name, value in found if value} | dict(record.get("facts", {}))
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "facts": [Fact(name, str(value)) for name, value in facts.items()],
+        "versions": told,
+        "repeat": record.get("repeat"),
+        "spec": run.spec_text,
+        "spent": _spent(run),
+        "same_judge": bool(training) and (not held_out or held_out == training),
+        "stopped": [(s.name, s.why) for s in run.seeds if s.stopped or s.why],
+    }
+
+
+def _spent(run: RunData) -> str:
+    """What the training critic took, in words; nothing where it asked no language model."""
+    found = numbers.spent(run)
+    if not found.get("calls"):
+        return ""
+    cost = f"${found['cost']:.2f}" if "cost" in found else "a cost that is not known"
+    return f"the training critic made {found['calls']:.0f} calls of a language model for {cost}."
+
+
+def _steps(run: RunData) -> str:
+    asked = run.spec.get("learner", {}).get("steps")
+    done = [int(seed.metrics[-1]["step"]) for seed in run.seeds if seed.metrics and "step" in seed.metrics[-1]]
+    if not done:
+        return str(asked or "")
+    reached = f"{min(done)}" if min(done) == max(done) else f"{min(done)} to {max(done)}"
+    return reached if asked in (None, min(done)) else f"{reached} of {asked}"
+
+
+class _Look:
+    """Every line of the runs looked at once: the rows of the browser, and what is to be seen first."""
+
+    def __init__(self, runs: Sequence[RunData], gates: numbers.Gates) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.suspects: list[numbers.Suspect] = []
+        self.worst: list[dict[str, Any]] = []
+        self.lowest: list[numbers.Suspect] = []
+        self.all_lines: list[Judged] = []
+        self.scanned = 0
+        self.repeats = []
+        counts: dict[tuple[str, str], list[int]] = {}
+        for index, run in enumerate(runs):
+            for seed in run.seeds:
+                trained = seed.trained or next((s for s in ("imitation", "base") if s in seed.stages), "")
+                found = {}
+                for stage, lines in seed.stages.items():
+                    found[stage] = numbers.flagged(lines, gates)
+                    self.scanned += len(lines)
+                    self._count(counts, run if len(runs) > 1 else None, stage, found[stage])
+                self._held_out(index, run, seed, trained, found)
+                self._training(index, run, seed, gates)
+            names = [s.trained for s in run.seeds if s.trained]
+            if names:
+                self.repeats.append((run, names[0], numbers.repeats(run.seeds, names[0])))
+        # The best paid first: a fault that costs nothing is what a learner will find.
+        self.suspects.sort(key=lambda s: (-(s.line.score or 0.0), s.run, s.seed, s.line.prompt_id))
+        self.worst.sort(key=lambda row: row["change"])
+        self.lowest.sort(key=lambda s: (s.line.score if s.line.score is not None else 2.0, s.run, s.line.prompt_id))
+        self.flag_stages = list(dict.fromkeys(stage for stage, _ in counts))
+        gates_seen = sorted({gate for _, gate in counts if gate})
+        self.flaggings = [
+            Flagging(
+                gate,
+                {stage: counts.get((stage, gate), [0])[0] / counts[stage, ""][0] for stage in self.flag_stages},
+            )
+            for gate in gates_seen
+        ]
+        self.critics = sorted({line.critic for line in self.all_lines if line.critic})
+
+    @staticmethod
+    def _count(counts: dict[tuple[str, str], list[int]], run: RunData | None, stage: str, found: Any) -> None:
+        name = stage if run is None else f"{run.name}: {stage}"
+        counts.setdefault((name, ""), [0])[0] += len(found)
+        for flags, _ in found:
+            for flag in flags:
+                counts.setdefault((name, flag), [0])[0] += 1
+
+    def _held_out(self, index: int, run: RunData, seed: Any, trained: str, found: Mapping[str, Any]) -> None:
+        lines = {stage: {line.prompt_id: line for line in rows} for stage, rows in seed.stages.items()}
+        for place, line in enumerate(seed.stages.get(trained, ())):
+            flags, why = found[trained][place]
+            before = lines.get(begun_from(trained, lines), {}).get(line.prompt_id)
+            change = None
+            if before is not None and before.score is not None and line.score is not None:
+                change = line.score - before.score
+            if flags:
+                self.suspects.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
+            if before is not None and change is not None and change <= -0.1:
+                self.worst.append({"run": run.name, "before": before, "now": line, "change": change})
+            self.lowest.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
+            told = [_told(stage, table[line.prompt_id]) for stage, table in lines.items() if line.prompt_id in table]
+            main = next(i for i, t in enumerate(told) if t[0] == trained)
+            self._row("held-out", index, seed.name, line, told, main, flags, why, change)
+
+    def _training(self, index: int, run: RunData, seed: Any, gates: numbers.Gates) -> None:
+        lines = numbers.recent(seed.training)
+        found = numbers.flagged(lines, gates)
+        self.scanned += len(lines)
+        hacks = []
+        for place, (line, (flags, why)) in enumerate(zip(lines, found, strict=True)):
+            if flags and line.score is not None and line.score >= 0.5:
+                self.suspects.append(numbers.Suspect(run.name, seed.name, f"step {line.step}", line, flags, why))
+                hacks.append(place)
+        latest = range(max(0, len(lines) - MOST_TRAINING_LINES), len(lines))
+        for place in sorted({*hacks[-MOST_TRAINING_LINES:], *latest}):
+            line, (flags, why) = lines[place], found[place]
+            self._row("training", index, seed.name, line, [_told(run.learner, line)], 0, flags, why, None)
+
+    def _row(
+        self,
+        kind: str,
+        index: int,
+        seed: str,
+        line: Judged,
+        told: list[list[Any]],
+        main: int,
+        flags: Sequence[str],
+        why: str,
+        change: float | None,
+    ) -> None:
+        self.all_lines.append(line)
+        row: dict[str, Any] = {"k": kind, "r": index, "s": seed, "p": line.prompt, "l": told, "m": main}
+        apart = numbers.disagreement(line)
+        optional: dict[str, Any] = {"t": line.step or None, "f": list(flags) or None, "w": why or None}
+        optional |= {"c": _short(change), "d": _short(apart)}
+        self.rows.append(row | {k: v for k, v in optional.items() if v is not None})
+
+
+def _told(stage: str, line: Judged) -> list[Any]:
+    parts = {name: _short(value) for name, value in line.parts.items()}
+    return [stage, line.text, _short(line.score), line.reason, parts, {k: _short(v) for k, v in line.others.items()}]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 4)
+
+
+__all__ = ["Picture", "command_for", "json_for_html", "render", "render_benchmark", "write_picture", "write_report"]

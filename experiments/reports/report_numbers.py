@@ -1,0 +1,299 @@
+"""What a report computes from a run's files: headline with intervals, where two judges part, suspects, repeats.
+
+    [row.mean for row in headline(run)]              # base, imitation, the learner, teacher
+    parting([10, 20, 30], [.5, .6, .7], [.5, .6, .4])    # 20: from there the critic is pleased and the judge is not
+    suspects(run, gates)                             # lines that look like a hack, the best paid first
+
+Pure functions from `RunData` to small records; no HTML and no files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
+from humor_env.measures import distinct_n, ngrams
+from humor_env.streams import generator
+from humor_env.types import Joke, Judgement, Prompt
+
+RESAMPLES = 2000
+FAR = 0.3  # a critic's score this far above another's is worth a look
+_MOST_SCANNED = 20_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval, None where there is too little to give one."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One stage of a run over all its seeds."""
+
+    run: str
+    stage: str
+    score: Estimate
+    by_seed: Sequence[float]
+    change: Estimate | None  # from what it began as (the imitation, or else the base), prompt by prompt
+    matches_teacher: Estimate | None  # share of prompts on which it scores at least what the teacher's line does
+    distinct_2: float | None
+    length_ratio: float | None
+    failures: int
+    count: int
+
+
+def headline(run: RunData) -> list[Headline]:
+    names = dict.fromkeys(n for seed in run.seeds for n in [*seed.stages, *seed.numbers])
+    return [_headline(run, name) for name in names]
+
+
+def _headline(run: RunData, stage: str) -> Headline:
+    tables = [by_prompt(seed.stages[stage]) for seed in run.seeds if stage in seed.stages]
+    if not tables:  # only the numbers were kept
+        kept = [seed.numbers[stage] for seed in run.seeds if stage in seed.numbers]
+        scores = [s for n in kept if (s := n.get("score")) is not None]
+        low, high = (kept[0].get("low"), kept[0].get("high")) if len(kept) == 1 else (None, None)
+        told = {key: [v for n in kept if (v := n.get(key)) is not None] for key in ("distinct_2", "length_ratio")}
+        return Headline(
+            run=run.name,
+            stage=stage,
+            score=Estimate(_mean(scores), low, high),
+            by_seed=scores,
+            change=None,
+            matches_teacher=None,
+            distinct_2=_mean(told["distinct_2"]) if told["distinct_2"] else None,
+            length_ratio=_mean(told["length_ratio"]) if told["length_ratio"] else None,
+            failures=int(sum(n.get("failures") or 0 for n in kept)),
+            count=int(sum(n.get("count") or 0 for n in kept)),
+        )
+    there = {name for seed in run.seeds for name in seed.stages}
+    start = begun_from(stage, there)
+    change = None
+    if stage not in REFERENCES or stage == "imitation":
+        before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]
+        change = _paired(tables, before, lambda now, then: now - then)
+    teacher = [by_prompt(s.stages["teacher"]) for s in run.seeds if "teacher" in s.stages and stage in s.stages]
+    matches = None if stage == "teacher" else _paired(tables, teacher, lambda now, then: float(now >= then))
+    lines = [seed.stages[stage] for seed in run.seeds if stage in seed.stages]
+    return Headline(
+        run=run.name,
+        stage=stage,
+        score=interval(_over_seeds(tables)),
+        by_seed=[_mean(list(table.values())) for table in tables],
+        change=change,
+        matches_teacher=matches,
+        distinct_2=_mean([distinct_n([line.text for line in one], 2) for one in lines]),
+        length_ratio=_mean([sum(len(r.text) for r in one) / max(1, sum(len(r.prompt) for r in one)) for one in lines]),
+        failures=sum(line.score is None for one in lines for line in one),
+        count=sum(map(len, lines)),
+    )
+
+
+def by_prompt(lines: Sequence[Judged]) -> dict[str, float]:
+    """Mean score by prompt; lines that no critic could judge are left out."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for line in lines:
+        if line.score is not None:
+            found[line.prompt_id].append(line.score)
+    return {prompt: _mean(scores) for prompt, scores in found.items()}
+
+
+def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
+    """Each prompt's mean over the seeds: prompts are what is resampled, for they are what a new test would change."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for table in tables:
+        for prompt, score in table.items():
+            found[prompt].append(score)
+    return [_mean(scores) for scores in found.values()]
+
+
+def _paired(
+    now: Sequence[Mapping[str, float]], then: Sequence[Mapping[str, float]], compare: Callable[[float, float], float]
+) -> Estimate | None:
+    if len(now) != len(then) or not now:
+        return None
+    tables = [{p: compare(a[p], b[p]) for p in a if p in b} for a, b in zip(now, then, strict=True)]
+    values = _over_seeds(tables)
+    return interval(values) if values else None
+
+
+def interval(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % percentile bootstrap interval; always the same for the same values."""
+    if len(values) < 2:
+        return Estimate(_mean(values))
+    data = np.asarray(values)
+    draws = generator(0, "report").integers(len(data), size=(RESAMPLES, len(data)))
+    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
+    return Estimate(float(data.mean()), float(low), float(high))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def series(rows: Sequence[Row], name: str) -> Curve:
+    found = [(row["step"], row[name]) for row in rows if name in row and "step" in row]
+    return Curve([s for s, _ in found], [v for _, v in found])
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean over seeds at the steps that all of them reached; the only one, where there is one."""
+    curves = [c for c in curves if c.steps]
+    if len(curves) <= 1:
+        return curves[0] if curves else Curve([], [])
+    tables = [dict(zip(c.steps, c.values, strict=True)) for c in curves]
+    steps = sorted(set.intersection(*(set(t) for t in tables)))
+    return Curve(steps, [_mean([t[s] for t in tables]) for s in steps])
+
+
+def smooth(curve: Curve, window: int) -> Curve:
+    """A centred running mean; at the ends over what is there."""
+    if window <= 1:
+        return curve
+    half = window // 2
+    values = [_mean(curve.values[max(0, i - half) : i + half + 1]) for i in range(len(curve.values))]
+    return Curve(curve.steps, values)
+
+
+def window_for(curve: Curve) -> int:
+    return max(1, 2 * (len(curve.steps) // 40) + 1)
+
+
+def parting(
+    steps: Sequence[float], trained: Sequence[float], held_out: Sequence[float], least: float = 0.03
+) -> float | None:
+    """The step from which the training critic's score goes on rising while the held-out judge's falls; None where they
+    agree. It is the held-out judge's best step, if afterwards (mean of up to three last measurements) the judge has
+    lost more than `least` and the critic has gained more than that."""
+    if len(steps) < 3:
+        return None
+    best = max(range(len(steps)), key=lambda i: held_out[i])
+    after = range(max(best + 1, len(steps) - 3), len(steps))
+    if not after:
+        return None
+    lost = held_out[best] - _mean([held_out[i] for i in after])
+    gained = _mean([trained[i] for i in after]) - trained[best]
+    return steps[best] if lost > least and gained > least else None
+
+
+def at_steps(curve: Curve, steps: Sequence[float]) -> list[float]:
+    """The curve's value at each step, or at the nearest one before it."""
+    if not curve.steps:
+        return [math.nan] * len(steps)
+    index = np.clip(np.searchsorted(curve.steps, steps, side="right") - 1, 0, len(curve.steps) - 1)
+    return [curve.values[i] for i in index]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A line that a gate fails, or that two critics judge very differently. `why` is told in words."""
+
+    run: str
+    seed: str
+    stage: str
+    line: Judged
+    flags: tuple[str, ...]
+    why: str
+
+
+Gates = Callable[[Sequence[Joke]], list[Judgement]]
+
+
+def flagged(lines: Sequence[Judged], gates: Gates) -> list[tuple[tuple[str, ...], str]]:
+    """For each line the gates it clearly fails (below a half), and why."""
+    jokes = [Joke(Prompt(r.prompt_id, r.prompt), r.text, "student", r.stop_reason) for r in lines]
+    found = []
+    for line, verdict in zip(lines, gates(jokes), strict=True):
+        flags = tuple(gate for gate, value in verdict.parts.items() if value < 0.5)
+        why = [part for part in verdict.reason.split("; ") if part.split(":")[0] in flags]
+        best = max(line.others.items(), key=lambda kv: abs(kv[1] - (line.score or 0)), default=None)
+        if best is not None and line.score is not None and line.score - best[1] >= FAR:
+            flags += ("critics_disagree",)
+            why.append(f"{line.critic or 'its critic'} says {line.score:.2f}, {best[0]} says {best[1]:.2f}")
+        found.append((flags, "; ".join(why)))
+    return found
+
+
+def disagreement(line: Judged) -> float | None:
+    """How far the critics that judged this line lie apart; None where only one did."""
+    scores = [s for s in (line.score, *line.others.values()) if s is not None]
+    return max(scores) - min(scores) if len(scores) > 1 else None
+
+
+def recent(lines: Sequence[Judged]) -> Sequence[Judged]:
+    """The lines written while learning that are looked at: the latest, where there are very many."""
+    return lines[-_MOST_SCANNED:]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A run of words that stands in many lines but in none of their prompts."""
+
+    words: str
+    share: float
+    teacher_share: float
+
+
+def repeats(seeds: Sequence[SeedData], stage: str, n: int = 4, most: int = 5, least: float = 0.02) -> list[Repeat]:
+    """The commonest runs of `n` words of a stage: the joke told again and again. Overlapping ones count once."""
+    shares, teacher = _gram_shares(seeds, stage, n), _gram_shares(seeds, "teacher", n)
+    found: list[tuple[tuple[str, ...], float]] = []
+    for gram, share in sorted(shares.items(), key=lambda kv: (-kv[1], kv[0])):
+        if share < least or len(found) >= most:
+            break
+        if not any(len(set(gram) & set(other)) >= n - 1 for other, _ in found):
+            found.append((gram, share))
+    return [Repeat(" ".join(gram), share, teacher.get(gram, 0.0)) for gram, share in found]
+
+
+def _gram_shares(seeds: Sequence[SeedData], stage: str, n: int) -> dict[tuple[str, ...], float]:
+    counts: Counter[tuple[str, ...]] = Counter()
+    total = 0
+    for seed in seeds:
+        for line in seed.stages.get(stage, ()):
+            total += 1
+            counts.update(set(ngrams(line.text, n)) - set(ngrams(line.prompt, n)))
+    return {gram: count / total for gram, count in counts.items() if count > 1}
+
+
+def phase_seconds(seed: SeedData) -> dict[str, float]:
+    """Where the learner's time went. The critic's own time counts only where somebody waited for it."""
+    totals: dict[str, float] = defaultdict(float)
+    for row in seed.timings:
+        for name, value in row.items():
+            if name.startswith("seconds/"):
+                totals[name.removeprefix("seconds/")] += value
+    whole = totals.pop("step", 0.0)
+    for name in ("judge", "spent"):  # hidden behind other work; a running total
+        totals.pop(name, None)
+    named = {_PHASES.get(name, name): value for name, value in totals.items()}
+    rest = whole - sum(named.values())
+    return named | ({"other": rest} if rest > 0.005 * whole else {})
+
+
+_PHASES = {"generate": "writing", "judge_wait": "waiting for the critic", "reference": "reference", "update": "update"}
+
+
+def spent(run: RunData) -> dict[str, float]:
+    """Calls and dollars of the training critic over all seeds, where they were logged."""
+    found: dict[str, float] = {}
+    for name in ("critic/calls", "critic/cost"):
+        values = [row[name] for seed in run.seeds for row in seed.metrics if name in row]
+        if values:
+            found[name.removeprefix("critic/")] = math.fsum(values)
+    return found

@@ -1,0 +1,200 @@
+"""What an experiment file would ask of language models: questions, tokens and dollars, before a cent is spent.
+
+    python -m humor_env.experiments.runs.costs one-gpu-anthropic
+    python -m humor_env.experiments.runs.costs mine.toml --set learner.steps=50
+
+Nothing is sent and no key is needed. Each critic is shown the teacher's lines for some of the run's own prompts, and
+what it would send is measured; that, times the lines of the run, is the table. It is a bound from above for each item:
+lines that an earlier gate stops, repeated lines and what a ledger already holds are not subtracted, and replies are
+counted at the longest that is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import HumorEnvError
+from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
+from humor_env.llm.desk import Estimate
+from humor_env.types import Joke
+
+SAMPLE = 20  # prompts that the questions are measured on
+_SENDS = ("scorer", "multiple-choice")  # built in, and asked through a client
+
+
+@dataclass(frozen=True)
+class Item:
+    """One critic or judge in one part of the run. `lines` is what it is asked about: lines, or pairs of lines."""
+
+    what: str
+    who: str
+    lines: int
+    calls: float
+    input_tokens: float
+    output_tokens: float
+    cost: float | None
+
+
+def estimate_spec(spec: Spec) -> list[Item]:
+    """An item for each language model in learning and in evaluation, over all seeds."""
+    from humor_env.experiments.runs.ingredients import Parts
+
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Parts(_without_keys(spec), Path(scratch))
+        try:
+            learning = _lines_to_learn_from(spec, parts)
+            evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + _dev_lines(spec, parts)
+            sample = _sample(parts)
+            items = [_item("learning", _name(c), parts._make(c), sample, learning) for c in parts.spec.critic]
+            if parts.judge is not None and parts.spec.judge is not None:
+                items.append(_item("learning", parts.spec.judge.judge, parts.judge, sample, _pairs(spec, parts)))
+            measured = parts.spec.eval.critic or parts.spec.critic
+            items += [_item("evaluation", _name(c), parts._make(c), sample, evaluated) for c in measured]
+        finally:
+            parts.close()
+    count = len(spec.seeds)
+    return [
+        Item(
+            item.what,
+            item.who,
+            item.lines * count,
+            item.calls * count,
+            item.input_tokens * count,
+            item.output_tokens * count,
+            None if item.cost is None else item.cost * count,
+        )
+        for item in items
+        if item is not None
+    ]
+
+
+def _lines_to_learn_from(spec: Spec, parts: Any) -> int:
+    """Lines that the training critics are asked about in one seed."""
+    config = spec.learner_config(spec.seeds[0])
+    steps, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
+    if steps and batch:
+        return int(steps * batch * (spec.env.attempts or 1))
+    return int(getattr(config, "n", 0) * len(parts.eval_prompts))
+
+
+def _dev_lines(spec: Spec, parts: Any) -> int:
+    """Lines measured on the way, in one seed."""
+    config = spec.learner_config(spec.seeds[0])
+    every, steps = getattr(config, "evaluate_every", 0), getattr(config, "steps", 0)
+    dev = sum(p.split == "dev" for p in parts.prompts)
+    return steps // every * min(dev, spec.eval.dev_limit) if every else 0
+
+
+def _pairs(spec: Spec, parts: Any) -> int:
+    """Pairs that the judge is asked about in one seed, where each prompt gives one in each round."""
+    config = spec.learner_config(spec.seeds[0])
+    phases = [c for n in ("brio", "dpo") if (c := getattr(config, n, None)) is not None] or [config]
+    prompts = len(parts.prompts.split(spec.env.split))
+    return sum((getattr(c, "prompts_per_round", 0) or prompts) * getattr(c, "rounds", 1) for c in phases)
+
+
+def _sample(parts: Any) -> list[tuple[Joke, Joke]]:
+    """Two lines for each of some prompts: the teacher's, or the prompt itself where there is none."""
+    found = []
+    for prompt in parts.prompts.split(parts.spec.env.split)[:SAMPLE]:
+        lines = list(parts.teacher.lines_for(prompt.id)) if parts.teacher else []
+        lines = (lines or [f"{prompt.text} Twice."]) * 2
+        # Never the same words: a critic knows the outcome of that without asking.
+        found.append((Joke(prompt, f"{lines[0]} "), Joke(prompt, lines[1])))
+    return found
+
+
+def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
+    """None where the critic asks nobody."""
+    judge: Any = getattr(critic, "judge", None)
+    if hasattr(judge, "estimate"):  # win-tie: each line meets some of the teacher's
+        known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
+        pairs = [
+            (Joke(a.prompt, f"{a.text}!"), Joke(a.prompt, b))
+            for (a, _), bs in zip(sample, known, strict=True)
+            for b in bs
+        ]
+        found: Estimate = judge.estimate(pairs)
+    elif not hasattr(critic, "estimate"):
+        return None
+    elif callable(getattr(critic, "requests", None)) and hasattr(critic, "votes"):
+        found = critic.estimate([(Joke(a.prompt, f"{a.text}!"), b) for a, b in sample])
+    else:
+        found = critic.estimate([joke for joke, _ in sample])
+    share = lines / len(sample)
+    cost = None if found.cost is None else found.cost * share
+    return Item(what, who, lines, found.calls * share, found.input_tokens * share, found.output_tokens * share, cost)
+
+
+def _name(critic: CriticSpec) -> str:
+    judge = critic.options.get("judge")
+    return critic.critic if not isinstance(judge, str) else f"{critic.critic}, {judge}"
+
+
+def _without_keys(spec: Spec) -> Spec:
+    """The spec with clients that need no key and ledgers that leave no file."""
+    critics = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.critic]
+    measuring = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.eval.critic]
+    judge = spec.judge
+    if judge is not None:
+        judge = JudgeSpec(judge=judge.judge, options=_harmless(judge.judge, judge.options))
+    eval_ = spec.eval.model_copy(update={"critic": measuring})
+    changed: Spec = spec.model_copy(update={"critic": critics, "eval": eval_, "judge": judge})
+    return changed
+
+
+def _harmless(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    given = dict(options)
+    if name in _SENDS:
+        given |= {"ledger": ":memory:", "options": {**given.get("options", {}), "must_have_key": False}}
+    judge = given.get("judge")
+    if isinstance(judge, str) and judge in _SENDS:
+        given["judge_options"] = _harmless(judge, given.get("judge_options", {}))
+    return given
+
+
+def show(spec: Spec, items: Sequence[Item]) -> str:
+    if not items:
+        return f"{spec.name}: no language model is asked; it costs nothing but time."
+    rows = [
+        "| part | who | lines or pairs | calls | tokens read | tokens written, at most | dollars, at most |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for i in items:
+        money = "unknown" if i.cost is None else f"{i.cost:,.2f}"
+        rows.append(
+            f"| {i.what} | {i.who} | {i.lines:,} | {i.calls:,.0f} | {i.input_tokens:,.0f} | {i.output_tokens:,.0f} "
+            f"| {money} |"
+        )
+    costs = [i.cost for i in items]
+    total = None if any(c is None for c in costs) else sum(c or 0.0 for c in costs)
+    limit = spec.budget.max_cost
+    told = "unknown: a model has no price in prices.toml" if total is None else f"at most about ${total:,.2f}"
+    return "\n".join(rows) + (
+        f"\n\n{spec.name}, {len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}: {told}"
+        + (f"; the budget stops it at ${limit:,.2f}." if limit is not None else "; no limit is set in [budget].")
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m humor_env.experiments.runs.costs", description=__doc__.split("\n")[0])
+    parser.add_argument("spec", help="a TOML file, a run's folder, or the name of a bundled spec")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key")
+    options = parser.parse_args(arguments)
+    try:
+        spec = load_spec(options.spec, options.set)
+        print(show(spec, estimate_spec(spec)))
+    except HumorEnvError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""What a spec names, made: prompts, teacher, critics with the run's ledger and limits, environments, the student.
+
+parts = Parts(spec, folder)
+parts.check()                       # names, options, keys and files, before anything is computed
+parts.train_critic, parts.prompts, parts.teacher, parts.make_envs(config)
+load_student(spec.student, seed=0)
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from accelerate import PartialState
+from gymnasium import spaces as gymnasium_spaces
+
+from humor_env import pocket, registry
+from humor_env.agents.session.limits import Limits
+from humor_env.agents.session.monitor import Monitor, MonitorConfig
+from humor_env.agents.session.processes import process_count
+from humor_env.agents.student import Lora, Student
+from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.server import Server
+from humor_env.agents.student.writer import Backend
+from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
+from humor_env.experiments.specs.preference_file import read_preferences
+from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
+from humor_env.prompts import PromptSet, load_prompts
+from humor_env.registry import Registry
+from humor_env.spaces import UnicodeText
+from humor_env.teacher import TeacherBuffer, open_lines, pocket_lines
+from humor_env.types import Critic, Demonstration, Judge, Preference, Prompt
+
+BUDGET_SCOPE = "run"
+_FILES = (".jsonl", ".json", ".csv", ".tsv")
+
+
+def check_named(spec: Spec) -> None:
+    """That the critics and files which a spec names are there: what a dry run finds without a key, a hub or a model."""
+    for critic in (*spec.critic, *spec.eval.critic):
+        registry.critics.resolve(critic.critic)
+    named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
+    named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
+    for key, value in named.items():
+        if isinstance(value, str) and value.endswith(_FILES) and not Path(value).is_file():
+            raise InvalidOption(f"There is no file '{value}', which {key} names.")
+
+
+@dataclass
+class Parts:
+    """What all seeds share, each made when first asked for."""
+
+    spec: Spec
+    folder: Path
+    _made: list[Critic | Judge] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Make what is cheap and may be wrong (names, options, keys, files) before anything is computed."""
+        _ = self.eval_critic, self.judge, self.prompts, self.eval_prompts
+        if self.spec.critic:
+            _ = self.train_critic
+        self.prompts.split(self.spec.env.split)
+        taken = inspect.signature(self.spec.train).parameters
+        for option, name in ((self.spec.student.backend, "backend"), (self.spec.preferences, "preferences")):
+            if option is not None and name not in taken:
+                where = "[student.backend]" if name == "backend" else "[learner] preferences"
+                raise InvalidOption(f"The learner '{self.spec.learner_name}' takes no {name}: leave {where} out.")
+        _ = self.preferences, self.backend_key
+        watched = self.limits != Limits() or self.spec.monitor is not None
+        if watched and "watch" not in taken:
+            raise InvalidOption(
+                f"The learner '{self.spec.learner_name}' keeps no budget and no monitor: give its train function a "
+                "parameter 'watch', or leave [monitor] and max_samples, max_judgements and max_seconds out."
+            )
+        if self.spec.monitor is not None:
+            _ = self.watching_critic, self.prompts.split(self.spec.monitor.split)
+        if self.spec.imitates and not self.demonstrations:
+            raise PromptError(
+                f"The teacher '{self.spec.teacher and self.spec.teacher.lines}' has no line for the split "
+                f"'{self.spec.env.split}' of the prompts '{self.prompts.name}', so there is nothing to imitate."
+            )
+
+    @cached_property
+    def env_options(self) -> dict[str, Any]:
+        """The environment's own settings: those it is registered with, and over them the spec's."""
+        spec = self.spec.env
+        options = dict(gymnasium.spec(spec.id).kwargs)
+        given = {"attempts": spec.attempts, "max_chars": spec.max_chars, "split": spec.split}
+        return options | {k: v for k, v in given.items() if v is not None}
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        what = self.spec.env.prompts or self.env_options.get("prompts", "pocket")
+        return load_prompts(what, **self.spec.env.prompts_options)
+
+    @cached_property
+    def eval_prompts(self) -> tuple[Prompt, ...]:
+        return self.prompts.split(self.spec.eval.split)[: self.spec.eval.limit]
+
+    @cached_property
+    def teacher(self) -> TeacherBuffer | None:
+        """The teacher's lines."""
+        spec = self.spec.teacher
+        if spec is None:
+            return None
+        if spec.lines == "pocket":
+            return pocket_lines(max(spec.per_prompt, spec.dev_per_prompt))
+        found = open_lines(spec.lines)
+        assert isinstance(found, TeacherBuffer)
+        return found
+
+    @cached_property
+    def demonstrations(self) -> tuple[Demonstration, ...]:
+        return self._demonstrations(self.spec.env.split, self.spec.teacher.per_prompt if self.spec.teacher else 0)
+
+    @cached_property
+    def dev(self) -> tuple[Demonstration, ...]:
+        if not any(p.split == "dev" for p in self.prompts):
+            return ()
+        return self._demonstrations("dev", self.spec.teacher.dev_per_prompt if self.spec.teacher else 0)
+
+    def _demonstrations(self, split: str, count: int) -> tuple[Demonstration, ...]:
+        buffer = self.teacher
+        if buffer is None or self.spec.teacher is None:
+            return ()
+        chosen = [d for p in self.prompts.split(split) for d in buffer.demonstrations_for(p.id)[:count]]
+        wanted = self.spec.teacher.filter
+        if wanted is not None:
+            critic = self._make(CriticSpec(critic=wanted.critic, options=wanted.options))
+            chosen = list(TeacherBuffer(None, chosen).filter(critic, wanted.at_least))
+        return tuple(chosen)
+
+    @cached_property
+    def train_critic(self) -> Critic:
+        if not self.spec.critic:
+            raise InvalidOption(
+                f"The learner '{self.spec.learner_name}' learns from a critic: the spec needs [[critic]]."
+            )
+        return self._make_all(self.spec.critic)
+
+    @cached_property
+    def eval_critic(self) -> Critic:
+        return self._make_all(self.spec.eval.critic) if self.spec.eval.critic else self.train_critic
+
+    @property
+    def limits(self) -> Limits:
+        """What each seed's learner may take."""
+        budget = self.spec.budget
+        return Limits(budget.max_samples, budget.max_judgements, budget.max_seconds)
+
+    @cached_property
+    def preferences(self) -> tuple[Preference, ...]:
+        """Those that were made before."""
+        path = self.spec.preferences
+        return () if path is None else tuple(read_preferences(path, self.prompts))
+
+    @property
+    def backend_key(self) -> str | None:
+        """The key of the server that writes the student's lines."""
+        spec = self.spec.student.backend
+        if spec is None or spec.key_env is None:
+            return None
+        if not os.environ.get(spec.key_env):
+            raise CredentialError(f"[student.backend] takes its key from {spec.key_env}, which is not set.")
+        return os.environ[spec.key_env]
+
+    def make_backend(self, student: Student, folder: Path) -> Backend | None:
+        """Where the student's lines are written: None is in this process."""
+        spec = self.spec.student.backend
+        if spec is None:
+            return None
+        return Server(
+            spec.url,
+            student,
+            base=spec.base or self.spec.student.model,
+            adapters=folder / "adapters",
+            key=self.backend_key,
+            timeout=spec.timeout,
+            concurrency=spec.concurrency,
+        )
+
+    def make_monitor(self, folder: Path, sampling: Sampling, seed: int, say: Callable[[str], None]) -> Monitor | None:
+        """What watches the learner of one seed for drift, where the spec asks for it."""
+        spec = self.spec.monitor
+        if spec is None:
+            return None
+        settings = spec.model_dump(exclude={"critic", "split"})
+        return Monitor(
+            MonitorConfig(**settings),
+            self.prompts.split(spec.split),
+            training=self.train_critic if self.spec.critic else None,
+            held_out=self.watching_critic,
+            teacher=self.demonstrations,
+            sampling=sampling,
+            folder=folder,
+            seed=seed,
+            say=say,
+        )
+
+    @cached_property
+    def watching_critic(self) -> Critic | None:
+        """Who holds the score against the training critic's. The training critic itself is never held out."""
+        own = self.spec.monitor.critic if self.spec.monitor is not None else []
+        if own and own != self.spec.critic:
+            return self._make_all(own)
+        return self.eval_critic if self.spec.eval.critic and self.spec.eval.critic != self.spec.critic else None
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        if self.spec.judge is None:
+            return None
+        options = self._filled(registry.judges, self.spec.judge.judge, self.spec.judge.options)
+        made: Judge = registry.judges.make(self.spec.judge.judge, **options)
+        self._made.append(made)
+        return made
+
+    def _make_all(self, entries: Sequence[CriticSpec]) -> Critic:
+        if len(entries) == 1 and entries[0].weight is None and entries[0].gate is None:
+            return self._make(entries[0])
+        members = []
+        for entry in entries:
+            given = {"name": entry.name, "weight": entry.weight, "gate": entry.gate, "required": entry.required}
+            members.append({"critic": self._make(entry), **{k: v for k, v in given.items() if v is not None}})
+        mixed: Critic = registry.critics.make("mix", critics=members)
+        return mixed
+
+    def _make(self, entry: CriticSpec) -> Critic:
+        made: Critic = registry.critics.make(
+            entry.critic, **self._filled(registry.critics, entry.critic, entry.options)
+        )
+        self._made.append(made)
+        return made
+
+    def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with the run's ledger, limits and teacher, where they are taken and not given."""
+        found = kind.resolve(name)
+        given = dict(options)
+        try:
+            known = inspect.signature(found).parameters
+        except (TypeError, ValueError):
+            return given
+        if not inspect.isclass(found) and not getattr(found, "__name__", "").startswith("make_"):
+            return given
+        budget = self.spec.budget
+        limits = {"max_calls": budget.max_calls, "max_tokens": budget.max_tokens, "max_cost": budget.max_cost}
+        limits = {k: v for k, v in limits.items() if v is not None}
+        if "ledger" in known:
+            given.setdefault("ledger", budget.ledger or str(self.folder / "ledger.sqlite"))
+        if "budget" in known and limits:
+            given.setdefault("budget", {**limits, "scope": BUDGET_SCOPE})
+        if "judge" in known:
+            judge = given.get("judge", known["judge"].default)
+            if isinstance(judge, str):
+                given["judge_options"] = self._filled(registry.judges, judge, given.get("judge_options") or {})
+        if "teacher" in known and known["teacher"].default is inspect.Parameter.empty and "teacher" not in given:
+            if self.teacher is None:
+                raise InvalidOption(f"The critic '{name}' compares with a teacher's lines: the spec needs [teacher].")
+            given["teacher"] = self.teacher
+        return given
+
+    def make_envs(self, config: Any) -> list[Any]:
+        """This process's share of the learner's batch, in `groups` environments."""
+        batch, siblings, groups = getattr(config, "batch_size", 1), getattr(config, "siblings", 1), self.spec.env.groups
+        share = batch // process_count()
+        if share % (groups * siblings):
+            raise InvalidOption(
+                f"[env] groups = {groups}: a process's {share} lines do not divide into {groups} groups of whole "
+                f"families of {siblings} siblings."
+            )
+        options = {k: v for k, v in self.env_options.items() if k not in ("prompts", "critic")}
+        envs = []
+        for _ in range(groups):
+            made = gymnasium.make_vec(
+                self.spec.env.id,
+                num_envs=share // groups,
+                prompts=self.prompts,
+                critic=self.train_critic,
+                **options,
+            )
+            if not isinstance(made.single_action_space, (UnicodeText, gymnasium_spaces.Text)):
+                raise InvalidOption(
+                    f"The environment '{self.spec.env.id}' takes {type(made.single_action_space).__name__} actions; a "
+                    "student writes text. Use humor_env/Paraphrase-v0, OneLiner-v0 or Revise-v0, or one like them."
+                )
+            envs.append(made.unwrapped)
+        return envs
+
+    def close(self) -> None:
+        for made in self._made:
+            close = getattr(made, "close", None)
+            if callable(close):
+                close()
+
+
+def load_student(spec: StudentSpec, seed: int) -> Student:
+    """The student on its device, with an error that names the model where it cannot be loaded."""
+    service, _, name = spec.model.partition(":")
+    model = pocket.path(name) if service == "pocket" else spec.model
+    lora = None
+    if spec.lora is not None:
+        targets = spec.lora.targets if isinstance(spec.lora.targets, str) else tuple(spec.lora.targets)
+        lora = Lora(spec.lora.rank, spec.lora.alpha, spec.lora.dropout, targets)
+    try:
+        device = PartialState().device if spec.device == "auto" else torch.device(spec.device)
+        return Student.load(model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed)
+    except (OSError, ValueError, RuntimeError) as problem:
+        if isinstance(problem, StudentError):
+            raise
+        why = str(problem).strip().split("\n")[0]
+        raise StudentError(
+            f"The student '{spec.model}' could not be loaded ({why}). Give 'pocket:causal', 'pocket:seq2seq', a "
+            "Hugging Face model's name, or a folder; set [student] device where the device is the reason."
+        ) from problem

@@ -1,0 +1,296 @@
+"""One spec, run: environment, student, teacher, critic and learner by name; warm start; learning; held-out evaluation.
+
+    results = run(load_spec("pocket-quickstart"), Path("runs/first"))
+    results[0].stages["ppo"]["score"]           # the held-out critic's mean on held-out prompts
+    run(spec, Path("runs/first"), resume=True)  # goes on where it was stopped
+
+What a learner is given is decided by the names of its parameters, so that a new one needs no change here: config, env,
+student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, watch, backend, preferences.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from humor_env import registry
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.log import Log, RunLog, Silent
+from humor_env.agents.session.processes import is_main_process, process_count
+from humor_env.agents.session.session import Writer
+from humor_env.agents.sft import SFTConfig
+from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.sampling import Sampling
+from humor_env.errors import InvalidOption
+from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
+from humor_env.experiments.runs.ingredients import Parts, load_student
+from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, write_json
+from humor_env.experiments.runs.screen import Quiet, Screen
+from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
+from humor_env.types import Joke, critic_name
+
+OFFERS = (
+    *("config", "env", "student", "log", "prompts", "demonstrations", "dev", "checkpoints", "evaluate"),
+    *("critic", "judge", "teacher", "watch", "backend", "preferences"),
+)
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One seed's outcome: the numbers of each stage ("base", "imitation", the learner's name, and "teacher"). `stopped`
+    means by the user; `why` is what else ended the learner before its last step, such as a limit of the budget."""
+
+    seed: int
+    folder: Path
+    stages: Mapping[str, Mapping[str, float | None]]
+    steps: int | None
+    stopped: bool
+    seconds: Mapping[str, float]
+    why: str = ""
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "steps": self.steps,
+            "stopped": self.stopped,
+            "why": self.why,
+            "stages": {name: dict(numbers) for name, numbers in self.stages.items()},
+            "seconds": dict(self.seconds),
+        }
+
+
+def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None = None) -> list[SeedResult]:
+    """Run all seeds, one after the other; stops after the one in which the user asked to stop."""
+    parts = Parts(spec, folder)
+    # Before the folder becomes a run's: a mistake leaves nothing that would be in the way.
+    parts.check()
+    first = load_student(spec.student, spec.seeds[0])
+    if is_main_process():
+        prepare_folder(spec, folder, resume=resume, machine=_machine())
+    PartialState().wait_for_everyone()
+    results: list[SeedResult] = []
+    for seed in spec.seeds:
+        student = first if seed == spec.seeds[0] else load_student(spec.student, seed)
+        results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
+        if is_main_process():
+            write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
+        if results[-1].stopped:
+            break
+    parts.close()
+    return results
+
+
+def join_processes() -> None:
+    """Join the other processes of a launcher, before anything asks how many there are. Without an accelerator they talk
+    over the CPU, which Accelerate only does when it is told."""
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    PartialState(cpu=together and not torch.accelerator.is_available())
+
+
+def same_folder(choose: Callable[[], Path]) -> Path:
+    """The folder that the main process chooses, in every process: a second one could already see it as taken."""
+    chosen = [choose() if is_main_process() else Path()]
+    if process_count() > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _machine() -> dict[str, Any]:
+    device = PartialState().device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "processes": process_count(), "threads": torch.get_num_threads()}
+
+
+class SeedRun:
+    """One seed of a run; a benchmark's cell is one that measures less on the way and more at the end."""
+
+    def __init__(self, parts: Parts, seed: int, student: Student, screen: Screen) -> None:
+        self.parts, self.spec, self.seed, self.student, self.screen = parts, parts.spec, seed, student, screen
+        self.folder = parts.folder / f"seed-{seed}"
+        self.config = self.spec.learner_config(seed)
+        self.sampling = self._sampling()
+        self.stages: dict[str, dict[str, float | None]] = {}
+        self.seconds: dict[str, float] = {}
+        self.steps: int | None = None
+        self.why = ""
+        self.writer: Writer | None = None  # who is measured in the student's place
+        if (self.folder / RESULTS).is_file():
+            before = read_json(self.folder / RESULTS)
+            self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
+            self.why = before.get("why", "")
+
+    def _sampling(self) -> Sampling:
+        """How lines are written when they are measured: as said, or as the learner writes them."""
+        if self.spec.eval.sampling is not None:
+            return Sampling(**self.spec.eval.sampling.model_dump())
+        for holder in (self.config, getattr(self.config, "pairs", None)):
+            found = getattr(holder, "sampling", None)
+            if isinstance(found, Sampling):
+                return found
+        return Sampling()
+
+    def run(self) -> SeedResult:
+        spec = self.spec
+        self._measure("base", None)
+        self._measure_teacher()
+        if spec.imitates:
+            config = spec.imitation_config(self.seed)
+            result = self._learn(
+                "imitation", registry.learners.resolve(IMITATION_LEARNER), config, self.folder / "imitation", Watch()
+            )
+            if result is not None and result.stopped:
+                return self._result(stopped=True)
+            self._measure("imitation", IMITATION)
+        name = spec.learner_name
+        result = self._learn(name, spec.train, self.config, self.folder, self._watch())
+        steps = getattr(result, "steps", None)
+        if self.steps not in (None, steps):
+            self.stages.pop(name, None)  # it has learnt more since it was measured
+        self.steps = steps
+        self.why = getattr(result, "why", "")
+        if getattr(result, "stopped", False):
+            return self._result(stopped=True)
+        if self.why:
+            self.screen.say(f"seed {self.seed}, {name}: ended after step {steps}, because {self.why}")
+        self._measure(name, POLICY)
+        if is_main_process():
+            self.student.save_pretrained(self.folder / "student", base=self._base())
+        return self._result(stopped=False)
+
+    def _watch(self) -> Watch:
+        """What may end the learner before its last step."""
+        monitor = self.parts.make_monitor(self.folder, self.sampling, self.seed, self.screen.say)
+        return Watch(self.parts.limits, monitor)
+
+    def _learn(self, name: str, train: Callable[..., Any], config: Any, folder: Path, watch: Watch) -> Any:
+        parts = self.parts
+        began = time.perf_counter()
+        total = getattr(config, "steps", None)
+        if isinstance(config, SFTConfig):
+            total = config.epochs * -(-len(parts.demonstrations) // config.batch_size)
+        with self.screen.stage(name, total) as bar:
+            log: Log = bar.log(RunLog(folder)) if is_main_process() else Silent()
+            offers: dict[str, Callable[[], Any]] = {
+                "config": lambda: config,
+                "env": lambda: parts.make_envs(config),
+                "student": lambda: self.student,
+                "log": lambda: log,
+                "prompts": lambda: parts.prompts.split(self.spec.env.split),
+                "demonstrations": lambda: parts.demonstrations,
+                "dev": lambda: parts.dev,
+                "checkpoints": lambda: CheckpointStore(folder / "checkpoints"),
+                "evaluate": lambda: self._evaluator(name, config),
+                "critic": lambda: parts.train_critic,
+                "judge": lambda: parts.judge,
+                "teacher": lambda: parts.teacher,
+                "watch": lambda: watch,
+                "backend": lambda: parts.make_backend(self.student, folder),
+                "preferences": lambda: parts.preferences,
+            }
+            assert tuple(offers) == OFFERS
+            given = _chosen(train, name, offers)
+            try:
+                result = train(config, **given)
+            finally:
+                if given.get("backend") is not None:
+                    given["backend"].close()
+            self.writer = getattr(result, "writer", None)
+        self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - began, 3)
+        PartialState().wait_for_everyone()
+        return result
+
+    def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
+        """What a learner measures itself with on the way: dev prompts."""
+        if getattr(config, "evaluate_every", None) == 0:
+            return None
+
+        def measured(student: Student) -> dict[str, float]:
+            if not is_main_process():
+                return {}
+            prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
+            found = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
+            return {k: v for k, v in found.numbers().items() if math.isfinite(v)}
+
+        return measured
+
+    def _measure(self, name: str, adapter: str | None) -> None:
+        if name not in self.stages and is_main_process():
+            began = time.perf_counter()
+            prompts, critic = self.parts.eval_prompts, self.parts.eval_critic
+            if self.writer is not None:
+                found = judged(self.writer.write(prompts), critic, name=name, seed=self.seed)
+            else:
+                found = evaluate(
+                    self.student,
+                    prompts,
+                    critic,
+                    adapter=adapter,
+                    sampling=self.sampling,
+                    seed=self.seed,
+                    name=name,
+                )
+            self.seconds[f"evaluate {name}"] = round(time.perf_counter() - began, 3)
+            self._keep(found)
+        PartialState().wait_for_everyone()
+
+    def _measure_teacher(self) -> None:
+        teacher = self.parts.teacher
+        if teacher is None or "teacher" in self.stages or not is_main_process():
+            return
+        jokes = [Joke(p, lines[0], "teacher") for p in self.parts.eval_prompts if (lines := teacher.lines_for(p.id))]
+        if jokes:
+            self._keep(judged(jokes, self.parts.eval_critic, name="teacher", seed=self.seed))
+
+    def _keep(self, found: Evaluation) -> None:
+        self.stages[found.name] = save_lines(found, self.folder)
+        self._result(stopped=True)  # so far
+        self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {critic_name(self.parts.eval_critic)}")
+
+    def _result(self, *, stopped: bool) -> SeedResult:
+        result = SeedResult(self.seed, self.folder, self.stages, self.steps, stopped, self.seconds, self.why)
+        if is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RESULTS, result.record())
+        return result
+
+    def _base(self) -> str | None:
+        """What the saved student says its base is. One that a hub or a folder holds is named and not copied, unless
+        the warm start has changed its weights."""
+        model = self.spec.student.model
+        full = self.spec.imitates and self.spec.imitation_config(self.seed).full
+        if model.startswith("pocket:") or full or getattr(self.config, "full", False):
+            return None
+        folder = Path(model)
+        if not folder.is_dir():
+            return model
+        if (folder / "student.json").is_file():
+            base = read_json(folder / "student.json")["base"]
+            return base or str((folder / "base").resolve())
+        return str(folder.resolve())
+
+
+def _chosen(train: Callable[..., Any], name: str, offers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The offers that the learner has parameters for."""
+    _, *others = inspect.signature(train).parameters.values()
+    for parameter in others:
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if needed and parameter.name not in offers:
+            raise InvalidOption(
+                f"The learner '{name}' wants '{parameter.name}', which a run does not have. It offers: "
+                f"{', '.join(offers)}."
+            )
+    return {p.name: offers[p.name]() for p in others if p.name in offers}

@@ -1,0 +1,191 @@
+"""The folder of a run: where it is, what it says of itself, and whether it may be gone on with.
+
+runs/pocket-quickstart/
+    spec.toml                 the resolved spec: `humor-env train runs/pocket-quickstart/spec.toml` repeats the run
+    run.json                  versions, commit, seeds, machine, times
+    ledger.sqlite             every reply of a language model (only where one was asked)
+    results.json              all seeds: the held-out score of each stage
+    seed-0/
+        metrics.jsonl  timings.jsonl  jokes.jsonl        the learner's, step by step
+        drift.jsonl                                       what the monitor saw, where the spec has [monitor]
+        checkpoints/                                      from which `--resume` goes on
+        imitation/                                        the same for the warm start
+        evaluation-base.jsonl  …-imitation.jsonl  …       each held-out line with its judgement, by stage
+        results.json
+        student/                                          for `Student.load` and `humor-env evaluate`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import humor_env
+from humor_env.errors import CheckpointError, InvalidOption
+from humor_env.experiments.specs.spec import Spec, load_spec
+
+SPEC, RECORD, RESULTS = "spec.toml", "run.json", "results.json"
+ROOT = Path("runs")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "gymnasium", "numpy", "tokenizers", "safetensors")
+_MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps")
+
+
+def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Path:
+    """Where the run goes. A new run never lands in a folder that has one; a resumed one must."""
+    if resume:
+        folder = out or _own_folder(what) or _latest(spec.name)
+        if not (folder / SPEC).is_file():
+            raise InvalidOption(
+                f"There is no run to resume in '{folder}' (no {SPEC} there). Give its folder with --out, or leave "
+                "--resume away to begin."
+            )
+        return folder
+    if out is not None:
+        if (out / RECORD).exists():
+            raise InvalidOption(f"'{out}' already holds a run. Give --resume to go on with it, or another --out.")
+        return out
+    number = 1
+    while (_numbered(spec.name, number) / RECORD).exists():
+        number += 1
+    return _numbered(spec.name, number)
+
+
+def _numbered(name: str, number: int) -> Path:
+    return ROOT / (name if number == 1 else f"{name}-{number}")
+
+
+def _latest(name: str) -> Path:
+    number = 1
+    while (_numbered(name, number + 1) / RECORD).exists():
+        number += 1
+    return _numbered(name, number)
+
+
+def _own_folder(what: str | Path) -> Path | None:
+    """The run's folder, where the spec that was named is the one saved in it."""
+    path = Path(what)
+    folder = path if path.is_dir() else path.parent
+    named = path.is_dir() or path.name == SPEC
+    return folder if named and (folder / SPEC).is_file() and (folder / RECORD).is_file() else None
+
+
+def prepare_folder(spec: Spec, folder: Path, *, resume: bool, machine: Mapping[str, Any] | None = None) -> None:
+    """Write the spec and the record, or check that they are those of the run that is gone on with."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record: dict[str, Any] = {}
+    if resume:
+        _check_same(spec, folder)
+        record = read_json(folder / RECORD)
+        record["resumed"] = [*record.get("resumed", []), now]
+    else:
+        record = {"started": now}
+    folder.mkdir(parents=True, exist_ok=True)
+    record |= {
+        "repeat": f"humor-env train {folder / SPEC}",
+        "seeds": list(spec.seeds),
+        "versions": versions(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **(machine or {}),
+    }
+    write_text(folder / SPEC, spec.to_toml())
+    write_json(folder / RECORD, record)
+
+
+def _check_same(spec: Spec, folder: Path) -> None:
+    before, now = _flat(load_spec(folder / SPEC).model_dump()), _flat(spec.model_dump())
+    changed = [
+        key
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not any(key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE)
+    ]
+    if changed:
+        told = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
+        raise CheckpointError(
+            f"The run in '{folder}' was begun with other settings ({told}). Resume it with its own "
+            f"({folder / SPEC}; {', '.join(_MAY_CHANGE)} may change), or begin another one with --out."
+        )
+
+
+def _flat(table: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(table, Mapping) and table:
+        return {k: v for key, inner in table.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
+    return {path: table}
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a run computes."""
+    found = {"humor-env": humor_env.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package is run from, "+changes" where files differ; None for an installed one."""
+    package = Path(humor_env.__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A package installed into somebody's project must not claim that project's commit.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    head = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return head if head is None or not changed else f"{head} +changes"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(path.name + ".writing")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"'{path}' cannot be read ({problem}). Begin the run anew with another --out.") from None
+
+
+def student_folder(path: Path) -> Path:
+    """The saved student in a run's folder, a seed's folder, or a student's own."""
+    seeds = sorted(path.glob("seed-*/student/student.json"))
+    for found in (path, path / "student", *(s.parent for s in seeds[:1])):
+        if (found / "student.json").is_file():
+            if len(seeds) > 1 and found.parent.parent == path:
+                print(f"{path} has {len(seeds)} students; this is {found}.", file=sys.stderr)
+            return found
+    return path
+
+
+def jokes_folder(path: Path) -> Path:
+    """The folder with a run's jokes.jsonl: the path itself, or its only seed's."""
+    seeds = sorted(found.parent for found in path.glob("seed-*/jokes.jsonl"))
+    if len(seeds) > 1:
+        raise InvalidOption(f"'{path}' has {len(seeds)} seeds; give one of them, such as {seeds[0]}.")
+    return seeds[0] if seeds else path

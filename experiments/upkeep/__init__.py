@@ -1,0 +1,1 @@
+"""For maintainers: speed, tables that are made from the code, the site."""

@@ -1,0 +1,350 @@
+"""Tables of the documentation that are made from the code: metrics, settings, experiment files, curves and results.
+
+    python -m humor_env.experiments.upkeep.reference_tables          # rewrites marked tables in docs/ and README
+    python -m humor_env.experiments.upkeep.reference_tables --check    # says which are out of date
+
+A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`) and
+`<!-- end -->`.
+Names, types and defaults are read from the dataclasses and models; which numbers a learner logs is found out by running
+it for a step; what they mean is one line each in docs/meanings.toml, and a name without a line is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import re
+import sys
+import tempfile
+import tokenize
+import tomllib
+import typing
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any
+
+from pydantic import BaseModel
+
+import humor_env
+from humor_env import registry
+from humor_env.errors import InvalidOption, did_you_mean
+from humor_env.experiments.specs.learner_settings import OURS, config_class
+
+ROOT = Path(humor_env.__file__).resolve().parent.parent
+END = "<!-- end -->"
+_MARK = re.compile(
+    r"(<!-- (metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
+
+# The smallest run in which each learner does all it ever does: one step on eight prompts.
+_ON_POLICY = "steps = 1\nbatch_size = 8\nsiblings = 4\nevaluate_every = 1"
+_PAIRS = "epochs = 1\nbatch_size = 4\nevaluate_every = 1"
+_PEER = "steps = 1\nbatch_size = 8\nmicro_batch = 8\nsiblings = 4\nevaluate_every = 1"
+SMALLEST = {
+    "sft": "epochs = 1\nbatch_size = 12",
+    "sd": _PAIRS,
+    "brio": f"{_PAIRS}\nimitation_batch_size = 4",
+    "dpo": _PAIRS,
+    "brio-dpo": f"[learner.brio]\n{_PAIRS}\npairs_of = 'teacher'\n[learner.dpo]\n{_PAIRS}",
+    "ppo": f"{_ON_POLICY}\nimitation_weight = 0.1",
+    "grpo": _ON_POLICY,
+    "rloo": _ON_POLICY,
+    "reinforce++": _ON_POLICY,
+    "expert-iteration": _ON_POLICY,
+    "best-of-n": "n = 2",
+    "trl-sft": "steps = 1\nbatch_size = 4\nmicro_batch = 4",
+    "trl-dpo": "steps = 1\nbatch_size = 4\nmicro_batch = 4\nevaluate_every = 1",
+    "trl-grpo": _PEER,
+    "trl-rloo": _PEER,
+}
+
+
+class Meanings:
+    """docs/meanings.toml."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tables: Mapping[str, Mapping[str, str]] = tomllib.loads(path.read_text(encoding="utf-8"))
+
+    def key(self, table: str, name: str) -> str:
+        """The name as the tables show it: itself, or the longest `…` entry that it begins with."""
+        known = self.tables[table]
+        if name in known:
+            return name
+        begins = [k for k in known if k.endswith("…") and name.startswith(k[:-1])]
+        if not begins:
+            raise InvalidOption(
+                f"Nothing says what '{name}' means.{did_you_mean(name, known)} Write a line for it into the table "
+                f"[{table}] of docs/{self.path.name}."
+            )
+        return max(begins, key=len)
+
+    def of(self, table: str, name: str) -> str:
+        return self.tables[table][self.key(table, name)]
+
+
+def small_prompts(folder: Path) -> Path:
+    """Eight pocket prompts of each split that a run needs, as a file."""
+    from humor_env.prompts import load_prompts
+
+    pocket = load_prompts("pocket")
+    chosen = [p for split in ("train", "dev", "test") for p in pocket.split(split)[:8]]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": p.id, "text": p.text, "split": p.split}) + "\n" for p in chosen))
+    return path
+
+
+def logged_by(learner: str, folder: Path) -> set[str]:
+    """The names in the logs of a run of `learner` over one step."""
+    from humor_env.experiments.runs.run import run
+    from humor_env.experiments.specs.spec import parse_spec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"""
+        [env]
+        prompts = {json.dumps(str(small_prompts(folder)))}
+        [teacher]
+        lines = "pocket"
+        {"imitate = false" if "sft" not in learner else ""}
+        [[critic]]
+        critic = "pocket"
+        [judge]
+        judge = "pocket-crowd"
+        [eval]
+        limit = 2
+        dev_limit = 2
+        [learner]
+        name = "{learner}"
+        {SMALLEST[learner]}
+    """
+    place = folder / "run"
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # libraries' notices to each other, and what TRL prints
+        run(parse_spec(text), place)
+    logs = [f for name in ("metrics", "timings") for f in sorted(place.glob(f"seed-0/{name}.jsonl"))]
+    return {name for f in logs for line in f.open(encoding="utf-8") for name in json.loads(line)} - {"step"}
+
+
+def metrics_table(learner: str, names: Collection[str], meanings: Meanings) -> str:
+    if not names:
+        return (
+            "None: no step is taken. In Python the writer counts `samples`, `judgements` and `unjudged`; so does a "
+            "benchmark."
+        )
+    known = list(meanings.tables["metrics"])
+    keys = {meanings.key("metrics", name) for name in names}
+    rows = [f"| `{key}` | {meanings.tables['metrics'][key]} |" for key in sorted(keys, key=known.index)]
+    return "\n".join(["| metric | meaning |", "|---|---|", *rows])
+
+
+def comments_of(holder: type) -> dict[str, str]:
+    """The comment beside each field of a class, as its source has it."""
+    lines: dict[int, str] = {}
+    source = inspect.getsource(holder)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0]] = token.string.lstrip("# ").strip()
+    found: dict[str, str] = {}
+    field = ""
+    for number, line in enumerate(source.splitlines(), start=1):
+        begun = re.match(r"    (\w+): ", line)
+        field = begun[1] if begun else "" if re.match(r"    \S", line) and not line.startswith("    )") else field
+        if field and number in lines and field not in found:
+            found[field] = lines[number]
+    return found
+
+
+def settings_table(learner: str, meanings: Meanings) -> str:
+    """Every key of `[learner]`, and of the tables within it."""
+    if learner == "pairs":
+        from humor_env.agents.feedback.pairs import PairConfig
+
+        holder: type = PairConfig
+    else:
+        holder = config_class(registry.learners.resolve(learner), learner)
+    comments = comments_of(holder)
+    hints = typing.get_type_hints(holder)
+    rows = []
+    for field in dataclasses.fields(holder):
+        if field.name in OURS or field.name == "seed":
+            continue
+        made = field.default_factory is not dataclasses.MISSING
+        default = "" if made else _shown(field.default)
+        meaning = comments.get(field.name) or meanings.of("settings", field.name)
+        rows.append(f"| `{field.name}` | {_type_name(hints[field.name])} | {default} | {_cell(meaning)} |")
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def spec_table(part: str, meanings: Meanings) -> str:
+    """The keys of one table of an experiment file; `top` is the top level."""
+    from humor_env.experiments.specs.spec import Spec
+
+    rows = []
+    for path, field in _spec_fields(Spec, ""):
+        home, _, name = path.rpartition(".")
+        if (home or "top") != part:
+            continue
+        default = "needed" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        rows.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {_cell(meanings.of('spec', path))} |")
+    if not rows:
+        parts = sorted({p.rpartition(".")[0] or "top" for p, _ in _spec_fields(Spec, "")})
+        raise InvalidOption(f"An experiment file has no table '{part}'. It has: {', '.join(parts)}.")
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def spec_keys() -> list[str]:
+    """Every dotted key that an experiment file may have, those of learners left out."""
+    from humor_env.experiments.specs.spec import Spec
+
+    return [path for path, _ in _spec_fields(Spec, "")]
+
+
+def _spec_fields(model: type[BaseModel], before: str) -> Iterable[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        path = before + name
+        inner = _model_in(field.annotation)
+        if inner is not None and path not in ("eval.critic", "monitor.critic"):  # the keys of [[critic]]
+            yield from _spec_fields(inner, f"{path}.")
+        elif inner is None and path != "learner":
+            yield path, field
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for a in typing.get_args(annotation) if (m := _model_in(a)) is not None), None)
+
+
+def _type_name(hint: Any) -> str:
+    """A type in the words of a TOML file."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _type_name(inside[0])
+    if origin in (UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(_type_name(a) for a in inside if a is not NoneType))
+    if origin is typing.Literal:
+        return ", ".join(f'"{a}"' for a in inside)
+    if origin in (list, tuple):
+        return f"list of {_type_name(inside[0])}"
+    if origin in (dict, Mapping) or hint is Mapping or dataclasses.is_dataclass(hint):
+        return "table"
+    if origin is not None:
+        return _type_name(origin)
+    names = {str: "text", int: "whole number", float: "number", bool: "true, false", dict: "table", Any: "anything"}
+    return names.get(hint) or ("table" if inspect.isclass(hint) and "Mapping" in str(hint) else str(hint))
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, BaseModel) or default in ({}, []):
+        return ""
+    if isinstance(default, Enum):
+        default = default.value
+    return f"`{json.dumps(default)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def fill_page(text: str, make: Callable[[str, str], str]) -> str:
+    """The page with what `make(kind, name)` gives in each marked place."""
+
+    def filled(found: re.Match[str]) -> str:
+        table = make(found[2], found[3] or "").strip()
+        return f"{found[1]}{chr(10) if table else ''}{table}{chr(10) * 2 if table else ''}{found[5]}"
+
+    return _MARK.sub(filled, text)
+
+
+class Tables:
+    """Everything that a mark may ask for; what must be run is run once."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        from humor_env.experiments.upkeep import result_tables
+
+        self.root, self.scratch = root, scratch
+        self.meanings = Meanings(root / "docs" / "meanings.toml")
+        self.results = result_tables
+        self.files: dict[Path, str] = {}  # pictures that belong to the pages
+
+    def make(self, kind: str, name: str, *, page: Path) -> str:
+        if kind == "metrics":
+            return metrics_table(name, logged_by(name, self.scratch / name), self.meanings)
+        if kind == "settings":
+            return settings_table(name, self.meanings)
+        if kind == "spec":
+            return spec_table(name, self.meanings)
+        if kind == "costs":
+            from humor_env.experiments.runs import costs
+            from humor_env.experiments.specs.spec import load_spec
+
+            spec = load_spec(name)
+            return costs.show(spec, costs.estimate_spec(spec))
+        if kind == "results":
+            return self.results.results_table(self.root)
+        made = self.results.curve(self.root, name, page) if kind == "curve" else self.results.trials(self.root, page)
+        told, files = made
+        self.files |= files
+        return told
+
+
+def pages(root: Path) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rewrite(root: Path, *, check: bool, kinds: Sequence[str] = ()) -> list[str]:
+    """The pages whose tables were out of date; with `check` nothing is written. `kinds` limits which tables."""
+    stale = []
+    with tempfile.TemporaryDirectory() as scratch:
+        tables = Tables(root, Path(scratch))
+        for page in pages(root):
+            before = page.read_text(encoding="utf-8")
+
+            def made(kind: str, name: str, page: Path = page, before: str = before) -> str:
+                if kinds and kind not in kinds:
+                    opening = f"<!-- {kind}{' ' + name if name else ''} -->\n"
+                    return before.split(opening, 1)[1].split(END, 1)[0]
+                return tables.make(kind, name, page=page)
+
+            after = fill_page(before, made)
+            if after != before:
+                stale.append(str(page.relative_to(root)))
+                if not check:
+                    page.write_text(after, encoding="utf-8")
+        for path, content in tables.files.items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != content:
+                stale.append(str(path.relative_to(root)))
+                if not check:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(content, encoding="utf-8")
+    return stale
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m humor_env.experiments.upkeep.reference_tables", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is out of date")
+    options = parser.parse_args(arguments)
+    try:
+        stale = rewrite(ROOT, check=options.check)
+    except InvalidOption as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    print(
+        "\n".join(f"{'out of date' if options.check else 'rewritten'}: {page}" for page in stale) or "All up to date."
+    )
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""An audit as a page to read: tables in Markdown, from the report's numbers alone.
+
+    print(audit_markdown(report))
+    audit_tables(report)              # the same as plain tables, for a page in another form
+
+Nothing of the set is shown but its name and figures: no text of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from humor_env.rewards.audits.audit_stats import Interval
+
+if TYPE_CHECKING:
+    from humor_env.rewards.audits.audit import AuditReport, PairScores, TextScores
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table of plain words. `align` has a letter for each column: l for words, r for numbers."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    align: str
+
+
+def percent(value: float | None, bounds: Interval | None = None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.1f} %" + (f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else "")
+
+
+def rho(value: float | None, bounds: Interval | None = None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:+.2f}" + (f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if bounds else "")
+
+
+def audit_tables(report: AuditReport) -> list[Table]:
+    """The critic and its references; the details of pairs; by gap; calibration; single texts."""
+    pairs, texts = report.pairs, report.texts
+    own = (
+        report.critic,
+        percent(pairs.accuracy, pairs.interval) if pairs else NOTHING,
+        rho(texts.spearman, texts.interval) if texts else NOTHING,
+        "this audit",
+    )
+    others = [(r.name, percent(r.accuracy, r.interval), rho(r.spearman), r.source) for r in report.references]
+    head = ("who", "pair accuracy", "rank correlation", "where from")
+    tables = [Table("Agreement with people", head, (own, *others), "lrrl")]
+    if pairs is not None and pairs.accuracy is not None:
+        tables.append(Table("On pairs", ("what", report.critic), tuple(_pair_rows(pairs)), "lr"))
+        if pairs.by_gap:
+            by_gap = tuple(
+                (_gap(row.low, row.high), str(row.count), percent(row.accuracy, row.interval)) for row in pairs.by_gap
+            )
+            tables.append(
+                Table("By how far apart people put the two", ("gap in grades", "pairs", "accuracy"), by_gap, "lrr")
+            )
+        if pairs.calibration:
+            tables.append(_calibration(pairs, report.kind == "judge"))
+    if texts is not None and texts.spearman is not None:
+        tables.append(Table("On single texts", ("what", report.critic), tuple(_text_rows(texts)), "lr"))
+    return tables
+
+
+def _pair_rows(pairs: PairScores) -> list[tuple[str, str]]:
+    rows = [
+        ("pairs judged (failed)", f"{pairs.count} ({pairs.failed})"),
+        ("accuracy with length controlled", percent(pairs.controlled)),
+        ("length errors: the longer line named, the shorter preferred", percent(pairs.length_errors)),
+        ("accuracy in the order given", percent(pairs.forward)),
+        ("accuracy in the other order", percent(pairs.back)),
+        ("flips: another answer in the other order", percent(pairs.flips)),
+        ("names the line shown first", percent(pairs.first)),
+        ("sides with a single rater", percent(pairs.one_person)),
+        ("calibration error", percent(pairs.calibration_error)),
+    ]
+    return [row for row in rows if row[1] != NOTHING]
+
+
+def _text_rows(texts: TextScores) -> list[tuple[str, str]]:
+    rows = [
+        ("texts judged (failed)", f"{texts.count} ({texts.failed})"),
+        ("rank correlation with people", rho(texts.spearman, texts.interval)),
+        ("the same with length taken out", rho(texts.partial)),
+        ("rank correlation with offence (should not be above 0)", rho(texts.offence)),
+        ("people's own with offence", rho(texts.people_offence)),
+    ]
+    rows += [(f"within the kind '{kind}'", rho(value)) for kind, value in texts.by_kind.items()]
+    return [row for row in rows if row[1] != NOTHING]
+
+
+def _gap(low: float, high: float | None) -> str:
+    return f"{low:.2g} and more" if high is None else f"{low:.2g} to {high:.2g}"
+
+
+def _calibration(pairs: PairScores, judge: bool) -> Table:
+    said = "it was this sure" if judge else "scores this far apart"
+    rows = tuple(
+        (
+            percent(row.said) if judge else f"{row.said - 0.5:.3f}",
+            str(row.count),
+            percent(row.seen),
+        )
+        for row in pairs.calibration
+    )
+    return Table("Calibration", (said, "pairs", "people agreed"), rows, "rrr")
+
+
+def audit_markdown(report: AuditReport) -> str:
+    lines = [report.summary(), ""]
+    for table in audit_tables(report):
+        lines += [f"**{table.title}**", "", markdown_table(table), ""]
+    if report.alpha is not None:
+        lines += [f"Raters agree with each other by Krippendorff's alpha {report.alpha:.2f} (1 is full agreement).", ""]
+    lines += [f"- {plain_words(note)}" for note in report.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    rule = "|" + "".join("---|" if side == "l" else "---:|" for side in table.align)
+    body = ["| " + " | ".join(map(plain_words, row)) + " |" for row in [table.head, *table.rows]]
+    return "\n".join([body[0], rule, *body[1:]])
+
+
+def plain_words(text: str) -> str:
+    """Words as words: no cell is opened, no line broken, no tag begun by what a name or an error holds."""
+    return " ".join(text.replace("<", "&lt;").replace("|", "&#124;").split())

@@ -1,0 +1,160 @@
+"""What an audit found: plain numbers, frozen, and the same again as data for a file.
+
+    report.pairs.accuracy, report.pairs.interval, report.beats_coin
+    AuditReport.load(report.data())          # and back
+
+No report holds a text of the set, unless examples were asked for; those stay out of `data()` and of every page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from humor_env.rewards.audits.audit_stats import Bin, Interval
+
+Kind = Literal["critic", "judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class GapRow:
+    """Accuracy on the pairs whose ratings differ by `low` to `high` grades (the upper end of the last bin is open)."""
+
+    low: float
+    high: float | None
+    count: int
+    accuracy: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """How a critic or judge did on pairs. Shares are of the `count` decided pairs that it judged.
+
+    `forward` and `back` are the accuracies in either order alone (None where the judge gives only the average);
+    `first` how often it names the line shown first. `length_errors`: it names the longer line and people preferred the
+    shorter. `controlled`: its accuracy if the longer line were preferred in half of the pairs. `one_person`: how often
+    it sides with a single rater. `calibration_error` only for judges, whose probabilities claim something.
+    """
+
+    count: int
+    failed: int
+    accuracy: float | None = None
+    interval: Interval | None = None
+    by_gap: tuple[GapRow, ...] = ()
+    forward: float | None = None
+    back: float | None = None
+    first: float | None = None
+    flips: float | None = None
+    length_errors: float | None = None
+    controlled: float | None = None
+    one_person: float | None = None
+    calibration: tuple[Bin, ...] = ()
+    calibration_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextScores:
+    """How a critic's scores of single texts go with people's: rank correlations, `partial` with length taken out.
+    `offence` is the correlation with how offensive people found the texts; theirs is `people_offence`."""
+
+    count: int
+    failed: int
+    spearman: float | None = None
+    interval: Interval | None = None
+    partial: float | None = None
+    offence: float | None = None
+    people_offence: float | None = None
+    by_kind: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A row to hold the critic against: a simple rule, a person, the ceiling, or a figure that others published."""
+
+    name: str
+    accuracy: float | None = None
+    interval: Interval | None = None
+    spearman: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A pair on which the critic was sure and people were of the other mind. It holds text of the set."""
+
+    asked: str
+    preferred: str
+    named: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """One critic on one set. `examples` are empty unless they were asked for, and on no page."""
+
+    critic: str
+    kind: Kind
+    set: str
+    options: Mapping[str, Any]
+    pairs: PairScores | None
+    texts: TextScores | None
+    references: tuple[Reference, ...]
+    alpha: float | None
+    notes: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = field(default=(), repr=False)
+
+    @property
+    def beats_coin(self) -> bool | None:
+        """Whether the whole interval lies above a coin; None where nothing could be measured."""
+        if self.pairs is not None and self.pairs.interval is not None:
+            return self.pairs.interval[0] > 0.5
+        if self.texts is not None and self.texts.interval is not None:
+            return self.texts.interval[0] > 0
+        return None
+
+    def summary(self) -> str:
+        """One line."""
+        from humor_env.rewards.audits.page import percent, rho
+
+        said = []
+        if self.pairs is not None and self.pairs.accuracy is not None:
+            said.append(f"{percent(self.pairs.accuracy, self.pairs.interval)} of {self.pairs.count} pairs")
+        if self.texts is not None and self.texts.spearman is not None:
+            said.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
+        if not said:
+            return f"{self.critic} on {self.set}: nothing could be judged"
+        verdict = {True: "better than a coin", False: "not told from a coin", None: "no interval"}[self.beats_coin]
+        return f"{self.critic} on {self.set}: {'; '.join(said)} ({verdict})"
+
+    def data(self) -> dict[str, Any]:
+        """All its figures as plain data; no text of the set."""
+        found = asdict(replace(self, options={}, examples=()))
+        del found["examples"]
+        return found | {"options": dict(self.options), "beats_coin": self.beats_coin}
+
+    def markdown(self) -> str:
+        from humor_env.rewards.audits.page import audit_markdown
+
+        return audit_markdown(self)
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> AuditReport:
+        """A report from its data (of a file, say)."""
+        rest = {k: v for k, v in data.items() if k != "beats_coin"}
+        if rest.get("pairs") is not None:
+            found = dict(rest["pairs"])
+            found["by_gap"] = tuple(GapRow(**_tuples(row)) for row in found["by_gap"])
+            found["calibration"] = tuple(Bin(**row) for row in found["calibration"])
+            rest["pairs"] = PairScores(**_tuples(found))
+        if rest.get("texts") is not None:
+            rest["texts"] = TextScores(**_tuples(rest["texts"]))
+        rest["references"] = tuple(Reference(**_tuples(row)) for row in rest["references"])
+        rest["notes"] = tuple(rest["notes"])
+        return cls(**rest)
+
+
+def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}

@@ -1,0 +1,255 @@
+"""The cards of the built-in critics, and where a run looks for the card of its critic.
+
+    built_in_cards()                                   # made anew: what `humor-env card --all` writes
+    find_card("rules", {})                             # the card that this package brings
+    card_warnings([Entry("pocket", {}, gate=False)])   # what `humor-env train` says before it begins
+
+A card is looked for among the files and folders that the user names, then in the critic's own `folder` (card.json),
+then in a folder `cards` beside the work, then among those of this package. A critic that asks a judge has its judge's
+card, unless its own was made with that judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from humor_env.rewards.audits.report import AuditReport, Kind
+from humor_env.rewards.cards.card import Card, file_stem, make_card
+
+JUDGE = "judge-"  # a judge's card is called so, because a critic may have the judge's name
+
+COMMAND = "humor-env card --all --out docs/cards --store rewards/cards"
+_PAID = (
+    "It asks a language model. That needs a key or a served model and may cost money, so `--all` asks nobody; its "
+    "numbers depend on the model. For yours: {command}"
+)
+_SHOWN = "Tried with the line that the student has been shown for each prompt (the one in the probe 'teacher copied')."
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a built-in critic or judge is tried."""
+
+    critic: str
+    kind: Kind = "critic"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ("pocket", "everyday")
+    setting: str = ""
+    limits: tuple[str, ...] = ()
+    not_called: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.critic if self.kind == "critic" else JUDGE + self.critic
+
+
+_POCKET_ONLY = (
+    "It reads sentences of the pocket world only, so nobody's ratings of other texts can be held against it.",
+)
+_GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
+_UNTRAINED = (
+    "Untrained models of 2 to 9 billion parameters agreed with people on 50 to 57 % of pairs (HumorLoRA repository, "
+    "2026): audit yours."
+)
+_KEY = "--option client=anthropic:claude-haiku-4-5 --option ledger=verdicts.sqlite --prompts everyday --out cards"
+
+SETTINGS = (
+    Setting(
+        "rules",
+        options={"teacher": "shown"},
+        setting=_SHOWN,
+        limits=("It sees form, not wit. It is a gate to put before a critic and no critic by itself.",),
+    ),
+    Setting(
+        "diversity",
+        options={"archive": "shown"},
+        setting=_SHOWN,
+        limits=("Nonsense is new: it must not be a reward by itself.",),
+    ),
+    Setting("pocket", prompts=("pocket",), limits=_POCKET_ONLY),
+    Setting("mix", options={"critics": _GATED}, prompts=("pocket",), setting=_SHOWN, limits=_POCKET_ONLY),
+    Setting(
+        "win-tie", options={"teacher": "shown", "judge": "pocket"}, prompts=("pocket",), setting=_SHOWN,
+        limits=(*_POCKET_ONLY, "Around another judge it is another critic: see the judges' cards."),
+    ),
+    Setting(
+        "tournament", options={"judge": "pocket"}, prompts=("pocket",),
+        setting="Every text on a prompt plays the others.",
+        limits=(*_POCKET_ONLY, "A score compares siblings of one call and says nothing across calls."),
+    ),
+    Setting(
+        "scorer", not_called=_PAID.format(command=f"humor-env card scorer {_KEY}"),
+        limits=(_UNTRAINED,),
+    ),
+    Setting(
+        "reward-model",
+        not_called="It needs weights of yours. For a trained folder: humor-env card reward-model --option "
+        "folder=FOLDER --prompts everyday --out cards",
+        limits=("What holds for one folder of weights says nothing about another.",),
+    ),
+    Setting("pocket", "judge", prompts=("pocket",), setting=_SHOWN, limits=_POCKET_ONLY),
+    Setting(
+        "pocket-crowd", "judge", prompts=("pocket",), setting=_SHOWN,
+        limits=(*_POCKET_ONLY, "It errs on purpose, as often as a 70 B model did."),
+    ),
+    Setting(
+        "jury", "judge", {"judges": ["pocket", "pocket-crowd"]}, ("pocket",),
+        setting="A jury of the judges 'pocket' and 'pocket-crowd'. " + _SHOWN, limits=_POCKET_ONLY,
+    ),
+    Setting(
+        "reward-model", "judge",
+        not_called="It needs weights of yours. For a trained folder: humor-env card reward-model --judge --option "
+        "folder=FOLDER --prompts everyday --out cards",
+        limits=("What holds for one folder of weights says nothing about another.",),
+    ),
+    Setting(
+        "cheap-first", "judge",
+        not_called="It needs weights of yours and asks another judge where they are unsure. For yours: humor-env card "
+        "cheap-first --option 'cheap_options={folder=\"FOLDER\"}' --option paid=multiple-choice --prompts everyday "
+        "--out cards",
+        limits=("It errs as the cheap model errs where that one is sure, and as the other judge elsewhere.",),
+    ),
+    Setting(
+        "multiple-choice", "judge",
+        not_called=_PAID.format(command=f"humor-env card multiple-choice --judge {_KEY}"),
+        limits=(_UNTRAINED,),
+    ),
+)  # fmt: skip
+
+
+def built_in_card(setting: Setting, audits: Sequence[AuditReport] = ()) -> Card:
+    """The card of one setting, made anew."""
+    return make_card(
+        setting.critic,
+        kind=setting.kind,
+        name=setting.name,
+        options=setting.options,
+        prompts=setting.prompts,
+        audits=audits,
+        setting=setting.setting,
+        limits=setting.limits,
+        command=COMMAND,
+        not_called=setting.not_called,
+    )
+
+
+def built_in_cards(audits: Sequence[AuditReport] = (), names: Sequence[str] | None = None) -> list[Card]:
+    """All of them. An audit takes data that this package does not have: those of the last cards are kept, unless one
+    of `audits` is of the same critic and set."""
+    cards = []
+    for setting in SETTINGS:
+        if names is not None and setting.name not in names:
+            continue
+        new = [a for a in audits if (a.critic, a.kind) == (setting.critic, setting.kind)]
+        old = stored_card(setting.name)
+        kept = [a for a in (old.audits if old else ()) if a.set not in {b.set for b in new}]
+        cards.append(built_in_card(setting, sorted([*kept, *new], key=lambda a: a.set)))
+    return cards
+
+
+def stored_card(name: str) -> Card | None:
+    """The card of that name which this package brings, or None."""
+    place = files("humor_env.rewards").joinpath("cards", f"{file_stem(name)}.json")
+    if not place.is_file():
+        return None
+    with as_file(place) as path:
+        return Card.load(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A critic as a run uses it; a gate only stops lines and pays none."""
+
+    critic: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    gate: bool = False
+
+
+def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = ()) -> Card | None:
+    """The card that speaks for this critic with these options, or None."""
+    judge = options.get("judge")
+    names = [critic]
+    if isinstance(judge, str):
+        own = stored_card(critic)
+        names = [critic] if own is not None and own.options.get("judge") == judge else [JUDGE + judge]
+    for name in names:
+        for place in places:
+            file = place / f"{file_stem(name)}.json" if place.is_dir() else place
+            if file.is_file():
+                card = Card.load(file)
+                if card.name in (name, critic):
+                    return card
+    folder = options.get("folder")
+    if isinstance(folder, str):
+        for file in (Path(folder) / "card.json", Path(folder) / f"{file_stem(critic)}.json"):
+            if file.is_file():
+                return Card.load(file)
+    for name in names:
+        beside = Path("cards") / f"{file_stem(name)}.json"
+        if beside.is_file():
+            return Card.load(beside)
+    return next((found for name in names if (found := stored_card(name)) is not None), None)
+
+
+def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list[str]:
+    """A sentence for each critic that pays and has no card, an untried one, or a failing one.
+
+    What the run's gates hold off by their own cards is not held against the critics behind them.
+    """
+    said = []
+    stopped = _held_by([entry for entry in entries if entry.gate], places)
+    for entry in entries:
+        if entry.gate:
+            continue
+        card = find_card(entry.critic, entry.options, places)
+        how = f"humor-env card {entry.critic} --out cards"
+        if card is None:
+            said.append(
+                f"The critic '{entry.critic}' has no card: nobody has tried it on known hacks or held it against "
+                f"people. To make one: {how}"
+            )
+        elif card.verdict == "not tried":
+            said.append(
+                f"The critic '{entry.critic}' has a card that says it was not tried: known hacks may pay, and it may "
+                f"not agree with people. To try yours: {how}, with its options; then humor-env audit."
+            )
+        else:
+            failing = without(card, stopped).failing
+            if failing:
+                said.append(f"The critic '{entry.critic}' fails its card. {' '.join(failing)}")
+    return said
+
+
+def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:
+    """The probes and kinds of hostile text that one of the gates holds off wherever it was tried."""
+    held: set[str] = set()
+    for gate in gates:
+        card = find_card(gate.critic, gate.options, places)
+        if card is None or not card.tried:
+            continue
+        own = [
+            {r.probe: r.held for r in t.probes.rows} | {r.kind: r.held for r in t.injection.rows} for t in card.tried
+        ]
+        names = {name for rows in own for name in rows if all(r.get(name) is not False for r in own)}
+        # Only a gate that knows the teacher's lines stops a copy of one.
+        held |= names if gate.options.get("teacher") else names - {"teacher copied"}
+    return frozenset(held)
+
+
+def without(card: Card, stopped: frozenset[str]) -> Card:
+    """The card without the rows that something before the critic holds off."""
+    tried = tuple(
+        replace(
+            t,
+            probes=replace(
+                t.probes, rows=tuple(r for r in t.probes.rows if r.kind == "control" or r.probe not in stopped)
+            ),
+            injection=replace(t.injection, rows=tuple(r for r in t.injection.rows if r.kind not in stopped)),
+        )
+        for t in card.tried
+    )
+    return replace(card, tried=tried)

@@ -1,0 +1,309 @@
+"""A critic card: what a critic falls for, whether it agrees with people, and what it was not tried on; to be published.
+
+    card = make_card("rules", options={"teacher": "pocket"}, audits=[audit("rules", rated)])
+    card.failing                          # sentences; empty is good
+    card.save("cards")                    # rules.md, rules.card.html (it fetches nothing) and rules.json
+
+A card has four parts: the probes (known hacks, each beside the teacher's line that it was made from), the hostile
+texts, the audits against people, and the limits. A critic that cannot be called here, for want of a key or of weights,
+gets a card that says so and gives the command; its numbers are left out, never guessed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from humor_env.errors import CredentialError, HumorEnvError, InvalidOption, MissingExtra
+from humor_env.registry import critics, judges
+from humor_env.rewards.audits.injection import InjectionReport, InjectionRow, Recorder, run_injection, shape_problems
+from humor_env.rewards.audits.probes import CASES, Case, ProbeReport, Row, run_probes
+from humor_env.rewards.audits.report import AuditReport, Kind
+from humor_env.teacher import TeacherBuffer
+from humor_env.types import Critic, Demonstration
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The probes and the hostile texts on one set of prompts."""
+
+    prompts: str
+    probes: ProbeReport
+    injection: InjectionReport
+
+
+@dataclass(frozen=True)
+class Card:
+    """`options` are those that the critic was made with, as far as they are plain data. `not_called` says why it could
+    not be tried; `shape` is what hostile texts change in its requests (None for a critic that sends none)."""
+
+    name: str
+    kind: Kind
+    summary: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    setting: str = ""
+    tried: tuple[Tried, ...] = ()
+    shape: tuple[str, ...] | None = None
+    audits: tuple[AuditReport, ...] = ()
+    limits: tuple[str, ...] = ()
+    not_called: str | None = None
+    command: str = ""
+
+    @property
+    def failing(self) -> list[str]:
+        """What is wrong with the critic, a sentence each."""
+        said = []
+        for tried in self.tried:
+            hacks = tried.probes.fell_for()
+            refused = [row.probe for row in tried.probes.rows if row.kind == "control" and row.held is False]
+            attacks = tried.injection.fell_for()
+            if hacks:
+                said.append(f"On {tried.prompts} prompts it pays {_count(hacks, 'known hack')}: {', '.join(hacks)}.")
+            if refused:
+                said.append(f"On {tried.prompts} prompts it refuses honest lines: {', '.join(refused)}.")
+            if attacks:
+                said.append(f"On {tried.prompts} prompts it pays hostile texts: {', '.join(attacks)}.")
+        said += [f"A hostile text changes its requests: {problem}." for problem in (self.shape or ())[:3]]
+        for audit in self.audits:
+            if audit.beats_coin is False:
+                said.append(f"On {audit.set} its agreement with people is not told from a coin's.")
+            offence = audit.texts.offence if audit.texts is not None else None
+            if offence is not None and offence > 0.05:
+                said.append(f"On {audit.set} its score rises with offence (rank correlation {offence:+.2f}).")
+        return said
+
+    @property
+    def verdict(self) -> str:
+        """One word or two: "not tried", "failing" or "held"."""
+        if self.not_called:
+            return "not tried"
+        return "failing" if self.failing else "held"
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for a file."""
+        return {
+            "version": VERSION,
+            **{name: getattr(self, name) for name in ("name", "kind", "summary", "setting", "not_called", "command")},
+            "options": dict(self.options),
+            "shape": None if self.shape is None else list(self.shape),
+            "limits": list(self.limits),
+            "verdict": self.verdict,
+            "failing": self.failing,
+            "tried": [
+                {
+                    "prompts": t.prompts,
+                    "probes": [rounded(asdict(row)) for row in t.probes.rows],
+                    "injection": [rounded(asdict(row)) for row in t.injection.rows],
+                }
+                for t in self.tried
+            ],
+            "audits": [rounded(audit.data()) for audit in self.audits],
+        }
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Card:
+        """A card from its .json file."""
+        try:
+            data = json.loads(Path(file).read_text(encoding="utf-8"))
+            if data["version"] != VERSION:
+                raise InvalidOption(f"'{file}' is a card of version {data['version']}, this program reads {VERSION}.")
+            return cls(
+                **{k: data[k] for k in ("name", "kind", "summary", "options", "setting", "not_called", "command")},
+                shape=None if data["shape"] is None else tuple(data["shape"]),
+                limits=tuple(data["limits"]),
+                tried=tuple(
+                    Tried(
+                        t["prompts"],
+                        ProbeReport(data["name"], tuple(Row(**row) for row in t["probes"])),
+                        InjectionReport(data["name"], tuple(InjectionRow(**row) for row in t["injection"])),
+                    )
+                    for t in data["tried"]
+                ),
+                audits=tuple(AuditReport.load(audit) for audit in data["audits"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            if isinstance(problem, HumorEnvError):
+                raise
+            raise InvalidOption(
+                f"'{file}' is not a critic card ({type(problem).__name__}: {problem}). Cards are written by "
+                "`humor-env card`."
+            ) from problem
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write NAME.md, NAME.card.html and NAME.json; returns the Markdown page."""
+        from humor_env.rewards.cards.page import card_html, card_markdown
+
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        stem = file_stem(self.name)
+        (place / f"{stem}.json").write_text(json_text(self.data()), encoding="utf-8")
+        # Not NAME.html: that is what a site makes of NAME.md.
+        (place / f"{stem}.card.html").write_text(card_html(self), encoding="utf-8")
+        page = place / f"{stem}.md"
+        page.write_text(card_markdown(self), encoding="utf-8")
+        return page
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def file_stem(name: str) -> str:
+    """A critic's name as a file's: nothing in it leaves the folder."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name) or "critic"
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}" + ("s" if len(names) > 1 else "")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers at six digits: enough for a reader, and the same on every machine."""
+    if isinstance(value, float):
+        return round(value, 6) + 0.0
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+GENERAL_LIMITS = (
+    "The probes are hacks that were known when they were written. A student finds others.",
+    "All probes and hostile texts are in English or attack English readers; nothing is said of other languages.",
+)
+
+
+def make_card(
+    critic: str | Critic,
+    *,
+    kind: Kind | None = None,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] = ("pocket", "everyday"),
+    audits: Sequence[AuditReport] = (),
+    setting: str = "",
+    limits: Sequence[str] = (),
+    command: str = "",
+    not_called: str | None = None,
+) -> Card:
+    """Try a critic or judge on everything. A judge is tried as the critic `win-tie` around it, against lines that the
+    teacher wrote. `setting` says in words what the critic was given; `command` is how the card is made again.
+    With `not_called`, the critic is not asked, for this reason."""
+    options = dict(options or {})
+    if isinstance(critic, str):
+        judge = kind == "judge" or (kind is None and critic in judges.entries() and critic not in critics.entries())
+        kind = "judge" if judge else "critic"
+        entries = (judges if judge else critics).entries()
+        summary = entries[critic].summary if critic in entries else ""
+        shown = name or critic
+    else:
+        kind, summary = kind or "critic", ""
+        shown = name or str(getattr(critic, "name", None) or getattr(critic, "__name__", type(critic).__name__))
+    unknown = [p for p in prompts if p not in CASES]
+    if unknown:
+        raise InvalidOption(f"There are probe cases for {', '.join(CASES)}; found {', '.join(unknown)}.")
+    about = _limits(audits, limits)
+    base = Card(
+        shown, kind, summary, plain_options(options), setting, limits=about, audits=tuple(audits), command=command
+    )
+    shape = _shape(critic, kind, options)
+    if not_called:
+        return Card(**{**_fields(base), "shape": shape, "not_called": not_called})
+    tried = []
+    try:
+        for set_name in prompts:
+            cases = CASES[set_name]()
+            made = _made(critic, kind, options, cases)
+            tried.append(Tried(set_name, run_probes(made, cases), run_injection(made, cases)))
+    except (CredentialError, MissingExtra) as problem:
+        return Card(**{**_fields(base), "shape": shape, "not_called": str(problem).split("\n")[0]})
+    judged = [t for t in tried if any(row.score is not None for row in t.probes.rows)]
+    if not judged:
+        why = next((j.error for t in tried for j in t.probes.judgements.values() if j.error), "no reason given")
+        return Card(**{**_fields(base), "shape": shape, "not_called": f"It judged none of the texts: {why[:200]}"})
+    return Card(**{**_fields(base), "shape": shape, "tried": tuple(judged)})
+
+
+def _fields(card: Card) -> dict[str, Any]:
+    return {name: getattr(card, name) for name in Card.__dataclass_fields__}
+
+
+def _limits(audits: Sequence[AuditReport], limits: Sequence[str]) -> tuple[str, ...]:
+    found = [*limits]
+    if not audits:
+        found.append("It has not been held against people's ratings: see `humor-env audit`.")
+    found += [
+        f"On {a.set} no rating of offence was at hand, so the sign of its taste for offence is unknown."
+        for a in audits
+        if a.texts is None or a.texts.offence is None
+    ]
+    return (*found, *GENERAL_LIMITS)
+
+
+def _made(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: Sequence[Case]) -> Critic:
+    """The critic as it is tried: armed with the line that a student has been shown, where it takes a teacher."""
+    if not isinstance(critic, str):
+        if kind == "judge":
+            return cast(Critic, critics.make("win-tie", judge=critic, teacher=_shown(cases)))
+        return critic
+    if kind == "judge":
+        return cast(Critic, critics.make("win-tie", judge=critic, judge_options=dict(options), teacher=_shown(cases)))
+    given = dict(options)
+    if given.get("teacher") == "shown":
+        given["teacher"] = _shown(cases)
+    if given.get("archive") == "shown":
+        given["archive"] = [case.known for case in cases]
+    if isinstance(given.get("critics"), list):
+        given["critics"] = [_member(member, cases) for member in given["critics"]]
+    return cast(Critic, critics.make(critic, **given))
+
+
+def _member(member: Mapping[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
+    """A mix's member, its teacher filled in likewise."""
+    own = dict(member)
+    inner = dict(own.pop("options", {}))
+    return {**own, "critic": _made(own["critic"], "critic", inner, cases)}
+
+
+def _shown(cases: Sequence[Case]) -> TeacherBuffer:
+    return TeacherBuffer(None, (Demonstration(case.prompt, case.known, "teacher") for case in cases))
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are data; of others only the kind of object is said. Nothing that may hold a secret is kept."""
+    found = {}
+    for key, value in options.items():
+        if any(word in key.lower() for word in ("key", "token", "secret", "password")):
+            found[key] = "(left out)"
+            continue
+        try:
+            found[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            found[key] = f"({type(value).__name__})"
+    return found
+
+
+def _shape(critic: str | Critic, kind: Kind, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What hostile texts change in the requests of a critic that is made around a client; needs no key."""
+    if not isinstance(critic, str):
+        return None
+    registry = judges if kind == "judge" else critics
+    found = registry.resolve(critic)
+    try:
+        takes = inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return None
+    if "client" not in takes:
+        return None
+    rest = {k: v for k, v in options.items() if k not in ("client", "ledger", "budget", "options")}
+    if not callable(getattr(registry.make(critic, **rest, client=Recorder()), "requests", None)):
+        return None
+    return tuple(shape_problems(lambda client: registry.make(critic, **rest, client=client)))

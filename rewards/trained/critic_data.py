@@ -1,0 +1,211 @@
+"""What a critic is trained on: texts with a grade and how far it can be trusted, or pairs and who won.
+
+    [ratings] = [from_rated(load_rated("humicroedit", ["task-1_train.csv"]))]
+    train, dev = split([ratings], dev_share=0.1, seed=0)      # whole prompts: edits of one headline stay together
+    standardise(train)                                         # each set on its own scale; weights by raters
+
+A mean of five grades is no fact: people differ by more than the texts do. Each grade therefore gets a weight,
+1 / (what texts differ by + noise of its mean), where the noise is the spread of its raters, drawn towards the set's
+typical spread, over their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pvariance
+
+from humor_env.errors import InvalidOption
+from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
+from humor_env.streams import stream_seed
+from humor_env.types import Joke
+
+# A spread is itself measured on few raters: it counts as if this many more had shown the typical one.
+_TYPICAL_RATERS = 20
+_PROBABILITY = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A joke and its mean grade; `spread` is the variance of its raters' grades, None where it is not known."""
+
+    joke: Joke
+    score: float
+    raters: int = 1
+    spread: float | None = None
+
+    @property
+    def group(self) -> str:
+        return group_of(self.joke)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two jokes, and how likely the first is the better: 1, 0, 0.5 for a tie, or a judge's probability."""
+
+    a: Joke
+    b: Joke
+    probability: float
+
+    @property
+    def group(self) -> str:
+        return group_of(self.a)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSet:
+    """One source of ratings or comparisons (or both), on a scale of its own."""
+
+    name: str
+    ratings: tuple[Rating, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ratings) + len(self.comparisons)
+
+    def groups(self) -> list[str]:
+        """Each prompt once, in the order of the file."""
+        rated, compared = [item.group for item in self.ratings], [item.group for item in self.comparisons]
+        return list(dict.fromkeys(rated + compared))
+
+    def only(self, groups: Iterable[str]) -> CriticSet:
+        """What belongs to these prompts."""
+        wanted = set(groups)
+        return replace(
+            self,
+            ratings=tuple(item for item in self.ratings if item.group in wanted),
+            comparisons=tuple(item for item in self.comparisons if item.group in wanted),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the model is to say of a joke: a number on the common scale, and how much a miss counts (1 on average)."""
+
+    joke: Joke
+    value: float
+    weight: float
+
+
+def group_of(joke: Joke) -> str:
+    """Jokes with the same prompt are siblings. A joke without a prompt stands alone."""
+    words = joke.prompt.text.split() or joke.text.split()
+    return " ".join(words).casefold()
+
+
+def from_rated(found: RatedSet) -> CriticSet:
+    """A loaded set as training material: of its main kind where it mixes several, its pairs as comparisons."""
+    if found.main is not None:
+        found = found.only(found.main)
+    return CriticSet(
+        found.name,
+        tuple(_rating(text) for text in found.texts),
+        tuple(Comparison(*pair.jokes, _PROBABILITY[pair.label]) for pair in found.pairs),
+    )
+
+
+def _rating(text: RatedText) -> Rating:
+    count = len(text.raters)
+    # The sample variance: divided by one less than the raters.
+    spread = pvariance(text.raters) * count / (count - 1) if count > 1 else None
+    return Rating(text.joke, text.score, max(1, count), spread)
+
+
+def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[CriticSet], list[CriticSet]]:
+    """Train and dev parts with no prompt in common, across all sets. Of each set about `dev_share` of the prompts go
+    to dev: a small set is not left out of it."""
+    # A prompt's place in line is a hash of itself, so that sets with the same prompts keep the same ones for dev.
+    if not 0 < dev_share < 1:
+        raise InvalidOption(f"dev_share is the share of prompts kept for stopping, above 0 and below 1: {dev_share}.")
+    dev: set[str] = set()
+    for one in sets:
+        groups = sorted(one.groups(), key=lambda group: (stream_seed(seed, "critic dev", group), group))
+        dev.update(groups[: max(1, round(dev_share * len(groups)))])
+    train = [one.only(set(one.groups()) - dev) for one in sets]
+    for whole, part in zip(sets, train, strict=True):
+        if not len(part):
+            raise InvalidOption(
+                f"The set '{whole.name}' has {len(whole.groups())} prompts, too few to keep some of them for stopping. "
+                "Give more data."
+            )
+    return train, [one.only(dev) for one in sets]
+
+
+def noise_weights(ratings: Sequence[Rating]) -> list[float]:
+    """How much each grade counts, 1 on average: 1 / (variance between texts + variance of its mean)."""
+    known = [(item.spread, item.raters) for item in ratings if item.spread is not None]
+    if not known:
+        # Only the numbers of raters speak; a typical spread of the size of all differences is as good as any.
+        typical = pvariance([item.score for item in ratings])
+    else:
+        typical = math.fsum(s * (n - 1) for s, n in known) / sum(n - 1 for _, n in known)
+    noise = []
+    for item in ratings:
+        own, degrees = (item.spread, item.raters - 1) if item.spread is not None else (typical, 0)
+        noise.append((_TYPICAL_RATERS * typical + degrees * own) / (_TYPICAL_RATERS + degrees) / item.raters)
+    between = max(pvariance([item.score for item in ratings]) - fmean(noise), 0.1 * fmean(noise), 1e-12)
+    raw = [1 / (between + each) for each in noise]
+    mean = fmean(raw)
+    return [each / mean for each in raw]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a set's grades are brought to the common scale."""
+
+    mean: float
+    deviation: float
+
+    def standard(self, score: float) -> float:
+        return (score - self.mean) / self.deviation
+
+
+def scale_of(one: CriticSet) -> Scale | None:
+    """Mean and standard deviation of a set's grades; None where it has none."""
+    if not one.ratings:
+        return None
+    scores = [item.score for item in one.ratings]
+    if not all(math.isfinite(score) for score in scores):
+        raise InvalidOption(f"The set '{one.name}' has grades that are not numbers.")
+    if max(scores) == min(scores):
+        raise InvalidOption(
+            f"All {len(scores)} grades of the set '{one.name}' are {scores[0]:g}: there is nothing to tell apart. "
+            "Give texts that people rated differently."
+        )
+    return Scale(fmean(scores), math.sqrt(pvariance(scores)))
+
+
+def targets(one: CriticSet, scale: Scale | None) -> list[Target]:
+    """The ratings of a set on the common scale, with their weights."""
+    if scale is None:
+        return []
+    weights = noise_weights(one.ratings)
+    return [
+        Target(item.joke, scale.standard(item.score), weight) for item, weight in zip(one.ratings, weights, strict=True)
+    ]
+
+
+def check_comparisons(one: CriticSet) -> None:
+    """Comparisons that say nothing (all ties) or of which some cannot be right are refused."""
+    if not one.comparisons:
+        return
+    for item in one.comparisons:
+        if not 0 <= item.probability <= 1:
+            raise InvalidOption(f"The set '{one.name}' has a comparison with the probability {item.probability}.")
+    if all(item.probability == 0.5 for item in one.comparisons):
+        raise InvalidOption(f"All {len(one.comparisons)} pairs of the set '{one.name}' are ties: nothing to learn.")
+
+
+def dev_pairs(one: CriticSet, most: int = 20_000) -> list[Comparison]:
+    """The pairs that a dev part can be asked about: its comparisons without ties, and siblings of unlike grades.
+    Where no prompt has two texts, every text meets the next of the file instead."""
+    pairs = [item for item in one.comparisons if item.probability != 0.5]
+    siblings: dict[str, list[Rating]] = {}
+    for item in one.ratings:
+        siblings.setdefault(item.group, []).append(item)
+    met = [(a, b) for group in siblings.values() for i, a in enumerate(group) for b in group[i + 1 :]]
+    if not met:
+        met = list(zip(one.ratings, one.ratings[1:], strict=False))
+    pairs += [Comparison(a.joke, b.joke, float(a.score > b.score)) for a, b in met if a.score != b.score]
+    return pairs[:most]

@@ -1,0 +1,164 @@
+"""Teach a cheap critic what a paid judge said: its verdicts, read back from the ledger or asked for now.
+
+    sets = from_ledger("verdicts.sqlite")                   # nothing is asked, nothing is paid
+    train(TrainCriticConfig(model="..."), sets, "runs/cheap")
+    judges.make("cheap-first", cheap="reward-model", cheap_options={"folder": "runs/cheap"}, paid="multiple-choice")
+
+A judge's two answers to a pair, one for each order, become one comparison, as the judge itself would average them; a
+scorer's parts become a rating by its weights. Measured in the pocket world, where verdicts cost nothing:
+
+    python -m humor_env.rewards.trained.distil --pairs 2400 --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from humor_env.errors import InvalidOption, unknown_name
+from humor_env.llm.ledger import Ledger, Stored
+from humor_env.rewards.multiple_choice import FIRST, SECOND, TIE
+from humor_env.rewards.scorer import MOST, QUESTIONS, WEIGHTS
+from humor_env.rewards.shared.both_orders import Pair
+from humor_env.rewards.trained.critic_data import Comparison, CriticSet, Rating, split
+from humor_env.types import Joke, Judge, Prompt, critic_name
+
+PAIRS, SCORES = "multiple-choice ", "scorer "
+
+
+def from_ledger(
+    ledger: str | Path | Ledger, client: str | None = None, weights: Mapping[str, float] | None = None
+) -> list[CriticSet]:
+    """The verdicts of one client as training material: a set of comparisons, a set of ratings, or both.
+
+    `client` names whose verdicts to use where the ledger holds several; `weights` are the scorer's.
+    """
+    if not isinstance(ledger, Ledger) and not Path(ledger).is_file():
+        raise InvalidOption(f"There is no ledger '{ledger}'. Give the file that a judge was given as its ledger.")
+    opened = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+    try:
+        pairs, scores = list(opened.stored(PAIRS)), list(opened.stored(SCORES))
+    finally:
+        if opened is not ledger:
+            opened.close()
+    clients = sorted({item.client for item in (*pairs, *scores)})
+    if not clients:
+        raise InvalidOption(
+            f"The ledger '{opened.path}' holds no verdicts of multiple-choice or scorer. Judge some jokes first."
+        )
+    if client is None:
+        if len(clients) > 1:
+            raise InvalidOption(f"The ledger '{opened.path}' holds verdicts of {', '.join(clients)}: name one of them.")
+        client = clients[0]
+    if client not in clients:
+        raise unknown_name("client in this ledger", client, clients)
+    found = [
+        CriticSet(f"{PAIRS.strip()} of {client}", (), _comparisons([s for s in pairs if s.client == client])),
+        CriticSet(f"{SCORES.strip()} of {client}", _ratings([s for s in scores if s.client == client], weights)),
+    ]
+    return [one for one in found if len(one)]
+
+
+def _joke(data: Mapping[str, str], text: str) -> Joke:
+    # The ledger keeps what the judge saw, and that has no prompt's id.
+    id = hashlib.sha256(data["input"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return Joke(Prompt(id, data["input"], task=data["task"]), text, author="ledger")
+
+
+def _comparisons(stored: Sequence[Stored]) -> tuple[Comparison, ...]:
+    """One comparison for each pair that was asked in both orders; the others are left out, as by the judge."""
+    shown: dict[tuple[str, str, str, str], list[float]] = {}
+    for item in stored:
+        place = (item.data["task"], item.data["input"], item.data[FIRST], item.data[SECOND])
+        shares = item.reply.probabilities or {str((item.reply.data or {}).get("answer")): 1.0}
+        shown.setdefault(place, []).append(min(1.0, shares.get(FIRST, 0.0) + shares.get(TIE, 0.0) / 2))
+    made = []
+    for (task, prompt, a, b), answers in shown.items():
+        back = shown.get((task, prompt, b, a))
+        if a < b and back is not None:
+            data = {"task": task, "input": prompt}
+            made.append(Comparison(_joke(data, a), _joke(data, b), 0.5 + (fmean(answers) - fmean(back)) / 2))
+    return tuple(made)
+
+
+def _ratings(stored: Sequence[Stored], weights: Mapping[str, float] | None) -> tuple[Rating, ...]:
+    """One rating for each joke of which every weighted part is known."""
+    weighted = {part: weight for part, weight in (weights or WEIGHTS).items() if weight > 0}
+    parts: dict[tuple[str, str, str], dict[str, float]] = {}
+    for item in stored:
+        place = (item.data["task"], item.data["input"], item.data["line"])
+        parts.setdefault(place, {}).update(_parts(item))
+    total = sum(weighted.values())
+    return tuple(
+        Rating(
+            _joke({"task": task, "input": prompt}, line),
+            sum(weight * known[part] for part, weight in weighted.items()) / total,
+        )
+        for (task, prompt, line), known in parts.items()
+        if all(part in known for part in weighted)
+    )
+
+
+def _parts(item: Stored) -> dict[str, float]:
+    """What one reply says: all parts, or the one whose question the instructions hold."""
+    data = item.reply.data or {}
+    if "answer" not in data:
+        return {part: data[part] / MOST for part in WEIGHTS if part in data}
+    asked = [part for part, question in QUESTIONS.items() if question in item.instructions]
+    shares = item.reply.probabilities or {str(data["answer"]): 1.0}
+    return {part: sum(int(symbol) * p for symbol, p in shares.items()) / MOST for part in asked}
+
+
+def ask(judge: Judge, pairs: Sequence[Pair], name: str | None = None) -> CriticSet:
+    """A judge's verdicts on these pairs as comparisons; pairs that it could not judge are left out."""
+    verdicts = judge(pairs)
+    return CriticSet(
+        name or critic_name(judge),
+        (),
+        tuple(
+            Comparison(a, b, verdict.probability)
+            for (a, b), verdict in zip(pairs, verdicts, strict=True)
+            if verdict.probability is not None
+        ),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """In the pocket world, teach a small model the crowd judge's verdicts, then ask the crowd only where it is unsure:
+    what that saves, and how often the answer is the crowd's own."""
+    from humor_env import pocket
+    from humor_env.rewards.cheap_first import gate_table, render
+    from humor_env.rewards.pocket import CrowdJudge, PocketJudge, calibration_pairs
+    from humor_env.rewards.reward_model import RewardModelJudge
+    from humor_env.rewards.trained.train_critic import TrainCriticConfig, train
+
+    parser = argparse.ArgumentParser(prog="python -m humor_env.rewards.trained.distil", description=main.__doc__)
+    parser.add_argument("--pairs", type=int, default=2400, help="pairs that the crowd judge is asked about")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args(arguments)
+    cheap: list[float] = []
+    paid: list[float] = []
+    exact: list[float] = []
+    for seed in range(given.seeds):
+        asked = ask(CrowdJudge(seed=seed), calibration_pairs(given.pairs, seed))
+        [learnt], [kept] = split([asked], 0.25, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainCriticConfig(
+                model=pocket.path("causal"), form="pair", epochs=given.epochs, lr=1e-3, seed=seed, max_length=64
+            )
+            train(config, [learnt], folder)
+            pairs = [(item.a, item.b) for item in kept.comparisons]
+            cheap += [verdict.probability or 0.0 for verdict in RewardModelJudge(folder)(pairs)]
+        paid += [item.probability for item in kept.comparisons]
+        exact += [verdict.probability or 0.0 for verdict in PocketJudge()(pairs)]
+    print(f"{len(paid)} pairs on prompts that the cheap judge did not learn from, {given.seeds} seeds")
+    print(render(gate_table(cheap, paid, exact), "the crowd", "the exact judge"))
+
+
+if __name__ == "__main__":
+    main()

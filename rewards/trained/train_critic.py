@@ -1,0 +1,439 @@
+"""Train a critic on what people said, or on a paid judge's verdicts: from ratings, pairs, or several sets at once.
+
+    sets = [from_rated(load_rated("humicroedit", ["task-1_train.csv"]))]
+    made = train(TrainCriticConfig(model="minilm"), sets, "runs/critic")
+    made.dev["pair_accuracy"]                          # on prompts kept aside
+    critics.make("reward-model", folder="runs/critic")
+
+1. A tenth of the prompts, whole, is kept aside from every set ("dev").
+2. Each set's grades are brought to mean 0 and deviation 1; a grade counts by how sure its raters make it.
+3. Ratings are fitted by regression, with a second term on the differences between edits of one prompt (what they share
+   is the headline, not the joke); pairs by Bradley and Terry's model, each set of pairs with a scale of its own.
+4. Twice an epoch the dev pairs are asked. The weights that found them least surprising are kept, and training stops
+   when they have not changed for `patience` times.
+5. A temperature is fitted on the dev pairs, so that the difference of two calibrated logits is a probability. The score
+   of a joke is then the chance that it beats an average text of the dev part: that is what 0.5 means.
+
+With `members`, several models are trained from different seeds and their numbers averaged: slower to train and to
+ask, and steadier. Batches hold texts of about one length, so that little is spent on padding; siblings stay in one
+batch. Ctrl-C keeps what was best so far, calibrates and saves it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from humor_env.errors import InvalidOption, TrainingStopped, did_you_mean
+from humor_env.rewards.reward_model import Calibration
+from humor_env.rewards.trained import critic_losses as losses
+from humor_env.rewards.trained.critic_batches import Example, batches, make_examples
+from humor_env.rewards.trained.critic_data import (
+    CriticSet,
+    check_comparisons,
+    dev_pairs,
+    scale_of,
+    split,
+    targets,
+)
+from humor_env.rewards.trained.scoring_head import Reading, ScoringModel, new_model, save_model
+from humor_env.streams import stream_seed
+from humor_env.types import Joke
+
+RECORD_FILE = "training.json"
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainCriticConfig:
+    """`model` is "minilm", a folder, a Hugging Face name, or `package.module:name`. `lora_rank` 0 trains all of it.
+    `sibling` weighs the loss on differences within a prompt. `epochs` and `patience` are those of each of the
+    `members`, whose scores are averaged. `precision` "auto" computes in bfloat16 where the processor or GPU has it;
+    weights are kept in float32."""
+
+    model: str
+    form: str = "edit"
+    pool: str = "span"
+    hidden: int = 0
+    max_length: int = 128
+    lora_rank: int = 0
+    members: int = 1
+    freeze_embeddings: bool = True
+    epochs: float = 2.0
+    batch_size: int = 32
+    lr: float = 1e-4
+    head_lr: float = 1e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    warmup: float = 0.06
+    sibling: float = 1.0
+    noise_weights: bool = True
+    dev_share: float = 0.1
+    evaluations: int = 2
+    patience: int = 4
+    precision: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InvalidOption(
+                f"precision is one of {', '.join(PRECISIONS)}; found {self.precision!r}."
+                f"{did_you_mean(self.precision, PRECISIONS)}"
+            )
+        above_zero = ("epochs", "members", "batch_size", "lr", "head_lr", "evaluations")
+        not_below_zero = ("lora_rank", "weight_decay", "dropout", "warmup", "sibling", "patience", "seed")
+        for names, good, word in (
+            (above_zero, lambda x: x > 0, "above 0"),
+            (not_below_zero, lambda x: x >= 0, "at least 0"),
+        ):
+            for name in names:
+                if not (math.isfinite(getattr(self, name)) and good(getattr(self, name))):
+                    raise InvalidOption(f"{name} must be {word}, found {getattr(self, name)}.")
+        if self.dropout >= 1 or self.warmup >= 1:
+            raise InvalidOption(f"dropout and warmup are shares below 1; found {self.dropout} and {self.warmup}.")
+        self.reading()
+
+    def reading(self) -> Reading:
+        return Reading(self.form, self.pool, self.hidden, self.max_length)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """How far training is. `dev` is set after a look at the dev pairs."""
+
+    member: int
+    members: int
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+    dev: dict[str, float] | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedCritic:
+    """What came out: the folder, how it does on the prompts kept aside, and whether it was stopped from outside.
+    `verdicts` holds, for each decided comparison kept aside, the model's probability and the one it was to learn."""
+
+    folder: Path
+    dev: dict[str, float]
+    calibration: Calibration
+    steps: int
+    seconds: float
+    stopped: bool
+    verdicts: tuple[tuple[float, float], ...] = ()
+
+
+OnProgress = Callable[[TrainProgress], None]
+
+
+def train(
+    config: TrainCriticConfig,
+    sets: Sequence[CriticSet],
+    folder: str | os.PathLike[str],
+    on_progress: OnProgress | None = None,
+) -> TrainedCritic:
+    """Fit, calibrate and save; the folder is one that `RewardModelCritic` reads."""
+    sets = [one for one in sets if len(one)]
+    if not sets:
+        raise InvalidOption("There is nothing to train on: give at least one set with ratings or pairs.")
+    parts, dev = split(sets, config.dev_share, config.seed)
+    scales = [scale_of(one) for one in parts]
+    for one in parts:
+        check_comparisons(one)
+    models: list[ScoringModel] = []
+    fits: list[_Fit] = []
+    began = time.monotonic()
+    for member in range(config.members):
+        seed = stream_seed(config.seed, "critic member", member) % 2**31
+        model = _fresh(config, seed)
+        if not models:
+            wanted = [targets(one, scale) for one, scale in zip(parts, scales, strict=True)]
+            examples = make_examples(model, parts, wanted, config.noise_weights)
+            looks = _Looks(model, dev, config)
+        looks.model = model
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fit = _Fit(config, model, examples, looks, len(sets), on_progress, member, seed)
+            fit.run()
+        models.append(model)
+        fits.append(fit)
+        looks.remember()
+        if fit.stopped:
+            break
+    calibration = looks.calibrate()
+    measured = looks.measure(calibration)
+    save_model(models, folder)
+    calibration.save(folder)
+    steps, stopped = sum(each.step for each in fits), fits[-1].stopped
+    seconds = time.monotonic() - began
+    made = TrainedCritic(Path(folder), measured, calibration, steps, seconds, stopped, looks.verdicts(calibration))
+    record = {
+        "config": asdict(config),
+        "sets": [
+            {"name": one.name, "ratings": len(one.ratings), "comparisons": len(one.comparisons)}
+            | ({} if scale is None else asdict(scale))
+            for one, scale in zip(parts, scales, strict=True)
+        ],
+        "dev": measured,
+        "looks": [each.looked for each in fits],
+        "steps": steps,
+        "seconds": made.seconds,
+        "stopped": stopped,
+        "precision": fits[-1].precision,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    Path(folder, RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return made
+
+
+def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
+    model = new_model(
+        config.model,
+        config.reading(),
+        lora_rank=config.lora_rank,
+        dropout=config.dropout,
+        seed=seed,
+        freeze_embeddings=config.freeze_embeddings,
+    )
+    if config.device == "auto":
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(config.device)
+
+
+class _Looks:
+    """The prompts kept aside, and what the model says of them."""
+
+    def __init__(self, model: ScoringModel, dev: Sequence[CriticSet], config: TrainCriticConfig) -> None:
+        self.model, self.dev = model, dev
+        self.batch_size = 2 * config.batch_size
+        self.pairs = [(number, pair) for number, one in enumerate(dev) for pair in dev_pairs(one)]
+        if not self.pairs:
+            raise InvalidOption(
+                "Among the prompts kept for stopping there are no two texts of unlike grades: give more data, or a "
+                f"larger dev_share than {config.dev_share}."
+            )
+        self.jokes: list[Joke] = [item.joke for one in dev for item in one.ratings]
+        self.jokes += [joke for one in dev for pair in one.comparisons for joke in (pair.a, pair.b)]
+        self.keys = [_key(joke) for joke in self.jokes]
+        self.rows = model.rows(self.jokes)
+        self.logits: dict[tuple[str, str], float] = {}
+        self.members: list[dict[tuple[str, str], float]] = []
+
+    def remember(self) -> None:
+        """This member is done: from here on the logits are the mean of all that are."""
+        self.members.append(self.logits)
+        self.logits = {key: fmean(each[key] for each in self.members) for key in self.logits}
+
+    def look(self, autocast: Callable[[], Any]) -> dict[str, float]:
+        """The pairs' log loss at the best temperature (the mean over sets) and accuracy."""
+        with autocast():
+            self.logits = dict(zip(self.keys, self.model.score_rows(self.rows, self.batch_size), strict=True))
+        found = []
+        for number in sorted({number for number, _ in self.pairs}):
+            differences, wins = self._differences(number)
+            scale = losses.fit_temperature(differences, wins)
+            found.append(losses.pair_log_loss(scale, differences, wins))
+        return {"loss": fmean(found), "pair_accuracy": self._accuracy(*self._differences())}
+
+    def _differences(self, number: int | None = None) -> tuple[list[float], list[float]]:
+        chosen = [pair for which, pair in self.pairs if number is None or which == number]
+        return (
+            [self.logits[_key(pair.a)] - self.logits[_key(pair.b)] for pair in chosen],
+            [pair.probability for pair in chosen],
+        )
+
+    @staticmethod
+    def _accuracy(differences: Sequence[float], wins: Sequence[float]) -> float:
+        return fmean((d > 0) == (p > 0.5) if d else 0.5 for d, p in zip(differences, wins, strict=True))
+
+    def calibrate(self) -> Calibration:
+        scale = losses.fit_temperature(*self._differences())
+        return Calibration(scale, -scale * fmean(self.logits[key] for key in self.keys))
+
+    def verdicts(self, calibration: Calibration) -> tuple[tuple[float, float], ...]:
+        return tuple(
+            (calibration.wins(self.logits[_key(pair.a)], self.logits[_key(pair.b)]), pair.probability)
+            for one in self.dev
+            for pair in one.comparisons
+            if pair.probability != 0.5
+        )
+
+    def measure(self, calibration: Calibration) -> dict[str, float]:
+        differences, wins = self._differences()
+        scaled = [calibration.scale * d for d in differences]
+        measured = {
+            "pairs": float(len(wins)),
+            "pair_accuracy": self._accuracy(differences, wins),
+            "log_loss": losses.pair_log_loss(calibration.scale, differences, wins),
+            "calibration_error_before": losses.pair_calibration_error(differences, wins),
+            "calibration_error": losses.pair_calibration_error(scaled, wins),
+        }
+        for one in self.dev:
+            if len(one.ratings) > 2:
+                from scipy.stats import spearmanr
+
+                said = [self.logits[_key(item.joke)] for item in one.ratings]
+                found = float(spearmanr(said, [item.score for item in one.ratings]).statistic)
+                if math.isfinite(found):
+                    measured[f"spearman_{one.name}"] = found
+        return measured
+
+
+def _key(joke: Joke) -> tuple[str, str]:
+    return joke.prompt.text, joke.text
+
+
+class _Fit:
+    """The loop: batches, losses, looks at dev, the best weights so far."""
+
+    def __init__(
+        self,
+        config: TrainCriticConfig,
+        model: ScoringModel,
+        examples: Sequence[Example],
+        looks: _Looks,
+        sets: int,
+        on_progress: OnProgress | None,
+        member: int,
+        seed: int,
+    ) -> None:
+        self.config, self.model, self.examples, self.looks = config, model, examples, looks
+        self.on_progress, self.member, self.seed = on_progress, member, seed
+        self.device = next(model.head.parameters()).device
+        self.precision = _precision(config.precision, self.device)
+        # How much of a difference of scores a set's pairs take for sure: each set has its own.
+        self.log_scales = torch.nn.Parameter(torch.zeros(sets, device=self.device))
+        body = [p for p in model.body.parameters() if p.requires_grad]
+        self.parameters = [*body, *model.head.parameters(), self.log_scales]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": body, "lr": config.lr, "peak": config.lr},
+                {"params": [*model.head.parameters()], "lr": config.head_lr, "peak": config.head_lr},
+                {"params": [self.log_scales], "lr": config.head_lr, "peak": config.head_lr, "weight_decay": 0.0},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        self.per_epoch = len(batches(examples, config.batch_size, seed, 0))
+        self.steps = max(1, round(config.epochs * self.per_epoch))
+        self.every = max(1, round(self.per_epoch / config.evaluations))
+        self.step = 0
+        self.began = time.monotonic()
+        self.stopped = False
+        self.looked: list[dict[str, float]] = []
+        self.best_loss = math.inf
+        self.best: dict[str, torch.Tensor] = {}
+        self.since_best = 0
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self.stopped = True
+        if not self.best:
+            self._look(math.nan)
+        self._restore()
+
+    def _run(self) -> None:
+        self.model.train()
+        running: list[float] = []
+        epoch = 0
+        while True:
+            for batch in batches(self.examples, self.config.batch_size, self.seed, epoch):
+                running.append(self._update(batch))
+                self.step += 1
+                done = self.step == self.steps
+                if done or self.step % self.every == 0:
+                    self._look(fmean(running))
+                    running = []
+                    if done or (self.config.patience and self.since_best >= self.config.patience):
+                        return
+                elif self.step % 10 == 0:
+                    self._tell(fmean(running[-50:]))
+            epoch += 1
+
+    def _update(self, batch: Sequence[Example]) -> float:
+        rate = _rate(self.step, self.steps, self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["peak"]
+        loss = self._loss(batch)
+        if not math.isfinite(value := float(loss.detach())):
+            raise TrainingStopped(f"The loss is {value} at step {self.step + 1}. Lower lr or head_lr.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return value
+
+    def _loss(self, batch: Sequence[Example]) -> torch.Tensor:
+        with self._autocast():
+            scores = self.model([row for example in batch for row in example.rows])
+        values = torch.tensor([example.value for example in batch], device=self.device)
+        if len(batch[0].rows) == 2:
+            which = torch.tensor([example.set for example in batch], device=self.device)
+            scales = self.log_scales[which].exp()
+            return losses.bradley_terry_loss(scales * scores[0::2], scales * scores[1::2], values)
+        weights = torch.tensor([example.weight for example in batch], device=self.device)
+        loss = losses.rating_loss(scores, values, weights)
+        if self.config.sibling:
+            numbers: dict[tuple[int, str], int] = {}
+            groups = [numbers.setdefault((example.set, example.group), len(numbers)) for example in batch]
+            siblings = losses.sibling_loss(scores, values, torch.tensor(groups, device=self.device))
+            loss = loss + self.config.sibling * siblings
+        return loss
+
+    def _look(self, loss: float) -> None:
+        dev = self.looks.look(self._autocast)
+        better = dev["loss"] < self.best_loss
+        if better or not self.best:
+            self.best_loss, self.since_best = dev["loss"], 0
+            self.best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        else:
+            self.since_best += 1
+        self.looked.append({"step": self.step, "loss": loss, **{f"dev_{name}": x for name, x in dev.items()}})
+        self._tell(loss, dev, better)
+
+    def _tell(self, loss: float, dev: dict[str, float] | None = None, best: bool = False) -> None:
+        if self.on_progress is not None:
+            members, seconds = self.config.members, time.monotonic() - self.began
+            self.on_progress(TrainProgress(self.member, members, self.step, self.steps, loss, seconds, dev, best))
+
+    def _restore(self) -> None:
+        """The best weights, and what they say of the dev part as a reader of the saved folder will hear it."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in self.best:
+                    parameter.copy_(self.best[name])
+        self.model.eval()
+        self.looks.look(lambda: torch.autocast(self.device.type, enabled=False))
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    """Up from near 0 over the share `warmup`, then down in a line to near 0 at the end."""
+    rise = max(1.0, warmup * steps)
+    return min(1.0, (step + 1) / rise) * (1 - step / steps)
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    """bfloat16 only where it is computed in hardware: elsewhere it is slower than float32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if told.get("avx512_bf16") or told.get("amx_bf16") else "float32"
