@@ -50,6 +50,7 @@ def take_step(
 
     `also` may add gradients of its own before they are exchanged and clipped.
     """
+    index = index.to(rollout.tokens.device)  # it is cut by indices that are there
     token_count = sum_over_processes(mask[index].sum().float()).clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
