@@ -18,6 +18,7 @@ from tiny import letters_critic, prompts, stir, student, vector_env
 
 from humor_env import registry
 from humor_env.agents import (
+    advantages,
     best_of_n,
     brio,
     brio_dpo,
@@ -195,6 +196,27 @@ def test_a_student_is_saved_merged_and_loaded(family, places, tmp_path):
     assert {p.device for p in merged.parameters()} == {other}
     one.load_state(warm_student(cpu, family).state())
     assert {t.device for t in one.state().values()} == {other}
+
+
+def test_advantages_stay_on_their_device(places):
+    rewards, mask = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 2.0]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    group, valid = torch.tensor([0, 0]), torch.tensor([True, True])
+    found = []
+    for device in places:
+        here = [tensor.to(device) for tensor in (rewards, mask, group, valid)]
+        learned, returns = advantages.gae(here[0], here[0] / 2, here[1], gamma=0.9, lam=0.9)
+        found.append(
+            {
+                "gae": learned,
+                "returns": returns,
+                "whitened": advantages.whiten(here[0], here[1]),
+                "placed": advantages.place_on_last_token(here[0][:, 0], here[1]),
+                "grouped": advantages.group_advantages(here[0].sum(1), here[2], here[3], scale=True),
+                "left out": advantages.leave_one_out(here[0].sum(1), here[2], here[3]),
+            }
+        )
+        assert {tensor.device for tensor in found[-1].values()} == {device}
+    assert_alike(*found, tolerance=1e-6)
 
 
 # Learners
