@@ -84,3 +84,29 @@ def test_group_baselines_by_hand():
     assert group_advantages(rewards, group, valid, scale=True)[:3].tolist() == pytest.approx(
         [-2 / deviation, 0.0, 2 / deviation], abs=1e-3
     )
+
+
+def test_gae_flows_into_the_first_row():
+    """An episode may go on in row 0, above the attempt before it. Gamma 1, lambda 1: a token is worth the sum of the
+    rewards from it on, less its value."""
+    rewards, values = torch.tensor([[0.5, 1.0], [0.25, 0.0]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    advantages, returns = gae(rewards, values, torch.ones(2, 2), gamma=1.0, lam=1.0, following=torch.tensor([-1, 0]))
+    to_come = torch.tensor([[1.5, 1.0], [1.75, 1.5]])
+    assert torch.allclose(advantages, to_come - values, atol=1e-6)
+    assert torch.allclose(returns, to_come, atol=1e-6)
+
+
+def test_two_siblings_are_a_group():
+    """Rewards 1 and 3: mean 2, distances -1 and 1, deviation sqrt 2; from the other one: -2 and 2."""
+    rewards, group, valid = torch.tensor([1.0, 3.0]), torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool)
+    assert group_advantages(rewards, group, valid, scale=False).tolist() == [-1.0, 1.0]
+    one = 1 / (2**0.5 + 1e-4)
+    assert group_advantages(rewards, group, valid, scale=True).tolist() == pytest.approx([-one, one], abs=1e-6)
+    assert leave_one_out(rewards, group, valid).tolist() == [-2.0, 2.0]
+
+
+def test_whiten_where_there_is_little_or_nothing():
+    """Distances of 1e-4 are a variance of 1e-8, as much as is added to it: 1e-4 / sqrt(2e-8) = 1 / sqrt 2."""
+    close = torch.tensor([[1e-4, -1e-4]], dtype=torch.float64)
+    assert whiten(close, torch.ones(1, 2)).tolist() == [pytest.approx([2**-0.5, -(2**-0.5)], abs=1e-6)]
+    assert whiten(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).tolist() == [[0.0, 0.0]], "no token: no 0 / 0"

@@ -82,10 +82,17 @@ def bart(vocabulary: int = 320, seed: int = 0) -> BartForConditionalGeneration:
     )
 
 
-def student(family: str = "causal", *, pad: str | None = "<pad>", rank: int = 4, seed: int = 0) -> Student:
+def student(
+    family: str = "causal",
+    *,
+    pad: str | None = "<pad>",
+    rank: int = 4,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Student:
     words = tokenizer(pad)
     model = llama(len(words)) if family == "causal" else bart(len(words))
-    return Student(model, words, lora=Lora(rank=rank, alpha=2 * rank), seed=seed)
+    return Student(model, words, lora=Lora(rank=rank, alpha=2 * rank), seed=seed, device=device)
 
 
 def stir(one: Student, adapter: str, seed: int = 1, size: float = 0.2) -> None:
@@ -93,7 +100,7 @@ def stir(one: Student, adapter: str, seed: int = 1, size: float = 0.2) -> None:
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in one.adapter_parameters(adapter).values():
-            parameter.add_(torch.randn(parameter.shape, generator=source) * size)
+            parameter.add_((torch.randn(parameter.shape, generator=source) * size).to(parameter.device))
 
 
 def letters_critic(letter: str = "e"):

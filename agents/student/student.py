@@ -238,6 +238,11 @@ class Student:
 
     def train_only(self, parameters: Sequence[nn.Parameter]) -> None:
         """Exactly these get gradients."""
+        if parameters and self.base.dtype == torch.float16:
+            raise StudentError(
+                "The student's base is in float16, in which small gradients become 0: it can write and be measured, "
+                'not trained. Set [student] dtype = "bfloat16", of the same size, or "float32".'
+            )
         self.model.requires_grad_(False)
         self.value_head.requires_grad_(False)
         for parameter in parameters:

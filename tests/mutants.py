@@ -1,0 +1,444 @@
+"""Which lines could be wrong without a test noticing? Small mistakes are put into a copy, one at a time, and tests run.
+
+    python tests/mutants.py agents/ppo.py --limit 40 --workers 2
+    python tests/mutants.py humor_env/llm --again        # survivors once more, after tests were added
+
+A mutant is the source with one mistake: a comparison turned, + for -, a constant off by one, a condition negated, a
+statement left out, arguments exchanged, and so on. It is imported from a folder of links in which the one file differs;
+the tree itself is never written to. Only tests that can see the file are run: `tests/test_NAME.py` first, then those
+that import the module. Results are kept in `runs/mutants.json` as they come, so that a run that was cut goes on. A
+survivor is either a missing test or an equal program: read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import configparser
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+}
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+}
+FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "amin": "amax", "amax": "amin"}
+WITHOUT = {"abs", "clamp", "clamp_", "clone", "cpu", "detach", "float", "round", "sorted", "strip"}  # x.f(…) or f(x): x
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str  # relative to the root
+    line: int
+    before: str  # the lines that differ
+    after: str
+    source: str  # of the whole file
+    key: str
+
+
+# -- making them ------------------------------------------------------------------------------------------------------
+
+
+def make_mutants(file: str, source: str) -> list[Mutant]:
+    """All mutants of a file, from top to bottom."""
+    starts = [0]
+    raw = source.encode()
+    for line in raw.split(b"\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    made: dict[str, Mutant] = {}
+    for node, new in _changes(ast.parse(source)):
+        begin = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        changed = (raw[:begin] + new.encode() + raw[end:]).decode()
+        try:
+            if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
+                continue
+        except SyntaxError:
+            continue
+        key = hashlib.sha256(f"{file}\n{changed}".encode()).hexdigest()[:16]
+        before, after = _difference(source, changed)
+        made.setdefault(key, Mutant(file, node.lineno, before, after, changed, key))
+    return sorted(made.values(), key=lambda m: (m.line, m.after))
+
+
+def _difference(old: str, new: str) -> tuple[str, str]:
+    a, b = old.split("\n"), new.split("\n")
+    while a and b and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    return " ".join(x.strip() for x in a), " ".join(x.strip() for x in b)
+
+
+def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """Nodes, and the text to put in their place."""
+    for node in _visited(tree):
+        if isinstance(node, ast.If):
+            yield node.test, f"({ast.unparse(_negated(node.test))})"
+        for new in _expressions(node) if isinstance(node, ast.expr) else _statements(node):
+            text = ast.unparse(new)
+            yield node, f"({text})" if isinstance(node, ast.expr) else text
+
+
+def _visited(node: ast.AST) -> Iterator[ast.AST]:
+    """All that runs and means something: no annotations, no texts, no format strings."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not isinstance(child, (ast.JoinedStr, ast.Import, ast.ImportFrom)):
+                if hasattr(child, "lineno"):
+                    yield child
+                yield from _visited(child)
+
+
+def _with(node: ast.AST, **fields: object) -> ast.AST:
+    new = copy.copy(node)
+    for name, value in fields.items():
+        setattr(new, name, value)
+    return new
+
+
+def _negated(test: ast.expr) -> ast.expr:
+    return (
+        test.operand if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) else ast.UnaryOp(ast.Not(), test)
+    )
+
+
+def _expressions(node: ast.expr) -> Iterator[ast.AST]:
+    match node:
+        case ast.Compare(ops=ops):
+            for i, op in enumerate(ops):
+                for other in COMPARISONS[type(op)]:
+                    yield _with(node, ops=[*ops[:i], other(), *ops[i + 1 :]])
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            yield _with(node, op=OPERATORS[type(op)]())
+        case ast.BoolOp(op=op, values=values):
+            yield _with(node, op=ast.Or() if isinstance(op, ast.And) else ast.And())
+            for i in range(len(values)):
+                rest = values[:i] + values[i + 1 :]
+                yield rest[0] if len(rest) == 1 else _with(node, values=rest)
+        case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert(), operand=operand):
+            yield operand
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value)):
+            yield ast.Constant(value + 1)
+            if value:
+                yield ast.Constant(value - 1)
+        case ast.Constant(value=float(value)):
+            yield ast.Constant(value * 2 if value else 1.0)
+        case ast.IfExp(test=test):
+            yield _with(node, test=_negated(test))
+        case ast.Subscript(slice=ast.Slice() as cut):
+            for bound in ("lower", "upper", "step"):
+                if getattr(cut, bound) is not None:
+                    yield _with(node, slice=_with(cut, **{bound: None}))
+        case ast.ListComp(generators=parts) | ast.SetComp(generators=parts) | ast.GeneratorExp(generators=parts):
+            for i, part in enumerate(parts):
+                for condition in part.ifs:
+                    rest = [c for c in part.ifs if c is not condition]
+                    yield _with(node, generators=[*parts[:i], _with(part, ifs=rest), *parts[i + 1 :]])
+        case ast.Call():
+            yield from _calls(node)
+
+
+def _calls(node: ast.Call) -> Iterator[ast.AST]:
+    function, args = node.func, node.args
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if name in FUNCTIONS:
+        field = "attr" if isinstance(function, ast.Attribute) else "id"
+        yield _with(node, func=_with(function, **{field: FUNCTIONS[name]}))
+    if name in WITHOUT and isinstance(function, ast.Attribute):
+        yield function.value
+    elif name in WITHOUT and args:
+        yield args[0]
+    if (
+        len(args) >= 2
+        and not any(isinstance(a, ast.Starred) for a in args[:2])
+        and name not in ("isinstance", *FUNCTIONS)
+    ):
+        yield _with(node, args=[args[1], args[0], *args[2:]])
+    for i in range(len(node.keywords)):
+        yield _with(node, keywords=node.keywords[:i] + node.keywords[i + 1 :])
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    match node:
+        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+            yield ast.Return(ast.Constant(None))
+        case ast.AugAssign(op=op):
+            yield ast.Pass()
+            if type(op) in OPERATORS:
+                yield _with(node, op=OPERATORS[type(op)]())
+        case ast.Expr(value=value) if not isinstance(value, (ast.Constant, ast.Yield, ast.YieldFrom)):
+            yield ast.Pass()
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+            yield ast.Pass()
+        case ast.Raise() | ast.Continue() | ast.Break() | ast.Delete():
+            yield ast.Pass()
+
+
+# -- the tree they are imported from, and the tests that see them -----------------------------------------------------
+
+
+def packages(root: Path) -> dict[str, Path]:
+    """Package names and their folders, as `setup.cfg` maps them."""
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    lines = config.get("options", "package_dir").split("\n")
+    return {name.strip(): root / folder.strip() for name, _, folder in (x.partition("=") for x in lines if x.strip())}
+
+
+def module_name(root: Path, file: str) -> str:
+    found = [(name, folder) for name, folder in packages(root).items() if (root / file).is_relative_to(folder)]
+    name, folder = max(found, key=lambda pair: len(pair[1].parts))
+    parts = (root / file).relative_to(folder).with_suffix("").parts
+    return ".".join((name, *(p for p in parts if p != "__init__")))
+
+
+def lay_out(root: Path, file: str, where: Path) -> Path:
+    """Links to all packages, and real folders on the way to `file`; returns where the mutated file belongs."""
+    for name, folder in sorted(packages(root).items()):
+        place = where.joinpath(*name.split("."))
+        place.mkdir(parents=True, exist_ok=True)
+        target = root / file
+        on_the_way = target.relative_to(folder).parts if target.is_relative_to(folder) else ()
+        for i in range(max(1, len(on_the_way))):
+            inner = place.joinpath(*on_the_way[:i])
+            inner.mkdir(exist_ok=True)
+            for child in folder.joinpath(*on_the_way[:i]).iterdir():
+                if child.name != "__pycache__" and child.name not in on_the_way[i : i + 1]:
+                    (inner / child.name).symlink_to(child)
+        if on_the_way:
+            found = place.joinpath(*on_the_way)
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it (and names taken from them, which may be modules)."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def seen_by(root: Path, file: str) -> list[str]:
+    """The test files that can see `file`: its own, then those that import it; else those that import its importers."""
+    name, stem = module_name(root, file), Path(file).stem
+    tests = sorted((root / "tests").glob("test_*.py"))
+    seen = {path: imported(path) for path in tests}
+    own = [path for path in tests if path.stem == f"test_{stem}"]
+    others = [path for path in tests if name in seen[path] and path not in own]
+    if not own and not others:
+        sources = [path for folder in packages(root).values() for path in folder.rglob("*.py")]
+        users = {module_name(root, str(p.relative_to(root))) for p in sources if name in imported(p)}
+        others = [path for path in tests if seen[path] & users]
+    return [str(path.relative_to(root)) for path in own + others]
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def preload(root: Path, tests: Sequence[str]) -> None:
+    """Import what the tests and the packages take from other projects once, so that each run need not."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(name, "1")
+    own = {name.split(".")[0] for name in packages(root)} | {p.stem for p in (root / "tests").iterdir()}
+    files = [root / test for test in tests] + sorted((root / "tests").glob("[!t]*.py")) + [root / "tests" / "tiny.py"]
+    files += [
+        p for folder in packages(root).values() if folder.name in ("agents", "rewards") for p in folder.glob("*.py")
+    ]
+    for file in files:
+        if not file.is_file() or file == Path(__file__):
+            continue
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            if not any(name.split(".")[0] in own | {"__future__"} for name in names):
+                with contextlib.suppress(Exception):
+                    exec(compile(ast.Module([node], []), str(file), "exec"), {})
+
+
+def start(root: Path, where: Path, tests: Sequence[str], log: Path) -> int:
+    """The tests in a child process that imports from `where`; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        os.chdir(root)
+        os.environ["PYTHONPATH"] = str(where)
+        sys.path[:] = [str(where), *(p for p in sys.path if Path(p or ".").resolve() not in (root, root / "tests"))]
+        sys.path_importer_cache.clear()
+        import pytest
+
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", "-m", "not slow and not gpu"]
+        os._exit(int(pytest.main([*options, *tests])))
+    except BaseException:
+        os._exit(70)
+
+
+def wait(children: dict[int, float]) -> tuple[int, str]:
+    """The next child to end, and how: "survived", "noticed" or "timeout". `children` maps ids to deadlines."""
+    while True:
+        for child, deadline in children.items():
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                with contextlib.suppress(ProcessLookupError):  # what a test left running
+                    os.killpg(child, signal.SIGKILL)
+                return child, "survived" if os.waitstatus_to_exitcode(status) == 0 else "noticed"
+            if time.monotonic() > deadline:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return child, "timeout"
+        time.sleep(0.05)
+
+
+def try_out(root: Path, mutants: Sequence[Mutant], results: Results, workers: int) -> None:
+    """Run the tests on every mutant of one file, and note what came of it."""
+    file, tests = mutants[0].file, seen_by(root, mutants[0].file)
+    if not tests:
+        print(f"{file}: no test imports it")
+        for mutant in mutants:
+            results.note(mutant, "survived")
+        return
+    preload(root, tests)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        places = [Path(folder, str(i)) for i in range(workers)]
+        targets = [lay_out(root, file, place) for place in places]
+        shutil.copy(root / file, targets[0])
+        began = time.monotonic()
+        log = Path(folder, "log")
+        _, outcome = wait({start(root, places[0], tests, log): began + 1800})
+        if outcome != "survived":
+            raise SystemExit(f"{file}: its tests fail as they are:\n{log.read_text()[-2000:]}")
+        limit = 30 + 4 * (time.monotonic() - began)
+        print(f"{file}: {len(mutants)} mutants, {time.monotonic() - began:.0f} s a full run of {', '.join(tests)}")
+        waiting, free, running = list(mutants), list(range(workers)), {}
+        while waiting or running:
+            while waiting and free:
+                place, mutant = free.pop(), waiting.pop(0)
+                target = targets[place]
+                # Compiled files are told apart by size and second only: the last mutant's must not be taken for this.
+                for stale in target.parent.glob(f"__pycache__/{target.stem}.*"):
+                    stale.unlink()
+                target.unlink(missing_ok=True)
+                target.write_text(mutant.source, encoding="utf-8")
+                child = start(root, places[place], tests, Path(folder, f"log-{place}"))
+                running[child] = (place, mutant, time.monotonic() + limit)
+            child, outcome = wait({c: deadline for c, (_, _, deadline) in running.items()})
+            place, mutant, _ = running.pop(child)
+            free.append(place)
+            results.note(mutant, outcome)
+            print(f"  {outcome:9} {file}:{mutant.line}: {mutant.after}", flush=True)
+
+
+class Results:
+    """What became of each mutant, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def note(self, mutant: Mutant, outcome: str) -> None:
+        kept = {n: getattr(mutant, n) for n in ("file", "line", "before", "after")}
+        self.found[mutant.key] = kept | {"outcome": outcome}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        half = self.path.with_suffix(".part")
+        half.write_text(json.dumps(self.found, indent=1) + "\n")
+        half.replace(self.path)
+
+    def report(self, mutants: Sequence[Mutant]) -> str:
+        """The survivors by file and line, and shares by folder, of those mutants that were tried."""
+        tried = [(m, str(self.found[m.key]["outcome"])) for m in mutants if m.key in self.found]
+        lines = []
+        for mutant in sorted((m for m, outcome in tried if outcome == "survived"), key=lambda m: (m.file, m.line)):
+            lines += [f"{mutant.file}:{mutant.line}", f"  - {mutant.before}", f"  + {mutant.after}"]
+        total = Counter(str(Path(m.file).parent) for m, _ in tried)
+        noticed = Counter(str(Path(m.file).parent) for m, outcome in tried if outcome != "survived")
+        lines += ["", f"{'package':24}{'mutants':>8}{'noticed':>8}{'share':>8}"]
+        lines += [f"{p:24}{total[p]:8}{noticed[p]:8}{noticed[p] / total[p]:8.0%}" for p in sorted(total)]
+        return "\n".join(lines)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", help="files or folders of the packages, relative to the root")
+    parser.add_argument("--limit", type=int, help="at most so many, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="run the survivors once more")
+    parser.add_argument("--results", type=Path, help="default: runs/mutants.json")
+    parser.add_argument("--root", type=Path, default=ROOT)
+    options = parser.parse_args(given)
+    root = options.root.resolve()
+    results = Results(options.results or root / "runs" / "mutants.json")
+    mutants: list[Mutant] = []
+    for path in options.paths:
+        found = sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]
+        for file in found:
+            mutants += make_mutants(str(file.relative_to(root)), file.read_text(encoding="utf-8"))
+    if options.limit is not None and options.limit < len(mutants):
+        mutants = random.Random(options.seed).sample(mutants, options.limit)
+        mutants.sort(key=lambda m: (m.file, m.line))
+    fresh = [
+        m
+        for m in mutants
+        if m.key not in results.found or (options.again and results.found[m.key]["outcome"] == "survived")
+    ]
+    for file in dict.fromkeys(m.file for m in fresh):
+        try_out(root, [m for m in fresh if m.file == file], results, options.workers)
+    print(results.report(mutants))
+
+
+if __name__ == "__main__":
+    main()
