@@ -166,8 +166,12 @@ def reset_info(episode: Episode) -> dict[str, Any]:
     return {"prompt_id": episode.prompt.id, "attempt": episode.attempt}
 
 
-def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke]) -> list[Judgement]:
-    """Ask a critic and hold it to its contract; its own exceptions pass through."""
+def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke], *, strict: bool = False) -> list[Judgement]:
+    """Ask a critic and hold it to its contract; its own exceptions pass through.
+
+    An odd answer among sound ones (a part that is NaN, a number in place of a judgement) becomes a judgement that
+    failed, so that one joke does not end a batch. Where every answer is odd, or `strict` is set, it is an error.
+    """
     if not callable(critic):
         raise CriticContractError(f"The critic '{name}' is a {type(critic).__name__}, which nobody can call.")
     reply = critic(jokes)
@@ -180,7 +184,17 @@ def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke]) -> list[Judg
             f"The critic '{name}' was asked about {len(jokes)} jokes and returned {len(reply)} judgements: it must "
             "return one for each, in the same order, with an error and no score where it cannot judge."
         )
-    return [_checked(name, judgement) for judgement in reply]
+    checked: list[Judgement] = []
+    odd: list[CriticContractError] = []
+    for judgement in reply:
+        try:
+            checked.append(_checked(name, judgement))
+        except CriticContractError as problem:
+            odd.append(problem)
+            checked.append(Judgement(name, None, error=str(problem)))
+    if odd and (strict or len(odd) == len(checked)):
+        raise odd[0]
+    return checked
 
 
 def _checked(name: str, judgement: Judgement) -> Judgement:

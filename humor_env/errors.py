@@ -46,6 +46,10 @@ class CriticContractError(HumorEnvError, TypeError):
     """A critic or judge broke its contract: wrong length, wrong type, a score outside [0, 1]."""
 
 
+class ScoreError(CriticContractError, ValueError):
+    """A judgement or verdict whose number is not in [0, 1], or that has both a number and an error, or neither."""
+
+
 class JudgingFailed(HumorEnvError, RuntimeError):
     """More judgements failed than the configured share allows."""
 
