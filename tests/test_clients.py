@@ -173,6 +173,28 @@ def test_what_is_no_token_id_stays_refused(tokenizer_folder, bad):
         env.step(bad)
 
 
+@pytest.mark.parametrize("env_id", humor_env.ENV_IDS)
+def test_info_as_the_same_numbers_at_every_step(env_id):
+    """Tianshou: "Encountered NaNs in buffer" (of a None); TorchRL: "KeyError: prompt_id" (in some infos only)."""
+    env = humor_env.NumbersOnlyInfo(
+        gym.make(env_id, critic=lambda jokes: [Judgement("c", None, error="no")] * len(jokes))
+    )
+    env.action_space.seed(0)
+    seen = [env.reset(seed=0)[1]]
+    over = False
+    while not over:
+        _, _, over, _, info = env.step(env.action_space.sample())
+        seen.append(info)
+    assert {tuple(info) for info in seen} == {("attempt", "judgement_failed")}
+    assert {type(value) for info in seen for value in info.values()} == {int, bool}
+    assert (seen[0], seen[-1]) == (
+        {"attempt": 0, "judgement_failed": False},
+        {"attempt": 1, "judgement_failed": True},
+    )
+    assert env.unwrapped.last_judgement.error == "no"
+    assert env.spec.additional_wrappers[-1].name == "NumbersOnlyInfo"
+
+
 def test_tokens_batch_into_arrays(tokenizer_folder):
     """What any vectorised learner does with the observations: one array per key."""
     envs = SyncVectorEnv([lambda: probe("humor_env/Tokens-v0", tokenizer_folder)] * 3)
