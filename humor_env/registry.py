@@ -136,7 +136,7 @@ class Registry:
 
     def _check_meant(self, path: str, found: Any) -> None:
         """Refuse what was not written to be an object of this kind; nothing of it has been called yet."""
-        if isinstance(found, (list, tuple)):  # prompts, written out: they run nothing
+        if not callable(found):  # such as a list of prompts: it runs nothing, and whoever uses it looks at what it is
             return
         home = _home(found)
         if not _knows_us(home):
