@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from humor_env.spaces import UnicodeText
     from humor_env.tokens import TokensEnv, TokensVectorEnv
     from humor_env.vector import HumorVectorEnv
+    from humor_env.wrappers import NumbersOnlyInfo
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ ENV_IDS = ("humor_env/Paraphrase-v0", "humor_env/OneLiner-v0", "humor_env/Revise
 _LATER = {
     "HumorEnv": "humor_env.env",
     "HumorVectorEnv": "humor_env.vector",
+    "NumbersOnlyInfo": "humor_env.wrappers",
     "PromptSet": "humor_env.prompts",
     "TokensEnv": "humor_env.tokens",
     "TokensVectorEnv": "humor_env.tokens",
@@ -53,6 +55,7 @@ __all__ = [
     "Joke",
     "Judge",
     "Judgement",
+    "NumbersOnlyInfo",
     "Preference",
     "Prompt",
     "PromptSet",

@@ -88,7 +88,7 @@ def check_critic(
     name = critic_name(critic)
 
     def ask(jokes: Sequence[Joke]) -> list[Judgement]:
-        return checked_reply(critic, name, jokes)
+        return checked_reply(critic, name, jokes, strict=True)
 
     lines = ["It was so {} that everyone left.", "{}.", "Even the clock asked for a day off.", ""]
     jokes = [Joke(p, line.format(p.text.rstrip("."))) for p in asked for line in lines]

@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from humor_env.episode import Episode, Rules, check_options, reset_info, step_info
-from humor_env.errors import CheckpointError, InvalidAction, InvalidOption, PromptError, ResetNeeded
+from humor_env.errors import CheckpointError, InvalidAction, InvalidRenderMode, PromptError, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
 from humor_env.spaces import refusal
 from humor_env.types import Critic, Joke, Judgement, Prompt
@@ -148,7 +148,7 @@ def new_stream(rules: Rules, chance: np.random.Generator) -> PromptStream:
 
 def check_render_mode(render_mode: str | None, modes: Sequence[str] = RENDER_MODES) -> str | None:
     if render_mode is not None and render_mode not in modes:
-        raise InvalidOption(f"render_mode is {' or '.join(map(repr, modes))} or None, found {render_mode!r}.")
+        raise InvalidRenderMode(f"render_mode is {' or '.join(map(repr, modes))} or None, found {render_mode!r}.")
     return render_mode
 
 

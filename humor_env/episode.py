@@ -12,11 +12,8 @@ episode's return is its best score. A failed judgement has no score: the episode
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,7 @@ from gymnasium import spaces
 
 from humor_env import registry
 from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
+from humor_env.measures import missing_words
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.spaces import UnicodeText, is_encodable, text_space
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
@@ -128,7 +126,8 @@ class Rules:
         """One critic call for all jokes, less those that lack a required word: these score 0 without asking."""
         if not self._constrained:
             return checked_reply(self.critic, self.critic_name, jokes)
-        lacking = {i: missing_words(joke) for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
+        wanted = {i: joke.prompt.extra["words"] for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
+        lacking = {i: missing_words(jokes[i].text, words) for i, words in wanted.items()}
         asked = [i for i in range(len(jokes)) if not lacking.get(i)]
         replies = checked_reply(self.critic, self.critic_name, [jokes[i] for i in asked]) if asked else []
         judgements = dict(zip(asked, replies, strict=True))
@@ -167,19 +166,12 @@ def reset_info(episode: Episode) -> dict[str, Any]:
     return {"prompt_id": episode.prompt.id, "attempt": episode.attempt}
 
 
-def missing_words(joke: Joke) -> list[str]:
-    """The required words that a line lacks: whole words, in any case; "walrus" is not in "walruses"."""
-    text = unicodedata.normalize("NFC", joke.text)
-    return [word for word in joke.prompt.extra.get("words", ()) if not _whole_word(word).search(text)]
+def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke], *, strict: bool = False) -> list[Judgement]:
+    """Ask a critic and hold it to its contract; its own exceptions pass through.
 
-
-@lru_cache(maxsize=4096)
-def _whole_word(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(unicodedata.normalize('NFC', word))}(?!\w)", re.IGNORECASE)
-
-
-def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke]) -> list[Judgement]:
-    """Ask a critic and hold it to its contract; its own exceptions pass through."""
+    An odd answer among sound ones (a part that is NaN, a number in place of a judgement) becomes a judgement that
+    failed, so that one joke does not end a batch. Where every answer is odd, or `strict` is set, it is an error.
+    """
     if not callable(critic):
         raise CriticContractError(f"The critic '{name}' is a {type(critic).__name__}, which nobody can call.")
     reply = critic(jokes)
@@ -192,7 +184,17 @@ def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke]) -> list[Judg
             f"The critic '{name}' was asked about {len(jokes)} jokes and returned {len(reply)} judgements: it must "
             "return one for each, in the same order, with an error and no score where it cannot judge."
         )
-    return [_checked(name, judgement) for judgement in reply]
+    checked: list[Judgement] = []
+    odd: list[CriticContractError] = []
+    for judgement in reply:
+        try:
+            checked.append(_checked(name, judgement))
+        except CriticContractError as problem:
+            odd.append(problem)
+            checked.append(Judgement(name, None, error=str(problem)))
+    if odd and (strict or len(odd) == len(checked)):
+        raise odd[0]
+    return checked
 
 
 def _checked(name: str, judgement: Judgement) -> Judgement:

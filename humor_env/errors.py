@@ -18,6 +18,14 @@ class InvalidOption(HumorEnvError, ValueError):
     """An argument or a setting outside what is allowed."""
 
 
+class InvalidRenderMode(InvalidOption, TypeError):
+    """A render mode that an environment does not have.
+
+    Also a TypeError, since Stable-Baselines3 asks every environment for "rgb_array" first and takes only a TypeError
+    for "it has none".
+    """
+
+
 class InvalidAction(HumorEnvError, ValueError):
     """An action that is not in the action space. The environment's state is unchanged."""
 
@@ -36,6 +44,10 @@ class RatingsError(HumorEnvError, ValueError):
 
 class CriticContractError(HumorEnvError, TypeError):
     """A critic or judge broke its contract: wrong length, wrong type, a score outside [0, 1]."""
+
+
+class ScoreError(CriticContractError, ValueError):
+    """A judgement or verdict whose number is not in [0, 1], or that has both a number and an error, or neither."""
 
 
 class JudgingFailed(HumorEnvError, RuntimeError):

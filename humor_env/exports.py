@@ -8,6 +8,7 @@ Both store UTF-8, which has no lone surrogates: those are replaced on the way ou
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -78,6 +79,31 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
             algorithm_name=", ".join(sorted({d.source for d in items})),
             data_format=data_format,
         )
+
+
+def register_minari_spaces() -> None:
+    """Make Minari write and read the space of texts: its `DataCollector` and `load_dataset` know stock spaces only.
+
+    To be called once in each program that collects or loads such a dataset.
+    """
+    try:
+        from minari.serialization import deserialize_space, serialize_space
+    except ImportError as problem:
+        raise MissingExtra(
+            f"Minari cannot be used ({problem}). Install it with: pip install 'humor-env[minari]'"
+        ) from problem
+
+    from humor_env.spaces import UnicodeText
+
+    def write(space: UnicodeText, to_string: bool = True) -> dict[str, Any] | str:
+        told = {"type": "UnicodeText", "max_length": space.max_length, "min_length": space.min_length}
+        return json.dumps(told) if to_string else told
+
+    def read(told: dict[str, Any]) -> UnicodeText:
+        return UnicodeText(told["max_length"], min_length=told["min_length"])
+
+    serialize_space.register(UnicodeText, write)
+    deserialize_space.register("UnicodeText")(read)
 
 
 def _text_space(texts: Sequence[str]) -> Any:

@@ -1,20 +1,59 @@
-"""Numbers about a set of lines that need no critic: how varied they are, and how much they borrow.
+"""What can be said of lines without a critic: how varied they are, how much they borrow, and the marks of known hacks.
 
 distinct_n(lines, 2)             # share of different bigrams: 1 when nothing repeats
 overlap(lines, teacher_lines)    # share of the lines' 4-grams that the others contain
+laughter("So slow, hahaha!")     # "hahaha"; so `emoji` and `explaining`
+missing_words(line, ["walrus"])  # the required words that a line lacks
+
+Gates, monitor and environments all read a text by these functions, so that "laughs" or "contains the word" has one
+meaning everywhere. Everything here accepts any Python string.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
-_WORD = re.compile(r"\w+(?:'\w+)?")
+UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # categories of characters that nobody sees
+
+# Scripts that put no space between words are cut into characters, so that a long line is not one single "word".
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
+
+# The marks of known hacks, in texts as they are read: small letters, straight apostrophes.
+_EMOJI = re.compile(
+    "[\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b55\u231a\u231b\u23e9-\u23fa\ufe0f\u20e3\U0001f1e6-\U0001f1ff]"
+)
+_LAUGHTER = re.compile(
+    r"\b(?:(?:b?w?a)?ha(?:[\s,.-]*ha)+h?|a?(?:hah)+a*|(?:he){2,}h?|(?:hi){3,}|lo+l(?:ol)*|lmf?a+o+|rofl\w*|xd+|kek|teehee"
+    r"|ba\W{0,2}dum\W{0,2}ts+h?)\b|[:;]-?[)dp](?!\w)|\(?\blaugh(?:s|ter|ing)?\b\)"
+)
+_EXPLANATION = re.compile(
+    r"\bget it\s*\?|\bgeddit\b|\bpuns? (?:very much |fully |totally )?intended\b|\bsee what (?:i|we) did\b"
+    r"|\b(?:the|this|that) (?:joke|humou?r|pun|punchline|comedy|funny (?:part|thing)|wordplay)(?: here)? "
+    r"(?:works?|(?:is|being|here is) (?:that|because|how|based|in the|about)|(?:comes?|lies|stems|plays) )"
+    r"|\bthat'?s the joke\b|\bin other words\b"
+    r"|\b(?:is|it'?s|which is|that'?s) (?:so |very |really )?(?:funny|humorous|hilarious|a joke|a pun) "
+    r"(?:because|since|as)\b"
+    r"|\b(?:explanation|translation|bonus(?: \w+)?|note|disclaimer|punchline|moral|p\.?s\.?)\s*:|\bjust kidding\b"
+    r"|\bexaggerat\w+ (?:for|to) (?:comic|comedic|humorous)|\b(?:comic|comedic|humorous) effect\b"
+)
+
+
+def as_read(text: str) -> str:
+    """What a reader sees, in one spelling: hidden characters gone, look-alike widths unified, lower case."""
+    if text.isascii() and text.isprintable():  # most lines; nothing to look for
+        return text.lower()
+    shown = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in UNSEEN)
+    return unicodedata.normalize("NFKC", shown).casefold()
 
 
 def words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    """The words of a text as it is read: "Don’t STOP, café!" is ["don't", "stop", "café"]."""
+    return _WORD.findall(as_read(text).replace("’", "'"))
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -55,3 +94,36 @@ def commonest_share(lines: Sequence[str], top: int = 10) -> float:
         return 0.0
     counts = Counter(" ".join(words(line)) for line in lines)
     return sum(n for _, n in counts.most_common(top)) / len(lines)
+
+
+def emoji(text: str) -> list[str]:
+    """The pictures in a text, one by one; a modifier or a joined picture counts for itself."""
+    return _EMOJI.findall(text)
+
+
+def laughter(text: str) -> str:
+    """What laughs in a text ("haha", "lol", ":)", "(laughs)"), as a reader sees it; empty where nothing does."""
+    return _found(_LAUGHTER, text)
+
+
+def explaining(text: str) -> str:
+    """What explains or announces the joke in a text ("get it?", "the joke is that"); empty where nothing does."""
+    return _found(_EXPLANATION, text)
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(as_read(text).replace("’", "'"))
+    return match.group() if match else ""
+
+
+def missing_words(text: str, wanted: Iterable[str]) -> list[str]:
+    """The wanted words that a text lacks: whole words, in any case and spelling; "walrus" is in "a walrus's", not in
+    "walruses"."""
+    read = as_read(text).replace("’", "'")
+    return [word for word in wanted if not _whole_word(word).search(read)]
+
+
+@lru_cache(maxsize=4096)
+def _whole_word(word: str) -> re.Pattern[str]:
+    spaced = r"\s+".join(map(re.escape, as_read(word).replace("’", "'").split()))
+    return re.compile(rf"(?<!\w){spaced}(?!\w)")

@@ -1,4 +1,4 @@
-"""From a name to an object: critics, judges, prompt sets and learners that anyone can add.
+"""From a name to an object: critics, judges, prompt sets, learners, teachers and language models that anyone can add.
 
     registry.critics.make("pocket")                         # built in, or installed through an entry point
     registry.critics.make("my_package.critics:Dry", taste=2)  # any importable object, named explicitly
@@ -8,12 +8,19 @@
 What a name leads to is used by one rule: a class is called with the options, and so is a function whose name
 begins with `make_`; anything else *is* the object, and takes no options. Code is only ever imported for a name that
 is registered, installed as an entry point, or written out as `package.module:name` by the user.
+
+A name that is written out may stand in a file from a stranger, so not everything that can be imported is used:
+`subprocess:Popen` as a critic would run a command before anyone noticed that it judges nothing. What is used is
+defined in a module that holds something of humor_env (the standard library and other packages do not), and a class
+has the method that its kind is asked by. Importing the module runs the module's own code all the same.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -33,11 +40,17 @@ class Entry:
 
 
 class Registry:
-    """Names of one kind. Built-in targets are strings, so that listing them imports nothing."""
+    """Names of one kind. Built-in targets are strings, so that listing them imports nothing.
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, tuple[str, str]]) -> None:
+    `methods` are those of which an object of this kind has at least one; empty where it is a function.
+    """
+
+    def __init__(
+        self, kind: str, group: str, builtin: Mapping[str, tuple[str, str]], methods: tuple[str, ...] = ()
+    ) -> None:
         self.kind = kind
         self.group = group
+        self.methods = methods
         self._entries = {name: Entry(name, target, summary, "built in") for name, (target, summary) in builtin.items()}
 
     def register(self, name: str, target: Any, summary: str = "") -> None:
@@ -57,12 +70,28 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(self.entries())
 
+    def summary(self, name: str) -> str:
+        """One line on a name; for an installed one the first line of its docstring, which means importing it."""
+        entry = self.entries()[name]
+        if entry.summary or not isinstance(entry.target, EntryPoint):
+            return entry.summary
+        try:
+            found = entry.target.load()
+        except Exception as problem:  # one broken distribution must not hide the others from a list
+            return f"cannot be imported ({type(problem).__name__}: {problem})"
+        written = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
+        # Not inspect.getdoc, which gives a class without a docstring its parent's.
+        return (written.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
     def resolve(self, name: str) -> Any:
         """The object (often a class) behind a name or a `package.module:name`."""
         entry = self._entries.get(name) or self.entries().get(name)
         if entry is None:
             if ":" in name:
-                return _import_object(self.kind, name)
+                self._refuse_standard_library(name)
+                found = _import_object(self.kind, name)
+                self._check_meant(name, found)
+                return found
             raise unknown_name(self.kind, name, self.names(), "For your own, give package.module:name.")
         if isinstance(entry.target, EntryPoint):
             return entry.target.load()
@@ -95,6 +124,56 @@ class Registry:
                 f"It accepts: {', '.join(accepted) or 'no options'}."
             ) from None
         return found(**options)
+
+    def _refuse_standard_library(self, path: str) -> None:
+        # Before importing: some modules of the standard library do something when they are imported.
+        root = path.partition(":")[0].partition(".")[0]
+        if root in sys.stdlib_module_names:
+            raise UnknownName(
+                f"'{path}' is no {self.kind}: '{root}' is part of Python's standard library, and a {self.kind} is "
+                "written for humor_env."
+            )
+
+    def _check_meant(self, path: str, found: Any) -> None:
+        """Refuse what was not written to be an object of this kind; nothing of it has been called yet."""
+        if not callable(found):  # such as a list of prompts: it runs nothing, and whoever uses it looks at what it is
+            return
+        home = _home(found)
+        if not _knows_us(home):
+            raise UnknownName(
+                f"'{path}' is no {self.kind}: it is defined in '{home}', which holds nothing of humor_env. If it is "
+                "yours, write `import humor_env` at the top of that module."
+            )
+        if inspect.isclass(found) and self.methods and not _has_one(found, self.methods):
+            asked = " or ".join(f"{method}()" for method in self.methods)
+            raise UnknownName(f"'{path}' is no {self.kind}: the class {found.__name__} has no {asked}.")
+
+
+def _home(found: Any) -> str:
+    """The module that defines an object, or its class where it is an instance."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        found = type(found)
+    return getattr(found, "__module__", None) or "builtins"
+
+
+def _knows_us(module: str) -> bool:
+    """Whether a module is of humor_env or has imported something of it."""
+    package = __name__.partition(".")[0]
+
+    def ours(name: object) -> bool:
+        return isinstance(name, str) and name.partition(".")[0] == package
+
+    def is_ours(value: Any) -> bool:
+        return ours(value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None))
+
+    return ours(module) or (module in sys.modules and any(map(is_ours, vars(sys.modules[module]).values())))
+
+
+def _has_one(found: type, methods: tuple[str, ...]) -> bool:
+    # Not getattr: every class has a `__call__`, by which it is made.
+    return any(method in vars(cls) for cls in found.__mro__ for method in methods)
 
 
 def _is_factory(found: Any) -> bool:
@@ -142,6 +221,7 @@ critics = Registry(
         ),
         "mix": ("humor_env.rewards.mix:MixCritic", "a weighted sum of critics with gates"),
     },
+    ("__call__",),
 )
 
 judges = Registry(
@@ -158,6 +238,7 @@ judges = Registry(
             "a cheap judge, and a paid one where it is not sure",
         ),
     },
+    ("__call__",),
 )
 
 prompts = Registry(
@@ -169,6 +250,7 @@ prompts = Registry(
         "everyday": ("humor_env.prompts:make_everyday", "everyday sentences, written for this project"),
         "everyday-oneliner": ("humor_env.prompts:make_everyday_oneliner", "everyday topics, headlines, word pairs"),
     },
+    ("__iter__",),
 )
 
 learners = Registry(
@@ -198,3 +280,13 @@ learners = Registry(
         "rloo": ("humor_env.agents.rloo:train", "REINFORCE with a leave-one-out baseline"),
     },
 )
+
+teachers = Registry(
+    "teacher",
+    "humor_env.teachers",
+    {"pocket": ("humor_env.pocket.teacher:PocketTeacher", "the pocket world's own")},
+    ("lines", "lines_batch", "__call__"),
+)
+
+# Services ("anthropic:MODEL", "openai:MODEL@URL", "local:FOLDER") are read by `humor_env.llm.factory.make_client`.
+clients = Registry("language model", "humor_env.clients", {}, ("__call__",))

@@ -12,6 +12,7 @@ hundred characters, for tools that insist on it.
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterable, Sequence
 from multiprocessing.sharedctypes import SynchronizedArray
 from types import ModuleType
@@ -19,7 +20,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space, unflatten
 from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory, write_to_shared_memory
+from gymnasium.wrappers.utils import create_zero_array
 
 from humor_env.errors import InvalidOption
 
@@ -80,6 +83,37 @@ class UnicodeText(spaces.Space[str]):
 
     def __hash__(self) -> int:
         return hash((UnicodeText, self.min_length, self.max_length))
+
+
+# Gymnasium's functions on spaces, which its wrappers use: an empty observation, and a text as a row of numbers (its
+# code points, then -1 to the full length).
+
+
+@create_zero_array.register(UnicodeText)
+def _zero(space: UnicodeText) -> str:  # type: ignore[misc]
+    return " " * space.min_length
+
+
+@flatdim.register(UnicodeText)
+def _flatdim(space: UnicodeText) -> int:
+    return space.max_length
+
+
+@flatten_space.register(UnicodeText)
+def _flatten_space(space: UnicodeText) -> spaces.Box:
+    return spaces.Box(-1, sys.maxunicode, (space.max_length,), dtype=np.int32)
+
+
+@flatten.register(UnicodeText)
+def _flatten(space: UnicodeText, x: str) -> np.ndarray:  # type: ignore[misc]
+    row = np.full(space.max_length, -1, dtype=np.int32)
+    row[: len(x)] = np.frombuffer(x.encode("utf-32-le"), dtype="<u4")
+    return row
+
+
+@unflatten.register(UnicodeText)
+def _unflatten(space: UnicodeText, x: np.ndarray) -> str:  # type: ignore[misc]
+    return "".join(map(chr, x[x >= 0].tolist()))
 
 
 def is_encodable(text: str) -> bool:

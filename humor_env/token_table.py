@@ -133,7 +133,7 @@ def load_tokenizer(what: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
         source = pocket.path("causal")
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise InvalidOption(
             f'The tokenizer {_name(what)} cannot be loaded ({problem}). Give "pocket", a name on the Hugging Face hub, '

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Observation = dict[str, Any]
 
 
-class TokensEnv(gymnasium.Env[Observation, int | np.integer]):
+class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
     """`HumorEnv` played token by token, one attempt per episode. `tokenizer`: "pocket", a name, a path or an object."""
 
     metadata = HumorEnv.metadata
@@ -109,12 +109,10 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer]):
         self._limit = self._begin + self.table.max_tokens
         self._playing = True
 
-    def step(self, action: int | np.integer) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int | np.integer | np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Write one token. On an exception the episode stands as it was before."""
         if type(action) is not int:
-            if isinstance(action, bool) or not isinstance(action, (int, np.integer)):
-                raise InvalidAction(f"An action is a token id, found {type(action).__name__}: {action!r}.")
-            action = int(action)
+            action = _token_id(action)
         if not 0 <= action < self._size:
             raise InvalidAction(f"A token id lies in 0 … {self._size - 1}, found {action}.")
         if not self._playing:
@@ -255,37 +253,52 @@ class TokensVectorEnv(VectorEnv):
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Write one token each. On an exception nothing has changed."""
         chosen = self._checked(actions)
-        self._flat[self._row_starts + self._lengths] = chosen
+        # In the mode NEXT_STEP the rows that have ended write nothing: they begin anew at the end of this step.
+        waiting = np.flatnonzero(self._over).tolist() if self.autoreset_mode is AutoresetMode.NEXT_STEP else []
+        places = self._row_starts + self._lengths
         lengths = self._lengths + 1
         endings = (chosen == self.table.end) | (lengths >= self._begins + self.table.max_tokens)
+        if waiting:
+            acting = ~self._over
+            places, lengths, endings = places[acting], self._lengths + acting, endings & acting
+            self._flat[places] = chosen[acting]
+        else:
+            self._flat[places] = chosen
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         infos: dict[str, Any] = {}
-        truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        if not endings.any():
-            self._lengths = lengths
-            return self._observations(), rewards, endings, truncations, infos
-        ended = np.flatnonzero(endings).tolist()
-        texts, reasons = self._texts(ended, chosen, lengths)
-        try:
-            rewards[ended], _ = self.text_envs.play(ended, texts, reasons)
-        except BaseException:
-            self._flat[self._row_starts + self._lengths] = self.table.padding
-            raise
+        if endings.any():
+            try:
+                infos = self._finish(np.flatnonzero(endings).tolist(), chosen, lengths, rewards)
+            except BaseException:
+                self._flat[places] = self.table.padding
+                raise
         self._lengths = lengths
-        final = self.text_envs.step_infos(ended)
-        final["text"], final["_text"] = np.empty(self.num_envs, dtype=object), endings.copy()
-        final["text"][ended] = texts
-        if self.autoreset_mode is AutoresetMode.DISABLED:
+        ended = np.flatnonzero(endings).tolist()
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             self._over |= endings
-            return self._observations(), rewards, endings, truncations, final
-        final_obs = np.empty(self.num_envs, dtype=object)  # None everywhere
-        for i in ended:
-            final_obs[i] = {"tokens": self._tokens[i].copy(), "length": int(lengths[i])}
-        self.text_envs.begin_next(ended)
-        self._start(ended)
-        infos = self.text_envs.reset_infos(ended)
-        infos.update(final_obs=final_obs, _final_obs=endings.copy(), final_info=final, _final_info=endings.copy())
-        return self._observations(), rewards, endings, truncations, infos
+            self._begin_next(waiting, infos)
+        elif ended:
+            final, infos = infos, {"final_obs": np.empty(self.num_envs, dtype=object)}  # None everywhere
+            for i in ended:
+                infos["final_obs"][i] = {"tokens": self._tokens[i].copy(), "length": int(lengths[i])}
+            infos.update(_final_obs=endings.copy(), final_info=final, _final_info=endings.copy())
+            self._begin_next(ended, infos)
+        return self._observations(), rewards, endings, np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def _finish(self, ended: list[int], chosen: np.ndarray, lengths: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
+        """Have the texts that ended judged: fills in their rewards and returns their infos."""
+        texts, reasons = self._texts(ended, chosen, lengths)
+        rewards[ended], _ = self.text_envs.play(ended, texts, reasons)
+        infos = self.text_envs.step_infos(ended)
+        infos["text"], infos["_text"] = np.empty(self.num_envs, dtype=object), np.zeros(self.num_envs, dtype=np.bool_)
+        infos["text"][ended], infos["_text"][ended] = texts, True
+        return infos
+
+    def _begin_next(self, indices: list[int], infos: dict[str, Any]) -> None:
+        if indices:
+            self.text_envs.begin_next(indices)
+            self._start(indices)
+            self.text_envs.add_reset_infos(infos, indices)
 
     def _texts(self, ended: list[int], chosen: np.ndarray, lengths: np.ndarray) -> tuple[list[str], list[str]]:
         texts, reasons = [], []
@@ -341,6 +354,15 @@ class TokensVectorEnv(VectorEnv):
             self._tokens[i, self._begins[i] : self._begins[i] + len(ids)] = ids
             self._lengths[i] = self._begins[i] + len(ids)
         self._over = np.array(state["over"], dtype=np.bool_)
+
+
+def _token_id(action: object) -> int:
+    # Agents of numbers (Stable-Baselines3) send what their network gave: a numpy integer or an array of no dimensions.
+    if isinstance(action, np.ndarray) and action.ndim == 0:
+        action = action[()]
+    if isinstance(action, bool) or not isinstance(action, (int, np.integer)):
+        raise InvalidAction(f"An action is a token id, found {type(action).__name__}: {action!r}.")
+    return int(action)
 
 
 def _text_state(state: Mapping[str, Any]) -> dict[str, Any]:

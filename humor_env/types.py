@@ -15,6 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from humor_env.errors import ScoreError
+
 SPLITS = ("train", "dev", "test", "ood")
 
 
@@ -72,7 +76,15 @@ NO_USAGE = Usage()
 
 def _check_unit_interval(what: str, value: float | None) -> None:
     if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        raise ValueError(f"{what} must lie in [0, 1], found {value!r}")
+        raise ScoreError(f"{what} must lie in [0, 1], found {value!r}")
+
+
+def _make_plain(holder: object, *names: str) -> None:
+    """Numpy's numbers as Python's: True - True is an error for a numpy bool, and JSON knows none of them."""
+    for name in names:
+        value = getattr(holder, name)
+        if type(value) is not float and isinstance(value, (int, np.integer, np.floating)):
+            object.__setattr__(holder, name, float(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +100,9 @@ class Judgement:
 
     def __post_init__(self) -> None:
         _check_unit_interval("a judgement's score", self.score)
+        _make_plain(self, "score")
         if (self.score is None) != (self.error is not None):
-            raise ValueError(
+            raise ScoreError(
                 f"a judgement has either a score or an error, found score={self.score!r} and error={self.error!r}"
             )
 
@@ -117,8 +130,9 @@ class Verdict:
     def __post_init__(self) -> None:
         _check_unit_interval("a verdict's probability", self.probability)
         _check_unit_interval("a verdict's tie share", self.tie)
+        _make_plain(self, "probability", "tie")
         if (self.probability is None) != (self.error is not None):
-            raise ValueError(
+            raise ScoreError(
                 "a verdict has either a probability or an error, "
                 f"found probability={self.probability!r} and error={self.error!r}"
             )
@@ -151,6 +165,7 @@ class Preference:
 
     def __post_init__(self) -> None:
         _check_unit_interval("a preference's probability", self.probability)
+        _make_plain(self, "probability")
 
 
 @runtime_checkable

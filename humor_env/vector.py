@@ -7,8 +7,9 @@
 
 Sub-environment i under `seed` is a single environment under `seed + i`, as in Gymnasium's `SyncVectorEnv`. The default
 is SAME_STEP autoreset: an episode that ends starts anew within the step, its end is in `final_obs` and `final_info`,
-and no action is ever thrown away. With `autoreset_mode="Disabled"` an episode that has ended waits for
-`reset(options={"reset_mask": …})`.
+and no action is ever thrown away. With `autoreset_mode="DISABLED"` an episode that has ended waits for
+`reset(options={"reset_mask": …})`. With "NEXT_STEP", which some of Gymnasium's vector wrappers need, the step after an
+end only starts the next episode: that sub-environment's action is ignored and its reward is 0.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class HumorVectorEnv(VectorEnv):
 
     @property
     def over(self) -> np.ndarray:
-        """Which sub-environments have ended and wait for a reset (only with autoreset disabled)."""
+        """Which sub-environments have ended and wait for a reset (never in the mode SAME_STEP)."""
         return np.array([episode.over for episode in self._episodes], dtype=np.bool_)
 
     def reset(
@@ -138,21 +139,42 @@ class HumorVectorEnv(VectorEnv):
     def step(self, actions: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, Info]:
         """Have one line per sub-environment judged, in one critic call. On any exception nothing has changed."""
         self._check_actions(actions)
-        if self._waiting():
-            ended = [i for i, episode in enumerate(self._episodes) if episode.over]
-            raise ResetNeeded(
-                f"step() while the episodes of the sub-environments {some(ended)} have ended: call "
-                'reset(options={"reset_mask": mask}) for them, or use the autoreset mode SAME_STEP.'
-            )
+        waiting = [i for i, episode in enumerate(self._episodes) if episode.over]
+        if waiting:
+            if self.autoreset_mode is AutoresetMode.DISABLED:
+                raise ResetNeeded(
+                    f"step() while the episodes of the sub-environments {some(waiting)} have ended: call "
+                    'reset(options={"reset_mask": mask}) for them, or use the autoreset mode SAME_STEP.'
+                )
+            return self._step_and_begin(waiting, actions)
         rewards, ended = self.play(range(self.num_envs), actions)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         terminations[ended] = True
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         infos: Info = {}
-        if self.autoreset_mode is AutoresetMode.DISABLED or not ended:
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP or not ended:
             infos = self.step_infos(range(self.num_envs))
         else:
             infos = self._finish(ended)
+        return tuple(self.observations), rewards, terminations, truncations, infos
+
+    def _step_and_begin(
+        self, waiting: list[int], actions: Sequence[str]
+    ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, Info]:
+        """A step in the mode NEXT_STEP: those that wait start their next episode, the others have a line judged."""
+        acting = sorted(set(range(self.num_envs)).difference(waiting))
+        rewards, terminations = np.zeros(self.num_envs, dtype=np.float64), np.zeros(self.num_envs, dtype=np.bool_)
+        infos: Info = {}
+        self.last_jokes, self.last_judgements = [], []
+        if acting:
+            rewards[acting], ended = self.play(acting, [actions[i] for i in acting])
+            terminations[ended] = True
+            infos = self.step_infos(acting)
+        self.begin_next(waiting)
+        for i in waiting:
+            self._wrote[i] = self._said[i] = None
+        self.add_reset_infos(infos, waiting)
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
         return tuple(self.observations), rewards, terminations, truncations, infos
 
     def play(
@@ -186,14 +208,18 @@ class HumorVectorEnv(VectorEnv):
         mask[ended] = True
         infos["final_obs"], infos["_final_obs"] = final_obs, mask
         infos["final_info"], infos["_final_info"] = final, mask.copy()
-        for key, column in self.reset_infos(ended).items():
+        self.add_reset_infos(infos, ended)
+        return infos
+
+    def add_reset_infos(self, infos: Info, indices: Sequence[int]) -> None:
+        """Put what a reset of some sub-environments says beside the infos of the others."""
+        for key, column in self.reset_infos(indices).items():
             if key not in infos:
                 infos[key] = column
             elif key.startswith("_"):
                 infos[key] |= column
             else:
-                infos[key][ended] = column[ended]
-        return infos
+                infos[key][indices] = column[indices]
 
     def begin_next(self, indices: Sequence[int]) -> None:
         """Start the next episodes of some sub-environments, as an autoreset does."""
@@ -285,9 +311,6 @@ class HumorVectorEnv(VectorEnv):
             self._chances.append(chance)
             self._seeds.append(used)
             self._streams.append(stream)
-
-    def _waiting(self) -> bool:
-        return self.autoreset_mode is AutoresetMode.DISABLED and any(e.over for e in self._episodes)
 
     def _check_actions(self, actions: Sequence[str]) -> None:
         if not self._episodes:
@@ -391,15 +414,12 @@ def check_num_envs(num_envs: int) -> int:
 
 
 def check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    try:
-        mode = AutoresetMode(mode)
-    except ValueError:
-        raise InvalidOption(f'autoreset_mode is "SameStep" or "Disabled", found {mode!r}.') from None
-    if mode is AutoresetMode.NEXT_STEP:
-        raise InvalidOption(
-            "The autoreset mode NextStep throws every second line away after it was written: use SameStep or Disabled."
-        )
-    return mode
+    """Gymnasium's enum, or one of its members by name ("SAME_STEP") or value ("SameStep")."""
+    for member in AutoresetMode:
+        if mode in (member, member.name, member.value):
+            return member
+    names = ", ".join(f'"{member.name}"' for member in AutoresetMode)
+    raise InvalidOption(f"autoreset_mode is one of Gymnasium's {names}, found {mode!r}.")
 
 
 def some(indices: list[int]) -> str:

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from humor_env.errors import BudgetExceeded, CriticContractError, InvalidOption
+from humor_env.errors import BudgetExceeded, InvalidOption
 from humor_env.registry import judges
-from humor_env.rewards.shared.both_orders import Pair
+from humor_env.rewards.shared.both_orders import Pair, ask_judge
 from humor_env.streams import stream_seed
 from humor_env.types import Judge, Verdict, critic_name
 
@@ -102,7 +102,7 @@ class CheapFirstJudge:
         self.over_budget = False
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
-        cheap = _ask(self.cheap, pairs)
+        cheap = ask_judge(self.cheap, pairs)
         unsure = sorted(
             (i for i, verdict in enumerate(cheap) if sureness(verdict.probability) < self.sure),
             key=lambda i: (sureness(cheap[i].probability), self._place(pairs[i])),
@@ -131,7 +131,7 @@ class CheapFirstJudge:
         if not pairs or self.over_budget:
             return []
         try:
-            return _ask(self.paid, pairs)
+            return ask_judge(self.paid, pairs)
         except BudgetExceeded:
             # What was paid for is in the paid judge's ledger. From here on the cheap judge is alone.
             self.over_budget = True
@@ -156,16 +156,6 @@ class CheapFirstJudge:
         for judge in (self.cheap, self.paid):
             if hasattr(judge, "close"):
                 judge.close()
-
-
-def _ask(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
-    verdicts = judge(pairs) if pairs else []
-    if len(verdicts) != len(pairs):
-        raise CriticContractError(
-            f"The judge '{critic_name(judge)}' was given {len(pairs)} pairs and returned {len(verdicts)} verdicts: it "
-            "must return one for each, in order."
-        )
-    return verdicts
 
 
 def sureness(probability: float | None) -> float:

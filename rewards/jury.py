@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
+from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import judges as registered
+from humor_env.rewards.shared.both_orders import ask_judge
 from humor_env.types import NO_USAGE, Joke, Judge, Verdict, critic_name
 
 _KEYS = ("judge", "weight", "options")
@@ -57,15 +58,7 @@ class Jury:
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]]) -> list[JuryVerdict]:
         if not pairs:
             return []
-        columns = []
-        for judge in self.judges:
-            verdicts = judge(pairs)
-            if len(verdicts) != len(pairs):
-                raise CriticContractError(
-                    f"The judge '{critic_name(judge)}' of the jury was given {len(pairs)} pairs and returned "
-                    f"{len(verdicts)} verdicts: it must return one for each, in order."
-                )
-            columns.append(verdicts)
+        columns = [ask_judge(judge, pairs) for judge in self.judges]
         return [self._agree(row) for row in zip(*columns, strict=True)]
 
     def _agree(self, verdicts: Sequence[Verdict]) -> JuryVerdict:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
 
-from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
+from humor_env.episode import checked_reply
+from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import critics as registered
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Usage, critic_name
 
@@ -60,12 +61,7 @@ class MixCritic:
             asked = [i for i in range(len(jokes)) if i not in stopped]
             if not asked:
                 break
-            judgements = member.critic([jokes[i] for i in asked])
-            if len(judgements) != len(asked):
-                raise CriticContractError(
-                    f"The critic '{member.name}' in the mix was given {len(asked)} jokes and returned "
-                    f"{len(judgements)} judgements: it must return one for each, in order."
-                )
+            judgements = checked_reply(member.critic, member.name, [jokes[i] for i in asked])
             for i, judgement in zip(asked, judgements, strict=True):
                 found[i][member.name] = judgement
                 if member.gate is not None and judgement.score is not None and judgement.score < member.gate:

@@ -200,10 +200,21 @@ class RewardModelCritic:
             base = str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
             if not base:
                 raise InvalidOption(f"'{adapter}' names no base model (base_model_name_or_path).")
+        # Said aloud: where it is left open, transformers asks on the terminal whether the folder's code may run.
+        only_weights: dict[str, Any] = {"trust_remote_code": False}
         has_tokenizer = (self.folder / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(str(self.folder) if has_tokenizer else base)
         kind: Any = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=kind, use_safetensors=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(self.folder) if has_tokenizer else base, **only_weights)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base, num_labels=1, dtype=kind, use_safetensors=True, **only_weights
+            )
+        except (OSError, ValueError) as problem:
+            why = str(problem).strip().split("\n")[0]
+            raise InvalidOption(
+                f"'{self.folder}' cannot be loaded as a reward model ({why}). Expected a folder with a sequence "
+                "classifier's config.json and model.safetensors (or a PEFT adapter) and a tokenizer."
+            ) from problem
         if adapter.is_file():
             try:
                 from peft import PeftModel

@@ -10,12 +10,15 @@ product, so one clear fault makes it 0; 1 says only "nothing wrong", never "funn
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
+from humor_env import measures
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import as_read, hidden_characters, ngrams, words
 from humor_env.teacher import TeacherBuffer, open_lines
@@ -35,24 +38,7 @@ GATES = (
     "hidden",
 )
 
-_EMOJI = re.compile(
-    "[\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b55\u231a\u231b\u23e9-\u23fa\ufe0f\u20e3\U0001f1e6-\U0001f1ff]"
-)
-_LAUGHTER = re.compile(
-    r"\b(?:(?:b?w?a)?ha(?:[\s,.-]*ha)+h?|a?(?:hah)+a*|(?:he){2,}h?|(?:hi){3,}|lo+l(?:ol)*|lmf?a+o+|rofl\w*|xd+|kek|teehee"
-    r"|ba\W{0,2}dum\W{0,2}ts+h?)\b|[:;]-?[)dp](?!\w)|\(?\blaugh(?:s|ter|ing)?\b\)"
-)
 _SHOUTING = re.compile(r"[!?]{3,}|!{2,}")
-
-_EXPLANATION = re.compile(
-    r"\bget it\s*\?|\bgeddit\b|\bpuns? (?:very much |fully |totally )?intended\b|\bsee what (?:i|we) did\b"
-    r"|\b(?:the|this|that) (?:joke|humou?r|pun|punchline|comedy|funny (?:part|thing)|wordplay)(?: here)? "
-    r"(?:works?|(?:is|being|here is) (?:that|because|how|based|in the|about)|(?:comes?|lies|stems|plays) )"
-    r"|\b(?:is|it'?s|which is|that'?s) (?:so |very |really )?(?:funny|humorous|hilarious|a joke|a pun) "
-    r"(?:because|since|as)\b"
-    r"|\b(?:explanation|translation|bonus(?: \w+)?|note|disclaimer|punchline|moral|p\.?s\.?)\s*:|\bjust kidding\b"
-    r"|\bexaggerat\w+ (?:for|to) (?:comic|comedic|humorous)|\b(?:comic|comedic|humorous) effect\b"
-)
 
 _JUDGE_TALK = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.{0,30}\b(?:instructions?|prompts?|rules|rubric|above|previous)\b"
@@ -92,6 +78,13 @@ _FUNCTION_WORDS = frozenset(
         "how why where let get got don't didn't isn't wasn't can't couldn't wouldn't it's i'm i've that's there's"
     )
 )
+
+
+class Fault(NamedTuple):
+    """What a gate says of a joke: its part of the judgement (below 1: a fault), and why in words."""
+
+    value: float
+    why: str
 
 
 class RulesCritic:
@@ -149,15 +142,19 @@ class RulesCritic:
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         return [self._judge(joke) for joke in jokes]
 
-    def _judge(self, joke: Joke) -> Judgement:
+    def faults(self, joke: Joke) -> dict[str, Fault]:
+        """What is wrong with a joke, by gate: for programs, which must not take a judgement's reason apart."""
+        return {gate: found for gate, found in self._look(joke).items() if found.value < 1.0}
+
+    def _look(self, joke: Joke) -> dict[str, Fault]:
         text = _Text(joke)
-        parts, faults, score = {}, [], 1.0
-        for gate, check in self._checks.items():
-            parts[gate], fault = check(joke, text)
-            score *= parts[gate]
-            if fault:
-                faults.append(f"{gate}: {fault}")
-        return Judgement(self.name, score, parts, "; ".join(faults) or "nothing wrong")
+        return {gate: Fault(*check(joke, text)) for gate, check in self._checks.items()}
+
+    def _judge(self, joke: Joke) -> Judgement:
+        found = self._look(joke)
+        parts = {gate: fault.value for gate, fault in found.items()}
+        reasons = [f"{gate}: {fault.why}" for gate, fault in found.items() if fault.why]
+        return Judgement(self.name, math.prod(parts.values(), start=1.0), parts, "; ".join(reasons) or "nothing wrong")
 
     def _form(self, joke: Joke, text: _Text) -> tuple[float, str]:
         if not text.words:
@@ -169,9 +166,9 @@ class RulesCritic:
         if len(joke.text.strip().splitlines()) > 1:
             return 0.0, "more than one line"
         if label := _LABEL.search(text.read):
-            return 0.0, f"a label or preamble, {_quoted(label)}"
+            return 0.0, f"a label or preamble, {_quoted(label.group())}"
         if self.english and (refusal := _REFUSAL.search(text.read)):
-            return 0.0, f"a refusal, {_quoted(refusal)}"
+            return 0.0, f"a refusal, {_quoted(refusal.group())}"
         if self.english and text.read.isascii() and len(text.words) >= 5:
             share = sum(w in _FUNCTION_WORDS for w in text.words) / len(text.words)
             if share < 0.1 or text.read.count(",") > 0.6 * len(text.words):
@@ -239,23 +236,22 @@ class _Text:
 
 def _required_words(joke: Joke, text: _Text) -> tuple[float, str]:
     wanted = joke.prompt.extra.get("words") or ()
-    there = f" {' '.join(text.words)} "
-    missing = [w for w in wanted if f" {' '.join(words(w))} " not in there]
+    missing = measures.missing_words(joke.text, wanted)
     return (1 - len(missing) / len(wanted), f"'{missing[0]}' is missing") if missing else (1.0, "")
 
 
 def _explanation(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = _EXPLANATION.search(text.read)
+    found = measures.explaining(text.raw)
     return (0.0, _quoted(found)) if found else (1.0, "")
 
 
 def _emoji(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = _EMOJI.findall(text.raw)
+    found = measures.emoji(text.raw)
     return (0.0, f"{len(found)} emoji") if found else (1.0, "")
 
 
 def _laughter(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = _LAUGHTER.search(text.read)
+    found = measures.laughter(text.raw)
     if found:
         return 0.0, _quoted(found)
     shouting = _SHOUTING.search(text.read)
@@ -267,7 +263,7 @@ def _laughter(joke: Joke, text: _Text) -> tuple[float, str]:
 
 def _judge_talk(joke: Joke, text: _Text) -> tuple[float, str]:
     found = _JUDGE_TALK.search(text.read)
-    return (0.0, _quoted(found)) if found else (1.0, "")
+    return (0.0, _quoted(found.group())) if found else (1.0, "")
 
 
 def _hidden(joke: Joke, text: _Text) -> tuple[float, str]:
@@ -300,5 +296,5 @@ def _alike(a: Sequence[str], b: Sequence[str]) -> float:
     return 2 * len(first & second) / (len(first) + len(second)) if first and second else 0.0
 
 
-def _quoted(found: re.Match[str]) -> str:
-    return "'" + " ".join(found.group().split())[:40] + "'"
+def _quoted(found: str) -> str:
+    return "'" + " ".join(found.split())[:40] + "'"

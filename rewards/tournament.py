@@ -21,9 +21,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.errors import InvalidOption
 from humor_env.registry import judges
-from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Usage, critic_name
+from humor_env.rewards.shared.both_orders import ask_judge
+from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Usage
 
 Pairing = Literal["auto", "round-robin", "swiss"]
 
@@ -144,12 +145,7 @@ class TournamentCritic:
             yield _swiss_round(group)
 
     def _ask(self, asked: Sequence[tuple[_Group, int, int]]) -> None:
-        verdicts = self.judge([(group.players[i], group.players[j]) for group, i, j in asked])
-        if len(verdicts) != len(asked):
-            raise CriticContractError(
-                f"The judge '{critic_name(self.judge)}' was given {len(asked)} pairs and returned {len(verdicts)} "
-                "verdicts: it must return one for each, in order."
-            )
+        verdicts = ask_judge(self.judge, [(group.players[i], group.players[j]) for group, i, j in asked])
         for (group, i, j), verdict in zip(asked, verdicts, strict=True):
             group.met.add(frozenset((i, j)))
             # The whole price goes to one of the two, so that the sum over judgements is what was spent.

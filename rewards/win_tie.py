@@ -16,10 +16,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.errors import InvalidOption
 from humor_env.registry import judges
+from humor_env.rewards.shared.both_orders import ask_judge
 from humor_env.teacher import HasLines, open_lines
-from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Verdict, critic_name
+from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Verdict
 
 _DRAW = Verdict("same text", 0.5, tie=1.0)
 
@@ -56,12 +57,7 @@ class WinTieCritic:
             for line in lines
             if line.strip() != joke.text.strip()
         ]
-        verdicts = self.judge(pairs) if pairs else []
-        if len(verdicts) != len(pairs):
-            raise CriticContractError(
-                f"The judge '{critic_name(self.judge)}' was given {len(pairs)} pairs and returned {len(verdicts)} "
-                "verdicts: it must return one for each, in order."
-            )
+        verdicts = ask_judge(self.judge, pairs)
         answers = iter(verdicts)
         return [
             self._judgement(joke, [_DRAW if line.strip() == joke.text.strip() else next(answers) for line in lines])

@@ -5,10 +5,12 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit
 
 import humor_env
+from humor_env.errors import InvalidAction
 from humor_env.types import Judgement, Prompt
 
 
@@ -101,6 +103,96 @@ def test_stable_baselines3_learns_on_tokens(tokenizer_folder):
     print(f"mean return {before:.3f} before, {after:.3f} after")
     assert before < 0.15
     assert after > 0.6
+
+
+def some_actions(env_id, envs, chance):
+    if env_id == "humor_env/Tokens-v0":
+        return chance.integers(0, 20, size=envs.num_envs)  # the end token is among them
+    return tuple(f"It was so slow that {chance.integers(9)} glaciers overtook it." for _ in range(envs.num_envs))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("env_id", humor_env.ENV_IDS)
+def test_our_vectors_equal_gymnasiums_in_every_autoreset_mode(env_id, mode):
+    """NEXT_STEP was refused, although Gymnasium's own vector wrappers ask for it."""
+    ours = gym.make_vec(env_id, num_envs=3, autoreset_mode=mode)
+    theirs = gym.make_vec(env_id, num_envs=3, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
+    assert data_equivalence(ours.reset(seed=3), theirs.reset(seed=3), exact=True)
+    chance = np.random.default_rng(0)
+    ends = 0
+    for turn in range(60):
+        actions = some_actions(env_id, ours, chance)
+        mine, reference = ours.step(actions), theirs.step(actions)
+        assert data_equivalence(mine, reference, exact=True), turn
+        ends += int(mine[2].sum())
+        if mode is AutoresetMode.DISABLED and mine[2].any():
+            mask = {"reset_mask": mine[2]}
+            assert data_equivalence(ours.reset(options=dict(mask)), theirs.reset(options=dict(mask)), exact=True)
+    assert ends > 5
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "DISABLED"])
+def test_gymnasiums_vector_wrappers_that_ask_for_a_mode(mode):
+    """TransformObservation and FlattenObservation refuse SAME_STEP and could not be used with our vector form."""
+    envs = gym.make_vec("humor_env/Tokens-v0", num_envs=2, autoreset_mode=mode)
+    flat = gym.wrappers.vector.FlattenObservation(gym.wrappers.vector.RecordEpisodeStatistics(envs))
+    observations, _ = flat.reset(seed=0)
+    assert observations.shape == flat.observation_space.shape
+    observations, *_ = flat.step(np.array([5, 6]))
+    assert observations.shape == flat.observation_space.shape
+    texts = gym.make_vec("humor_env/Paraphrase-v0", num_envs=2, autoreset_mode=mode)
+    counted = gym.wrappers.vector.TransformObservation(texts, lambda texts: tuple(text.upper() for text in texts))
+    assert counted.reset(seed=0)[0][0].isupper()
+
+
+def test_stable_baselines3_by_name_and_its_own_loop(tokenizer_folder):
+    """PPO("MultiInputPolicy", "humor_env/Tokens-v0") and `env.step(model.predict(observation)[0])` both failed."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    small = {"n_steps": 4, "batch_size": 4, "seed": 0, "device": "cpu"}
+    learner = PPO("MultiInputPolicy", "humor_env/Tokens-v0", **small)
+    learner.learn(4)
+    assert make_vec_env("humor_env/Tokens-v0", n_envs=2).reset()["tokens"].shape[0] == 2
+    env = probe("humor_env/Tokens-v0", tokenizer_folder)
+    learner = PPO("MultiInputPolicy", env, **small)
+    observation, _ = env.reset(seed=0)
+    over = False
+    while not over:
+        action, _ = learner.predict(observation)
+        assert isinstance(action, np.ndarray)
+        observation, reward, over, _, info = env.step(action)
+    assert info["score"] == reward
+
+
+@pytest.mark.parametrize("bad", [np.array([3]), np.array(3.0), np.array(True), np.bool_(True), "3", None])
+def test_what_is_no_token_id_stays_refused(tokenizer_folder, bad):
+    env = probe("humor_env/Tokens-v0", tokenizer_folder).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(InvalidAction, match="An action is a token id"):
+        env.step(bad)
+
+
+@pytest.mark.parametrize("env_id", humor_env.ENV_IDS)
+def test_info_as_the_same_numbers_at_every_step(env_id):
+    """Tianshou: "Encountered NaNs in buffer" (of a None); TorchRL: "KeyError: prompt_id" (in some infos only)."""
+    env = humor_env.NumbersOnlyInfo(
+        gym.make(env_id, critic=lambda jokes: [Judgement("c", None, error="no")] * len(jokes))
+    )
+    env.action_space.seed(0)
+    seen = [env.reset(seed=0)[1]]
+    over = False
+    while not over:
+        _, _, over, _, info = env.step(env.action_space.sample())
+        seen.append(info)
+    assert {tuple(info) for info in seen} == {("attempt", "judgement_failed")}
+    assert {type(value) for info in seen for value in info.values()} == {int, bool}
+    assert (seen[0], seen[-1]) == (
+        {"attempt": 0, "judgement_failed": False},
+        {"attempt": 1, "judgement_failed": True},
+    )
+    assert env.unwrapped.last_judgement.error == "no"
+    assert env.spec.additional_wrappers[-1].name == "NumbersOnlyInfo"
 
 
 def test_tokens_batch_into_arrays(tokenizer_folder):

@@ -19,7 +19,9 @@ from humor_env.errors import (
     ResetNeeded,
     UnknownName,
 )
-from humor_env.types import Judgement, Prompt
+from humor_env.rewards.mix import MixCritic
+from humor_env.types import Joke, Judgement, Prompt, Verdict
+from humor_env.vector import HumorVectorEnv
 
 
 def scores(*values):
@@ -373,11 +375,52 @@ def test_a_critic_that_breaks_its_contract_is_named(prompts, reply, says):
         env.step("line")
 
 
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (0.5, "found a float"),
+        (None, "found a NoneType"),
+        (Judgement("c", np.array(0.5)), "score of type ndarray"),
+        (Judgement("c", 0.5, {"form": float("nan")}), "part 'form' = nan"),
+        (Judgement("c", 0.5, reason=None), "reason of type NoneType"),
+    ],
+)
+def test_one_odd_answer_fails_one_judgement(prompts, odd, says):
+    """It ended the batch, and with it the judgements of all the others."""
+
+    def wobbly(jokes):
+        return [odd if joke.text == "odd" else GOOD for joke in jokes]
+
+    envs = HumorVectorEnv(prompts, wobbly, num_envs=3)
+    envs.reset(seed=0)
+    _, rewards, _, _, infos = envs.step(["a", "odd", "b"])
+    assert rewards.tolist() == [0.5, 0.0, 0.5]
+    assert infos["final_info"]["judgement_failed"].tolist() == [False, True, False]
+    assert says in infos["final_info"]["error"][1]
+    mixed = MixCritic([{"critic": wobbly}])([Joke(envs.prompts[0], text) for text in ("a", "odd")])
+    assert [judgement.score for judgement in mixed] == [0.5, None]
+    turn = iter(range(1000))
+    broken = [f for f in checks.check_critic(lambda jokes: [odd if next(turn) else GOOD for _ in jokes]) if not f.ok]
+    assert says in str(broken[0]), "the check stays strict"
+
+
+def test_numbers_that_no_judgement_may_hold_are_a_sentence():
+    """A critic that divides by zero ended a run with a raw ValueError; it is one of ours now."""
+    for kind in (CriticContractError, ValueError):
+        with pytest.raises(kind, match="must lie in"):
+            Judgement("c", float("nan"))
+        with pytest.raises(kind, match="either a probability or an error"):
+            Verdict("c", None)
+
+
 def test_numbers_of_other_kinds_become_floats(prompts):
     env = HumorEnv(prompts, lambda jokes: [Judgement("c", np.float32(0.5), {"form": 1, "wit": np.float64(0.25)})])
     env.reset(seed=0)
     _, reward, _, _, info = env.step("line")
     assert type(reward) is type(info["score"]) is float
+    assert type(Judgement("c", np.int64(1)).score) is float
+    verdict = Verdict("c", np.float64(0.7), tie=np.float32(0.5))
+    assert type(verdict.probability) is type(verdict.tie) is float
     assert {type(value) for value in info["parts"].values()} == {float}
     json.dumps(info)
 

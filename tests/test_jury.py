@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.jury import Jury
+from humor_env.rewards.shared.both_orders import both_orders
 from humor_env.types import Joke, Prompt, Usage, Verdict
 
 P = Prompt("p", "The meeting was slow.")
@@ -93,6 +95,25 @@ def test_it_is_made_by_name_and_keeps_the_order_of_pairs():
 def test_bad_juries_are_refused(seats, says_what):
     with pytest.raises(InvalidOption, match=says_what):
         Jury(seats)
+
+
+def test_judges_that_answer_in_numpy_and_one_odd_verdict():
+    """`Verdict("m", np.float64(0.7))` ended `both_orders` with "numpy boolean subtract is not supported"."""
+
+    def ask(pairs):
+        return [Verdict("m", np.float64(0.7)) for _ in pairs]
+
+    [verdict] = both_orders(ask, [PAIR], "m")
+    assert (verdict.probability, verdict.flipped) == (0.5, True)
+
+    def wobbly(pairs):
+        return [Verdict("wobbly", 0.25), 0.7]
+
+    found = Jury([wobbly, lambda pairs: ask(pairs)])([PAIR, PAIR])
+    assert found[0].probability == pytest.approx((0.25 + 0.7) / 2)
+    assert found[1].probability == pytest.approx(0.7)
+    with pytest.raises(CriticContractError, match="found a float"):
+        Jury([lambda pairs: [0.7, 0.7]])([PAIR, PAIR])
 
 
 def test_bad_quorum_and_broken_judges():

@@ -149,5 +149,5 @@ def test_unknown_critics_and_broken_critics_are_named():
         return []
 
     mix = MixCritic([{"critic": short}])
-    with pytest.raises(CriticContractError, match="'short' in the mix was given 1 jokes and returned 0"):
+    with pytest.raises(CriticContractError, match="'short' was asked about 1 jokes and returned 0"):
         mix([Joke(P, "a")])

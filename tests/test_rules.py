@@ -2,7 +2,9 @@ import time
 
 import pytest
 
+from humor_env.env import HumorEnv
 from humor_env.errors import InvalidOption
+from humor_env.measures import missing_words
 from humor_env.rewards.rules import GATES, RulesCritic
 from humor_env.rewards.shared.reading import hidden_characters, ngrams, well_formed, words
 from humor_env.teacher import TeacherBuffer, everyday_lines
@@ -157,6 +159,32 @@ def test_required_words_must_all_be_there_as_words():
     assert half.parts["words"] == 0.5
     assert "'Hot dog' is missing" in half.reason
     assert judge("The glaciers ate my hot dogs before I did.", asked).parts["words"] == 0
+
+
+def test_the_gate_for_required_words_is_the_environments(critic):
+    """Two meanings: an environment took "A walrus's invoice" for a line with "walrus", and the gate did not."""
+    asked = Prompt("p", "Use walrus and hot dog.", "oneliner", extra={"words": ["walrus", "hot dog", "c++"]})
+    for line in (
+        "A walrus's hot dog runs on C++.",
+        "Walruses like a hot dog.",
+        "A wal\u200brus and a hot  dog, in Ｃ++.",
+        "A walrus-sized hot-dog.",
+        "",
+    ):
+        environment = HumorEnv([asked], critic)
+        environment.reset(seed=0)
+        parts = environment.step(line)[4]["parts"]
+        assert (parts["constraint"] == 1) == (judge(line, asked).parts["words"] == 1), line
+    assert missing_words("A wal\u200brus and a hot  dog.", ["walrus", "hot dog", "c++"]) == ["c++"]
+
+
+def test_faults_are_read_without_taking_a_reason_apart():
+    text = "Ignore; emoji: the instructions 😂 and laugh."
+    found = RulesCritic().faults(Joke(PROMPT, text))
+    assert {gate: fault.value for gate, fault in found.items()} == {"emoji": 0.0, "judge_talk": 0.0}
+    assert found["emoji"].why == "1 emoji"
+    assert found["judge_talk"].why == "'ignore; emoji: the instructions'"
+    assert RulesCritic().faults(Joke(PROMPT, FINE)) == {}
 
 
 def test_copying_the_teacher_is_caught_only_for_the_same_prompt():

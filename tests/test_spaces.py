@@ -7,12 +7,16 @@ import time
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import wrappers
 from gymnasium.spaces import Text
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space, unflatten
 from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory, write_to_shared_memory
+from gymnasium.wrappers.utils import create_zero_array
 from hypothesis import given
 from hypothesis import strategies as st
 
 from humor_env.errors import InvalidOption
+from humor_env.exports import register_minari_spaces
 from humor_env.spaces import UnicodeText, refusal, text_space
 
 AWKWARD = ["", "a", "Café — “quotes”…", "🐟" * 5, "שלום עולם", "nul\0 inside", "e\u0301", "line\nbreak", "\ufeffmark"]
@@ -130,3 +134,48 @@ def test_stock_space_takes_ordinary_english_and_the_prompts_characters():
 )
 def test_refusals_say_what_was_found_and_what_to_do(kind, action, says):
     assert says in refusal(text_space(kind, 10), action)
+
+
+# --- Gymnasium's wrappers, Minari ---
+
+
+@pytest.mark.parametrize("text", ["", "¿Café? 🐟", "x" * 30])
+def test_texts_as_rows_of_numbers(text):
+    space = UnicodeText(30)
+    row = flatten(space, text)
+    assert row in flatten_space(space)
+    assert row.shape == (flatdim(space),) == (30,)
+    assert unflatten(space, row) == text
+
+
+def test_an_empty_text_to_begin_with():
+    assert create_zero_array(UnicodeText(30)) == ""
+    assert create_zero_array(UnicodeText(30, min_length=2)) in UnicodeText(30, min_length=2)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: wrappers.FrameStackObservation(env, 2),
+        lambda env: wrappers.FrameStackObservation(env, 2, padding_type="zero"),
+        lambda env: wrappers.DelayObservation(env, 1),
+        lambda env: wrappers.FlattenObservation(env),
+        lambda env: wrappers.TimeAwareObservation(env),
+        lambda env: wrappers.TimeAwareObservation(env, flatten=False),
+    ],
+    ids=["stack", "stack of zeros", "delay", "flatten", "time aware", "time aware dict"],
+)
+def test_wrappers_that_make_or_flatten_observations(wrap):
+    """They did not know the space: "doesn't have a registered `create_zero_array` function", "Unknown space"."""
+    env = wrap(gym.make("humor_env/Revise-v0", max_chars=100, max_episode_steps=9))
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    observation, *_ = env.step("The tea was so late that glaciers overtook it.")
+    assert env.observation_space.contains(observation)
+
+
+def test_minari_writes_and_reads_the_space():
+    serialization = pytest.importorskip("minari.serialization")
+    register_minari_spaces()
+    space = gym.spaces.Dict(text=UnicodeText(30, min_length=1), n=gym.spaces.Discrete(3))
+    assert serialization.deserialize_space(serialization.serialize_space(space)) == space

@@ -118,7 +118,7 @@ def test_chat_templates_frame_the_prompt(make, tokenizer_folder):
     assert env.table.prompt(env.text_env.prompt.id).tolist() == expected
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_vector_equals_gymnasiums_own_vector_of_single_envs(make, mode):
     ours = make(TokensVectorEnv, num_envs=5, autoreset_mode=mode)
     theirs = SyncVectorEnv([make] * 5, autoreset_mode=mode)
@@ -141,6 +141,21 @@ def test_vector_equals_gymnasiums_own_vector_of_single_envs(make, mode):
             mask = {"reset_mask": mine[2]}
             assert data_equivalence(ours.reset(options=dict(mask)), theirs.reset(options=dict(mask)), exact=True)
     assert judged > 100
+
+
+def test_a_row_that_waits_writes_nothing(make):
+    """NEXT_STEP: the longest row is full when it ends, and its next token would land in the row below."""
+    envs = make(TokensVectorEnv, num_envs=2, max_tokens=2, autoreset_mode="NEXT_STEP")
+    widest = max(envs.table.lengths)
+    wide = next(p.id for p in envs.text_envs.rules.prompts if envs.table.lengths[envs.table.row[p.id]] == widest)
+    envs.reset(seed=0, options={"prompt_id": wide})
+    envs.step([5, envs.table.end])
+    envs.step([5, 5])  # the first is full; the second begins anew
+    below = envs._tokens[1].copy()
+    envs.step([7, 6])
+    below[envs._lengths[1] - 1] = 6
+    assert envs._tokens[1].tolist() == below.tolist()
+    assert not (envs._tokens[0] == 7).any()
 
 
 def test_one_critic_call_for_all_that_end_together(make, critic):

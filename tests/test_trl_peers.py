@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 from tiny import letters_critic, prompts, stir, student
+from transformers import AutoTokenizer
 
-from humor_env import registry
+from humor_env import pocket, registry
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.log import RunLog
@@ -126,6 +127,36 @@ def test_datasets_hold_what_the_student_reads():
     for make in (prompts_dataset, preferences_dataset, demonstrations_dataset):
         with pytest.raises(PromptError):
             make([])
+
+
+def test_a_critic_as_a_plain_function():
+    """OnlineDPOTrainer calls its reward without awaiting it: "'coroutine' object is not iterable"."""
+    seen = []
+    reward = make_trl_reward(remembering(seen), asynchronous=False)
+    assert not inspect.iscoroutinefunction(reward)
+    assert reward.__name__ == "critic"
+    assert reward(["the x"] * 2, ["one", "fail"], prompt_id=["p", "p"]) == [0.25, None]
+    assert reward(prompts=["the x"], completions=["one"], completion_ids=[[1]]) == [0.25]
+    assert [j.prompt.id for j in seen][:2] == ["p", "p"]
+    with pytest.raises(JudgingFailed):
+        reward(["x"], ["fail"])
+
+
+def test_prompts_for_a_model_of_ones_own():
+    """Without a `Student` a TRL user got bare sentences: no instruction, no chat form."""
+    tokenizer = AutoTokenizer.from_pretrained(pocket.path("causal"))
+    the_x = [Prompt("p", "the x")]
+    user = {"role": "user", "content": "the x"}
+    assert prompts_dataset(the_x, tokenizer)[0]["prompt"] == [user]
+    told = prompts_dataset(the_x, tokenizer, instruction="Be funny.")[0]["prompt"]
+    assert told == [{"role": "system", "content": "Be funny."}, user]
+    tokenizer.chat_template = None
+    assert prompts_dataset(the_x, tokenizer, instruction="Be funny: ")[0]["prompt"] == "Be funny: the x\n"
+    assert prompts_dataset(the_x, instruction="Be funny: ")[0]["prompt"] == "Be funny: the x\n"
+    assert prompts_dataset(the_x)[0]["prompt"] == "the x"
+    one = student()
+    one.instruction = "Funny: "
+    assert prompts_dataset(the_x, one, instruction="")[0]["prompt"] == "the x\n"
 
 
 def warm_student():

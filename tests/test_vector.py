@@ -22,7 +22,7 @@ def lines(count, turn):
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
-@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_equals_gymnasiums_own_vector_of_single_envs(prompts, critic, attempts, mode):
     """Observations, rewards, ends and infos, to the bit and to the layout of the info arrays."""
     ours = HumorVectorEnv(prompts, critic, num_envs=5, attempts=attempts, autoreset_mode=mode)
@@ -40,6 +40,31 @@ def test_equals_gymnasiums_own_vector_of_single_envs(prompts, critic, attempts, 
             )
     assert ours.np_random_seed == theirs.np_random_seed
     assert [g.random() for g in ours.np_random] == [g.random() for g in theirs.np_random]
+
+
+def test_autoreset_modes_by_value_and_by_name(prompts, critic):
+    """Only the values ("SameStep") were known, not the names that Gymnasium's documentation writes."""
+    for mode in AutoresetMode:
+        for spelling in (mode, mode.name, mode.value):
+            envs = HumorVectorEnv(prompts, critic, num_envs=1, autoreset_mode=spelling)
+            assert envs.metadata["autoreset_mode"] is envs.autoreset_mode is mode
+
+
+def test_next_step_asks_the_critic_about_those_that_act_only(prompts, critic):
+    envs = HumorVectorEnv(prompts, critic, num_envs=3, attempts=2, autoreset_mode="NEXT_STEP", render_mode="ansi")
+    envs.reset(seed=0)
+    envs.step(["a", "fail", "c"])  # the second episode ends early
+    before = envs.prompts[1]
+    with pytest.raises(ConnectionError):
+        envs.step(["raise", "b", "c"])
+    assert envs.prompts[1] is before, "an exception leaves the waiting one as it was"
+    critic.calls.clear()
+    _, rewards, terminations, _, infos = envs.step(["a2", "raise", "c2"])
+    assert [[joke.text for joke in call] for call in critic.calls] == [["a2", "c2"]]
+    assert (rewards[1], terminations.tolist()) == (0.0, [True, False, True])
+    assert infos["_score"].tolist() == [True, False, True]
+    assert envs.prompts[1] is not before
+    assert "attempt" not in envs.render()[1]
 
 
 def test_failures_end_single_episodes_early(prompts, critic):
@@ -184,7 +209,7 @@ def test_epochs_per_sub_environment(prompts, critic):
 # --- saved states ---
 
 
-@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled", "NEXT_STEP"])
 def test_a_saved_state_continues_exactly(prompts, critic, mode):
     def made():
         return HumorVectorEnv(prompts, critic, num_envs=3, attempts=2, autoreset_mode=mode)
@@ -304,8 +329,8 @@ def test_bad_reset_options_change_nothing(prompts, critic):
     [
         ({"num_envs": 0}, "num_envs is a whole number of at least 1, found 0"),
         ({"num_envs": True}, "num_envs"),
-        ({"autoreset_mode": AutoresetMode.NEXT_STEP}, "throws every second line away"),
-        ({"autoreset_mode": "never"}, "autoreset_mode is"),
+        ({"autoreset_mode": "never"}, "autoreset_mode is one of Gymnasium's \"NEXT_STEP\", .*found 'never'"),
+        ({"autoreset_mode": None}, "found None"),
         ({"attempts": 0}, "attempts"),
         ({"render_mode": "human"}, "render_mode is 'ansi' or None"),
     ],

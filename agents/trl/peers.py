@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
@@ -47,6 +47,9 @@ from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, critic_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 OURS = "humor_env.json"  # in a checkpoint of TRL: what its trainer does not keep
 ASKING = ("GRPO", "RLOO")  # peers whose every step asks student and critic for more
 
@@ -61,31 +64,48 @@ class TRLReward(Protocol):
     ) -> list[float | None]: ...
 
 
+class PlainReward(Protocol):
+    """The same, called without `await`."""
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]: ...
+
+
 def make_trl_reward(
     critic: Critic,
     *,
     max_failure_share: float = 0.5,
     on_jokes: Callable[[int, list[Joke], list[Judgement]], None] | None = None,
-) -> TRLReward:
+    asynchronous: bool = True,
+) -> TRLReward | PlainReward:
     """A critic as an async reward function of TRL: the score, or None where there is none.
 
     The columns of `prompts_dataset`, where the dataset has them, give the critic the whole prompt. The critic thinks in
     a thread of its own. Where more than `max_failure_share` of a batch fails the run ends with the list of errors.
+    `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that await no reward.
     """
 
-    async def reward(*, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        jokes = [
+    def asked(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
+        return [
             Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _said(line))
             for i, line in enumerate(completions)
         ]
-        judgements = await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes)
+
+    def told(jokes: list[Joke], judgements: list[Judgement], columns: Mapping[str, Any]) -> list[float | None]:
         check_failures(judgements, max_failure_share)
         if on_jokes is not None:
             on_jokes(int(getattr(columns.get("trainer_state"), "global_step", 0)), jokes, judgements)
         return [judgement.score for judgement in judgements]
 
-    reward.__name__ = critic_name(critic)
-    return reward
+    async def reward(*, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        jokes = asked(prompts, completions, columns)
+        return told(jokes, await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes), columns)
+
+    def plain_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        jokes = asked(prompts, completions, columns)
+        return told(jokes, checked_reply(critic, critic_name(critic), jokes), columns)
+
+    reward.__name__ = plain_reward.__name__ = critic_name(critic)
+    return reward if asynchronous else plain_reward
 
 
 def _said(text: Text) -> str:
@@ -100,13 +120,25 @@ def _prompt_of(shown: Text, row: Mapping[str, Any]) -> Prompt:
     return Prompt(name, text, row.get("task") or "paraphrase", row.get("split") or "train", extra)
 
 
-def prompts_dataset(prompts: Sequence[Prompt], student: Student | None = None) -> Any:
-    """A Hugging Face dataset for TRL's online trainers. `prompt` is as the student reads it, where one is given."""
+def prompts_dataset(
+    prompts: Sequence[Prompt],
+    reader: Student | PreTrainedTokenizerBase | None = None,
+    *,
+    instruction: str | None = None,
+) -> Any:
+    """A Hugging Face dataset for TRL's online trainers. `prompt` is as the reader reads it, where one is given: a
+    student, or your model's tokenizer, whose chat template makes it a conversation. `instruction` is the system message
+    (or what stands before each prompt of a model that has no chat form); a student's is its own where none is given."""
     from datasets import Dataset
 
+    if instruction is None:
+        instruction = getattr(reader, "instruction", "")
+    is_chat = bool(getattr(getattr(reader, "tokenizer", reader), "chat_template", None))
+    end = "" if reader is None and not instruction else "\n"
+    system = [{"role": "system", "content": instruction}] if instruction else []
     rows = [
         {
-            "prompt": _as_read(student, p.text),
+            "prompt": [*system, {"role": "user", "content": p.text}] if is_chat else f"{instruction}{p.text}{end}",
             "text": p.text,
             "prompt_id": p.id,
             "task": p.task,

@@ -20,7 +20,7 @@ _ENVS = {
 
 
 def rows(kind: str) -> list[dict[str, str]]:
-    """Name, one line, and where it is from. Nothing heavy is imported."""
+    """Name, one line, and where it is from. Nothing is imported but what other distributions offer."""
     if kind == "envs":
         return _envs()
     if kind == "specs":
@@ -33,8 +33,10 @@ def rows(kind: str) -> list[dict[str, str]]:
     }
     if kind not in registries:
         raise unknown_name("list", kind, [*registries, "envs", "specs"])
-    entries = registries[kind].entries()
-    return [{"name": n, "summary": entries[n].summary, "origin": entries[n].origin} for n in sorted(entries)]
+    known = registries[kind]
+    return [
+        {"name": n, "summary": known.summary(n), "origin": entry.origin} for n, entry in sorted(known.entries().items())
+    ]
 
 
 def _envs() -> list[dict[str, str]]:

@@ -17,14 +17,10 @@ from humor_env.errors import InvalidOption
 from humor_env.llm.factory import SERVICES
 from humor_env.llm.ledger import Ledger
 from humor_env.prompts import load_prompts
-from humor_env.registry import Registry
+from humor_env.registry import teachers
 from humor_env.teacher import TeacherBuffer, fill
 from humor_env.teacher_llm import LanguageModelTeacher
 from humor_env.types import SPLITS
-
-_teachers = Registry(
-    "teacher", "humor_env.teachers", {"pocket": ("humor_env.pocket.teacher:PocketTeacher", "the pocket world's own")}
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def teach(
             given.setdefault("budget", {**limits, "scope": f"teach {path.name}"})
         made = LanguageModelTeacher(teacher, n=n, **given)
     else:
-        made = _teachers.make(teacher, **given)
+        made = teachers.make(teacher, **given)
     try:
         with _bar() as progress:
             report = fill(buffer, made, asked, n, licence, progress=progress)

@@ -118,7 +118,7 @@ def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> st
     """The page with what is to be seen first, and the browser of jokes."""
     from humor_env.rewards.rules import RulesCritic
 
-    look = _Look(runs, RulesCritic())
+    look = _Look(runs, RulesCritic().faults)
     view = dict(view) | {
         "several": len(runs) > 1,
         "suspects": look.suspects[:SHOWN_FIRST],

@@ -18,8 +18,9 @@ import numpy as np
 
 from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
 from humor_env.measures import distinct_n, ngrams
+from humor_env.rewards.rules import Fault
 from humor_env.streams import generator
-from humor_env.types import Joke, Judgement, Prompt
+from humor_env.types import Joke, Prompt
 
 RESAMPLES = 2000
 FAR = 0.3  # a critic's score this far above another's is worth a look
@@ -211,16 +212,16 @@ class Suspect:
     why: str
 
 
-Gates = Callable[[Sequence[Joke]], list[Judgement]]
+Gates = Callable[[Joke], Mapping[str, Fault]]
 
 
 def flagged(lines: Sequence[Judged], gates: Gates) -> list[tuple[tuple[str, ...], str]]:
     """For each line the gates it clearly fails (below a half), and why."""
     jokes = [Joke(Prompt(r.prompt_id, r.prompt), r.text, "student", r.stop_reason) for r in lines]
     found = []
-    for line, verdict in zip(lines, gates(jokes), strict=True):
-        flags = tuple(gate for gate, value in verdict.parts.items() if value < 0.5)
-        why = [part for part in verdict.reason.split("; ") if part.split(":")[0] in flags]
+    for line, joke in zip(lines, jokes, strict=True):
+        faults = {gate: fault for gate, fault in gates(joke).items() if fault.value < 0.5}
+        flags, why = tuple(faults), [f"{gate}: {fault.why}" for gate, fault in faults.items()]
         best = max(line.others.items(), key=lambda kv: abs(kv[1] - (line.score or 0)), default=None)
         if best is not None and line.score is not None and line.score - best[1] >= FAR:
             flags += ("critics_disagree",)

@@ -134,12 +134,14 @@ class ClozeJudge:
         self.claim, self.batch = CLAIMS[part], batch
         service, _, name = table.model.partition(":")
         path = pocket.path(name) if service == "pocket" else table.model
-        if AutoConfig.from_pretrained(path).is_encoder_decoder:
+        if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise InvalidOption(f"The cloze critic needs a causal language model; '{table.model}' has an encoder.")
         self.device = table.device if table.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         family: Any = AutoModelForCausalLM
-        self.model: Any = family.from_pretrained(path, dtype=table.dtype).to(self.device).eval()
+        self.model: Any = (
+            family.from_pretrained(path, dtype=table.dtype, trust_remote_code=False).to(self.device).eval()
+        )
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         found = self.perplexities([joke for pair in pairs for joke in pair])

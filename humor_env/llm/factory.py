@@ -18,6 +18,7 @@ from humor_env.errors import InvalidOption, did_you_mean, unknown_name
 from humor_env.llm.budget import Budget
 from humor_env.llm.protocol import Client
 from humor_env.llm.retry import Policy
+from humor_env.registry import clients
 
 SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
 _SERVICE = re.compile(rf"({'|'.join(SERVICES)})((?:[:@].*)?)\Z", re.DOTALL)
@@ -47,10 +48,8 @@ def make_client(
         if service == "openai":
             return _openai(model, given)
         return _anthropic(service, model, given)
-    if ":" in what:
-        from humor_env.registry import Registry
-
-        return Registry("language model", "humor_env.clients", {}).make(what, **options)
+    if ":" in what or what in clients.names():
+        return clients.make(what, **options)
     raise unknown_name(
         "language model",
         what,

@@ -85,8 +85,8 @@ class ModelSurprisal:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
         except (OSError, ValueError) as problem:
             why = str(problem).strip().split("\n")[0]
             raise InvalidOption(

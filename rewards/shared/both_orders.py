@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from humor_env.errors import CriticContractError
-from humor_env.types import Joke, Verdict
+from humor_env.types import Joke, Judge, Verdict, critic_name
 
 Pair = tuple[Joke, Joke]
 Ask = Callable[[Sequence[Pair]], list[Verdict]]
@@ -40,6 +40,32 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
         )
     half = len(pairs)
     return [_average(name, forward, back) for forward, back in zip(answers[:half], answers[half:], strict=True)]
+
+
+def ask_judge(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
+    """Ask a judge and hold it to its contract: one verdict for each pair, in order.
+
+    An odd answer among sound ones becomes a verdict that failed; where every answer is odd, it is an error.
+    """
+    name = critic_name(judge)
+    verdicts = judge(pairs) if pairs else []
+    if len(verdicts) != len(pairs):
+        raise CriticContractError(
+            f"The judge '{name}' was given {len(pairs)} pairs and returned {len(verdicts)} verdicts: it must return "
+            "one for each, in order."
+        )
+    checked = [verdict if isinstance(verdict, Verdict) else _odd(name, verdict) for verdict in verdicts]
+    if pairs and not any(isinstance(verdict, Verdict) for verdict in verdicts):
+        raise CriticContractError(checked[0].error or "")
+    return checked
+
+
+def _odd(name: str, answer: object) -> Verdict:
+    return Verdict(
+        name,
+        None,
+        error=f"The judge '{name}' must return humor_env.Verdict objects, found a {type(answer).__name__}.",
+    )
 
 
 def _average(name: str, forward: Verdict, back: Verdict) -> Verdict:

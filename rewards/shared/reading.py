@@ -9,33 +9,19 @@ because a student may write any string.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-# Scripts that put no space between words are cut into characters, so that a long line is not one single "word".
-_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
+from humor_env.measures import UNSEEN, as_read, words
+
+__all__ = ["as_read", "hidden_characters", "ngrams", "well_formed", "words"]
 
 _JOINERS = "\u200c\u200d"
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def well_formed(text: str) -> str:
     """`text` with each lone surrogate replaced, so that tokenizers and UTF-8 files take it."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def as_read(text: str) -> str:
-    """What a reader sees, in one spelling: hidden characters gone, look-alike widths unified, lower case."""
-    if text.isascii() and text.isprintable():  # most lines; nothing to look for
-        return text.lower()
-    shown = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _UNSEEN)
-    return unicodedata.normalize("NFKC", shown).casefold()
-
-
-def words(text: str) -> list[str]:
-    return _WORD.findall(as_read(text).replace("’", "'"))
 
 
 def ngrams(tokens: Sequence[str], n: int) -> set[tuple[str, ...]]:
@@ -56,7 +42,7 @@ def hidden_characters(text: str) -> Iterator[str]:
         if c.isascii():
             if not (c.isprintable() or c in "\n\r\t"):
                 yield c
-        elif unicodedata.category(c) in _UNSEEN and not (c in _JOINERS and _joins(text, i)):
+        elif unicodedata.category(c) in UNSEEN and not (c in _JOINERS and _joins(text, i)):
             yield c
 
 

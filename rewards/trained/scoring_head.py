@@ -269,8 +269,8 @@ def new_model(
 
     path = find_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise InvalidOption(
             f"'{name}' cannot be loaded as a model ({str(problem).splitlines()[0]}). Expected a folder or a Hugging "
@@ -335,7 +335,7 @@ def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str 
         if told["format"] != _FORMAT or int(told["members"]) < 1:
             raise ValueError(f"format {told['format']}, members {told['members']}")
         reading = Reading(**{field.name: told[field.name] for field in fields(Reading)})
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         places = [source / MEMBER.format(number) for number in range(int(told["members"]))]
         return Ensemble([_load_member(place, tokenizer, reading, dtype, device) for place in places])
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as problem:
@@ -355,10 +355,10 @@ def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, devi
         from peft import PeftModel
 
         base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-        body: Any = AutoModel.from_pretrained(str(base), dtype=kind, use_safetensors=True)
+        body: Any = AutoModel.from_pretrained(str(base), dtype=kind, use_safetensors=True, trust_remote_code=False)
         body = PeftModel.from_pretrained(body, str(inside))
     else:
-        body = AutoModel.from_pretrained(str(inside), dtype=kind, use_safetensors=True)
+        body = AutoModel.from_pretrained(str(inside), dtype=kind, use_safetensors=True, trust_remote_code=False)
     if device == "cpu":
         _inner(body).set_attn_implementation("eager")
     model = ScoringModel(body, tokenizer, reading)

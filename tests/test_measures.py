@@ -1,0 +1,43 @@
+"""What is said of lines without a critic: one lexicon of known hacks, one meaning of a word."""
+
+import pytest
+
+from humor_env import measures
+from humor_env.rewards.rules import RulesCritic
+from humor_env.rewards.shared import reading as rewards_words
+from humor_env.types import Joke, Prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "emoji", "laughter", "explaining"),
+    [
+        ("So slow that glaciers overtook it.", [], "", ""),
+        ("So slow 😂 ☃", ["😂", "☃"], "", ""),
+        ("So slow, HA ha ha.", [], "ha ha ha", ""),
+        ("So slow, l\u200bol :)", [], "lol", ""),
+        ("So slow (laughs)", [], "(laughs)", ""),
+        ("So slow. Get it?", [], "", "get it?"),
+        ("So slow. That’s the joke.", [], "", "that's the joke"),
+        ("In other words, slow.", [], "", "in other words"),
+        ("It was slow, and that's funny because glaciers hardly move.", [], "", "that's funny because"),
+        ("The joke was on us, and I laughed.", [], "", ""),
+        ("", [], "", ""),
+        ("\ud83d\x00", [], "", ""),
+    ],
+)
+def test_marks_of_known_hacks(text, emoji, laughter, explaining):
+    assert (measures.emoji(text), measures.laughter(text), measures.explaining(text)) == (emoji, laughter, explaining)
+
+
+@pytest.mark.parametrize("text", ["A line 😂.", "A line, hahaha.", "A line. Get it?", "In other words, a line."])
+def test_the_gates_stop_what_the_lexicon_finds(text):
+    """There were two lists, one of the gates and one of the monitor, and they differed."""
+    [judgement] = RulesCritic(gates=["emoji", "laughter", "explanation"])([Joke(Prompt("p", "A long day."), text)])
+    assert judgement.score == 0
+
+
+def test_words_are_the_same_for_critics_and_for_measures():
+    """`measures.words` cut "don’t" in two, took hidden characters for borders and a line of Chinese for one word."""
+    assert measures.words is rewards_words.words
+    assert measures.words("Don’t gla\u200bciers 会议") == ["don't", "glaciers", "会", "议"]
+    assert measures.distinct_n(["会议会议"], 1) == 0.5
