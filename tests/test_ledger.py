@@ -157,7 +157,8 @@ def test_a_finished_run_replays_without_a_key(tmp_path: Path, monkeypatch: pytes
     jokes = [Joke(Prompt(f"p{n}", f"Meeting {n}."), f"Moss in meeting {n}.") for n in range(30)]
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
     with running("--fail", "0.3", "--faults", "refusal,wrong-type,413") as server:
-        live = ScorerCritic(f"anthropic:claude-haiku-4-5@{server.url}", ledger=path)
+        # `called = ""`: the server stands for the service itself, which is then asked without a key.
+        live = ScorerCritic(f"anthropic:claude-haiku-4-5@{server.url}", ledger=path, options={"called": ""})
         before = live(jokes)
         live.close()
         calls = server.stats()["calls"]
