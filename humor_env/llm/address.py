@@ -79,15 +79,15 @@ def no_key_was_sent(url: str, variable: str) -> str:
     )
 
 
-class AnswerTooLarge(Exception):
+class AnswerTooLarge(ValueError):
     """An answer of more bytes than any reply has."""
 
 
-class AnswerDamaged(Exception):
+class AnswerDamaged(ValueError):
     """An answer whose compression cannot be undone."""
 
 
-UNREADABLE = (AnswerTooLarge, AnswerDamaged, ValueError, RecursionError)
+UNREADABLE = (ValueError, RecursionError)
 
 
 def redirected(target: str) -> str:

@@ -164,9 +164,10 @@ class Desk:
         fresh: dict[str, Reply] = {}
         waited: set[str] = set()
         while True:
-            known, over = self._known({key: requests[index] for key, index in first.items()})
-            missing = [key for key in first if key not in fresh and (key not in known or key in over - waited)]
+            # Under one lock: between looking and claiming, another thread's reply could come and go unnoticed.
             with self._lock:
+                known, over = self._known({key: requests[index] for key, index in first.items()})
+                missing = [key for key in first if key not in fresh and (key not in known or key in over - waited)]
                 others = {key: self._in_air[key] for key in missing if key in self._in_air}
                 mine = [key for key in missing if key not in others]
                 done = threading.Event()
