@@ -157,7 +157,8 @@ def test_a_finished_run_replays_without_a_key(tmp_path: Path, monkeypatch: pytes
     jokes = [Joke(Prompt(f"p{n}", f"Meeting {n}."), f"Moss in meeting {n}.") for n in range(30)]
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
     with running("--fail", "0.3", "--faults", "refusal,wrong-type,413") as server:
-        live = ScorerCritic(f"anthropic:claude-haiku-4-5@{server.url}", ledger=path)
+        # `called = ""`: the server stands for the service itself, which is then asked without a key.
+        live = ScorerCritic(f"anthropic:claude-haiku-4-5@{server.url}", ledger=path, options={"called": ""})
         before = live(jokes)
         live.close()
         calls = server.stats()["calls"]
@@ -334,3 +335,33 @@ def test_an_estimate_asks_nothing_and_knows_the_ledger(monkeypatch: pytest.Monke
         assert critic.estimate(jokes).calls == 5
     unknown = make_client("anthropic:new-model", must_have_key=False)
     assert Desk("p", unknown).estimate([request("a")]).cost is None
+
+
+def test_a_locked_or_foreign_or_damaged_ledger_loses_nothing(tmp_path: Path) -> None:
+    """A lock of another process was a raw sqlite3 error after a minute in which all calls stood still, and what was
+    paid meanwhile was lost; somebody else's file got our tables."""
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    start = time.monotonic()
+    for n in range(20):
+        assert ledger.put(f"k{n}", "p", "m", request("x"), Reply(f"r{n}", usage=USAGE)).text == f"r{n}"
+    assert time.monotonic() - start < 5
+    assert ledger.find(["k7"])["k7"].text == "r7"
+    other.execute("ROLLBACK")
+    ledger.close()
+    other.execute("UPDATE replies SET probabilities = '[' WHERE key = 'k7'")
+    other.close()
+    with Ledger(path) as again:
+        assert len(again.find([f"k{n}" for n in range(20)])) == 19
+        again.put("k7", "p", "m", request("x"), Reply("new"))
+        assert again.find(["k7"])["k7"].text == "new"
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as db:
+        db.execute("CREATE TABLE jokes (text)")
+    db.close()
+    before = foreign.read_bytes()
+    with pytest.raises(InvalidOption, match="something else"):
+        Ledger(foreign)
+    assert foreign.read_bytes() == before

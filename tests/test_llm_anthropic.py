@@ -57,16 +57,63 @@ def test_usage_and_cost_by_hand() -> None:
         cache_creation=written,
         output_tokens=300,
     )
-    usage = client().usage(SimpleNamespace(usage=used))
+    usage = client().usage(SimpleNamespace(usage=used), REQUEST)
     assert usage == Usage(1, 3500, 300, 2000, pytest.approx(3625e-6))  # type: ignore[arg-type]
-    assert client().usage(SimpleNamespace(usage=used), batch=True).cost == pytest.approx(3625e-6 / 2)
+    assert client().usage(SimpleNamespace(usage=used), REQUEST, batch=True).cost == pytest.approx(3625e-6 / 2)
     # Without the breakdown, all that was written counts at the price of what was asked for: one hour.
     used.cache_creation = None
-    assert client().usage(SimpleNamespace(usage=used)).cost == pytest.approx(3700e-6)
-    assert AnthropicClient("new-model", must_have_key=False).usage(SimpleNamespace(usage=used)).cost is None
-    assert client().usage(SimpleNamespace(usage=None)).cost is None
-    odd = SimpleNamespace(usage=SimpleNamespace(input_tokens="7", output_tokens=-1, cache_read_input_tokens=True))
-    assert client().usage(odd) == Usage(1, 0, 0, 0, 0.0)
+    assert client().usage(SimpleNamespace(usage=used), REQUEST).cost == pytest.approx(3700e-6)
+    assert AnthropicClient("new-model", must_have_key=False).usage(SimpleNamespace(usage=used), REQUEST).cost is None
+
+
+BIG = 2**63
+WORST = client().worst_case(REQUEST)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_tokens": None},
+        {"input_tokens": -5},
+        {"input_tokens": True},
+        {"input_tokens": "7"},
+        {"input_tokens": 7.0},
+        {"input_tokens": BIG},
+        {"input_tokens": 10**400},
+        {"input_tokens": 0, "cache_read_input_tokens": 0},
+        {"cache_read_input_tokens": -1},
+        {"cache_creation_input_tokens": True},
+        {"output_tokens": None},
+        {"output_tokens": -1},
+        {"output_tokens": True},
+        {"output_tokens": BIG},
+    ],
+)
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_count_that_makes_no_sense_is_the_most_that_was_possible(changes: dict[str, Any], batch: bool) -> None:
+    """A missing count was free, true was one token, and a negative one gave money back."""
+    good = {"input_tokens": 10, "cache_read_input_tokens": 5, "output_tokens": 3}
+    usage = client().usage(SimpleNamespace(usage=SimpleNamespace(**{**good, **changes})), REQUEST, batch)
+    bad = [name for name in changes if name != "cache_read_input_tokens" or changes[name] != 0]
+    if bad == ["output_tokens"]:
+        assert usage == Usage(1, 15, 77, 5, pytest.approx((10 + 0.5 + 5 * 77) / (2e6 if batch else 1e6)))  # type: ignore[arg-type]
+    else:
+        assert usage.input_tokens == WORST[0] - 77
+        assert usage.cost == pytest.approx((2 * usage.input_tokens + 5 * 3) / (2e6 if batch else 1e6))
+
+
+@pytest.mark.parametrize("hour", [-(10**9), BIG, True, "9", 10**6])
+def test_the_part_written_for_an_hour_cannot_be_more_than_all_that_was_written(hour: Any) -> None:
+    """ephemeral_1h_input_tokens = -1e9 was a cost of -$750, and the limit in money was gone."""
+    written = SimpleNamespace(ephemeral_1h_input_tokens=hour)
+    used = SimpleNamespace(input_tokens=10, cache_creation_input_tokens=100, output_tokens=3, cache_creation=written)
+    assert client().usage(SimpleNamespace(usage=used), REQUEST).cost == pytest.approx((10 + 2 * 100 + 15) / 1e6)
+
+
+def test_no_usage_at_all_is_the_worst_case() -> None:
+    usage = client().usage(SimpleNamespace(usage=None), REQUEST)
+    assert (usage.input_tokens + usage.output_tokens, usage.cost) == (WORST[0], pytest.approx(WORST[1]))
+    assert AnthropicClient("new-model", must_have_key=False).usage(SimpleNamespace(usage=None), REQUEST).cost is None
 
 
 def test_the_worst_case_is_above_anything_that_can_be_charged() -> None:

@@ -45,6 +45,7 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path: Path, service: str, fau
             env={
                 "ANTHROPIC_API_KEY": KEY,
                 "OPENAI_API_KEY": KEY,
+                "HUMOR_ENV_ALLOW_KEY_HOSTS": "127.0.0.1",
                 "ANTHROPIC_LOG": "debug",
                 "OPENAI_LOG": "debug",
                 "PATH": "/usr/bin:/bin",

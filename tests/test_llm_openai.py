@@ -65,6 +65,7 @@ def test_faults_are_tried_again(server: Running, fault: str) -> None:
 def test_a_refused_key_stops(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "my-own-secret-42")
     server.script("401")
+    monkeypatch.setenv("HUMOR_ENV_ALLOW_KEY_HOSTS", "127.0.0.1")
     client = make_client(f"openai:m@{server.url}/v1", key_variable="MY_KEY")
     with pytest.raises(CredentialError, match="401") as caught:
         client([Request("s", {"line": "x"}, SCHEMA)])
@@ -101,10 +102,18 @@ def test_what_counts_as_an_answer(changes: dict[str, Any], error: str | None) ->
     assert reply.usage.input_tokens == 10
 
 
-def test_an_answer_without_choices_is_invalid() -> None:
-    client = OpenAIClient("m", base_url="http://127.0.0.1:1/v1")
-    for broken in (SimpleNamespace(choices=[]), SimpleNamespace(choices=None), "text"):
-        assert client._read(broken, Request("s", {}, SCHEMA)).error == "invalid"
+@pytest.mark.parametrize("odd", [None, -1, True, 7.0, "7", 2**63, 10**400])
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_a_count_that_makes_no_sense_is_the_most_that_was_possible(odd: Any, name: str) -> None:
+    client = OpenAIClient("m", base_url="http://127.0.0.1:1/v1", prices={"m": {"input": 1.0, "output": 2.0}})
+    asked = Request("s", {}, symbol_schema(("1", "2")), 50)
+    most = client.worst_case(asked)[0] - 50
+    broken = answer()
+    setattr(broken.usage, name, odd)
+    usage = client._read(broken, asked).usage
+    expected = (most, 3) if name == "prompt_tokens" else (10, 50)
+    assert (usage.input_tokens, usage.output_tokens) == expected
+    assert usage.cost == pytest.approx((expected[0] + 2 * expected[1]) / 1e6)
 
 
 def tokens(*rows: tuple[str, dict[str, float]]) -> Any:
@@ -129,8 +138,8 @@ def test_where_the_answer_stands_among_the_tokens() -> None:
 
 def test_names_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_client("openai:m@http://127.0.0.1:1/v1", temperature=0.8)
-    assert first.name == "openai:m temperature=0.8"
-    assert make_client("openai:org/m:tag@http://127.0.0.1:2/v1").name == "openai:org/m:tag"
+    assert first.name == "openai:m@127.0.0.1:1 temperature=0.8"
+    assert make_client("openai:org/m:tag@http://127.0.0.1:2/v1").name == "openai:org/m:tag@127.0.0.1:2"
     with pytest.raises(InvalidOption, match="needs a model"):
         make_client("openai:@http://127.0.0.1:1/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789")

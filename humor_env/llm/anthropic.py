@@ -10,18 +10,21 @@ the ledger, never from a temperature of 0.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from humor_env.errors import CredentialError
-from humor_env.llm import background
-from humor_env.llm.budget import Budget, most_tokens
+from humor_env.llm import address, background
+from humor_env.llm.budget import Budget, most_tokens, reported
 from humor_env.llm.prices import price_of
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
-from humor_env.llm.retry import Caller, CallFailed, Policy, from_status
+from humor_env.llm.retry import Caller, CallFailed, OnWait, Policy, from_status, garbled
 from humor_env.types import Usage
 
+SERVICE = "api.anthropic.com"
 DEFAULT_MODEL = "claude-haiku-4-5"  # small, and its price is known: limits in money hold
 NO_KEY = (
     "There is no key for Anthropic's service. Set ANTHROPIC_API_KEY in the environment, or choose a model that needs "
@@ -31,7 +34,12 @@ NO_KEY = (
 
 
 class AnthropicClient:
-    """`effort` and `thinking` are sent only where given: what a model allows differs."""
+    """`effort` and `thinking` are sent only where given: what a model allows differs.
+
+    An address other than the service's own is part of `name`, and so of the ledger's key: two servers are two critics,
+    whatever model they say they serve. `called` names a server whose address changes; `called=""` leaves the address
+    out, as ledgers of version 0.1 did.
+    """
 
     probabilities = False
 
@@ -47,15 +55,25 @@ class AnthropicClient:
         thinking: str | None = None,
         cache_ttl: str = "1h",
         must_have_key: bool = True,
+        called: str | None = None,
         api_key: str | None = None,
     ) -> None:
         self.model = model
-        settings = {"effort": effort, "thinking": thinking}
-        self.name = f"anthropic:{model}" + "".join(f" {k}={v}" for k, v in settings.items() if v is not None)
+        settings = "".join(f" {k}={v}" for k, v in (("effort", effort), ("thinking", thinking)) if v is not None)
+        self._base_url = base_url or os.environ.get("ANTHROPIC_BASE_URL") or None
+        self._own = address.is_own(self._base_url, SERVICE)
+        # Where the address is the user's own choice (the environment, a host that was allowed), the key may go there.
+        self._keyed = self._own or not base_url or api_key is not None or address.may_have_key(base_url)
+        at = called if called is not None or self._own or self._base_url is None else address.label(self._base_url)
+        self.name = f"anthropic:{model}{'@' + at if at else ''}{settings}"
+        self.former_name = f"anthropic:{model}{settings}"
         self.price = price_of(model, prices)
         self.policy = policy or Policy()
         self.budget = budget or Budget()
-        self._base_url, self._effort, self._thinking, self._cache_ttl = base_url, effort, thinking, cache_ttl
+        self._effort, self._thinking, self._cache_ttl = effort, thinking, cache_ttl
+        self.on_wait: OnWait | None = None
+        self._connecting = threading.Lock()
+        self._caller: Caller | None = None
         self._sdk: Any = None
         self._sdk_loop: Any = None
         self._api_key = api_key
@@ -66,9 +84,10 @@ class AnthropicClient:
         return f"AnthropicClient({self.name!r})"
 
     def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-        sdk = self._connect()
-        caller = Caller(self._send, self.policy, self.budget, self.worst_case, sdk.api_key or sdk.auth_token or "")
-        return caller.ask(requests, on_reply)
+        self._connect()
+        assert self._caller is not None
+        self._caller.on_wait = self.on_wait
+        return self._caller.ask(requests, on_reply)
 
     def close(self) -> None:
         sdk, self._sdk = self._sdk, None
@@ -114,19 +133,27 @@ class AnthropicClient:
         cost = None if self.price is None else self.price.at_most(read, request.max_tokens)
         return read + request.max_tokens, cost
 
-    def _unseen(self) -> Usage:
-        """A call of which the service reported nothing. The budget keeps its worst case."""
-        return Usage(1, cost=None if self.price is None else 0.0)
+    @property
+    def where(self) -> str:
+        """The service as messages name it."""
+        return "Anthropic" if self._own or self._base_url is None else address.shown(self._base_url)
 
     def _connect(self) -> Any:
         """The SDK's client, made anew where the background loop changed (after a fork)."""
         import anthropic
 
         home = background.loop()
-        if self._sdk is None or self._sdk_loop is not home:
+        with self._connecting:
+            if self._sdk is not None and self._sdk_loop is home:
+                return self._sdk
             try:
                 sdk = anthropic.AsyncAnthropic(
-                    api_key=self._api_key, base_url=self._base_url, timeout=self.policy.timeout, max_retries=0
+                    # Any explicit key keeps the SDK from looking for one in the environment.
+                    api_key=self._api_key if self._keyed else "none",
+                    base_url=self._base_url,
+                    timeout=self.policy.timeout,
+                    max_retries=0,
+                    http_client=address.http_client(anthropic, self.policy.timeout),
                 )
             except anthropic.AnthropicError as problem:
                 # A profile that is named in the environment and cannot be read. Its message may quote the file.
@@ -134,7 +161,14 @@ class AnthropicClient:
             if not (sdk.api_key or sdk.auth_token or sdk.credentials):
                 raise CredentialError(NO_KEY)
             self._sdk, self._sdk_loop = sdk, home
-        return self._sdk
+            if self._caller is None or self._caller.home is not home:
+                secret = (sdk.api_key or sdk.auth_token or "") if self._keyed else ""
+                self._caller = Caller(
+                    self._send, self.policy, self.budget, self.worst_case, secret, self.where, home=home
+                )
+                if not self._keyed and self._base_url is not None:
+                    self._caller.refused = address.no_key_was_sent(self._base_url, "ANTHROPIC_API_KEY")
+            return sdk
 
     async def _send(self, request: Request) -> Reply:
         import anthropic
@@ -144,38 +178,64 @@ class AnthropicClient:
         except anthropic.APIStatusError as problem:
             said = problem.api_message or problem.type or "no explanation"
             headers = problem.response.headers
-            raise from_status("Anthropic", problem.status_code, str(said), headers.get("retry-after")) from None
-        except anthropic.APIConnectionError as problem:
-            # The class only: the exception itself holds the request, and the request holds the key.
-            raise CallFailed("unreachable", f"Anthropic: {type(problem).__name__}", billed_unknown=True) from None
+            if headers.get("location"):
+                said = address.redirected(headers["location"])
+            raise from_status(self.where, problem.status_code, str(said), headers.get("retry-after")) from None
         except anthropic.CredentialsError:
             raise CallFailed("rejected", "Anthropic: the stored credentials cannot be used", status=401) from None
         except anthropic.AnthropicError as problem:
-            raise CallFailed("unreachable", f"Anthropic: {type(problem).__name__}", billed_unknown=True) from None
-        except (ValueError, TypeError, AttributeError) as problem:
-            # The body was not the JSON it said it was. It was paid for, so it counts as a reply of the wrong form.
-            return Reply(error="invalid", detail=f"unreadable: {type(problem).__name__}", usage=self._unseen())
-        return read_message(message, request, self.usage(message))
+            raise failed_connection(self.where, problem) from None
+        if not isinstance(getattr(message, "content", None), list):
+            # A web page, an error, nothing at all: no model said anything, so it is nobody's verdict.
+            raise garbled(self.where, "no content")
+        return read_message(message, request, self.usage(message, request))
 
-    def usage(self, message: Any, batch: bool = False) -> Usage:
-        """Tokens and dollars of one message. `input_tokens` is all that was read, the cached part included."""
+    def usage(self, message: Any, request: Request, batch: bool = False) -> Usage:
+        """Tokens and dollars of one message. `input_tokens` is all that was read, the cached part included.
+
+        What the service leaves out, or gives as something that no count can be, counts as the most that was possible.
+        """
         used = getattr(message, "usage", None)
+        most = most_tokens(request)
+        plain = reported(used, "input_tokens")
+        read, written = _optional(used, "cache_read_input_tokens"), _optional(used, "cache_creation_input_tokens")
+        left = reported(used, "output_tokens")
+        if left is None or (left == 0 and getattr(message, "content", None)):
+            left = request.max_tokens
+        if plain is None or read is None or written is None or plain + read + written == 0:
+            price = self.price
+            cost = None if price is None else price.at_most(most, left) / (2 if batch else 1)
+            return Usage(1, most, left, 0, cost)
+        details = getattr(used, "cache_creation", None)
+        hour = None if details is None else reported(details, "ephemeral_1h_input_tokens")
+        if hour is None:
+            # Without a breakdown: the price of what was asked for. With one that makes no sense: the dearer price.
+            hour = written if self._cache_ttl == "1h" or details is not None else 0
+        hour = min(hour, written)
+        cost = None if self.price is None else self.price.cost(plain, left, read, written - hour, hour, batch)
+        return Usage(1, plain + read + written, left, read, cost)
 
-        def count(name: str) -> int:
-            value = getattr(used, name, None)
-            return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
-        plain, read, written = (
-            count("input_tokens"),
-            count("cache_read_input_tokens"),
-            count("cache_creation_input_tokens"),
-        )
-        hour = getattr(getattr(used, "cache_creation", None), "ephemeral_1h_input_tokens", None)
-        hour = hour if isinstance(hour, int) else (written if self._cache_ttl == "1h" else 0)
-        cost = None
-        if self.price is not None and used is not None:
-            cost = self.price.cost(plain, count("output_tokens"), read, written - hour, hour, batch)
-        return Usage(1, plain + read + written, count("output_tokens"), read, cost)
+def _optional(used: object, name: str) -> int | None:
+    """A count that a service may leave out where it is 0; None where it is there and makes no sense."""
+    return 0 if getattr(used, name, None) is None else reported(used, name)
+
+
+def failed_connection(where: str, problem: Exception) -> CallFailed:
+    """An SDK's error that is no answer of the service. Of the error itself only the class and the cause's: it holds
+    the request, and the request holds the key."""
+    cause = address.reason_of(problem)
+    if address.never_connected(problem):
+        return CallFailed("unreachable", f"{where}: {cause or type(cause).__name__}", trouble="absent")
+    if isinstance(cause, address.UNREADABLE) or type(cause).__name__ == "DecodingError":
+        return garbled(where, str(cause) or type(cause).__name__)
+    trouble = "timeout" if "Timeout" in type(problem).__name__ else None
+    return CallFailed(
+        "unreachable",
+        f"{where}: {type(problem).__name__}",
+        billed_unknown=True,
+        trouble=trouble,  # type: ignore[arg-type]
+    )
 
 
 def read_message(message: Any, request: Request, usage: Usage) -> Reply:

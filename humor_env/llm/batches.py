@@ -52,6 +52,7 @@ class AnthropicBatchClient(AnthropicClient):
         effort: str | None = None,
         thinking: str | None = None,
         must_have_key: bool = True,
+        called: str | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -62,11 +63,18 @@ class AnthropicBatchClient(AnthropicClient):
             effort=effort,
             thinking=thinking,
             must_have_key=must_have_key,
+            called=called,
         )
         if largest < 1 or poll <= 0:
             raise InvalidOption(f"largest must be at least 1 and poll above 0, found {largest} and {poll}.")
         self.poll, self.largest = poll, largest
+        self._made_memory = not isinstance(ledger, Ledger)
         self.memory = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
+
+    def close(self) -> None:
+        super().close()
+        if self._made_memory:
+            self.memory.close()
 
     def __repr__(self) -> str:
         return f"AnthropicBatchClient({self.name!r})"
@@ -100,6 +108,13 @@ class AnthropicBatchClient(AnthropicClient):
                 f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "
                 "remembered in the ledger: start again to go on."
             ) from None
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
+            if isinstance(problem, HumorEnvError):
+                raise
+            raise JudgingFailed(
+                f"{self.where} answered with something that is no batch ({type(problem).__name__}). Batches that were "
+                "taken are remembered in the ledger: start again to go on."
+            ) from None
         return [reply if reply is not None else _lost() for reply in work.replies]
 
     async def _submit(self, work: _Work) -> dict[str, list[str]]:
@@ -124,7 +139,8 @@ class AnthropicBatchClient(AnthropicClient):
         try:
             for key in keys:
                 tokens, cost = self.worst_case(work.requests[key])
-                ticket = self.budget.reserve(tokens, None if cost is None else cost / 2)
+                # On the loop that all clients share: a locked ledger is not waited for here.
+                ticket = self.budget.reserve(tokens, None if cost is None else cost / 2, patience=0.5)
                 if ticket is None:
                     raise BudgetExceeded("The batch as a whole may not fit the budget. Raise it, or send fewer jokes.")
                 taken.append(ticket)
@@ -156,7 +172,8 @@ class AnthropicBatchClient(AnthropicClient):
     def _deliver(self, key: str, reply: Reply, work: _Work) -> None:
         ticket = work.tickets.pop(key, None)
         if ticket is not None:
-            self.budget.settle(ticket, reply.usage if reply.usage.input_tokens else Usage(calls=1))
+            # A request without a result is not charged; one with a message was, whatever the message says of it.
+            self.budget.settle(ticket, reply.usage if reply.usage.calls else Usage(calls=1))
         if reply.error in ("overloaded", "unreachable", "rejected"):
             self.memory.forget_batch([key])
         for number, index in enumerate(work.places[key]):
@@ -166,7 +183,11 @@ class AnthropicBatchClient(AnthropicClient):
 
     def _read_result(self, result: Any, work: _Work, key: str) -> Reply:
         if result.type == "succeeded":
-            return read_message(result.message, work.requests[key], self.usage(result.message, batch=True))
+            request = work.requests[key]
+            if not isinstance(getattr(result.message, "content", None), list):
+                # No model said anything: nobody's verdict, and asked anew by the next run.
+                return replace(_lost(), usage=self.usage(result.message, request, batch=True))
+            return read_message(result.message, request, self.usage(result.message, request, batch=True))
         if result.type == "errored":
             kind = getattr(getattr(result.error, "error", None), "type", "error")
             lasting = kind == "invalid_request_error"

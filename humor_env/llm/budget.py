@@ -6,7 +6,8 @@
 
 Before each call its *worst case* is reserved: one call, every byte of the request counted as a token, and the longest
 reply allowed. After it the reservation is replaced by what the service says it used. A call whose end we never saw
-(no answer, a lost connection) may have been billed: its worst case stays counted against the limit.
+(no answer, a lost connection) may have been billed: its worst case stays counted against the limit. So does every part
+of the usage that the service leaves out, or gives as something that no count of tokens can be (`reported`).
 
 With `ledger=` and a `scope` the account is kept in the ledger's file, so that the limit holds across restarts and
 between processes; a process that is killed leaves its reservations counted.
@@ -15,17 +16,27 @@ between processes; a process that is killed leaves its reservations counted.
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from humor_env.errors import BudgetExceeded, InvalidOption
+from humor_env.errors import BudgetExceeded, HumorEnvError, InvalidOption
 from humor_env.types import NO_USAGE, Usage
 
 if TYPE_CHECKING:
     from humor_env.llm.ledger import Ledger
     from humor_env.llm.protocol import Request
+
+
+class LedgerError(HumorEnvError, RuntimeError):
+    """A ledger that cannot be read or written: what it is, and what becomes of the replies."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process holds the ledger's lock just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,17 @@ def most_tokens(request: Request) -> int:
     return len(request.system.encode()) + len(request.user_text.encode()) + schema + _ENVELOPE_TOKENS
 
 
+LARGEST_COUNT = 10_000_000
+"""Tokens. No context is larger: what is said to be more is a mistake, and not counted as said."""
+
+
+def reported(usage: object, name: str) -> int | None:
+    """A count of tokens as a service gave it; None where it gave nothing that can be one."""
+    value = getattr(usage, name, None)
+    # Neither true (one token, in Python) nor -1, which would give money back, nor an unsigned -1.
+    return value if type(value) is int and 0 <= value <= LARGEST_COUNT else None
+
+
 Change = Callable[[Account], Account | None]
 """From the account as it is to the account as it shall be; None leaves it."""
 
@@ -86,6 +108,8 @@ class Budget:
         self._open: dict[int, Reservation] = {}
         self._next = 0
         self._spent = NO_USAGE
+        # Settled here, but not yet in the ledger, which could not be written then: calls, tokens, dollars.
+        self._owed = (0, 0, 0.0)
 
     @property
     def spent(self) -> Usage:
@@ -95,17 +119,28 @@ class Budget:
     @property
     def account(self) -> Account:
         """What counts against the limits."""
-        return self._ledger.account(self._scope) if self._ledger is not None else self._account
+        return self._ledger.account(self._scope).plus(*self._owed) if self._ledger is not None else self._account
 
     @property
     def calls_left(self) -> int | None:
         return None if self.max_calls is None else max(0, self.max_calls - self.account.calls)
 
-    def reserve(self, tokens: int, cost: float | None) -> int | None:
+    def reserve(self, tokens: int, cost: float | None, *, patience: float = 60.0) -> int | None:
         """A ticket for one call; None where it may fit once calls in the air are settled.
 
-        Raises BudgetExceeded where it cannot fit any more.
+        Raises BudgetExceeded where it cannot fit any more, LedgerBusy where the ledger stays locked for `patience`
+        seconds.
         """
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return self._reserve(tokens, cost)
+            except LedgerBusy:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(0.05)
+
+    def _reserve(self, tokens: int, cost: float | None) -> int | None:
         if cost is None and self.max_cost is not None:
             raise InvalidOption(
                 "A limit in money cannot be kept for a model whose price is unknown. Give its price "
@@ -136,24 +171,76 @@ class Budget:
                 self._spent += Usage(calls=1)
                 return
             used = usage.input_tokens + usage.output_tokens
-            cost = worst.cost if usage.cost is None else usage.cost
-            self._change(lambda account: account.plus(0, used - worst.tokens, cost - worst.cost))
+            if not 0 <= used <= 2 * LARGEST_COUNT:
+                used = worst.tokens
+            known = usage.cost is not None and usage.cost >= 0 and math.isfinite(usage.cost)
+            cost = usage.cost if known and usage.cost is not None else worst.cost
+            self._give_back(0, worst.tokens - used, worst.cost - cost)
             self._spent += replace(usage, calls=1)
 
     def release(self, ticket: int) -> None:
         """Give back a reservation of a call that was not made after all."""
         with self._lock:
             worst = self._open.pop(ticket)
-            self._change(lambda account: account.plus(-1, -worst.tokens, -worst.cost))
+            self._give_back(1, worst.tokens, worst.cost)
+
+    def portions(self, worst: Sequence[tuple[int, float | None]]) -> Iterator[tuple[list[int], list[int]]]:
+        """For calls made in this process, as many at a time as the limits allow: their indices and tickets.
+
+        What fits is handed out before BudgetExceeded is raised for the rest.
+        """
+        indices: list[int] = []
+        tickets: list[int] = []
+        for index, (tokens, cost) in enumerate(worst):
+            while True:
+                try:
+                    ticket = self.reserve(tokens, cost)
+                except BudgetExceeded:
+                    if tickets:
+                        yield indices, tickets
+                    raise
+                if ticket is not None:
+                    break
+                if tickets:
+                    yield indices, tickets  # once these are settled there may be room
+                    indices, tickets = [], []
+                else:
+                    time.sleep(0.05)  # another thread's calls are open
+            indices.append(index)
+            tickets.append(ticket)
+        if tickets:
+            yield indices, tickets
+
+    def write_down(self) -> None:
+        """Put into the ledger what could not be written when it was settled."""
+        with self._lock:
+            if self._owed != (0, 0, 0.0):
+                self._change(lambda account: account)
+
+    def _give_back(self, calls: int, tokens: int, cost: float) -> None:
+        """Never fails: where the ledger cannot be written now, its account stays too high until it can."""
+        before = self._owed
+        self._owed = (before[0] - calls, before[1] - tokens, before[2] - cost)
+        try:
+            self._change(lambda account: account)
+        except LedgerError:
+            return
 
     def _change(self, change: Change) -> bool:
+        owed = self._owed
+
+        def settled(account: Account) -> Account | None:
+            return change(account.plus(*owed))
+
         if self._ledger is not None:
-            return self._ledger.change_account(self._scope, change)
-        account = change(self._account)
-        if account is None:
-            return False
-        self._account = account
-        return True
+            changed = self._ledger.change_account(self._scope, settled)
+        else:
+            account = settled(self._account)
+            changed = account is not None
+            self._account = account or self._account
+        if changed:
+            self._owed = (0, 0, 0.0)
+        return changed
 
     def _over(self, wanted: Account) -> list[str]:
         limits = (

@@ -5,24 +5,28 @@
     desk.usage, desk.counts      # what was spent now; how many were asked, replayed, and failed by kind
 
 What the ledger knows is not asked; a question that occurs twice in a batch is asked once; every reply is stored before
-anyone sees it. Where there is no key, a desk whose ledger has replies opens all the same, and only complains
+anyone sees it; where several threads ask the same at once, one asks and all get its reply.
+Where there is no key, a desk whose ledger has replies opens all the same, and only complains
 (before sending anything) when a question comes up that the ledger cannot answer.
 """
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, did_you_mean
-from humor_env.llm.budget import Budget, most_tokens
+from humor_env.llm.budget import Budget, LedgerError, most_tokens
 from humor_env.llm.factory import make_client
 from humor_env.llm.ledger import Ledger, request_key
 from humor_env.llm.prices import Price
-from humor_env.llm.protocol import TRANSIENT, Client, Reply, Request
+from humor_env.llm.protocol import TRANSIENT, Client, ErrorKind, Reply, Request
+from humor_env.llm.replies import ReplyError, check
 from humor_env.types import NO_USAGE, Usage
 
 OverBudget = Literal["stop", "unscored"]
@@ -30,13 +34,15 @@ OverBudget = Literal["stop", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a batch is. `usage` is what it cost so far."""
+    """How far a batch is. `usage` is what it cost so far; `waiting` says for what it waits, where a call must be tried
+    again."""
 
     done: int
     total: int
     replayed: int
     failed: int
     usage: Usage
+    waiting: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -73,7 +79,11 @@ class Estimate:
 
 
 class Desk:
-    """Questions of one purpose (a critic and its version) to one client."""
+    """Questions of one purpose (a critic and its version) to one client.
+
+    Among `options`, `ask_again = ["invalid"]` asks stored failures of these kinds anew, once in a desk's life; the
+    other options are the client's. A ledger or a client that was handed in is the caller's to close.
+    """
 
     def __init__(
         self,
@@ -94,16 +104,18 @@ class Desk:
         self.purpose = purpose
         self.over_budget = over_budget
         self.on_progress = on_progress
+        given = dict(options or {})
+        self.ask_again = _error_kinds(given.pop("ask_again", ()))
+        self._made_ledger, self._made_client = not isinstance(ledger, Ledger), isinstance(client, str)
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
         if isinstance(client, str):
             self.budget = self._budget(budget)
-            given = dict(options or {})
             must_have_key = given.pop("must_have_key", len(self.ledger) == 0)
             if client.partition(":")[0] == "anthropic-batch":
                 given.setdefault("ledger", self.ledger)
             self.client: Client = make_client(client, budget=self.budget, must_have_key=must_have_key, **given)
         else:
-            if budget is not None or options:
+            if budget is not None or given:
                 raise InvalidOption(
                     "A live client has its budget and options already: give them where the client is made."
                 )
@@ -111,6 +123,10 @@ class Desk:
             self.budget = getattr(client, "budget", None) or Budget()
         self.usage = NO_USAGE
         self.counts: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._in_air: dict[str, threading.Event] = {}  # asked by some thread just now
+        self._asked_again: set[str] = set()
+        self._told_of_former = False
 
     def _budget(self, budget: Budget | Mapping[str, Any] | None) -> Budget:
         if isinstance(budget, Budget):
@@ -123,8 +139,18 @@ class Desk:
         return Budget(**given, ledger=self.ledger if "scope" in given else None)
 
     def close(self) -> None:
-        self.client.close()
-        self.ledger.close()
+        try:
+            self._settle_accounts()
+            if self._made_client:
+                self.client.close()
+        finally:
+            if self._made_ledger:
+                self.ledger.close()
+
+    def _settle_accounts(self) -> None:
+        """Write what a ledger in trouble could not take. Raises LedgerError where it still cannot."""
+        self.ledger.write_down()
+        self.budget.write_down()
 
     def key(self, request: Request) -> str:
         return request_key(self.purpose, self.client.name, request)
@@ -132,14 +158,34 @@ class Desk:
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """A reply for each request, in order. Replies that cost nothing now are marked `replayed`, with no usage."""
         keys = [self.key(request) for request in requests]
-        known = self.ledger.find(list(dict.fromkeys(keys)))
         first: dict[str, int] = {}
         for index, key in enumerate(keys):
             first.setdefault(key, index)
-        missing = [key for key in first if key not in known or self._worth_another_try(known[key])]
         fresh: dict[str, Reply] = {}
-        if missing:
-            self._ask_missing([requests[first[key]] for key in missing], missing, len(requests), fresh)
+        waited: set[str] = set()
+        while True:
+            # Under one lock: between looking and claiming, another thread's reply could come and go unnoticed.
+            with self._lock:
+                known, over = self._known({key: requests[index] for key, index in first.items()})
+                missing = [key for key in first if key not in fresh and (key not in known or key in over - waited)]
+                others = {key: self._in_air[key] for key in missing if key in self._in_air}
+                mine = [key for key in missing if key not in others]
+                done = threading.Event()
+                self._in_air.update(dict.fromkeys(mine, done))
+            try:
+                if mine:
+                    self._ask_missing([requests[first[key]] for key in mine], mine, len(requests), fresh, over)
+            finally:
+                with self._lock:
+                    for key in mine:
+                        del self._in_air[key]
+                done.set()
+            if not others:
+                break
+            # Another thread asks these. Where it was stopped, they are not in the ledger, and this one asks.
+            waited |= set(others)
+            for event in others.values():
+                event.wait()
         replies = []
         for index, key in enumerate(keys):
             reply = fresh.get(key)
@@ -147,29 +193,59 @@ class Desk:
                 # Replayed, or a duplicate within the batch.
                 reply = replace(reply or known.get(key) or _unsent(), usage=NO_USAGE, replayed=True)
             replies.append(reply)
-            self._count(reply)
+            with self._lock:
+                self._count(reply)
         return replies
 
-    def _worth_another_try(self, reply: Reply) -> bool:
-        """A passing failure is asked again, unless there is no key: then it is part of the run that is replayed."""
-        return reply.error in TRANSIENT and not getattr(self.client, "lacks_key", False)
+    def _known(self, requests: Mapping[str, Request]) -> tuple[dict[str, Reply], set[str]]:
+        """What the ledger knows of these, and which of it shall be asked anew.
 
-    def _ask_missing(self, requests: list[Request], keys: list[str], total: int, fresh: dict[str, Reply]) -> None:
+        A stored reply that does not fit the form that is asked for (a damaged row, another program's) is not known.
+        """
+        known = self.ledger.find(list(requests))
+        over = set()
+        for key, reply in known.items():
+            if not _fits(reply, requests[key]) or self._worth_another_try(key, reply):
+                over.add(key)
+        return known, over
+
+    def _worth_another_try(self, key: str, reply: Reply) -> bool:
+        """A passing failure is asked again, unless there is no key: then it is part of the run that is replayed."""
+        wanted = reply.error in TRANSIENT or (reply.error in self.ask_again and key not in self._asked_again)
+        return wanted and not getattr(self.client, "lacks_key", False)
+
+    def _ask_missing(
+        self, requests: list[Request], keys: list[str], total: int, fresh: dict[str, Reply], over: set[str]
+    ) -> None:
         failed = 0
         spent = NO_USAGE
+        if self.ledger.read_only:
+            raise LedgerError(
+                f"{len(keys)} of {total} questions are not in the ledger '{self.ledger.path}', which cannot be written "
+                "to. Nothing was asked: copy the ledger to where it can be written, or give another path."
+            )
+        self._look_under_former_name(requests)
+
+        def progress(waiting: str = "") -> None:
+            if self.on_progress is not None:
+                done = total - len(requests) + len(fresh)
+                self.on_progress(Progress(done, total, total - len(requests), failed, spent, waiting))
 
         def store(index: int, reply: Reply) -> None:
             nonlocal failed, spent
-            kept = self.ledger.put(keys[index], self.purpose, self.client.name, requests[index], reply)
+            key = keys[index]
+            kept = self.ledger.put(key, self.purpose, self.client.name, requests[index], reply, over=key in over)
             # Another process may have stored its reply first: use that one, and own up to what ours cost.
-            fresh[keys[index]] = replace(kept, usage=reply.usage, replayed=False)
+            fresh[key] = replace(kept, usage=reply.usage, replayed=False)
             failed += kept.failed
             spent += reply.usage
-            self.usage += reply.usage
-            if self.on_progress is not None:
-                done = total - len(requests) + len(fresh)
-                self.on_progress(Progress(done, total, total - len(requests), failed, spent))
+            with self._lock:
+                self.usage += reply.usage
+                self._asked_again.add(key)
+            progress()
 
+        if self.on_progress is not None and hasattr(self.client, "on_wait"):
+            self.client.on_wait = progress
         try:
             self.client(requests, store)
         except BudgetExceeded as problem:
@@ -184,6 +260,23 @@ class Desk:
                     f"{len(keys)} of {total} questions are not in the ledger '{self.ledger.path}'. {problem}"
                 ) from None
             raise
+        # Before more is paid for: what a locked or full file could not take is written now, or said.
+        self._settle_accounts()
+
+    def _look_under_former_name(self, requests: Sequence[Request]) -> None:
+        """Say, once, where a ledger of version 0.1 has replies to these: it did not note which server gave them."""
+        former = getattr(self.client, "former_name", self.client.name)
+        if self._told_of_former or former == self.client.name:
+            return
+        self._told_of_former = True
+        found = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))
+        if found:
+            warnings.warn(
+                f"The ledger '{self.ledger.path}' has {found} of these replies without the address that gave "
+                f"them; they are asked anew of {self.client.name}. If they are this server's, give the client's option "
+                "called = ''.",
+                stacklevel=4,
+            )
 
     def _count(self, reply: Reply) -> None:
         self.counts["replayed" if reply.replayed else "asked"] += 1
@@ -193,8 +286,8 @@ class Desk:
     def estimate(self, requests: Sequence[Request]) -> Estimate:
         """What `ask` would take, without asking anything."""
         by_key = {self.key(request): request for request in requests}
-        known = self.ledger.find(list(by_key))
-        todo = [r for key, r in by_key.items() if key not in known or self._worth_another_try(known[key])]
+        known, over = self._known(by_key)
+        todo = [r for key, r in by_key.items() if key not in known or key in over]
         read = sum(round(most_tokens(request) / 3.5) for request in todo)
         written = sum(request.max_tokens for request in todo)
         price: Price | None = getattr(self.client, "price", None)
@@ -205,3 +298,23 @@ class Desk:
 
 def _unsent() -> Reply:
     return Reply(error="budget", detail="not asked")
+
+
+def _fits(reply: Reply, request: Request) -> bool:
+    """Whether a stored reply has the form that is asked for now; a stored failure always has."""
+    if reply.error is not None or request.schema is None:
+        return True
+    try:
+        check(reply.data, request.schema)
+    except ReplyError:
+        return False
+    return True
+
+
+def _error_kinds(given: str | Sequence[str]) -> frozenset[str]:
+    kinds = [given] if isinstance(given, str) else list(given)
+    for kind in kinds:
+        if kind not in get_args(ErrorKind):
+            known = ", ".join(get_args(ErrorKind))
+            raise InvalidOption(f"ask_again names {kind!r}, which is no kind of failure. Known: {known}.")
+    return frozenset(kinds)

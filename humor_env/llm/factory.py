@@ -40,7 +40,7 @@ def make_client(
     service, rest = (named[1], named[2]) if named else ("", what)
     model, _, url = rest.removeprefix(":").partition("@")
     if service == "local":
-        return _local(rest.removeprefix(":"), options)
+        return _local(rest.removeprefix(":"), {"budget": budget, **options})
     if service in ("anthropic", "anthropic-batch", "openai"):
         given: dict[str, Any] = {"budget": budget, "must_have_key": must_have_key, **_with_policy(options)}
         if url:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption
+from humor_env.llm.budget import Budget, most_tokens
 from humor_env.llm.protocol import OnReply, Reply, Request, escaped
 from humor_env.llm.replies import read
 from humor_env.streams import stream_seed
@@ -35,7 +37,10 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 class LocalClient:
     """`temperature=None` generates greedily. With a temperature each request has its own stream: its reply depends
-    on the seed and on the request (its `sample` included), not on what else is in the batch."""
+    on the seed and on the request (its `sample` included), not on what else is in the batch.
+
+    Limits in calls and tokens hold as for a service; in money it costs nothing. Threads take turns.
+    """
 
     probabilities = True
 
@@ -48,6 +53,7 @@ class LocalClient:
         batch_size: int = 16,
         temperature: float | None = None,
         seed: int = 0,
+        budget: Budget | None = None,
     ) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -57,10 +63,22 @@ class LocalClient:
         self.path = model
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.encoder_decoder = bool(AutoConfig.from_pretrained(model).is_encoder_decoder)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        kind: Any = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
-        self.model: Any = kind.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        self.budget = budget or Budget()
+        self._turn = threading.Lock()
+        # Said, not left out: where it is left out, transformers asks on the terminal whether to run the folder's code.
+        safe = {"trust_remote_code": False}
+        try:
+            self.encoder_decoder = bool(AutoConfig.from_pretrained(model, **safe).is_encoder_decoder)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **safe)
+            kind: Any = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
+            loaded = kind.from_pretrained(model, dtype=dtype, **safe)
+        except (OSError, ValueError) as problem:
+            reason = str(problem).strip().split("\n")[0]
+            raise InvalidOption(
+                f"'local:{model}' cannot be loaded ({reason[:300]}). Give the folder of a saved model or the name of "
+                "one that is in the cache. Models that bring code of their own are not run."
+            ) from None
+        self.model: Any = loaded.to(self.device).eval()
         self.name = f"local:{Path(model).name}#{fingerprint(self.model)}"
         if temperature is not None:
             self.name += f" temperature={temperature} seed={seed}"
@@ -77,11 +95,36 @@ class LocalClient:
         for todo, work in ((by_choice, self._choose), (free, self._write)):
             for start in range(0, len(todo), self.batch_size):
                 part = todo[start : start + self.batch_size]
-                for index, reply in zip(part, work([requests[i] for i in part]), strict=True):
-                    replies[index] = reply
-                    if on_reply is not None:
-                        on_reply(index, reply)
+                for places, tickets in self.budget.portions([self.worst_case(requests[i]) for i in part]):
+                    chosen = [part[place] for place in places]
+                    self._work(work, chosen, tickets, requests, replies, on_reply)
         return [reply for reply in replies if reply is not None]
+
+    def _work(
+        self,
+        work: Callable[[Sequence[Request]], Iterable[Reply]],
+        chosen: Sequence[int],
+        tickets: Sequence[int],
+        requests: Sequence[Request],
+        replies: list[Reply | None],
+        on_reply: OnReply | None,
+    ) -> None:
+        open_tickets = dict(zip(chosen, tickets, strict=True))
+        try:
+            with self._turn:
+                made = list(work([requests[i] for i in chosen]))
+            for index, reply in zip(chosen, made, strict=True):
+                self.budget.settle(open_tickets.pop(index), reply.usage)
+                replies[index] = reply
+                if on_reply is not None:
+                    on_reply(index, reply)
+        finally:
+            for ticket in open_tickets.values():
+                self.budget.settle(ticket, None)
+
+    def worst_case(self, request: Request) -> tuple[int, float | None]:
+        """The most tokens one call can take; it costs no money."""
+        return most_tokens(request) + request.max_tokens, 0.0
 
     def close(self) -> None:
         self.model = None
@@ -95,10 +138,45 @@ class LocalClient:
         data = self._without_special_tokens(request.user_text)
         if self.tokenizer.chat_template is None:
             return f"{request.system}\n\n{data}\n{answer}"
-        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": _DATA}]
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        head, _, tail = rendered.rpartition(_DATA)
+        rendered = self._rendered(request.system)
+        found = rendered.count(self._placeholder(request.system))
+        if found != 1:
+            raise InvalidOption(
+                f"The chat template of '{self.path}' gives the user's message back {found} times; expected once, "
+                "unchanged. Give another model, or mend its chat_template."
+            )
+        head, _, tail = rendered.partition(self._placeholder(request.system))
         return head + data + tail + answer
+
+    def _placeholder(self, system: str) -> str:
+        """A word that stands for the data while the template is applied: one that the instructions do not contain."""
+        word = _DATA
+        while word in system:
+            word += "-X"
+        return word
+
+    def _rendered(self, system: str) -> str:
+        """The template with the instructions in it. Some templates refuse a system turn (Gemma 2, Mistral 7B v0.1):
+        then the instructions open the user turn."""
+        from jinja2 import TemplateError
+
+        word = self._placeholder(system)
+        two = [{"role": "system", "content": system}, {"role": "user", "content": word}]
+        one = [{"role": "user", "content": f"{system}\n\n{word}"}]
+        problem: Exception | None = None
+        for messages in (two, one):
+            try:
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except (TemplateError, TypeError, ValueError) as refused:
+                problem = refused
+                continue
+            # A template may also leave the system turn out without a word: then no model would know its task.
+            if messages is one or system.strip().lower() in str(text).lower():
+                return str(text)
+        raise InvalidOption(
+            f"The chat template of '{self.path}' takes neither a system turn nor a user turn with the instructions in "
+            f"it ({type(problem).__name__}: {str(problem)[:200]}). Give another model, or mend its chat_template."
+        )
 
     def _without_special_tokens(self, text: str) -> str:
         for token in {*self.tokenizer.all_special_tokens, *map(str, self.tokenizer.added_tokens_encoder)}:

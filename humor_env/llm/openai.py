@@ -2,7 +2,8 @@
 
     client = OpenAIClient("my-model", base_url="http://127.0.0.1:8000/v1")
 
-A server of your own needs no key; others take it from OPENAI_API_KEY or from the variable that `key_variable` names.
+A server of your own needs no key. OpenAI's own service takes it from OPENAI_API_KEY; any other address gets a key (that
+one, or the one in the variable that `key_variable` names) only where the user has allowed its host: see address.py.
 With `probabilities=True` replies carry how likely each answer symbol was, where the server returns log-probabilities
 (vLLM and llama.cpp do; a server that ignores the wish gives plain votes).
 """
@@ -12,25 +13,33 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from humor_env.errors import CredentialError, MissingExtra
-from humor_env.llm import background
-from humor_env.llm.budget import Budget, most_tokens
+from humor_env.llm import address, background
+from humor_env.llm.anthropic import failed_connection
+from humor_env.llm.budget import Budget, most_tokens, reported
 from humor_env.llm.prices import price_of
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
-from humor_env.llm.retry import Caller, CallFailed, Policy, from_status
+from humor_env.llm.retry import Caller, OnWait, Policy, from_status, garbled
 from humor_env.types import Usage
 
+SERVICE = "api.openai.com"
+OWN_KEY = "OPENAI_API_KEY"
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}
 _ANSWER = re.compile(r'"answer"\s*:\s*"')
 
 
 class OpenAIClient:
-    """`structured=False` leaves the schema out, for servers that refuse it; replies are checked against it anyway."""
+    """`structured=False` leaves the schema out, for servers that refuse it; replies are checked against it anyway.
+
+    An address other than OpenAI's own is part of `name`, and so of the ledger's key: two servers are two critics,
+    whatever model they say they serve. `called` names a server whose address changes; `called=""` leaves the address
+    out, as ledgers of version 0.1 did.
+    """
 
     def __init__(
         self,
@@ -43,17 +52,26 @@ class OpenAIClient:
         structured: bool = True,
         probabilities: bool = False,
         temperature: float | None = None,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str = OWN_KEY,
         must_have_key: bool = True,
+        called: str | None = None,
     ) -> None:
         self.model = model
-        self.name = f"openai:{model}" + ("" if temperature is None else f" temperature={temperature}")
+        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        self._own = address.is_own(self._base_url, SERVICE)
+        self._keyed = self._may_send_key(base_url, key_variable)
+        settings = "" if temperature is None else f" temperature={temperature}"
+        at = called if called is not None or self._own or self._base_url is None else address.label(self._base_url)
+        self.name = f"openai:{model}{'@' + at if at else ''}{settings}"
+        self.former_name = f"openai:{model}{settings}"
         self.probabilities = probabilities
         self.price = price_of(model, prices)
         self.policy = policy or Policy()
         self.budget = budget or Budget()
-        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self._structured, self._temperature, self._key_variable = structured, temperature, key_variable
+        self.on_wait: OnWait | None = None
+        self._connecting = threading.Lock()
+        self._caller: Caller | None = None
         self._sdk: Any = None
         self._sdk_loop: Any = None
         if must_have_key:
@@ -63,8 +81,10 @@ class OpenAIClient:
         return f"OpenAIClient({self.name!r})"
 
     def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-        sdk = self._connect()
-        return Caller(self._send, self.policy, self.budget, self.worst_case, sdk.api_key).ask(requests, on_reply)
+        self._connect()
+        assert self._caller is not None
+        self._caller.on_wait = self.on_wait
+        return self._caller.ask(requests, on_reply)
 
     def close(self) -> None:
         sdk, self._sdk = self._sdk, None
@@ -104,9 +124,16 @@ class OpenAIClient:
         cost = None if self.price is None else self.price.cost(read_tokens, request.max_tokens)
         return read_tokens + request.max_tokens, cost
 
-    def _unseen(self) -> Usage:
-        """A call of which the service reported nothing. The budget keeps its worst case."""
-        return Usage(1, cost=None if self.price is None else 0.0)
+    @property
+    def where(self) -> str:
+        """The service as messages name it."""
+        return "OpenAI" if self._own or self._base_url is None else address.shown(self._base_url)
+
+    def _may_send_key(self, given: str | None, variable: str) -> bool:
+        """Whether a key goes along: never where a spec alone says so, be it the address or the variable's name."""
+        if self._base_url is not None and address.may_have_key(self._base_url):
+            return True
+        return variable == OWN_KEY and (self._own or not given)
 
     def _connect(self) -> Any:
         try:
@@ -114,20 +141,40 @@ class OpenAIClient:
         except ImportError:
             raise MissingExtra("This client needs the openai package: pip install 'humor-env[openai]'.") from None
         home = background.loop()
-        if self._sdk is None or self._sdk_loop is not home:
-            key = os.environ.get(self._key_variable)
-            host = urlsplit(self._base_url or "").hostname
-            if not key and (self._base_url is None or host == "api.openai.com"):
+        with self._connecting:
+            if self._sdk is not None and self._sdk_loop is home:
+                return self._sdk
+            key = os.environ.get(self._key_variable) if self._keyed else None
+            if not key and self._own:
+                if not self._keyed:
+                    raise CredentialError(
+                        f"The variable {self._key_variable} is sent only to hosts that you allow: set "
+                        f"{address.ALLOW_KEY_HOSTS}={SERVICE} in the environment, or use {OWN_KEY}."
+                    )
                 raise CredentialError(
                     f"There is no key for OpenAI's service. Set {self._key_variable} in the environment, or give a "
                     "server of your own: 'openai:MODEL@http://127.0.0.1:8000/v1'."
                 )
             # The SDK insists on some key; a server of one's own does not look at it.
             self._sdk = openai.AsyncOpenAI(
-                api_key=key or "none", base_url=self._base_url, timeout=self.policy.timeout, max_retries=0
+                api_key=key or "none",
+                base_url=self._base_url,
+                timeout=self.policy.timeout,
+                max_retries=0,
+                http_client=address.http_client(openai, self.policy.timeout),
             )
             self._sdk_loop = home
-        return self._sdk
+            if self._caller is None or self._caller.home is not home:
+                self._caller = Caller(
+                    self._send, self.policy, self.budget, self.worst_case, key or "", self.where, home=home
+                )
+                if not self._own and self._base_url is not None:
+                    self._caller.remedy = (
+                        f"Start it (for example: vllm serve {self.model}, or ollama serve), or correct the address."
+                    )
+                    if not self._keyed:
+                        self._caller.refused = address.no_key_was_sent(self._base_url, self._key_variable)
+            return self._sdk
 
     async def _send(self, request: Request) -> Reply:
         import openai
@@ -138,15 +185,19 @@ class OpenAIClient:
             body = problem.body if isinstance(problem.body, dict) else {}
             said = body.get("message") or body.get("detail") or "no explanation"
             headers = problem.response.headers
-            raise from_status("The server", problem.status_code, str(said), headers.get("retry-after")) from None
+            if headers.get("location"):
+                said = address.redirected(headers["location"])
+            raise from_status(self.where, problem.status_code, str(said), headers.get("retry-after")) from None
         except openai.OpenAIError as problem:
-            raise CallFailed("unreachable", f"The server: {type(problem).__name__}", billed_unknown=True) from None
-        except (ValueError, TypeError, AttributeError) as problem:
-            return Reply(error="invalid", detail=f"unreadable: {type(problem).__name__}", usage=self._unseen())
+            raise failed_connection(self.where, problem) from None
+        choices = getattr(answer, "choices", None)
+        if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
+            # A web page, an error, nothing at all: no model said anything, so it is nobody's verdict.
+            raise garbled(self.where, "no choices")
         return self._read(answer, request)
 
     def _read(self, answer: Any, request: Request) -> Reply:
-        usage = self._usage(answer)
+        usage = self._usage(answer, request)
         choices = getattr(answer, "choices", None)
         first = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(first, "message", None)
@@ -163,17 +214,16 @@ class OpenAIClient:
         found = answer_probabilities(text, getattr(first, "logprobs", None), request.choices)
         return Reply(text, reply.data, reply.stop_reason, usage=usage, probabilities=found)
 
-    def _usage(self, answer: Any) -> Usage:
+    def _usage(self, answer: Any, request: Request) -> Usage:
+        """What the server says it used; what it leaves out, or gives as no count can be, is the most possible."""
         used = getattr(answer, "usage", None)
-
-        def count(holder: Any, name: str) -> int:
-            value = getattr(holder, name, None)
-            return value if isinstance(value, int) and value >= 0 else 0
-
-        entered, left = count(used, "prompt_tokens"), count(used, "completion_tokens")
-        cached = min(entered, count(getattr(used, "prompt_tokens_details", None), "cached_tokens"))
+        entered, left = reported(used, "prompt_tokens"), reported(used, "completion_tokens")
+        entered = entered or most_tokens(request)  # 0 is no count of a prompt
+        if left is None or (left == 0 and getattr(answer, "choices", None)):
+            left = request.max_tokens
+        cached = min(entered, reported(getattr(used, "prompt_tokens_details", None), "cached_tokens") or 0)
         # Discounts for cached input differ between services: the full price is the honest upper end.
-        cost = None if self.price is None or used is None else self.price.cost(entered, left)
+        cost = None if self.price is None else self.price.cost(entered, left)
         return Usage(1, entered, left, cached, cost)
 
 

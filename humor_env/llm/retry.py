@@ -5,12 +5,23 @@
 
 `send` makes one attempt and either returns a reply or raises CallFailed, which says what the failure means:
 
-    408, 409, 429, 5xx, no connection, no answer   again, after a wait that grows, until the deadline
-    400, 404, 413, 422                             not again; 400 and 404 stop everything after a few in a row
-    401, 402, 403                                  stop everything at once
-    a reply of the wrong form, or cut off          one fresh try
-    a refusal                                      a reply like any other: counted, never asked again
-    the budget is reached                          stop; calls in the air are waited for, and kept
+    408, 409, 429, 5xx, a lost connection      again, after a wait that grows, until the deadline
+    no answer in time                          the same, with fewer calls in the air: the service cannot keep up
+    no connection at all                       the same; but where nobody has answered yet, all stops after some 5 s,
+                                               and where nobody answers any more, at the first deadline
+    an answer that is no message (a web page,  again, a few times; then the request fails as the transport's fault, and
+    nothing, cut or unreadable JSON)           a later run asks it anew. Never a verdict, never stored as one
+    400, 413, 422                              not again: it concerns this request (a content filter, too long). All
+                                               stops where the same 400 came for every call so far (at least three, and
+                                               as many as were in the air), or twenty times in a row
+    404, a redirect                            not again; three in a row stop everything
+    401, 402; 403 where nothing succeeded yet  stop everything at once; a later 403 only after three in a row
+    a reply of the wrong form, or cut off      one fresh try
+    a refusal                                  a reply like any other: counted, never asked again
+    the budget is reached                      stop; calls in the air are waited for, and kept
+    the ledger is locked                       wait for it up to a minute, without holding up other calls
+
+A client has one Caller for its life, whatever thread asks: `concurrency` is the client's, not each call's.
 """
 
 from __future__ import annotations
@@ -23,17 +34,22 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm import background
-from humor_env.llm.budget import Budget
+from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.protocol import ErrorKind, OnReply, Reply, Request
 from humor_env.types import NO_USAGE, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How hard to try. Times are in seconds; `deadline` counts from a request's first attempt, all attempts in it."""
+    """How hard to try. Times are in seconds; `deadline` counts from a request's first attempt, all attempts in it.
+
+    `absent` is how long to look for a service that has not answered once; `garbled_tries` how often to ask where
+    what comes back is no message.
+    """
 
     concurrency: int = 32
     timeout: float = 60.0
@@ -43,6 +59,9 @@ class Policy:
     longest_retry_after: float = 60.0
     fresh_tries: int = 1
     rejected_in_a_row: int = 3
+    same_rejections: int = 20
+    garbled_tries: int = 4
+    absent: float = 5.0
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.timeout <= 0 or self.deadline <= 0:
@@ -50,6 +69,13 @@ class Policy:
                 f"concurrency must be at least 1, timeout and deadline above 0; found {self.concurrency}, "
                 f"{self.timeout}, {self.deadline}."
             )
+
+
+Trouble = Literal["absent", "timeout", "garbled"]
+"""No connection came about; no answer in time; an answer that is no message."""
+
+LEDGER_PATIENCE = 60.0
+"""Seconds to wait for a ledger that another process has locked."""
 
 
 class CallFailed(Exception):
@@ -63,8 +89,10 @@ class CallFailed(Exception):
         status: int | None = None,
         retry_after: float | None = None,
         billed_unknown: bool = False,
+        trouble: Trouble | None = None,
     ) -> None:
         super().__init__(detail)
+        self.trouble = trouble
         self.kind, self.detail, self.status = kind, detail, status
         self.retry_after, self.billed_unknown = retry_after, billed_unknown
 
@@ -74,9 +102,17 @@ WorstCase = Callable[[Request], tuple[int, float | None]]
 """The most tokens and dollars that one attempt at a request can take; dollars None where the price is unknown."""
 
 
+def garbled(service: str, what: str) -> CallFailed:
+    """For an answer that is no message: the transport's fault, though the service may have charged."""
+    return CallFailed(
+        "unreachable", f"{service}: the answer is no message ({what})"[:300], billed_unknown=True, trouble="garbled"
+    )
+
+
 def from_status(service: str, status: int, message: str, retry_after: str | None = None) -> CallFailed:
     """What an HTTP status means, as a CallFailed."""
     transient = status in (408, 409, 429) or status >= 500
+    timeout = status in (408, 504)
     return CallFailed(
         "overloaded" if transient else "rejected",
         f"{service} answered {status}: {message}"[:300],
@@ -84,6 +120,7 @@ def from_status(service: str, status: int, message: str, retry_after: str | None
         retry_after=parse_retry_after(retry_after),
         # A gateway's 504 or 502 says nothing of what happened behind it.
         billed_unknown=status in (408, 502, 504),
+        trouble="timeout" if timeout else None,
     )
 
 
@@ -96,7 +133,8 @@ def parse_retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, ArithmeticError):
+            # The year 99999999999 does not fit a date.
             return None
     return seconds if seconds >= 0 and seconds == seconds else None
 
@@ -118,11 +156,16 @@ class Throttle:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.successes = 0
         self.limit = float(most)
         self._in_air = 0
         self._cut_at = -1.0
         self._again: deque[asyncio.Future[None]] = deque()
         self._first: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def in_air(self) -> int:
+        return self._in_air
 
     async def enter(self, again: bool = False) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -147,6 +190,7 @@ class Throttle:
                 turn.set_result(None)
 
     def succeeded(self) -> None:
+        self.successes += 1
         self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
 
     def overloaded(self, sent_at: float) -> None:
@@ -154,13 +198,53 @@ class Throttle:
             self.limit = max(1.0, self.limit * 0.7)
             self._cut_at = time.monotonic()
 
+    def timed_out(self, sent_at: float, answered: int) -> None:
+        """A call was not answered in time, while `answered` others were: that many at once are too many.
+
+        Half of what was answered in one timeout leaves each call half the timeout. A cut by 0.7 would take as many
+        timeouts as a deadline has.
+        """
+        if sent_at > self._cut_at:
+            self.limit = max(1.0, min(self.limit / 2, answered / 2))
+            self._cut_at = time.monotonic()
+
+
+OnWait = Callable[[str], None]
+"""Called with a sentence, from the client's own thread, when a call waits for another try: which service, and why."""
+
 
 class Caller:
-    """Sends batches through one policy and one budget."""
+    """Sends a client's batches through one policy and one budget; what it learns of the service it keeps.
 
-    def __init__(self, send: Send, policy: Policy, budget: Budget, worst_case: WorstCase, secret: str = "") -> None:
+    `where` names the service in messages, `remedy` says what to do where nobody answers there.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        policy: Policy,
+        budget: Budget,
+        worst_case: WorstCase,
+        secret: str = "",
+        where: str = "the service",
+        remedy: str = "Check the address and the network.",
+        refused: str = "The service refuses this key: check which key is set, and its rights.",
+        on_wait: OnWait | None = None,
+        home: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.send, self.policy, self.budget, self.worst_case = send, policy, budget, worst_case
+        self.where, self.remedy, self.refused, self.on_wait = where, remedy, refused, on_wait
         self._secret = secret
+        self.home = home  # the loop that calls wait on: a forked process has another
+        self.throttle = Throttle(policy.concurrency)
+        self.heard = False  # anything at all, an error too
+        self.succeeded = False
+        self.absent_since: float | None = None
+        self.garbled_in_a_row = 0
+        self.rejected_in_a_row = 0
+        self.same_rejections = 0
+        self.last_rejection = ""
+        self._told_at = -1.0
 
     def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         """A reply for every request. What stops everything is raised after calls in the air have been stored."""
@@ -171,6 +255,26 @@ class Caller:
     def redacted(self, text: str) -> str:
         return redact(text, self._secret)
 
+    def answered(self) -> None:
+        """A message came, whatever it said."""
+        self.heard = self.succeeded = True
+        self.absent_since = None
+        self.garbled_in_a_row = self.rejected_in_a_row = self.same_rejections = 0
+
+    def rejected(self, detail: str) -> None:
+        self.rejected_in_a_row += 1
+        # Without numbers: services put the request's id into the message.
+        what = re.sub(r"\w*\d\w*", "#", detail)
+        self.same_rejections = self.same_rejections + 1 if what == self.last_rejection else 1
+        self.last_rejection = what
+
+    def tell(self, detail: str, wait: float) -> None:
+        """Say what is waited for, at most once a second."""
+        now = time.monotonic()
+        if self.on_wait is not None and now - self._told_at >= 1.0:
+            self._told_at = now
+            self.on_wait(f"{self.where}: {self.redacted(detail)}; trying again in {wait:.1f} s")
+
 
 class _Batch:
     """One call of Caller.ask, on the background loop."""
@@ -178,15 +282,16 @@ class _Batch:
     def __init__(self, caller: Caller, requests: Sequence[Request], on_reply: OnReply | None) -> None:
         self.caller, self.requests, self.on_reply = caller, requests, on_reply
         self.policy = caller.policy
-        self.throttle = Throttle(min(self.policy.concurrency, len(requests)))
+        self.throttle = caller.throttle
         self.replies: list[Reply | None] = [None] * len(requests)
         self.stopped = asyncio.Event()
         self.problem: BaseException | None = None
-        self.rejected_in_a_row = 0
         # Only spreads retries in time: no result depends on it.
         self.jitter = random.Random()
 
     async def run(self) -> list[Reply]:
+        if self.throttle.in_air == 0:
+            self.caller.absent_since = None
         tasks = [asyncio.create_task(self._one(i)) for i in range(len(self.requests))]
         watch = asyncio.create_task(self._cancel_when_hopeless(tasks))
         try:
@@ -227,7 +332,7 @@ class _Batch:
     async def _until_settled(self, request: Request) -> Reply | None:
         """The final reply, with the usage of all attempts; None where the batch was stopped before there was one."""
         usage = NO_USAGE
-        attempts = 0
+        attempts = garbled_tries = 0
         last: Reply | None = None
         fresh_left = self.policy.fresh_tries
         deadline: float | None = None
@@ -237,7 +342,7 @@ class _Batch:
                 ticket = await self._reserve(request)
                 if ticket is None:
                     return last
-                sent_at = time.monotonic()
+                sent_at, answered = time.monotonic(), self.throttle.successes
                 deadline = deadline or sent_at + self.policy.deadline
                 outcome = await self._attempt(request, ticket, min(self.policy.timeout, deadline - sent_at))
             finally:
@@ -246,26 +351,43 @@ class _Batch:
             if isinstance(outcome, Reply):
                 usage += outcome.usage
                 self.throttle.succeeded()
-                self.rejected_in_a_row = 0
+                self.caller.answered()
                 last = replace(outcome, usage=usage, detail=self.caller.redacted(outcome.detail))
                 if outcome.error in ("cut", "invalid") and fresh_left > 0:
                     fresh_left -= 1
                     continue
                 return last
             usage += Usage(calls=1)
-            final = self._after_failure(outcome, sent_at)
             wait = self._wait(outcome, attempts)
             # An attempt with next to no time left would only end as "no answer", and hide what is wrong.
-            if final or time.monotonic() + wait >= deadline - self.policy.timeout / 10:
+            late = time.monotonic() + wait >= deadline - self.policy.timeout / 10
+            if outcome.trouble == "timeout":
+                self.throttle.timed_out(sent_at, self.throttle.successes - answered)
+            if outcome.trouble == "absent":
+                self._absent(outcome, sent_at, wait, late)
+            garbled_tries += outcome.trouble == "garbled"
+            if garbled_tries >= self.policy.garbled_tries:
+                self._garbled(outcome)
+                late = True
+            final = self._after_failure(outcome, sent_at)
+            if final or late:
                 return last if self.stopped.is_set() else self._failed(outcome, attempts, usage)
+            self.caller.tell(outcome.detail, wait)
             if await self._sleep(wait):
                 return last
 
     async def _reserve(self, request: Request) -> int | None:
         tokens, cost = self.caller.worst_case(request)
+        until = time.monotonic() + LEDGER_PATIENCE
         while not self.stopped.is_set():
             try:
-                ticket = self.caller.budget.reserve(tokens, cost)
+                ticket = self.caller.budget.reserve(tokens, cost, patience=0.0)
+            except LedgerBusy as problem:
+                if time.monotonic() > until:
+                    self._stop(problem)
+                    return None
+                self.caller.tell(str(problem), 0.05)
+                ticket = None
             except HumorEnvError as problem:
                 self._stop(problem)
                 return None
@@ -279,39 +401,91 @@ class _Batch:
         try:
             async with asyncio.timeout(seconds):
                 reply = await self.caller.send(request)
-            # A reply that came without a count of tokens was billed all the same.
-            spent = reply.usage if reply.usage.input_tokens else None
+            spent = reply.usage
             return reply
         except TimeoutError:
-            return CallFailed("unreachable", f"no answer within {seconds:.0f} s", billed_unknown=True)
+            return CallFailed(
+                "unreachable", f"no answer within {seconds:.0f} s", billed_unknown=True, trouble="timeout"
+            )
         except CallFailed as failure:
             spent = None if failure.billed_unknown else Usage(calls=1)
             return failure
+        except HumorEnvError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
+            # One odd answer (JSON of a thousand levels, a number of 400 digits) must not end a batch of two thousand.
+            return garbled(self.caller.where, type(problem).__name__)
         finally:
             # Also when cancelled: then nothing is known, and the worst case stays counted.
             self.caller.budget.settle(ticket, spent)
 
+    def _absent(self, failure: CallFailed, sent_at: float, wait: float, late: bool) -> None:
+        """No connection came about. Stop where it never did for a while, or did not for a whole deadline."""
+        caller = self.caller
+        if caller.absent_since is None:
+            caller.absent_since = sent_at
+        missing = time.monotonic() - caller.absent_since
+        if caller.heard:
+            if late and missing >= 0.5 * self.policy.deadline:
+                self._stop(JudgingFailed(f"{self._nobody(failure)} It did before. {caller.remedy}"))
+        elif missing + wait >= self.policy.absent:
+            self._stop(JudgingFailed(f"{self._nobody(failure)} {caller.remedy}"))
+
+    def _nobody(self, failure: CallFailed) -> str:
+        return f"No server answers at {self.caller.where} ({self.caller.redacted(failure.detail)})."
+
+    def _garbled(self, failure: CallFailed) -> None:
+        """A request ended without a message. Stop where no call ever got one."""
+        caller = self.caller
+        caller.garbled_in_a_row += 1
+        if not caller.succeeded and caller.garbled_in_a_row >= max(
+            self.policy.rejected_in_a_row, caller.throttle.in_air
+        ):
+            self._stop(
+                JudgingFailed(
+                    f"No call was answered by a message so far. The last answer: "
+                    f"{caller.redacted(failure.detail)}. Check that {caller.where} is the service's address."
+                )
+            )
+
     def _after_failure(self, failure: CallFailed, sent_at: float) -> bool:
         """Draw the consequences of a failed attempt for the batch; whether the request itself is beyond help."""
-        detail = self.caller.redacted(failure.detail)
-        if failure.status in (401, 403):
-            self._stop(
-                CredentialError(f"{detail}. The service refuses this key: check which key is set, and its rights.")
-            )
-        elif failure.status == 402:
+        caller, status = self.caller, failure.status
+        detail = caller.redacted(failure.detail)
+        if status is not None:
+            caller.heard = True
+        if failure.trouble != "absent":
+            caller.absent_since = None
+        if failure.kind == "rejected":
+            caller.rejected(detail)
+        if status == 401 or (
+            status == 403 and (not caller.succeeded or caller.same_rejections >= self.policy.rejected_in_a_row)
+        ):
+            self._stop(CredentialError(f"{detail}. {caller.refused}"))
+        elif status == 402:
             self._stop(CredentialError(f"{detail}. The service wants payment: check the account's credit."))
-        elif failure.status in (400, 404):
-            self.rejected_in_a_row += 1
-            if self.rejected_in_a_row >= self.policy.rejected_in_a_row:
-                self._stop(
-                    JudgingFailed(
-                        f"{self.rejected_in_a_row} calls in a row were rejected, so probably every call would be. "
-                        f"The last answer: {detail}. Check the model's name and the options."
-                    )
+        elif status is not None and self._concerns_every_call(status):
+            self._stop(
+                JudgingFailed(
+                    f"{caller.rejected_in_a_row} calls in a row were rejected, so probably every call would be. "
+                    f"The last answer: {detail}. Check the model's name and the options."
                 )
-        elif failure.status in (429, 503, 529):
+            )
+        elif status in (429, 503, 529):
             self.throttle.overloaded(sent_at)
         return failure.kind == "rejected"
+
+    def _concerns_every_call(self, status: int) -> bool:
+        """Whether rejections so far say that the fault is not in the messages."""
+        caller, few = self.caller, self.policy.rejected_in_a_row
+        if status == 404 or 300 <= status < 400:
+            return caller.rejected_in_a_row >= few
+        if status != 400:
+            return False
+        # A filter rejects quickly what a model would answer slowly: as long as as many calls are still in the air,
+        # the first rejections do not speak for them.
+        never = not caller.succeeded and caller.same_rejections >= max(few, self.throttle.in_air)
+        return never or caller.same_rejections >= self.policy.same_rejections
 
     def _wait(self, failure: CallFailed, attempts: int) -> float:
         grown = min(self.policy.longest_wait, self.policy.first_wait * 2 ** min(attempts - 1, 20))
