@@ -37,8 +37,9 @@ from pydantic import Field, ValidationError
 from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.cells import Cell
+from humor_env.experiments.options import read_override
 from humor_env.experiments.settings import Table, check_table, config_class, plain, with_full_names
-from humor_env.experiments.spec import IMITATORS, Spec, parse_spec, read_override, read_spec_text
+from humor_env.experiments.spec import IMITATORS, Spec, parse_spec, read_spec_text
 from humor_env.experiments.toml_text import dumps
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]

@@ -29,6 +29,7 @@ from humor_env.agents.processes import process_count
 from humor_env.agents.student import Lora, Student
 from humor_env.agents.watch import Limits
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
+from humor_env.experiments.options import fill, limits_of, parameters
 from humor_env.experiments.preference_file import read_preferences
 from humor_env.experiments.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
@@ -239,26 +240,12 @@ class Parts:
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with the run's ledger, limits and teacher, where they are taken and not given."""
-        found = kind.resolve(name)
-        given = dict(options)
-        try:
-            known = inspect.signature(found).parameters
-        except (TypeError, ValueError):
-            return given
-        if not inspect.isclass(found) and not getattr(found, "__name__", "").startswith("make_"):
-            return given
         budget = self.spec.budget
-        limits = {"max_calls": budget.max_calls, "max_tokens": budget.max_tokens, "max_cost": budget.max_cost}
-        limits = {k: v for k, v in limits.items() if v is not None}
-        if "ledger" in known:
-            given.setdefault("ledger", budget.ledger or str(self.folder / "ledger.sqlite"))
-        if "budget" in known and limits:
-            given.setdefault("budget", {**limits, "scope": BUDGET_SCOPE})
-        if "judge" in known:
-            judge = given.get("judge", known["judge"].default)
-            if isinstance(judge, str):
-                given["judge_options"] = self._filled(registry.judges, judge, given.get("judge_options") or {})
-        if "teacher" in known and known["teacher"].default is inspect.Parameter.empty and "teacher" not in given:
+        ledger = budget.ledger or self.folder / "ledger.sqlite"
+        limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
+        given = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
+        teacher = parameters(kind, name).get("teacher")
+        if teacher is not None and teacher.default is teacher.empty and "teacher" not in given:
             if self.teacher is None:
                 raise InvalidOption(f"The critic '{name}' compares with a teacher's lines: the spec needs [teacher].")
             given["teacher"] = self.teacher

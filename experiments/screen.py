@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from humor_env.experiments.options import printable
 from humor_env.types import Joke, Judgement
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from humor_env.agents.runlog import Log
 
 SAMPLE_EVERY = 15.0  # seconds between sample lines
+LONGEST = 200  # characters of one
 
 
 class Bar(Protocol):
@@ -109,7 +111,7 @@ class _Watched:
         if scored and time.monotonic() - self.sampled > SAMPLE_EVERY:
             self.sampled = time.monotonic()
             score, text = scored[len(scored) // 2]
-            line = f"step {step}, {score:.2f}: {printable(text)}"
+            line = f"step {step}, {score:.2f}: {printable(text, LONGEST)}"
             self.bar.progress.console.print(line, markup=False, highlight=False, style="dim")
 
     def rewind(self, step: int) -> None:
@@ -118,12 +120,6 @@ class _Watched:
 
 
 _SHOWN = (("reward", "reward/mean"), ("KL", "kl/per_line"), ("loss", "sft/loss"), ("held out", "eval/score"))
-
-
-def printable(text: str, longest: int = 200) -> str:
-    """A model's text on one line, with nothing in it that could drive the terminal."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
 def make_screen() -> Screen:

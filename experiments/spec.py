@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from humor_env import registry
 from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
+from humor_env.experiments.options import read_override
 from humor_env.experiments.settings import (
     SHORT_FORMS,
     Table,
@@ -329,19 +330,6 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
             update={"imitation": imitation if spec.imitates else {}, "imitate": spec.imitates}
         )
     return spec.model_copy(update=changes)
-
-
-def read_override(pair: str, option: str) -> tuple[str, Any]:
-    """`key=value`, the value in TOML (5, true, ["a"]) or, where it is not TOML, a plain text."""
-    key, equals, written = pair.partition("=")
-    if not equals or not key.strip():
-        raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
-    try:
-        value = tomllib.loads(f"value = {written}")
-    except tomllib.TOMLDecodeError:
-        return key.strip(), written.strip()
-    # More than one key: the text had a line break in it, and was not one TOML value.
-    return key.strip(), value["value"] if len(value) == 1 else written.strip()
 
 
 def _override(data: dict[str, Any], override: str, source: _Source) -> None:
