@@ -9,6 +9,7 @@ was reached; 130 stopped with Ctrl-C. Results go to standard output, progress an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -167,19 +168,20 @@ def train(
         typer.echo(json.dumps(loaded.model_dump(mode="json")) if as_json else loaded.to_toml(), nl=as_json)
         return
     from humor_env.agents.processes import is_main_process
-    from humor_env.experiments.run_folder import choose_folder
+    from humor_env.experiments.run_folder import claimed_folder
     from humor_env.experiments.screen import make_screen
 
-    folder = same_folder(lambda: choose_folder(loaded, spec, out, resume))
-    if is_main_process() and not resume:
-        from humor_env.experiments.cli_critics import warn_of_critics
+    with contextlib.ExitStack() as held:
+        folder = same_folder(lambda: held.enter_context(claimed_folder(loaded, spec, out, resume)))
+        if is_main_process() and not resume:
+            from humor_env.experiments.cli_critics import warn_of_critics
 
-        warn_of_critics(loaded, card or [])
-    try:
-        results = run(loaded, folder, resume=resume, screen=make_screen())
-    except KeyboardInterrupt:
-        end(f"Stopped. To go on: humor-env train {folder} --resume", STOPPED)
-        return
+            warn_of_critics(loaded, card or [])
+        try:
+            results = run(loaded, folder, resume=resume, screen=make_screen())
+        except KeyboardInterrupt:
+            end(f"Stopped. To go on: humor-env train {folder} --resume", STOPPED)
+            return
     if not is_main_process():
         return
     if as_json:

@@ -24,7 +24,8 @@ from typing import Any
 
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, UnknownName
-from humor_env.experiments.options import fill, parameters
+from humor_env.experiments.options import fill, ledger_if_used, parameters
+from humor_env.line_file import only_writer
 from humor_env.llm.desk import Progress
 from humor_env.llm.ledger import Ledger
 from humor_env.registry import critics, judges
@@ -137,13 +138,26 @@ def judge_file(
     chunk: int = 256,
     on_chunk: Callable[[int, int, Usage], None] | None = None,
 ) -> Summary:
-    """Judge what the output does not have yet. Each chunk is on disk before the next one is asked."""
+    """Judge what the output does not have yet. Each chunk is on disk before the next one is asked. InvalidOption where
+    another process is at work on the same output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
+    with only_writer(output.with_name(output.name + ".lock"), refusal):
+        return _judge_missing(lines, output, critic, chunk, on_chunk)
+
+
+def _judge_missing(
+    lines: Sequence[Line],
+    output: Path,
+    critic: Critic,
+    chunk: int,
+    on_chunk: Callable[[int, int, Usage], None] | None,
+) -> Summary:
     name = critic_name(critic)
     done = _resume(lines, output, name)
     resumed = len(done)
     todo = [line for line in lines if line.number not in done]
     usage = NO_USAGE
-    output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", encoding="utf-8") as file:
         for start in range(0, len(todo), chunk):
             part = todo[start : start + chunk]
@@ -317,7 +331,8 @@ def score_file(
         print(_estimate(name, options, lines, ledger))
         return
     given = fill(critics, name, options, ledger=ledger, limits=limits or {}, scope=f"judge {output.name}")
-    critic: Critic = critics.make(name, **given)
+    with ledger_if_used(ledger):
+        critic: Critic = critics.make(name, **given)
     with progress_bar(critic, len(lines)) as on_chunk:
         summary = judge_file(lines, output, critic, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"

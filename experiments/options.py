@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,3 +129,21 @@ def fill(
     if must_spend and limits and "budget" not in known:
         raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
     return given
+
+
+@contextmanager
+def ledger_if_used(path: Path) -> Iterator[None]:
+    """Where the block fails, no ledger is left that it began and in which nothing was paid for."""
+    was_there = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there and path.exists():
+            from humor_env.llm.ledger import Ledger
+
+            with Ledger(path) as begun:
+                used = len(begun) > 0
+            if not used:
+                for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+                    part.unlink(missing_ok=True)
+        raise

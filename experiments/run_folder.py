@@ -17,12 +17,14 @@ runs/pocket-quickstart/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,16 +32,53 @@ from typing import Any
 
 import humor_env
 from humor_env.errors import CheckpointError, InvalidOption
+from humor_env.experiments.options import ledger_if_used
 from humor_env.experiments.spec import Spec, load_spec
+from humor_env.line_file import only_writer
 
-SPEC, RECORD, RESULTS = "spec.toml", "run.json", "results.json"
+SPEC, RECORD, RESULTS, LOCK = "spec.toml", "run.json", "results.json", ".lock"
 ROOT = Path("runs")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "gymnasium", "numpy", "tokenizers", "safetensors")
 _MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps")
 
 
-def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Path:
-    """Where the run goes. A new run never lands in a folder that has one; a resumed one must."""
+@contextmanager
+def claimed_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Iterator[Path]:
+    """The folder of `choose_folder`, which nobody else may write to meanwhile. A folder that was made for a run which
+    never began is removed again."""
+    taken: list[Path] = []
+    while True:
+        folder = choose_folder(spec, what, out, resume, taken)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        refusal = f"'{folder}' is being written by another humor-env: wait for it, or give another --out."
+        with contextlib.ExitStack() as stack:
+            stack.callback(_leave, folder, made)
+            try:
+                stack.enter_context(only_writer(folder / LOCK, refusal))
+            except InvalidOption:
+                if out is not None or resume:
+                    raise
+                taken.append(folder)
+                continue
+            # Whoever held the lock until now may have begun a run here.
+            if choose_folder(spec, what, out, resume, taken) != folder:
+                continue
+            stack.enter_context(ledger_if_used(folder / "ledger.sqlite"))
+            yield folder
+            return
+
+
+def _leave(folder: Path, made: bool) -> None:
+    if made:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, taken: Sequence[Path] = ()) -> Path:
+    """Where the run goes. A new run never lands in a folder that has one, that is `taken`, or that holds files which
+    the run would write over; a resumed one must have begun there."""
     if resume:
         folder = out or _own_folder(what) or _latest(spec.name)
         if not (folder / SPEC).is_file():
@@ -47,13 +86,26 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) 
                 f"There is no run to resume in '{folder}' (no {SPEC} there). Give its folder with --out, or leave "
                 "--resume away to begin."
             )
+        if not (folder / RECORD).is_file():
+            raise InvalidOption(f"There is no run to resume in '{folder}': it has a {SPEC}, but no {RECORD}.")
         return folder
     if out is not None:
         if (out / RECORD).exists():
             raise InvalidOption(f"'{out}' already holds a run. Give --resume to go on with it, or another --out.")
+        own = [found.name for name in (SPEC, RESULTS, "seed-*") for found in sorted(out.glob(name))]
+        if own:
+            raise InvalidOption(
+                f"'{out}' is no run's folder and holds {', '.join(own[:3])}, which a run would write over. Give a "
+                "folder of its own with --out."
+            )
         return out
+    if Path(what).is_dir() and _own_folder(what) is not None:
+        raise InvalidOption(
+            f"'{what}' is the folder of a run. To go on with it: humor-env train {what} --resume. To repeat it "
+            f"in another folder: humor-env train {Path(what) / SPEC}."
+        )
     number = 1
-    while (_numbered(spec.name, number) / RECORD).exists():
+    while (_numbered(spec.name, number) / RECORD).exists() or _numbered(spec.name, number) in taken:
         number += 1
     return _numbered(spec.name, number)
 
