@@ -46,6 +46,7 @@ from humor_env.experiments.options import (
     end,
     key_values,
     limits_of,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -106,6 +107,18 @@ class Commands(TyperGroup):
                 'student.dtype = "bfloat16", or teacher.imitation.micro_batch.',
                 FAILED,
             )
+        except Exception as problem:
+            # By name: typer brings a click of its own, which it does not show.
+            if type(problem).__name__ == "NoSuchOption":
+                _point_to_set(problem)
+            raise
+
+
+def _point_to_set(problem: Any) -> None:
+    """Somebody who gave a setting of the learner as an option is told where it goes."""
+    name = problem.option_name.lstrip("-").replace("-", "_")
+    if problem.ctx is not None and problem.ctx.info_name == "train" and not problem.possibilities:
+        problem.message += f". What a spec says is set with --set, such as --set learner.{name}=…"
 
 
 app = typer.Typer(
@@ -162,9 +175,14 @@ def train(
     join_processes()
     loaded = load_spec(spec, set_ or [])
     if dry_run:
+        from humor_env.experiments import costs
         from humor_env.experiments.parts import check_named
 
         check_named(loaded)
+        lacking = costs.check_without_paying(loaded)
+        typer.echo(printable(costs.forecast(loaded)), err=True)
+        for sentence in lacking:
+            typer.echo(f"warning: {printable(sentence)}", err=True)
         typer.echo(json.dumps(loaded.model_dump(mode="json")) if as_json else loaded.to_toml(), nl=as_json)
         return
     from humor_env.agents.processes import is_main_process
@@ -196,7 +214,9 @@ def _show_results(results: Sequence[SeedResult], folder: Path) -> None:
     from rich.table import Table
 
     stages = list(dict.fromkeys(name for result in results for name in result.stages))
-    table = Table("seed", *stages, title="held-out score, with its 95 % interval over prompts", title_justify="left")
+    table = Table("seed", title="held-out score, with its 95 % interval over prompts", title_justify="left")
+    for name in stages:
+        table.add_column(_plain(name))
     for result in results:
         table.add_row(str(result.seed), *(_interval(result.stages.get(name, {})) for name in stages))
     _print(table)
@@ -216,19 +236,19 @@ def _interval(numbers: Any) -> str:
 )
 def evaluate(
     student: Annotated[str, typer.Argument(help="A run's or student's folder, pocket:NAME, or a Hugging Face model.")],
-    critic: Critic = "pocket",
+    critic: Annotated[str | None, typer.Option(help="A critic's name; the run's own, or pocket, by default.")] = None,
     option: Options = None,
-    prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
-    split: Annotated[str, typer.Option()] = "test",
+    prompts: Annotated[str | None, typer.Option(help="A set, a file, hf:owner/dataset; the run's by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="The run's own, or test, where not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
     adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    seed: Seed = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The run's own, or 48.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="The run's own, or 1.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The run's own, or 0.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write each line and its judgement here, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a student on held-out prompts with any critic."""
+    """Measure a student on held-out prompts: by any critic, or by a run's own, on its own prompts."""
     from humor_env.experiments.measure import measure_student
 
     found = measure_student(
@@ -247,15 +267,16 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        _show_numbers(f"{student} ({adapter}) by {critic} on {split}", found)
+        _show_numbers(f"{student} ({adapter}) by {found['critic']} on {found['split']} of {found['prompts']}", found)
 
 
 def _show_numbers(title: str, numbers: Any) -> None:
     from rich.table import Table
 
-    table = Table("what", "value", title=title, title_justify="left")
+    table = Table("what", "value", title=_plain(title), title_justify="left")
     for name, value in numbers.items():
-        table.add_row(name, "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value))
+        shown = "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(_plain(name), _plain(shown))
     _print(table)
 
 
@@ -492,6 +513,13 @@ def pretrain_pocket(ctx: typer.Context) -> None:
 
     sys.argv[0] = "humor-env pretrain-pocket"
     pretraining.main(list(ctx.args))
+
+
+def _plain(name: str) -> Any:
+    """A name that somebody else chose, in a table: no markup, nothing that drives the terminal."""
+    from rich.text import Text
+
+    return Text(printable(name))
 
 
 def _print(what: Any) -> None:

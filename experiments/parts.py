@@ -43,14 +43,31 @@ _FILES = (".jsonl", ".json", ".csv", ".tsv")
 
 
 def check_named(spec: Spec) -> None:
-    """That the critics and files which a spec names are there: what a dry run finds without a key, a hub or a model."""
-    for critic in (*spec.critic, *spec.eval.critic):
-        registry.critics.resolve(critic.critic)
+    """That the files which a spec names are there."""
     named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
     named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
     for key, value in named.items():
         if isinstance(value, str) and value.endswith(_FILES) and not Path(value).is_file():
             raise InvalidOption(f"There is no file '{value}', which {key} names.")
+
+
+def check_student(spec: StudentSpec) -> None:
+    """That the student's folder and device are there; nothing is loaded. A name on a hub is taken on trust."""
+    service, _, name = spec.model.partition(":")
+    folder = Path(pocket.path(name)) if service == "pocket" else Path(spec.model).expanduser()
+    is_path = spec.model.startswith(("/", ".", "~")) or spec.model.count("/") > 1 or folder.is_dir()
+    if is_path and not any((folder / file).is_file() for file in ("config.json", "student.json")):
+        raise StudentError(
+            f"The student '{spec.model}' is not there: expected a folder with a config.json or a student.json."
+        )
+    if spec.device != "auto":
+        try:
+            torch.empty(0, device=spec.device)
+        except (RuntimeError, AssertionError) as problem:
+            raise StudentError(
+                f"[student] device '{spec.device}' cannot be used here ({str(problem).splitlines()[0]}). Give 'cpu' or "
+                "'auto'."
+            ) from None
 
 
 @dataclass
@@ -133,7 +150,7 @@ class Parts:
         chosen = [d for p in self.prompts.split(split) for d in buffer.demonstrations_for(p.id)[:count]]
         wanted = self.spec.teacher.filter
         if wanted is not None:
-            critic = self._make(CriticSpec(critic=wanted.critic, options=wanted.options))
+            critic = self.make_critic(CriticSpec(critic=wanted.critic, options=wanted.options))
             chosen = list(TeacherBuffer(None, chosen).filter(critic, wanted.at_least))
         return tuple(chosen)
 
@@ -223,15 +240,15 @@ class Parts:
 
     def _make_all(self, entries: Sequence[CriticSpec]) -> Critic:
         if len(entries) == 1 and entries[0].weight is None and entries[0].gate is None:
-            return self._make(entries[0])
+            return self.make_critic(entries[0])
         members = []
         for entry in entries:
             given = {"name": entry.name, "weight": entry.weight, "gate": entry.gate, "required": entry.required}
-            members.append({"critic": self._make(entry), **{k: v for k, v in given.items() if v is not None}})
+            members.append({"critic": self.make_critic(entry), **{k: v for k, v in given.items() if v is not None}})
         mixed: Critic = registry.critics.make("mix", critics=members)
         return mixed
 
-    def _make(self, entry: CriticSpec) -> Critic:
+    def make_critic(self, entry: CriticSpec) -> Critic:
         made: Critic = registry.critics.make(
             entry.critic, **self._filled(registry.critics, entry.critic, entry.options)
         )
@@ -285,6 +302,17 @@ class Parts:
                 close()
 
 
+def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
+    """How lines are written when they are measured: as said, or as the learner writes them."""
+    if spec.eval.sampling is not None:
+        return Sampling(**spec.eval.sampling.model_dump())
+    for holder in (config, getattr(config, "pairs", None)):
+        found = getattr(holder, "sampling", None)
+        if isinstance(found, Sampling):
+            return found
+    return Sampling()
+
+
 def load_student(spec: StudentSpec, seed: int) -> Student:
     """The student on its device, with an error that names the model where it cannot be loaded."""
     service, _, name = spec.model.partition(":")
@@ -296,7 +324,7 @@ def load_student(spec: StudentSpec, seed: int) -> Student:
     try:
         device = PartialState().device if spec.device == "auto" else torch.device(spec.device)
         return Student.load(model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed)
-    except (OSError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError, AssertionError) as problem:  # the last: torch without CUDA
         if isinstance(problem, StudentError):
             raise
         why = str(problem).strip().split("\n")[0]

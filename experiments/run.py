@@ -25,7 +25,6 @@ from accelerate.utils import broadcast_object_list
 
 from humor_env import registry
 from humor_env.agents.checkpoint import CheckpointStore
-from humor_env.agents.generate import Sampling
 from humor_env.agents.processes import is_main_process, process_count
 from humor_env.agents.progress import Writer
 from humor_env.agents.runlog import Log, RunLog, Silent
@@ -34,7 +33,7 @@ from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.experiments.evaluate import Evaluation, evaluate, judged, save_lines
-from humor_env.experiments.parts import Parts, load_student
+from humor_env.experiments.parts import Parts, evaluation_sampling, load_student
 from humor_env.experiments.run_folder import RESULTS, prepare_folder, read_json, write_json
 from humor_env.experiments.screen import Quiet, Screen
 from humor_env.experiments.spec import IMITATION_LEARNER, Spec
@@ -119,7 +118,7 @@ class SeedRun:
         self.parts, self.spec, self.seed, self.student, self.screen = parts, parts.spec, seed, student, screen
         self.folder = parts.folder / f"seed-{seed}"
         self.config = self.spec.learner_config(seed)
-        self.sampling = self._sampling()
+        self.sampling = evaluation_sampling(self.spec, self.config)
         self.stages: dict[str, dict[str, float | None]] = {}
         self.seconds: dict[str, float] = {}
         self.steps: int | None = None
@@ -129,16 +128,6 @@ class SeedRun:
             before = read_json(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
             self.why = before.get("why", "")
-
-    def _sampling(self) -> Sampling:
-        """How lines are written when they are measured: as said, or as the learner writes them."""
-        if self.spec.eval.sampling is not None:
-            return Sampling(**self.spec.eval.sampling.model_dump())
-        for holder in (self.config, getattr(self.config, "pairs", None)):
-            found = getattr(holder, "sampling", None)
-            if isinstance(found, Sampling):
-                return found
-        return Sampling()
 
     def run(self) -> SeedResult:
         spec = self.spec

@@ -224,6 +224,12 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"'{path}' cannot be read ({problem}). Begin the run anew with another --out.") from None
 
 
+def run_of(path: Path) -> Path | None:
+    """The run that a folder belongs to: itself, or that of a seed's or a saved student's folder."""
+    places = (path, path.parent, path.parent.parent)
+    return next((p for p in places if (p / SPEC).is_file() and (p / RECORD).is_file()), None)
+
+
 def student_folder(path: Path) -> Path:
     """The saved student in a run's folder, a seed's folder, or a student's own."""
     seeds = sorted(path.glob("seed-*/student/student.json"))
