@@ -8,6 +8,7 @@ load_student(spec.student, seed=0)
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +104,15 @@ class Parts:
                 f"The teacher '{self.spec.teacher and self.spec.teacher.lines}' has no line for the split "
                 f"'{self.spec.env.split}' of the prompts '{self.prompts.name}', so there is nothing to imitate."
             )
+
+    def digests(self) -> dict[str, str]:
+        """Short hashes of what the spec only names, by what it is."""
+        splits = dict.fromkeys([self.spec.env.split, self.spec.eval.split])
+        found = {f"prompts of '{split}'": self.prompts.digest(split) for split in splits}
+        if self.demonstrations:
+            texts = "\0".join(f"{d.prompt.id}\0{d.text}" for d in self.demonstrations)
+            found["teacher's lines"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+        return found
 
     @cached_property
     def env_options(self) -> dict[str, Any]:

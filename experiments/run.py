@@ -34,7 +34,7 @@ from humor_env.agents.watch import Watch
 from humor_env.errors import InvalidOption
 from humor_env.experiments.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.parts import Parts, evaluation_sampling, load_student
-from humor_env.experiments.run_folder import RESULTS, prepare_folder, read_json, write_json
+from humor_env.experiments.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
 from humor_env.experiments.screen import Quiet, Screen
 from humor_env.experiments.spec import IMITATION_LEARNER, Spec
 from humor_env.types import Joke, critic_name
@@ -76,7 +76,8 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     parts.check()
     first = load_student(spec.student, spec.seeds[0])
     if is_main_process():
-        prepare_folder(spec, folder, resume=resume, machine=_machine())
+        say = screen.say if screen else Quiet().say
+        prepare_folder(spec, folder, resume=resume, machine=_machine(), inputs=parts.digests(), say=say)
     PartialState().wait_for_everyone()
     results: list[SeedResult] = []
     for seed in spec.seeds:
@@ -125,7 +126,7 @@ class SeedRun:
         self.why = ""
         self.writer: Writer | None = None  # who is measured in the student's place
         if (self.folder / RESULTS).is_file():
-            before = read_json(self.folder / RESULTS)
+            before = read_results(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
             self.why = before.get("why", "")
 

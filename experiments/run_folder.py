@@ -23,7 +23,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -129,28 +129,54 @@ def _own_folder(what: str | Path) -> Path | None:
     return folder if named and (folder / SPEC).is_file() and (folder / RECORD).is_file() else None
 
 
-def prepare_folder(spec: Spec, folder: Path, *, resume: bool, machine: Mapping[str, Any] | None = None) -> None:
-    """Write the spec and the record, or check that they are those of the run that is gone on with."""
+def prepare_folder(
+    spec: Spec,
+    folder: Path,
+    *,
+    resume: bool,
+    machine: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Write the spec and the record, or check that they are those of the run that is gone on with. `inputs` are digests
+    of what the spec only names: where they or the versions are others than when the run began, `say` is told."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    record: dict[str, Any] = {}
+    part = {"from": now, "versions": versions(), "commit": commit(), "inputs": dict(inputs or {})}
+    record: dict[str, Any] = {"started": now, "parts": []}
     if resume:
         _check_same(spec, folder)
         record = read_json(folder / RECORD)
         record["resumed"] = [*record.get("resumed", []), now]
-    else:
-        record = {"started": now}
+        for sentence in _changes(record, part):
+            say(f"warning: {sentence}")
     folder.mkdir(parents=True, exist_ok=True)
     record |= {
         "repeat": f"humor-env train {folder / SPEC}",
         "seeds": list(spec.seeds),
-        "versions": versions(),
-        "commit": commit(),
+        "versions": part["versions"],
+        "commit": part["commit"],
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "parts": [*record.get("parts", []), part],
         **(machine or {}),
     }
     write_text(folder / SPEC, spec.to_toml())
     write_json(folder / RECORD, record)
+
+
+def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    """What a resumed run reads or runs on that is not as it was before."""
+    before = (record.get("parts") or [{}])[-1]
+    found = [
+        f"the {name} changed since the run was begun: what it learns from now on is of others than before."
+        for name, digest in part["inputs"].items()
+        if before.get("inputs", {}).get(name, digest) != digest
+    ]
+    old, new = record.get("versions", {}), part["versions"]
+    other = [f"{name} was {old[name]}, is {new[name]}" for name in new if name in old and old[name] != new[name]]
+    if record.get("commit") != part["commit"]:
+        other.append(f"the commit was {record.get('commit')}, is {part['commit']}")
+    return found + ([f"the run goes on with other versions: {'; '.join(other)}."] if other else [])
 
 
 def _check_same(spec: Spec, folder: Path) -> None:
@@ -228,6 +254,21 @@ def run_of(path: Path) -> Path | None:
     """The run that a folder belongs to: itself, or that of a seed's or a saved student's folder."""
     places = (path, path.parent, path.parent.parent)
     return next((p for p in places if (p / SPEC).is_file() and (p / RECORD).is_file()), None)
+
+
+def read_results(path: Path) -> Any:
+    """The results of one seed."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(key in found for key in ("stages", "seconds", "steps")) and isinstance(found["stages"], dict):
+            return found
+        problem: Exception | str = "it lacks stages, seconds or steps"
+    except (OSError, ValueError, TypeError) as why:
+        problem = why
+    raise CheckpointError(
+        f"'{path}' is damaged ({problem}). All else may be whole: remove that file and resume, and the stages are "
+        "measured again."
+    )
 
 
 def student_folder(path: Path) -> Path:
