@@ -11,6 +11,7 @@ JSON object was never written here: it is handed to `take` like any other line, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from humor_env.errors import InvalidOption
 
 
 class LineFile:
@@ -35,13 +38,13 @@ class LineFile:
         """Take what was written since the last call. A file that does not exist has no lines."""
         if not self.path.exists():
             return
-        with open(self.path, "rb", buffering=0) as file, _locked(file, exclusive=False):
+        with open(self.path, "rb", buffering=0) as file, locked(file, exclusive=False):
             self._read(file, repair=False)
 
     def append(self, choose: Callable[[], Sequence[bytes]]) -> None:
         """Write the lines that `choose` returns once everything that others wrote has been taken."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b", buffering=0) as file, _locked(file, exclusive=True):
+        with open(self.path, "a+b", buffering=0) as file, locked(file, exclusive=True):
             self._read(file, repair=True)
             lines = choose()
             if not lines:
@@ -99,14 +102,35 @@ def _write_all(file: Any, payload: bytes) -> None:
 
 
 @contextmanager
-def _locked(file: Any, exclusive: bool) -> Iterator[None]:
+def locked(file: Any, exclusive: bool, wait: bool = True) -> Iterator[None]:
+    """Hold an open file's lock. Without `wait`, BlockingIOError where somebody else holds it."""
     try:
         import fcntl
     except ImportError:  # Windows has no fcntl: there, one process at a time may write.
         yield
         return
-    fcntl.flock(file.fileno(), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    fcntl.flock(file.fileno(), (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
     try:
         yield
     finally:
         fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+@contextmanager
+def only_writer(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path` as long as the block runs, and remove it then; InvalidOption(refusal) where another
+    process holds it. One that was killed holds nothing, whatever file it left."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(path, "a"))
+            try:
+                stack.enter_context(locked(file, exclusive=True, wait=False))
+            except BlockingIOError:
+                raise InvalidOption(refusal) from None
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # who held it has just removed it: what we hold is a file that nobody else will find
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return

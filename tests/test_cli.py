@@ -3,6 +3,7 @@ Ctrl-C, a full disk and the time that `--help` takes."""
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from humor_env.experiments.pocket.play import play
 from humor_env.teacher import TeacherBuffer
 
 COMMAND = [sys.executable, "-m", "humor_env.experiments.commands.cli"]
+PROGRESS = re.compile(r"(imitation|ppo) \d+|seed \d+, |step \d+, ")
 TESTS = str(Path(__file__).resolve().parent)
 
 
@@ -106,10 +108,10 @@ def test_nothing_is_offered_that_is_not_there_and_nothing_is_hidden():
 
 
 def without_card_warning(said):
-    """A run first says that its critic has no card; what it says else is the rest."""
+    """A run first says that its critic has no card, then how far it is; what it says else is the rest."""
     warning, _, rest = said.partition("\n")
     assert warning.startswith("warning: The critic ") and " card " in warning
-    return rest
+    return "".join(line for line in rest.splitlines(keepends=True) if not PROGRESS.match(line))
 
 
 def test_the_version():
@@ -566,3 +568,51 @@ def test_the_console_script_is_installed_under_its_name():
     from humor_env.experiments.commands.cli import main
 
     assert callable(main)
+
+
+def test_a_run_is_measured_on_its_own_prompts_by_its_own_critic(spec, world, tmp_path):  # noqa: F811
+    """A run on everyday prompts was measured on pocket prompts by the pocket judge, without a word."""
+    cli("train", "mine.toml")
+    stages = json.loads(Path("runs/tiny/results.json").read_text())["seeds"][0]["stages"]
+    for place in ("runs/tiny", "runs/tiny/seed-0", "runs/tiny/seed-0/student"):
+        found = json.loads(cli("evaluate", place, "--json"))
+        assert (found["score"], found["count"]) == (stages["ppo"]["score"], 4)
+    assert json.loads(cli("evaluate", "runs/tiny", "--adapter", "base", "--json"))["score"] == stages["base"]["score"]
+    # What is said counts.
+    assert json.loads(cli("evaluate", "runs/tiny", "--json", "--limit", 2))["count"] == 2
+    assert json.loads(cli("evaluate", "runs/tiny", "--json", "--split", "dev"))["split"] == "dev"
+    assert json.loads(cli("evaluate", "runs/tiny", "--json", "--critic", "rules"))["critic"] == "rules"
+    assert "give --critic too" in cli("evaluate", "runs/tiny", "--option", "a=1", code=2)
+
+
+def test_a_run_that_was_interrupted_is_not_taken_for_a_model(spec):
+    """The sentence was transformers': "Unrecognized model … should have a model_type key"."""
+    cli("train", "mine.toml")
+    for file in Path("runs/tiny/seed-0/student").iterdir():
+        if file.is_file():
+            file.unlink()
+    said = cli("evaluate", "runs/tiny", code=1)
+    assert said == (
+        "The run in 'runs/tiny' has saved no student yet: it was stopped. To finish it: humor-env train runs/tiny "
+        "--resume\n"
+    )
+
+
+def test_a_name_with_brackets_is_no_markup_and_no_escape_sequence_is_printed(spec, world, tmp_path):  # noqa: F811
+    """`evaluate 'a[/b]'` ended in rich's MarkupError; a service's error text set the window's title."""
+    odd = tmp_path / "a[/b]"
+    odd.parent.mkdir(exist_ok=True)
+    odd.symlink_to(world / "causal")
+    cli("evaluate", "a[/b]", "--limit", 1)
+    said = cli("evaluate", "a\x1b]0;owned\x07\u202eb", "--limit", 1, code=2)
+    assert "\x1b" not in said and "\x07" not in said and "\u202e" not in said
+
+
+def test_an_option_that_is_a_setting_is_pointed_to_set(spec):
+    assert "--set learner.learning_rate=" in cli("train", "mine.toml", "--learning-rate", "1", code=2)
+
+
+def test_a_judge_is_not_a_critic(tmp_path):
+    write_jokes(tmp_path / "jokes.jsonl", "Moss.")
+    said = cli("judge", tmp_path / "jokes.jsonl", "--critic", "multiple-choice", code=2)
+    assert said.startswith("'multiple-choice' is a judge") and "win-tie" in said and "audit" in said

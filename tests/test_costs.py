@@ -2,6 +2,7 @@
 
 import pytest
 
+from humor_env.errors import HumorEnvError
 from humor_env.experiments.runs import costs
 from humor_env.experiments.specs.spec import load_spec, parse_spec
 from humor_env.prompts import load_prompts
@@ -85,3 +86,39 @@ def test_an_unknown_price_is_not_free(capsys):
 def test_a_mistake_is_a_sentence(capsys):
     assert costs.main(["one-gpu-antropic"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+
+
+RULES = '[[critic]]\ncritic = "rules"'
+
+
+@pytest.mark.parametrize(
+    ("critic", "overrides", "told"),
+    [
+        (RULES, ["env.prompts='everday'"], "everday"),
+        (RULES, ["teacher.lines='pocket'"], "has no line for the split 'train'"),
+        ('[[critic]]\ncritic = "scorer"\noptions = { client = "anthropc:claude" }', [], "anthropc"),
+        ('[[critic]]\ncritic = "rules"\noptions = { rubrik = 1 }', [], "rubrik"),
+        ('[[critic]]\ncritic = "scorer"\noptions = { client = "local:/nope" }', [], "/nope"),
+        (RULES, ["student.model='/nope'"], "The student '/nope' is not there"),
+        (RULES, ["student.device='cuda:77'"], "device 'cuda:77' cannot be used here"),
+        (RULES, ["teacher.filter={critic='rules', options={rubrik=1}}"], "rubrik"),
+    ],
+)
+def test_a_dry_run_finds_what_would_stop_the_run(critic, overrides, told):
+    """All of these passed a dry run, which said nothing, and stopped the run."""
+    made = spec('name = "grpo"\nsteps = 3\nbatch_size = 16', critic)
+    made = parse_spec(made.to_toml(), overrides)
+    with pytest.raises(HumorEnvError, match=told):
+        costs.check_without_paying(made)
+
+
+def test_a_dry_run_needs_no_key_asks_nobody_and_says_what_it_would_cost(monkeypatch):
+    """Filtering a teacher's lines asks the critic about each of them: a dry run only makes it."""
+    asked = []
+    monkeypatch.setattr("humor_env.rewards.rules.RulesCritic.__call__", lambda self, jokes: asked.append(jokes))
+    made = spec('name = "grpo"\nsteps = 3\nbatch_size = 16', f'[[critic]]\ncritic = "scorer"\noptions = {CHEAP}')
+    made = parse_spec(made.to_toml(), ["teacher.filter={critic='rules'}"])
+    assert costs.check_without_paying(made) == []
+    assert asked == []
+    said = costs.forecast(load_spec("one-gpu-anthropic"))
+    assert "| learning | scorer |" in said and "at most about $" in said and "lines to learn from" in said

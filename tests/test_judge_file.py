@@ -14,7 +14,9 @@ import pytest
 from fake_messages_server import running
 
 from humor_env.errors import CriticContractError, InvalidOption, PromptError
-from humor_env.experiments.commands.judge_file import Line, agreement, judge_file, main, read_jokes, scores_of
+from humor_env.experiments.commands.cli import app
+from humor_env.experiments.commands.judge_file import Line, agreement, judge_file, read_jokes, scores_of
+from humor_env.experiments.commands.options import key_values
 from humor_env.types import Joke, Judgement, Prompt
 
 
@@ -37,6 +39,14 @@ class Counting:
             else Judgement(self.name, len(joke.text) / 100)
             for joke in jokes
         ]
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code of `humor-env judge`, or of `rescore` where the arguments begin with it."""
+    given = arguments if arguments[0] == "rescore" else ["judge", *arguments]
+    with pytest.raises(SystemExit) as left:
+        app(given, prog_name="humor-env")
+    return int(left.value.code or 0)
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -231,9 +241,7 @@ def test_mistakes_are_explained_in_a_sentence(
 
 
 def test_options_are_plain_data(tmp_path: Path) -> None:
-    from humor_env.experiments.commands.judge_file import _options
-
-    found = _options(["a=5", "b=true", "c=[1, 2]", "d={x = 0.5}", "e=openai:m@http://h/v1", "f=a=b", "g="])
+    found = key_values(["a=5", "b=true", "c=[1, 2]", "d={x = 0.5}", "e=openai:m@http://h/v1", "f=a=b", "g="])
     assert found == {"a": 5, "b": True, "c": [1, 2], "d": {"x": 0.5}, "e": "openai:m@http://h/v1", "f": "a=b", "g": ""}
 
 
@@ -252,7 +260,8 @@ def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         command = [
             sys.executable,
             "-m",
-            "humor_env.experiments.commands.judge_file",
+            "humor_env.experiments.commands.cli",
+            "judge",
             str(source),
             "--critic",
             "scorer",

@@ -14,6 +14,7 @@ from tiny import bart, llama, tokenizer
 from humor_env import pocket, registry
 from humor_env.agents.student import Student
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, StudentError, UnknownName
+from humor_env.experiments.runs import screen
 from humor_env.experiments.runs.ingredients import Parts, load_student
 from humor_env.experiments.runs.measure_student import measure_student
 from humor_env.experiments.runs.run import run
@@ -561,3 +562,43 @@ def test_two_processes_take_the_same_steps_as_one(text, tmp_path):
     assert [step for step, _ in together] == [step for step, _ in alone]
     updates = [lines(p / "metrics.jsonl")[0]["update/grad_norm"] for p in (one, two)]
     assert updates[0] == pytest.approx(updates[1], rel=1e-3)
+
+
+def test_a_resume_says_that_prompts_teacher_or_versions_changed(text, tmp_path, world):
+    """The prompts were rewritten between kill and resume: one run learnt from both, and run.json knew only the last
+    versions."""
+    import shutil
+
+    own = tmp_path / "world"
+    shutil.copytree(world, own)
+    spec = parse_spec(text.replace(str(world), str(own)), ["learner.steps=1"])
+    said = []
+
+    class Told(screen.Quiet):
+        def say(self, line):
+            said.append(line)
+
+    run(spec, tmp_path / "run", screen=Told())
+    run(spec, tmp_path / "run", resume=True, screen=Told())
+    assert not [line for line in said if line.startswith("warning")]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    prompts = own / "prompts.jsonl"
+    prompts.write_text(prompts.read_text().replace("meeting", "cheese"))
+    run(spec, tmp_path / "run", resume=True, screen=Told())
+    told = [line for line in said if line.startswith("warning")]
+    assert any("the prompts of 'train' changed since the run was begun" in line for line in told)
+    assert any("torch was 1.0" in line for line in told)
+    parts = json.loads((tmp_path / "run" / "run.json").read_text())["parts"]
+    assert len(parts) == 3 and all(part["versions"]["torch"] == versions()["torch"] for part in parts)
+
+
+@pytest.mark.parametrize("content", ['{"stages": {"base"', "{}", "[]", "null"])
+def test_damaged_results_of_a_seed_are_told_with_the_way_out(text, tmp_path, content):
+    """It said to begin the run anew, though everything else was whole, or ended in a KeyError."""
+    spec = parse_spec(text, ["learner.steps=1"])
+    (tmp_path / "run" / "seed-0").mkdir(parents=True)
+    (tmp_path / "run" / "seed-0" / "results.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"results.json' is damaged .* remove that file and resume"):
+        run(spec, tmp_path / "run")

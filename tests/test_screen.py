@@ -84,14 +84,31 @@ def test_a_resumed_run_starts_where_it_was(console, clock, tmp_path):
         assert "1 steps/s" in bar.progress.tasks[0].fields["note"]  # not 42 in two seconds
 
 
-def test_nobody_is_told_anything_where_there_is_no_terminal(monkeypatch, capsys, tmp_path):
+def test_a_log_file_gets_a_line_for_each_step(monkeypatch, capsys, clock, tmp_path):
+    """With standard error in a file (nohup, Slurm, CI) hours passed without a word."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     found = screen.make_screen()
+    with found.stage("ppo", total=9) as bar:
+        log = bar.log(RunLog(tmp_path))
+        for step, seconds in ((1, 5.0), (2, 5.0), (3, 0.1), (4, 0.1), (5, 5.0), (9, 0.1)):
+            clock.now += seconds
+            log.metrics(step, STEP)
+    found.say("imitation:\x1b[2J 0.46")
+    said = sys.stderr.getvalue().splitlines()
+    # Steps 3 and 4 come within a second of the line before; the last one is always told.
+    assert [line.split("  ")[0] for line in said[:-1]] == ["ppo 1/9", "ppo 2/9", "ppo 5/9", "ppo 9/9"]
+    assert "reward 0.512  KL 1.250  $0.04" in said[1]
+    assert said[-1] == "imitation:·[2J 0.46"
+    assert "\x1b" not in sys.stderr.getvalue() and capsys.readouterr().out == ""
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_who_asks_for_quiet_is_told_nothing(capsys, tmp_path):
     log = RunLog(tmp_path)
-    with found.stage("ppo", total=3) as bar:
+    with screen.Quiet().stage("ppo", total=3) as bar:
         assert bar.log(log) is log
-    found.say("imitation: 0.46")
-    assert sys.stderr.getvalue() == "" and capsys.readouterr().out == ""
+    screen.Quiet().say("imitation: 0.46")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_progress_goes_to_standard_error_only(monkeypatch):

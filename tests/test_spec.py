@@ -13,8 +13,9 @@ from humor_env import registry
 from humor_env.agents.ppo import PPOConfig
 from humor_env.agents.sft import SFTConfig
 from humor_env.errors import InvalidOption
+from humor_env.experiments.commands.options import read_override
 from humor_env.experiments.specs.learner_settings import config_class, make_config
-from humor_env.experiments.specs.spec import bundled, bundled_text, load_spec, parse_spec, read_override
+from humor_env.experiments.specs.spec import bundled, bundled_text, load_spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps, key_lines
 
 SMALL = """\
@@ -300,3 +301,39 @@ def test_nothing_is_left_out_and_strange_values_are_refused():
 def test_specs_come_with_the_package():
     folder = Path(__file__).resolve().parent.parent / "experiments" / "configs"
     assert sorted(p.stem for p in folder.glob("*.toml")) == bundled()
+
+
+def test_one_setting_under_two_names_is_an_error_and_an_override_replaces_either():
+    """`lr` won over `learning_rate` in silence, in either order."""
+    both = "--set learner.learning_rate=2.0 and --set learner.lr=1.0 are one setting"
+    assert both in refusal(SMALL, "learner.lr=1.0", "learner.learning_rate=2.0")
+    assert "are one setting" in refusal(SMALL, "learner.learning_rate=2.0", "learner.lr=1.0")
+    said = refusal(SMALL + "lr = 1.0\nlearning_rate = 2.0\n")
+    assert said == "mine.toml, line 9: 'lr' and 'learning_rate' are one setting: found 1.0 and 2.0. Give one of them."
+    for file, over in (("lr", "learning_rate"), ("learning_rate", "lr"), ("lr", "lr")):
+        spec = parse_spec(SMALL + f"{file} = 1.0\n", [f"learner.{over}=2.0"])
+        assert spec.learner_config(0).learning_rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("learner", "key", "ours"),
+    [
+        ("ppo", "max_new_tokens", "learner.sampling.max_new_tokens"),
+        ("ppo", "temperature", "learner.sampling.temperature"),
+        ("ppo", "max_completion_length", "learner.sampling.max_new_tokens"),
+        ("grpo", "beta", "learner.kl_weight"),
+        ("grpo", "num_generations", "learner.siblings"),
+        ("sft", "num_train_epochs", "learner.epochs"),
+    ],
+)
+def test_names_from_elsewhere_get_a_pointer(learner, key, ours):
+    said = refusal(SMALL.replace('"ppo"\nsteps = 3', f'"{learner}"\n{key} = 8'))
+    assert said == f"mine.toml, line 8: [learner] has no key '{key}'. Did you mean '{ours}'?"
+
+
+def test_a_single_critic_is_still_a_list():
+    said = refusal(SMALL.replace("[[critic]]", "[critic]"))
+    assert (
+        said
+        == "mine.toml, line 3: 'critic' may be given more than once, so its header is [[critic]], with two brackets."
+    )

@@ -9,12 +9,13 @@ was reached; 130 stopped with Ctrl-C. Results go to standard output, progress an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,11 +25,33 @@ from typer.core import TyperGroup
 from humor_env.errors import BudgetExceeded, HumorEnvError
 from humor_env.experiments.commands.compare import add_commands as add_compare_commands
 from humor_env.experiments.commands.critics import add_commands as add_critic_commands
+from humor_env.experiments.commands.options import (
+    FAILED,
+    MISTAKE,
+    OVER_BUDGET,
+    STOPPED,
+    AsJson,
+    Chunk,
+    Critic,
+    DryRun,
+    Jokes,
+    Ledger,
+    MaxCalls,
+    MaxCost,
+    MaxTokens,
+    Options,
+    Output,
+    Seed,
+    Set,
+    end,
+    key_values,
+    limits_of,
+    printable,
+)
 
 if TYPE_CHECKING:
     from humor_env.experiments.runs.run import SeedResult
 
-FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
 # What may go wrong though everything was asked for rightly.
 _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError")
 
@@ -54,15 +77,15 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _stop("Stopped.", STOPPED)
+            end("Stopped.", STOPPED)
         except BudgetExceeded as problem:
-            _stop(f"{problem} What was paid for is kept; the same command with a higher limit goes on.", OVER_BUDGET)
+            end(f"{problem} What was paid for is kept; the same command with a higher limit goes on.", OVER_BUDGET)
         except HumorEnvError as problem:
-            _stop(str(problem), FAILED if type(problem).__name__ in _FAILURES else MISTAKE)
+            end(str(problem), FAILED if type(problem).__name__ in _FAILURES else MISTAKE)
         except FileNotFoundError as problem:
-            _stop(f"There is no file or folder '{problem.filename}'.", MISTAKE)
+            end(f"There is no file or folder '{problem.filename}'.", MISTAKE)
         except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as problem:
-            _stop(f"'{problem.filename}' cannot be used: {problem.strerror}.", MISTAKE)
+            end(f"'{problem.filename}' cannot be used: {problem.strerror}.", MISTAKE)
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has gone; Python would complain once more at the end
             raise typer.Exit(FAILED) from None
@@ -70,7 +93,7 @@ class Commands(TyperGroup):
             if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG):
                 raise
             where = f" ('{problem.filename}')" if problem.filename else ""
-            _stop(
+            end(
                 f"The disk refuses to be written to{where}: {problem.strerror}. Free some space or give another folder "
                 "with --out; a run that was begun goes on with --resume.",
                 FAILED,
@@ -79,16 +102,23 @@ class Commands(TyperGroup):
             # By name, so that torch is not loaded to find out that it was not torch.
             if type(problem).__name__ != "OutOfMemoryError":
                 raise
-            _stop(
+            end(
                 "The GPU's memory is full. Lower learner.micro_batch (the step stays the same), or "
                 'student.dtype = "bfloat16", or teacher.imitation.micro_batch.',
                 FAILED,
             )
+        except Exception as problem:
+            # By name: typer brings a click of its own, which it does not show.
+            if type(problem).__name__ == "NoSuchOption":
+                _point_to_set(problem)
+            raise
 
 
-def _stop(sentence: str, code: int) -> None:
-    typer.echo(sentence, err=True)
-    raise typer.Exit(code) from None
+def _point_to_set(problem: Any) -> None:
+    """Somebody who gave a setting of the learner as an option is told where it goes."""
+    name = problem.option_name.lstrip("-").replace("-", "_")
+    if problem.ctx is not None and problem.ctx.info_name == "train" and not problem.possibilities:
+        problem.message += f". What a spec says is set with --set, such as --set learner.{name}=…"
 
 
 app = typer.Typer(
@@ -111,14 +141,6 @@ app = typer.Typer(
 )
 check_app = typer.Typer(no_args_is_help=True, help="Is my critic, is my environment, sound? One finding a line.")
 app.add_typer(check_app, name="check")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key.")]
-Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the critic.")]
-MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls of a language model.")]
-MaxTokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
-MaxCost = Annotated[float | None, typer.Option(min=0, help="Most US dollars.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -153,25 +175,31 @@ def train(
     join_processes()
     loaded = load_spec(spec, set_ or [])
     if dry_run:
+        from humor_env.experiments.runs import costs
         from humor_env.experiments.runs.ingredients import check_named
 
         check_named(loaded)
+        lacking = costs.check_without_paying(loaded)
+        typer.echo(printable(costs.forecast(loaded)), err=True)
+        for sentence in lacking:
+            typer.echo(f"warning: {printable(sentence)}", err=True)
         typer.echo(json.dumps(loaded.model_dump(mode="json")) if as_json else loaded.to_toml(), nl=as_json)
         return
     from humor_env.agents.session.processes import is_main_process
-    from humor_env.experiments.runs.run_folder import choose_folder
+    from humor_env.experiments.runs.run_folder import claimed_folder
     from humor_env.experiments.runs.screen import make_screen
 
-    folder = same_folder(lambda: choose_folder(loaded, spec, out, resume))
-    if is_main_process() and not resume:
-        from humor_env.experiments.commands.critics import warn_of_critics
+    with contextlib.ExitStack() as held:
+        folder = same_folder(lambda: held.enter_context(claimed_folder(loaded, spec, out, resume)))
+        if is_main_process() and not resume:
+            from humor_env.experiments.commands.critics import warn_of_critics
 
-        warn_of_critics(loaded, card or [])
-    try:
-        results = run(loaded, folder, resume=resume, screen=make_screen())
-    except KeyboardInterrupt:
-        _stop(f"Stopped. To go on: humor-env train {folder} --resume", STOPPED)
-        return
+            warn_of_critics(loaded, card or [])
+        try:
+            results = run(loaded, folder, resume=resume, screen=make_screen())
+        except KeyboardInterrupt:
+            end(f"Stopped. To go on: humor-env train {folder} --resume", STOPPED)
+            return
     if not is_main_process():
         return
     if as_json:
@@ -179,14 +207,16 @@ def train(
     else:
         _show_results(results, folder)
     if results[-1].stopped:
-        _stop(f"Stopped after step {results[-1].steps or 0}. To go on: humor-env train {folder} --resume", STOPPED)
+        end(f"Stopped after step {results[-1].steps or 0}. To go on: humor-env train {folder} --resume", STOPPED)
 
 
 def _show_results(results: Sequence[SeedResult], folder: Path) -> None:
     from rich.table import Table
 
     stages = list(dict.fromkeys(name for result in results for name in result.stages))
-    table = Table("seed", *stages, title="held-out score, with its 95 % interval over prompts", title_justify="left")
+    table = Table("seed", title="held-out score, with its 95 % interval over prompts", title_justify="left")
+    for name in stages:
+        table.add_column(_plain(name))
     for result in results:
         table.add_row(str(result.seed), *(_interval(result.stages.get(name, {})) for name in stages))
     _print(table)
@@ -206,25 +236,25 @@ def _interval(numbers: Any) -> str:
 )
 def evaluate(
     student: Annotated[str, typer.Argument(help="A run's or student's folder, pocket:NAME, or a Hugging Face model.")],
-    critic: Annotated[str, typer.Option(help="A registered name or package.module:name.")] = "pocket",
+    critic: Annotated[str | None, typer.Option(help="A critic's name; the run's own, or pocket, by default.")] = None,
     option: Options = None,
-    prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
-    split: Annotated[str, typer.Option()] = "test",
+    prompts: Annotated[str | None, typer.Option(help="A set, a file, hf:owner/dataset; the run's by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="The run's own, or test, where not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
     adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 48,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The run's own, or 48.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="The run's own, or 1.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The run's own, or 0.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write each line and its judgement here, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a student on held-out prompts with any critic."""
+    """Measure a student on held-out prompts: by any critic, or by a run's own, on its own prompts."""
     from humor_env.experiments.runs.measure_student import measure_student
 
     found = measure_student(
         student,
         critic=critic,
-        options=_options(option or []),
+        options=key_values(option),
         prompts=prompts,
         split=split,
         limit=limit,
@@ -237,22 +267,17 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        _show_numbers(f"{student} ({adapter}) by {critic} on {split}", found)
+        _show_numbers(f"{student} ({adapter}) by {found['critic']} on {found['split']} of {found['prompts']}", found)
 
 
 def _show_numbers(title: str, numbers: Any) -> None:
     from rich.table import Table
 
-    table = Table("what", "value", title=title, title_justify="left")
+    table = Table("what", "value", title=_plain(title), title_justify="left")
     for name, value in numbers.items():
-        table.add_row(name, "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value))
+        shown = "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(_plain(name), _plain(shown))
     _print(table)
-
-
-_Jokes = Annotated[Path, typer.Argument(help="A JSONL file of jokes, or the folder of a run or seed.")]
-_Critic = Annotated[str, typer.Option(help="A registered name or package.module:name.")]
-_Output = Annotated[Path | None, typer.Option(help="FILE.CRITIC.jsonl beside the file, where not given.")]
-_Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept; beside the output, where not given.")]
 
 
 @app.command(
@@ -260,50 +285,63 @@ _Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept; besi
     "--option client=anthropic --max-cost 2 --dry-run"
 )
 def judge(
-    file: _Jokes,
-    critic: _Critic,
+    file: Jokes,
+    critic: Critic,
     option: Options = None,
-    output: _Output = None,
-    ledger: _Ledger = None,
+    output: Output = None,
+    ledger: Ledger = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
-    chunk: Annotated[int, typer.Option(min=1, help="Jokes per call of the critic.")] = 256,
+    chunk: Chunk = 256,
     dry_run: DryRun = False,
 ) -> None:
     """Score a file of jokes with any critic; started again, it goes on where it was."""
-    _judge([], file, critic, option, output, ledger, max_calls, max_tokens, max_cost, chunk, dry_run)
+    _score(file, critic, option, output, ledger, limits_of(max_calls, max_tokens, max_cost), chunk, dry_run, False)
 
 
 @app.command(epilog="Example: humor-env rescore runs/pocket-quickstart --critic rules")
 def rescore(
-    file: _Jokes,
-    critic: _Critic,
+    file: Jokes,
+    critic: Critic,
     option: Options = None,
-    output: _Output = None,
-    ledger: _Ledger = None,
+    output: Output = None,
+    ledger: Ledger = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
-    chunk: Annotated[int, typer.Option(min=1, help="Jokes per call of the critic.")] = 256,
+    chunk: Chunk = 256,
     dry_run: DryRun = False,
 ) -> None:
     """Judge a finished run's jokes by another critic, and say how far the two agree."""
-    _judge(["rescore"], file, critic, option, output, ledger, max_calls, max_tokens, max_cost, chunk, dry_run)
+    _score(file, critic, option, output, ledger, limits_of(max_calls, max_tokens, max_cost), chunk, dry_run, True)
 
 
-def _judge(begin: list[str], file: Path, critic: str, option: list[str] | None, *rest: Any) -> None:
-    from humor_env.experiments.commands import judge_file as judging
+def _score(
+    file: Path,
+    critic: str,
+    option: list[str] | None,
+    output: Path | None,
+    ledger: Path | None,
+    limits: Mapping[str, float],
+    chunk: int,
+    dry_run: bool,
+    compare: bool,
+) -> None:
+    from humor_env.experiments.commands.judge_file import score_file
     from humor_env.experiments.runs.run_folder import jokes_folder
 
-    *values, dry_run = rest
-    names = ("output", "ledger", "max-calls", "max-tokens", "max-cost", "chunk")
-    # Joined with "=", so that a value that begins with a dash is still a value.
-    given = [f"--{name}={value}" for name, value in zip(names, values, strict=True) if value is not None]
-    given += [f"--option={pair}" for pair in option or []] + (["--dry-run"] if dry_run else [])
-    code = judging.main([*begin, f"--critic={critic}", *given, "--", str(jokes_folder(file))])
-    if code:
-        raise typer.Exit(code)
+    score_file(
+        jokes_folder(file),
+        critic,
+        options=key_values(option),
+        output=output,
+        ledger=ledger,
+        limits=limits,
+        chunk=chunk,
+        dry_run=dry_run,
+        compare=compare,
+    )
 
 
 @app.command(
@@ -332,7 +370,6 @@ def teach(
     """Fill a teacher buffer: asks only for what is missing, so it can be stopped and gone on with."""
     from humor_env.experiments.commands.teach import teach as fill_buffer
 
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
     told = fill_buffer(
         buffer,
         teacher,
@@ -340,10 +377,10 @@ def teach(
         splits=split or [],
         n=lines,
         limit=limit,
-        options=_options(option or []),
+        options=key_values(option),
         licence=licence,
         ledger=ledger,
-        limits={k: v for k, v in limits.items() if v is not None},
+        limits=limits_of(max_calls, max_tokens, max_cost),
         dry_run=dry_run,
     )
     typer.echo(json.dumps(told.data) if as_json else told.sentence)
@@ -385,7 +422,7 @@ def play(
         "student"
     ),
     rounds: Annotated[int, typer.Option(min=1)] = 5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """The pocket world in the terminal: be the student or the critic, and see what the exact judge says."""
     from humor_env.experiments.pocket.play import play as begin
@@ -414,7 +451,7 @@ def check_critic(
     from humor_env import registry
     from humor_env.checks import check_critic as check
 
-    _findings(check(registry.critics.make(name, **_options(option or [])), prompts, tolerance=tolerance), as_json)
+    _findings(check(registry.critics.make(name, **key_values(option)), prompts, tolerance=tolerance), as_json)
 
 
 @check_app.command("env", epilog="Examples: humor-env check env humor_env/Revise-v0 · check env my_package:Mine-v0")
@@ -431,7 +468,7 @@ def check_env(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks report for themselves
-        _findings(check(make_env(name, _options(option or []))), as_json)
+        _findings(check(make_env(name, key_values(option))), as_json)
 
 
 def _findings(findings: Sequence[Any], as_json: bool) -> None:
@@ -478,10 +515,11 @@ def pretrain_pocket(ctx: typer.Context) -> None:
     pretraining.main(list(ctx.args))
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    from humor_env.experiments.specs.spec import read_override
+def _plain(name: str) -> Any:
+    """A name that somebody else chose, in a table: no markup, nothing that drives the terminal."""
+    from rich.text import Text
 
-    return dict(read_override(pair, "--option") for pair in pairs)
+    return Text(printable(name))
 
 
 def _print(what: Any) -> None:

@@ -13,9 +13,17 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+from humor_env.experiments.commands.options import (
+    FAILED,
+    MISTAKE,
+    AsJson,
+    DryRun,
+    Launcher,
+    Set,
+    Threads,
+    Workers,
+    end,
+)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -75,7 +83,7 @@ def reproduce(
     set_: Set = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each.")] = None,
-    launcher: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
+    launcher: Launcher = "local",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -86,7 +94,6 @@ def reproduce(
     given += [f"{name}={value}" for name, value in (("workers", workers), ("threads", threads)) if value is not None]
     spec = load_scale(scale, given)
     count = seeds or spec.seeds
-    from humor_env.experiments.commands.cli import FAILED, _stop
     from humor_env.experiments.reproduction.reproduce import check_paper
     from humor_env.experiments.reproduction.reproduce import reproduce as run_protocol
 
@@ -106,16 +113,16 @@ def reproduce(
         typer.echo(f"Written to {folder}")
     if done.failed:
         told = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
-        _stop(f"{len(done.failed)} cells failed ({told}). The same command tries them again.", FAILED)
+        end(f"{len(done.failed)} cells failed ({told}). The same command tries them again.", FAILED)
 
 
 def benchmark(
     spec: Annotated[str | None, typer.Argument(help="A TOML file, a benchmark's folder, or a bundled name.")] = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Its folder; runs/NAME where not given.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 2,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads of each.")] = 1,
-    launcher: Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")] = "local",
+    workers: Workers = 2,
+    threads: Threads = 1,
+    launcher: Launcher = "local",
     collect: Annotated[
         bool, typer.Option("--collect", help="Only write the files from the cells done so far.")
     ] = False,
@@ -124,8 +131,6 @@ def benchmark(
     dry_run: DryRun = False,
 ) -> None:
     """Compare learners under one budget, judged by who trained none of them. Started again, it goes on."""
-    from humor_env.experiments.commands.cli import FAILED, MISTAKE, _stop
-
     if tables is not None:
         from humor_env.experiments.compare.benchmark_tables import fill_page
 
@@ -133,7 +138,7 @@ def benchmark(
         typer.echo(f"{tables}: {changed} tables written" if changed else f"{tables}: all tables are up to date")
         return
     if spec is None:
-        _stop("Which benchmark? Give a TOML file, a folder or a bundled name, or --tables PAGE.", MISTAKE)
+        end("Which benchmark? Give a TOML file, a folder or a bundled name, or --tables PAGE.", MISTAKE)
         return
     from humor_env.experiments.compare import benchmark as engine
     from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
@@ -161,7 +166,7 @@ def benchmark(
     typer.echo(f"Written to {found.folder / engine.PAGE}")
     if found.failures:
         name, why = next(iter(found.failures.items()))
-        _stop(
+        end(
             f"{len(found.failures)} of {found.record['cells']} cells have no result, such as {name}: {why}. The same "
             "command tries them again.",
             FAILED,

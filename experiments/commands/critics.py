@@ -6,7 +6,6 @@ humor-env card rules --out cards
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from humor_env.experiments.commands.options import (
+    AsJson,
+    MaxCalls,
+    MaxCost,
+    MaxTokens,
+    Options,
+    Seed,
+    fill,
+    key_values,
+    limits_of,
+    printable,
+)
+
 if TYPE_CHECKING:
     from humor_env.experiments.specs.spec import Spec
     from humor_env.rewards.audits.report import AuditReport, Kind
     from humor_env.rewards.cards.card import Card
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-Options = Annotated[
-    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the critic or judge.")
-]
 IsJudge = Annotated[bool, typer.Option("--judge", help="The name is a judge of pairs (where it is a critic's too).")]
-MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls of a language model.")]
-MaxTokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
-MaxCost = Annotated[float | None, typer.Option(min=0, help="Most US dollars.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -61,7 +66,7 @@ def audit(
     surprisal: Annotated[
         str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
     ] = "unigram",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     examples: Annotated[
         int, typer.Option(min=0, help="Show this many pairs it was sure and wrong about. They may be offensive.")
     ] = 0,
@@ -90,9 +95,9 @@ def audit(
             "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets; this "
             "project has loaders and no data: get the file from those who published it."
         )
-    rated = load_rated(data, file, **_options(data_option, "--data-option"))
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
-    options = _options(option, "--option")
+    rated = load_rated(data, file, **key_values(data_option, "--data-option"))
+    limits = limits_of(max_calls, max_tokens, max_cost)
+    options = key_values(option, "--option")
     kind = _kind(critic, judge)
     filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
     found = measure(
@@ -113,9 +118,9 @@ def audit(
         return
     typer.echo(found.markdown(), nl=False)
     for number, example in enumerate(found.examples, 1):
-        typer.echo(f"\n{number}. asked      {_readable(example.asked)}")
-        typer.echo(f"   people     {_readable(example.preferred)}")
-        typer.echo(f"   {kind:<10} {_readable(example.named)}   (by {example.margin:.2f})")
+        typer.echo(f"\n{number}. asked      {printable(example.asked, 1000)}")
+        typer.echo(f"   people     {printable(example.preferred, 1000)}")
+        typer.echo(f"   {kind:<10} {printable(example.named, 1000)}   (by {example.margin:.2f})")
 
 
 def card(
@@ -153,8 +158,8 @@ def card(
         return
     if critic is None:
         raise InvalidOption("Which critic? humor-env card NAME, or --all for the built-in ones.")
-    options = _options(option, "--option")
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    options = key_values(option, "--option")
+    limits = limits_of(max_calls, max_tokens, max_cost)
     kind = _kind(critic, judge)
     filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
     command = " ".join(
@@ -214,12 +219,6 @@ def _index(cards: Sequence[Card], out: Path) -> None:
     (out / "index.md").write_text(text, encoding="utf-8")
 
 
-def _options(pairs: list[str] | None, flag: str) -> dict[str, Any]:
-    from humor_env.experiments.specs.spec import read_override
-
-    return dict(read_override(pair, flag) for pair in pairs or [])
-
-
 def _kind(name: str, judge: bool) -> Kind:
     from humor_env.registry import critics, judges
 
@@ -229,23 +228,9 @@ def _kind(name: str, judge: bool) -> Kind:
 def _filled(
     name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options, with the ledger and the limits where they are taken."""
-    from humor_env.errors import InvalidOption
     from humor_env.registry import critics, judges
 
-    given = dict(options)
-    limits = {key: value for key, value in limits.items() if value is not None}
-    try:
-        known = inspect.signature((judges if kind == "judge" else critics).resolve(name)).parameters
-    except (TypeError, ValueError):
-        return given
-    if "ledger" in known:
-        given.setdefault("ledger", str(ledger))
-    if limits and "budget" not in known:
-        raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
-    if limits:
-        given.setdefault("budget", {**limits, "scope": "audit"})
-    return given
+    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope="audit")
 
 
 def _beside(out: Path | None, name: str) -> Path:
@@ -296,11 +281,6 @@ def _without_secrets(command: str) -> str:
     return re.sub(r"(?i)(\S*(?:key|token|secret|password)\S*?=)\S+", r"\1…", command)
 
 
-def _readable(text: str) -> str:
-    """A stranger's text on a terminal: one line, nothing that moves the cursor."""
-    return "".join(c if c.isprintable() else "·" for c in text)
-
-
 def train_critic(
     out: Annotated[Path, typer.Argument(help="The critic's folder; it must not hold anything yet.")],
     data: Annotated[
@@ -314,7 +294,7 @@ def train_critic(
     ),
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, for each member.")] = 2.0,
     members: Annotated[int, typer.Option(min=1, help="Models whose numbers are averaged.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting: lr=5e-5, lora_rank=16 …")
     ] = None,
@@ -323,5 +303,5 @@ def train_critic(
     """Train a critic on people's ratings and pairs, or on a paid judge's verdicts. Ctrl-C saves what it has."""
     from humor_env.experiments.commands.train_critic import run
 
-    settings = {"model": model, "epochs": epochs, "members": members, "seed": seed, **_options(set_, "--set")}
+    settings = {"model": model, "epochs": epochs, "members": members, "seed": seed, **key_values(set_, "--set")}
     run(out, data or [], ledger, client, settings, as_json)

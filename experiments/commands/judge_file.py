@@ -2,7 +2,7 @@
 
     humor-env judge jokes.jsonl --critic scorer --option client=openai:m@http://127.0.0.1:8000/v1
     humor-env judge jokes.jsonl --critic scorer --dry-run          # what it would take
-    humor-env rescore runs/ppo --critic rules                # and how far the two agree
+    humor-env rescore runs/ppo --critic rules                      # and how far the two agree
 
 A line of the file is an object with `prompt` (a text, or an object with id and text) and `text`. Judged lines are added
 to the output as they come; started again, the command reads that file and judges what is missing or has failed.
@@ -11,13 +11,10 @@ Limits (--max-calls, --max-tokens, --max-cost) hold for the output file as a who
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import inspect
 import json
 import os
 import sys
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.episode import checked_reply
-from humor_env.errors import BudgetExceeded, CriticContractError, HumorEnvError, InvalidOption, PromptError
+from humor_env.errors import InvalidOption, PromptError, UnknownName
+from humor_env.experiments.commands.options import fill, ledger_if_used, parameters
+from humor_env.line_file import only_writer
 from humor_env.llm.desk import Progress
 from humor_env.llm.ledger import Ledger
-from humor_env.registry import critics
+from humor_env.registry import critics, judges
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, Usage, critic_name
 
 TEXT_FIELDS = ("text", "joke", "line", "completion")
@@ -139,13 +138,26 @@ def judge_file(
     chunk: int = 256,
     on_chunk: Callable[[int, int, Usage], None] | None = None,
 ) -> Summary:
-    """Judge what the output does not have yet. Each chunk is on disk before the next one is asked."""
+    """Judge what the output does not have yet. Each chunk is on disk before the next one is asked. InvalidOption where
+    another process is at work on the same output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
+    with only_writer(output.with_name(output.name + ".lock"), refusal):
+        return _judge_missing(lines, output, critic, chunk, on_chunk)
+
+
+def _judge_missing(
+    lines: Sequence[Line],
+    output: Path,
+    critic: Critic,
+    chunk: int,
+    on_chunk: Callable[[int, int, Usage], None] | None,
+) -> Summary:
     name = critic_name(critic)
     done = _resume(lines, output, name)
     resumed = len(done)
     todo = [line for line in lines if line.number not in done]
     usage = NO_USAGE
-    output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", encoding="utf-8") as file:
         for start in range(0, len(todo), chunk):
             part = todo[start : start + chunk]
@@ -259,28 +271,6 @@ def scores_of(output: Path) -> dict[int, float | None]:
     return {int(row["line"]): row["judgement"]["score"] for row in rows}
 
 
-def make_critic(name: str, options: Mapping[str, Any], ledger: Path, scope: str, limits: Mapping[str, Any]) -> Critic:
-    """The critic, with the ledger and the limits where it takes them."""
-    known = _parameters(name)
-    given = dict(options)
-    limits = {limit: value for limit, value in limits.items() if value is not None}
-    if "ledger" in known and "ledger" not in given:
-        given["ledger"] = str(ledger)
-    if limits:
-        if "budget" not in known:
-            raise InvalidOption(f"The critic '{name}' spends nothing: it takes no limits ({', '.join(limits)}).")
-        given["budget"] = {**limits, "scope": scope}
-    made: Critic = critics.make(name, **given)
-    return made
-
-
-def _parameters(name: str) -> Mapping[str, Any]:
-    found = critics.resolve(name)
-    if not callable(found):
-        raise CriticContractError(f"The critic '{name}' is a {type(found).__name__}, which nobody can call.")
-    return inspect.signature(found).parameters
-
-
 @contextlib.contextmanager
 def progress_bar(critic: Critic, total: int) -> Iterator[Callable[[int, int, Usage], None]]:
     """A bar on a terminal, a line per chunk elsewhere; with what was spent so far."""
@@ -317,86 +307,62 @@ def _money(usage: Usage) -> str:
     return f"{usage.calls} calls, {cost}"
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value`, the value in TOML (5, true, ["a"], {x = 1}) or, where that does not parse, a plain text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InvalidOption(f"An option is written key=value; found '{pair}'.")
-        try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key] = value
-    return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0; 1 where the critic broke its contract, 2 for a mistake of the user's, 3 where a
-    limit was reached."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    again = given[:1] == ["rescore"]
-    parser = argparse.ArgumentParser(prog="judge", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("file", type=Path, help="a JSONL file of jokes, or a run's folder")
-    parser.add_argument("--critic", required=True, help="a registered name or package.module:name")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the critic")
-    parser.add_argument("--output", type=Path, help="default: FILE.CRITIC.jsonl beside the file")
-    parser.add_argument("--ledger", type=Path, help="default: the output with .ledger.sqlite")
-    parser.add_argument("--max-calls", type=int)
-    parser.add_argument("--max-tokens", type=int)
-    parser.add_argument("--max-cost", type=float, help="US dollars")
-    parser.add_argument("--chunk", type=int, default=256, help="jokes per call of the critic")
-    parser.add_argument("--dry-run", action="store_true", help="estimate, and ask nothing")
-    options = parser.parse_args(given[1:] if again else given)
-    try:
-        return _run(options, again)
-    except BudgetExceeded as problem:
-        print(f"{problem}\nWhat was judged is kept; the same command with a higher limit goes on.", file=sys.stderr)
-        return 3
-    except HumorEnvError as problem:
-        print(str(problem), file=sys.stderr)
-        return 1 if isinstance(problem, CriticContractError) else 2
-    except KeyboardInterrupt:
-        print("Stopped. What was judged is kept; the same command goes on.", file=sys.stderr)
-        return 130
-
-
-def _run(options: argparse.Namespace, again: bool) -> int:
-    lines = read_jokes(options.file)
-    source = options.file / "jokes.jsonl" if options.file.is_dir() else options.file
-    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in options.critic)
-    output = options.output or source.with_name(f"{source.stem}.{plain}.jsonl")
-    ledger = options.ledger or output.with_name(output.name + ".ledger.sqlite")
-    limits = {"max_calls": options.max_calls, "max_tokens": options.max_tokens, "max_cost": options.max_cost}
-    if options.dry_run:
-        print(_estimate(options, lines, ledger))
-        return 0
-    critic = make_critic(options.critic, _options(options.option), ledger, f"judge {output.name}", limits)
+def score_file(
+    file: Path,
+    name: str,
+    *,
+    options: Mapping[str, Any],
+    output: Path | None = None,
+    ledger: Path | None = None,
+    limits: Mapping[str, Any] | None = None,
+    chunk: int = 256,
+    dry_run: bool = False,
+    compare: bool = False,
+) -> None:
+    """The command: judge a file by the critic of that name and print what came of it; with `compare` also how far the
+    new scores agree with those that the lines carry."""
+    kind_of_critic(name)
+    lines = read_jokes(file)
+    source = file / "jokes.jsonl" if file.is_dir() else file
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    output = output or source.with_name(f"{source.stem}.{plain}.jsonl")
+    ledger = ledger or output.with_name(output.name + ".ledger.sqlite")
+    if dry_run:
+        print(_estimate(name, options, lines, ledger))
+        return
+    given = fill(critics, name, options, ledger=ledger, limits=limits or {}, scope=f"judge {output.name}")
+    with ledger_if_used(ledger):
+        critic: Critic = critics.make(name, **given)
     with progress_bar(critic, len(lines)) as on_chunk:
-        summary = judge_file(lines, output, critic, chunk=options.chunk, on_chunk=on_chunk)
+        summary = judge_file(lines, output, critic, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"
     print(
         f"{summary.jokes} jokes ({summary.resumed} from before), {summary.failed} failed, mean score {mean}, "
         f"{_money(summary.usage)} now; written to {summary.output}"
     )
-    if again:
+    if compare:
         print(agreement(lines, scores_of(output)))
-    return 0
 
 
-def _estimate(options: argparse.Namespace, lines: Sequence[Line], ledger: Path) -> str:
-    given = _options(options.option)
+def kind_of_critic(name: str) -> None:
+    """A judge's name where a critic's is wanted gets a pointer, not the nearest critic's name."""
+    if name in judges.entries() and name not in critics.entries():
+        raise UnknownName(
+            f"'{name}' is a judge: it says which of two lines is better, and scores none. Score with it through "
+            f"--critic win-tie --option judge={name} --option teacher=FILE, or measure it: humor-env audit --critic "
+            f"{name}."
+        )
+
+
+def _estimate(name: str, options: Mapping[str, Any], lines: Sequence[Line], ledger: Path) -> str:
+    given = dict(options)
     with contextlib.ExitStack() as stack:
-        if "ledger" in _parameters(options.critic) and "ledger" not in given:
+        if "ledger" in parameters(critics, name) and "ledger" not in given:
             # Nothing is written by an estimate: without a ledger from before, none is begun.
             given["ledger"] = stack.enter_context(Ledger(ledger if ledger.is_file() else ":memory:"))
             given["options"] = {**given.get("options", {}), "must_have_key": False}
-        critic = critics.make(options.critic, **given)
+        critic = critics.make(name, **given)
         estimate = getattr(critic, "estimate", None)
         if estimate is None:
-            return f"{len(lines)} jokes; the critic '{options.critic}' asks no language model and costs nothing."
+            return f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
         return str(estimate([line.joke for line in lines]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,10 +18,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +31,7 @@ from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.compare.benchmark_spec import BenchmarkSpec, load_benchmark_spec
 from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
+from humor_env.line_file import only_writer
 
 ROWS, TABLE, CURVES, PAGE = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md"
 # Line by line, in the order of the prompts in run.json.
@@ -70,7 +69,8 @@ def run_benchmark(
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / SPEC).is_file() and load_benchmark_spec(folder).name != spec.name:
         raise InvalidOption(f"'{folder}' holds another benchmark ('{load_benchmark_spec(folder).name}'): give --out.")
-    with _alone_in(folder):
+    refusal = f"A benchmark is already at work in '{folder}': wait for it, or give another --out."
+    with only_writer(folder / ".lock", refusal):  # two at work in one folder would write over each other
         write_text(folder / SPEC, spec.to_toml())
         cells = spec.cells(folder)
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -211,22 +211,3 @@ def _number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two benchmarks at work in one folder would write over each other."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows: there it is up to the user
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InvalidOption(
-                f"A benchmark is already at work in '{folder}': wait for it, or give another --out."
-            ) from None
-        file.write(str(os.getpid()))
-        yield

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from humor_env.errors import unknown_name
-from humor_env.experiments.runs.screen import printable
+from humor_env.experiments.commands.options import printable
 from humor_env.pocket import load_world
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.rewards.pocket import CrowdJudge, PocketCritic
@@ -54,7 +54,7 @@ def _student(prompts: Sequence[Prompt], seed: int, ask: Ask, say: Say) -> None:
             mine.append(yours.score or 0.0)
             theirs.append(other.score or 0.0)
             parts = ", ".join(f"{name} {value:.2f}" for name, value in yours.parts.items())
-            say(f"{mine[-1]:.2f}  {printable(yours.reason)}")
+            say(f"{mine[-1]:.2f}  {printable(yours.reason, 200)}")
             say(f"      {parts}")
             say(f"{theirs[-1]:.2f}  the teacher wrote: {teachers}")
     finally:

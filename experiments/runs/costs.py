@@ -21,6 +21,8 @@ from typing import Any
 
 from humor_env.errors import HumorEnvError
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
+from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
+from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.llm.desk import Estimate
 from humor_env.types import Joke
 
@@ -51,11 +53,11 @@ def estimate_spec(spec: Spec) -> list[Item]:
             learning = _lines_to_learn_from(spec, parts)
             evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + _dev_lines(spec, parts)
             sample = _sample(parts)
-            items = [_item("learning", _name(c), parts._make(c), sample, learning) for c in parts.spec.critic]
+            items = [_item("learning", _name(c), parts.make_critic(c), sample, learning) for c in parts.spec.critic]
             if parts.judge is not None and parts.spec.judge is not None:
                 items.append(_item("learning", parts.spec.judge.judge, parts.judge, sample, _pairs(spec, parts)))
             measured = parts.spec.eval.critic or parts.spec.critic
-            items += [_item("evaluation", _name(c), parts._make(c), sample, evaluated) for c in measured]
+            items += [_item("evaluation", _name(c), parts.make_critic(c), sample, evaluated) for c in measured]
         finally:
             parts.close()
     count = len(spec.seeds)
@@ -72,6 +74,53 @@ def estimate_spec(spec: Spec) -> list[Item]:
         for item in items
         if item is not None
     ]
+
+
+def check_without_paying(spec: Spec) -> list[str]:
+    """Make what a run would make before its first step and that asks nobody: prompts, the teacher's lines for them,
+    critics with their clients and options. See too that the student's folder and device are there. The sentences
+    returned are what a run would need and this machine lacks now: a key may be given later."""
+    from humor_env.experiments.runs.ingredients import Parts, check_student
+
+    check_student(spec.student)
+    for client in _clients(spec):
+        folder = client.removeprefix("local:")
+        if (
+            client.startswith("local:")
+            and folder.startswith(("/", ".", "~"))
+            and not Path(folder).expanduser().is_dir()
+        ):
+            raise InvalidOption(f"There is no folder '{folder}', which the client '{client}' names.")
+    lacking: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        # Lines are filtered by asking a critic, so the filter is only made.
+        harmless = _without_keys(spec)
+        wanted = spec.teacher.filter if spec.teacher is not None else None
+        if wanted is not None and harmless.teacher is not None:
+            unfiltered = harmless.teacher.model_copy(update={"filter": None})
+            harmless = harmless.model_copy(update={"teacher": unfiltered})
+        parts = Parts(harmless, Path(scratch))
+        try:
+            parts.check()
+            if wanted is not None:
+                parts.make_critic(CriticSpec(critic=wanted.critic, options=_harmless(wanted.critic, wanted.options)))
+        except CredentialError as problem:
+            lacking.append(str(problem))
+        finally:
+            parts.close()
+    return lacking
+
+
+def _clients(spec: Spec) -> list[str]:
+    """The language models that critics and judges are to ask, however deep they are named."""
+
+    def inside(table: Any) -> list[str]:
+        if isinstance(table, Mapping):
+            own = [v for k, v in table.items() if k == "client" and isinstance(v, str)]
+            return own + [name for v in table.values() for name in inside(v)]
+        return [name for v in table for name in inside(v)] if isinstance(table, list) else []
+
+    return inside(spec.model_dump())
 
 
 def _lines_to_learn_from(spec: Spec, parts: Any) -> int:
@@ -179,6 +228,25 @@ def show(spec: Spec, items: Sequence[Item]) -> str:
     return "\n".join(rows) + (
         f"\n\n{spec.name}, {len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}: {told}"
         + (f"; the budget stops it at ${limit:,.2f}." if limit is not None else "; no limit is set in [budget].")
+    )
+
+
+def forecast(spec: Spec) -> str:
+    """What the run would take: calls, tokens and dollars, and how many lines are written and judged."""
+    from humor_env.experiments.runs.ingredients import Parts
+
+    try:
+        money = show(spec, estimate_spec(spec))
+    except CredentialError:
+        money = f"{spec.name}: what it would cost is not known without the key."
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Parts(_without_keys(spec), Path(scratch))
+        lines, measured = _lines_to_learn_from(spec, parts), len(parts.eval_prompts)
+    seeds = len(spec.seeds)
+    return (
+        f"{money}\nThe learner writes about {lines * seeds:,} lines to learn from, and each stage is measured on "
+        f"{measured:,} prompts. How long that takes depends on the student and the machine: run it with --set "
+        "learner.steps=2 and look at timings.jsonl."
     )
 
 

@@ -8,6 +8,7 @@ load_student(spec.student, seed=0)
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ from humor_env.agents.student.writer import Backend
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
+from humor_env.experiments.commands.options import fill, limits_of, parameters
+from humor_env.experiments.specs.preference_file import read_preferences
+from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
 from humor_env.spaces import UnicodeText
@@ -43,14 +47,31 @@ _FILES = (".jsonl", ".json", ".csv", ".tsv")
 
 
 def check_named(spec: Spec) -> None:
-    """That the critics and files which a spec names are there: what a dry run finds without a key, a hub or a model."""
-    for critic in (*spec.critic, *spec.eval.critic):
-        registry.critics.resolve(critic.critic)
+    """That the files which a spec names are there."""
     named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
     named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
     for key, value in named.items():
         if isinstance(value, str) and value.endswith(_FILES) and not Path(value).is_file():
             raise InvalidOption(f"There is no file '{value}', which {key} names.")
+
+
+def check_student(spec: StudentSpec) -> None:
+    """That the student's folder and device are there; nothing is loaded. A name on a hub is taken on trust."""
+    service, _, name = spec.model.partition(":")
+    folder = Path(pocket.path(name)) if service == "pocket" else Path(spec.model).expanduser()
+    is_path = spec.model.startswith(("/", ".", "~")) or spec.model.count("/") > 1 or folder.is_dir()
+    if is_path and not any((folder / file).is_file() for file in ("config.json", "student.json")):
+        raise StudentError(
+            f"The student '{spec.model}' is not there: expected a folder with a config.json or a student.json."
+        )
+    if spec.device != "auto":
+        try:
+            torch.empty(0, device=spec.device)
+        except (RuntimeError, AssertionError) as problem:
+            raise StudentError(
+                f"[student] device '{spec.device}' cannot be used here ({str(problem).splitlines()[0]}). Give 'cpu' or "
+                "'auto'."
+            ) from None
 
 
 @dataclass
@@ -86,6 +107,15 @@ class Parts:
                 f"The teacher '{self.spec.teacher and self.spec.teacher.lines}' has no line for the split "
                 f"'{self.spec.env.split}' of the prompts '{self.prompts.name}', so there is nothing to imitate."
             )
+
+    def digests(self) -> dict[str, str]:
+        """Short hashes of what the spec only names, by what it is."""
+        splits = dict.fromkeys([self.spec.env.split, self.spec.eval.split])
+        found = {f"prompts of '{split}'": self.prompts.digest(split) for split in splits}
+        if self.demonstrations:
+            texts = "\0".join(f"{d.prompt.id}\0{d.text}" for d in self.demonstrations)
+            found["teacher's lines"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+        return found
 
     @cached_property
     def env_options(self) -> dict[str, Any]:
@@ -133,7 +163,7 @@ class Parts:
         chosen = [d for p in self.prompts.split(split) for d in buffer.demonstrations_for(p.id)[:count]]
         wanted = self.spec.teacher.filter
         if wanted is not None:
-            critic = self._make(CriticSpec(critic=wanted.critic, options=wanted.options))
+            critic = self.make_critic(CriticSpec(critic=wanted.critic, options=wanted.options))
             chosen = list(TeacherBuffer(None, chosen).filter(critic, wanted.at_least))
         return tuple(chosen)
 
@@ -223,15 +253,15 @@ class Parts:
 
     def _make_all(self, entries: Sequence[CriticSpec]) -> Critic:
         if len(entries) == 1 and entries[0].weight is None and entries[0].gate is None:
-            return self._make(entries[0])
+            return self.make_critic(entries[0])
         members = []
         for entry in entries:
             given = {"name": entry.name, "weight": entry.weight, "gate": entry.gate, "required": entry.required}
-            members.append({"critic": self._make(entry), **{k: v for k, v in given.items() if v is not None}})
+            members.append({"critic": self.make_critic(entry), **{k: v for k, v in given.items() if v is not None}})
         mixed: Critic = registry.critics.make("mix", critics=members)
         return mixed
 
-    def _make(self, entry: CriticSpec) -> Critic:
+    def make_critic(self, entry: CriticSpec) -> Critic:
         made: Critic = registry.critics.make(
             entry.critic, **self._filled(registry.critics, entry.critic, entry.options)
         )
@@ -240,26 +270,12 @@ class Parts:
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with the run's ledger, limits and teacher, where they are taken and not given."""
-        found = kind.resolve(name)
-        given = dict(options)
-        try:
-            known = inspect.signature(found).parameters
-        except (TypeError, ValueError):
-            return given
-        if not inspect.isclass(found) and not getattr(found, "__name__", "").startswith("make_"):
-            return given
         budget = self.spec.budget
-        limits = {"max_calls": budget.max_calls, "max_tokens": budget.max_tokens, "max_cost": budget.max_cost}
-        limits = {k: v for k, v in limits.items() if v is not None}
-        if "ledger" in known:
-            given.setdefault("ledger", budget.ledger or str(self.folder / "ledger.sqlite"))
-        if "budget" in known and limits:
-            given.setdefault("budget", {**limits, "scope": BUDGET_SCOPE})
-        if "judge" in known:
-            judge = given.get("judge", known["judge"].default)
-            if isinstance(judge, str):
-                given["judge_options"] = self._filled(registry.judges, judge, given.get("judge_options") or {})
-        if "teacher" in known and known["teacher"].default is inspect.Parameter.empty and "teacher" not in given:
+        ledger = budget.ledger or self.folder / "ledger.sqlite"
+        limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
+        given = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
+        teacher = parameters(kind, name).get("teacher")
+        if teacher is not None and teacher.default is teacher.empty and "teacher" not in given:
             if self.teacher is None:
                 raise InvalidOption(f"The critic '{name}' compares with a teacher's lines: the spec needs [teacher].")
             given["teacher"] = self.teacher
@@ -299,6 +315,17 @@ class Parts:
                 close()
 
 
+def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
+    """How lines are written when they are measured: as said, or as the learner writes them."""
+    if spec.eval.sampling is not None:
+        return Sampling(**spec.eval.sampling.model_dump())
+    for holder in (config, getattr(config, "pairs", None)):
+        found = getattr(holder, "sampling", None)
+        if isinstance(found, Sampling):
+            return found
+    return Sampling()
+
+
 def load_student(spec: StudentSpec, seed: int) -> Student:
     """The student on its device, with an error that names the model where it cannot be loaded."""
     service, _, name = spec.model.partition(":")
@@ -310,7 +337,7 @@ def load_student(spec: StudentSpec, seed: int) -> Student:
     try:
         device = PartialState().device if spec.device == "auto" else torch.device(spec.device)
         return Student.load(model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed)
-    except (OSError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError, AssertionError) as problem:  # the last: torch without CUDA
         if isinstance(problem, StudentError):
             raise
         why = str(problem).strip().split("\n")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.ingredients import load_student
 from humor_env.experiments.runs.run_folder import student_folder, write_text
 from humor_env.experiments.specs.spec import StudentSpec
+from humor_env.errors import CheckpointError, InvalidOption, unknown_name
+from humor_env.experiments.runs.evaluate import evaluate
+from humor_env.experiments.runs.ingredients import Parts, evaluation_sampling, load_student
+from humor_env.experiments.runs.run_folder import run_of, student_folder, write_text
+from humor_env.experiments.specs.spec import StudentSpec, load_spec
 from humor_env.prompts import load_prompts
+from humor_env.types import critic_name
 
 ADAPTERS = {"policy": POLICY, "imitation": IMITATION, "base": None}
 
@@ -28,37 +35,66 @@ ADAPTERS = {"policy": POLICY, "imitation": IMITATION, "base": None}
 def measure_student(
     student: str,
     *,
-    critic: str = "pocket",
+    critic: str | None = None,
     options: Mapping[str, Any] | None = None,
-    prompts: str = "pocket",
-    split: str = "test",
+    prompts: str | None = None,
+    split: str | None = None,
     limit: int | None = None,
     adapter: str = "policy",
-    max_new_tokens: int = 48,
-    temperature: float = 1.0,
-    seed: int = 0,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one evaluation; None where there is none to give. With `out` each line is written too."""
+    """The numbers of one evaluation, and what it was done with; None where there is no number to give. What is not said
+    is as in the run that the student is from, or else the pocket world's. With `out` each line is written too."""
     if adapter not in ADAPTERS:
         raise unknown_name("adapter", adapter, ADAPTERS)
-    judge = registry.critics.make(critic, **(options or {}))
-    asked = load_prompts(prompts).split(split)[:limit]
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if options and critic is None:
+        raise InvalidOption(f"--option is for a critic that is named: give --critic too ({', '.join(options)}).")
     path = Path(student)
-    model = str(student_folder(path)) if path.is_dir() else student
-    found = evaluate(
-        load_student(StudentSpec(model=model), seed),
-        asked,
-        judge,
-        adapter=ADAPTERS[adapter],
-        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature),
-        seed=seed,
-        name=adapter,
-    )
+    folder = student_folder(path) if path.is_dir() else path
+    run = run_of(path) if path.is_dir() else None
+    if run is not None and not (folder / "student.json").is_file():
+        raise CheckpointError(
+            f"The run in '{run}' has saved no student yet: it was stopped. To finish it: humor-env train {run} --resume"
+        )
+    own = load_spec(run) if run is not None else None
+    if seed is None:
+        named = next((part for part in reversed(folder.parts) if part.startswith("seed-")), "")
+        seed = int(named[5:]) if named[5:].isdecimal() else 0
+    parts = Parts(own, run) if own is not None and run is not None else None
+    try:
+        made = (
+            parts.eval_critic
+            if parts and critic is None
+            else registry.critics.make(critic or "pocket", **(options or {}))
+        )
+        known = parts.prompts if parts and prompts is None else load_prompts(prompts or "pocket")
+        split = split or (own.eval.split if own and prompts is None else "test")
+        asked = known.split(split)[: limit or (own.eval.limit if own and prompts is None else None)]
+        sampling = evaluation_sampling(own, own.learner_config(seed)) if own else Sampling()
+        if max_new_tokens is not None:
+            sampling = replace(sampling, max_new_tokens=max_new_tokens)
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        found = evaluate(
+            load_student(StudentSpec(model=str(folder) if path.is_dir() else student), seed),
+            asked,
+            made,
+            adapter=ADAPTERS[adapter],
+            sampling=sampling,
+            seed=seed,
+            name=adapter,
+        )
+    finally:
+        if parts is not None:
+            parts.close()
     if out is not None:
         records = [joke_record(0, j, v) for j, v in zip(found.jokes, found.judgements, strict=True)]
         write_text(out, "".join(json.dumps(record) + "\n" for record in records))
     numbers = {k: v if math.isfinite(v) else None for k, v in found.numbers().items()}
-    return {"count": len(found.jokes), **numbers}
+    by = {"critic": critic_name(made), "prompts": known.name, "split": split}
+    return {"count": len(found.jokes), **numbers, **by}

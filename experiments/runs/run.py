@@ -29,6 +29,10 @@ from humor_env.agents.session.limits import Watch
 from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.session.session import Writer
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.processes import is_main_process, process_count
+from humor_env.agents.session.session import Writer
+from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
@@ -36,6 +40,11 @@ from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.runs.ingredients import Parts, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, write_json
+from humor_env.experiments.runs.screen import Quiet, Screen
+from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
+from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
+from humor_env.experiments.runs.ingredients import Parts, evaluation_sampling, load_student
+from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
 from humor_env.experiments.runs.screen import Quiet, Screen
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.types import Joke, critic_name
@@ -77,7 +86,8 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     parts.check()
     first = load_student(spec.student, spec.seeds[0])
     if is_main_process():
-        prepare_folder(spec, folder, resume=resume, machine=_machine())
+        say = screen.say if screen else Quiet().say
+        prepare_folder(spec, folder, resume=resume, machine=_machine(), inputs=parts.digests(), say=say)
     PartialState().wait_for_everyone()
     results: list[SeedResult] = []
     for seed in spec.seeds:
@@ -119,26 +129,16 @@ class SeedRun:
         self.parts, self.spec, self.seed, self.student, self.screen = parts, parts.spec, seed, student, screen
         self.folder = parts.folder / f"seed-{seed}"
         self.config = self.spec.learner_config(seed)
-        self.sampling = self._sampling()
+        self.sampling = evaluation_sampling(self.spec, self.config)
         self.stages: dict[str, dict[str, float | None]] = {}
         self.seconds: dict[str, float] = {}
         self.steps: int | None = None
         self.why = ""
         self.writer: Writer | None = None  # who is measured in the student's place
         if (self.folder / RESULTS).is_file():
-            before = read_json(self.folder / RESULTS)
+            before = read_results(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
             self.why = before.get("why", "")
-
-    def _sampling(self) -> Sampling:
-        """How lines are written when they are measured: as said, or as the learner writes them."""
-        if self.spec.eval.sampling is not None:
-            return Sampling(**self.spec.eval.sampling.model_dump())
-        for holder in (self.config, getattr(self.config, "pairs", None)):
-            found = getattr(holder, "sampling", None)
-            if isinstance(found, Sampling):
-                return found
-        return Sampling()
 
     def run(self) -> SeedResult:
         spec = self.spec

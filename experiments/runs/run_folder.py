@@ -17,12 +17,14 @@ runs/pocket-quickstart/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,15 +33,53 @@ from typing import Any
 import humor_env
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.specs.spec import Spec, load_spec
+from humor_env.experiments.commands.options import ledger_if_used
+from humor_env.experiments.specs.spec import Spec, load_spec
+from humor_env.line_file import only_writer
 
-SPEC, RECORD, RESULTS = "spec.toml", "run.json", "results.json"
+SPEC, RECORD, RESULTS, LOCK = "spec.toml", "run.json", "results.json", ".lock"
 ROOT = Path("runs")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "gymnasium", "numpy", "tokenizers", "safetensors")
 _MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps")
 
 
-def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Path:
-    """Where the run goes. A new run never lands in a folder that has one; a resumed one must."""
+@contextmanager
+def claimed_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Iterator[Path]:
+    """The folder of `choose_folder`, which nobody else may write to meanwhile. A folder that was made for a run which
+    never began is removed again."""
+    taken: list[Path] = []
+    while True:
+        folder = choose_folder(spec, what, out, resume, taken)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        refusal = f"'{folder}' is being written by another humor-env: wait for it, or give another --out."
+        with contextlib.ExitStack() as stack:
+            stack.callback(_leave, folder, made)
+            try:
+                stack.enter_context(only_writer(folder / LOCK, refusal))
+            except InvalidOption:
+                if out is not None or resume:
+                    raise
+                taken.append(folder)
+                continue
+            # Whoever held the lock until now may have begun a run here.
+            if choose_folder(spec, what, out, resume, taken) != folder:
+                continue
+            stack.enter_context(ledger_if_used(folder / "ledger.sqlite"))
+            yield folder
+            return
+
+
+def _leave(folder: Path, made: bool) -> None:
+    if made:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, taken: Sequence[Path] = ()) -> Path:
+    """Where the run goes. A new run never lands in a folder that has one, that is `taken`, or that holds files which
+    the run would write over; a resumed one must have begun there."""
     if resume:
         folder = out or _own_folder(what) or _latest(spec.name)
         if not (folder / SPEC).is_file():
@@ -47,13 +87,26 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) 
                 f"There is no run to resume in '{folder}' (no {SPEC} there). Give its folder with --out, or leave "
                 "--resume away to begin."
             )
+        if not (folder / RECORD).is_file():
+            raise InvalidOption(f"There is no run to resume in '{folder}': it has a {SPEC}, but no {RECORD}.")
         return folder
     if out is not None:
         if (out / RECORD).exists():
             raise InvalidOption(f"'{out}' already holds a run. Give --resume to go on with it, or another --out.")
+        own = [found.name for name in (SPEC, RESULTS, "seed-*") for found in sorted(out.glob(name))]
+        if own:
+            raise InvalidOption(
+                f"'{out}' is no run's folder and holds {', '.join(own[:3])}, which a run would write over. Give a "
+                "folder of its own with --out."
+            )
         return out
+    if Path(what).is_dir() and _own_folder(what) is not None:
+        raise InvalidOption(
+            f"'{what}' is the folder of a run. To go on with it: humor-env train {what} --resume. To repeat it "
+            f"in another folder: humor-env train {Path(what) / SPEC}."
+        )
     number = 1
-    while (_numbered(spec.name, number) / RECORD).exists():
+    while (_numbered(spec.name, number) / RECORD).exists() or _numbered(spec.name, number) in taken:
         number += 1
     return _numbered(spec.name, number)
 
@@ -77,28 +130,54 @@ def _own_folder(what: str | Path) -> Path | None:
     return folder if named and (folder / SPEC).is_file() and (folder / RECORD).is_file() else None
 
 
-def prepare_folder(spec: Spec, folder: Path, *, resume: bool, machine: Mapping[str, Any] | None = None) -> None:
-    """Write the spec and the record, or check that they are those of the run that is gone on with."""
+def prepare_folder(
+    spec: Spec,
+    folder: Path,
+    *,
+    resume: bool,
+    machine: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Write the spec and the record, or check that they are those of the run that is gone on with. `inputs` are digests
+    of what the spec only names: where they or the versions are others than when the run began, `say` is told."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    record: dict[str, Any] = {}
+    part = {"from": now, "versions": versions(), "commit": commit(), "inputs": dict(inputs or {})}
+    record: dict[str, Any] = {"started": now, "parts": []}
     if resume:
         _check_same(spec, folder)
         record = read_json(folder / RECORD)
         record["resumed"] = [*record.get("resumed", []), now]
-    else:
-        record = {"started": now}
+        for sentence in _changes(record, part):
+            say(f"warning: {sentence}")
     folder.mkdir(parents=True, exist_ok=True)
     record |= {
         "repeat": f"humor-env train {folder / SPEC}",
         "seeds": list(spec.seeds),
-        "versions": versions(),
-        "commit": commit(),
+        "versions": part["versions"],
+        "commit": part["commit"],
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "parts": [*record.get("parts", []), part],
         **(machine or {}),
     }
     write_text(folder / SPEC, spec.to_toml())
     write_json(folder / RECORD, record)
+
+
+def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    """What a resumed run reads or runs on that is not as it was before."""
+    before = (record.get("parts") or [{}])[-1]
+    found = [
+        f"the {name} changed since the run was begun: what it learns from now on is of others than before."
+        for name, digest in part["inputs"].items()
+        if before.get("inputs", {}).get(name, digest) != digest
+    ]
+    old, new = record.get("versions", {}), part["versions"]
+    other = [f"{name} was {old[name]}, is {new[name]}" for name in new if name in old and old[name] != new[name]]
+    if record.get("commit") != part["commit"]:
+        other.append(f"the commit was {record.get('commit')}, is {part['commit']}")
+    return found + ([f"the run goes on with other versions: {'; '.join(other)}."] if other else [])
 
 
 def _check_same(spec: Spec, folder: Path) -> None:
@@ -170,6 +249,27 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"'{path}' cannot be read ({problem}). Begin the run anew with another --out.") from None
+
+
+def run_of(path: Path) -> Path | None:
+    """The run that a folder belongs to: itself, or that of a seed's or a saved student's folder."""
+    places = (path, path.parent, path.parent.parent)
+    return next((p for p in places if (p / SPEC).is_file() and (p / RECORD).is_file()), None)
+
+
+def read_results(path: Path) -> Any:
+    """The results of one seed."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(key in found for key in ("stages", "seconds", "steps")) and isinstance(found["stages"], dict):
+            return found
+        problem: Exception | str = "it lacks stages, seconds or steps"
+    except (OSError, ValueError, TypeError) as why:
+        problem = why
+    raise CheckpointError(
+        f"'{path}' is damaged ({problem}). All else may be whole: remove that file and resume, and the stages are "
+        "measured again."
+    )
 
 
 def student_folder(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """What a person at a terminal sees of a run: a bar with rate, time left, reward and cost, and a line now and then.
 
-screen = make_screen()                      # silent where standard error is no terminal
+screen = make_screen()                      # plain lines where standard error is no terminal
 with screen.stage("ppo", total=150) as bar:
     train(config, env, student, bar.log(RunLog(folder)))
 screen.say("imitation: 0.46")
@@ -9,10 +9,12 @@ screen.say("imitation: 0.46")
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from humor_env.experiments.commands.options import printable
 from humor_env.types import Joke, Judgement
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from humor_env.agents.session.log import Log
 
 SAMPLE_EVERY = 15.0  # seconds between sample lines
+LINE_EVERY = 1.0  # seconds between the lines of a log file
+LONGEST = 200  # characters of one
 
 
 class Bar(Protocol):
@@ -72,6 +76,38 @@ class Terminal:
             yield _Bar(progress, progress.add_task(name, total=total, note=""))
 
 
+class LogFile:
+    """The same as plain lines, for a log file or a batch queue: one for each step, but not more than one a second."""
+
+    def say(self, text: str) -> None:
+        print(printable(text), file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Bar]:
+        yield _Lines(name, total, self.say)
+
+
+class _Lines:
+    def __init__(self, name: str, total: int | None, say: Callable[[str], None]) -> None:
+        self.name, self.total, self.say = name, total, say
+        self.last: float | None = None
+
+    def log(self, inner: Log) -> Log:
+        return _Watched(inner, self)
+
+    def show(self, step: int, note: str) -> None:
+        now = time.monotonic()
+        if self.last is None or now - self.last >= LINE_EVERY or step == self.total:
+            self.last = now
+            self.say(f"{self.name} {step}" + (f"/{self.total}" if self.total else "") + (f"  {note}" if note else ""))
+
+    def sample(self, line: str) -> None:
+        self.say(line)
+
+    def at(self, step: int) -> None:
+        """A resumed run says where it is with its next step."""
+
+
 class _Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
@@ -79,11 +115,22 @@ class _Bar:
     def log(self, inner: Log) -> Log:
         return _Watched(inner, self)
 
+    def show(self, step: int, note: str) -> None:
+        self.at(step)
+        if note:
+            self.progress.update(self.task, note=note)
+
+    def sample(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False, style="dim")
+
+    def at(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
 
 class _Watched:
-    """A log that also moves the bar."""
+    """A log that also moves the bar, or adds a line."""
 
-    def __init__(self, inner: Log, bar: _Bar) -> None:
+    def __init__(self, inner: Log, bar: _Bar | _Lines) -> None:
         self.inner, self.bar = inner, bar
         self.cost = 0.0
         self.first: tuple[int, float] | None = None
@@ -99,9 +146,7 @@ class _Watched:
             notes.append(f"${self.cost:.2f}")
         if step > self.first[0] and now > self.first[1]:
             notes.append(f"{(step - self.first[0]) / (now - self.first[1]):.2g} steps/s")
-        self.bar.progress.update(self.bar.task, completed=step)
-        if notes:
-            self.bar.progress.update(self.bar.task, note="  ".join(notes))
+        self.bar.show(step, "  ".join(notes))
 
     def jokes(self, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None:
         self.inner.jokes(step, jokes, judgements)
@@ -109,25 +154,18 @@ class _Watched:
         if scored and time.monotonic() - self.sampled > SAMPLE_EVERY:
             self.sampled = time.monotonic()
             score, text = scored[len(scored) // 2]
-            line = f"step {step}, {score:.2f}: {printable(text)}"
-            self.bar.progress.console.print(line, markup=False, highlight=False, style="dim")
+            self.bar.sample(f"step {step}, {score:.2f}: {printable(text, LONGEST)}")
 
     def rewind(self, step: int) -> None:
         self.inner.rewind(step)
-        self.bar.progress.update(self.bar.task, completed=step)
+        self.bar.at(step)
 
 
 _SHOWN = (("reward", "reward/mean"), ("KL", "kl/per_line"), ("loss", "sft/loss"), ("held out", "eval/score"))
-
-
-def printable(text: str, longest: int = 200) -> str:
-    """A model's text on one line, with nothing in it that could drive the terminal."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
 def make_screen() -> Screen:
     from rich.console import Console
 
     console = Console(stderr=True)
-    return Terminal(console) if console.is_terminal else Quiet()
+    return Terminal(console) if console.is_terminal else LogFile()

@@ -12,6 +12,7 @@ names its line and the nearest known key.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from humor_env import registry
 from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
+from humor_env.experiments.commands.options import read_override
 from humor_env.experiments.specs.learner_settings import (
     SHORT_FORMS,
     Table,
@@ -43,6 +45,17 @@ Count = Annotated[int, Field(ge=1)]
 IMITATION_LEARNER = "humor_env.agents.sft:train"
 BESIDE_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
 IMITATORS = ("sft", "trl-sft")  # they are the warm start, and need none
+# What a setting is called elsewhere (TRL, Hugging Face), and what it is called here.
+ELSEWHERE = {
+    "beta": "kl_weight",
+    "kl_coef": "kl_weight",
+    "num_generations": "siblings",
+    "max_completion_length": "max_new_tokens",
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "epsilon": "clip",
+}
 
 
 class EnvSpec(Table):
@@ -331,19 +344,6 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
     return spec.model_copy(update=changes)
 
 
-def read_override(pair: str, option: str) -> tuple[str, Any]:
-    """`key=value`, the value in TOML (5, true, ["a"]) or, where it is not TOML, a plain text."""
-    key, equals, written = pair.partition("=")
-    if not equals or not key.strip():
-        raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
-    try:
-        value = tomllib.loads(f"value = {written}")
-    except tomllib.TOMLDecodeError:
-        return key.strip(), written.strip()
-    # More than one key: the text had a line break in it, and was not one TOML value.
-    return key.strip(), value["value"] if len(value) == 1 else written.strip()
-
-
 def _override(data: dict[str, Any], override: str, source: _Source) -> None:
     """Set one dotted key."""
     dotted, value = read_override(override, "--set")
@@ -359,6 +359,13 @@ def _override(data: dict[str, Any], override: str, source: _Source) -> None:
         _, (*_, key) = _enter(table, str(key), path, override)
     elif not isinstance(table, dict):
         raise InvalidOption(f"--set {override}: '{'.'.join(map(str, path))}' is no table, so it has no '{key}'.")
+    other = {**SHORT_FORMS, **{full: short for short, full in SHORT_FORMS.items()}}.get(str(key))
+    if other in table and path in (("learner",), ("teacher", "imitation")):
+        if (*path, other) in source.overrides:
+            raise InvalidOption(
+                f"--set {override} and {source.overrides[(*path, other)]} are one setting: give it once."
+            )
+        del table[other]  # the file's own spelling of what is overridden
     table[key] = value
     source.overrides[(*path, key)] = f"--set {override}"
 
@@ -415,11 +422,20 @@ def _sentence(
     table = ".".join(map(str, full[:-1]))
     home = f"[{table}]" if table else "the top level"
     if kind == "extra_forbidden":
-        known = _fields(model, path[:-1])
-        hint = "'seeds' at the top gives the seed." if full[-1] == "seed" else _near(str(full[-1]), known)
+        table_model, key = _table_at(model, path[:-1]), str(full[-1])
+        known = list(table_model.model_fields)
+        inside = _inside(table_model, key) or _inside(table_model, ELSEWHERE.get(key, ""))
+        if key == "seed":
+            hint = "'seeds' at the top gives the seed."
+        elif inside:
+            hint = f"Did you mean '{'.'.join(map(str, (*full[:-1], inside)))}'?"
+        else:
+            hint = _near(key, known)
         return f"{where}: {home} has no key '{full[-1]}'. {hint or 'Known: ' + ', '.join(known) + '.'}"
     if kind == "missing":
         return f"{where}: {home} needs the key '{full[-1]}'."
+    if kind == "list_type" and isinstance(errors[0]["input"], Mapping):
+        return f"{where}: '{name}' may be given more than once, so its header is [[{name}]], with two brackets."
     said = " or ".join(dict.fromkeys(_in_toml_words(e["msg"]) for e in errors))
     return f"{where}: '{name}' should {said}, found {errors[0]['input']!r}."
 
@@ -440,14 +456,24 @@ def _near(key: str, known: Sequence[str]) -> str:
     return f"Did you mean '{found}'?" if found in known else ""
 
 
-def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """The known keys of the table at `path` within a model."""
+def _inside(model: type[BaseModel], key: str) -> str | None:
+    """The way from a table to a key of that name, in it or in a table within it."""
+    if key in model.model_fields:
+        return key
+    for name, info in model.model_fields.items():
+        inner = _model_in(info.annotation)
+        if inner is not None and key in inner.model_fields:
+            return f"{name}.{key}"
+    return None
+
+
+def _table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
             inner = _model_in(model.model_fields[part].annotation)
             if inner is not None:
                 model = inner
-    return list(model.model_fields)
+    return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -480,6 +506,12 @@ def _settings(
     given = {k: v for k, v in table.items() if not (at == ("learner",) and k in BESIDE_SETTINGS)}
     if at == ("learner",) and not isinstance(table.get("preferences", ""), str):
         problems.append(f"{source.where((*at, 'preferences'))}: 'learner.preferences' should be the path of a file.")
+    for short, full in SHORT_FORMS.items():
+        if short in given and full in given and short not in {f.name for f in dataclasses.fields(config)}:
+            problems.append(
+                f"{source.where((*at, short))}: '{short}' and '{full}' are one setting: found {given[short]!r} and "
+                f"{given[full]!r}. Give one of them."
+            )
     named = with_full_names(config, given)
     before = len(problems)
     checked = _checked(settings_model(config), named, at, source, problems)

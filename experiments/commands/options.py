@@ -1,0 +1,149 @@
+"""Options of the command line, each once: what commands declare, KEY=VALUE, and what fills a critic's options.
+
+def judge(critic: Critic, option: Options = None, max_cost: MaxCost = None) -> None:
+    given = fill(critics, critic, key_values(option), ledger=path, limits={"max_cost": max_cost}, scope="judge")
+    made = critics.make(critic, **given)
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from humor_env.errors import CriticContractError, InvalidOption
+
+if TYPE_CHECKING:
+    from humor_env.registry import Registry
+
+FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the critic or judge.")
+]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls of a language model.")]
+MaxTokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
+MaxCost = Annotated[float | None, typer.Option(min=0, help="Most US dollars.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
+Seed = Annotated[int, typer.Option(min=0)]
+Jokes = Annotated[Path, typer.Argument(help="A JSONL file of jokes, or the folder of a run or seed.")]
+Critic = Annotated[str, typer.Option(help="A registered name or package.module:name.")]
+Output = Annotated[Path | None, typer.Option(help="FILE.CRITIC.jsonl beside the file, where not given.")]
+Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept; beside the output, where not given.")]
+Chunk = Annotated[int, typer.Option(min=1, help="Jokes per call of the critic.")]
+Workers = Annotated[int, typer.Option(min=1, help="Cells at a time.")]
+Threads = Annotated[int, typer.Option(min=1, help="Torch threads of each.")]
+Launcher = Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")]
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """A stranger's text with nothing in it that could drive the terminal: no control or formatting characters but line
+    breaks. With `longest` it is one line, cut to that many characters."""
+    kept = "\n" if longest is None else ""
+    plain = "".join(c if c.isprintable() or c in kept else "·" for c in text)
+    return plain if longest is None or len(plain) <= longest else plain[: longest - 1] + "…"
+
+
+def end(sentence: str, code: int) -> None:
+    """Leave the command with a sentence on standard error. All that people, files and services say passes here."""
+    typer.echo(printable(sentence), err=True)
+    raise typer.Exit(code) from None
+
+
+def read_override(pair: str, option: str) -> tuple[str, Any]:
+    """`key=value`, the value in TOML (5, true, ["a"]) or, where it is not TOML, a plain text."""
+    key, equals, written = pair.partition("=")
+    if not equals or not key.strip():
+        raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
+    try:
+        value = tomllib.loads(f"value = {written}")
+    except tomllib.TOMLDecodeError:
+        return key.strip(), written.strip()
+    # More than one key: the text had a line break in it, and was not one TOML value.
+    return key.strip(), value["value"] if len(value) == 1 else written.strip()
+
+
+def key_values(pairs: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
+    """All `KEY=VALUE` of one command; a key may be given once."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, value = read_override(pair, option)
+        if key in found:
+            raise InvalidOption(f"{option} gives '{key}' twice: {found[key]!r} and {value!r}. Give it once.")
+        found[key] = value
+    return found
+
+
+def limits_of(max_calls: int | None, max_tokens: int | None, max_cost: float | None) -> dict[str, float]:
+    """The limits that were given."""
+    given = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def parameters(kind: Registry, name: str) -> Mapping[str, inspect.Parameter]:
+    """What the class or `make_` function of that name takes; nothing of a critic that is ready made."""
+    found = kind.resolve(name)
+    if not callable(found):
+        raise CriticContractError(f"The {kind.kind} '{name}' is a {type(found).__name__}, which nobody can call.")
+    if not inspect.isclass(found) and not getattr(found, "__name__", "").startswith("make_"):
+        return {}
+    try:
+        return inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def fill(
+    kind: Registry,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    ledger: str | Path,
+    limits: Mapping[str, Any],
+    scope: str,
+    must_spend: bool = True,
+) -> dict[str, Any]:
+    """The options with the ledger and the limits, where they are taken and not given; so too for a judge that a critic
+    asks. With `must_spend` limits that nobody would keep are a mistake."""
+    given, known = dict(options), parameters(kind, name)
+    if "ledger" in known:
+        given.setdefault("ledger", str(ledger))
+    if limits and "budget" in known:
+        given.setdefault("budget", {**limits, "scope": scope})
+    judge = given.get("judge", known["judge"].default) if "judge" in known else None
+    if isinstance(judge, str) and "judge_options" in known:
+        from humor_env.registry import judges
+
+        inner = given.get("judge_options") or {}
+        judged = fill(judges, judge, inner, ledger=ledger, limits=limits, scope=scope, must_spend=False)
+        if judged:
+            given["judge_options"] = judged
+        must_spend = must_spend and "budget" not in judged
+    if must_spend and limits and "budget" not in known:
+        raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
+    return given
+
+
+@contextmanager
+def ledger_if_used(path: Path) -> Iterator[None]:
+    """Where the block fails, no ledger is left that it began and in which nothing was paid for."""
+    was_there = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there and path.exists():
+            from humor_env.llm.ledger import Ledger
+
+            with Ledger(path) as begun:
+                used = len(begun) > 0
+            if not used:
+                for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+                    part.unlink(missing_ok=True)
+        raise
