@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from humor_env.episode import Episode, Rules, check_options, reset_info, step_info
+from humor_env.episode import Episode, Task, check_options, reset_info, step_info
 from humor_env.errors import CheckpointError, InvalidAction, InvalidRenderMode, PromptError, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
 from humor_env.spaces import refusal
@@ -49,7 +49,7 @@ class HumorEnv(gymnasium.Env[str, str]):
         critic_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
-        self.rules = Rules(
+        self.task = Task(
             prompts,
             critic,
             split=split,
@@ -59,8 +59,8 @@ class HumorEnv(gymnasium.Env[str, str]):
             prompts_options=prompts_options,
             critic_options=critic_options,
         )
-        self.observation_space = self.rules.observation_space
-        self.action_space = self.rules.action_space
+        self.observation_space = self.task.observation_space
+        self.action_space = self.task.action_space
         self._stream: PromptStream | None = None
         self._episode: Episode | None = None
         self.last_joke: Joke | None = None
@@ -76,15 +76,15 @@ class HumorEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode. A seed also restarts the order of prompts; `options={"prompt_id": …}` picks one instead."""
         wanted = check_options(options, ("prompt_id",)).get("prompt_id")
-        picked = None if wanted is None else self.rules.prompts.get(wanted)
+        picked = None if wanted is None else self.task.prompts.get(wanted)
         super().reset(seed=seed)
         if seed is not None or self._stream is None:
-            self._stream = new_stream(self.rules, self.np_random)
+            self._stream = new_stream(self.task, self.np_random)
         self._episode = Episode(picked or self._stream.next())
         self.last_joke = self.last_judgement = None
         if self.render_mode == "human":
             self._show()
-        return self.rules.observe(self._episode), reset_info(self._episode)
+        return self.task.observe(self._episode), reset_info(self._episode)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Have a line judged. On any exception, the critic's own included, the episode stands as it was before."""
@@ -98,14 +98,14 @@ class HumorEnv(gymnasium.Env[str, str]):
         if episode.over:
             raise ResetNeeded("step() after the end of the episode: call reset() to get the next prompt.")
         if text not in self.action_space:
-            raise InvalidAction(refusal(self.rules.action_space, text))
-        joke = self.rules.joke(episode, text, stop_reason)
-        [judgement] = self.rules.judge([joke])
-        reward, over = episode.advance(text, judgement, self.rules.attempts)
+            raise InvalidAction(refusal(self.task.action_space, text))
+        joke = self.task.joke(episode, text, stop_reason)
+        [judgement] = self.task.judge([joke])
+        reward, over = episode.advance(text, judgement, self.task.attempts)
         self.last_joke, self.last_judgement = joke, judgement
         if self.render_mode == "human":
             self._show()
-        return self.rules.observe(episode), reward, over, False, step_info(episode, judgement)
+        return self.task.observe(episode), reward, over, False, step_info(episode, judgement)
 
     def render(self) -> str | None:
         """The state as text in the mode "ansi". In the mode "human" every reset and step prints it by itself."""
@@ -126,7 +126,7 @@ class HumorEnv(gymnasium.Env[str, str]):
     def get_state(self) -> dict[str, Any]:
         """Plain data (JSON) from which `set_state` continues exactly: chance, place in the prompts, the episode."""
         return {
-            "rules": self.rules.fingerprint(),
+            "rules": self.task.fingerprint(),  # the key as in states that were saved before
             "seed": self.np_random_seed,
             "chance": copy.deepcopy(dict(self.np_random.bit_generator.state)),
             "stream": self._stream.get_state() if self._stream else None,
@@ -135,15 +135,15 @@ class HumorEnv(gymnasium.Env[str, str]):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `get_state`. A state of other prompts, split or attempts is refused and nothing changes."""
-        check_fingerprint(self.rules, state)
-        chance, stream, episode = restored(self.rules, state)
+        check_fingerprint(self.task, state)
+        chance, stream, episode = restored(self.task, state)
         self._np_random, self._np_random_seed = chance, state["seed"]
         self._stream, self._episode = stream, episode
         self.last_joke = self.last_judgement = None
 
 
-def new_stream(rules: Rules, chance: np.random.Generator) -> PromptStream:
-    return PromptStream(rules.split_prompts, int(chance.integers(2**63)))
+def new_stream(task: Task, chance: np.random.Generator) -> PromptStream:
+    return PromptStream(task.split_prompts, int(chance.integers(2**63)))
 
 
 def check_render_mode(render_mode: str | None, modes: Sequence[str] = RENDER_MODES) -> str | None:
@@ -152,10 +152,10 @@ def check_render_mode(render_mode: str | None, modes: Sequence[str] = RENDER_MOD
     return render_mode
 
 
-def check_fingerprint(rules: Rules, state: Mapping[str, Any]) -> None:
+def check_fingerprint(task: Task, state: Mapping[str, Any]) -> None:
     if not isinstance(state, Mapping) or "rules" not in state:
         raise CheckpointError("This is not the state of an environment: it must come from get_state().")
-    mine = rules.fingerprint()
+    mine = task.fingerprint()
     for name, value in mine.items():
         if state["rules"].get(name) != value:
             raise CheckpointError(
@@ -164,16 +164,16 @@ def check_fingerprint(rules: Rules, state: Mapping[str, Any]) -> None:
             )
 
 
-def restored(rules: Rules, state: Mapping[str, Any]) -> tuple[np.random.Generator, PromptStream | None, Episode | None]:
+def restored(task: Task, state: Mapping[str, Any]) -> tuple[np.random.Generator, PromptStream | None, Episode | None]:
     """A sub-environment's chance, stream and episode from its saved state."""
     try:
         chance = np.random.Generator(np.random.PCG64())
         chance.bit_generator.state = copy.deepcopy(dict(state["chance"]))
         stream = None
         if state["stream"] is not None:
-            stream = PromptStream(rules.split_prompts, 0)
+            stream = PromptStream(task.split_prompts, 0)
             stream.set_state(state["stream"])
-        episode = None if state["episode"] is None else Episode.from_state(state["episode"], rules.prompts)
+        episode = None if state["episode"] is None else Episode.from_state(state["episode"], task.prompts)
     except (KeyError, TypeError, ValueError) as problem:
         if isinstance(problem, (CheckpointError, PromptError)):
             raise

@@ -1,9 +1,9 @@
 """The rules of an episode, shared by the single, the vector and the token environment so that they cannot disagree.
 
-    rules = Rules("pocket", "pocket", split="train", attempts=3)
-    episode = Episode(rules.prompts.get("p1"))
-    [judgement] = rules.judge([rules.joke(episode, "…")])
-    reward, over = episode.advance("…", judgement, rules.attempts)
+    task = Task("pocket", "pocket", split="train", attempts=3)
+    episode = Episode(task.prompts.get("p1"))
+    [judgement] = task.judge([task.joke(episode, "…")])
+    reward, over = episode.advance("…", judgement, task.attempts)
 
 One attempt: the reward is the score. Several: the reward is the improvement over the best attempt so far, so that an
 episode's return is its best score. A failed judgement has no score: the episode ends, reward 0, and `info` says so.
@@ -71,8 +71,8 @@ class Episode:
         return cls(prompts.get(state["prompt_id"]), **rest)
 
 
-class Rules:
-    """What stays fixed over all episodes: prompts, critic, bounds and spaces."""
+class Task:
+    """What an environment asks for and how it is judged, fixed over all episodes: prompts, critic, bounds, spaces."""
 
     def __init__(
         self,

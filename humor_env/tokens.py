@@ -62,7 +62,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
             critic_options=critic_options,
         )
         self.render_mode = render_mode
-        self.table = TokenTable(tokenizer, self.text_env.rules.prompts, max_tokens, max_prompt_tokens)
+        self.table = TokenTable(tokenizer, self.text_env.task.prompts, max_tokens, max_prompt_tokens)
         self.observation_space = self.table.observation_space()
         self.action_space = spaces.Discrete(self.table.size)
         self._size, self._end = self.table.size, self.table.end
@@ -130,7 +130,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
     def _finish(self, action: int, length: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         ended = action == self._end
         ids = self._tokens[self._begin : length - ended].tolist()
-        text = self.table.decode(ids, self.text_env.rules.max_chars)
+        text = self.table.decode(ids, self.text_env.task.max_chars)
         try:
             _, reward, over, _, info = self.text_env.play(text, "end" if ended else "length")
         except BaseException:
@@ -196,7 +196,7 @@ class TokensVectorEnv(VectorEnv):
         self.autoreset_mode = self.text_envs.autoreset_mode
         self.metadata = self.text_envs.metadata
         self.render_mode = render_mode
-        self.table = TokenTable(tokenizer, self.text_envs.rules.prompts, max_tokens, max_prompt_tokens)
+        self.table = TokenTable(tokenizer, self.text_envs.task.prompts, max_tokens, max_prompt_tokens)
         self.single_observation_space = self.table.observation_space()
         self.single_action_space = spaces.Discrete(self.table.size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -302,7 +302,7 @@ class TokensVectorEnv(VectorEnv):
 
     def _texts(self, ended: list[int], chosen: np.ndarray, lengths: np.ndarray) -> tuple[list[str], list[str]]:
         texts, reasons = [], []
-        decode, limit, end = self.table.decode, self.text_envs.rules.max_chars, self.table.end
+        decode, limit, end = self.table.decode, self.text_envs.task.max_chars, self.table.end
         for row, begin, length, last in zip(
             ended, self._begins[ended].tolist(), lengths[ended].tolist(), chosen[ended].tolist(), strict=True
         ):

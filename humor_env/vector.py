@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from humor_env.env import check_fingerprint, check_render_mode, new_stream, restored, scene
-from humor_env.episode import Episode, Rules, check_options
+from humor_env.episode import Episode, Task, check_options
 from humor_env.errors import CheckpointError, InvalidAction, InvalidOption, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
 from humor_env.spaces import UnicodeText, refusal
@@ -57,7 +57,7 @@ class HumorVectorEnv(VectorEnv):
         self.autoreset_mode = check_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode, ("ansi",))
-        self.rules = Rules(
+        self.task = Task(
             prompts,
             critic,
             split=split,
@@ -67,8 +67,8 @@ class HumorVectorEnv(VectorEnv):
             prompts_options=prompts_options,
             critic_options=critic_options,
         )
-        self.single_observation_space = self.rules.observation_space
-        self.single_action_space = self.rules.action_space
+        self.single_observation_space = self.task.observation_space
+        self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._chances: list[np.random.Generator] = []
@@ -100,7 +100,7 @@ class HumorVectorEnv(VectorEnv):
     @property
     def observations(self) -> list[str]:
         """What each sub-environment shows now."""
-        return [self.rules.observe(episode) for episode in self._episodes]
+        return [self.task.observe(episode) for episode in self._episodes]
 
     @property
     def over(self) -> np.ndarray:
@@ -181,14 +181,14 @@ class HumorVectorEnv(VectorEnv):
         self, indices: Sequence[int], texts: Sequence[str], stop_reasons: Sequence[str | None] | None = None
     ) -> tuple[np.ndarray, list[int]]:
         """Judge texts of some sub-environments: their rewards, and which episodes ended. No autoreset."""
-        rules, episodes = self.rules, self._episodes
+        task, episodes = self.task, self._episodes
         reasons: Sequence[str | None] = stop_reasons or [None] * len(texts)
-        jokes = [rules.joke(episodes[i], t, why) for i, t, why in zip(indices, texts, reasons, strict=True)]
-        judgements = rules.judge(jokes)
+        jokes = [task.joke(episodes[i], t, why) for i, t, why in zip(indices, texts, reasons, strict=True)]
+        judgements = task.judge(jokes)
         rewards = np.zeros(len(texts), dtype=np.float64)
         ended = []
         for row, (i, joke, judgement) in enumerate(zip(indices, jokes, judgements, strict=True)):
-            rewards[row], over = episodes[i].advance(joke.text, judgement, rules.attempts)
+            rewards[row], over = episodes[i].advance(joke.text, judgement, task.attempts)
             self._wrote[i], self._said[i] = joke, judgement
             if over:
                 ended.append(i)
@@ -202,7 +202,7 @@ class HumorVectorEnv(VectorEnv):
         infos = self.step_infos(going_on) if going_on else {}
         final_obs = np.empty(self.num_envs, dtype=object)  # None everywhere
         for i in ended:
-            final_obs[i] = self.rules.observe(self._episodes[i])
+            final_obs[i] = self.task.observe(self._episodes[i])
         self.begin_next(ended)
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[ended] = True
@@ -304,7 +304,7 @@ class HumorVectorEnv(VectorEnv):
         if seed is None and i < len(self._chances):
             return
         chance, used = seeding.np_random(seed)
-        stream = new_stream(self.rules, chance)
+        stream = new_stream(self.task, chance)
         if i < len(self._chances):
             self._chances[i], self._seeds[i], self._streams[i] = chance, used, stream
         else:
@@ -319,7 +319,7 @@ class HumorVectorEnv(VectorEnv):
             raise InvalidAction(f"The actions are a list of {self.num_envs} texts, found {type(actions).__name__}.")
         if len(actions) != self.num_envs:
             raise InvalidAction(f"There are {self.num_envs} sub-environments, found {len(actions)} actions.")
-        space = self.rules.action_space
+        space = self.task.action_space
         limit = space.max_length
         ours = isinstance(space, UnicodeText)
         for i, action in enumerate(actions):
@@ -344,14 +344,14 @@ class HumorVectorEnv(VectorEnv):
         ids = wanted.get("prompt_ids")
         if ids is None:
             one = wanted.get("prompt_id")
-            return [None if one is None else self.rules.prompts.get(one)] * self.num_envs
+            return [None if one is None else self.task.prompts.get(one)] * self.num_envs
         if "prompt_id" in wanted:
             raise InvalidOption("Give prompt_ids (one for each sub-environment) or prompt_id (one for all), not both.")
         if isinstance(ids, str) or len(ids) != self.num_envs:
             raise InvalidOption(
                 f"prompt_ids names one prompt (or None) for each of {self.num_envs} sub-environments, found {ids!r}."
             )
-        return [None if one is None else self.rules.prompts.get(one) for one in ids]
+        return [None if one is None else self.task.prompts.get(one) for one in ids]
 
     def _check_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -376,7 +376,7 @@ class HumorVectorEnv(VectorEnv):
     def get_state(self) -> dict[str, Any]:
         """Plain data (JSON) from which `set_state` continues exactly."""
         return {
-            "rules": self.rules.fingerprint(),
+            "rules": self.task.fingerprint(),
             "seeds": list(self._seeds),
             "envs": [
                 {
@@ -390,13 +390,13 @@ class HumorVectorEnv(VectorEnv):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `get_state`; a state of another size, of other prompts or rules is refused."""
-        check_fingerprint(self.rules, state)
+        check_fingerprint(self.task, state)
         saved = state.get("envs")
         if not isinstance(saved, list) or len(saved) not in (0, self.num_envs):
             raise CheckpointError(
                 f"The saved state has {len(saved or ())} sub-environments, this environment has {self.num_envs}."
             )
-        triples = [restored(self.rules, one) for one in saved]
+        triples = [restored(self.task, one) for one in saved]
         if any(stream is None or episode is None for _, stream, episode in triples):
             raise CheckpointError("The saved state lacks a sub-environment's episode.")
         self._seeds = list(state["seeds"])

@@ -147,7 +147,7 @@ def test_a_row_that_waits_writes_nothing(make):
     """NEXT_STEP: the longest row is full when it ends, and its next token would land in the row below."""
     envs = make(TokensVectorEnv, num_envs=2, max_tokens=2, autoreset_mode="NEXT_STEP")
     widest = max(envs.table.lengths)
-    wide = next(p.id for p in envs.text_envs.rules.prompts if envs.table.lengths[envs.table.row[p.id]] == widest)
+    wide = next(p.id for p in envs.text_envs.task.prompts if envs.table.lengths[envs.table.row[p.id]] == widest)
     envs.reset(seed=0, options={"prompt_id": wide})
     envs.step([5, envs.table.end])
     envs.step([5, 5])  # the first is full; the second begins anew
@@ -351,7 +351,7 @@ def test_bad_arguments(make, tokenizer_folder, tmp_path):
 
 def test_memory_stays_flat(make):
     env, envs = make(), make(TokensVectorEnv, num_envs=16)
-    env.text_env.rules.critic.calls = Forgetful()
+    env.text_env.task.critic.calls = Forgetful()
     env.reset(seed=0)
     envs.reset(seed=0)
 
