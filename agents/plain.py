@@ -1,6 +1,6 @@
 """The loop to read first: prompts, lines, judgements, one REINFORCE update. The other learners add to it.
 
-    train(PlainConfig(steps=20), env.unwrapped, student, log, prompts=env.unwrapped.rules.split_prompts)
+    train(PlainConfig(steps=20), env.unwrapped, student, log, prompts=env.unwrapped.task.split_prompts)
 
 Each line is compared with the mean of its siblings, the other lines for the same prompt: what scored better than them
 becomes more likely. No reference, no clipping, no checkpoints; `grpo.py` is the same idea with all of them.

@@ -16,7 +16,7 @@ from fake_messages_server import running
 from humor_env.errors import CriticContractError, InvalidOption, PromptError
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.commands.judge_file import Line, agreement, judge_file, read_jokes, scores_of
-from humor_env.experiments.commands.options import key_values
+from humor_env.experiments.options import key_values
 from humor_env.types import Joke, Judgement, Prompt
 
 

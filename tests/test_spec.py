@@ -13,7 +13,7 @@ from humor_env import registry
 from humor_env.agents.ppo import PPOConfig
 from humor_env.agents.sft import SFTConfig
 from humor_env.errors import InvalidOption
-from humor_env.experiments.commands.options import read_override
+from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import config_class, make_config
 from humor_env.experiments.specs.spec import bundled, bundled_text, load_spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps, key_lines

@@ -30,7 +30,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,14 +53,6 @@ from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
 ACTIONS = ("warn", "stop", "slow")
 FILE = "drift.jsonl"
-
-_EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
-_LAUGHTER = re.compile(r"\b(?:a?(?:ha){2,}h?|(?:he){2,}h?|lo+l|lmao|rofl)\b", re.IGNORECASE)
-_EXPLAINING = re.compile(
-    r"\bget it\?|\b(?:the joke is|that'?s the joke|this is a joke|in other words)\b"
-    r"|\b(?:it|this|that)(?: i|')s (?:funny|humorous|a joke) because\b|\b(?:funny|humou?r) (?:part|thing) is\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -399,17 +390,17 @@ def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = fr
         "distinct_2": measures.distinct_n(texts, 2),
         "commonest_share": measures.commonest_share(texts),
         "prompt_overlap": sum(measures.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
-        "emoji": _share(_EMOJI, texts),
-        "laughter": _share(_LAUGHTER, texts),
-        "explaining": _share(_EXPLAINING, texts),
+        "emoji": _share(measures.emoji, texts),
+        "laughter": _share(measures.laughter, texts),
+        "explaining": _share(measures.explaining, texts),
     }
     if taught:
         features["teacher_overlap"] = measures.overlap(texts, taught)
     return features
 
 
-def _share(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
-    return sum(bool(pattern.search(text)) for text in texts) / len(texts)
+def _share(has: Callable[[str], object], texts: Sequence[str]) -> float:
+    return sum(bool(has(text)) for text in texts) / len(texts)
 
 
 def _is_sure(change: Sequence[float] | np.ndarray, level: float) -> bool:

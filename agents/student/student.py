@@ -127,10 +127,10 @@ class Student:
             saved = json.loads((folder / "student.json").read_text())
             base = saved["base"]
             source = folder / "base" if base is None else base
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = family.from_pretrained(source, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder if saved else source)
+        model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
         if lora is None and saved:
             fields = dict(saved["lora"])
             targets = fields.pop("targets")

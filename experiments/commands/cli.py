@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 from humor_env.errors import BudgetExceeded, HumorEnvError
 from humor_env.experiments.commands.compare import add_commands as add_compare_commands
 from humor_env.experiments.commands.critics import add_commands as add_critic_commands
-from humor_env.experiments.commands.options import (
+from humor_env.experiments.options import (
     FAILED,
     MISTAKE,
     OVER_BUDGET,

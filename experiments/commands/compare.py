@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from humor_env.experiments.commands.options import (
+from humor_env.experiments.options import (
     FAILED,
     MISTAKE,
     AsJson,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from humor_env.experiments.commands.options import (
+from humor_env.experiments.options import (
     AsJson,
     MaxCalls,
     MaxCost,

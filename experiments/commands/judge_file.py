@@ -24,7 +24,7 @@ from typing import Any
 
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, UnknownName
-from humor_env.experiments.commands.options import fill, ledger_if_used, parameters
+from humor_env.experiments.options import fill, ledger_if_used, parameters
 from humor_env.line_file import only_writer
 from humor_env.llm.desk import Progress
 from humor_env.llm.ledger import Ledger

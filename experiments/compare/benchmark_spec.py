@@ -36,8 +36,8 @@ from pydantic import Field, ValidationError
 
 from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
-from humor_env.experiments.commands.options import read_override
 from humor_env.experiments.compare.jobs import Cell
+from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, plain, with_full_names
 from humor_env.experiments.specs.spec import IMITATORS, Spec, parse_spec, read_spec_text
 from humor_env.experiments.specs.toml_text import dumps

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from humor_env.errors import unknown_name
-from humor_env.experiments.commands.options import printable
+from humor_env.experiments.options import printable
 from humor_env.pocket import load_world
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.rewards.pocket import CrowdJudge, PocketCritic

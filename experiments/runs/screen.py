@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from humor_env.experiments.commands.options import printable
+from humor_env.experiments.options import printable
 from humor_env.types import Joke, Judgement
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from humor_env import registry
 from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
-from humor_env.experiments.commands.options import read_override
+from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import (
     SHORT_FORMS,
     Table,
