@@ -362,7 +362,10 @@ def try_out(root: Path, mutants: Sequence[Mutant], results: Results, workers: in
         if outcome != "survived":
             raise SystemExit(f"{file}: its tests fail as they are:\n{log.read_text()[-2000:]}")
         limit = 30 + 4 * (time.monotonic() - began)
-        print(f"{file}: {len(mutants)} mutants, {time.monotonic() - began:.0f} s a full run of {', '.join(tests)}")
+        print(
+            f"{file}: {len(mutants)} mutants, {time.monotonic() - began:.0f} s a full run of {', '.join(tests)}",
+            flush=True,
+        )
         waiting, free, running = list(mutants), list(range(workers)), {}
         while waiting or running:
             while waiting and free:

@@ -205,3 +205,20 @@ def test_the_data_is_not_touched_by_a_template(causal: str) -> None:
     assert text.startswith("[system]JUDGE.[user]{")
     assert text.endswith("[assistant]ANSWER")
     assert json.loads(text.removeprefix("[system]JUDGE.[user]").removesuffix("[assistant]ANSWER")) == one.data
+
+
+def test_a_template_that_refuses_a_system_turn_gets_the_instructions_in_the_user_turn(causal: str) -> None:
+    """Gemma 2 and Mistral 7B v0.1: a raw jinja2.TemplateError. A template that repeats the user's message left a
+    literal placeholder in the prompt."""
+    client = LocalClient(causal)
+    client.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    )
+    assert client.prompt_text(Request("Judge.", {"line": "x"})) == '[user]Judge.\n\n{"line": "x"}'
+    for broken in ("{{ m['content'] }}{{ m['content'] }}", "{{ m['content'] | replace('-', '') }}"):
+        client.tokenizer.chat_template = "{% for m in messages %}" + broken + "{% endfor %}"
+        with pytest.raises(InvalidOption, match="expected once"):
+            client.prompt_text(Request("Judge.", {"line": "x"}))
+    with pytest.raises(InvalidOption, match="cannot be loaded"):
+        LocalClient("/nope")

@@ -113,3 +113,44 @@ def test_masked_means():
     assert masked_mean(values, mask).item() == 2.0  # (1 + 2 + 3) / 3, not the mean of row means 2.25
     assert masked_row_mean(values, mask).tolist() == [1.5, 3.0]
     assert masked_mean(values, torch.zeros(2, 3)).item() == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("kind", ["trainable", "function"])
+def test_any_other_head_equals_the_formula_in_chunks(kind, temperature, monkeypatch):
+    """A head that is trained, and one that is no layer at all: log-softmax of logits / temperature, and its entropy."""
+    monkeypatch.setattr("humor_env.agents.logprobs.CHUNK_BYTES", 1)
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(6, 11).double()
+    head = layer if kind == "trainable" else lambda states: layer(states).tanh() * 3
+    hidden = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(11, (50,), generator=generator)
+    full = (head(hidden) / temperature).log_softmax(-1)
+    for context in (torch.enable_grad(), torch.no_grad()):
+        with context:
+            logprobs, entropy = token_logprobs(hidden, head, targets, temperature=temperature, entropy=True)
+            assert torch.allclose(logprobs.double(), full.gather(-1, targets[:, None]).squeeze(-1), atol=1e-5)
+            assert torch.allclose(entropy.double(), -(full.exp() * full).sum(-1), atol=1e-5)
+            assert not entropy.requires_grad
+            assert token_logprobs(hidden, head, targets)[1] is None, "nobody asked"
+    with_gradient = token_logprobs(hidden, head, targets, entropy=True, entropy_gradient=True)[1]
+    with_gradient.sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_without_rows_there_is_nothing_to_score():
+    for head in (nn.Linear(4, 7), nn.Linear(4, 7).requires_grad_(False)):
+        logprobs, entropy = token_logprobs(torch.zeros(0, 4), head, torch.zeros(0, dtype=torch.long), entropy=True)
+        assert logprobs.shape == entropy.shape == (0,)
+        assert logprobs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_a_frozen_heads_gradient_is_the_same_whether_or_not_entropy_is_asked_for(entropy):
+    """d log p(target) / dh = W[target] - sum of p W."""
+    head = nn.Linear(3, 4).double().requires_grad_(False)
+    hidden = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 1, 2, 3, 0])
+    token_logprobs(hidden, head, targets, entropy=entropy)[0].sum().backward()
+    by_hand = head.weight[targets] - head(hidden.detach()).softmax(-1) @ head.weight
+    assert torch.allclose(hidden.grad, by_hand, atol=1e-5)
