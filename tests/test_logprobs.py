@@ -119,7 +119,7 @@ def test_masked_means():
 @pytest.mark.parametrize("kind", ["trainable", "function"])
 def test_any_other_head_equals_the_formula_in_chunks(kind, temperature, monkeypatch):
     """A head that is trained, and one that is no layer at all: log-softmax of logits / temperature, and its entropy."""
-    monkeypatch.setattr("humor_env.agents.logprobs.CHUNK_BYTES", 1)
+    monkeypatch.setattr("humor_env.agents.student.logprobs.CHUNK_BYTES", 1)
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(6, 11).double()
     head = layer if kind == "trainable" else lambda states: layer(states).tanh() * 3

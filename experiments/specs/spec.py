@@ -360,7 +360,7 @@ def _override(data: dict[str, Any], override: str, source: _Source) -> None:
     elif not isinstance(table, dict):
         raise InvalidOption(f"--set {override}: '{'.'.join(map(str, path))}' is no table, so it has no '{key}'.")
     other = {**SHORT_FORMS, **{full: short for short, full in SHORT_FORMS.items()}}.get(str(key))
-    if other in table and path in (("learner",), ("teacher", "imitation")):
+    if other is not None and other in table and path in (("learner",), ("teacher", "imitation")):
         if (*path, other) in source.overrides:
             raise InvalidOption(
                 f"--set {override} and {source.overrides[(*path, other)]} are one setting: give it once."

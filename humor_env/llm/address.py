@@ -99,7 +99,7 @@ def http_client(sdk: Any, timeout: float) -> Any:
     """An SDK's HTTP client that follows no redirect (it would take the jokes to another host) and reads no more of an
     answer than LARGEST_ANSWER, however small it was packed. Proxies of the environment are used as ever."""
 
-    class Bounded(sdk.DefaultAsyncHttpxClient):  # type: ignore[misc]
+    class Bounded(sdk.DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             response = await super().send(request, stream=True, **{**options, "follow_redirects": False})
             try:
@@ -125,7 +125,7 @@ def http_client(sdk: Any, timeout: float) -> Any:
 def _bounded_stream(kind: type, inner: Any, encoding: str) -> Any:
     """`inner`, unpacked, up to LARGEST_ANSWER bytes. It stays of the HTTP library's own kind of stream."""
 
-    class Stream(kind):  # type: ignore[valid-type,misc]
+    class Stream(kind):  # type: ignore
         def __init__(self) -> None:
             pass
 
