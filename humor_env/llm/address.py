@@ -125,7 +125,7 @@ def http_client(sdk: Any, timeout: float) -> Any:
 def _bounded_stream(kind: type, inner: Any, encoding: str) -> Any:
     """`inner`, unpacked, up to LARGEST_ANSWER bytes. It stays of the HTTP library's own kind of stream."""
 
-    class Stream(kind):  # type: ignore
+    class Stream(kind):
         def __init__(self) -> None:
             pass
 
