@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from humor_env.agents.feedback.rollout import check_failures
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import POLICY, Student
@@ -101,8 +101,13 @@ def best_place(judgements: Sequence[Judgement]) -> int:
 
 
 def train(
-    config: BestOfNConfig, critic: Critic, student: Student, log: Log | None = None, *, watch: Watch | None = None
+    config: BestOfNConfig,
+    critic: Critic,
+    student: Student,
+    log: Log | None = None,
+    *,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """No step is taken, nothing is spent and nothing saved: what comes out is a writer to measure and to use."""
     (log or Silent()).rewind(0)
-    return TrainResult(0, False, [], None, writer=BestOfN(student, critic, config))
+    return TrainResult(0, False, [], None, writer=BestOfN(student, critic, config, backend=backend))

@@ -28,7 +28,7 @@ from torch import Tensor
 from humor_env.agents.feedback.pairs import student_pairs, teacher_pairs
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import check_bounds
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, TrainResult
 from humor_env.agents.student import Student
@@ -98,7 +98,7 @@ def train(
     checkpoints: CheckpointStore | None = None,
     evaluate: Evaluate | None = None,
     backend: Backend | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`; `demonstrations` are the
     teacher's lines to imitate, and those to be ranked where `pairs_of="teacher"`.
@@ -109,7 +109,7 @@ def train(
             "student's own lines."
         )
     with PairSession(
-        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, watch
+        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, control
     ) as session:
         imitation = ImitationLoss(
             student,

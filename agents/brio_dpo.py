@@ -17,7 +17,7 @@ from humor_env.agents import brio, dpo
 from humor_env.agents.brio import BRIOConfig
 from humor_env.agents.dpo import DPOConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import Student
@@ -40,10 +40,10 @@ def train(
     demonstrations: Sequence[Demonstration],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`."""
-    log, watch = log or Silent(), watch or Watch()
+    log, control = log or Silent(), control or RunControl()
     stores: list[CheckpointStore | None] = [None, None]
     if checkpoints is not None:
         stores = [CheckpointStore(checkpoints.folder / n, keep_last=checkpoints.keep_last) for n in ("brio", "dpo")]
@@ -61,11 +61,11 @@ def train(
             demonstrations=demonstrations,
             checkpoints=stores[0],
             evaluate=evaluate,
-            watch=watch,
+            control=control,
         )
         if first.stopped or first.why:
             return first
-    watch.steps_before = first.steps
+    control.steps_before = first.steps
     second = dpo.train(
         config.dpo,
         judge,
@@ -74,7 +74,7 @@ def train(
         prompts=prompts,
         checkpoints=stores[1],
         evaluate=evaluate,
-        watch=watch,
+        control=control,
     )
     later = [e | {"step": e["step"] + first.steps} for e in second.evaluations]
     return replace(second, steps=first.steps + second.steps, evaluations=[*first.evaluations, *later])

@@ -28,7 +28,7 @@ from torch.nn.functional import logsigmoid
 
 from humor_env.agents.feedback.pairs import student_pairs
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, TrainResult
 from humor_env.agents.student import IMITATION, Student
@@ -98,14 +98,14 @@ def train(
     checkpoints: CheckpointStore | None = None,
     evaluate: Evaluate | None = None,
     backend: Backend | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. With `preferences` (from people, say) nobody is asked.
 
     With `checkpoints` the run resumes from the newest whole one. Ctrl-C finishes the step, saves and returns.
     """
     with PairSession(
-        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, watch
+        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, control
     ) as session:
         for round in session.rounds():
             # 1. Collect; 2. preferences

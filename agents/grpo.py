@@ -27,7 +27,7 @@ from torch import Tensor
 from humor_env.agents.feedback.rollout import TextVectorEnv
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import OnPolicyConfig
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, TrainResult
 from humor_env.agents.student import Student
@@ -111,10 +111,10 @@ def train(
     checkpoints: CheckpointStore | None = None,
     evaluate: Evaluate | None = None,
     backend: Backend | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `ppo.train`."""
-    with OnPolicySession(config, env, student, log, prompts, checkpoints, evaluate, backend, watch) as session:
+    with OnPolicySession(config, env, student, log, prompts, checkpoints, evaluate, backend, control) as session:
         for step in session.steps():
             # 1. Collect; 2. reference (while the critic thinks)
             rollout = step.collect(reference=config.kl_weight > 0)

@@ -37,7 +37,7 @@ from humor_env.agents.feedback.metrics import value_numbers
 from humor_env.agents.feedback.rollout import TextVectorEnv
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import OnPolicyConfig
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.processes import spread_over_processes
 from humor_env.agents.session.schedule import AdaptiveCoefficient, RunningScale
@@ -136,7 +136,7 @@ def train(
     checkpoints: CheckpointStore | None = None,
     evaluate: Evaluate | None = None,
     backend: Backend | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. `env` holds this process's share of `batch_size` sub-environments;
     several environments in a list are judged while the next one's lines are being written.
@@ -152,7 +152,7 @@ def train(
         student, demonstrations, config, weight=config.imitation_weight, decay=config.imitation_decay
     )
     with OnPolicySession(
-        *(config, env, student, log, prompts, checkpoints, evaluate, backend, watch),
+        *(config, env, student, log, prompts, checkpoints, evaluate, backend, control),
         demonstrations=demonstrations,
         value_learning_rate=config.value_learning_rate,
         saved={"kl_weight": kl_weight, "scale": scale},

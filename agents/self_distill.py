@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from humor_env.agents.feedback.pairs import student_pairs
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, TrainResult
 from humor_env.agents.student import Student
@@ -48,11 +48,11 @@ def train(
     checkpoints: CheckpointStore | None = None,
     evaluate: Evaluate | None = None,
     backend: Backend | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`."""
     with PairSession(
-        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, watch
+        config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, control
     ) as session:
         for round in session.rounds():
             # 1. Collect; 2. preferences

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from humor_env.agents.session.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
 from humor_env.agents.session.config import check_bounds
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.processes import keep_freed_memory, process_count
 from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import IMITATION, Student
-from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
 from humor_env.agents.update.imitation import encode, sft_loss
 from humor_env.agents.update.minibatch import Minibatch, my_examples
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
@@ -75,12 +75,12 @@ def train(
     log: Log | None = None,
     *,
     checkpoints: CheckpointStore | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> SFTResult:
     """Train `imitation` on the demonstrations and start `policy` from it."""
     if not demonstrations:
         raise PromptError("There is nothing to imitate: the teacher buffer holds no line for this split.")
-    log, watch = log or Silent(), watch or Watch()
+    log, control = log or Silent(), control or RunControl()
     keep_freed_memory()
     rows = encode(student, demonstrations)
     dev_rows = encode(student, dev) if dev else None
@@ -98,12 +98,12 @@ def train(
         best = {n.removeprefix("best/"): t for n, t in found.tensors.items() if n.startswith("best/")}
         best_epoch, best_loss, dev_loss, last = (found.state[k] for k in ("best_epoch", "best_loss", "dev", "last"))
         best_loss = float("inf") if best_loss is None else best_loss
-        watch.set_state(found.state["watch"], found.seconds)
-        watch.look(asks=False)
+        control.set_state(found.state["watch"], found.seconds)
+        control.check(asks=False)
     if checkpoints is not None:
         log.rewind(step)  # a run that died before its first checkpoint may have logged some steps
     adapter = None if config.full else IMITATION
-    watch.begin(step, student, adapter)
+    control.start(step, student, adapter)
 
     def save() -> None:
         if checkpoints is None:
@@ -112,10 +112,10 @@ def train(
         tensors |= {f"best/{n}": t for n, t in best.items()}
         finite = best_loss if best_loss < float("inf") else None
         state = {"best_epoch": best_epoch, "best_loss": finite, "dev": dev_loss, "last": last}
-        checkpoints.save(step, tensors, state | {"watch": watch.get_state()}, seconds=watch.seconds)
+        checkpoints.save(step, tensors, state | {"watch": control.get_state()}, seconds=control.seconds)
 
-    with student.using(adapter), watch:
-        while step < total and not watch.ending:
+    with student.using(adapter), control:
+        while step < total and not control.ending:
             epoch, within = divmod(step, per_epoch)
             shuffled = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
             batch = torch.from_numpy(shuffled[within * config.batch_size : (within + 1) * config.batch_size])
@@ -123,7 +123,7 @@ def train(
                 group["lr"] = config.learning_rate * learning_rate_share(
                     step, total, warmup=config.warmup_steps, decay=config.decay
                 )
-                group["lr"] *= watch.rate
+                group["lr"] *= control.rate
             mine = my_examples(batch).to(student.device)
             order = [mine[part] for part in length_sorted(take_rows(rows, mine), config.micro_batch)]
             minibatch = Minibatch(student, optimizer, rows, order)
@@ -137,10 +137,10 @@ def train(
             if not torch.isfinite(torch.tensor(last)):
                 raise TrainingStopped(f"The imitation loss became {last} at step {step}: lower the learning rate.")
             numbers = {"sft/loss": last, "sft/grad_norm": norm, "sft/epoch": step / per_epoch}
-            log.metrics(step, numbers | watch.see(step, student, adapter))
-            watch.look(asks=False)
+            log.metrics(step, numbers | control.measure_drift(step, student, adapter))
+            control.check(asks=False)
             if step % per_epoch == 0 and dev_rows is not None:
-                with watch.paused():
+                with control.paused():
                     dev_loss = dev_nll(student, dev_rows, config.micro_batch)
                 log.metrics(step, {"sft/dev_loss": dev_loss})
                 if dev_loss < best_loss:
@@ -149,20 +149,20 @@ def train(
                 elif epoch + 1 - best_epoch >= config.patience:
                     learnt = True
                     break
-            if step % per_epoch == 0 or watch.ending:
+            if step % per_epoch == 0 or control.ending:
                 save()
         learnt = learnt or step >= total
-        if watch.by_user and not learnt:
+        if control.by_user and not learnt:
             return SFTResult(step, last, dev_loss, best_epoch, stopped=True)
         if best:
             _load_weights(student, best, config.full)
     student.train_only(())
     student.start_policy_from_imitation()
-    why = "" if learnt else watch.ending
+    why = "" if learnt else control.ending
     return SFTResult(step, last, best_loss if best else dev_loss, best_epoch, why=why)
 
 
-def dev_nll(student: Student, rows: Rows, micro_batch: int) -> float:
+def dev_nll(student: Student, rows: TokenRows, micro_batch: int) -> float:
     """The mean of -log p per response token, with the active adapter."""
     total = count = 0.0
     with torch.no_grad():

@@ -22,8 +22,8 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Budget
-from humor_env.llm.desk import Desk, Estimate, OnProgress, OverBudget
 from humor_env.llm.ledger import Ledger
+from humor_env.llm.ledgered_client import Estimate, LedgeredClient, OnProgress, OverBudget
 from humor_env.llm.protocol import Client, Reply, Request
 from humor_env.llm.template import fill, load
 from humor_env.types import Demonstration, Prompt
@@ -63,7 +63,7 @@ class LanguageModelTeacher:
             raise InvalidOption(f"n, samples and batch must be at least 1, found {n}, {samples} and {batch}.")
         self.n, self.samples, self.max_tokens, self.batch = n, samples, max_tokens, batch
         self.licence = licence
-        self.desk = Desk(
+        self.desk = LedgeredClient(
             f"teacher {VERSION}",
             client,
             ledger=ledger,

@@ -18,8 +18,8 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Budget
-from humor_env.llm.desk import Desk, Estimate, OnProgress, OverBudget
 from humor_env.llm.ledger import Ledger
+from humor_env.llm.ledgered_client import Estimate, LedgeredClient, OnProgress, OverBudget
 from humor_env.llm.protocol import Client, Reply, Request
 from humor_env.llm.template import fill, load
 from humor_env.rewards.scorer import failure, symbol_schema
@@ -55,7 +55,7 @@ class MultipleChoiceJudge:
             raise InvalidOption(f"votes must be at least 1, found {votes}.")
         self.name = name
         self.max_tokens, self.longest = max_tokens, longest
-        self.desk = Desk(
+        self.desk = LedgeredClient(
             f"multiple-choice {VERSION}",
             client,
             ledger=ledger,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import as_read, hidden_characters, ngrams, words
 from humor_env.teacher import TeacherBuffer, open_lines
@@ -236,22 +236,22 @@ class _Text:
 
 def _required_words(joke: Joke, text: _Text) -> tuple[float, str]:
     wanted = joke.prompt.extra.get("words") or ()
-    missing = measures.missing_words(joke.text, wanted)
+    missing = text_stats.missing_words(joke.text, wanted)
     return (1 - len(missing) / len(wanted), f"'{missing[0]}' is missing") if missing else (1.0, "")
 
 
 def _explanation(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = measures.explaining(text.raw)
+    found = text_stats.explaining(text.raw)
     return (0.0, _quoted(found)) if found else (1.0, "")
 
 
 def _emoji(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = measures.emoji(text.raw)
+    found = text_stats.emoji(text.raw)
     return (0.0, f"{len(found)} emoji") if found else (1.0, "")
 
 
 def _laughter(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = measures.laughter(text.raw)
+    found = text_stats.laughter(text.raw)
     if found:
         return 0.0, _quoted(found)
     shouting = _SHOUTING.search(text.read)

@@ -19,8 +19,8 @@ from typing import Any
 
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.llm.budget import Budget
-from humor_env.llm.desk import Desk, Estimate, OnProgress, OverBudget
 from humor_env.llm.ledger import Ledger
+from humor_env.llm.ledgered_client import Estimate, LedgeredClient, OnProgress, OverBudget
 from humor_env.llm.protocol import Client, Reply, Request
 from humor_env.llm.template import fill, load
 from humor_env.types import NO_USAGE, Joke, Judgement
@@ -73,7 +73,7 @@ class ScorerCritic:
         self.name = name
         self.weights = _checked_weights(weights)
         self.max_tokens, self.longest = max_tokens, longest
-        self.desk = Desk(
+        self.desk = LedgeredClient(
             f"scorer {VERSION}",
             client,
             ledger=ledger,

@@ -109,7 +109,7 @@ def test_ppo_learns_from_a_servers_lines(server, tmp_path):
     """The lines are scored here, so the ratio check holds although the server's arithmetic is its own."""
     rows = []
 
-    class Watch:
+    class RunControl:
         def metrics(self, step, numbers):
             rows.append(numbers)
 
@@ -120,7 +120,7 @@ def test_ppo_learns_from_a_servers_lines(server, tmp_path):
     one = student()
     config = ppo.PPOConfig(steps=2, batch_size=8, sampling=SHORT, kl_limit=1e9)
     backend = Server(address(server), one, base="base", adapters=tmp_path)
-    ppo.train(config, vector_env(8), one, Watch(), prompts=prompts(), backend=backend)
+    ppo.train(config, vector_env(8), one, RunControl(), prompts=prompts(), backend=backend)
     assert [r["update/first_mismatch"] < 1e-4 for r in rows] == [True, True]
     assert list(server.adapters) == ["policy-3"]  # one at the start, one after each step
 

@@ -9,7 +9,7 @@ from tiny import llama, prompts, stir, student, tokenizer
 
 from humor_env.agents.dpo import DPOConfig, dpo_loss, train
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.student.token_rows import Rows
+from humor_env.agents.student.token_rows import TokenRows
 from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import InvalidOption
 from humor_env.types import Preference
@@ -91,7 +91,7 @@ def test_the_loss_equals_trls(loss, tmp_path):
     trainer.model.eval()
     half = len(batch["input_ids"]) // 2
     side_by_side = torch.stack([torch.arange(half), torch.arange(half) + half], 1).flatten()
-    rows = Rows(
+    rows = TokenRows(
         *(batch[n][side_by_side] for n in ("input_ids", "attention_mask", "completion_mask")),
     )
     ours = [Student(llama(len(words), seed=s), words) for s in (0, 1)]

@@ -17,7 +17,7 @@ from humor_env import registry
 from humor_env.agents import brio, brio_dpo, dpo, self_distill
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Limits, Watch
+from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
@@ -150,7 +150,9 @@ def test_rounds_without_a_preference_are_limited_and_saved_too(learner, tmp_path
 
     config = replace(CONFIGS[learner], epochs=4, rounds=4)
     judge = Tired()
-    _, result = run(learner, tmp_path, judge=judge, config=config, watch=Watch(Limits(judgements=len(prompts()) + 1)))
+    _, result = run(
+        learner, tmp_path, judge=judge, config=config, control=RunControl(Limits(judgements=len(prompts()) + 1))
+    )
     assert 0 < judge.asked <= 2 * len(prompts()) and "judgements is reached" in result.why
     _, result = run(learner, tmp_path / "all", judge=(judge := Tired()), config=config)
     asked, again = judge.asked, Tired()

@@ -13,7 +13,7 @@ from humor_env.agents.rloo import RLOOConfig, rloo_loss
 from humor_env.agents.rloo import train as train_rloo
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
-from humor_env.agents.student.token_rows import Rows
+from humor_env.agents.student.token_rows import TokenRows
 from humor_env.errors import InvalidOption
 from humor_env.types import Judgement
 
@@ -65,7 +65,7 @@ def test_rloo_loss_by_hand():
     assert float(loss) == pytest.approx(-(0.75 - 2.0) / 2, abs=1e-6)
 
 
-def pair_of_models() -> tuple[Student, Rows, dict]:
+def pair_of_models() -> tuple[Student, TokenRows, dict]:
     """A batch as TRL lays it out (prompts padded left, responses right) and as we do, of the same tokens."""
     words = tokenizer()
     one = Student(llama(len(words)), words)
@@ -84,7 +84,7 @@ def pair_of_models() -> tuple[Student, Rows, dict]:
     return one, ours, theirs
 
 
-def beside(values: torch.Tensor, rows: Rows, theirs: dict) -> torch.Tensor:
+def beside(values: torch.Tensor, rows: TokenRows, theirs: dict) -> torch.Tensor:
     """Our `[B, T]` in TRL's `[B, R]` layout."""
     found = torch.zeros(theirs["completion_mask"].shape)
     found[theirs["completion_mask"].bool()] = values[rows.action_mask.bool()]
@@ -220,7 +220,7 @@ def test_log_probabilities_equal_trls_dpo(tmp_path):
     trainer.model.eval()
     with torch.no_grad():
         expected = trainer.compute_loss(trainer.model, dict(batch))
-        rows = Rows(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+        rows = TokenRows(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
         totals = []
         for one in ours:
             with one.using(None):

@@ -14,7 +14,7 @@ import pytest
 from fake_messages_server import running
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption
-from humor_env.llm import Budget, Desk, Ledger, Reply, Request, make_client
+from humor_env.llm import Budget, Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.budget import Account
 from humor_env.llm.ledger import request_key
 from humor_env.llm.protocol import OnReply
@@ -108,7 +108,7 @@ def test_the_first_answer_counts_unless_it_was_a_passing_failure() -> None:
 
 def test_the_desk_asks_each_question_once_and_bills_it_once() -> None:
     client = Echo()
-    desk = Desk("p", client)
+    desk = LedgeredClient("p", client)
     replies = desk.ask([request(line) for line in ("a", "b", "a", "a")])
     assert client.asked == ["a", "b"]
     assert [r.text for r in replies] == ["a", "b", "a", "a"]
@@ -124,7 +124,7 @@ def test_the_desk_asks_each_question_once_and_bills_it_once() -> None:
 def test_a_desk_of_another_purpose_or_model_asks_for_itself() -> None:
     ledger = Ledger()
     for purpose, client in (("p", Echo()), ("q", Echo()), ("p", Echo("echo effort=low"))):
-        Desk(purpose, client, ledger=ledger).ask([request("a")])
+        LedgeredClient(purpose, client, ledger=ledger).ask([request("a")])
         assert client.asked == ["a"]
 
 
@@ -134,9 +134,9 @@ def test_a_desk_of_another_purpose_or_model_asks_for_itself() -> None:
 )
 def test_only_passing_failures_are_asked_again(error: str, asked_again: bool) -> None:
     ledger = Ledger()
-    Desk("p", Echo(error=error), ledger=ledger).ask([request("a")])
+    LedgeredClient("p", Echo(error=error), ledger=ledger).ask([request("a")])
     client = Echo()
-    [reply] = Desk("p", client, ledger=ledger).ask([request("a")])
+    [reply] = LedgeredClient("p", client, ledger=ledger).ask([request("a")])
     assert client.asked == (["a"] if asked_again else [])
     assert reply.error == (None if asked_again else error)
 
@@ -148,7 +148,7 @@ def test_every_reply_is_on_disk_before_the_next_is_waited_for(tmp_path: Path) ->
     def look(progress: object) -> None:
         seen.append(sqlite3.connect(path).execute("SELECT count(*) FROM replies").fetchone()[0])
 
-    Desk("p", Echo(), ledger=path, on_progress=look).ask([request(str(n)) for n in range(5)])
+    LedgeredClient("p", Echo(), ledger=path, on_progress=look).ask([request(str(n)) for n in range(5)])
     assert seen == [1, 2, 3, 4, 5]
 
 
@@ -183,11 +183,11 @@ def test_where_two_processes_ask_at_once_both_use_what_was_stored_first(tmp_path
 
     class Late(Echo):
         def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-            desk = Desk("p", Echo(), ledger=path)  # the other process, which is quicker
+            desk = LedgeredClient("p", Echo(), ledger=path)  # the other process, which is quicker
             desk.ledger.put(desk.key(requests[0]), "p", "echo", requests[0], Reply("theirs", usage=Usage(1, 7)))
             return super().__call__(requests, on_reply)
 
-    desk = Desk("p", Late(), ledger=path)
+    desk = LedgeredClient("p", Late(), ledger=path)
     [reply] = desk.ask([request("mine")])
     assert reply.text == "theirs"
     assert reply.usage == desk.usage == USAGE  # what this process paid, not what the other one did
@@ -199,9 +199,9 @@ def test_without_a_key_passing_failures_are_part_of_the_run(tmp_path: Path) -> N
     class Keyless(Echo):
         lacks_key = True
 
-    Desk("p", Echo(error="overloaded"), ledger=ledger).ask([request("a")])
+    LedgeredClient("p", Echo(error="overloaded"), ledger=ledger).ask([request("a")])
     client = Keyless()
-    [reply] = Desk("p", client, ledger=ledger).ask([request("a")])
+    [reply] = LedgeredClient("p", client, ledger=ledger).ask([request("a")])
     assert (reply.error, client.asked) == ("overloaded", [])
 
 
@@ -334,7 +334,7 @@ def test_an_estimate_asks_nothing_and_knows_the_ledger(monkeypatch: pytest.Monke
         critic(jokes[:3])
         assert critic.estimate(jokes).calls == 5
     unknown = make_client("anthropic:new-model", must_have_key=False)
-    assert Desk("p", unknown).estimate([request("a")]).cost is None
+    assert LedgeredClient("p", unknown).estimate([request("a")]).cost is None
 
 
 def test_a_locked_or_foreign_or_damaged_ledger_loses_nothing(tmp_path: Path) -> None:

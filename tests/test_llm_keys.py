@@ -14,7 +14,7 @@ KEY = "sk-ant-api03-never-to-be-seen-0123456789"
 _PROGRAM = """
 import logging, pickle, sys, traceback
 logging.basicConfig(level=logging.DEBUG, filename=sys.argv[3])
-from humor_env.llm import Desk, Request, make_client
+from humor_env.llm import LedgeredClient, Request, make_client
 from humor_env.rewards.scorer import SCHEMA, ScorerCritic
 from humor_env.types import Joke, Prompt
 spec, folder = sys.argv[1], sys.argv[2]

@@ -18,9 +18,9 @@ from odd_server import JSON, Answer, answering, message
 from test_llm_local import save_tokenizer
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
-from humor_env.llm import Budget, Client, Desk, Ledger, Request, make_client
+from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Request, make_client
 from humor_env.llm.address import allow_key_hosts, label, may_have_key
-from humor_env.llm.desk import Progress
+from humor_env.llm.ledgered_client import Progress
 from humor_env.rewards.scorer import symbol_schema
 
 ANSWER = symbol_schema(("1", "2"))
@@ -153,7 +153,7 @@ def test_threads_that_ask_the_same_pay_once(tiny_model: str, service: str) -> No
     """8 threads asked one critic about the same 50 jokes: 400 calls."""
     budget = Budget()
     with a_client(service, tiny_model, budget) as client:
-        desk = Desk("p", client)
+        desk = LedgeredClient("p", client)
         got: list[Any] = []
         threads = [threading.Thread(target=lambda: got.append(desk.ask(asked(50)))) for _ in range(8)]
         for thread in threads:
@@ -192,7 +192,7 @@ def test_what_is_no_message_is_never_a_verdict(service: str, what: str, tmp_path
     with answering(lambda body: message(body) if healthy or "joke 0" not in str(body) else ODD[what]) as server:
         spec = f"{service}:m@{server.url}" + ("/v1" if service == "openai" else "")
         for _ in range(2):
-            desk = Desk("p", spec, ledger=tmp_path / "l.sqlite", options={**QUICK, "concurrency": 1})
+            desk = LedgeredClient("p", spec, ledger=tmp_path / "l.sqlite", options={**QUICK, "concurrency": 1})
             replies = desk.ask(asked(3))
             assert [r.error for r in replies] == [None if healthy else "unreachable", None, None]
             desk.close()
@@ -225,7 +225,7 @@ def test_a_server_that_is_not_there_is_told_soon_with_its_address(service: str) 
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     said: list[Progress] = []
-    desk = Desk("p", f"{service}:m@{url}", on_progress=said.append)
+    desk = LedgeredClient("p", f"{service}:m@{url}", on_progress=said.append)
     start = time.monotonic()
     with pytest.raises(
         JudgingFailed, match=f"No server answers at {url}.*[Ss]tart it|No server answers at {url}.*address"
@@ -297,14 +297,14 @@ def test_two_servers_are_two_critics(tmp_path: Path) -> None:
     """A jury of two servers, or a held-out critic, replayed the other one's replies: it was never asked."""
     two = json.dumps({"answer": "2"})
     with answering(message) as a, answering(lambda body: message(body, text=two)) as b:
-        desks = [Desk("p", f"openai:default@{s.url}/v1", ledger=tmp_path / "l.sqlite") for s in (a, b)]
+        desks = [LedgeredClient("p", f"openai:default@{s.url}/v1", ledger=tmp_path / "l.sqlite") for s in (a, b)]
         said = [desk.ask(asked(1))[0].data["answer"] for desk in desks]  # type: ignore[index]
         assert (said, a.calls, b.calls) == (["1", "2"], 1, 1)
         assert desks[0].client.name == f"openai:default@{a.url.removeprefix('http://')}"
         former = make_client(f"openai:default@{a.url}/v1", called="")
-        Desk("q", former, ledger=desks[0].ledger).ask(asked(1))
+        LedgeredClient("q", former, ledger=desks[0].ledger).ask(asked(1))
         with pytest.warns(UserWarning, match="called = ''"):
-            Desk("q", f"openai:default@{a.url}/v1", ledger=tmp_path / "l.sqlite").ask(asked(1))
+            LedgeredClient("q", f"openai:default@{a.url}/v1", ledger=tmp_path / "l.sqlite").ask(asked(1))
 
 
 @pytest.mark.parametrize(
@@ -381,23 +381,23 @@ def test_stored_failures_can_be_asked_anew(tmp_path: Path) -> None:
     with answering(lambda body: message(body, text="{}" if wrong else '{"answer": "1"}')) as server:
         spec = f"openai:m@{server.url}/v1"
         ledger = Ledger(tmp_path / "l.sqlite")
-        assert Desk("p", spec, ledger=ledger).ask(asked(1))[0].error == "invalid"
+        assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error == "invalid"
         wrong = False
-        assert Desk("p", spec, ledger=ledger).ask(asked(1))[0].error == "invalid"
-        again = Desk("p", spec, ledger=ledger, options={"ask_again": "invalid"})
+        assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error == "invalid"
+        again = LedgeredClient("p", spec, ledger=ledger, options={"ask_again": "invalid"})
         assert again.ask(asked(1))[0].error is None
-        assert Desk("p", spec, ledger=ledger).ask(asked(1))[0].error is None
+        assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error is None
         assert server.calls == 3
     with pytest.raises(InvalidOption, match="no kind of failure"):
-        Desk("p", spec, options={"ask_again": ["wrong"]})
+        LedgeredClient("p", spec, options={"ask_again": ["wrong"]})
 
 
 def test_closing_a_desk_leaves_what_it_was_handed() -> None:
     """A second critic on the same ledger raised sqlite3.ProgrammingError."""
     with answering(message) as server:
         ledger = Ledger()
-        Desk("p", f"openai:m@{server.url}/v1", ledger=ledger).close()
-        assert Desk("q", f"openai:m@{server.url}/v1", ledger=ledger).ask(asked(1))[0].error is None
+        LedgeredClient("p", f"openai:m@{server.url}/v1", ledger=ledger).close()
+        assert LedgeredClient("q", f"openai:m@{server.url}/v1", ledger=ledger).ask(asked(1))[0].error is None
     ledger.close()
     with pytest.raises(HumorEnvError, match="is closed"):
         ledger.find(["a"])

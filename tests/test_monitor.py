@@ -12,7 +12,7 @@ from tiny import letters_critic, prompts, student, vector_env
 from humor_env.agents import brio_dpo, ppo, sft
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig, text_features
 from humor_env.agents.student.sampling import Sampling
@@ -54,7 +54,7 @@ def scripted(held_out, training=None, **settings):
 
 
 def looks(monitor, count):
-    return [monitor.look(step, None, None) for step in range(count)]
+    return [monitor.measure(step, None, None) for step in range(count)]
 
 
 def test_a_gap_is_seen_once_it_is_beyond_noise():
@@ -135,9 +135,9 @@ def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
             say=told.append,
         )
         monitor.lines = [f"{before} {i} is about something else again {i * 7}" for i in range(128)]
-        monitor.look(0, None, None)
+        monitor.measure(0, None, None)
         monitor.lines = [f"{text} {word}" if i % every == 0 else text for i, text in enumerate(monitor.lines)]
-        monitor.look(1, None, None)
+        monitor.measure(1, None, None)
         return told
 
     # Of words that come together, the first by the alphabet is named, in every process.
@@ -170,12 +170,12 @@ def test_a_character_that_only_the_training_critic_pays_for_is_seen_in_few_lines
             MonitorConfig(every=1), MANY, training=judge("t", training), held_out=judge("h", held_out), say=told.append
         )
         monitor.lines = [f"the dozen of line {i} is {chr(97 + i % 24)} word {i * 7}" for i in range(128)]
-        monitor.look(0, None, None)
+        monitor.measure(0, None, None)
         # Each of them is another word, so that no word is a habit.
         monitor.lines = [
             f"{text} {fill.upper()}{i}{fill}" if i % every == 0 else text for i, text in enumerate(monitor.lines)
         ]
-        monitor.look(1, None, None)
+        monitor.measure(1, None, None)
         return told
 
     [told] = look(0.6, 0.0)
@@ -232,11 +232,11 @@ def test_a_run_may_go_on_with_other_prompts():
     fewer = made(MANY[:40])
     fewer.set_state(state)
     assert fewer._start["held_out"] == first._start["held_out"][:40] and told == []
-    assert "drift/held_out_best" in fewer.look(3, None, None)
+    assert "drift/held_out_best" in fewer.measure(3, None, None)
     others = made(MANY[::-1])
     others.set_state(state)
     assert "other prompts than before" in told[0]
-    assert [name for name in others.look(3, None, None) if "best" in name] == []
+    assert [name for name in others.measure(3, None, None) if "best" in name] == []
 
 
 def test_text_features_by_hand():
@@ -273,16 +273,16 @@ HACKS = {
 def test_each_property_has_an_alarm_of_its_own(limit):
     monitor, told = scripted([0.5] * 3)
     monitor._taught = frozenset({("even", "the", "snails", "were"), ("the", "snails", "were", "asking")})
-    monitor.look(0, None, None)
+    monitor.measure(0, None, None)
     assert told == []
     monitor.lines = list(map(HACKS[limit], Scripted.lines))
-    monitor.look(1, None, None)
+    monitor.measure(1, None, None)
     assert f"the limit '{limit}' is" in told[-1]
     off, silent = scripted([0.5] * 3, **{limit: 0})
     off._taught = monitor._taught
-    off.look(0, None, None)
+    off.measure(0, None, None)
     off.lines = monitor.lines
-    off.look(1, None, None)
+    off.measure(1, None, None)
     assert not any(f"the limit '{limit}' is" in said for said in silent)
 
 
@@ -301,7 +301,7 @@ def run(folder, monitor, *, steps=6, log_class=RunLog):
         log_class(folder),
         prompts=prompts(),
         checkpoints=CheckpointStore(folder / "c"),
-        watch=Watch(monitor=monitor),
+        control=RunControl(monitor=monitor),
     )
 
 
@@ -386,10 +386,10 @@ def test_a_resumed_run_sees_what_the_whole_one_saw(tmp_path):
 
 def test_imitation_and_phases_are_watched_too(tmp_path):
     def plain(folder):
-        return Watch(monitor=Monitor(MonitorConfig(every=2, lines=8), prompts(), held_out=falling, folder=folder))
+        return RunControl(monitor=Monitor(MonitorConfig(every=2, lines=8), prompts(), held_out=falling, folder=folder))
 
     lines = [Demonstration(p, text, "t") for p in prompts() for text in ("Glaciers overtook it.", "Even we slept.")]
-    sft.train(sft.SFTConfig(epochs=2, batch_size=4), student(), lines, watch=plain(tmp_path / "sft"))
+    sft.train(sft.SFTConfig(epochs=2, batch_size=4), student(), lines, control=plain(tmp_path / "sft"))
     assert [r["step"] for r in rows(tmp_path / "sft" / "drift.jsonl")] == [0, 2, 4, 6, 8]
     pairs = PairConfig(candidates=3, sampling=SHORT, length_filter="off")
     config = brio_dpo.BRIODPOConfig(
@@ -398,7 +398,7 @@ def test_imitation_and_phases_are_watched_too(tmp_path):
     )
     judge = CriticAsJudge(letters_critic())
     result = brio_dpo.train(
-        config, judge, student(), prompts=prompts(), demonstrations=lines, watch=plain(tmp_path / "both")
+        config, judge, student(), prompts=prompts(), demonstrations=lines, control=plain(tmp_path / "both")
     )
     steps = [r["step"] for r in rows(tmp_path / "both" / "drift.jsonl")]
     assert steps == list(range(0, result.steps + 1, 2))

@@ -33,7 +33,7 @@ from humor_env.agents import (
 )
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Limits, Watch
+from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
@@ -101,11 +101,11 @@ def warm_student(device, family="causal") -> Student:
     return one
 
 
-def learn(learner, one, folder=None, log=None, watch=None):
+def learn(learner, one, folder=None, log=None, control=None):
     config, train = CONFIGS[learner], registry.learners.resolve(learner)
     if learner == "best-of-n":
-        return train(config, letters_critic(), one, log, watch=watch)
-    more = {"checkpoints": None if folder is None else CheckpointStore(folder / "checkpoints"), "watch": watch}
+        return train(config, letters_critic(), one, log, control=control)
+    more = {"checkpoints": None if folder is None else CheckpointStore(folder / "checkpoints"), "control": control}
     if learner == "sft":
         return train(config, one, TEACHER, TEACHER[:3], log, **more)
     if learner in ("ppo", "brio", "brio-dpo"):
@@ -287,9 +287,9 @@ def test_monitor_and_limits(places):
             held_out=letters_critic("o"),
             sampling=SHORT,
         )
-        watch = Watch(Limits(samples=8), monitor)
-        learn("ppo", warm_student(device), watch=watch)
-        assert watch.samples == 8
+        control = RunControl(Limits(samples=8), monitor)
+        learn("ppo", warm_student(device), control=control)
+        assert control.samples == 8
         looks.append(monitor.get_state())
     assert looks[0] == looks[1]
 

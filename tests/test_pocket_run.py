@@ -8,7 +8,7 @@ import torch
 
 from humor_env import registry
 from humor_env.agents import ppo
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Silent
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import Student
@@ -52,10 +52,10 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
                 curve.append(evaluate(one, prompts.split("test"), exact, sampling=job.SAMPLING, name="policy").mean)
                 one.activate("policy")
 
-    def go_on(steps, watch):
+    def go_on(steps, control):
         config = replace(job.ppo_config("causal", 1), steps=steps, decay="constant", entropy_weight=0.0)
         env = HumorVectorEnv(prompts, loves_glaciers, num_envs=config.batch_size)
-        return ppo.train(config, env, one, TestScores(), prompts=prompts.split("train"), watch=watch)
+        return ppo.train(config, env, one, TestScores(), prompts=prompts.split("train"), control=control)
 
     monitor = Monitor(
         MonitorConfig(action="stop", every=2, lines=200),
@@ -65,14 +65,14 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
         sampling=job.SAMPLING,
         folder=folder,
     )
-    result = go_on(80, Watch(monitor=monitor))
+    result = go_on(80, RunControl(monitor=monitor))
     assert result.steps < 80 and "the monitor saw the run drift: 'glacier" in result.why
     assert curve[-1] >= 0.9 * max(curve)
     assert max(curve) > curve[0] + 0.03  # the critic was good for something at first
     looks = [json.loads(line) for line in (folder / "drift.jsonl").read_text().splitlines()]
     assert [m["limit"] for m in looks[-1]["marks"]][:1] == ["habit"]
     # Nobody would have been sorry to stop there: a little later the student writes of nothing but glaciers.
-    go_on(12, Watch())
+    go_on(12, RunControl())
     assert curve[-1] < 0.75 * max(curve)
 
 

@@ -15,7 +15,7 @@ from humor_env import pocket, registry
 from humor_env.agents.student import Student
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, StudentError, UnknownName
 from humor_env.experiments.runs import screen
-from humor_env.experiments.runs.ingredients import Parts, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.measure_student import measure_student
 from humor_env.experiments.runs.run import run
 from humor_env.experiments.runs.run_folder import choose_folder, commit, student_folder, versions
@@ -359,7 +359,7 @@ def forgetful_train(config: EchoConfig, student, log):
 def test_a_learner_that_keeps_no_budget_is_refused_before_any_work(text, tmp_path):
     table = text.split("[learner]")[0] + '[learner]\nname = "test_run:forgetful_train"\n'
     with pytest.raises(
-        InvalidOption, match=r"keeps no budget and no monitor: give its train function a parameter 'watch'"
+        InvalidOption, match=r"keeps no budget and no monitor: give its train function a parameter 'control'"
     ):
         run(parse_spec(table, ["budget.max_seconds=9"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -384,11 +384,11 @@ def test_a_learner_is_given_what_it_has_parameters_for(text, tmp_path):
         run(parse_spec(begin + '[learner]\nname = "test_run:train_greedy"\n'), tmp_path / "b")
 
 
-# Parts
+# Ingredients
 
 
 def parts(text, tmp_path, *overrides):
-    return Parts(parse_spec(text, overrides), tmp_path)
+    return Ingredients(parse_spec(text, overrides), tmp_path)
 
 
 def test_several_critics_are_a_mix_with_weights_and_gates(text, tmp_path):

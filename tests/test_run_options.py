@@ -9,7 +9,7 @@ from test_run import lines, text, world  # noqa: F401
 
 from humor_env.agents.session.monitor import MonitorConfig
 from humor_env.errors import CredentialError, InvalidOption
-from humor_env.experiments.runs.ingredients import Parts
+from humor_env.experiments.runs.ingredients import Ingredients
 from humor_env.experiments.runs.run import run
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import MonitorSpec, load_spec, parse_spec
@@ -32,7 +32,7 @@ def test_a_server_writes_the_lines_of_a_run(learner, text, server, tmp_path, mon
     assert load_spec(tmp_path / "run" / "spec.toml") == spec
     monkeypatch.delenv("A_KEY")
     with pytest.raises(CredentialError, match="A_KEY, which is not set"):
-        Parts(spec, tmp_path / "other").check()
+        Ingredients(spec, tmp_path / "other").check()
 
 
 DPO = '[learner]\nname = "dpo"\nepochs = 2\nbatch_size = 4\n'
@@ -78,9 +78,9 @@ def test_options_that_a_learner_does_not_take_are_refused(text, tmp_path):  # no
     extra = '[student.backend]\nurl = "http://127.0.0.1:1"\n[learner]\n'
     dpo = text.split("[learner]")[0] + extra + 'name = "dpo"\n[judge]\njudge = "pocket"\n'
     with pytest.raises(InvalidOption, match=r"'dpo' takes no backend: leave \[student.backend\] out"):
-        Parts(parse_spec(dpo), tmp_path).check()
+        Ingredients(parse_spec(dpo), tmp_path).check()
     with pytest.raises(InvalidOption, match=r"'ppo' takes no preferences: leave \[learner\] preferences out"):
-        Parts(parse_spec(text, ["learner.preferences=x.jsonl"]), tmp_path).check()
+        Ingredients(parse_spec(text, ["learner.preferences=x.jsonl"]), tmp_path).check()
 
 
 MONITOR = '\n[monitor]\naction = "stop"\nevery = 1\nlines = 3\nshorter = 0.0\nlonger = 0.001\n'
@@ -106,12 +106,12 @@ def test_a_monitor_watches_and_ends_a_run_that_is_then_measured(text, tmp_path):
 
 def test_the_training_critic_is_never_its_own_control(text, tmp_path):  # noqa: F811
     alone = text[: text.index("[[eval.critic]]")] + MONITOR
-    parts = Parts(parse_spec(alone), tmp_path)
+    parts = Ingredients(parse_spec(alone), tmp_path)
     assert parts.watching_critic is None
     same = alone + '[[monitor.critic]]\ncritic = "test_run:share_of_e"\n'
-    assert Parts(parse_spec(same), tmp_path).watching_critic is None
+    assert Ingredients(parse_spec(same), tmp_path).watching_critic is None
     other = alone + '[[monitor.critic]]\ncritic = "test_run:share_of_o"\n'
-    assert Parts(parse_spec(other), tmp_path).watching_critic is not None
+    assert Ingredients(parse_spec(other), tmp_path).watching_critic is not None
     with pytest.raises(InvalidOption, match=r"no critic is called 'pokcet'\. Did you mean 'pocket'"):
         parse_spec(alone + '[[monitor.critic]]\ncritic = "pokcet"\n')
 

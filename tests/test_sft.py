@@ -6,7 +6,7 @@ from tiny import llama, prompts, student, tokenizer
 
 from humor_env.agents import sft
 from humor_env.agents.student import IMITATION, Student
-from humor_env.agents.student.token_rows import Rows
+from humor_env.agents.student.token_rows import TokenRows
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.types import Demonstration
 
@@ -95,4 +95,4 @@ def test_the_prompt_is_not_imitated():
     rows = one.rows_from_text(["The meeting was slow."], ["Glaciers."])
     assert int(rows.action_mask.sum()) == len(one.encode_response("Glaciers."))
     assert rows.tokens[rows.action_mask.bool()].tolist() == one.encode_response("Glaciers.")
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, TokenRows)

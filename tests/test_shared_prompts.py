@@ -6,7 +6,7 @@ from tiny import stir, student
 from humor_env.agents.student import POLICY, shared_prompts
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.shared_prompts import prompt_groups
-from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
 
 FAMILIES = ("causal", "seq2seq")
 PROMPTS = ["The soup was cold.", "A very long meeting was slow."]
@@ -83,7 +83,7 @@ def test_siblings_stay_together_in_micro_batches():
     attention = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
     mask = attention.clone()
     mask[:, 0] = 0
-    assert [b.tolist() for b in length_sorted(Rows(tokens, attention, mask), 2)] == [[1, 3], [0, 2]]
+    assert [b.tolist() for b in length_sorted(TokenRows(tokens, attention, mask), 2)] == [[1, 3], [0, 2]]
 
 
 def test_what_is_written_does_not_depend_on_siblings():

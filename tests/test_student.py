@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
-from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
 from humor_env.errors import StudentError
 
 FAMILIES = ["causal", "seq2seq"]
@@ -59,7 +59,7 @@ def test_padding_on_the_left_changes_nothing():
     one = student()
     rows = one.rows_from_text(PROMPTS, LINES)
     shift = rows.tokens.shape[1] - rows.attention.sum(-1)
-    left = Rows(
+    left = TokenRows(
         *(
             torch.stack([t.roll(int(s)) for t, s in zip(x, shift, strict=True)])
             for x in (rows.tokens, rows.attention, rows.action_mask)
@@ -91,7 +91,7 @@ def test_values_are_read_just_before_their_token():
         first = int(rows.action_mask[0].argmax())
         changed = rows.tokens.clone()
         changed[0, first:] = 5  # another response: the value before its first token cannot know
-        other = one.score(Rows(changed, rows.attention, rows.action_mask), values=True).values
+        other = one.score(TokenRows(changed, rows.attention, rows.action_mask), values=True).values
         assert other is not None
     assert torch.allclose(values[0, first], other[0, first], atol=1e-6)
     assert not torch.allclose(values[0, first + 1], other[0, first + 1], atol=1e-4)
@@ -101,7 +101,7 @@ def test_column_zero_cannot_be_scored():
     one = student()
     ones = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="column 0"):
-        one.score(Rows(ones, ones, ones))
+        one.score(TokenRows(ones, ones, ones))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -267,7 +267,7 @@ def test_models_that_scale_their_logits_are_scored_by_their_own_forward():
 
 def test_rows_are_trimmed_and_grouped_by_length():
     attention = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0]])
-    rows = Rows(torch.arange(9).view(3, 3), attention, attention * 0)
+    rows = TokenRows(torch.arange(9).view(3, 3), attention, attention * 0)
     assert [b.tolist() for b in length_sorted(rows, 2)] == [[1, 2], [0]]
     assert take_rows(rows, torch.tensor([2, 0])).tokens.tolist() == [[6, 7], [0, 1]]
 

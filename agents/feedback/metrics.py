@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.agents.feedback.rollout import Rollout
 from humor_env.agents.session.processes import gather_records, spread_over_processes, sum_over_processes
 from humor_env.agents.student.logprobs import kl_k1
@@ -108,13 +108,13 @@ def text_numbers(lines: WrittenBatch, teacher_grams: frozenset[tuple[str, ...]] 
     numbers |= {f"reward/part/{n}": sum(v) / len(v) for n, v in parts.items()}
     texts = [j.text for j in lines.jokes]
     numbers |= {
-        "text/distinct_2": measures.distinct_n(texts, 2),
-        "text/self_overlap": measures.self_overlap(texts),
-        "text/commonest_share": measures.commonest_share(texts),
-        "text/prompt_overlap": sum(measures.overlap([j.text], [j.prompt.text], 3) for j in lines.jokes) / len(texts),
+        "text/distinct_2": text_stats.distinct_n(texts, 2),
+        "text/self_overlap": text_stats.self_overlap(texts),
+        "text/commonest_share": text_stats.commonest_share(texts),
+        "text/prompt_overlap": sum(text_stats.overlap([j.text], [j.prompt.text], 3) for j in lines.jokes) / len(texts),
     }
     if teacher_grams:
-        numbers["text/teacher_overlap"] = measures.overlap(texts, teacher_grams)
+        numbers["text/teacher_overlap"] = text_stats.overlap(texts, teacher_grams)
     families = lines.families
     if len(families) < len(lines):
         flat = [_deviation(lines.rewards[f][valid[f]]) for f in map(torch.tensor, families)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.agents.feedback.metrics import gather_jokes
 from humor_env.agents.feedback.rollout import check_failures
 from humor_env.agents.session.processes import gather_records, local_share, sum_over_processes
@@ -211,7 +211,7 @@ def ngram_distance(a: str, b: str, n: int) -> float:
 
 
 def _padded_ngrams(line: str, n: int) -> list[tuple[str, ...]]:
-    padded = [""] * (n - 1) + measures.words(line)
+    padded = [""] * (n - 1) + text_stats.words(line)
     return [tuple(padded[i : i + n]) for i in range(len(padded) - n + 1)]
 
 

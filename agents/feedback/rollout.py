@@ -24,7 +24,7 @@ from torch import Tensor
 from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Generation, Sampling
-from humor_env.agents.student.token_rows import Rows
+from humor_env.agents.student.token_rows import TokenRows
 from humor_env.agents.student.writer import Backend, InProcess
 from humor_env.errors import JudgingFailed
 from humor_env.types import Joke, Judgement, Prompt
@@ -125,8 +125,8 @@ class Rollout:
         return len(self.jokes)
 
     @property
-    def rows(self) -> Rows:
-        return Rows(self.tokens, self.attention, self.action_mask)
+    def rows(self) -> TokenRows:
+        return TokenRows(self.tokens, self.attention, self.action_mask)
 
     @property
     def lengths(self) -> Tensor:
@@ -260,7 +260,7 @@ class _Attempt:
     episodes: list[int]
     out: Generation
     judged: _Judged | None = None
-    rows: Rows | None = None
+    rows: TokenRows | None = None
     logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None

@@ -1,10 +1,10 @@
 """What may end a run before its last step: the user, a limit that is reached, or a monitor that saw it drift.
 
-    watch = Watch(Limits(samples=10_000, seconds=600))
-    result = train(config, env, student, log, prompts=prompts, checkpoints=store, watch=watch)
+    control = RunControl(Limits(samples=10_000, seconds=600))
+    result = train(config, env, student, log, prompts=prompts, checkpoints=store, control=control)
     result.stopped, result.why      # False, "the limit of 10000 samples is reached (10048 taken)"
 
-Every learner takes a `watch` and asks it after each step; `Progress` does the asking, so that all of them end alike:
+Every learner takes a `control`, which its session asks after each step, so that all of them end alike:
 the step is finished, a checkpoint saved, and the reason told. What was taken is part of the checkpoint and so counts
 on over restarts; with a higher limit the run goes on from there.
 """
@@ -47,7 +47,7 @@ class Limits:
                 raise InvalidOption(f"A limit of {field.name} is above 0, or None for no limit; found {value}.")
 
 
-class Watch:
+class RunControl:
     """`ending` is empty while the run may go on, else a sentence that says why it does not."""
 
     def __init__(self, limits: Limits | None = None, monitor: Monitor | None = None) -> None:
@@ -61,7 +61,7 @@ class Watch:
         self._seconds = 0.0
         self._since: float | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunControl:
         self._stop.__enter__()
         self._since = time.perf_counter()
         return self
@@ -85,7 +85,7 @@ class Watch:
         finally:
             self._since = time.perf_counter() if running else None
 
-    def spend(self, samples: int, judgements: int) -> None:
+    def count(self, samples: int, judgements: int) -> None:
         """Count what a step or a round of feedback took, over all processes."""
         self.samples += samples
         self.judgements += judgements
@@ -95,23 +95,23 @@ class Watch:
         """What the learning rate is to be multiplied by: 1, unless a monitor slows the run."""
         return 1.0 if self.monitor is None else self.monitor.rate
 
-    def see(self, step: int, student: Student, adapter: str | None = POLICY) -> dict[str, float]:
+    def measure_drift(self, step: int, student: Student, adapter: str | None = POLICY) -> dict[str, float]:
         """The monitor's numbers, in the steps where it looks; every process must call it."""
         step += self.steps_before
         if self.monitor is None or not self.monitor.is_due(step):
             return {}
         with self.paused():
-            return self.monitor.look(step, student, adapter)
+            return self.monitor.measure(step, student, adapter)
 
-    def begin(self, step: int, student: Student, adapter: str | None = POLICY) -> None:
+    def start(self, step: int, student: Student, adapter: str | None = POLICY) -> None:
         """Before the first step of this process: the monitor's log is that of the steps done, and its first look is at
         the student as it came."""
         if self.monitor is not None:
             self.monitor.rewind(step + self.steps_before)
             if step + self.steps_before == 0:
-                self.see(0, student, adapter)
+                self.measure_drift(0, student, adapter)
 
-    def look(self, *, asks: bool = True) -> None:
+    def check(self, *, asks: bool = True) -> None:
         """Decide whether the run goes on, the same in every process.
 
         A learner that `asks` nothing of student and critic in its next step (it still learns from a round of feedback)
@@ -119,21 +119,21 @@ class Watch:
         """
         late = self.limits.seconds is not None and self.seconds >= self.limits.seconds
         flags = torch.tensor([float(bool(self._stop)), float(late)], device=PartialState().device)
-        asked, late = (flag > 0 for flag in sum_over_processes(flags).tolist())
-        self.by_user = asked
-        if asked:
+        stop_asked, late = (flag > 0 for flag in sum_over_processes(flags).tolist())
+        self.by_user = stop_asked
+        if stop_asked:
             self.ending = "the user asked it to stop"
             return
-        told = []
+        reasons = []
         for name in ("samples", "judgements"):
             limit, taken = getattr(self.limits, name), getattr(self, name)
             if asks and limit is not None and taken >= limit:
-                told.append(f"the limit of {limit} {name} is reached ({taken} taken)")
+                reasons.append(f"the limit of {limit} {name} is reached ({taken} taken)")
         if late:
-            told.append(f"the limit of {self.limits.seconds:g} seconds is reached")
+            reasons.append(f"the limit of {self.limits.seconds:g} seconds is reached")
         if self.monitor is not None and self.monitor.ending:
-            told.append(self.monitor.ending)
-        self.ending = "; ".join(told)
+            reasons.append(self.monitor.ending)
+        self.ending = "; ".join(reasons)
 
     def numbers(self) -> dict[str, float]:
         """What was taken so far."""

@@ -1,8 +1,8 @@
 """Does the run still learn to be funny, or has it learnt what its critic likes? A look every few steps.
 
     monitor = Monitor(MonitorConfig(action="stop"), prompts, training=critic, held_out=exact, folder=run)
-    watch = Watch(monitor=monitor)                       # every learner asks its watch after each step
-    ppo.train(config, env, student, log, prompts=train_prompts, watch=watch)
+    control = RunControl(monitor=monitor)                       # every learner asks its control after each step
+    ppo.train(config, env, student, log, prompts=train_prompts, control=control)
 
 At each look the student writes one line for each of the same prompts, with the same luck. So two looks are compared
 prompt by prompt, and what is left of the noise is known from how much prompts differ in their change. Alarms:
@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
@@ -126,7 +126,7 @@ class Monitor:
         self.path = None if folder is None else Path(folder) / FILE
         self.ending = ""
         self.rate = 1.0
-        self._taught = measures.ngram_set(d.text for d in teacher)
+        self._taught = text_stats.ngram_set(d.text for d in teacher)
         self._first: dict[str, float] = {}
         self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
         self._first_much: dict[str, tuple[float, float]] = {}  # what is much of a character, and the share with more
@@ -140,7 +140,7 @@ class Monitor:
     def is_due(self, step: int) -> bool:
         return step % self.config.every == 0 and step != self._seen
 
-    def look(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
+    def measure(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
         """The numbers of this look, `drift/…`. The main process looks, and the others learn what it decided."""
         numbers: dict[str, float] = {}
         if is_main_process():
@@ -387,15 +387,15 @@ def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = fr
     texts = [j.text for j in jokes]
     features = {
         "length": sum(map(len, texts)) / len(texts),
-        "distinct_2": measures.distinct_n(texts, 2),
-        "commonest_share": measures.commonest_share(texts),
-        "prompt_overlap": sum(measures.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
-        "emoji": _share(measures.emoji, texts),
-        "laughter": _share(measures.laughter, texts),
-        "explaining": _share(measures.explaining, texts),
+        "distinct_2": text_stats.distinct_n(texts, 2),
+        "commonest_share": text_stats.commonest_share(texts),
+        "prompt_overlap": sum(text_stats.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
+        "emoji": _share(text_stats.emoji, texts),
+        "laughter": _share(text_stats.laughter, texts),
+        "explaining": _share(text_stats.explaining, texts),
     }
     if taught:
-        features["teacher_overlap"] = measures.overlap(texts, taught)
+        features["teacher_overlap"] = text_stats.overlap(texts, taught)
     return features
 
 
@@ -427,7 +427,7 @@ def _is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
 
 
 def _word_sets(jokes: Sequence[Joke]) -> list[set[str]]:
-    return [set(measures.words(j.text)) for j in jokes]
+    return [set(text_stats.words(j.text)) for j in jokes]
 
 
 def _shares(words: Sequence[set[str]]) -> dict[str, float]:

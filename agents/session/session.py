@@ -26,7 +26,7 @@ from humor_env.agents.session.checkpoint import (
     restore_random_states,
 )
 from humor_env.agents.session.config import LearnerConfig
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.processes import keep_freed_memory
 from humor_env.agents.session.schedule import learning_rate_share
@@ -78,14 +78,14 @@ class Session:
         *,
         checkpoints: CheckpointStore | None,
         evaluate: Evaluate | None,
-        watch: Watch | None,
+        control: RunControl | None,
         value_learning_rate: float | None = None,
         saved: Mapping[str, Stateful] | None = None,
     ) -> None:
         keep_freed_memory()
         self.config, self.student, self.stream = config, student, stream
         self.log_to = log or Silent()
-        self.checkpoints, self.measure, self.watch = checkpoints, evaluate, watch or Watch()
+        self.checkpoints, self.measure, self.control = checkpoints, evaluate, control or RunControl()
         self.policy = student.adapter_parameters(POLICY)
         groups = [{"params": list(self.policy.values()), "lr": config.learning_rate}]
         names = dict(self.policy)
@@ -104,11 +104,11 @@ class Session:
         self.step = self._resume()
 
     def __enter__(self) -> Self:
-        self.watch.__enter__()
+        self.control.__enter__()
         return self
 
     def __exit__(self, *problem: object) -> None:
-        self.watch.__exit__(*problem)
+        self.control.__exit__(*problem)
         self.student.train_only(())
 
     @property
@@ -122,8 +122,8 @@ class Session:
         return True
 
     def result(self) -> TrainResult:
-        stopped = self.watch.by_user and not self.done
-        why = "" if stopped or self.done else self.watch.ending
+        stopped = self.control.by_user and not self.done
+        why = "" if stopped or self.done else self.control.ending
         return TrainResult(self.step, stopped, self.evaluations, self.last_saved, why)
 
     def set_learning_rate(self, steps: int) -> None:
@@ -131,7 +131,7 @@ class Session:
         config = self.config
         share = learning_rate_share(self.step, steps, warmup=config.warmup_steps, decay=config.decay)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
-            group["lr"] = peak * share * self.watch.rate
+            group["lr"] = peak * share * self.control.rate
 
     def finish_step(
         self,
@@ -149,12 +149,14 @@ class Session:
         `self.step` counts it already. Raises `TrainingStopped` on weights or a KL that are out of bounds.
         """
         numbers = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"]} | self._evaluate()
-        self.log_to.metrics(self.step, {**numbers, **self.watch.numbers(), **self.watch.see(self.step, self.student)})
+        self.log_to.metrics(
+            self.step, {**numbers, **self.control.numbers(), **self.control.measure_drift(self.step, self.student)}
+        )
         if jokes:
             self.log_to.jokes(self.step, jokes, judgements)
-        self.watch.look(asks=self.asks)
+        self.control.check(asks=self.asks)
         self._check_health(self.policy.values(), kl_per_token, kl_limit)
-        if save or self.step % self.config.checkpoint_every == 0 or self.done or self.watch.ending:
+        if save or self.step % self.config.checkpoint_every == 0 or self.done or self.control.ending:
             self.save(score)
 
     def save(self, score: float | None = None) -> None:
@@ -165,12 +167,12 @@ class Session:
         tensors |= optimizer_tensors(self.optimizer, self._names) | random_tensors
         state = {
             "stream": self.stream.get_state(),
-            "watch": self.watch.get_state(),
+            "watch": self.control.get_state(),
             "evaluations": self.evaluations,
             "random": random_state,
         }
         state |= {name: thing.get_state() for name, thing in self._saved.items()}
-        self.last_saved = self.checkpoints.save(self.step, tensors, state, score, self.watch.seconds)
+        self.last_saved = self.checkpoints.save(self.step, tensors, state, score, self.control.seconds)
 
     def _resume(self) -> int:
         """The step to go on from: 0, or that of the newest whole checkpoint."""
@@ -178,7 +180,7 @@ class Session:
         if found is None:
             if self.checkpoints is not None:
                 self.log_to.rewind(0)  # a run that died before its first checkpoint may have logged some steps
-            self.watch.begin(0, self.student)
+            self.control.start(0, self.student)
             return 0
         self.student.load_state({n[8:]: t for n, t in found.tensors.items() if n.startswith("student/")})
         load_optimizer(self.optimizer, self._names, found.tensors)
@@ -188,10 +190,10 @@ class Session:
             thing.set_state(found.state[name])
         self.evaluations = found.state["evaluations"]
         self.last_saved = found.folder
-        self.watch.set_state(found.state["watch"], found.seconds)
-        self.watch.look(asks=self.asks)
+        self.control.set_state(found.state["watch"], found.seconds)
+        self.control.check(asks=self.asks)
         self.log_to.rewind(found.step)
-        self.watch.begin(found.step, self.student)
+        self.control.start(found.step, self.student)
         return found.step
 
     def _evaluate(self) -> dict[str, float]:
@@ -199,7 +201,7 @@ class Session:
         every = self.config.evaluate_every
         if self.measure is None or not every or self.step % every:
             return {}
-        with self.watch.paused():
+        with self.control.paused():
             numbers = dict(self.measure(self.student))
         self.evaluations.append({"step": float(self.step)} | numbers)
         return {f"eval/{n}": v for n, v in numbers.items()}

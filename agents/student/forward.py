@@ -1,6 +1,6 @@
 """Passes through the base model that stop at its hidden states, so that only response positions meet the output layer.
 
-    passes = Passes(model, pad_token=0, end_token=2, decoder_prefix=())
+    passes = ForwardPasses(model, pad_token=0, end_token=2, decoder_prefix=())
     states = passes.before_response(rows, rows.action_mask.bool())      # [N, H], in the order of mask.nonzero()
 
 Whether a model allows that is tried out once, on a few tokens: some scale or cap their logits on the way, and some keep
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from humor_env.agents.student.shared_prompts import PromptGroups, causal_states, prompt_groups
-from humor_env.agents.student.token_rows import Rows, make_rows, pack_left
+from humor_env.agents.student.token_rows import TokenRows, make_rows, pack_left
 
 
-class Passes:
+class ForwardPasses:
     def __init__(
         self, base: PreTrainedModel, *, pad_token: int, end_token: int, decoder_prefix: tuple[int, ...]
     ) -> None:
@@ -46,7 +46,7 @@ class Passes:
         bias = getattr(self.base, "final_logits_bias", None)
         return self.base.get_output_embeddings() if bias is None or not bool(bias.any()) else None
 
-    def before_response(self, rows: Rows, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def before_response(self, rows: TokenRows, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states `[N, H]` just before each response token, in the order of `mask.nonzero()`; with the logits
         beside them where the model does not give them by its output layer alone."""
         backbone = self.backbone
@@ -86,7 +86,7 @@ class Passes:
         found = getattr(self.base, self.base.base_model_prefix, None)
         return found if isinstance(found, nn.Module) else None
 
-    def _causal_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _causal_inputs(self, rows: TokenRows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         before = torch.zeros_like(mask)
         before[:, :-1] = mask[:, 1:]
         inputs = {"input_ids": rows.tokens}
@@ -123,7 +123,7 @@ class Passes:
             shared = causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
         return bool(torch.allclose(whole.float(), shared.float(), rtol=1e-2, atol=1e-3))
 
-    def _seq2seq_inputs(self, rows: Rows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _seq2seq_inputs(self, rows: TokenRows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         is_source = rows.attention.bool() & ~mask
         source, source_attention = pack_left(rows.tokens, is_source, self.pad_token)
         response, response_attention = pack_left(rows.tokens, mask, self.pad_token)

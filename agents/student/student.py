@@ -34,10 +34,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from humor_env.agents.student.forward import Passes
+from humor_env.agents.student.forward import ForwardPasses
 from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
-from humor_env.agents.student.token_rows import Rows, Scored, length_sorted, make_rows, scatter, take_rows
+from humor_env.agents.student.token_rows import Scored, TokenRows, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
 from humor_env.streams import stream_seed
 
@@ -104,7 +104,7 @@ class Student:
         self._active = ""
         self.activate(POLICY)
         self.train_only(())
-        self.passes = Passes(
+        self.passes = ForwardPasses(
             self.base, pad_token=self.pad_token, end_token=self.end_token, decoder_prefix=self.decoder_prefix
         )
 
@@ -285,18 +285,18 @@ class Student:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def rows(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Rows:
+    def rows(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenRows:
         """Prompt and response ids to padded tensors."""
         return make_rows(prompts, responses, self.pad_token, self.device)
 
-    def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> Rows:
+    def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> TokenRows:
         return self.rows([self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines])
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
     def score(
         self,
-        rows: Rows,
+        rows: TokenRows,
         *,
         values: bool = False,
         detach_values: bool = False,
@@ -339,7 +339,7 @@ class Student:
 
     def score_in_batches(
         self,
-        rows: Rows,
+        rows: TokenRows,
         *,
         adapter: str | None,
         micro_batch: int = 64,

@@ -16,7 +16,7 @@ from humor_env.agents.student.shared_prompts import prompt_groups
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenRows:
     """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right."""
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class Scored:
 
 def make_rows(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_token: int, device: torch.device
-) -> Rows:
+) -> TokenRows:
     """Prompt and response ids to padded tensors."""
     lengths = [(len(p), len(r)) for p, r in zip(prompts, responses, strict=True)]
     width = max((p + r for p, r in lengths), default=0)
@@ -47,18 +47,18 @@ def make_rows(
         tokens[i, :end] = torch.tensor([*prompt, *response])
         attention[i, :end] = 1
         action_mask[i, begin:end] = 1
-    return Rows(tokens.to(device), attention.to(device), action_mask.to(device))
+    return TokenRows(tokens.to(device), attention.to(device), action_mask.to(device))
 
 
-def take_rows(rows: Rows, index: Tensor) -> Rows:
+def take_rows(rows: TokenRows, index: Tensor) -> TokenRows:
     """These rows, trimmed of columns in which none of them has a real token (padding on the right only)."""
     attention = rows.attention[index]
     used = attention.any(dim=0).nonzero()
     width = int(used[-1]) + 1 if len(used) else attention.shape[1]
-    return Rows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
+    return TokenRows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
 
 
-def length_sorted(rows: Rows, micro_batch: int) -> list[Tensor]:
+def length_sorted(rows: TokenRows, micro_batch: int) -> list[Tensor]:
     """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable.
 
     Where rows share prompts they stay together, in the order of the longest of each prompt.

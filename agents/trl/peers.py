@@ -37,7 +37,7 @@ from humor_env.agents.feedback.pairs import PairConfig, preference_record, read_
 from humor_env.agents.feedback.rollout import check_failures
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import check_bounds
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.session.session import TrainResult
@@ -283,10 +283,10 @@ def train_grpo(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """TRL's GRPO on the student's `policy` adapter. Behaviour as in `ppo.train`, but for its checkpoints."""
-    return _train_online("GRPO", config, critic, student, log, prompts, checkpoints, evaluate, watch or Watch())
+    return _train_online("GRPO", config, critic, student, log, prompts, checkpoints, evaluate, control or RunControl())
 
 
 def train_rloo(
@@ -298,10 +298,10 @@ def train_rloo(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """TRL's RLOO on the student's `policy` adapter. Behaviour as in `ppo.train`, but for its checkpoints."""
-    return _train_online("RLOO", config, critic, student, log, prompts, checkpoints, evaluate, watch or Watch())
+    return _train_online("RLOO", config, critic, student, log, prompts, checkpoints, evaluate, control or RunControl())
 
 
 def _train_online(
@@ -313,17 +313,17 @@ def _train_online(
     prompts: Sequence[Prompt],
     checkpoints: CheckpointStore | None,
     evaluate: Callable[[Student], Mapping[str, float]] | None,
-    watch: Watch,
+    control: RunControl,
 ) -> TrainResult:
     log = log or Silent()
 
     def taken(step: int, jokes: list[Joke], judgements: list[Judgement]) -> None:
-        watch.spend(len(jokes) * process_count(), len(judgements) * process_count())
+        control.count(len(jokes) * process_count(), len(judgements) * process_count())
         log.jokes(step + 1, jokes, judgements)
 
     reward = make_trl_reward(critic, max_failure_share=config.max_failure_share, on_jokes=taken)
     more = {"reward_funcs": reward, "train_dataset": prompts_dataset(prompts, student)}
-    return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate, watch)
+    return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate, control)
 
 
 def train_dpo(
@@ -336,27 +336,27 @@ def train_dpo(
     preferences: Sequence[Preference] = (),
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """TRL's DPO on one round of pairs, or on `preferences`. Behaviour as in `dpo.train`, but for its checkpoints."""
-    log, watch = log or Silent(), watch or Watch()
+    log, control = log or Silent(), control or RunControl()
     kept = None if checkpoints is None else checkpoints.folder / "preferences.json"
     if not preferences and kept is not None and kept.is_file():
         found = json.loads(kept.read_text())
         preferences = [read_preference(record) for record in found["preferences"]]
-        watch.set_state(found["watch"], 0.0)
+        control.set_state(found["watch"], 0.0)
     if not preferences:
         if judge is None:
             raise InvalidOption("DPO learns from preferences: give a judge to ask, or preferences made before.")
         feedback = student_pairs(student, judge, prompts, config.pairs, seed=config.seed)
         preferences = feedback.preferences
-        watch.spend(feedback.samples, feedback.judged)
+        control.count(feedback.samples, feedback.judged)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             records = [preference_record(p) for p in preferences]
-            kept.write_text(json.dumps({"watch": watch.get_state(), "preferences": records}))
+            kept.write_text(json.dumps({"watch": control.get_state(), "preferences": records}))
     more = {"train_dataset": preferences_dataset(preferences, student)}
-    return _run("DPO", config, {"beta": config.beta}, more, student, POLICY, log, checkpoints, evaluate, watch)
+    return _run("DPO", config, {"beta": config.beta}, more, student, POLICY, log, checkpoints, evaluate, control)
 
 
 def train_sft(
@@ -367,13 +367,13 @@ def train_sft(
     log: Log | None = None,
     *,
     checkpoints: CheckpointStore | None = None,
-    watch: Watch | None = None,
+    control: RunControl | None = None,
 ) -> TrainResult:
     """TRL's imitation on the `imitation` adapter, of which `policy` becomes a copy. `dev` is not looked at."""
     more = {"train_dataset": demonstrations_dataset(demonstrations, student)}
     arguments = {"completion_only_loss": True}
-    watch = watch or Watch()
-    result = _run("SFT", config, arguments, more, student, IMITATION, log or Silent(), checkpoints, None, watch)
+    control = control or RunControl()
+    result = _run("SFT", config, arguments, more, student, IMITATION, log or Silent(), checkpoints, None, control)
     student.start_policy_from_imitation()
     return result
 
@@ -388,7 +388,7 @@ def _run(
     log: Log,
     checkpoints: CheckpointStore | None,
     evaluate: Callable[[Student], Mapping[str, float]] | None,
-    watch: Watch,
+    control: RunControl,
 ) -> TrainResult:
     import trl
 
@@ -410,20 +410,22 @@ def _run(
         if "ref" in model.peft_config:
             _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
         last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
-        reporter = _Reporter(student, adapter, model, log, config.evaluate_every, evaluate, watch, asks=kind in ASKING)
+        reporter = _Reporter(
+            student, adapter, model, log, config.evaluate_every, evaluate, control, asks=kind in ASKING
+        )
         steps = reporter.resume(last, rewind=checkpoints is not None)
         trainer.add_callback(reporter)
-        if watch.ending and last is not None:  # TRL would take one more step before it asks whether to stop
+        if control.ending and last is not None:  # TRL would take one more step before it asks whether to stop
             set_peft_model_state_dict(model, load_peft_weights(last), adapter_name="default")
         else:
-            with watch:
+            with control:
                 trainer.train(resume_from_checkpoint=last)
             steps = int(trainer.state.global_step)
         _copy_weights(_adapter_parameters(model, "default"), student.adapter_parameters(adapter))
         saved = get_last_checkpoint(str(folder)) if checkpoints is not None else None
     done = steps >= config.steps
-    why = "" if done or watch.by_user else watch.ending
-    return TrainResult(steps, watch.by_user and not done, reporter.evaluations, Path(saved) if saved else None, why)
+    why = "" if done or control.by_user else control.ending
+    return TrainResult(steps, control.by_user and not done, reporter.evaluations, Path(saved) if saved else None, why)
 
 
 def _copy_with_adapter(student: Student, adapter: str) -> PeftModel:
@@ -455,13 +457,13 @@ class _Reporter(TrainerCallback):
         log: Log,
         evaluate_every: int,
         evaluate: Callable[[Student], Mapping[str, float]] | None,
-        watch: Watch,
+        control: RunControl,
         *,
         asks: bool,
     ) -> None:
         self.student, self.adapter, self.model, self.log = student, adapter, model, log
         self.evaluate_every, self.evaluate = evaluate_every, evaluate
-        self.watch, self.asks = watch, asks
+        self.control, self.asks = control, asks
         self.evaluations: list[dict[str, float]] = []
         self.found: dict[str, float] = {}
         self.seen: dict[str, float] = {}
@@ -474,38 +476,38 @@ class _Reporter(TrainerCallback):
             if kept.is_file():
                 found = json.loads(kept.read_text())
                 self.evaluations = found["evaluations"]
-                self.watch.set_state(found["watch"], found["seconds"])
-                self.watch.look(asks=self.asks)
+                self.control.set_state(found["watch"], found["seconds"])
+                self.control.check(asks=self.asks)
         if rewind:
             self.log.rewind(step)
-        self.watch.begin(step, self.student, self.adapter)
+        self.control.start(step, self.student, self.adapter)
         return step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.found = {}
         step = int(state.global_step)
         is_due = self.evaluate is not None and self.evaluate_every and step % self.evaluate_every == 0
-        if is_due or self.watch.monitor is not None:
+        if is_due or self.control.monitor is not None:
             _copy_weights(_adapter_parameters(self.model, "default"), self.student.adapter_parameters(self.adapter))
-        self.seen = self.watch.see(step, self.student, self.adapter)
+        self.seen = self.control.measure_drift(step, self.student, self.adapter)
         if is_due and self.evaluate is not None:
-            with self.watch.paused():
+            with self.control.paused():
                 self.found = dict(self.evaluate(self.student))
             self.evaluations.append({"step": float(step)} | self.found)
-        self.watch.look(asks=self.asks)
-        if self.watch.ending:
+        self.control.check(asks=self.asks)
+        if self.control.ending:
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         if not logs or "train_runtime" in logs:  # the summary at the end repeats what was logged
             return
         numbers = {_metric(n): float(v) for n, v in logs.items() if isinstance(v, (int, float))}
-        numbers |= {f"eval/{n}": v for n, v in self.found.items()} | self.watch.numbers() | self.seen
+        numbers |= {f"eval/{n}": v for n, v in self.found.items()} | self.control.numbers() | self.seen
         self.log.metrics(int(state.global_step), numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        kept = {"evaluations": self.evaluations, "watch": self.watch.get_state(), "seconds": self.watch.seconds}
+        kept = {"evaluations": self.evaluations, "watch": self.control.get_state(), "seconds": self.control.seconds}
         (folder / OURS).write_text(json.dumps(kept))
 
 

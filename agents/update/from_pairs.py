@@ -30,11 +30,11 @@ from humor_env.agents.feedback.pairs import Feedback, PairConfig
 from humor_env.agents.feedback.rounds import Rounds
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import LearnerConfig
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, Session
 from humor_env.agents.student import Student
-from humor_env.agents.student.token_rows import Rows
+from humor_env.agents.student.token_rows import TokenRows
 from humor_env.agents.student.writer import Backend
 from humor_env.agents.update.minibatch import Minibatch, my_examples, pairs_together
 from humor_env.errors import InvalidOption
@@ -74,7 +74,7 @@ class PairSession(Session):
         checkpoints: CheckpointStore | None = None,
         evaluate: Evaluate | None = None,
         backend: Backend | None = None,
-        watch: Watch | None = None,
+        control: RunControl | None = None,
     ) -> None:
         if judge is None and not preferences:
             raise InvalidOption(
@@ -89,7 +89,7 @@ class PairSession(Session):
             batch_size=config.batch_size,
             seed=config.seed,
         )
-        super().__init__(config, student, log, rounds, checkpoints=checkpoints, evaluate=evaluate, watch=watch)
+        super().__init__(config, student, log, rounds, checkpoints=checkpoints, evaluate=evaluate, control=control)
 
     @property
     def done(self) -> bool:
@@ -101,7 +101,7 @@ class PairSession(Session):
 
     def rounds(self) -> Iterator[FeedbackRound]:
         """The rounds that are left; the one that a checkpoint was in the middle of goes on where it was."""
-        while not self.done and not self.watch.ending:
+        while not self.done and not self.control.ending:
             yield FeedbackRound(self)
 
 
@@ -136,16 +136,16 @@ class FeedbackRound:
         """Learn from this. Feedback without a single preference is passed over, but it was paid for."""
         session = self.session
         self._rounds.begin(feedback)
-        session.watch.spend(feedback.samples, feedback.judged)
+        session.control.count(feedback.samples, feedback.judged)
         self.feedback = feedback
         if not self._rounds.preferences:
-            session.watch.look(asks=session.asks)
+            session.control.check(asks=session.asks)
             session.save()
 
-    def minibatches(self, rows: Rows, *, lines_each: int) -> Iterator[Minibatch]:
+    def minibatches(self, rows: TokenRows, *, lines_each: int) -> Iterator[Minibatch]:
         """The optimiser steps of this round's epochs; example e is the rows from e x lines_each on."""
         session, rounds = self.session, self._rounds
-        while self.preferences and not (rounds.done or rounds.due or session.watch.ending):
+        while self.preferences and not (rounds.done or rounds.due or session.control.ending):
             self._began = time.perf_counter()
             self._is_first = rounds.is_fresh
             session.set_learning_rate(rounds.expected_steps(session.step))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.student import Student
-from humor_env.agents.student.token_rows import Rows, length_sorted, take_rows
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
 from humor_env.streams import generator
 from humor_env.types import Demonstration
 
@@ -24,7 +24,7 @@ def sft_loss(logprobs: Tensor, action_mask: Tensor, token_count: Tensor | float)
     return -(logprobs * action_mask).sum() / token_count
 
 
-def encode(student: Student, demonstrations: Sequence[Demonstration]) -> Rows:
+def encode(student: Student, demonstrations: Sequence[Demonstration]) -> TokenRows:
     return student.rows_from_text([d.prompt.text for d in demonstrations], [d.text for d in demonstrations])
 
 
@@ -58,7 +58,7 @@ class ImitationLoss:
         self.weight, self.decay = weight, decay
         self.batch_size = config.batch_size if batch_size is None else batch_size
         self.micro_batch, self.seed = config.micro_batch, config.seed
-        self.rows: Rows | None = encode(student, demonstrations) if weight and demonstrations else None
+        self.rows: TokenRows | None = encode(student, demonstrations) if weight and demonstrations else None
 
     def backward(self, step: int) -> None:
         """Add the gradients of this step's batch."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from humor_env.agents.session.processes import local_share, process_count, sum_gradients, sum_over_processes
 from humor_env.agents.student import Student
-from humor_env.agents.student.token_rows import Rows, take_rows
+from humor_env.agents.student.token_rows import TokenRows, take_rows
 from humor_env.types import Preference
 
 
@@ -72,7 +72,7 @@ class Minibatch:
         self,
         student: Student,
         optimizer: torch.optim.Optimizer,
-        rows: Rows,
+        rows: TokenRows,
         order: Sequence[Tensor],
         *,
         mask: Tensor | None = None,
@@ -124,7 +124,7 @@ def my_examples(examples: Tensor) -> Tensor:
     return examples[local_share(len(examples))] if len(examples) % process_count() == 0 else examples
 
 
-def encode_pairs(student: Student, preferences: Sequence[Preference]) -> Rows:
+def encode_pairs(student: Student, preferences: Sequence[Preference]) -> TokenRows:
     """Row 2i is the chosen line of pair i, row 2i + 1 the rejected one."""
     return student.rows_from_text(
         [p.prompt.text for p in preferences for _ in range(2)],
@@ -132,7 +132,7 @@ def encode_pairs(student: Student, preferences: Sequence[Preference]) -> Rows:
     )
 
 
-def pairs_together(rows: Rows, examples: Tensor, lines_each: int, micro_batch: int) -> list[Tensor]:
+def pairs_together(rows: TokenRows, examples: Tensor, lines_each: int, micro_batch: int) -> list[Tensor]:
     """Micro-batches of row indices in which an example's lines (rows from e x lines_each on) are never parted."""
     device = rows.tokens.device
     index = examples.to(device)[:, None] * lines_each + torch.arange(lines_each, device=device)

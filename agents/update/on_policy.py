@@ -39,7 +39,7 @@ from humor_env.agents.feedback.metrics import (
 from humor_env.agents.feedback.rollout import Rollout, TextVectorEnv, collect, group_envs
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import OnPolicyConfig
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.processes import local_share, sum_over_processes
 from humor_env.agents.session.session import Evaluate, Session, Stateful
@@ -49,9 +49,9 @@ from humor_env.agents.student.token_rows import length_sorted, take_rows
 from humor_env.agents.student.writer import Backend
 from humor_env.agents.update.minibatch import Minibatch, Part, ScoreOptions
 from humor_env.errors import TrainingStopped
-from humor_env.measures import ngram_set
 from humor_env.prompts import PromptStream
 from humor_env.streams import generator, stream_seed
+from humor_env.text_stats import ngram_set
 from humor_env.types import Demonstration, Prompt
 
 MISMATCH_LIMIT = 0.1  # mean |log-ratio| between sampler and update above which they cannot be the same policy
@@ -72,7 +72,7 @@ class OnPolicySession(Session):
         checkpoints: CheckpointStore | None = None,
         evaluate: Evaluate | None = None,
         backend: Backend | None = None,
-        watch: Watch | None = None,
+        control: RunControl | None = None,
         *,
         demonstrations: Sequence[Demonstration] = (),
         value_learning_rate: float | None = None,
@@ -88,7 +88,7 @@ class OnPolicySession(Session):
             self.prompts,
             checkpoints=checkpoints,
             evaluate=evaluate,
-            watch=watch,
+            control=control,
             value_learning_rate=value_learning_rate,
             saved=saved,
         )
@@ -99,7 +99,7 @@ class OnPolicySession(Session):
 
     def steps(self) -> Iterator[OnPolicyStep]:
         """The steps that are left. Each must be logged before the next."""
-        while not self.done and not self.watch.ending:
+        while not self.done and not self.control.ending:
             step = OnPolicyStep(self)
             self.set_learning_rate(self.config.steps)
             yield step
@@ -142,7 +142,7 @@ class OnPolicyStep:
             backend=session.backend,
         )
         self.written: WrittenBatch = gather_lines(self.rollout)
-        session.watch.spend(len(self.written), len(self.written))
+        session.control.count(len(self.written), len(self.written))
         self.kl = kl_numbers(self.rollout)
         self._updating = time.perf_counter()
         return self.rollout

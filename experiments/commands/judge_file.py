@@ -26,8 +26,8 @@ from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, UnknownName
 from humor_env.experiments.options import fill, ledger_if_used, parameters
 from humor_env.line_file import only_writer
-from humor_env.llm.desk import Progress
 from humor_env.llm.ledger import Ledger
+from humor_env.llm.ledgered_client import Progress
 from humor_env.registry import critics, judges
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, Usage, critic_name
 

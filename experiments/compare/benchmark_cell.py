@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.agents.feedback.pairs import CriticAsJudge
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.episode import checked_reply
 from humor_env.errors import BudgetExceeded, CheckpointError
@@ -29,7 +29,7 @@ from humor_env.experiments.compare.benchmark_spec import BEST_OF_N
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.runs.evaluate import evaluate
-from humor_env.experiments.runs.ingredients import Parts, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.run import SeedRun
 from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
 from humor_env.experiments.runs.screen import Quiet
@@ -46,7 +46,7 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     if "start" in spec:
         data["student"] = dict(data.get("student", {})) | {"model": str(start_of(spec, folder))}
     run_spec = parse_spec(dumps(data), file=label)
-    parts = Parts(run_spec, folder)
+    parts = Ingredients(run_spec, folder)
     parts.check()
     _prepare(run_spec, folder, seed)
     cell = CellRun(parts, seed, load_student(run_spec.student, seed))
@@ -86,16 +86,16 @@ def start_of(spec: Mapping[str, Any], folder: Path) -> Path:
     return found
 
 
-def make_critic(parts: Parts, table: Mapping[str, Any]) -> Critic:
+def make_critic(parts: Ingredients, table: Mapping[str, Any]) -> Critic:
     """The feedback as a critic, with the run's ledger, limits and teacher."""
     critic = CriticSpec(critic=table["critic"], options=table["options"])
-    return Parts(parts.spec.model_copy(update={"critic": [critic]}), parts.folder).train_critic
+    return Ingredients(parts.spec.model_copy(update={"critic": [critic]}), parts.folder).train_critic
 
 
-def make_judge(parts: Parts, table: Mapping[str, Any]) -> Judge:
+def make_judge(parts: Ingredients, table: Mapping[str, Any]) -> Judge:
     """The feedback as a judge of pairs."""
     judge = JudgeSpec(judge=table["judge"], options=table["options"])
-    made = Parts(parts.spec.model_copy(update={"judge": judge}), parts.folder).judge
+    made = Ingredients(parts.spec.model_copy(update={"judge": judge}), parts.folder).judge
     assert made is not None
     return made
 
@@ -103,7 +103,7 @@ def make_judge(parts: Parts, table: Mapping[str, Any]) -> Judge:
 class CellRun(SeedRun):
     """A run that begins with a given student, and looks further than a run does when it measures on the way."""
 
-    def __init__(self, parts: Parts, seed: int, student: Student) -> None:
+    def __init__(self, parts: Ingredients, seed: int, student: Student) -> None:
         super().__init__(parts, seed, student, Quiet())
         self.name = self.spec.learner_name
 
@@ -114,7 +114,7 @@ class CellRun(SeedRun):
             self._measure("base", None)
             self._measure_teacher()
         try:
-            result = self._learn(self.name, self.spec.train, self.config, self.folder, Watch(self.parts.limits))
+            result = self._learn(self.name, self.spec.train, self.config, self.folder, RunControl(self.parts.limits))
             if getattr(result, "stopped", False):
                 raise KeyboardInterrupt
             self.why = getattr(result, "why", "")
@@ -197,7 +197,7 @@ def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:
     return float(((policy - imitation) * rows.action_mask).sum(-1).mean())
 
 
-def measured(jokes: Sequence[Joke], parts: Parts) -> dict[str, Any]:
+def measured(jokes: Sequence[Joke], parts: Ingredients) -> dict[str, Any]:
     """What the held-out critic says, part by part, and what needs no critic."""
     judgements = checked_reply(parts.eval_critic, critic_name(parts.eval_critic), jokes)
     texts = [j.text for j in jokes]
@@ -206,8 +206,8 @@ def measured(jokes: Sequence[Joke], parts: Parts) -> dict[str, Any]:
         "prompts": [j.prompt.id for j in jokes],
         "scores": [None if j.score is None else round(j.score, 4) for j in judgements],
         "parts": {n: float(np.mean([j.parts[n] for j in judgements if n in j.parts])) for n in names},
-        "distinct_2": measures.distinct_n(texts, 2),
-        "self_overlap": measures.self_overlap(texts),
+        "distinct_2": text_stats.distinct_n(texts, 2),
+        "self_overlap": text_stats.self_overlap(texts),
         "teacher_copies": float(np.mean([j.text.strip() in _taught(parts.teacher, j) for j in jokes])),
         "length_ratio": sum(map(len, texts)) / max(1, sum(len(j.prompt.text) for j in jokes)),
         "failures": sum(j.failed for j in judgements),

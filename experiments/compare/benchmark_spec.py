@@ -142,7 +142,7 @@ class BenchmarkSpec(Table):
         data["teacher"] = {k: v for k, v in data.get("teacher", {}).items() if k != "imitation"} | {"imitate": False}
         data["critic"], data["judge"] = [critic_table(feedback)], judge_table(feedback)
         data["learner"] = {"name": learner.registered, **self.settings_of(learner)}
-        if "watch" in inspect.signature(registry.learners.resolve(learner.registered)).parameters:
+        if "control" in inspect.signature(registry.learners.resolve(learner.registered)).parameters:
             data["budget"] = dict(data.get("budget", {})) | self.limits_of(learner)
         return data
 

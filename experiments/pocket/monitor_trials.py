@@ -22,7 +22,7 @@ from rich.console import Console
 
 from humor_env import registry
 from humor_env.agents import ppo, sft
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Silent
 from humor_env.agents.session.monitor import FILE, Monitor, MonitorConfig
 from humor_env.agents.student import Student
@@ -106,7 +106,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     log.metrics(0, {})
     config = replace(ppo_config("causal", seed), steps=spec["steps"], decay="constant")
     env = HumorVectorEnv(prompts, critic, num_envs=config.batch_size)
-    ppo.train(config, env, one, log, prompts=prompts.split("train"), watch=Watch(monitor=monitor))
+    ppo.train(config, env, one, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))
     looks = [json.loads(line) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
     return {
         "steps": [look["step"] for look in looks],

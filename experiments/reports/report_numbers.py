@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
-from humor_env.measures import distinct_n, ngrams
 from humor_env.rewards.rules import Fault
 from humor_env.streams import generator
+from humor_env.text_stats import distinct_n, ngrams
 from humor_env.types import Joke, Prompt
 
 RESAMPLES = 2000

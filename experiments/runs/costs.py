@@ -23,7 +23,7 @@ from humor_env.errors import HumorEnvError
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
-from humor_env.llm.desk import Estimate
+from humor_env.llm.ledgered_client import Estimate
 from humor_env.types import Joke
 
 SAMPLE = 20  # prompts that the questions are measured on
@@ -45,10 +45,10 @@ class Item:
 
 def estimate_spec(spec: Spec) -> list[Item]:
     """An item for each language model in learning and in evaluation, over all seeds."""
-    from humor_env.experiments.runs.ingredients import Parts
+    from humor_env.experiments.runs.ingredients import Ingredients
 
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Parts(_without_keys(spec), Path(scratch))
+        parts = Ingredients(_without_keys(spec), Path(scratch))
         try:
             learning = _lines_to_learn_from(spec, parts)
             evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + _dev_lines(spec, parts)
@@ -80,7 +80,7 @@ def check_without_paying(spec: Spec) -> list[str]:
     """Make what a run would make before its first step and that asks nobody: prompts, the teacher's lines for them,
     critics with their clients and options. See too that the student's folder and device are there. The sentences
     returned are what a run would need and this machine lacks now: a key may be given later."""
-    from humor_env.experiments.runs.ingredients import Parts, check_student
+    from humor_env.experiments.runs.ingredients import Ingredients, check_student
 
     check_student(spec.student)
     for client in _clients(spec):
@@ -99,7 +99,7 @@ def check_without_paying(spec: Spec) -> list[str]:
         if wanted is not None and harmless.teacher is not None:
             unfiltered = harmless.teacher.model_copy(update={"filter": None})
             harmless = harmless.model_copy(update={"teacher": unfiltered})
-        parts = Parts(harmless, Path(scratch))
+        parts = Ingredients(harmless, Path(scratch))
         try:
             parts.check()
             if wanted is not None:
@@ -233,14 +233,14 @@ def show(spec: Spec, items: Sequence[Item]) -> str:
 
 def forecast(spec: Spec) -> str:
     """What the run would take: calls, tokens and dollars, and how many lines are written and judged."""
-    from humor_env.experiments.runs.ingredients import Parts
+    from humor_env.experiments.runs.ingredients import Ingredients
 
     try:
         money = show(spec, estimate_spec(spec))
     except CredentialError:
         money = f"{spec.name}: what it would cost is not known without the key."
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Parts(_without_keys(spec), Path(scratch))
+        parts = Ingredients(_without_keys(spec), Path(scratch))
         lines, measured = _lines_to_learn_from(spec, parts), len(parts.eval_prompts)
     seeds = len(spec.seeds)
     return (

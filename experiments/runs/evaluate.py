@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.agents.session.log import joke_record
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def distinct_2(self) -> float:
-        return measures.distinct_n([j.text for j in self.jokes], 2)
+        return text_stats.distinct_n([j.text for j in self.jokes], 2)
 
     @property
     def length_ratio(self) -> float:

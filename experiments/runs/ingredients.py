@@ -1,6 +1,6 @@
 """What a spec names, made: prompts, teacher, critics with the run's ledger and limits, environments, the student.
 
-parts = Parts(spec, folder)
+parts = Ingredients(spec, folder)
 parts.check()                       # names, options, keys and files, before anything is computed
 parts.train_critic, parts.prompts, parts.teacher, parts.make_envs(config)
 load_student(spec.student, seed=0)
@@ -75,7 +75,7 @@ def check_student(spec: StudentSpec) -> None:
 
 
 @dataclass
-class Parts:
+class Ingredients:
     """What all seeds share, each made when first asked for."""
 
     spec: Spec
@@ -95,10 +95,10 @@ class Parts:
                 raise InvalidOption(f"The learner '{self.spec.learner_name}' takes no {name}: leave {where} out.")
         _ = self.preferences, self.backend_key
         watched = self.limits != Limits() or self.spec.monitor is not None
-        if watched and "watch" not in taken:
+        if watched and "control" not in taken:
             raise InvalidOption(
                 f"The learner '{self.spec.learner_name}' keeps no budget and no monitor: give its train function a "
-                "parameter 'watch', or leave [monitor] and max_samples, max_judgements and max_seconds out."
+                "parameter 'control', or leave [monitor] and max_samples, max_judgements and max_seconds out."
             )
         if self.spec.monitor is not None:
             _ = self.watching_critic, self.prompts.split(self.spec.monitor.split)

@@ -23,7 +23,7 @@ from humor_env.experiments.runs.run_folder import student_folder, write_text
 from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.errors import CheckpointError, InvalidOption, unknown_name
 from humor_env.experiments.runs.evaluate import evaluate
-from humor_env.experiments.runs.ingredients import Parts, evaluation_sampling, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 from humor_env.experiments.runs.run_folder import run_of, student_folder, write_text
 from humor_env.experiments.specs.spec import StudentSpec, load_spec
 from humor_env.prompts import load_prompts
@@ -63,7 +63,7 @@ def measure_student(
     if seed is None:
         named = next((part for part in reversed(folder.parts) if part.startswith("seed-")), "")
         seed = int(named[5:]) if named[5:].isdecimal() else 0
-    parts = Parts(own, run) if own is not None and run is not None else None
+    parts = Ingredients(own, run) if own is not None and run is not None else None
     try:
         made = (
             parts.eval_critic

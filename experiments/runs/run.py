@@ -5,7 +5,7 @@
     run(spec, Path("runs/first"), resume=True)  # goes on where it was stopped
 
 What a learner is given is decided by the names of its parameters, so that a new one needs no change here: config, env,
-student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, watch, backend, preferences.
+student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, control, backend, preferences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 
 from humor_env import registry
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Watch
+from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.session.session import Writer
@@ -38,12 +38,12 @@ from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
-from humor_env.experiments.runs.ingredients import Parts, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, write_json
 from humor_env.experiments.runs.screen import Quiet, Screen
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
-from humor_env.experiments.runs.ingredients import Parts, evaluation_sampling, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
 from humor_env.experiments.runs.screen import Quiet, Screen
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
@@ -51,7 +51,7 @@ from humor_env.types import Joke, critic_name
 
 OFFERS = (
     *("config", "env", "student", "log", "prompts", "demonstrations", "dev", "checkpoints", "evaluate"),
-    *("critic", "judge", "teacher", "watch", "backend", "preferences"),
+    *("critic", "judge", "teacher", "control", "backend", "preferences"),
 )
 
 
@@ -81,7 +81,7 @@ class SeedResult:
 
 def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None = None) -> list[SeedResult]:
     """Run all seeds, one after the other; stops after the one in which the user asked to stop."""
-    parts = Parts(spec, folder)
+    parts = Ingredients(spec, folder)
     # Before the folder becomes a run's: a mistake leaves nothing that would be in the way.
     parts.check()
     first = load_student(spec.student, spec.seeds[0])
@@ -125,7 +125,7 @@ def _machine() -> dict[str, Any]:
 class SeedRun:
     """One seed of a run; a benchmark's cell is one that measures less on the way and more at the end."""
 
-    def __init__(self, parts: Parts, seed: int, student: Student, screen: Screen) -> None:
+    def __init__(self, parts: Ingredients, seed: int, student: Student, screen: Screen) -> None:
         self.parts, self.spec, self.seed, self.student, self.screen = parts, parts.spec, seed, student, screen
         self.folder = parts.folder / f"seed-{seed}"
         self.config = self.spec.learner_config(seed)
@@ -147,7 +147,7 @@ class SeedRun:
         if spec.imitates:
             config = spec.imitation_config(self.seed)
             result = self._learn(
-                "imitation", registry.learners.resolve(IMITATION_LEARNER), config, self.folder / "imitation", Watch()
+                "imitation", registry.learners.resolve(IMITATION_LEARNER), config, self.folder / "imitation", RunControl()
             )
             if result is not None and result.stopped:
                 return self._result(stopped=True)
@@ -168,12 +168,12 @@ class SeedRun:
             self.student.save_pretrained(self.folder / "student", base=self._base())
         return self._result(stopped=False)
 
-    def _watch(self) -> Watch:
+    def _watch(self) -> RunControl:
         """What may end the learner before its last step."""
         monitor = self.parts.make_monitor(self.folder, self.sampling, self.seed, self.screen.say)
-        return Watch(self.parts.limits, monitor)
+        return RunControl(self.parts.limits, monitor)
 
-    def _learn(self, name: str, train: Callable[..., Any], config: Any, folder: Path, watch: Watch) -> Any:
+    def _learn(self, name: str, train: Callable[..., Any], config: Any, folder: Path, control: RunControl) -> Any:
         parts = self.parts
         began = time.perf_counter()
         total = getattr(config, "steps", None)
@@ -194,7 +194,7 @@ class SeedRun:
                 "critic": lambda: parts.train_critic,
                 "judge": lambda: parts.judge,
                 "teacher": lambda: parts.teacher,
-                "watch": lambda: watch,
+                "control": lambda: control,
                 "backend": lambda: parts.make_backend(self.student, folder),
                 "preferences": lambda: parts.preferences,
             }

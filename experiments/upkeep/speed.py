@@ -128,7 +128,7 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
     timings: list[dict[str, float]] = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    class Watch:
+    class RunControl:
         def metrics(self, step: int, numbers: Any) -> None:
             timings.append({n: v for n, v in numbers.items() if n.startswith("seconds/") or n == "length/tokens"})
 
@@ -143,7 +143,7 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
         lines = [Demonstration(p, dense_prompts()[i % 64] + " w1" * 16, "random") for i, p in enumerate(prompt_list)]
         marks = [time.perf_counter()]
 
-        class Clock(Watch):
+        class Clock(RunControl):
             def metrics(self, step: int, numbers: Any) -> None:
                 marks.append(time.perf_counter())
 
@@ -158,7 +158,7 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
         config, learn = grpo.GRPOConfig(siblings=GROUP, **common), grpo.train
     else:
         config, learn = rloo.RLOOConfig(siblings=GROUP, **common), rloo.train
-    learn(config, env, student, Watch(), prompts=prompts.split("train"))
+    learn(config, env, student, RunControl(), prompts=prompts.split("train"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"steps": [t["seconds/step"] for t in timings], "phases": timings, "peak_kb": peak}
 

@@ -10,7 +10,7 @@ from tiny import letters_critic, prompts, student, vector_env
 from humor_env.agents import brio_dpo, dpo, expert_iteration, grpo, ppo, reinforce_pp, rloo, self_distill, sft
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.limits import Limits, Watch
+from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
@@ -38,7 +38,7 @@ def run_online(learner, folder, limits, *, steps=5, log_class=RunLog, **options)
         log_class(folder),
         prompts=prompts(),
         checkpoints=CheckpointStore(folder / "c"),
-        watch=Watch(limits),
+        control=RunControl(limits),
     )
     return result, one.state()
 
@@ -97,10 +97,10 @@ def test_seconds_count_over_restarts_and_leave_evaluations_out(tmp_path):
         time.sleep(2.0)  # two of them: far more than two steps take, also on a busy machine
         return {"score": 1.0}
 
-    watch = Watch(Limits(seconds=60))
+    control = RunControl(Limits(seconds=60))
     config = ppo.PPOConfig(steps=2, batch_size=8, sampling=SHORT, evaluate_every=1)
-    ppo.train(config, vector_env(8), student(), prompts=prompts(), evaluate=dawdle, watch=watch)
-    assert 0 < watch.seconds < 3.5
+    ppo.train(config, vector_env(8), student(), prompts=prompts(), evaluate=dawdle, control=control)
+    assert 0 < control.seconds < 3.5
 
 
 def run_pairs(folder, limits, **options):
@@ -112,7 +112,7 @@ def run_pairs(folder, limits, **options):
         RunLog(folder),
         prompts=prompts(),
         checkpoints=CheckpointStore(folder / "c"),
-        watch=Watch(limits),
+        control=RunControl(limits),
     )
 
 
@@ -139,15 +139,17 @@ def test_phases_share_one_budget(tmp_path):
             dpo=brio_dpo.DPOConfig(epochs=2, rounds=2, pairs=PAIRS, batch_size=4),
         )
         lines = [Demonstration(p, text, "t") for p in prompts() for text in ("Glaciers overtook it.", "Even we slept.")]
-        watch = Watch(limits)
+        control = RunControl(limits)
         judge = CriticAsJudge(letters_critic())
-        return brio_dpo.train(config, judge, student(), prompts=prompts(), demonstrations=lines, watch=watch), watch
+        return brio_dpo.train(
+            config, judge, student(), prompts=prompts(), demonstrations=lines, control=control
+        ), control
 
     whole, everything = run(None)
     assert everything.samples == 48
-    result, watch = run(Limits(judgements=9))
+    result, control = run(Limits(judgements=9))
     assert "the limit of 9 judgements is reached" in result.why
-    assert 8 < watch.judgements < everything.judgements
+    assert 8 < control.judgements < everything.judgements
     assert result.steps < whole.steps
 
 
@@ -158,11 +160,17 @@ def test_seconds_end_learners_that_ask_for_nothing_more(learner, tmp_path):
             super().metrics(step, numbers)
             time.sleep(0.2)
 
-    store, watch = CheckpointStore(tmp_path / "c"), Watch(Limits(seconds=0.1))
+    store, control = CheckpointStore(tmp_path / "c"), RunControl(Limits(seconds=0.1))
     if learner == "sft":
         lines = [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts()]
         result = sft.train(
-            sft.SFTConfig(epochs=3, batch_size=4), student(), lines, (), Slow(tmp_path), checkpoints=store, watch=watch
+            sft.SFTConfig(epochs=3, batch_size=4),
+            student(),
+            lines,
+            (),
+            Slow(tmp_path),
+            checkpoints=store,
+            control=control,
         )
     else:
         config = self_distill.SelfDistillConfig(epochs=4, batch_size=4, pairs=PAIRS)
@@ -173,7 +181,7 @@ def test_seconds_end_learners_that_ask_for_nothing_more(learner, tmp_path):
             Slow(tmp_path),
             prompts=prompts(),
             checkpoints=store,
-            watch=watch,
+            control=control,
         )
     assert (result.steps, result.why) in (
         (1, "the limit of 0.1 seconds is reached"),

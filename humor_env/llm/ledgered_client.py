@@ -1,6 +1,6 @@
 """Where critics and teachers take their questions: a client behind its ledger and its budget.
 
-    desk = Desk("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 500})
+    desk = LedgeredClient("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 500})
     replies = desk.ask(requests)
     desk.usage, desk.counts      # what was spent now; how many were asked, replayed, and failed by kind
 
@@ -78,7 +78,7 @@ class Estimate:
         )
 
 
-class Desk:
+class LedgeredClient:
     """Questions of one purpose (a critic and its version) to one client.
 
     Among `options`, `ask_again = ["invalid"]` asks stored failures of these kinds anew, once in a desk's life; the

@@ -2,7 +2,7 @@
 
 import pytest
 
-from humor_env import measures
+from humor_env import text_stats
 from humor_env.rewards.rules import RulesCritic
 from humor_env.rewards.shared import reading as rewards_words
 from humor_env.types import Joke, Prompt
@@ -26,7 +26,11 @@ from humor_env.types import Joke, Prompt
     ],
 )
 def test_marks_of_known_hacks(text, emoji, laughter, explaining):
-    assert (measures.emoji(text), measures.laughter(text), measures.explaining(text)) == (emoji, laughter, explaining)
+    assert (text_stats.emoji(text), text_stats.laughter(text), text_stats.explaining(text)) == (
+        emoji,
+        laughter,
+        explaining,
+    )
 
 
 @pytest.mark.parametrize("text", ["A line 😂.", "A line, hahaha.", "A line. Get it?", "In other words, a line."])
@@ -37,7 +41,7 @@ def test_the_gates_stop_what_the_lexicon_finds(text):
 
 
 def test_words_are_the_same_for_critics_and_for_measures():
-    """`measures.words` cut "don’t" in two, took hidden characters for borders and a line of Chinese for one word."""
-    assert measures.words is rewards_words.words
-    assert measures.words("Don’t gla\u200bciers 会议") == ["don't", "glaciers", "会", "议"]
-    assert measures.distinct_n(["会议会议"], 1) == 0.5
+    """`text_stats.words` cut "don’t" in two, took hidden characters for borders and a line of Chinese for one word."""
+    assert text_stats.words is rewards_words.words
+    assert text_stats.words("Don’t gla\u200bciers 会议") == ["don't", "glaciers", "会", "议"]
+    assert text_stats.distinct_n(["会议会议"], 1) == 0.5
