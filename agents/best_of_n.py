@@ -106,6 +106,7 @@ def train(
     student: Student,
     log: Log | None = None,
     *,
+    backend: Backend | None = None,
     control: RunControl | None = None,
 ) -> TrainResult:
     """No step is taken, nothing is spent and nothing saved: what comes out is a writer to measure and to use."""

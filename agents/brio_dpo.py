@@ -21,6 +21,7 @@ from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import Student
+from humor_env.agents.student.writer import Backend
 from humor_env.types import Demonstration, Joke, Judge, Judgement, Prompt
 
 
@@ -40,6 +41,7 @@ def train(
     demonstrations: Sequence[Demonstration],
     checkpoints: CheckpointStore | None = None,
     evaluate: Callable[[Student], Mapping[str, float]] | None = None,
+    backend: Backend | None = None,
     control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`."""
@@ -61,6 +63,7 @@ def train(
             demonstrations=demonstrations,
             checkpoints=stores[0],
             evaluate=evaluate,
+            backend=backend,
             control=control,
         )
         if first.stopped or first.why:
@@ -74,6 +77,7 @@ def train(
         prompts=prompts,
         checkpoints=stores[1],
         evaluate=evaluate,
+        backend=backend,
         control=control,
     )
     later = [e | {"step": e["step"] + first.steps} for e in second.evaluations]
