@@ -28,6 +28,8 @@ _EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b55\u231a\u231b\u23e9-\u23fa\ufe0f\u20e3\U0001f1e6-\U0001f1ff]"
 )
 _LAUGHTER = re.compile(
+    # A laugh has no article before it: "a ha-ha" is a ditch.
+    r"(?<!\ba )(?<!\bthe )"
     r"\b(?:(?:b?w?a)?ha(?:[\s,.-]*ha)+h?|a?(?:hah)+a*|(?:he){2,}h?|(?:hi){3,}|lo+l(?:ol)*|lmf?a+o+|rofl\w*|xd+|kek|teehee"
     r"|ba\W{0,2}dum\W{0,2}ts+h?)\b|[:;]-?[)dp](?!\w)|\(?\blaugh(?:s|ter|ing)?\b\)"
 )

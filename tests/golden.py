@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import humor_env  # noqa: F401 - a name in a spec leads only to modules that hold something of humor_env
+
 FILE = Path(__file__).with_name("golden.json")
 RENAMED: dict[str, str] = {}  # a recorded key -> what it is called now
 CLOSE = 1e-3  # relative, of the first step, where another processor does the sums

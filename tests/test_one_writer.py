@@ -107,7 +107,7 @@ def test_two_runs_begun_together_take_two_folders_and_a_resume_waits_its_turn(sp
             wait_for(lambda: Path("runs/tiny-2/run.json").is_file() and Path("runs/tiny/run.json").is_file(), second)
             said = cli("train", "runs/tiny", "--resume", code=2)
             assert "'runs/tiny' is being written by another humor-env" in said
-            assert "is being written by another" in cli("train", spec, "--out", "runs/tiny-2", code=2)
+            assert "already holds a run" in cli("train", spec, "--out", "runs/tiny-2", code=2)
             second.send_signal(signal.SIGKILL)
         first.send_signal(signal.SIGKILL)
     # Whoever was killed holds nothing.

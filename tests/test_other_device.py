@@ -18,7 +18,6 @@ from tiny import letters_critic, prompts, stir, student, vector_env
 
 from humor_env import registry
 from humor_env.agents import (
-    advantages,
     best_of_n,
     brio,
     brio_dpo,
@@ -38,6 +37,7 @@ from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling, beams, draw_uniforms, sample
+from humor_env.agents.update import advantages
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec
 from humor_env.experiments.specs.spec import parse_spec

@@ -18,10 +18,11 @@ def test_the_letter_the_critic_likes_becomes_commoner():
     rewards = []
     one = student()
     before = {n: p.clone() for n, p in one.adapter_parameters(IMITATION).items()}
-    config = PlainConfig(steps=30, batch_size=32, siblings=4, learning_rate=1e-2, sampling=SHORT)
+    one.base.get_output_embeddings().weight.data *= 20  # a random output layer of the usual size cannot prefer
+    config = PlainConfig(steps=25, batch_size=32, siblings=4, learning_rate=5e-3, sampling=SHORT)
     log = Silent(lambda step, numbers: rewards.append(numbers["reward/mean"]))
     plain.train(config, vector_env(32, letters_critic()), one, log, prompts=prompts())
-    assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5])
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert all(torch.equal(p, before[n]) for n, p in one.adapter_parameters(IMITATION).items())
 
 

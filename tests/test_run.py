@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(text, tmp_path):
 def test_stopping_while_imitating_stops_the_run(text, tmp_path, monkeypatch):
     from humor_env.agents import sft
 
-    update, done = sft._update, []
+    update, done = sft.Minibatch.clip_and_step, []
 
     def and_stop(*arguments):
         done.append(1)
@@ -183,7 +183,7 @@ def test_stopping_while_imitating_stops_the_run(text, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return update(*arguments)
 
-    monkeypatch.setattr(sft, "_update", and_stop)
+    monkeypatch.setattr(sft.Minibatch, "clip_and_step", and_stop)
     spec = parse_spec(text, ["seeds=[0, 1]"])
     [result] = run(spec, tmp_path)
     assert result.stopped

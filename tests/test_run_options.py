@@ -76,9 +76,9 @@ def test_a_wrong_line_is_named(row, told, tmp_path):
 
 def test_options_that_a_learner_does_not_take_are_refused(text, tmp_path):  # noqa: F811
     extra = '[student.backend]\nurl = "http://127.0.0.1:1"\n[learner]\n'
-    dpo = text.split("[learner]")[0] + extra + 'name = "dpo"\n[judge]\njudge = "pocket"\n'
-    with pytest.raises(InvalidOption, match=r"'dpo' takes no backend: leave \[student.backend\] out"):
-        Ingredients(parse_spec(dpo), tmp_path).check()
+    sft = text.split("[learner]")[0] + extra + 'name = "sft"\n'
+    with pytest.raises(InvalidOption, match=r"'sft' takes no backend: leave \[student.backend\] out"):
+        Ingredients(parse_spec(sft), tmp_path).check()
     with pytest.raises(InvalidOption, match=r"'ppo' takes no preferences: leave \[learner\] preferences out"):
         Ingredients(parse_spec(text, ["learner.preferences=x.jsonl"]), tmp_path).check()
 

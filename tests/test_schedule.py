@@ -52,9 +52,9 @@ def test_a_running_deviation_is_that_of_all_values_at_once():
     together = [x for batch in batches for x in batch]
     assert scale.mean == pytest.approx(statistics.fmean(together))
     assert scale.deviation == pytest.approx(statistics.stdev(together))
-    before = scale.state()
+    before = scale.get_state()
     scale.add(0, 5.0, 5.0)
-    assert scale.state() == before, "a batch without scores says nothing"
+    assert scale.get_state() == before, "a batch without scores says nothing"
     assert RunningScale(*before).deviation == scale.deviation
     assert before[0] == len(together)
 

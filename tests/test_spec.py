@@ -103,7 +103,7 @@ def test_an_unknown_key_is_told_with_its_line_and_the_nearest_key():
 
 def test_a_key_near_to_nothing_is_told_the_known_ones():
     said = refusal(SMALL + "zzz = 1\n")
-    assert "Known: steps, batch_size" in said
+    assert "Known: micro_batch, learning_rate" in said and "steps, batch_size" in said
     assert "seed" not in said.split("Known:")[1].split(", ")
 
 
@@ -163,7 +163,7 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_settings_that_do_not_fit_together_are_told_in_the_learners_own_words():
-    said = refusal(SMALL, "learner.minibatches=3")
+    said = refusal(SMALL, "learner.siblings=3")
     assert "line 6: the learner's settings do not fit together: batch_size 64 must be a multiple" in said
 
 

@@ -145,7 +145,12 @@ def metrics_table(learner: str, names: Collection[str], meanings: Meanings) -> s
 
 
 def comments_of(holder: type) -> dict[str, str]:
-    """The comment beside each field of a class, as its source has it."""
+    """The comment beside each field of a class and of those it inherits from, as their source has it."""
+    own = [base for base in reversed(holder.__mro__) if dataclasses.is_dataclass(base)]
+    return {name: comment for base in own for name, comment in _own_comments(base).items()}
+
+
+def _own_comments(holder: type) -> dict[str, str]:
     lines: dict[int, str] = {}
     source = inspect.getsource(holder)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
