@@ -29,19 +29,9 @@ from humor_env.agents.session.limits import Watch
 from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.session.session import Writer
-from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.processes import is_main_process, process_count
-from humor_env.agents.session.session import Writer
-from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
-from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
-from humor_env.experiments.runs.ingredients import Parts, load_student
-from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, write_json
-from humor_env.experiments.runs.screen import Quiet, Screen
-from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.runs.ingredients import Parts, evaluation_sampling, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
