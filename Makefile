@@ -5,6 +5,11 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# rewards/, agents/ and experiments/ are parts of the package humor_env. Type checkers and editors cannot know that from
+# the checkout, so they are shown a folder of links in which they are (see [tool.pyright] in pyproject.toml).
+LINKS := $(VENV)/links
+LINK := rm -rf $(LINKS) && mkdir -p $(LINKS)/humor_env && \
+	ln -s "$(CURDIR)"/humor_env/* "$(CURDIR)/rewards" "$(CURDIR)/agents" "$(CURDIR)/experiments" $(LINKS)/humor_env/
 # One thread per process: several test processes share few cores, and torch alone would ask for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -35,12 +40,9 @@ format: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 
-# rewards/, agents/ and experiments/ are parts of the package humor_env. A type checker cannot know that from the
-# checkout, so it is shown a folder of links in which they are.
 types: $(READY)
-	@links=$$(mktemp -d) && trap 'rm -rf "$$links"' EXIT && mkdir "$$links/humor_env" && \
-	ln -s "$(CURDIR)"/humor_env/* "$(CURDIR)/rewards" "$(CURDIR)/agents" "$(CURDIR)/experiments" "$$links/humor_env/" && \
-	cd "$$links" && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/setup.cfg" --cache-dir "$(CURDIR)/.mypy_cache" \
+	@$(LINK)
+	cd $(LINKS) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/setup.cfg" --cache-dir "$(CURDIR)/.mypy_cache" \
 		--python-executable "$(CURDIR)/$(BIN)/python" -p humor_env
 
 fast: $(READY)
@@ -64,6 +66,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@$(LINK)
 	@touch $(READY)
 
 clean:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
+from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.types import Joke, Judgement, Verdict
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from humor_env.rewards.trained.scoring_head import Ensemble
 
 CALIBRATION_FILE = "calibration.json"
-SCORING_FILE = "scoring.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +108,6 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
         ids = [*before, *first, *second[: room - len(first)], *after]
         rows.append(Row(ids, [0] * len(ids)))
     return rows
-
-
-def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a single text."""
-    inner, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    for start in range(len(whole) - len(inner) + 1):
-        if whole[start : start + len(inner)] == inner:
-            return whole[:start], whole[start + len(inner) :]
-    return [], []
 
 
 class RewardModelCritic:
@@ -256,15 +247,6 @@ class RewardModelJudge:
         if not (math.isfinite(first) and math.isfinite(second)):
             return Verdict(self.name, None, error=f"the model's numbers are {first} and {second}")
         return Verdict(self.name, self.critic.calibration.wins(first, second))
-
-
-def longest(config: Any, tokenizer: Any) -> int:
-    """How many tokens the model can read."""
-    config = config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if "roberta" in config.model_type:
-        limit -= (config.pad_token_id or 0) + 1  # its positions are counted from behind the padding's id
-    return int(min(limit, tokenizer.model_max_length))
 
 
 def _forward(model: Any, rows: Sequence[Row]) -> list[float]:

@@ -19,6 +19,41 @@ FOLDERS = {
 SUBPACKAGES = {"humor_env.rewards", "humor_env.agents", "humor_env.experiments"}
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
+# The floors of each folder, lowest first. A sub-folder imports from lower floors only, never from one beside it;
+# "" are the files that lie in the folder itself (the algorithms, the critics, `options.py`).
+FLOORS = {
+    "humor_env.agents": [{"student"}, {"session"}, {"feedback"}, {"update"}, {"", "trl"}],
+    "humor_env.rewards": [{"shared", "rated"}, {"", "audits"}, {"trained", "cards"}],
+    "humor_env.experiments": [
+        *({"", "drawing"}, {"specs"}, {"runs"}, {"compare"}, {"reports", "reproduction"}),
+        *({"pocket"}, {"upkeep", "commands"}),
+    ],
+}
+# (a file, what it imports from a higher floor): why.
+UPWARDS = {
+    ("humor_env.rewards.reward_model", "humor_env.rewards.trained.scoring_head"): (
+        "the critic loads, once it is asked, what the training wrote; no other file knows how to read it"
+    ),
+}
+# Circles of files, lazy imports included, that no small move ends: why each stays.
+CIRCLES = {
+    ("budget", "ledger"): "an account reads the ledger it is given, for its type only; a ledger's rows are accounts",
+    ("page", "report"): "an audit's report prints itself",
+    ("card", "page"): "a card saves itself as a page",
+    (
+        "sampling",
+        "student",
+        "student",
+        "writer",
+    ): "`Student.generate` is the short way to the writer, which needs a student",
+    ("jobs", "launchers"): "`run_cells` picks a launcher by name; a launcher executes cells",
+    (
+        "benchmark",
+        "benchmark_charts",
+        "benchmark_tables",
+    ): "a benchmark writes its page; the page's types are a benchmark's",
+}
+
 # Loaded only where they are used, so that `import humor_env` stays light.
 HEAVY = {"torch", "transformers", "anthropic", "openai", "datasets", "peft", "trl", "accelerate", "scipy", "pydantic"}
 
@@ -61,6 +96,73 @@ def test_imports_point_one_way(path):
         )
         part = owner(module)
         assert part in {None, me, *allowed}, f"{path.name}:{line}: {me} may not import {module}"
+
+
+def module_of(path):
+    """The name a file is imported by."""
+    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([FOLDERS[folder][0], *(part for part in rest if part != "__init__")])
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def ours(path):
+    """(module, line) for each file of ours that a file imports; a name in a module counts as the module."""
+    found = {(module, line) for module, line, _ in imports(path)}
+    for module, line in sorted(found):
+        # `from a.b import c` comes as a.b and as a.b.c: where c is a file, a.b is only on the way to it.
+        if any((m, line) in found for m in MODULES if m.rpartition(".")[0] == module):
+            continue
+        target = module if module in MODULES else module.rpartition(".")[0]
+        if target in MODULES and target != module_of(path):
+            yield target, line
+
+
+def room(module):
+    """The sub-folder of its part that a module lies in, "" for none."""
+    path = MODULES[module].relative_to(ROOT).parts[1:]
+    return path[0] if len(path) > 1 else ""
+
+
+@pytest.mark.parametrize("part", FLOORS)
+def test_each_folder_imports_only_from_lower_floors(part):
+    floor = {name: number for number, names in enumerate(FLOORS[part]) for name in names}
+    inside = [module for module in MODULES if owner(module) == part]
+    assert {room(module) for module in inside} == set(floor), "a sub-folder without a floor"
+    upwards = set()
+    for module in inside:
+        for target, line in ours(MODULES[module]):
+            if owner(target) != part or target == part or room(target) == room(module):
+                continue
+            if floor[room(target)] >= floor[room(module)]:
+                upwards.add((module, target))
+                assert (module, target) in UPWARDS, f"{module}, line {line}: imports {target} from a floor not below it"
+    assert upwards == {pair for pair in UPWARDS if owner(pair[0]) == part}, "an exception that is no longer needed"
+
+
+def circles(arrows):
+    """The sets of modules from which each can be reached from each other."""
+
+    def reached(start):
+        seen, todo = set(), [start]
+        while todo:
+            new = arrows[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    reach = {module: reached(module) for module in arrows}
+    return {frozenset(b for b in reach[a] if a in reach[b]) for a in arrows if a in reach[a]}
+
+
+def test_there_are_no_new_circles_of_files():
+    arrows = {module: {target for target, _ in ours(path)} for module, path in MODULES.items()}
+    # `import humor_env` promises the public names of the whole package, from anywhere inside it.
+    arrows["humor_env"] = set()
+    found = {tuple(sorted(module.rpartition(".")[2] for module in circle)) for circle in circles(arrows)}
+    assert found == set(CIRCLES)
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {frozenset("bc")}
 
 
 @pytest.mark.parametrize(

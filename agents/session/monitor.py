@@ -45,7 +45,7 @@ from humor_env import text_stats
 from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
-from humor_env.agents.student.writer import write_jokes
+from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
@@ -124,6 +124,7 @@ class Monitor:
         self.critics = {n: c for n, c in (("training", training), ("held_out", held_out)) if c is not None}
         self.sampling, self.seed, self.say = sampling or Sampling(), seed, say
         self.path = None if folder is None else Path(folder) / FILE
+        self.backend: Backend | None = None  # writes the lines in the student's place
         self.ending = ""
         self.rate = 1.0
         self._taught = text_stats.ngram_set(d.text for d in teacher)
@@ -182,7 +183,17 @@ class Monitor:
     def _written(self, student: Student, adapter: str | None) -> list[Joke]:
         source = torch.Generator().manual_seed(stream_seed(self.seed, "monitor"))
         uniforms = draw_uniforms(len(self.prompts), self.sampling.max_new_tokens, source)
-        return write_jokes(student, self.prompts, self.sampling, uniforms, author="student", adapter=adapter)
+        if self.backend is not None:
+            self.backend.refresh()
+        return write_jokes(
+            student,
+            self.prompts,
+            self.sampling,
+            uniforms,
+            author="student",
+            adapter=adapter,
+            backend=self.backend,
+        )
 
     def _now(self, name: str) -> list[float]:
         """Each prompt's score, the mean over those looks of the window that have one."""

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from humor_env.errors import HumorEnvError
-from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.llm.ledgered_client import Estimate
@@ -251,7 +249,9 @@ def forecast(spec: Spec) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m humor_env.experiments.runs.costs", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m humor_env.experiments.runs.costs", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("spec", help="a TOML file, a run's folder, or the name of a bundled spec")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key")
     options = parser.parse_args(arguments)

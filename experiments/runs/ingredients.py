@@ -31,8 +31,6 @@ from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.student.server import Server
 from humor_env.agents.student.writer import Backend
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
-from humor_env.experiments.specs.preference_file import read_preferences
-from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.experiments.options import fill, limits_of, parameters
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec

@@ -16,11 +16,6 @@ from humor_env import registry
 from humor_env.agents.session.log import joke_record
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
-from humor_env.errors import unknown_name
-from humor_env.experiments.runs.evaluate import evaluate
-from humor_env.experiments.runs.ingredients import load_student
-from humor_env.experiments.runs.run_folder import student_folder, write_text
-from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.errors import CheckpointError, InvalidOption, unknown_name
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student

@@ -4,8 +4,8 @@
     results[0].stages["ppo"]["score"]           # the held-out critic's mean on held-out prompts
     run(spec, Path("runs/first"), resume=True)  # goes on where it was stopped
 
-What a learner is given is decided by the names of its parameters, so that a new one needs no change here: config, env,
-student, log, prompts, demonstrations, dev, checkpoints, evaluate, critic, judge, teacher, control, backend, preferences.
+What a learner is given is decided by the names of its parameters, so that a new one needs no change here: OFFERS lists
+them.
 """
 
 from __future__ import annotations
@@ -29,19 +29,10 @@ from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.session.session import Writer
-from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.processes import is_main_process, process_count
-from humor_env.agents.session.session import Writer
-from humor_env.agents.session.log import Log, RunLog, Silent
 from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.writer import Backend
 from humor_env.errors import InvalidOption
-from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
-from humor_env.experiments.runs.ingredients import Ingredients, load_student
-from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, write_json
-from humor_env.experiments.runs.screen import Quiet, Screen
-from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
@@ -135,6 +126,7 @@ class SeedRun:
         self.steps: int | None = None
         self.why = ""
         self.writer: Writer | None = None  # who is measured in the student's place
+        self.backend: Backend | None = None  # where lines are written in this process's place
         if (self.folder / RESULTS).is_file():
             before = read_results(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
@@ -147,13 +139,23 @@ class SeedRun:
         if spec.imitates:
             config = spec.imitation_config(self.seed)
             result = self._learn(
-                "imitation", registry.learners.resolve(IMITATION_LEARNER), config, self.folder / "imitation", RunControl()
+                "imitation",
+                registry.learners.resolve(IMITATION_LEARNER),
+                config,
+                self.folder / "imitation",
+                RunControl(),
             )
             if result is not None and result.stopped:
                 return self._result(stopped=True)
             self._measure("imitation", IMITATION)
-        name = spec.learner_name
-        result = self._learn(name, spec.train, self.config, self.folder, self._watch())
+        try:
+            return self._learn_and_measure(spec.learner_name)
+        finally:
+            if self.backend is not None:
+                self.backend.close()
+
+    def _learn_and_measure(self, name: str) -> SeedResult:
+        result = self._learn(name, self.spec.train, self.config, self.folder, self._control())
         steps = getattr(result, "steps", None)
         if self.steps not in (None, steps):
             self.stages.pop(name, None)  # it has learnt more since it was measured
@@ -168,7 +170,7 @@ class SeedRun:
             self.student.save_pretrained(self.folder / "student", base=self._base())
         return self._result(stopped=False)
 
-    def _watch(self) -> RunControl:
+    def _control(self) -> RunControl:
         """What may end the learner before its last step."""
         monitor = self.parts.make_monitor(self.folder, self.sampling, self.seed, self.screen.say)
         return RunControl(self.parts.limits, monitor)
@@ -195,20 +197,22 @@ class SeedRun:
                 "judge": lambda: parts.judge,
                 "teacher": lambda: parts.teacher,
                 "control": lambda: control,
-                "backend": lambda: parts.make_backend(self.student, folder),
+                "backend": lambda: self._make_backend(folder, control),
                 "preferences": lambda: parts.preferences,
             }
             assert tuple(offers) == OFFERS
-            given = _chosen(train, name, offers)
-            try:
-                result = train(config, **given)
-            finally:
-                if given.get("backend") is not None:
-                    given["backend"].close()
+            result = train(config, **_chosen(train, name, offers))
             self.writer = getattr(result, "writer", None)
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - began, 3)
         PartialState().wait_for_everyone()
         return result
+
+    def _make_backend(self, folder: Path, control: RunControl) -> Backend | None:
+        """Where lines are written from now on: those the learner learns from, the monitor's, and evaluations."""
+        self.backend = self.parts.make_backend(self.student, folder)
+        if control.monitor is not None:
+            control.monitor.backend = self.backend
+        return self.backend
 
     def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
         """What a learner measures itself with on the way: dev prompts."""
@@ -218,9 +222,13 @@ class SeedRun:
         def measured(student: Student) -> dict[str, float]:
             if not is_main_process():
                 return {}
-            prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
-            found = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
-            return {k: v for k, v in found.numbers().items() if math.isfinite(v)}
+            prompts, critic = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit], self.parts.eval_critic
+            if self.backend is not None:
+                self.backend.refresh()
+            evaluation = evaluate(
+                student, prompts, critic, sampling=self.sampling, seed=self.seed, backend=self.backend
+            )
+            return {k: v for k, v in evaluation.numbers().items() if math.isfinite(v)}
 
         return measured
 
@@ -239,6 +247,7 @@ class SeedRun:
                     sampling=self.sampling,
                     seed=self.seed,
                     name=name,
+                    backend=self.backend,
                 )
             self.seconds[f"evaluate {name}"] = round(time.perf_counter() - began, 3)
             self._keep(found)

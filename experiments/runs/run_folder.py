@@ -32,7 +32,6 @@ from typing import Any
 
 import humor_env
 from humor_env.errors import CheckpointError, InvalidOption
-from humor_env.experiments.specs.spec import Spec, load_spec
 from humor_env.experiments.options import ledger_if_used
 from humor_env.experiments.specs.spec import Spec, load_spec
 from humor_env.line_file import only_writer

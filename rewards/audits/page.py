@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from humor_env.rewards.audits.audit_stats import Interval
 
 if TYPE_CHECKING:
-    from humor_env.rewards.audits.audit import AuditReport, PairScores, TextScores
+    from humor_env.rewards.audits.report import AuditReport, PairScores, TextScores
 
 NOTHING = "–"
 

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
-from humor_env.rewards.reward_model import SCORING_FILE, frame, longest
+from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.types import Joke
 
