@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from humor_env.experiments.upkeep.everyday_set import (
+    CAPITALS,
     DEVICES,
     FORBIDDEN,
     MAX_WORDS,
@@ -100,6 +101,7 @@ def clean(texts: Iterable[tuple[str, bool]]) -> Iterator[object]:
 
 def everyday_clean(records: list[Record]) -> Iterator[object]:
     yield from clean((text, r["split"] != "ood") for r in records for text in [r["literal"], *texts(r)])
+    yield from (text for r in records for text in texts(r) if CAPITALS.search(text))
 
 
 def word_limit(records: list[Record]) -> Iterator[object]:
@@ -293,6 +295,7 @@ EVERYDAY_FAULTS: list[tuple[Callable, Callable[[list[Record]], object]]] = [
     (everyday_clean, lambda rs: _set_line(rs[0], "The door locked me out in my bathrobe \U0001f602.")),
     (everyday_clean, lambda rs: _set_line(rs[0], "The door locked me out.\nIn my bathrobe.")),
     (everyday_clean, lambda rs: _set_line(rs[0], "The door locked me out in my bathrobe")),
+    (everyday_clean, lambda rs: _set_line(rs[0], "The door LOCKED OUT its owner.")),
     (everyday_clean, lambda rs: rs[0].update(literal="my therapist locked me out.")),
     (length_ratios, lambda rs: _set_line(rs[0], "Out.")),
     (length_ratios, lambda rs: _set_line(rs[0], "Out. " * 40)),
@@ -389,6 +392,7 @@ def test_added_records_are_checked_spelled_and_divided(everyday):
         (lambda r: r["lines"].pop(), "Three lines with three different devices are needed"),
         (lambda r: r["lines"][0].update(device="sarcasm"), "found sarcasm, irony, callback"),
         (lambda r: r["lines"][0].update(text="It whistles, haha, out of tune."), "'haha' in"),
+        (lambda r: r["lines"][0].update(text="It whistles OUT AND OUT wrong."), "'OUT AND' in"),
         (lambda r: r["lines"][0].update(text="It whistles out of tune"), "is not a sentence"),
         (lambda r: r["lines"][0].update(text="It has a go. " + "So do I. " * 8), "is not one clean line"),
         (lambda r: r["lines"][0].update(text="It has a go." + " So do I." * 8), "has 28 words, at most 25"),

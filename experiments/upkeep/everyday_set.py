@@ -55,6 +55,7 @@ FORBIDDEN = re.compile(
     r"|[!#@<>{}\[\]*_\\—–]|https?:|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]",
     re.IGNORECASE,
 )
+CAPITALS = re.compile(r"\b[A-Z]{3,}\W+[A-Z]{3,}\b")  # two words: gates take it for shouting, headline or not
 SMALL_WORDS = frozenset(
     re.findall(
         r"\S+",
@@ -176,7 +177,7 @@ def faults(record: Record) -> Iterator[str]:
         if text != " ".join(text.split()) or not text.isprintable() or not text:
             yield f"'{text}' is not one clean line."
             continue
-        if found := FORBIDDEN.search(text):
+        if found := FORBIDDEN.search(text) or CAPITALS.search(text):
             yield f"'{found.group()}' in '{text}' is against the house rules."
         if plain and not ((text[0].isupper() or text[0] in "'\"") and text.rstrip("\"'").endswith((".", "?"))):
             yield f"'{text}' is not a sentence with a capital at its start and a full stop at its end."
