@@ -7,37 +7,38 @@ planted fault must not: so a rule that has gone blind turns a test red as well.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from typing import Any
 
 import pytest
 
+from humor_env.experiments.upkeep.everyday_set import (
+    CAPITALS,
+    DEVICES,
+    FORBIDDEN,
+    MAX_WORDS,
+    Across,
+    Near,
+    add,
+    american,
+    content,
+    grams,
+    main,
+    texts,
+    tics,
+    words,
+)
 from humor_env.types import SPLITS
 
 Record = dict[str, Any]
-DEVICES = {"exaggeration", "understatement", "irony", "pun", "absurd comparison", "callback"}
+FIRST = 410  # records that were written first, with six devices
+LATER = {"personification", "wordplay on an idiom"}
 KINDS = {"topic", "headline", "words"}
-
-# Laughter, padding, and figures of speech so worn that a reader has seen them before the line is read.
-FORBIDDEN = re.compile(
-    r"\b(a?ha(ha)+h?|he(he)+|l+o+l+|lmf?ao+|rofl|hilarious\w*|jk|just kidding|ba dum tss|pun intended|joke's on)\b"
-    r"|\b(my therapist|participation trophy|sponsored by|plot twist|raccoons?|adulting)\b"
-    r"|\b(technically|apparently|literally)\b"
-    r"|[!#@<>{}\[\]*_\\—–]|https?:|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]",
-    re.IGNORECASE,
-)
-SMALL_WORDS = frozenset(
-    re.findall(
-        r"\S+",
-        """a all an and are as at be been but by can do for from get got had has have he her him his i i'm i've in is it
-        it's its just me my no not now of on one or our out she so that the their them then there they this to up us
-        very was we were what when who with you your""",
-    )
-)
 
 
 def _load(name: str) -> list[Record]:
@@ -46,36 +47,14 @@ def _load(name: str) -> list[Record]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9']+", text.lower())
-
-
-def _content(text: str) -> frozenset[str]:
-    return frozenset(_words(text)) - SMALL_WORDS
-
-
-def _grams(text: str) -> frozenset[tuple[str, ...]]:
-    words = _words(text)
-    return frozenset(zip(words, words[1:], words[2:], strict=False)) or frozenset([tuple(words)])
-
-
 def _alike(
-    texts: list[tuple[str, str]], features: Callable[[str], frozenset[Any]], limit: float
+    labelled: list[tuple[str, str]], features: Callable[[str], frozenset[Any]], limit: float
 ) -> Iterator[tuple[str, str]]:
-    """Labels of texts whose features overlap (Jaccard) by at least `limit`; only pairs that share one are compared."""
-    sets = [features(text) for _, text in texts]
-    holders: dict[Any, list[int]] = defaultdict(list)
-    for index, found in enumerate(sets):
-        shared = Counter(other for feature in found for other in holders[feature])
-        for other, common in shared.items():
-            if common >= limit * (len(found) + len(sets[other]) - common):
-                yield texts[other][0], texts[index][0]
-        for feature in found:
-            holders[feature].append(index)
-
-
-def _texts(record: Record) -> list[str]:
-    return [line["text"] for line in record["lines"]]
+    """Labels of texts whose features overlap (Jaccard) by at least `limit`."""
+    near = Near(features)
+    for label, text in labelled:
+        yield from ((other, label) for _, other in near.overlaps(text, limit))
+        near.add(label, text)
 
 
 # --- the rules: each yields what breaks it ---
@@ -83,7 +62,8 @@ def _texts(record: Record) -> list[str]:
 
 def head(records: list[Record], prefix: str, keys: set[str]) -> Iterator[object]:
     for number, record in enumerate(records, start=1):
-        if set(record) != keys or record["id"] != f"{prefix}-{number:04d}":
+        form = {"form"} if prefix == "everyday" and record["split"] == "ood" else set()
+        if set(record) != keys | form or record["id"] != f"{prefix}-{number:04d}":
             yield record
         elif (record["source"], record["licence"]) != ("humor_env authors", "CC-BY-4.0"):
             yield record["id"], record["source"], record["licence"]
@@ -104,7 +84,10 @@ def three_devices(records: list[Record]) -> Iterator[object]:
 
 def device_shares(records: list[Record]) -> Iterator[object]:
     counts = Counter(line["device"] for record in records for line in record["lines"])
-    yield from (device for device in DEVICES if counts[device] < 0.1 * counts.total())
+    yield from (device for device in DEVICES - LATER if counts[device] < 0.1 * counts.total())
+    # The first records know no line of the last two devices: those have their share among the later ones.
+    later = Counter(line["device"] for record in records[FIRST:] for line in record["lines"])
+    yield from (device for device in DEVICES if later[device] < 0.1 * later.total())
 
 
 def clean(texts: Iterable[tuple[str, bool]]) -> Iterator[object]:
@@ -117,11 +100,21 @@ def clean(texts: Iterable[tuple[str, bool]]) -> Iterator[object]:
 
 
 def everyday_clean(records: list[Record]) -> Iterator[object]:
-    yield from clean((text, r["split"] != "ood") for r in records for text in [r["literal"], *_texts(r)])
+    yield from clean((text, r["split"] != "ood") for r in records for text in [r["literal"], *texts(r)])
+    yield from (text for r in records for text in texts(r) if CAPITALS.search(text))
+
+
+def word_limit(records: list[Record]) -> Iterator[object]:
+    """At most 25 words a line; the first records, which stay as they were, have six of 26 or 27."""
+    counts = [(r["id"], len(text.split())) for r in records[FIRST:] for text in texts(r)]
+    yield from (found for found in counts if found[1] > MAX_WORDS)
+    long = [len(text.split()) for r in records[:FIRST] for text in texts(r) if len(text.split()) > MAX_WORDS]
+    if len(long) > 6 or max(long, default=0) > 27:
+        yield long
 
 
 def length_ratios(records: list[Record]) -> Iterator[object]:
-    ratios = {(r["id"], text): len(text) / len(r["literal"]) for r in records for text in _texts(r)}
+    ratios = {(r["id"], text): len(text) / len(r["literal"]) for r in records for text in texts(r)}
     yield from (key for key, ratio in ratios.items() if not 0.5 <= ratio <= 2.75)
     if sum(0.8 <= ratio <= 2.2 for ratio in ratios.values()) < 0.95 * len(ratios):
         yield "too many lines are much shorter or longer than their literal sentence"
@@ -129,26 +122,43 @@ def length_ratios(records: list[Record]) -> Iterator[object]:
 
 def no_twins(records: list[Record]) -> Iterator[object]:
     """No line says another again, in any item; and none merely repeats its literal sentence."""
-    yield from _alike([(text, text) for r in records for text in _texts(r)], _grams, 0.25)
+    yield from _alike([(text, text) for r in records for text in texts(r)], grams, 0.25)
     for record in records:
-        yield from _alike([(t, t) for t in [record["literal"], *_texts(record)]], _grams, 0.5)
+        yield from _alike([(t, t) for t in [record["literal"], *texts(record)]], grams, 0.5)
+
+
+def all_texts_differ(records: list[Record]) -> Iterator[object]:
+    counts = Counter(" ".join(words(text)) for r in records for text in [r["literal"], *texts(r)])
+    yield from (text for text, count in counts.items() if count > 1)
 
 
 def no_leaks(records: list[Record]) -> Iterator[object]:
     """Situations of one split are not told again in another."""
     split = {record["id"]: record["split"] for record in records}
-    for pair in _alike([(r["id"], r["literal"]) for r in records], _content, 0.4):
+    for pair in _alike([(r["id"], r["literal"]) for r in records], content, 0.35):
         if split[pair[0]] != split[pair[1]]:
             yield pair
 
 
+def no_lines_across(records: list[Record]) -> Iterator[object]:
+    """No line of one split is near a line or a literal sentence of another."""
+    across = Across()
+    for record in records:
+        yield from ((record["id"], text) for split, text in across.near(record) if split != record["split"])
+        across.add(record)
+
+
 def no_tics(records: list[Record]) -> Iterator[object]:
-    """No content word carries over 5 % of the lines that are not about it, no opening of three words over 1 %."""
-    lines = [(r, text) for r in records for text in _texts(r)]
-    words = Counter(word for r, text in lines for word in _content(text) - _content(r["literal"]))
-    openings = Counter(" ".join(_words(text)[:3]) for _, text in lines)
-    yield from (word for word, count in words.items() if count > 0.05 * len(lines))
-    yield from (opening for opening, count in openings.items() if count > 0.01 * len(lines))
+    """No content word carries over 5 % of the lines that are not about it, no opening of three words over 1 %, no
+    run of four words over 0.5 %."""
+    lines = [(r, text) for r in records for text in texts(r)]
+    counts = Counter(word for r, text in lines for word in content(text) - content(r["literal"]))
+    # A comparison is made with "like", and an eighth of the lines are comparisons.
+    likes = counts.pop("like", 0)
+    yield from (word for word, count in counts.items() if count > 0.05 * len(lines))
+    if likes > 0.1 * len(lines):
+        yield "like"
+    yield from tics(records)
 
 
 EVERYDAY_RULES = [
@@ -156,9 +166,12 @@ EVERYDAY_RULES = [
     three_devices,
     device_shares,
     everyday_clean,
+    word_limit,
     length_ratios,
     no_twins,
+    all_texts_differ,
     no_leaks,
+    no_lines_across,
     no_tics,
 ]
 
@@ -184,7 +197,7 @@ def _subject(text: str) -> str:
 
 
 def oneliners_differ(records: list[Record]) -> Iterator[object]:
-    yield from _alike([(r["id"], _subject(r["text"])) for r in records], _content, 0.5)
+    yield from _alike([(r["id"], _subject(r["text"])) for r in records], content, 0.5)
 
 
 def oneliner_clean(records: list[Record]) -> Iterator[object]:
@@ -217,8 +230,8 @@ def test_oneliners_keep(rule, oneliners):
 
 
 def test_sizes(everyday, oneliners):
-    assert len(everyday) >= 400
-    assert Counter(r["split"] for r in everyday) == {"train": 300, "dev": 40, "test": 40, "ood": 30}
+    assert len(everyday) == 1212
+    assert Counter(r["split"] for r in everyday) == {"train": 812, "dev": 100, "test": 200, "ood": 100}
     assert len(oneliners) >= 220
     assert min(Counter(r["kind"] for r in oneliners).values()) >= 70
     assert all(count >= 20 for count in Counter(r["split"] for r in oneliners).values())
@@ -226,9 +239,38 @@ def test_sizes(everyday, oneliners):
 
 
 def test_ood_is_another_register(everyday):
-    """Chat messages start in lower case, plain sentences never do: the split is out of distribution by form."""
+    """Out of distribution by form: chat messages, which alone start in lower case, and a dozen other forms."""
     assert {r["split"] == "ood" for r in everyday if r["literal"][0].islower() or r["literal"][0].isdigit()} == {True}
-    assert not [r["id"] for r in everyday if r["split"] == "ood" and r["literal"][0].isupper()]
+    assert not [r["id"] for r in everyday if r.get("form") == "text message" and r["literal"][0].isupper()]
+    forms = Counter(r["form"] for r in everyday if r["split"] == "ood")
+    assert len(forms) >= 12
+    assert max(forms.values()) <= 50
+
+
+def test_subjects_are_in_every_split(everyday):
+    """A hash divides the later records, so no split is of one subject."""
+    subjects = {
+        "home": {"door", "kitchen", "bed", "roof", "lamp", "bathroom", "stairs", "wall"},
+        "family": {"mother", "father", "wife", "husband", "son", "daughter", "aunt", "uncle", "grandmother", "brother"},
+        "food": {"soup", "cake", "bread", "cheese", "coffee", "dinner", "restaurant", "waiter", "eggs", "potatoes"},
+        "animals": {"dog", "cat", "cow", "goose", "bird", "bees", "hamster", "parrot", "pigeons", "horse"},
+        "body": {"hair", "teeth", "dentist", "doctor", "knee", "back", "glasses", "eyes", "nose", "foot"},
+    }
+    for split in ("train", "dev", "test"):
+        found = Counter(
+            name
+            for r in everyday
+            if r["split"] == split
+            for name, near in subjects.items()
+            if near & content(r["literal"])
+        )
+        assert set(found) == set(subjects), split
+
+
+def test_the_first_records_stay(everyday):
+    """Runs on the 410 first records can be read beside those on all: ids, texts and splits are as they were."""
+    kept = "\x1e".join(f"{r['id']}\x1f{r['split']}\x1f{r['literal']}\x1f{texts(r)}" for r in everyday[:FIRST])
+    assert hashlib.blake2b(kept.encode(), digest_size=8).hexdigest() == "d560be26d0c4d6dc"
 
 
 # --- the rules see: a planted fault is found ---
@@ -253,6 +295,7 @@ EVERYDAY_FAULTS: list[tuple[Callable, Callable[[list[Record]], object]]] = [
     (everyday_clean, lambda rs: _set_line(rs[0], "The door locked me out in my bathrobe \U0001f602.")),
     (everyday_clean, lambda rs: _set_line(rs[0], "The door locked me out.\nIn my bathrobe.")),
     (everyday_clean, lambda rs: _set_line(rs[0], "The door locked me out in my bathrobe")),
+    (everyday_clean, lambda rs: _set_line(rs[0], "The door LOCKED OUT its owner.")),
     (everyday_clean, lambda rs: rs[0].update(literal="my therapist locked me out.")),
     (length_ratios, lambda rs: _set_line(rs[0], "Out.")),
     (length_ratios, lambda rs: _set_line(rs[0], "Out. " * 40)),
@@ -260,8 +303,19 @@ EVERYDAY_FAULTS: list[tuple[Callable, Callable[[list[Record]], object]]] = [
     (no_twins, lambda rs: _set_line(rs[0], "Well, " + rs[200]["lines"][2]["text"])),
     (no_twins, lambda rs: _set_line(rs[0], rs[0]["literal"][:-1] + ", as one does.")),
     (no_leaks, lambda rs: rs[3].update(literal="I locked myself out in a bathrobe this one morning.")),
-    (no_tics, lambda rs: [_set_line(r, "A wardrobe fell on everyone, and we sang.") for r in rs[:70]]),
-    (no_tics, lambda rs: [_set_line(r, f"To be fair number {i} it was.") for i, r in enumerate(rs[:14])]),
+    (no_lines_across, lambda rs: _set_line(rs[3], "Nearly " + rs[301]["lines"][0]["text"])),
+    (no_lines_across, lambda rs: _set_line(rs[3], "Nearly " + rs[301]["literal"])),
+    (all_texts_differ, lambda rs: _set_line(rs[3], rs[4]["literal"])),
+    (word_limit, lambda rs: _set_line(rs[500], "one two " * 13)),
+    (word_limit, lambda rs: _set_line(rs[3], "one two " * 13)),
+    (word_limit, lambda rs: _set_line(rs[0], "one two " * 14)),
+    (everyday_head, lambda rs: rs[0].update(form="text message")),
+    (everyday_head, lambda rs: next(r for r in rs if r["split"] == "ood").pop("form")),
+    (device_shares, lambda rs: [x.update(device="pun") for r in rs for x in r["lines"] if x["device"] in LATER]),
+    (no_tics, lambda rs: [_set_line(r, "A wardrobe fell on everyone, and we sang.") for r in rs[:190]]),
+    (no_tics, lambda rs: [_set_line(r, f"To be fair number {i} it was.") for i, r in enumerate(rs[:40])]),
+    (no_tics, lambda rs: [_set_line(r, f"{i} to be fair about it.") for i, r in enumerate(rs[:20])]),
+    (no_tics, lambda rs: [_set_line(r, f"{i} is like {i}.") for i, r in enumerate(rs[:120])]),
 ]
 
 
@@ -289,3 +343,110 @@ def test_oneliner_rules_see(rule, plant, oneliners):
     records = copy.deepcopy(oneliners)
     plant(records)
     assert list(rule(records))
+
+
+# --- adding records ---
+
+
+def _written(literal: str, *lines: str, **more: str) -> Record:
+    devices = ("pun", "irony", "callback")
+    return {
+        "literal": literal,
+        "lines": [{"text": t, "device": d} for t, d in zip(lines, devices, strict=True)],
+        **more,
+    }
+
+
+KETTLE = _written(
+    "The kettle at my neighbour's place whistles out of tune.",
+    "His kettle has the steam for opera and none of the ear.",
+    "Two streets of dogs have learnt to join in by the third bar.",
+    "He says it's off key, and it hasn't been off anything since March.",
+)
+
+
+def test_added_records_are_checked_spelled_and_divided(everyday):
+    """The hash of a sentence, not the order of the files, decides its split; what is there stays."""
+    other = _written(
+        "cant find the remote, its under someone",
+        "remotes under one of u, lift and declare",
+        "nobody has the remote, everyone is sitting v still",
+        "we lost the remote, then the will to stand, then the remote again",
+        form="text message",
+    )
+    base = everyday[:FIRST]
+    made, refused = add(base, [KETTLE, other])
+    assert (refused, made[:FIRST]) == ([], base)
+    assert add(base, [other, KETTLE])[0] == made
+    assert [r["id"] for r in made[FIRST:]] == ["everyday-0411", "everyday-0412"]
+    kettle, chat = sorted(made[FIRST:], key=lambda r: r["split"], reverse=True)
+    assert kettle["literal"] == "The kettle at my neighbor's place whistles out of tune."
+    assert (kettle["split"], "form" in kettle) == ("test", False), "test is filled first"
+    assert (chat["split"], chat["form"]) == ("ood", "text message")
+    assert add(everyday, [KETTLE])[0][-1]["split"] == "train", "dev and test are full"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["lines"].pop(), "Three lines with three different devices are needed"),
+        (lambda r: r["lines"][0].update(device="sarcasm"), "found sarcasm, irony, callback"),
+        (lambda r: r["lines"][0].update(text="It whistles, haha, out of tune."), "'haha' in"),
+        (lambda r: r["lines"][0].update(text="It whistles OUT AND OUT wrong."), "'OUT AND' in"),
+        (lambda r: r["lines"][0].update(text="It whistles out of tune"), "is not a sentence"),
+        (lambda r: r["lines"][0].update(text="It has a go. " + "So do I. " * 8), "is not one clean line"),
+        (lambda r: r["lines"][0].update(text="It has a go." + " So do I." * 8), "has 28 words, at most 25"),
+        (lambda r: r["lines"][0].update(text="It sings."), "0.16 times as long"),
+        (lambda r: r["lines"][0].update(text=r["literal"][:-1] + " today."), "repeats another text"),
+        (lambda r: r["lines"][0].update(text="I woke up rested, which on a workday is how you know."), "is too near"),
+        (
+            lambda r: [x.update(text="Boiling, it sobs in " + x["device"] + ".") for x in r["lines"][:2]],
+            "Two or three of",
+        ),
+        (lambda r: r.update(form="text message"), "The split ood has its 100 records"),
+        (lambda r: r.update(lines=["x"]), 'It needs a "literal" and "lines"'),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_in_a_sentence(change, said, everyday):
+    record = copy.deepcopy(KETTLE)
+    change(record)
+    made, [(_, reason)] = add(everyday, [record])
+    assert made == everyday
+    assert said in reason
+
+
+def test_what_is_near_another_split_joins_it(everyday):
+    """A sentence like one of dev goes to dev while there is room, and is refused where there is none."""
+    base = everyday[:FIRST]
+    told = next(r for r in base if r["split"] == "dev")
+    again = {**KETTLE, "literal": told["literal"].rstrip(".") + " again."}
+    assert add(base, [again])[0][-1]["split"] == "dev"
+    [(_, reason)] = add(everyday, [again])[1]
+    assert reason == "The split dev has its 100 records."
+
+
+def test_american_spelling():
+    assert american("My neighbours' Grey cat, a grey one, practises in the kerb's COLOUR.") == (
+        "My neighbors' Grey cat, a gray one, practices in the curb's COLOR."
+    )
+    assert american("Mum, the mumps and the metrics; centimetres towards a multi-storey metre") == (
+        "Mom, the mumps and the metrics; centimeters toward a multi-story meter"
+    )
+
+
+def test_the_command_adds_and_refuses(tmp_path, capsys, everyday):
+    file, new = tmp_path / "set.jsonl", tmp_path / "new.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in everyday[:FIRST]), encoding="utf-8")
+    new.write_text("\n".join(json.dumps(r) for r in (KETTLE, {**KETTLE, "lines": []})), encoding="utf-8")
+    assert main(["--set", str(file), str(new)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "1 added, 1 refused; train 300, dev 40, test 41, ood 30\n"
+    assert err.startswith("refused: The kettle at my neighbour's place whistles out of tune. Three lines")
+    written = file.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in written][-1] == "everyday-0411"
+    assert len(written) == 411
+    assert main(["--set", str(file), str(tmp_path / "none.jsonl")]) == 1
+    new.write_text("{", encoding="utf-8")
+    assert main(["--set", str(file), str(new)]) == 1
+    assert "line 1: not valid JSON" in capsys.readouterr().err
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 411
