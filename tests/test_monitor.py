@@ -13,8 +13,9 @@ from humor_env.agents import brio_dpo, ppo, sft
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.limits import RunControl
+from humor_env.agents.session.line_features import text_features
 from humor_env.agents.session.log import RunLog
-from humor_env.agents.session.monitor import Monitor, MonitorConfig, text_features
+from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration, Joke, Judgement, Prompt

@@ -16,13 +16,8 @@ from humor_env.agents.session.log import RunLog
 from humor_env.agents.sft import encode
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
-from humor_env.agents.trl.peers import (
-    TRLConfig,
-    demonstrations_dataset,
-    make_trl_reward,
-    preferences_dataset,
-    prompts_dataset,
-)
+from humor_env.agents.trl import demonstrations_dataset, make_trl_reward, preferences_dataset, prompts_dataset
+from humor_env.agents.trl.peers import TRLConfig
 from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, PromptError, StudentError
 from humor_env.types import Demonstration, Judgement, Preference, Prompt

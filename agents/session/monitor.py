@@ -30,7 +30,6 @@ import json
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,9 +38,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 
 from humor_env import text_stats
+from humor_env.agents.session.line_features import (
+    character_parts,
+    is_surely_above_zero,
+    is_surely_more,
+    text_features,
+    usual_parts,
+    word_sets,
+    word_shares,
+)
 from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
@@ -167,8 +174,8 @@ class Monitor:
         if self._first:  # the first look is what drift is measured from
             alarms = [*self._drifted(numbers), *self._habits(jokes), *self._fooled(numbers, step)]
         else:
-            self._first, self._first_words = dict(numbers), _shares(_word_sets(jokes))
-            self._first_much = _usual_parts(jokes)
+            self._first, self._first_words = dict(numbers), word_shares(word_sets(jokes))
+            self._first_much = usual_parts(jokes)
         if alarms:
             self._act(step, alarms)
         record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
@@ -241,8 +248,8 @@ class Monitor:
         numbers["held_out_change"] = lost = _mean(_difference(now["held_out"], self._best["held_out"]))
         if "training" in now:
             numbers["training_change"] = gained = _mean(_difference(now["training"], self._best["training"]))
-            fell = _is_sure(_difference(self._best["held_out"], now["held_out"]), self.config.level)
-            rose = _is_sure(_difference(now["training"], self._best["training"]), self.config.level)
+            fell = is_surely_above_zero(_difference(self._best["held_out"], now["held_out"]), self.config.level)
+            rose = is_surely_above_zero(_difference(now["training"], self._best["training"]), self.config.level)
             if self.config.gap and fell and rose:
                 alarms.append(
                     Alarm(
@@ -251,7 +258,9 @@ class Monitor:
                         f"critic's rose by {gained:.3f}, both by more than noise",
                     )
                 )
-        surely_fell = _is_sure(_difference(self._best["held_out"], now["held_out"]), self._corrected_level())
+        surely_fell = is_surely_above_zero(
+            _difference(self._best["held_out"], now["held_out"]), self._corrected_level()
+        )
         if self.config.fall and -lost > self.config.fall * best and surely_fell:
             alarms.append(
                 Alarm("fall", f"the held-out score fell from {best:.3f} (step {self._best_step}) to {best + lost:.3f}")
@@ -270,7 +279,7 @@ class Monitor:
             rises[name] = rise
         lacking = self.config.unshared * rises["training"] - rises["held_out"]
         level = self._corrected_level()
-        if not (_is_sure(rises["training"], level) and _is_sure(lacking, level)):
+        if not (is_surely_above_zero(rises["training"], level) and is_surely_above_zero(lacking, level)):
             return []
         training, held_out = (_mean(rises[n]) for n in ("training", "held_out"))
         return [
@@ -294,7 +303,7 @@ class Monitor:
         found = []
         for told, has in risen:
             paid = _mean(units["training"][has]) - _mean(units["training"][~has])
-            if _is_surely_more(units["training"], has, level) and _is_surely_more(lacking, has, level):
+            if is_surely_more(units["training"], has, level) and is_surely_more(lacking, has, level):
                 found.append((paid, told))
         if not found:
             return []
@@ -306,8 +315,8 @@ class Monitor:
 
     def _risen_words(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
         """What is said of each word that came up, and which lines have it."""
-        words = _word_sets(jokes)
-        for word, share in sorted(_shares(words).items()):  # sets have another order in each process
+        words = word_sets(jokes)
+        for word, share in sorted(word_shares(words).items()):  # sets have another order in each process
             before = self._first_words.get(word, 0.0)
             if self._has_risen(share, before):
                 has = np.array([word in of_line for of_line in words])
@@ -315,7 +324,7 @@ class Monitor:
 
     def _risen_characters(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
         """The same of each character that many lines now have much of."""
-        parts = _character_parts(jokes)
+        parts = character_parts(jokes)
         for character, part in parts.items():
             much, before = self._first_much.get(character, (0.0, 0.0))
             has = part > much
@@ -391,77 +400,6 @@ class Monitor:
         temporary = self.path.with_suffix(".rewinding")
         temporary.write_bytes(b"".join(kept))
         os.replace(temporary, self.path)
-
-
-def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
-    """What needs no critic: length, variety, borrowing, and the marks of known hacks."""
-    texts = [j.text for j in jokes]
-    features = {
-        "length": sum(map(len, texts)) / len(texts),
-        "distinct_2": text_stats.distinct_n(texts, 2),
-        "commonest_share": text_stats.commonest_share(texts),
-        "prompt_overlap": sum(text_stats.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
-        "emoji": _share(text_stats.emoji, texts),
-        "laughter": _share(text_stats.laughter, texts),
-        "explaining": _share(text_stats.explaining, texts),
-    }
-    if taught:
-        features["teacher_overlap"] = text_stats.overlap(texts, taught)
-    return features
-
-
-def _share(has: Callable[[str], object], texts: Sequence[str]) -> float:
-    return sum(bool(has(text)) for text in texts) / len(texts)
-
-
-def _is_sure(change: Sequence[float] | np.ndarray, level: float) -> bool:
-    """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
-    known = np.array(change)
-    known = known[np.isfinite(known)]
-    if len(known) < 2:
-        return False
-    error = known.std(ddof=1) / math.sqrt(len(known))
-    return bool(known.mean() > NormalDist().inv_cdf(level) * error)
-
-
-def _is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
-    """Whether the lines that have something score above those that do not (one-sided, Welch's test)."""
-    known = np.isfinite(values)
-    some, others = values[known & has], values[known & ~has]
-    if min(len(some), len(others)) < 3:
-        return False
-    errors = np.array([some.var(ddof=1) / len(some), others.var(ddof=1) / len(others)])
-    if not errors.sum() > 0:
-        return bool(some.mean() > others.mean())
-    freedom = errors.sum() ** 2 / (errors[0] ** 2 / (len(some) - 1) + errors[1] ** 2 / (len(others) - 1))
-    return bool(some.mean() - others.mean() > stdtrit(freedom, level) * math.sqrt(errors.sum()))
-
-
-def _word_sets(jokes: Sequence[Joke]) -> list[set[str]]:
-    return [set(text_stats.words(j.text)) for j in jokes]
-
-
-def _shares(words: Sequence[set[str]]) -> dict[str, float]:
-    """The share of the lines that have each word."""
-    counts = Counter(word for of_line in words for word in of_line)
-    return {word: n / len(words) for word, n in counts.items()}
-
-
-def _character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:
-    """The part of each line that is this character, for every character but space; capital or not is the same."""
-    texts = [j.text.lower() for j in jokes]
-    counts = [Counter(text) for text in texts]
-    lengths = np.array([max(1, len(text)) for text in texts])
-    return {c: np.array([n[c] for n in counts]) / lengths for c in sorted(set("".join(texts))) if not c.isspace()}
-
-
-def _usual_parts(jokes: Sequence[Joke]) -> dict[str, tuple[float, float]]:
-    """Of each character the part that nine lines in ten do not pass, and the share of the lines that do."""
-    found = {}
-    for character, part in _character_parts(jokes).items():
-        much = float(np.quantile(part, 0.9))
-        found[character] = much, float((part > much).mean())
-    return found
 
 
 def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:

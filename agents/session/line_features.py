@@ -1,0 +1,89 @@
+"""What can be said of lines without a critic, and tests of whether a change is more than chance: for the monitor.
+
+text_features(jokes)["distinct_2"]
+is_surely_more(scores, has_the_word, level=0.99)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+from scipy.special import stdtrit
+
+from humor_env import text_stats
+from humor_env.types import Joke
+
+
+def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
+    """What needs no critic: length, variety, borrowing, and the marks of known hacks."""
+    texts = [j.text for j in jokes]
+    features = {
+        "length": sum(map(len, texts)) / len(texts),
+        "distinct_2": text_stats.distinct_n(texts, 2),
+        "commonest_share": text_stats.commonest_share(texts),
+        "prompt_overlap": sum(text_stats.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
+        "emoji": _share(text_stats.emoji, texts),
+        "laughter": _share(text_stats.laughter, texts),
+        "explaining": _share(text_stats.explaining, texts),
+    }
+    if taught:
+        features["teacher_overlap"] = text_stats.overlap(texts, taught)
+    return features
+
+
+def _share(has: Callable[[str], object], texts: Sequence[str]) -> float:
+    return sum(bool(has(text)) for text in texts) / len(texts)
+
+
+def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> bool:
+    """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
+    known = np.array(change)
+    known = known[np.isfinite(known)]
+    if len(known) < 2:
+        return False
+    error = known.std(ddof=1) / math.sqrt(len(known))
+    return bool(known.mean() > NormalDist().inv_cdf(level) * error)
+
+
+def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
+    """Whether the lines that have something score above those that do not (one-sided, Welch's test)."""
+    known = np.isfinite(values)
+    some, others = values[known & has], values[known & ~has]
+    if min(len(some), len(others)) < 3:
+        return False
+    errors = np.array([some.var(ddof=1) / len(some), others.var(ddof=1) / len(others)])
+    if not errors.sum() > 0:
+        return bool(some.mean() > others.mean())
+    freedom = errors.sum() ** 2 / (errors[0] ** 2 / (len(some) - 1) + errors[1] ** 2 / (len(others) - 1))
+    return bool(some.mean() - others.mean() > stdtrit(freedom, level) * math.sqrt(errors.sum()))
+
+
+def word_sets(jokes: Sequence[Joke]) -> list[set[str]]:
+    return [set(text_stats.words(j.text)) for j in jokes]
+
+
+def word_shares(words: Sequence[set[str]]) -> dict[str, float]:
+    """The share of the lines that have each word."""
+    counts = Counter(word for of_line in words for word in of_line)
+    return {word: n / len(words) for word, n in counts.items()}
+
+
+def character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:
+    """The part of each line that is this character, for every character but space; capital or not is the same."""
+    texts = [j.text.lower() for j in jokes]
+    counts = [Counter(text) for text in texts]
+    lengths = np.array([max(1, len(text)) for text in texts])
+    return {c: np.array([n[c] for n in counts]) / lengths for c in sorted(set("".join(texts))) if not c.isspace()}
+
+
+def usual_parts(jokes: Sequence[Joke]) -> dict[str, tuple[float, float]]:
+    """Of each character the part that nine lines in ten do not pass, and the share of the lines that do."""
+    found = {}
+    for character, part in character_parts(jokes).items():
+        much = float(np.quantile(part, 0.9))
+        found[character] = much, float((part > much).mean())
+    return found

@@ -1,0 +1,171 @@
+"""Our critics, prompts, preferences and teacher lines in the formats of TRL's trainers: what a TRL user needs of us.
+
+reward = make_trl_reward(critic)                              # async; None for what could not be judged
+trainer = GRPOTrainer(model, reward_funcs=reward, train_dataset=prompts_dataset(prompts), ...)
+trainer = DPOTrainer(model, train_dataset=preferences_dataset(preferences), ...)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.student import Student
+from humor_env.episode import checked_reply
+from humor_env.errors import PromptError
+from humor_env.types import Critic, Demonstration, Joke, Judgement, Preference, Prompt, critic_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Text = str | list[dict[str, str]]  # TRL's two forms: plain, or a conversation
+
+
+class TRLReward(Protocol):
+    """What `GRPOTrainer` and `RLOOTrainer` take as a reward function."""
+
+    async def __call__(
+        self, *, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any
+    ) -> list[float | None]: ...
+
+
+class PlainReward(Protocol):
+    """The same, called without `await`."""
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]: ...
+
+
+def make_trl_reward(
+    critic: Critic,
+    *,
+    max_failure_share: float = 0.5,
+    on_jokes: Callable[[int, list[Joke], list[Judgement]], None] | None = None,
+    asynchronous: bool = True,
+) -> TRLReward | PlainReward:
+    """A critic as an async reward function of TRL: the score, or None where there is none.
+
+    The columns of `prompts_dataset`, where the dataset has them, give the critic the whole prompt. The critic thinks in
+    a thread of its own. Where more than `max_failure_share` of a batch fails the run ends with the list of errors.
+    `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that await no reward.
+    """
+
+    def asked(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
+        return [
+            Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _said(line))
+            for i, line in enumerate(completions)
+        ]
+
+    def told(jokes: list[Joke], judgements: list[Judgement], columns: Mapping[str, Any]) -> list[float | None]:
+        check_failures(judgements, max_failure_share)
+        if on_jokes is not None:
+            on_jokes(int(getattr(columns.get("trainer_state"), "global_step", 0)), jokes, judgements)
+        return [judgement.score for judgement in judgements]
+
+    async def reward(*, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        jokes = asked(prompts, completions, columns)
+        return told(jokes, await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes), columns)
+
+    def plain_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        jokes = asked(prompts, completions, columns)
+        return told(jokes, checked_reply(critic, critic_name(critic), jokes), columns)
+
+    reward.__name__ = plain_reward.__name__ = critic_name(critic)
+    return reward if asynchronous else plain_reward
+
+
+def _said(text: Text) -> str:
+    """The line itself: of a conversation the last message."""
+    return (text if isinstance(text, str) else str(text[-1]["content"])).strip()
+
+
+def _prompt_of(shown: Text, row: Mapping[str, Any]) -> Prompt:
+    text = row.get("text") or _said(shown)
+    name = row.get("prompt_id") or hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
+    extra = json.loads(row["extra"]) if row.get("extra") else {}
+    return Prompt(name, text, row.get("task") or "paraphrase", row.get("split") or "train", extra)
+
+
+def prompts_dataset(
+    prompts: Sequence[Prompt],
+    reader: Student | PreTrainedTokenizerBase | None = None,
+    *,
+    instruction: str | None = None,
+) -> Any:
+    """A Hugging Face dataset for TRL's online trainers. `prompt` is as the reader reads it, where one is given: a
+    student, or your model's tokenizer, whose chat template makes it a conversation. `instruction` is the system message
+    (or what stands before each prompt of a model that has no chat form); a student's is its own where none is given."""
+    from datasets import Dataset
+
+    if instruction is None:
+        instruction = getattr(reader, "instruction", "")
+    is_chat = bool(getattr(getattr(reader, "tokenizer", reader), "chat_template", None))
+    end = "" if reader is None and not instruction else "\n"
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    rows = [
+        {
+            "prompt": [*system, {"role": "user", "content": p.text}] if is_chat else f"{instruction}{p.text}{end}",
+            "text": p.text,
+            "prompt_id": p.id,
+            "task": p.task,
+            "split": p.split,
+            "extra": json.dumps(dict(p.extra)),
+        }
+        for p in prompts
+    ]
+    if not rows:
+        raise PromptError("A dataset of prompts needs at least one prompt.")
+    return Dataset.from_list(rows)
+
+
+def preferences_dataset(preferences: Sequence[Preference], student: Student | None = None) -> Any:
+    """A Hugging Face dataset for `DPOTrainer`."""
+    from datasets import Dataset
+
+    rows = [
+        {
+            "prompt": _as_read(student, p.prompt.text),
+            "chosen": _as_written(student, p.chosen),
+            "rejected": _as_written(student, p.rejected),
+            "prompt_id": p.prompt.id,
+            "probability": p.probability,
+            "source": p.source,
+        }
+        for p in preferences
+    ]
+    if not rows:
+        raise PromptError("A dataset of preferences needs at least one preference.")
+    return Dataset.from_list(rows)
+
+
+def demonstrations_dataset(demonstrations: Sequence[Demonstration], student: Student | None = None) -> Any:
+    """A Hugging Face dataset for `SFTTrainer`."""
+    from datasets import Dataset
+
+    rows = [
+        {"prompt": _as_read(student, d.prompt.text), "completion": _as_written(student, d.text)} for d in demonstrations
+    ]
+    if not rows:
+        raise PromptError("There is nothing to imitate: give at least one demonstration.")
+    return Dataset.from_list(rows)
+
+
+def _is_chat(student: Student | None) -> bool:
+    return student is not None and bool(student.tokenizer.chat_template)
+
+
+def _as_read(student: Student | None, text: str) -> Text:
+    """The same words that `Student.encode_prompt` puts before a response."""
+    if student is None:
+        return text
+    if not _is_chat(student):
+        return f"{student.instruction}{text}\n"
+    system = [{"role": "system", "content": student.instruction}] if student.instruction else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def _as_written(student: Student | None, line: str) -> Text:
+    return [{"role": "assistant", "content": line}] if _is_chat(student) else line
