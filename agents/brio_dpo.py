@@ -18,7 +18,7 @@ from humor_env.agents.brio import BRIOConfig
 from humor_env.agents.dpo import DPOConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.limits import RunControl
-from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import Student
 from humor_env.agents.student.writer import Backend
@@ -98,3 +98,6 @@ class _After:
 
     def rewind(self, step: int) -> None:
         self.log.rewind(self.steps + step)
+
+    def flush(self) -> None:
+        flush_log(self.log)

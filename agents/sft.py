@@ -25,7 +25,7 @@ from torch import Tensor
 from humor_env.agents.session.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
 from humor_env.agents.session.config import check_bounds
 from humor_env.agents.session.limits import RunControl
-from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.processes import keep_freed_memory, process_count
 from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import IMITATION, Student
@@ -91,7 +91,7 @@ def train(
     best: dict[str, Tensor] = {}
     learnt = False  # nothing better is to be expected: the dev lines have said so
 
-    found = checkpoints.latest() if checkpoints else None
+    found = checkpoints.resume() if checkpoints else None
     if found is not None:
         step = found.step
         _load(student, optimizer, names, found.tensors, config.full)
@@ -112,6 +112,7 @@ def train(
         tensors |= {f"best/{n}": t for n, t in best.items()}
         finite = best_loss if best_loss < float("inf") else None
         state = {"best_epoch": best_epoch, "best_loss": finite, "dev": dev_loss, "last": last}
+        flush_log(log)
         checkpoints.save(step, tensors, state | {"watch": control.get_state()}, seconds=control.seconds)
 
     with student.using(adapter), control:

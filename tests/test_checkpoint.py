@@ -118,7 +118,12 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
 
 def test_nothing_is_pickled(tmp_path):
     folder = CheckpointStore(tmp_path).save(1, tensors(1.0), {"a": 1})
-    assert {p.name for p in folder.iterdir()} == {"tensors.safetensors", "state.json", "manifest.json"}
+    assert {p.name for p in folder.iterdir()} == {
+        "tensors.safetensors",
+        "state.json",
+        "manifest.json",
+        "manifest.sha256",
+    }
     for name in ("state.json", "manifest.json"):
         json.loads((folder / name).read_text())
 
@@ -132,3 +137,43 @@ def test_random_states_go_on_where_they_were():
     expected = (random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist())
     restore_random_states(saved_tensors, state)
     assert (random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist()) == expected
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json", "manifest.sha256"])
+def test_a_flipped_bit_anywhere_is_found(tmp_path, file):
+    """The manifest had no hash of its own: a bit in its `step` sent a run on from step 92."""
+    store = CheckpointStore(tmp_path)
+    store.save(1, tensors(1.0), {"a": 1})
+    store.save(2, tensors(2.0), {"a": 2})
+    path = tmp_path / "step-00000002" / file
+    data = bytearray(path.read_bytes())
+    for place in range(0, len(data), max(1, len(data) // 40)):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        found = store.latest()
+        assert found is not None and found.step == 1, place
+    path.write_bytes(data)
+    assert store.latest().step == 2
+
+
+def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, tensors(1.0), {})
+    (tmp_path / "step-00000001").rename(tmp_path / "step-00000092")
+    assert store.latest() is None
+    assert "its manifest is of step 1" in store.damaged[0]
+
+
+def test_resuming_says_what_is_damaged_and_never_begins_again_in_silence(tmp_path, caplog):
+    """With every checkpoint damaged a run silently began at step 0 and emptied its logs."""
+    store = CheckpointStore(tmp_path)
+    assert store.resume() is None  # a new run
+    for step in (1, 2):
+        store.save(step, tensors(step), {"a": 1})
+    (tmp_path / "step-00000002" / "state.json").write_text("{")
+    assert store.resume().step == 1
+    assert "step-00000002 is damaged" in caplog.text and "Going on from step 1" in caplog.text
+    (tmp_path / "step-00000001" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole: .*To begin again, move"):
+        store.resume()

@@ -4,15 +4,16 @@
     store.save(step, tensors, state, score=reward)     # tensors: name -> Tensor; state: plain JSON
     found = store.latest()                             # the newest whole one, or None
 
-Each is a folder: `tensors.safetensors`, `state.json` and `manifest.json` with the hashes of both. It is written under
-a temporary name, flushed to the disk and then renamed, so that a name without ".writing" is always whole; one damaged
-later is found by its hash, and the one before it is used. Nothing is pickled.
+Each is a folder: `tensors.safetensors`, `state.json`, `manifest.json` with the hashes of both, and the manifest's own
+hash. It is written under a temporary name, flushed to the disk and then renamed, so that a name without ".writing" is
+always whole; one damaged later is found by its hash, and the one before it is used. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -32,6 +33,8 @@ from humor_env.agents.session.processes import any_process, is_main_process
 from humor_env.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")
+SEAL = "manifest.sha256"  # checkpoints of version 0.1 have none
+_warn = logging.getLogger(__name__).warning
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class CheckpointStore:
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         }
         contents["manifest.json"] = json.dumps(manifest, indent=1).encode()
+        contents[SEAL] = hashlib.sha256(contents["manifest.json"]).hexdigest().encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(writing, ignore_errors=True)
@@ -112,6 +116,20 @@ class CheckpointStore:
             ) from problem
         self._prune(step)
 
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from, or None for a run that has none. What is damaged is told on the way.
+
+        Raises `CheckpointError` where all of them are damaged: the run would begin again, and its logs be emptied.
+        """
+        found = self.latest()
+        for sentence in self.damaged:
+            _warn(sentence + (f" Going on from step {found.step}." if found else ""))
+        if found is None and self.damaged:
+            raise CheckpointError(
+                f"No checkpoint in {self.folder} is whole: {self.damaged[0]} To begin again, move that folder away."
+            )
+        return found
+
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole. `damaged` then lists those that were passed over."""
         self.damaged = []
@@ -125,7 +143,13 @@ class CheckpointStore:
 
     def _load(self, folder: Path) -> Checkpoint:
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            written = (folder / "manifest.json").read_bytes()
+            seal = folder / SEAL
+            if seal.exists() and seal.read_bytes() != hashlib.sha256(written).hexdigest().encode():
+                raise CheckpointError(f"{folder.name} is damaged: manifest.json does not match its hash.")
+            manifest = json.loads(written)
+            if manifest["step"] != int(_NAME.fullmatch(folder.name)[1]):  # type: ignore[index]
+                raise CheckpointError(f"{folder.name} is damaged: its manifest is of step {manifest['step']}.")
             contents = {name: (folder / name).read_bytes() for name in manifest["sha256"]}
             for name, expected in manifest["sha256"].items():
                 if hashlib.sha256(contents[name]).hexdigest() != expected:

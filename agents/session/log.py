@@ -9,6 +9,7 @@ with StopRequest() as stop: ...; if stop: save and leave   # Ctrl-C finishes the
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -22,7 +23,8 @@ from humor_env.types import Joke, Judgement
 
 
 class Log(Protocol):
-    """What learners write to. `RunLog` writes files; `Silent` nothing."""
+    """What learners write to. `RunLog` writes files; `Silent` nothing. A log may also have `flush()`, which is called
+    before each checkpoint."""
 
     def metrics(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
@@ -31,6 +33,8 @@ class Log(Protocol):
     def rewind(self, step: int) -> None: ...
 
 
+FILES = ("metrics.jsonl", "timings.jsonl", "jokes.jsonl")
+_warn = logging.getLogger(__name__).warning
 Echo = Callable[[int, Mapping[str, float]], None]
 
 
@@ -93,18 +97,42 @@ class RunLog:
         """Forget what was logged after `step`: the run goes on from there. A torn last line is dropped too."""
         if not self.writes:
             return
-        for name in ("metrics.jsonl", "timings.jsonl", "jokes.jsonl"):
+        for name in FILES:
             path = self.folder / name
             if not path.exists():
                 continue
-            kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_up_to(line, step)]
+            lines = path.read_bytes().splitlines(keepends=True)
+            steps = [_step_of(line) for line in lines]
+            broken = [
+                n for n, (line, at) in enumerate(zip(lines, steps, strict=True), 1) if at is None and line.strip()
+            ]
+            if broken and broken != [len(lines)]:  # a torn last line is what a kill leaves
+                _warn(f"{path}: {len(broken)} damaged lines are left out, the first is line {broken[0]}.")
+            kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
             temporary = path.with_suffix(".rewinding")
             temporary.write_bytes(b"".join(kept))
             os.replace(temporary, path)
 
+    def flush(self) -> None:
+        """On the disk, not only in the system's memory."""
+        for name in FILES if self.writes else ():
+            if (self.folder / name).exists():
+                handle = os.open(self.folder / name, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(r, ensure_ascii=True) + "\n" for r in records)
+
+
+def flush_log(log: Log) -> None:
+    """Have a log that can do so bring what it holds to the disk."""
+    flush = getattr(log, "flush", None)
+    if flush is not None:
+        flush()
 
 
 def is_timing(name: str) -> bool:
@@ -112,10 +140,14 @@ def is_timing(name: str) -> bool:
     return name.startswith("seconds/") or name.endswith("_per_second")
 
 
-def _is_up_to(line: bytes, step: int) -> bool:
+def _step_of(line: bytes) -> int | None:
+    """The step that a line is about; None for one that is torn or damaged."""
     if not line.endswith(b"\n"):
-        return False
-    return int(json.loads(line)["step"]) <= step
+        return None
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def joke_record(step: int, joke: Joke, judgement: Judgement) -> dict[str, Any]:

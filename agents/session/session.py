@@ -27,7 +27,7 @@ from humor_env.agents.session.checkpoint import (
 )
 from humor_env.agents.session.config import LearnerConfig
 from humor_env.agents.session.limits import RunControl
-from humor_env.agents.session.log import Log, Silent
+from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.processes import keep_freed_memory
 from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import POLICY, Student
@@ -167,16 +167,17 @@ class Session:
         tensors |= optimizer_tensors(self.optimizer, self._names) | random_tensors
         state = {
             "stream": self.stream.get_state(),
-            "control": self.control.get_state(),
+            "watch": self.control.get_state(),
             "evaluations": self.evaluations,
             "random": random_state,
         }
         state |= {name: thing.get_state() for name, thing in self._saved.items()}
+        flush_log(self.log_to)  # a checkpoint never outlives the log of its steps
         self.last_saved = self.checkpoints.save(self.step, tensors, state, score, self.control.seconds)
 
     def _resume(self) -> int:
         """The step to go on from: 0, or that of the newest whole checkpoint."""
-        found = self.checkpoints.latest() if self.checkpoints else None
+        found = self.checkpoints.resume() if self.checkpoints else None
         if found is None:
             if self.checkpoints is not None:
                 self.log_to.rewind(0)  # a run that died before its first checkpoint may have logged some steps
