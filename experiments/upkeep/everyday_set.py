@@ -211,7 +211,8 @@ def tics(records: Sequence[Record]) -> Iterator[str]:
 
 def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
     """The set with what could be added to it, and (literal sentence, reason) of all that was refused."""
-    made, refused = list(existing), []
+    made: list[Record] = list(existing)
+    refused: list[tuple[str, str]] = []
     room = dict(TARGETS)
     runs, across = Near(grams), Across()
 
@@ -240,7 +241,7 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
         if reason:
             refused.append((literal, reason))
             continue
-        record = {"id": f"everyday-{len(made) + 1:04d}", "literal": literal, "split": split, "lines": lines}
+        record: Record = {"id": f"everyday-{len(made) + 1:04d}", "literal": literal, "split": split, "lines": lines}
         if split == "ood":
             record["form"] = raw["form"]
         record |= {"source": "humor_env authors", "licence": "CC-BY-4.0"}
