@@ -3,6 +3,7 @@
     prompts = load_prompts("pocket")                          # bundled, or any registered name
     prompts = load_prompts("mine.jsonl")                      # one JSON object a line: {"text": "The bus was late."}
     prompts = load_prompts("hf:owner/dataset", text="sentence", limit=5000)
+    prompts = load_prompts("flute:sarcasm_train.jsonl")       # or "isarcasm:train.En.csv": see `humor_env.human_pairs`
     stream = PromptStream(prompts.split("train"), seed=0)
     stream.next()                                             # every prompt once per epoch, each epoch in a new order
 
@@ -55,7 +56,7 @@ class PromptSet:
             _check_prompt(name, prompt)
             if prompt.id in self._by_id:
                 raise PromptError(f"The prompt set '{name}' has two prompts with the id '{prompt.id}'.")
-            twin = first_seen.setdefault(_comparable(prompt.text), prompt)
+            twin = first_seen.setdefault(comparable(prompt.text), prompt)
             if twin.split != prompt.split:
                 raise PromptError(
                     f"The prompt set '{name}' has the same text in two splits, so a student would be tested on what it "
@@ -161,6 +162,12 @@ class PromptStream:
 def load_prompts(what: str | PromptSet | Iterable[str | Prompt], **options: Any) -> PromptSet:
     """A prompt set from a name, a file, a Hugging Face dataset, or live texts (which land in the split "train")."""
     if isinstance(what, str):
+        from humor_env import human_pairs  # it makes prompt sets, so it imports this module
+
+        if human_pairs.is_pairs(what):
+            if options:
+                raise InvalidOption(f"The prompts '{what}' take no options, found {', '.join(options)}.")
+            return human_pairs.pair_prompts(what)
         if what.startswith("hf:") or prompt_files.is_file_name(what):
             return _from_rows(what, **options)
         return _as_set(what, registry.prompts.make(what, **options))
@@ -239,7 +246,7 @@ def _prompt_of_row(
         raise PromptError(f"the column '{column}' holds a lone surrogate, which is no character")
     named = row.get("split") or option_split or own_split
     if named is None:
-        named = _split_by_hash(text)
+        named = split_by_hash(text)
     elif not isinstance(named, str) or named not in _SPLIT_NAMES:
         raise PromptError(f"no split is called {named!r}.{did_you_mean(str(named), SPLITS)} Known: {', '.join(SPLITS)}")
     extra = {
@@ -247,7 +254,7 @@ def _prompt_of_row(
     }
     if "words" in extra:
         extra["words"] = _words(extra["words"])
-    digest = hashlib.blake2b(_comparable(text).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(comparable(text).encode(), digest_size=6).hexdigest()
     name = digest if row.get("id") is None else str(row["id"])
     return Prompt(name, text, str(row.get("task") or task), _SPLIT_NAMES[named], extra)
 
@@ -260,12 +267,14 @@ def _words(value: object) -> list[str]:
     return [word.strip() for word in words]
 
 
-def _split_by_hash(text: str) -> str:
-    share = stream_seed(0, "prompt-split", _comparable(text)) % 10
+def split_by_hash(text: str) -> str:
+    """80 % train, 10 % dev, 10 % test; the same for one text everywhere."""
+    share = stream_seed(0, "prompt-split", comparable(text)) % 10
     return "test" if share == 9 else "dev" if share == 8 else "train"
 
 
-def _comparable(text: str) -> str:
+def comparable(text: str) -> str:
+    """What two texts share that differ in case, spaces or Unicode form alone."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 

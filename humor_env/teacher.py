@@ -23,7 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from humor_env import exports
+from humor_env import exports, human_pairs
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.line_file import LineFile
 from humor_env.registry import critics
@@ -290,14 +290,17 @@ def pocket_lines(n: int = 3, seed: int = 0) -> TeacherBuffer:
 
 
 def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
-    """Teacher lines from plain data: "pocket", "everyday" (both bundled), or the path of a buffer that exists. A live
-    buffer, or anything with `lines_for`, passes."""
+    """Teacher lines from plain data: "pocket", "everyday" (both bundled), "isarcasm:FILE" and "flute:FILE" (see
+    `humor_env.human_pairs`), or the path of a buffer that exists. A live buffer, or anything with `lines_for`, passes.
+    """
     if not isinstance(what, (str, os.PathLike)):
         return what
     if what == "pocket":
         return pocket_lines()
     if what == "everyday":
         return everyday_lines()
+    if isinstance(what, str) and human_pairs.is_pairs(what):
+        return TeacherBuffer(None, human_pairs.pair_lines(what))
     if not Path(what).is_file():
         raise PromptError(
             f"There is no teacher buffer at '{os.fspath(what)}'. Give the path of a JSON-lines buffer, 'pocket', "

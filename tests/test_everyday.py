@@ -450,3 +450,18 @@ def test_the_command_adds_and_refuses(tmp_path, capsys, everyday):
     assert main(["--set", str(file), str(new)]) == 1
     assert "line 1: not valid JSON" in capsys.readouterr().err
     assert len(file.read_text(encoding="utf-8").splitlines()) == 411
+
+
+def test_records_that_nobody_used_are_divided_again(tmp_path, capsys, everyday):
+    """Later records all went to train, so their subjects were in no other split."""
+    file, new = tmp_path / "set.jsonl", tmp_path / "new.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in everyday), encoding="utf-8")
+    new.write_text(json.dumps(KETTLE), encoding="utf-8")
+    assert main(["--set", str(file), "--keep", str(FIRST), str(new)]) == 0
+    assert capsys.readouterr().out.endswith("train 813, dev 100, test 200, ood 100\n")
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert found[:FIRST] == everyday[:FIRST]
+    assert {r["literal"]: r["split"] for r in found}[
+        "The kettle at my neighbor's place whistles out of tune."
+    ] != "train"
+    assert [r["id"] for r in found] == [f"everyday-{n:04d}" for n in range(1, len(found) + 1)]

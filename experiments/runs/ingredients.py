@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 from gymnasium import spaces as gymnasium_spaces
 
-from humor_env import pocket, registry
+from humor_env import human_pairs, pocket, registry
 from humor_env.agents.session.limits import Limits
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.session.processes import process_count
@@ -49,8 +49,9 @@ def check_named(spec: Spec) -> None:
     named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
     named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
     for key, value in named.items():
-        if isinstance(value, str) and value.endswith(_FILES) and not Path(value).is_file():
-            raise InvalidOption(f"There is no file '{value}', which {key} names.")
+        file = human_pairs.file_of(value) if isinstance(value, str) else ""
+        if file.endswith(_FILES) and not Path(file).is_file():
+            raise InvalidOption(f"There is no file '{file}', which {key} names.")
 
 
 def check_student(spec: StudentSpec) -> None:

@@ -211,7 +211,8 @@ def tics(records: Sequence[Record]) -> Iterator[str]:
 
 def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
     """The set with what could be added to it, and (literal sentence, reason) of all that was refused."""
-    made, refused = list(existing), []
+    made: list[Record] = list(existing)
+    refused: list[tuple[str, str]] = []
     room = dict(TARGETS)
     runs, across = Near(grams), Across()
 
@@ -240,7 +241,7 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
         if reason:
             refused.append((literal, reason))
             continue
-        record = {"id": f"everyday-{len(made) + 1:04d}", "literal": literal, "split": split, "lines": lines}
+        record: Record = {"id": f"everyday-{len(made) + 1:04d}", "literal": literal, "split": split, "lines": lines}
         if split == "ood":
             record["form"] = raw["form"]
         record |= {"source": "humor_env authors", "licence": "CC-BY-4.0"}
@@ -286,6 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path(humor_env.__file__).parent / "data" / "everyday.jsonl",
         help="the set to add to",
     )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        help="keep so many of the first records and divide the others again, beside the new ones; for what nobody "
+        "has used yet, as ids and splits change",
+    )
     asked = parser.parse_args(arguments)
     try:
         existing = load_records(asked.set)
@@ -293,6 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HumorEnvError, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1
+    if asked.keep is not None:
+        existing, written = existing[: asked.keep], existing[asked.keep :] + written
     made, refused = add(existing, written)
     for literal, reason in refused:
         print(f"refused: {literal} {reason}", file=sys.stderr)
