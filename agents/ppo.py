@@ -1,6 +1,6 @@
 """Proximal policy optimisation of a student against a critic, over a Gymnasium environment.
 
-    result = train(PPOConfig(steps=60), env, student, log)
+    result = train(PPOConfig(steps=60), env, student, log, prompts=prompts)
 
 The method, one step of it:
 

@@ -51,7 +51,7 @@ def test_floors_are_what_stands_below_by_hand(house):
         ("rewards", "trained"): 2,
         ("humor_env", ""): 0,
     }
-    assert "imports (trained/), shared/" in architecture.picture(house)
+    assert "1  rewards/*.py       (trained/), shared/" in architecture.picture(house)
 
 
 def test_a_page_is_rewritten_between_its_marks_and_only_where_it_is_stale(house):

@@ -4,7 +4,7 @@ Two conventions hold everywhere. *Alignment*: in a `[B, T]` tensor column t spea
 it; column 0 is never a student's choice. *Action mask*: 1 on the tokens the student chose, its end token included.
 
     logprobs, entropy = token_logprobs(hidden, head, targets)     # [N], [N]; no logits are kept
-    masked_mean(logprobs, mask)
+    masked_row_mean(logprobs, mask)                               # [B]
 
 Logits are never kept. A response of 64 x 512 tokens over 151,000 words would need 20 GB; instead the rows are taken
 in chunks, and where the output layer is frozen (LoRA) the gradient of a row's log-probability with respect to its
@@ -131,14 +131,8 @@ def token_logprobs(
     return logprobs, entropies
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the places where mask is 1; 0 where there are none."""
-    mask = mask.to(values.dtype)
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
 def masked_row_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """`[B, T]` to `[B]`: the mean of each row over its own mask."""
+    """`[B, T]` to `[B]`: the mean of each row over its own mask; 0 where it is empty."""
     mask = mask.to(values.dtype)
     return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 

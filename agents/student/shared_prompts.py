@@ -1,7 +1,7 @@
 """Siblings share their prompt: it goes through the model once, and each response continues from its keys and values.
 
-    groups = prompt_groups(rows)                      # None where too few rows share one
-    states = causal_states(backbone, rows, groups)    # [N, H], as a pass over whole rows would give
+    groups = prompt_groups(tokens, attention, mask)                     # None where too few rows share one
+    states = causal_states(backbone, config, tokens, mask, groups)      # [N, H], as a pass over whole rows would give
 
 A group-relative learner scores eight lines per prompt, and half of the tokens of such a batch are the same prompt again
 and again. Gradients flow through the shared keys and values as they would through eight copies.

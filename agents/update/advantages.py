@@ -78,7 +78,7 @@ def _last_first(following: Tensor) -> list[Tensor]:
     return batches
 
 
-def whiten(values: Tensor, mask: Tensor, *, shift: bool = True) -> Tensor:
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the mask, over the batches of *all* processes; zero outside the mask."""
     # Sums in double: a difference of squares in single precision loses the variance of large, close values.
     weight, exact = mask.double(), values.double()
@@ -87,7 +87,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift: bool = True) -> Tensor:
     mean = sums[1] / count
     variance = (sums[2] / count - mean.square()).clamp(min=0)
     whitened = (exact - mean) * torch.rsqrt(variance + 1e-8)
-    return ((whitened if shift else whitened + mean) * weight).to(values.dtype)
+    return (whitened * weight).to(values.dtype)
 
 
 def group_advantages(rewards: Tensor, group: Tensor, valid: Tensor, *, scale: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """A benchmark as data: learners × feedback × seeds under one budget, judged by somebody who trained none of them.
 
     bench = load_benchmark_spec("pocket-learners")        # bundled; or the path of a file
-    bench.cells(Path("runs/bench"))                       # what is to be done: see cells.py
+    bench.cells(Path("runs/bench"))                       # what is to be done: see jobs.py
     bench.run_spec(bench.learners[0], bench.feedback[0], seed=0)    # one run of it, as `humor-env train` takes it
 
 `[shared]` is a run's spec (environment, student, teacher, evaluation) without critic and learner. Each `[[feedback]]`

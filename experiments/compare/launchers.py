@@ -3,7 +3,7 @@
     launch("local", ready, settle, workers=2, threads=1)
 
 A launcher takes from `ready()` whenever it has a free place (None: nothing can begin now), does the cell somewhere by
-`cells.execute`, and hands what became of it to `settle()`. Ray runs on this machine where no cluster is named
+`jobs.execute`, and hands what became of it to `settle()`. Ray runs on this machine where no cluster is named
 (`RAY_ADDRESS`); on a cluster the folder must be one that all its machines see.
 """
 

@@ -112,8 +112,7 @@ def picture(root: Path) -> str:
             for target in sorted((t for t in to[room] if t[0] == folder), key=lambda t: (-floor[t], t[1])):
                 upwards = floor[target] > floor[room]
                 named.append(f"({_name(target)})" if upwards else _name(target))
-            row = f"  {floor[room]}  {_name(room):<14} {len(files[room]):>3} files"
-            rows.append(f"{row}   imports {', '.join(named)}" if named else row)
+            rows.append(f"  {floor[room]}  {_name(room):<18} {', '.join(named) or '–'}")
         rows.append("")
     return "```text\n" + "\n".join(rows).rstrip() + "\n```\n"
 

@@ -66,12 +66,6 @@ class Habits:
     def is_worn_witness(self, complaint: str, witness: Witness) -> bool:
         return witness in self.witnesses[complaint].worn
 
-    def is_worn_reaction(self, complaint: str, reaction: Reaction) -> bool:
-        return reaction in self.reactions[complaint].worn
-
-    def is_worn_frame(self, frame: Frame) -> bool:
-        return frame in self.frames.worn
-
 
 def _shuffle(complaint: str, text: str) -> bytes:
     return hashlib.blake2b(f"habit\x1f{complaint}\x1f{text}".encode(), digest_size=8).digest()

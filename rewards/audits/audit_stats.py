@@ -3,7 +3,7 @@
     credit = pair_credit(margins, truth)             # 1 right, 0 wrong, 1/2 where the critic sees no difference
     interval(credit, headlines, seed=0)              # (low, high): headlines are drawn anew, not pairs
     length_controlled(credit, longer)                # the accuracy if longer were funnier in half of the pairs
-    one_against_others(raters, pairs, seed=0)        # what a single person scores on the same test
+    one_against_others(grades_of_pairs, seed=0)      # what a single person scores on the same test
 
 Pairs of one prompt share texts and raters, so intervals come from resampling prompts (clusters). Every function takes
 plain arrays and says in its first lines what it estimates.
