@@ -167,7 +167,7 @@ class Session:
         tensors |= optimizer_tensors(self.optimizer, self._names) | random_tensors
         state = {
             "stream": self.stream.get_state(),
-            "control": self.control.get_state(),
+            "watch": self.control.get_state(),
             "evaluations": self.evaluations,
             "random": random_state,
         }

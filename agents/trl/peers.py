@@ -348,7 +348,7 @@ class _Reporter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        kept = {"evaluations": self.evaluations, "control": self.control.get_state(), "seconds": self.control.seconds}
+        kept = {"evaluations": self.evaluations, "watch": self.control.get_state(), "seconds": self.control.seconds}
         (folder / OURS).write_text(json.dumps(kept))
 
 

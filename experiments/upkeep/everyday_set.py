@@ -223,8 +223,8 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
         for text in texts(record):
             runs.add(text, text)
 
-    for record in existing:
-        remember(record)
+    for known in existing:
+        remember(known)
     for raw in sorted(written, key=lambda r: stream_seed(0, "everyday-split", str(r.get("literal")))):
         wrong = " ".join(faults(raw))
         if wrong:
