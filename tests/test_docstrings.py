@@ -88,7 +88,8 @@ def test_the_example_of_a_file_can_be_called(path):
     try:
         names = dict(vars(importlib.import_module(module_of(path))))
     except ModuleNotFoundError as problem:  # an extra that is not installed, never a file of ours
-        assert not (problem.name or "").startswith("humor_env"), problem
+        if (problem.name or "").startswith("humor_env"):
+            raise
         pytest.skip(str(problem))
     # `student` is a Student, where the example does not say.
     classes = {name.lower(): (kind,) for name, kind in names.items() if inspect.isclass(kind)}
