@@ -85,7 +85,12 @@ DOCUMENTED = {path: text for path in FILES if "(" in (text := ast.get_docstring(
 
 @pytest.mark.parametrize("path", DOCUMENTED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_example_of_a_file_can_be_called(path):
-    names = dict(vars(pytest.importorskip(module_of(path), exc_type=ImportError)))
+    try:
+        names = dict(vars(importlib.import_module(module_of(path))))
+    except ModuleNotFoundError as problem:  # an extra that is not installed, never a file of ours
+        if (problem.name or "").startswith("humor_env"):
+            raise
+        pytest.skip(str(problem))
     # `student` is a Student, where the example does not say.
     classes = {name.lower(): (kind,) for name, kind in names.items() if inspect.isclass(kind)}
     assert mistakes(DOCUMENTED[path], classes | names) == []
