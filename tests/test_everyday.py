@@ -33,6 +33,7 @@ from humor_env.experiments.upkeep.everyday_set import (
     tics,
     words,
 )
+from humor_env.streams import stream_seed
 from humor_env.types import SPLITS
 
 Record = dict[str, Any]
@@ -230,8 +231,8 @@ def test_oneliners_keep(rule, oneliners):
 
 
 def test_sizes(everyday, oneliners):
-    assert len(everyday) == 1212
-    assert Counter(r["split"] for r in everyday) == {"train": 812, "dev": 100, "test": 200, "ood": 100}
+    assert len(everyday) == 1357
+    assert Counter(r["split"] for r in everyday) == {"train": 957, "dev": 100, "test": 200, "ood": 100}
     assert len(oneliners) >= 220
     assert min(Counter(r["kind"] for r in oneliners).values()) >= 70
     assert all(count >= 20 for count in Counter(r["split"] for r in oneliners).values())
@@ -314,7 +315,7 @@ EVERYDAY_FAULTS: list[tuple[Callable, Callable[[list[Record]], object]]] = [
     (device_shares, lambda rs: [x.update(device="pun") for r in rs for x in r["lines"] if x["device"] in LATER]),
     (no_tics, lambda rs: [_set_line(r, "A wardrobe fell on everyone, and we sang.") for r in rs[:190]]),
     (no_tics, lambda rs: [_set_line(r, f"To be fair number {i} it was.") for i, r in enumerate(rs[:40])]),
-    (no_tics, lambda rs: [_set_line(r, f"{i} to be fair about it.") for i, r in enumerate(rs[:20])]),
+    (no_tics, lambda rs: [_set_line(r, f"{i} to be fair about it.") for i, r in enumerate(rs[:24])]),
     (no_tics, lambda rs: [_set_line(r, f"{i} is like {i}.") for i, r in enumerate(rs[:120])]),
 ]
 
@@ -456,12 +457,14 @@ def test_records_that_nobody_used_are_divided_again(tmp_path, capsys, everyday):
     """Later records all went to train, so their subjects were in no other split."""
     file, new = tmp_path / "set.jsonl", tmp_path / "new.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in everyday), encoding="utf-8")
-    new.write_text(json.dumps(KETTLE), encoding="utf-8")
+    # The hash of the literal sentence decides; of these the first in its order is surely in dev or test.
+    owners = ("neighbor", "aunt", "cousin", "dentist", "brother", "boss", "sister", "landlord", "tutor", "barber")
+    kettles = [f"The kettle at my {owner}'s place whistles out of tune." for owner in owners]
+    first = min(kettles, key=lambda literal: stream_seed(0, "everyday-split", literal))
+    new.write_text(json.dumps(KETTLE | {"literal": first}), encoding="utf-8")
     assert main(["--set", str(file), "--keep", str(FIRST), str(new)]) == 0
-    assert capsys.readouterr().out.endswith("train 813, dev 100, test 200, ood 100\n")
+    assert capsys.readouterr().out.endswith("train 958, dev 100, test 200, ood 100\n")
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert found[:FIRST] == everyday[:FIRST]
-    assert {r["literal"]: r["split"] for r in found}[
-        "The kettle at my neighbor's place whistles out of tune."
-    ] != "train"
+    assert {r["literal"]: r["split"] for r in found}[first] != "train"
     assert [r["id"] for r in found] == [f"everyday-{n:04d}" for n in range(1, len(found) + 1)]
