@@ -51,7 +51,9 @@ def spec(text, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    code = (
+    """Compared with the least that such a help takes: Typer's, beside the libraries that environments are made of. A busy
+    machine slows both. Alone on two cores it takes 0.4 to 0.5 s of processor time."""
+    ours = (
         "import sys\n"
         "from humor_env.experiments.commands.cli import main\n"
         "sys.argv = ['humor-env', '--help']\n"
@@ -59,16 +61,29 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'pydantic', 'anthropic', 'scipy'} & set(sys.modules)))\n"
     )
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.stdout.strip().endswith("[]")
-        assert "train" in done.stdout
-    # Processor time, not the clock's: other tests run beside this one.
-    assert min(spent) < 0.5
+    least = (
+        "import sys, gymnasium, numpy, typer\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def one(): pass\n"
+        "@app.command()\n"
+        "def two(): pass\n"
+        "sys.argv = ['least', '--help']\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+    )
+    spent = {}
+    for _ in range(4):
+        for code in (ours, least):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            spent[code] = min(took, spent.get(code, took))
+            if code is ours:
+                assert done.stdout.strip().endswith("[]")
+                assert "train" in done.stdout
+    assert spent[ours] < 1.5 * spent[least], spent
 
 
 @pytest.mark.parametrize(
