@@ -51,8 +51,8 @@ def spec(text, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    """Compared with the least that such a help takes: Typer's, beside the libraries that environments are made of. A busy
-    machine slows both. Alone on two cores it takes 0.4 to 0.5 s of processor time."""
+    """Compared with the least that such a help takes: Typer's, beside the libraries of environments. A busy machine
+    slows both. Alone on two cores it takes 0.4 to 0.5 s of processor time."""
     ours = (
         "import sys\n"
         "from humor_env.experiments.commands.cli import main\n"
