@@ -231,8 +231,8 @@ def test_oneliners_keep(rule, oneliners):
 
 
 def test_sizes(everyday, oneliners):
-    assert len(everyday) == 1357
-    assert Counter(r["split"] for r in everyday) == {"train": 957, "dev": 100, "test": 200, "ood": 100}
+    assert len(everyday) == 1554
+    assert Counter(r["split"] for r in everyday) == {"train": 1154, "dev": 100, "test": 200, "ood": 100}
     assert len(oneliners) >= 220
     assert min(Counter(r["kind"] for r in oneliners).values()) >= 70
     assert all(count >= 20 for count in Counter(r["split"] for r in oneliners).values())
@@ -315,7 +315,7 @@ EVERYDAY_FAULTS: list[tuple[Callable, Callable[[list[Record]], object]]] = [
     (device_shares, lambda rs: [x.update(device="pun") for r in rs for x in r["lines"] if x["device"] in LATER]),
     (no_tics, lambda rs: [_set_line(r, "A wardrobe fell on everyone, and we sang.") for r in rs[:190]]),
     (no_tics, lambda rs: [_set_line(r, f"To be fair number {i} it was.") for i, r in enumerate(rs[:40])]),
-    (no_tics, lambda rs: [_set_line(r, f"{i} to be fair about it.") for i, r in enumerate(rs[:24])]),
+    (no_tics, lambda rs: [_set_line(r, f"{i} to be fair about it.") for i, r in enumerate(rs[:30])]),
     (no_tics, lambda rs: [_set_line(r, f"{i} is like {i}.") for i, r in enumerate(rs[:120])]),
 ]
 
@@ -463,7 +463,7 @@ def test_records_that_nobody_used_are_divided_again(tmp_path, capsys, everyday):
     first = min(kettles, key=lambda literal: stream_seed(0, "everyday-split", literal))
     new.write_text(json.dumps(KETTLE | {"literal": first}), encoding="utf-8")
     assert main(["--set", str(file), "--keep", str(FIRST), str(new)]) == 0
-    assert capsys.readouterr().out.endswith("train 958, dev 100, test 200, ood 100\n")
+    assert capsys.readouterr().out.endswith("train 1155, dev 100, test 200, ood 100\n")
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert found[:FIRST] == everyday[:FIRST]
     assert {r["literal"]: r["split"] for r in found}[first] != "train"
