@@ -208,7 +208,9 @@ def _evaluate(world: Path, folder: Path) -> Record:
     found: Record = {}
     for adapter in ("policy", "base"):
         out = folder / f"{adapter}.jsonl"
+        # Recorded when `evaluate` knew no run's own prompts and critic: what it took then is asked for by name.
         command = ["evaluate", str(folder / "run"), "--limit", "12", "--adapter", adapter, "--max-new-tokens", "16"]
+        command += ["--prompts", "pocket", "--critic", "pocket", "--split", "test"]
         done = CliRunner().invoke(app, [*command, "--seed", "3", "--json", "--out", str(out)])
         assert done.exit_code == 0, done.output
         numbers = next(line for line in done.output.splitlines() if line.startswith("{"))

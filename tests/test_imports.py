@@ -46,6 +46,7 @@ CIRCLES = {
         "student",
         "writer",
     ): "`Student.generate` is the short way to the writer, which needs a student",
+    ("human_pairs", "prompts"): "`load_prompts` knows the forms of its sets; the sets are made of prompt sets",
     ("jobs", "launchers"): "`run_cells` picks a launcher by name; a launcher executes cells",
     (
         "benchmark",

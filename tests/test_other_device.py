@@ -36,7 +36,8 @@ from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.agents.student.sampling import Sampling, beams, draw_uniforms, sample
+from humor_env.agents.student.beams import beams
+from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.update import advantages
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec

@@ -20,6 +20,7 @@ from humor_env.vector import HumorVectorEnv
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes on two free cores, many on busy ones
 @pytest.mark.parametrize("student", ["causal", "seq2seq"])
 def test_base_then_imitation_then_ppo_rises(student, tmp_path):
     torch.set_num_threads(1)
