@@ -4,8 +4,8 @@
     control = RunControl(monitor=monitor)                       # every learner asks its control after each step
     ppo.train(config, env, student, log, prompts=train_prompts, control=control)
 
-At each look the student writes one line for each of the same prompts, with the same luck. So two looks are compared
-prompt by prompt, and what is left of the noise is known from how much prompts differ in their change. Alarms:
+At each look the student writes one line for each of the same prompts, with the same random numbers. So two looks are
+compared prompt by prompt, and what is left of the noise is known from how much prompts differ in their change. Alarms:
 
 - *gap*: the held-out critic's score is below its best by more than noise, while the training critic's is above what it
   was then, by more than noise. This is what learning to please a flawed critic looks like.

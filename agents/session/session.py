@@ -11,7 +11,8 @@ steps a learner's `for` goes through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -66,7 +67,7 @@ class TrainResult:
     writer: Writer | None = None
 
 
-class Session:
+class Session(ABC):
     """One learner's run of the `policy` adapter (and of the value head, where it has a learning rate)."""
 
     def __init__(
@@ -112,9 +113,9 @@ class Session:
         self.student.train_only(())
 
     @property
+    @abstractmethod
     def done(self) -> bool:
         """Whether no step is left."""
-        raise NotImplementedError
 
     @property
     def asks(self) -> bool:
@@ -155,7 +156,7 @@ class Session:
         if jokes:
             self.log_to.jokes(self.step, jokes, judgements)
         self.control.check(asks=self.asks)
-        self._check_health(self.policy.values(), kl_per_token, kl_limit)
+        self._check_health(kl_per_token, kl_limit)
         if save or self.step % self.config.checkpoint_every == 0 or self.done or self.control.ending:
             self.save(score)
 
@@ -207,9 +208,9 @@ class Session:
         self.evaluations.append({"step": float(self.step)} | numbers)
         return {f"eval/{n}": v for n, v in numbers.items()}
 
-    def _check_health(self, parameters: Iterable[torch.nn.Parameter], kl_per_token: float, kl_limit: float) -> None:
+    def _check_health(self, kl_per_token: float, kl_limit: float) -> None:
         """Stop the run on a weight that is not finite or a KL past its limit; the last good checkpoint is named."""
-        if not all(torch.isfinite(p).all() for p in parameters):
+        if not all(torch.isfinite(p).all() for p in self.policy.values()):
             why = "a weight is no longer finite"
         elif kl_per_token > kl_limit:
             why = f"the KL is {kl_per_token:.2f} a token, past the limit of {kl_limit:g}"

@@ -100,7 +100,7 @@ class PairSession(Session):
         return self.stream.due
 
     def rounds(self) -> Iterator[FeedbackRound]:
-        """The rounds that are left; the one that a checkpoint was in the middle of goes on where it was."""
+        """The rounds that are left. One that a checkpoint was in the middle of is resumed."""
         while not self.done and not self.control.ending:
             yield FeedbackRound(self)
 

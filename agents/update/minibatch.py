@@ -85,7 +85,8 @@ class Minibatch:
         self.options = options or {}
         here = self.mask[torch.cat(self.order)] if self.order else self.mask[:0]
         self.tokens = sum_over_processes(here.sum().float()).clamp(min=1)
-        self.examples = sum_over_processes(torch.tensor(float(examples), device=rows.tokens.device))
+        counted = torch.tensor(float(examples), device=rows.tokens.device)
+        self.examples = sum_over_processes(counted) if examples else counted
         self.sums: dict[str, float] = {}
         self.norm = 0.0
         self._totals: dict[str, Tensor] = {}
@@ -114,8 +115,8 @@ class Minibatch:
         self.optimizer.step()
         device = self.rows.tokens.device
         totals = [torch.as_tensor(t, dtype=torch.float32, device=device) for t in self._totals.values()]
-        summed = sum_over_processes(torch.stack([*totals, self.examples / process_count()])).tolist()
-        self.sums = dict(zip(self._totals, summed, strict=False))
+        summed = sum_over_processes(torch.stack(totals)).tolist() if totals else []
+        self.sums = dict(zip(self._totals, summed, strict=True))
         self.norm = float(norm)
 
 
