@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,7 +298,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
         Ledger(newer)
 
 
-def test_replay_is_fast(tmp_path: Path) -> None:
+def test_replay_is_fast(tmp_path: Path, slowness: Callable[[], float]) -> None:
     """At least 5,000 verdicts a second from the ledger (measured about three times that; see the bench)."""
     jokes = [Joke(Prompt(f"p{n}", f"Meeting {n}."), f"Moss {n}.") for n in range(2000)]
 
@@ -315,7 +315,7 @@ def test_replay_is_fast(tmp_path: Path) -> None:
     critic = ScorerCritic(Fives(), ledger=tmp_path / "l.sqlite")
     start = time.process_time()  # of this process: what else the machine does is not the ledger's doing
     judgements = critic(jokes)
-    assert time.process_time() - start < 2000 / 5000
+    assert time.process_time() - start < 2000 / 5000 * slowness()
     assert {j.score for j in judgements} == {1.0}
     assert critic.desk.counts == {"replayed": 2000}
 
@@ -347,7 +347,7 @@ def test_a_locked_or_foreign_or_damaged_ledger_loses_nothing(tmp_path: Path) -> 
     start = time.monotonic()
     for n in range(20):
         assert ledger.put(f"k{n}", "p", "m", request("x"), Reply(f"r{n}", usage=USAGE)).text == f"r{n}"
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # a minute each before
     assert ledger.find(["k7"])["k7"].text == "r7"
     other.execute("ROLLBACK")
     ledger.close()

@@ -231,7 +231,7 @@ def test_a_server_that_is_not_there_is_told_soon_with_its_address(service: str) 
         JudgingFailed, match=f"No server answers at {url}.*[Ss]tart it|No server answers at {url}.*address"
     ):
         desk.ask(asked(4))
-    assert 1 < time.monotonic() - start < 8
+    assert 1 < time.monotonic() - start < 40
     assert any(url in progress.waiting and "again in" in progress.waiting for progress in said)
 
 

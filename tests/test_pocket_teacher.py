@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from statistics import fmean
 
 import pytest
@@ -133,14 +134,14 @@ def test_one_liners_follow_their_constraints() -> None:
     assert 0.55 <= fmean(s.score for s in scores(PocketTeacher().demonstrations(ONELINERS, 3))) <= 0.75
 
 
-def test_twenty_thousand_lines_a_second() -> None:
+def test_twenty_thousand_lines_a_second(slowness: Callable[[], float]) -> None:
     teacher = PocketTeacher()
     for prompts in (TRAIN, ONELINERS):
         best = 0.0
         for _ in range(3):
             start = time.process_time()
             lines = teacher.demonstrations(prompts, 3)
-            best = max(best, len(lines) / (time.process_time() - start))
+            best = max(best, len(lines) / (time.process_time() - start) * slowness())
         assert best > 20_000
 
 

