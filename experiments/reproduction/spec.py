@@ -19,8 +19,9 @@ from pydantic import Field, ValidationError
 
 from humor_env import registry
 from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
+from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, make_config
-from humor_env.experiments.specs.spec import BudgetSpec, Count, StudentSpec, read_override
+from humor_env.experiments.specs.spec import BudgetSpec, Count, StudentSpec
 
 SCALES = ("pocket", "small", "paper")
 LEARNERS = ("sd", "brio", "dpo", "brio-dpo")

@@ -13,31 +13,28 @@ names its line and the nearest known key.
 from __future__ import annotations
 
 import dataclasses
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from humor_env import registry
 from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
-from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import (
     SHORT_FORMS,
     Table,
-    check_table,
     config_class,
     make_config,
     plain,
     settings_model,
     with_full_names,
 )
+from humor_env.experiments.specs.mistakes import checked
+from humor_env.experiments.specs.overrides import KeyPath, Source, override
 from humor_env.experiments.specs.toml_text import dumps, key_lines
 
 Split = Literal["train", "dev", "test", "ood"]
@@ -45,17 +42,6 @@ Count = Annotated[int, Field(ge=1)]
 IMITATION_LEARNER = "humor_env.agents.sft:train"
 BESIDE_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
 IMITATORS = ("sft", "trl-sft")  # they are the warm start, and need none
-# What a setting is called elsewhere (TRL, Hugging Face), and what it is called here.
-ELSEWHERE = {
-    "beta": "kl_weight",
-    "kl_coef": "kl_weight",
-    "num_generations": "siblings",
-    "max_completion_length": "max_new_tokens",
-    "max_steps": "steps",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "epsilon": "clip",
-}
 
 
 class EnvSpec(Table):
@@ -258,24 +244,6 @@ def _without_empty(table: Any) -> Any:
     return [_without_empty(v) for v in table] if isinstance(table, list) else table
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a value came from, for errors: a line of the file, or an override."""
-
-    file: str
-    lines: Mapping[tuple[str | int, ...], int]
-    overrides: dict[tuple[str | int, ...], str] = field(default_factory=dict)
-
-    def where(self, path: tuple[str | int, ...]) -> str:
-        """The nearest place on the way to `path` that was written down."""
-        written = [path, *((*path[:-1], short) for short, full in SHORT_FORMS.items() if path[-1:] == (full,))]
-        ways = [way[:end] for end in range(len(path), 0, -1) for way in written]
-        for way in ways:
-            if way in self.overrides:
-                return self.overrides[way]
-        return next((f"{self.file}, line {self.lines[way]}" for way in ways if way in self.lines), self.file)
-
-
 def load_spec(what: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """A spec from a file or a bundled name, with dotted overrides (`learner.steps=5`, `critic.0.options.words=10`)."""
     return parse_spec(_read(what), overrides, str(what))
@@ -319,11 +287,11 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise InvalidOption(f"'{file}' is not TOML: {problem}.") from None
-    source = _Source(file, key_lines(text))
-    for override in overrides:
-        _override(data, override, source)
+    source = Source(file, key_lines(text))
+    for each in overrides:
+        override(data, each, source)
     problems: list[str] = []
-    spec = _checked(Spec, data, (), source, problems)
+    spec = checked(Spec, data, (), source, problems)
     learner = _settings(data, ("learner",), "learner", source, problems)
     imitation = _settings(data, ("teacher", "imitation"), "warm start", source, problems)
     if isinstance(spec, Spec):
@@ -344,146 +312,8 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
     return spec.model_copy(update=changes)
 
 
-def _override(data: dict[str, Any], override: str, source: _Source) -> None:
-    """Set one dotted key."""
-    dotted, value = read_override(override, "--set")
-    parts = dotted.split(".")
-    if not all(parts):
-        raise InvalidOption(f"--set {override}: a part of the dotted key is empty.")
-    table: Any = data
-    path: tuple[str | int, ...] = ()
-    for part in parts[:-1]:
-        table, path = _enter(table, part, path, override)
-    key: str | int = parts[-1]
-    if isinstance(table, list):
-        _, (*_, key) = _enter(table, str(key), path, override)
-    elif not isinstance(table, dict):
-        raise InvalidOption(f"--set {override}: '{'.'.join(map(str, path))}' is no table, so it has no '{key}'.")
-    other = {**SHORT_FORMS, **{full: short for short, full in SHORT_FORMS.items()}}.get(str(key))
-    if other is not None and other in table and path in (("learner",), ("teacher", "imitation")):
-        if (*path, other) in source.overrides:
-            raise InvalidOption(
-                f"--set {override} and {source.overrides[(*path, other)]} are one setting: give it once."
-            )
-        del table[other]  # the file's own spelling of what is overridden
-    table[key] = value
-    source.overrides[(*path, key)] = f"--set {override}"
-
-
-def _enter(table: Any, part: str, path: tuple[str | int, ...], override: str) -> tuple[Any, tuple[str | int, ...]]:
-    if isinstance(table, list):
-        if not part.isdecimal() or int(part) >= len(table):
-            known = ", ".join(map(str, range(len(table)))) or "none"
-            raise InvalidOption(
-                f"--set {override}: '{'.'.join(map(str, path))}' is a list, whose entries are numbered: {known}; found "
-                f"'{part}'."
-            )
-        return table[int(part)], (*path, int(part))
-    if not isinstance(table, dict):
-        raise InvalidOption(f"--set {override}: '{'.'.join(map(str, path))}' is no table, so it has no '{part}'.")
-    return table.setdefault(part, {}), (*path, part)
-
-
-def _checked(
-    model: type[BaseModel], data: Any, at: tuple[str | int, ...], source: _Source, problems: list[str]
-) -> BaseModel | None:
-    try:
-        return check_table(model, data)
-    except ValidationError as found:
-        grouped: dict[tuple[str | int, ...], list[Any]] = {}
-        for error in found.errors(include_url=False):
-            # Inside a choice of types the location also names the choice: cut it back to keys that were written.
-            missing = error["type"] in ("missing", "extra_forbidden")
-            path = error["loc"] if missing else _written(data, error["loc"])
-            grouped.setdefault(path, []).append(error)
-        for path, errors in grouped.items():
-            problems.append(_sentence(model, (*at, *path), path, errors, source))
-        return None
-
-
-def _written(data: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    for place, part in enumerate(path):
-        inside = isinstance(data, Mapping) and part in data
-        if not inside and not (isinstance(data, list) and isinstance(part, int) and part < len(data)):
-            return path[:place]
-        data = data[part]
-    return path
-
-
-def _sentence(
-    model: type[BaseModel],
-    full: tuple[str | int, ...],
-    path: tuple[str | int, ...],
-    errors: Sequence[Any],
-    source: _Source,
-) -> str:
-    kind = errors[0]["type"]
-    where, name = source.where(full), ".".join(map(str, full))
-    table = ".".join(map(str, full[:-1]))
-    home = f"[{table}]" if table else "the top level"
-    if kind == "extra_forbidden":
-        table_model, key = _table_at(model, path[:-1]), str(full[-1])
-        known = list(table_model.model_fields)
-        inside = _inside(table_model, key) or _inside(table_model, ELSEWHERE.get(key, ""))
-        if key == "seed":
-            hint = "'seeds' at the top gives the seed."
-        elif inside:
-            hint = f"Did you mean '{'.'.join(map(str, (*full[:-1], inside)))}'?"
-        else:
-            hint = _near(key, known)
-        return f"{where}: {home} has no key '{full[-1]}'. {hint or 'Known: ' + ', '.join(known) + '.'}"
-    if kind == "missing":
-        return f"{where}: {home} needs the key '{full[-1]}'."
-    if kind == "list_type" and isinstance(errors[0]["input"], Mapping):
-        return f"{where}: '{name}' may be given more than once, so its header is [[{name}]], with two brackets."
-    said = " or ".join(dict.fromkeys(_in_toml_words(e["msg"]) for e in errors))
-    return f"{where}: '{name}' should {said}, found {errors[0]['input']!r}."
-
-
-def _in_toml_words(message: str) -> str:
-    message = re.sub(r"^\w+ should ", "", message)
-    message = re.sub(r" after validation, not \d+$", "", message)
-    for theirs, ours in (("an object", "a table"), ("valid array", "list"), ("valid string", "text")):
-        message = message.replace(theirs, ours)
-    return message.replace("valid integer", "whole number").replace("valid number", "number")
-
-
-def _near(key: str, known: Sequence[str]) -> str:
-    """A misspelt key, or an abbreviation: the first letters of a key's words."""
-    initials = {"".join(word[0] for word in name.split("_") if word): name for name in known}
-    close = get_close_matches(key, known, n=1, cutoff=0.6)
-    found = close[0] if close else initials.get(key) or SHORT_FORMS.get(key)
-    return f"Did you mean '{found}'?" if found in known else ""
-
-
-def _inside(model: type[BaseModel], key: str) -> str | None:
-    """The way from a table to a key of that name, in it or in a table within it."""
-    if key in model.model_fields:
-        return key
-    for name, info in model.model_fields.items():
-        inner = _model_in(info.annotation)
-        if inner is not None and key in inner.model_fields:
-            return f"{name}.{key}"
-    return None
-
-
-def _table_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
-    for part in path:
-        if isinstance(part, str) and part in model.model_fields:
-            inner = _model_in(model.model_fields[part].annotation)
-            if inner is not None:
-                model = inner
-    return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for a in getattr(annotation, "__args__", ()) if (m := _model_in(a)) is not None), None)
-
-
 def _settings(
-    data: Mapping[str, Any], at: tuple[str, ...], what: str, source: _Source, problems: list[str]
+    data: Mapping[str, Any], at: tuple[str, ...], what: str, source: Source, problems: list[str]
 ) -> dict[str, Any]:
     """The table of a learner's settings, checked against its own dataclass; all fields, defaults included."""
     table: Any = data
@@ -514,8 +344,8 @@ def _settings(
             )
     named = with_full_names(config, given)
     before = len(problems)
-    checked = _checked(settings_model(config), named, at, source, problems)
-    if checked is None or len(problems) > before:
+    table_read = checked(settings_model(config), named, at, source, problems)
+    if table_read is None or len(problems) > before:
         return {}
     try:
         return plain(make_config(config, named))
@@ -524,11 +354,11 @@ def _settings(
     return {}
 
 
-def _check_names(spec: Spec, source: _Source, problems: list[str]) -> None:
+def _check_names(spec: Spec, source: Source, problems: list[str]) -> None:
     """Names that a registry must know. Nothing is imported for it."""
     import gymnasium
 
-    named: list[tuple[tuple[str | int, ...], registry.Registry, str]] = []
+    named: list[tuple[KeyPath, registry.Registry, str]] = []
     watching = spec.monitor.critic if spec.monitor is not None else []
     lists = ((("critic",), spec.critic), (("eval", "critic"), spec.eval.critic), (("monitor", "critic"), watching))
     for at, entries in lists:

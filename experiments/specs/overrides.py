@@ -1,0 +1,77 @@
+"""What `--set KEY=VALUE` does to a spec before it is checked, and where each of its values was written down.
+
+    source = Source("mine.toml", key_lines(text))
+    override(data, "learner.steps=5", source)             # data["learner"]["steps"] = 5
+    source.where(("learner", "steps"))                    # "--set learner.steps=5"; else "mine.toml, line 7"
+
+A key that is not there yet is added: whether anything reads it is found out with the rest of the spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.options import read_override
+from humor_env.experiments.specs.learner_settings import SHORT_FORMS
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands: the keys on the way to it, a number for an entry of a list."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value came from, for errors: a line of the file, or an override."""
+
+    file: str
+    lines: Mapping[KeyPath, int]
+    overrides: dict[KeyPath, str] = field(default_factory=dict)
+
+    def where(self, path: KeyPath) -> str:
+        """The nearest place on the way to `path` that was written down."""
+        written = [path, *((*path[:-1], short) for short, full in SHORT_FORMS.items() if path[-1:] == (full,))]
+        ways = [way[:end] for end in range(len(path), 0, -1) for way in written]
+        for way in ways:
+            if way in self.overrides:
+                return self.overrides[way]
+        return next((f"{self.file}, line {self.lines[way]}" for way in ways if way in self.lines), self.file)
+
+
+def override(data: dict[str, Any], asked: str, source: Source) -> None:
+    """Set one dotted key."""
+    dotted, value = read_override(asked, "--set")
+    parts = dotted.split(".")
+    if not all(parts):
+        raise InvalidOption(f"--set {asked}: a part of the dotted key is empty.")
+    table: Any = data
+    path: KeyPath = ()
+    for part in parts[:-1]:
+        table, path = _enter(table, part, path, asked)
+    key: str | int = parts[-1]
+    if isinstance(table, list):
+        _, (*_, key) = _enter(table, str(key), path, asked)
+    elif not isinstance(table, dict):
+        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is no table, so it has no '{key}'.")
+    other = {**SHORT_FORMS, **{full: short for short, full in SHORT_FORMS.items()}}.get(str(key))
+    if other is not None and other in table and path in (("learner",), ("teacher", "imitation")):
+        if (*path, other) in source.overrides:
+            raise InvalidOption(f"--set {asked} and {source.overrides[(*path, other)]} are one setting: give it once.")
+        del table[other]  # the file's own spelling of what is overridden
+    table[key] = value
+    source.overrides[(*path, key)] = f"--set {asked}"
+
+
+def _enter(table: Any, part: str, path: KeyPath, asked: str) -> tuple[Any, KeyPath]:
+    if isinstance(table, list):
+        if not part.isdecimal() or int(part) >= len(table):
+            known = ", ".join(map(str, range(len(table)))) or "none"
+            raise InvalidOption(
+                f"--set {asked}: '{'.'.join(map(str, path))}' is a list, whose entries are numbered: {known}; found "
+                f"'{part}'."
+            )
+        return table[int(part)], (*path, int(part))
+    if not isinstance(table, dict):
+        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is no table, so it has no '{part}'.")
+    return table.setdefault(part, {}), (*path, part)
