@@ -1,8 +1,8 @@
 """Options of the command line, each once: what commands declare, KEY=VALUE, and what fills a critic's options.
 
 def judge(critic: Critic, option: Options = None, max_cost: MaxCost = None) -> None:
-    given = fill(critics, critic, key_values(option), ledger=path, limits={"max_cost": max_cost}, scope="judge")
-    made = critics.make(critic, **given)
+    filled = fill(critics, critic, key_values(option), ledger=path, limits={"max_cost": max_cost}, scope="judge")
+    made = critics.make(critic, **filled)
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def read_override(pair: str, option: str) -> tuple[str, Any]:
 
 def key_values(pairs: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
     """All `KEY=VALUE` of one command; a key may be given once."""
-    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for pair in pairs or []:
         key, value = read_override(pair, option)
-        if key in found:
-            raise InvalidOption(f"{option} gives '{key}' twice: {found[key]!r} and {value!r}. Give it once.")
-        found[key] = value
-    return found
+        if key in read:
+            raise InvalidOption(f"{option} gives '{key}' twice: {read[key]!r} and {value!r}. Give it once.")
+        read[key] = value
+    return read
 
 
 def limits_of(max_calls: int | None, max_tokens: int | None, max_cost: float | None) -> dict[str, float]:
@@ -89,13 +89,13 @@ def limits_of(max_calls: int | None, max_tokens: int | None, max_cost: float | N
 
 def parameters(kind: Registry, name: str) -> Mapping[str, inspect.Parameter]:
     """What the class or `make_` function of that name takes; nothing of a critic that is ready made."""
-    found = kind.resolve(name)
-    if not callable(found):
-        raise CriticContractError(f"The {kind.kind} '{name}' is a {type(found).__name__}, which nobody can call.")
-    if not inspect.isclass(found) and not getattr(found, "__name__", "").startswith("make_"):
+    target = kind.resolve(name)
+    if not callable(target):
+        raise CriticContractError(f"The {kind.kind} '{name}' is a {type(target).__name__}, which nobody can call.")
+    if not inspect.isclass(target) and not getattr(target, "__name__", "").startswith("make_"):
         return {}
     try:
-        return inspect.signature(found).parameters
+        return inspect.signature(target).parameters
     except (TypeError, ValueError):
         return {}
 
@@ -112,23 +112,36 @@ def fill(
 ) -> dict[str, Any]:
     """The options with the ledger and the limits, where they are taken and not given; so too for a judge that a critic
     asks. With `must_spend` limits that nobody would keep are a mistake."""
-    given, known = dict(options), parameters(kind, name)
-    if "ledger" in known:
-        given.setdefault("ledger", str(ledger))
-    if limits and "budget" in known:
-        given.setdefault("budget", {**limits, "scope": scope})
-    judge = given.get("judge", known["judge"].default) if "judge" in known else None
-    if isinstance(judge, str) and "judge_options" in known:
+    filled, taken = dict(options), parameters(kind, name)
+    if "ledger" in taken:
+        filled.setdefault("ledger", str(ledger))
+    if limits and "budget" in taken:
+        filled.setdefault("budget", {**limits, "scope": scope})
+    judge = filled.get("judge", taken["judge"].default) if "judge" in taken else None
+    if isinstance(judge, str) and "judge_options" in taken:
         from humor_env.registry import judges
 
-        inner = given.get("judge_options") or {}
+        inner = filled.get("judge_options") or {}
         judged = fill(judges, judge, inner, ledger=ledger, limits=limits, scope=scope, must_spend=False)
         if judged:
-            given["judge_options"] = judged
+            filled["judge_options"] = judged
         must_spend = must_spend and "budget" not in judged
-    if must_spend and limits and "budget" not in known:
+    if must_spend and limits and "budget" not in taken:
         raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
-    return given
+    return filled
+
+
+@contextmanager
+def nothing_written(kind: Registry, name: str, options: Mapping[str, Any], ledger: Path) -> Iterator[dict[str, Any]]:
+    """The options of one that is made only to estimate what it would ask. No key is needed, and nothing is written:
+    without a ledger from before, none is begun."""
+    if "ledger" not in parameters(kind, name) or "ledger" in options:
+        yield dict(options)
+        return
+    from humor_env.llm.ledger import Ledger
+
+    with Ledger(ledger if ledger.is_file() else ":memory:") as before:
+        yield {**options, "ledger": before, "options": {**options.get("options", {}), "must_have_key": False}}
 
 
 @contextmanager

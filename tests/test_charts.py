@@ -10,6 +10,7 @@ import pytest
 from humor_env.experiments.drawing.chart_parts import (
     COLOURS,
     DASHES,
+    MOST_POINTS,
     PALETTE,
     axis_labels,
     log_ticks,
@@ -21,7 +22,6 @@ from humor_env.experiments.drawing.chart_parts import (
     ticks,
 )
 from humor_env.experiments.drawing.charts import (
-    MOST_POINTS,
     Bar,
     Dot,
     Line,

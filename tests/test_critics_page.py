@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from humor_env import registry
-from humor_env.rewards.audits.probes import main
+from humor_env.experiments.commands.cli import app
 from humor_env.rewards.rules import GATES
 from humor_env.types import Joke, Prompt
 
@@ -41,9 +42,8 @@ def test_a_custom_critic_takes_at_most_ten_lines():
 
 
 @pytest.mark.parametrize("prompts", ["pocket", "everyday"])
-def test_the_tables_are_what_the_command_prints(prompts, capsys):
-    main(["--markdown", "--prompts", prompts])
-    printed = capsys.readouterr().out.strip()
+def test_the_tables_are_what_the_command_prints(prompts):
+    printed = CliRunner().invoke(app, ["probes", "--markdown", "--prompts", prompts]).stdout.strip()
     shown = PAGE.split(f"<!-- probes {prompts} -->")[1].split("<!-- end -->")[0].strip()
     assert shown == printed, "docs/critics.md is out of date: paste in what the command printed"
 

@@ -166,6 +166,12 @@ def test_there_are_no_new_circles_of_files():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {frozenset("bc")}
 
 
+def test_no_file_is_too_long_to_read():
+    """Past 450 lines a second subject has moved in: give it a file of its own."""
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in FILES}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
 @pytest.mark.parametrize(
     "path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "humor_env"], ids=lambda path: path.name
 )

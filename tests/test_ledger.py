@@ -16,7 +16,7 @@ from fake_messages_server import running
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption
 from humor_env.llm import Budget, Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.budget import Account
-from humor_env.llm.ledger import request_key
+from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.protocol import OnReply
 from humor_env.rewards.scorer import ScorerCritic
 from humor_env.types import NO_USAGE, Joke, Prompt, Usage

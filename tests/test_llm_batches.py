@@ -83,7 +83,7 @@ def test_a_batch_that_the_service_forgot_is_said_and_forgotten(server: Running) 
 
 
 def _keys(client: AnthropicBatchClient, requests: list[Request]) -> list[str]:
-    from humor_env.llm.ledger import request_key
+    from humor_env.llm.ledger_rows import request_key
 
     return [request_key("batch", client.name, request) for request in requests]
 

@@ -1,6 +1,8 @@
 import pytest
+from typer.testing import CliRunner
 
-from humor_env.errors import CriticContractError, InvalidOption, UnknownName
+from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.experiments.commands.cli import app
 from humor_env.rewards.audits.probes import (
     PROBES,
     Case,
@@ -8,7 +10,6 @@ from humor_env.rewards.audits.probes import (
     ProbeReport,
     compare_markdown,
     everyday_cases,
-    main,
     pocket_cases,
     run_probes,
 )
@@ -153,21 +154,52 @@ def test_the_exact_judge_holds_off_everything_but_a_copy_and_with_rules_that_too
     assert run_probes("mix", cases, critics=mix).held
 
 
-def test_bad_use_is_refused(capsys):
+def command(*arguments):
+    """`humor-env probes`: its exit code, its output and its errors."""
+    outcome = CliRunner().invoke(app, ["probes", *arguments])
+    return outcome.exit_code, outcome.stdout, outcome.stderr
+
+
+def test_bad_use_is_refused():
     with pytest.raises(InvalidOption, match="at least one case"):
         run_probes(Scores(lambda t: 0.5), [])
     with pytest.raises(CriticContractError, match="returned 0 judgements"):
         run_probes(lambda jokes: [], CASES)
-    with pytest.raises(UnknownName, match="Did you mean 'pocket'"):
-        main(["--prompts", "pockt"])
-    with pytest.raises(InvalidOption, match="name=value"):
-        main(["--critic", "rules", "--option", "max_words"])
+    for arguments, sentence in (
+        (["--prompts", "pockt"], "Did you mean 'pocket'"),
+        (["--critic", "rules", "--option", "max_words"], "--option key=value"),
+        (["--critic", "rules", "--max-cost", "1"], "takes no limits (max_cost)"),
+        (["--max-cost", "1"], "Give --critic NAME"),
+    ):
+        code, _, errors = command(*arguments)
+        assert code == 2
+        assert sentence in errors
 
 
-def test_the_command_prints_tables(capsys):
-    assert main(["--critic", "rules", "--option", 'gates=["emoji"]', "--prompts", "everyday"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("rules: falls for ")
-    assert "emoji" not in said
-    assert main(["--prompts", "everyday", "--markdown"]) == 0
-    assert capsys.readouterr().out.startswith("| probe | rules | diversity |")
+def test_the_command_prints_tables():
+    code, printed, _ = command("--critic", "rules", "--option", 'gates=["emoji"]', "--prompts", "everyday")
+    assert code == 0
+    assert printed.startswith("rules: falls for ")
+    assert "emoji" not in printed
+    code, printed, _ = command("--prompts", "everyday", "--markdown")
+    assert code == 0
+    assert printed.startswith("| probe | rules | diversity |")
+
+
+def test_probes_of_a_paid_critic_keep_to_a_limit_and_pay_once(tmp_path, monkeypatch):
+    """They had no limits of their own, and no ledger."""
+    monkeypatch.chdir(tmp_path)
+    asked = ("--critic", "test_probes:Paid", "--max-calls", "3")
+    code, _, errors = command(*asked)
+    assert code == 0, errors
+    assert Paid.options == {"ledger": "test_probes-Paid.ledger.sqlite", "budget": {"max_calls": 3, "scope": "probes"}}
+    command(*asked, "--ledger", "mine.sqlite")
+    assert Paid.options["ledger"] == "mine.sqlite"
+
+
+class Paid(Scores):
+    options: dict
+
+    def __init__(self, ledger=None, budget=None):
+        super().__init__(lambda text: 0.5)
+        Paid.options = {"ledger": ledger, "budget": budget}

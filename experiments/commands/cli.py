@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,27 +25,18 @@ from typer.core import TyperGroup
 from humor_env.errors import BudgetExceeded, HumorEnvError
 from humor_env.experiments.commands.compare import add_commands as add_compare_commands
 from humor_env.experiments.commands.critics import add_commands as add_critic_commands
+from humor_env.experiments.commands.lines import add_commands as add_line_commands
 from humor_env.experiments.options import (
     FAILED,
     MISTAKE,
     OVER_BUDGET,
     STOPPED,
     AsJson,
-    Chunk,
-    Critic,
-    DryRun,
-    Jokes,
-    Ledger,
-    MaxCalls,
-    MaxCost,
-    MaxTokens,
     Options,
-    Output,
     Seed,
     Set,
     end,
     key_values,
-    limits_of,
     printable,
 )
 
@@ -280,110 +271,7 @@ def _show_numbers(title: str, numbers: Any) -> None:
     _print(table)
 
 
-@app.command(
-    epilog="Examples: humor-env judge jokes.jsonl --critic pocket · humor-env judge jokes.jsonl --critic scorer "
-    "--option client=anthropic --max-cost 2 --dry-run"
-)
-def judge(
-    file: Jokes,
-    critic: Critic,
-    option: Options = None,
-    output: Output = None,
-    ledger: Ledger = None,
-    max_calls: MaxCalls = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    chunk: Chunk = 256,
-    dry_run: DryRun = False,
-) -> None:
-    """Score a file of jokes with any critic; started again, it goes on where it was."""
-    _score(file, critic, option, output, ledger, limits_of(max_calls, max_tokens, max_cost), chunk, dry_run, False)
-
-
-@app.command(epilog="Example: humor-env rescore runs/pocket-quickstart --critic rules")
-def rescore(
-    file: Jokes,
-    critic: Critic,
-    option: Options = None,
-    output: Output = None,
-    ledger: Ledger = None,
-    max_calls: MaxCalls = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    chunk: Chunk = 256,
-    dry_run: DryRun = False,
-) -> None:
-    """Judge a finished run's jokes by another critic, and say how far the two agree."""
-    _score(file, critic, option, output, ledger, limits_of(max_calls, max_tokens, max_cost), chunk, dry_run, True)
-
-
-def _score(
-    file: Path,
-    critic: str,
-    option: list[str] | None,
-    output: Path | None,
-    ledger: Path | None,
-    limits: Mapping[str, float],
-    chunk: int,
-    dry_run: bool,
-    compare: bool,
-) -> None:
-    from humor_env.experiments.commands.judge_file import score_file
-    from humor_env.experiments.runs.run_folder import jokes_folder
-
-    score_file(
-        jokes_folder(file),
-        critic,
-        options=key_values(option),
-        output=output,
-        ledger=ledger,
-        limits=limits,
-        chunk=chunk,
-        dry_run=dry_run,
-        compare=compare,
-    )
-
-
-@app.command(
-    epilog="Examples: humor-env teach lines.jsonl --teacher anthropic:claude-haiku-4-5 --prompts everyday --max-cost 2 "
-    "--dry-run · humor-env teach lines.jsonl --teacher pocket --limit 20"
-)
-def teach(
-    buffer: Annotated[Path, typer.Argument(help="The buffer to fill: a JSONL file, made where there is none.")],
-    teacher: Annotated[
-        str,
-        typer.Option(help="pocket, anthropic:MODEL, openai:MODEL@URL, local:FOLDER, or package.module:name."),
-    ] = "pocket",
-    prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
-    split: Annotated[list[str] | None, typer.Option(help="Which splits; all of them where not given.")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines for each prompt.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts, the first ones.")] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the teacher.")] = None,
-    licence: Annotated[str | None, typer.Option(help="The licence of the lines.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept; beside the buffer by default.")] = None,
-    max_calls: MaxCalls = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Fill a teacher buffer: asks only for what is missing, so it can be stopped and gone on with."""
-    from humor_env.experiments.commands.teach import teach as fill_buffer
-
-    told = fill_buffer(
-        buffer,
-        teacher,
-        prompts=prompts,
-        splits=split or [],
-        n=lines,
-        limit=limit,
-        options=key_values(option),
-        licence=licence,
-        ledger=ledger,
-        limits=limits_of(max_calls, max_tokens, max_cost),
-        dry_run=dry_run,
-    )
-    typer.echo(json.dumps(told.data) if as_json else told.sentence)
+add_line_commands(app)
 
 
 # Looking around
@@ -494,16 +382,6 @@ def demo(ctx: typer.Context) -> None:
 
     sys.argv[0] = "humor-env demo"
     demonstration.main(list(ctx.args))
-
-
-@app.command(context_settings=_PASS_ON)
-def probes(ctx: typer.Context) -> None:
-    """Try critics on known ways to please them without being funny. `humor-env probes --help` lists its options."""
-    from humor_env.rewards.audits import probes as trying
-
-    code = trying.main(list(ctx.args))
-    if code:
-        raise typer.Exit(code)
 
 
 @app.command("pretrain-pocket", context_settings=_PASS_ON)

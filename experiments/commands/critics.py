@@ -1,7 +1,11 @@
-"""The commands about critics: `humor-env audit` (does it agree with people?) and `humor-env card` (publish what it is).
+"""The commands about critics: `audit` (does it agree with people?), `probes` (which hacks does it pay?), `card` (a page
+with both) and `train-critic`.
 
-humor-env audit --critic rules --data humicroedit --file task-2_dev.csv
-humor-env card rules --out cards
+    humor-env audit --critic rules --data humicroedit --file task-2_dev.csv
+    humor-env probes --critic rules --prompts everyday
+    humor-env card rules --out cards
+
+Each loads what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from humor_env.experiments.options import (
     Seed,
     fill,
     key_values,
+    ledger_if_used,
     limits_of,
     printable,
 )
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from humor_env.rewards.audits.report import AuditReport, Kind
     from humor_env.rewards.cards.card import Card
 
+LedgerHere = Annotated[Path | None, typer.Option("--ledger", help="Where a language model's replies are kept.")]
 IsJudge = Annotated[bool, typer.Option("--judge", help="The name is a judge of pairs (where it is a critic's too).")]
 
 
@@ -40,6 +46,10 @@ def add_commands(app: typer.Typer) -> None:
         "--critic multiple-choice --option client=anthropic:claude-haiku-4-5 --data pairs --file votes.csv --limit 300 "
         "--max-cost 2 · humor-env audit --list"
     )(audit)
+    app.command(
+        epilog="Examples: humor-env probes --markdown · humor-env probes --critic scorer --option client=anthropic "
+        "--prompts everyday --max-cost 2"
+    )(probes)
     app.command(
         epilog="Examples: humor-env card rules --out cards · humor-env card scorer --option client=anthropic --prompts "
         "everyday --audit scorer.json --out cards · humor-env card --all --out docs/cards"
@@ -73,7 +83,7 @@ def audit(
     out: Annotated[
         Path | None, typer.Option(help="A .json or .md file for the figures, or a folder for the whole card.")
     ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Where a language model's replies are kept.")] = None,
+    ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
@@ -123,6 +133,45 @@ def audit(
         typer.echo(f"   {kind:<10} {printable(example.named, 1000)}   (by {example.margin:.2f})")
 
 
+def probes(
+    critic: Annotated[
+        str | None, typer.Option(help="A registered name or package.module:name; all documented ones where not given.")
+    ] = None,
+    option: Options = None,
+    prompts: Annotated[str, typer.Option(help="pocket or everyday.")] = "pocket",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole table as Markdown.")] = False,
+    ledger: LedgerHere = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+) -> None:
+    """Try critics on known ways to please them without being funny."""
+    from humor_env.errors import InvalidOption, unknown_name
+    from humor_env.registry import critics
+    from humor_env.rewards.audits.probes import (
+        CASES,
+        ProbeReport,
+        compare_markdown,
+        documented_critics,
+        run_probes,
+    )
+
+    if prompts not in CASES:
+        raise unknown_name("set of probe cases", prompts, CASES)
+    cases, limits = CASES[prompts](), limits_of(max_calls, max_tokens, max_cost)
+    if critic is None:
+        if option or limits:
+            raise InvalidOption("Options and limits are those of one critic: which? Give --critic NAME.")
+        reports = [ProbeReport(name, run_probes(made, cases).rows) for name, made in documented_critics(cases, prompts)]
+        typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
+        return
+    place = ledger or _beside(None, critic)
+    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
+    with ledger_if_used(place):
+        report = run_probes(critics.make(critic, **filled), cases)
+    typer.echo(report.markdown() if markdown else report.summary())
+
+
 def card(
     critic: Annotated[str | None, typer.Argument(help="A critic's or judge's name, or package.module:name.")] = None,
     option: Options = None,
@@ -134,7 +183,7 @@ def card(
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json; else printed.")] = None,
     store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Where a language model's replies are kept.")] = None,
+    ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,

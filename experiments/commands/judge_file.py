@@ -24,9 +24,8 @@ from typing import Any
 
 from humor_env.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, UnknownName
-from humor_env.experiments.options import fill, ledger_if_used, parameters
+from humor_env.experiments.options import fill, ledger_if_used, nothing_written
 from humor_env.line_file import only_writer
-from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledgered_client import Progress
 from humor_env.registry import critics, judges
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, Usage, critic_name
@@ -194,12 +193,12 @@ def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float |
     by_number = {line.number: line for line in lines}
     kept: dict[int, float | None] = {}
     rows: list[str] = []
-    found = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    for place, row in enumerate(found, start=1):
+    written = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    for place, row in enumerate(written, start=1):
         try:
             record = json.loads(row)
         except ValueError:
-            if place == len(found) and row.startswith("{"):
+            if place == len(written) and row.startswith("{"):
                 continue  # the line that was being written when the process was killed
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("judgement"), dict):
@@ -330,9 +329,9 @@ def score_file(
     if dry_run:
         print(_estimate(name, options, lines, ledger))
         return
-    given = fill(critics, name, options, ledger=ledger, limits=limits or {}, scope=f"judge {output.name}")
+    filled = fill(critics, name, options, ledger=ledger, limits=limits or {}, scope=f"judge {output.name}")
     with ledger_if_used(ledger):
-        critic: Critic = critics.make(name, **given)
+        critic: Critic = critics.make(name, **filled)
     with progress_bar(critic, len(lines)) as on_chunk:
         summary = judge_file(lines, output, critic, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"
@@ -355,14 +354,8 @@ def kind_of_critic(name: str) -> None:
 
 
 def _estimate(name: str, options: Mapping[str, Any], lines: Sequence[Line], ledger: Path) -> str:
-    given = dict(options)
-    with contextlib.ExitStack() as stack:
-        if "ledger" in parameters(critics, name) and "ledger" not in given:
-            # Nothing is written by an estimate: without a ledger from before, none is begun.
-            given["ledger"] = stack.enter_context(Ledger(ledger if ledger.is_file() else ":memory:"))
-            given["options"] = {**given.get("options", {}), "must_have_key": False}
-        critic = critics.make(name, **given)
-        estimate = getattr(critic, "estimate", None)
+    with nothing_written(critics, name, options, ledger) as settings:
+        estimate = getattr(critics.make(name, **settings), "estimate", None)
         if estimate is None:
             return f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
         return str(estimate([line.joke for line in lines]))

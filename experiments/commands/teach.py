@@ -1,7 +1,9 @@
 """`humor-env teach`: fill a teacher buffer from the pocket teacher, a language model, or a teacher of your own.
 
-told = teach(Path("lines.jsonl"), "anthropic:claude-haiku-4-5", prompts="everyday", limits={"max_cost": 2.0})
-print(told.sentence)
+    outcome = fill_buffer(Path("lines.jsonl"), "anthropic:claude-haiku-4-5", limits={"max_cost": 2.0})
+    print(outcome.sentence)
+
+Services are teachers by way of LanguageModelTeacher; any other name is one of `humor_env.registry.teachers`.
 """
 
 from __future__ import annotations
@@ -14,24 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption
+from humor_env.experiments.options import fill, ledger_if_used, nothing_written
 from humor_env.llm.factory import SERVICES
-from humor_env.llm.ledger import Ledger
 from humor_env.prompts import load_prompts
 from humor_env.registry import teachers
-from humor_env.teacher import TeacherBuffer, fill
+from humor_env.teacher import TeacherBuffer
+from humor_env.teacher import fill as ask_teacher
 from humor_env.teacher_llm import LanguageModelTeacher
 from humor_env.types import SPLITS
 
+LANGUAGE_MODEL = "humor_env.teacher_llm:LanguageModelTeacher"
+
 
 @dataclass(frozen=True)
-class Told:
+class Outcome:
     """What was done, as a sentence and as data."""
 
     sentence: str
     data: Mapping[str, Any]
 
 
-def teach(
+def fill_buffer(
     path: Path,
     teacher: str,
     *,
@@ -44,31 +49,36 @@ def teach(
     ledger: Path | None = None,
     limits: Mapping[str, Any] | None = None,
     dry_run: bool = False,
-) -> Told:
+) -> Outcome:
     """Ask for what the buffer lacks of `n` lines for each prompt. A dry run asks and writes nothing."""
-    known = load_prompts(prompts)
-    present = dict.fromkeys(p.split for p in known)
-    asked = [p for split in splits or [s for s in SPLITS if s in present] for p in known.split(split)][:limit]
+    prompt_set = load_prompts(prompts)
+    present = {p.split for p in prompt_set}
+    asked = [p for split in splits or [s for s in SPLITS if s in present] for p in prompt_set.split(split)][:limit]
     buffer = TeacherBuffer(path)
-    lacking = [p for p in asked if len(buffer.lines_for(p.id)) < n]
     is_model = teacher.partition(":")[0].partition("@")[0] in SERVICES
-    if not is_model and limits:
-        raise InvalidOption(f"The teacher '{teacher}' spends nothing: it takes no limits ({', '.join(limits)}).")
-    if dry_run:
-        return _foretold(path, teacher, is_model, lacking, len(asked), n, options, ledger)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    given = dict(options or {})
-    made: Any
+    name, given = teacher, dict(options or {})
     if is_model:
-        given.setdefault("ledger", str(ledger or _ledger_beside(path)))
-        if limits:
-            given.setdefault("budget", {**limits, "scope": f"teach {path.name}"})
-        made = LanguageModelTeacher(teacher, n=n, **given)
-    else:
-        made = teachers.make(teacher, **given)
+        for option, instead in (("client", "--teacher"), ("n", "--lines")):
+            if option in given:
+                raise InvalidOption(f"--option {option}={given[option]}: this is what {instead} says. Give that alone.")
+        name, given = LANGUAGE_MODEL, {"client": teacher, "n": n, **given}
+    ledger = ledger or path.with_name(path.name + ".ledger.sqlite")
+    filled = fill(teachers, name, given, ledger=ledger, limits=limits or {}, scope=f"teach {path.name}")
+    if dry_run:
+        lacking = [p for p in asked if len(buffer.lines_for(p.id)) < n]
+        sentence = f"{len(lacking)} of {len(asked)} prompts lack some of their {n} lines in {path}"
+        data = {"prompts": len(asked), "lacking": len(lacking), "buffer": str(path)}
+        if not is_model:
+            return Outcome(f"{sentence}; the teacher '{teacher}' costs nothing.", data)
+        with nothing_written(teachers, name, given, ledger) as settings:
+            estimate = teachers.make(name, **settings).estimate(lacking)
+        return Outcome(f"{sentence}. {estimate}.", data | {"calls": estimate.calls, "cost": estimate.cost})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ledger_if_used(ledger):
+        made: Any = teachers.make(name, **filled)
     try:
         with _bar() as progress:
-            report = fill(buffer, made, asked, n, licence, progress=progress)
+            report = ask_teacher(buffer, made, asked, n, licence, progress=progress)
     finally:
         if is_model:
             made.close()
@@ -77,44 +87,18 @@ def teach(
         + (f" {len(report.short)} prompts still have fewer than {n} lines." if report.short else "")
         + (f" {_counts(made)}" if is_model else "")
     )
-    data: dict[str, Any] = {"asked": report.asked, "added": report.added, "short": len(report.short)}
+    data = {"asked": report.asked, "added": report.added, "short": len(report.short)}
     data |= {"lines": len(buffer), "buffer": str(path)}
     if is_model:
         usage = made.desk.usage
         data |= {"counts": dict(made.counts), "calls": usage.calls, "cost": usage.cost}
-    return Told(sentence, data)
-
-
-def _ledger_beside(path: Path) -> Path:
-    return path.with_name(path.name + ".ledger.sqlite")
-
-
-def _foretold(
-    path: Path,
-    teacher: str,
-    is_model: bool,
-    lacking: Sequence[Any],
-    asked: int,
-    n: int,
-    options: Mapping[str, Any] | None,
-    ledger: Path | None,
-) -> Told:
-    data: dict[str, Any] = {"prompts": asked, "lacking": len(lacking), "buffer": str(path)}
-    sentence = f"{len(lacking)} of {asked} prompts lack some of their {n} lines in {path}"
-    if not is_model:
-        return Told(f"{sentence}; the teacher '{teacher}' costs nothing.", data)
-    place = ledger or _ledger_beside(path)
-    given = dict(options or {})
-    given["options"] = {**given.get("options", {}), "must_have_key": False}
-    with Ledger(place if place.is_file() else ":memory:") as open_ledger:
-        estimate = LanguageModelTeacher(teacher, n=n, **{**given, "ledger": open_ledger}).estimate(lacking)
-    return Told(f"{sentence}. {estimate}.", data | {"calls": estimate.calls, "cost": estimate.cost})
+    return Outcome(sentence, data)
 
 
 def _counts(teacher: LanguageModelTeacher) -> str:
-    told = ", ".join(f"{count} {name}" for name, count in teacher.counts.items() if count)
+    counts = ", ".join(f"{count} {name}" for name, count in teacher.counts.items() if count)
     cost = teacher.desk.usage.cost
-    return f"({told or 'nothing asked'}; {'cost unknown' if cost is None else f'${cost:.4f}'})"
+    return f"({counts or 'nothing asked'}; {'cost unknown' if cost is None else f'${cost:.4f}'})"
 
 
 @contextmanager

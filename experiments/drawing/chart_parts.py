@@ -18,6 +18,7 @@ from itertools import pairwise
 
 TITLE, SMALL = 16, 14  # font sizes in the units of the viewBox: a chart 480 wide is still read on a phone 360 wide
 COLOURS = 8
+MOST_POINTS = 400  # more than a screen can show
 
 # Name -> (light, dark). Checked by a test: contrast with the surface, and difference under colour-blind sight.
 PALETTE: dict[str, tuple[str, str]] = {
@@ -68,32 +69,32 @@ def style() -> str:
 
 def tag(name: str, content: str = "", /, **attributes: str | float | None) -> str:
     """One element. Attribute values are escaped; `content` must already be markup. `class_` is class, `a_b` is a-b."""
-    found = "".join(
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return f"<{name}{found}>{content}</{name}>" if content else f"<{name}{found}/>"
+    return f"<{name}{written}>{content}</{name}>" if content else f"<{name}{written}/>"
 
 
-def text(x: float, y: float, said: str, class_: str = "", anchor: str | None = None) -> str:
-    return tag("text", escape(said) or " ", x=x, y=y, class_=class_ or None, text_anchor=anchor)
+def text(x: float, y: float, words: str, class_: str = "", anchor: str | None = None) -> str:
+    return tag("text", escape(words) or " ", x=x, y=y, class_=class_ or None, text_anchor=anchor)
 
 
 def _plain(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def text_width(said: str, size: float = SMALL) -> float:
+def text_width(words: str, size: float = SMALL) -> float:
     """An estimate, a little generous: nobody can measure text without a font."""
     narrow, wide = "iljtfr.,:;!|'()[] I", "mwMWGOQ%@—"
-    return size * sum(0.34 if c in narrow else 0.88 if c in wide else 0.66 if c.isupper() else 0.57 for c in said)
+    return size * sum(0.34 if c in narrow else 0.88 if c in wide else 0.66 if c.isupper() else 0.57 for c in words)
 
 
-def shortened(said: str, width: float, size: float = SMALL) -> str:
-    if text_width(said, size) <= width:
-        return said
-    kept = said
+def shortened(words: str, width: float, size: float = SMALL) -> str:
+    if text_width(words, size) <= width:
+        return words
+    kept = words
     while kept and text_width(kept + "…", size) > width:
         kept = kept[:-1]
     return kept.rstrip() + "…"
@@ -167,10 +168,10 @@ def span(values: Iterable[float], given: tuple[float, float] | None = None, log:
     """The range of an axis: as given, or what the values need with a little air."""
     if given is not None:
         return given
-    found = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
-    if not found:
+    finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+    if not finite:
         return (1.0, 10.0) if log else (0.0, 1.0)
-    low, high = min(found), max(found)
+    low, high = min(finite), max(finite)
     if log:
         return (low / 1.15, high * 1.15)
     if low == high:
@@ -183,19 +184,19 @@ def span(values: Iterable[float], given: tuple[float, float] | None = None, log:
 
 def marker(index: int, x: float, y: float, size: float = 4.6, title: str = "", class_: str = "dot") -> str:
     """A shape for each series, so that colour is never the only difference."""
-    s, said = size, tag("title", escape(title)) if title else ""
+    s, hint = size, tag("title", escape(title)) if title else ""
     shapes: tuple[Callable[[], str], ...] = (
-        lambda: tag("circle", said, cx=x, cy=y, r=s, class_=class_),
-        lambda: tag("rect", said, x=x - s * 0.9, y=y - s * 0.9, width=1.8 * s, height=1.8 * s, class_=class_),
-        lambda: _polygon([(x, y - 1.25 * s), (x + 1.15 * s, y + 0.85 * s), (x - 1.15 * s, y + 0.85 * s)], said, class_),
-        lambda: _polygon([(x, y - 1.3 * s), (x + 1.3 * s, y), (x, y + 1.3 * s), (x - 1.3 * s, y)], said, class_),
-        lambda: _polygon([(x, y + 1.25 * s), (x + 1.15 * s, y - 0.85 * s), (x - 1.15 * s, y - 0.85 * s)], said, class_),
+        lambda: tag("circle", hint, cx=x, cy=y, r=s, class_=class_),
+        lambda: tag("rect", hint, x=x - s * 0.9, y=y - s * 0.9, width=1.8 * s, height=1.8 * s, class_=class_),
+        lambda: _polygon([(x, y - 1.25 * s), (x + 1.15 * s, y + 0.85 * s), (x - 1.15 * s, y + 0.85 * s)], hint, class_),
+        lambda: _polygon([(x, y - 1.3 * s), (x + 1.3 * s, y), (x, y + 1.3 * s), (x - 1.3 * s, y)], hint, class_),
+        lambda: _polygon([(x, y + 1.25 * s), (x + 1.15 * s, y - 0.85 * s), (x - 1.15 * s, y - 0.85 * s)], hint, class_),
     )
     return shapes[index % len(shapes)]()
 
 
-def _polygon(points: Sequence[tuple[float, float]], said: str, class_: str) -> str:
-    return tag("polygon", said, points=" ".join(f"{_plain(a)},{_plain(b)}" for a, b in points), class_=class_)
+def _polygon(points: Sequence[tuple[float, float]], hint: str, class_: str) -> str:
+    return tag("polygon", hint, points=" ".join(f"{_plain(a)},{_plain(b)}" for a, b in points), class_=class_)
 
 
 @dataclass
@@ -310,3 +311,43 @@ def frame(
     if x_label:
         out.append(text((left + x.end) / 2, bottom + 38, x_label, "muted", "middle"))
     return Frame(x, y, "".join(out))
+
+
+def tight_span(values: Iterable[float]) -> tuple[float, float]:
+    """The x axis of a curve: from its first point to its last, with no air."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return (0.0, 1.0)
+    low, high = min(finite), max(finite)
+    low = 0.0 if 0 < low <= 0.06 * high else low
+    return (low, high) if high > low else (low - 1, high + 1)
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS: of each stretch its lowest and highest value, so that no spike is lost."""
+    points = list(zip(x, y, strict=True))
+    if len(points) <= MOST_POINTS:
+        return points
+    size = math.ceil(2 * len(points) / MOST_POINTS)
+    kept = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        ends = {min(stretch, key=_height), max(stretch, key=_height)}
+        kept += sorted(ends)
+    return kept
+
+
+def _height(point: tuple[float, float]) -> float:
+    return point[1] if math.isfinite(point[1]) else 0.0
+
+
+def curve(box: Frame, points: Sequence[tuple[float, float]]) -> str:
+    """The `d` of a path through the points; one that is not finite leaves a gap."""
+    out, pen = [], "M"
+    for x, y in points:
+        if not (math.isfinite(x) and math.isfinite(y)):
+            pen = "M"
+            continue
+        out.append(f"{pen}{box.x(x):.1f} {box.y(y):.1f}")
+        pen = "L"
+    return "".join(out)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
@@ -26,6 +26,7 @@ from humor_env.experiments.drawing.chart_parts import (
     Legend,
     Scale,
     axis_labels,
+    curve,
     frame,
     marker,
     number,
@@ -35,7 +36,9 @@ from humor_env.experiments.drawing.chart_parts import (
     tag,
     text,
     text_width,
+    thinned,
     ticks,
+    tight_span,
     wrap_svg,
 )
 
@@ -50,7 +53,6 @@ _WHOLE = re.compile(
     re.DOTALL,
 )
 NOTHING = "nothing was measured"  # stands in a chart without data
-MOST_POINTS = 400  # more than a screen can show
 
 
 @dataclass(frozen=True)
@@ -129,28 +131,29 @@ def line_chart(
     height += max(0.0, legend.height - 20)
     xs = [v for line in lines for v in line.x] + [m.x for m in marks]
     ys = [v for line in lines for values in (line.y, line.low or (), line.high or ()) for v in values]
-    x_span = span(xs, log=True) if x_log else _tight(xs)
+    x_span = span(xs, log=True) if x_log else tight_span(xs)
     box = frame(title, x_label, y_label, x_span, span(ys, y_range), legend, width, height, x_log)
     parts = [box.furniture]
     # Bands below, then faint lines, then the lines that matter, so that none of these is hidden.
     for line in lines:
         if line.low is not None and line.high is not None:
-            band = _path(box, _thin(line.x, line.high)) + _path(box, _thin(line.x, line.low)[::-1]).replace("M", "L", 1)
+            above, below = thinned(line.x, line.high), thinned(line.x, line.low)[::-1]
+            band = curve(box, above) + curve(box, below).replace("M", "L", 1)
             if band:
                 parts.append(tag("path", d=band + "Z", class_=f"s{_colour(names, line)} band"))
     for line in sorted(lines, key=lambda each: not each.faint):
         i = _colour(names, line)
-        points = _thin(line.x, line.y)
-        parts.append(tag("path", d=_path(box, points), class_=f"s{i} line{' faint' if line.faint else ' dash'}"))
+        points = thinned(line.x, line.y)
+        parts.append(tag("path", d=curve(box, points), class_=f"s{i} line{' faint' if line.faint else ' dash'}"))
         if not line.faint:
             shown = [p for p in points if math.isfinite(p[1])]
-            every = max(1, math.ceil(len(shown) / 8))
-            dots = [marker(names.index(line.name), box.x(x), box.y(y), 3.8) for x, y in _spread(shown, every)]
+            every = max(1, math.ceil(len(shown) / 8))  # a marker for some of the points, the last one among them
+            dots = [marker(names.index(line.name), box.x(x), box.y(y), 3.8) for x, y in shown[::-1][::every]]
             parts.append(tag("g", "".join(dots) or " ", class_=f"s{i}"))
     parts += _draw_marks(box, marks)
     if not any(math.isfinite(v) for v in ys):
         parts.append(_nothing(box))
-    return wrap_svg(title, description or _told(lines, marks, x_label), parts, width, height)
+    return wrap_svg(title, description or _in_words(lines, marks, x_label), parts, width, height)
 
 
 def scatter_chart(
@@ -184,18 +187,19 @@ def scatter_chart(
         pairs = [p for p in zip(each.x, each.y, strict=True) if all(map(math.isfinite, p)) and (p[0] > 0 or not x_log)]
         inner = []
         if each.joined:
-            inner.append(tag("path", d=_path(box, pairs), class_="line dash"))
+            inner.append(tag("path", d=curve(box, pairs), class_="line dash"))
         labels = each.labels or [""] * len(pairs)
         for (x, y), label in zip(pairs, labels, strict=False):
-            said = f"{label or each.name}: {number(x)}, {number(y)}"
-            inner.append(
-                marker(i, box.x(x), box.y(y), 4.6 if each.joined else 3.4, said, "dot" if each.joined else "point")
-            )
+            hint = f"{label or each.name}: {number(x)}, {number(y)}"
+            size, class_ = (4.6, "dot") if each.joined else (3.4, "point")
+            inner.append(marker(i, box.x(x), box.y(y), size, hint, class_))
         parts.append(tag("g", "".join(inner) or " ", class_=f"s{i % COLOURS}"))
     if not xs:
         parts.append(_nothing(box))
-    told = description or f"{y_label} against {x_label}: " + ", ".join(f"{p.name} ({len(p.x)} points)" for p in points)
-    return wrap_svg(title, told, parts, width, height)
+    in_words = description or f"{y_label} against {x_label}: " + ", ".join(
+        f"{p.name} ({len(p.x)} points)" for p in points
+    )
+    return wrap_svg(title, in_words, parts, width, height)
 
 
 def dot_chart(
@@ -219,8 +223,8 @@ def dot_chart(
     heights = [max(30.0, per_dot * len(by_label[label]) + 9) for label in labels]
     bottom = top + sum(heights)
     height = bottom + (52 if x_label else 34)
-    said = {id(dot): _interval(dot, digits) for dot in dots}
-    right_column = max((text_width(s) for s in said.values()), default=0) + 8
+    shown_as = {id(dot): _interval(dot, digits) for dot in dots}
+    right_column = max((text_width(s) for s in shown_as.values()), default=0) + 8
     left_column = min(max((text_width(label) for label in labels), default=0), width * 0.34) + 10
     values = [v for d in dots for v in (d.value, d.low, d.high) if v is not None]
     values += [] if reference is None else [reference]
@@ -251,12 +255,14 @@ def dot_chart(
                 inner += tag("line", x1=ends[0], x2=ends[1], y1=at, y2=at, class_="whisker")
                 inner += "".join(tag("line", x1=e, x2=e, y1=at - 5, y2=at + 5, class_="whisker") for e in ends)
             if dot.value is not None and math.isfinite(dot.value):
-                inner += marker(i, x(min(max(dot.value, low), high)), at, 4.6, f"{label}: {said[id(dot)]}")
+                inner += marker(i, x(min(max(dot.value, low), high)), at, 4.6, f"{label}: {shown_as[id(dot)]}")
             parts.append(tag("g", inner or " ", class_=f"s{i % COLOURS}"))
-            parts.append(text(width - pad, at + 5, said[id(dot)], "", "end"))
+            parts.append(text(width - pad, at + 5, shown_as[id(dot)], "", "end"))
         y += tall
-    told = description or "; ".join(f"{d.label}{f' ({d.series})' if d.series else ''}: {said[id(d)]}" for d in dots)
-    return wrap_svg(title, told, parts, width, height)
+    in_words = description or "; ".join(
+        f"{d.label}{f' ({d.series})' if d.series else ''}: {shown_as[id(d)]}" for d in dots
+    )
+    return wrap_svg(title, in_words, parts, width, height)
 
 
 def bar_chart(
@@ -310,12 +316,12 @@ def bar_chart(
             )
             reached += value
         parts.append(text(x(reached) + 7, y + tall / 2 + 5, total))
-    told = description or "; ".join(
+    in_words = description or "; ".join(
         f"{bar.label}: "
         + ", ".join(f"{name} {number(value)}{unit and ' ' + unit}" for name, value in bar.parts.items())
         for bar in bars
     )
-    return wrap_svg(title, told, parts, width, height)
+    return wrap_svg(title, in_words, parts, width, height)
 
 
 def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> str:
@@ -323,32 +329,32 @@ def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> st
     pad, line, label = 14.0, 20.0, 48.0
     parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
     y = pad + 38
-    told = []
+    in_words = []
     for group in groups:
         parts.append(text(pad, y, shortened(group.heading, width - 2 * pad), "muted"))
-        for value, said in group.lines:
+        for value, written in group.lines:
             y += line
             parts.append(text(pad + label - 10, y, f"{value:.2f}", "", "end"))
-            parts.append(text(pad + label, y, shortened(said, width - 2 * pad - label)))
-        told.append(f"{group.heading} " + " ".join(f"{value:.2f}: {said}" for value, said in group.lines))
+            parts.append(text(pad + label, y, shortened(written, width - 2 * pad - label)))
+        in_words.append(f"{group.heading} " + " ".join(f"{value:.2f}: {written}" for value, written in group.lines))
         y += line + 10
-    return wrap_svg(title, " ".join(told) or NOTHING, parts, width, y)
+    return wrap_svg(title, " ".join(in_words) or NOTHING, parts, width, y)
 
 
 def arranged(rows: Sequence[Sequence[str]], *, title: str) -> str:
     """Several charts as one picture, row under row, for a README; described by their own descriptions."""
-    parts, told, widest, y = [], [], 0.0, 0.0
+    parts, in_words, widest, y = [], [], 0.0, 0.0
     for row in rows:
         x, tallest = 0.0, 0.0
         for svg in row:
-            found = _WHOLE.fullmatch(svg)
-            assert found is not None, "a chart of this module"
-            parts.append(tag("g", found["body"], transform=f"translate({x:g} {y:g})"))
-            told.append(f"{unescape(found['title'])}: {unescape(found['description'])}")
-            x += float(found["width"])
-            tallest = max(tallest, float(found["height"]))
+            chart = _WHOLE.fullmatch(svg)
+            assert chart is not None, "a chart of this module"
+            parts.append(tag("g", chart["body"], transform=f"translate({x:g} {y:g})"))
+            in_words.append(f"{unescape(chart['title'])}: {unescape(chart['description'])}")
+            x += float(chart["width"])
+            tallest = max(tallest, float(chart["height"]))
         widest, y = max(widest, x), y + tallest
-    return wrap_svg(title, ". ".join(told), parts, widest, y)
+    return wrap_svg(title, ". ".join(in_words), parts, widest, y)
 
 
 def standalone(svg: str) -> str:
@@ -362,52 +368,8 @@ def write_svg(path: Path, svg: str) -> None:
     path.write_text(standalone(svg), encoding="utf-8")
 
 
-def _tight(values: Iterable[float]) -> tuple[float, float]:
-    """The x axis of a curve: from its first point to its last, with no air."""
-    found = [v for v in values if math.isfinite(v)]
-    if not found:
-        return (0.0, 1.0)
-    low, high = min(found), max(found)
-    low = 0.0 if 0 < low <= 0.06 * high else low
-    return (low, high) if high > low else (low - 1, high + 1)
-
-
 def _colour(names: Sequence[str], line: Line) -> int:
     return names.index(line.name) % COLOURS
-
-
-def _thin(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS: of each stretch its lowest and highest value, so that no spike is lost."""
-    points = list(zip(x, y, strict=True))
-    if len(points) <= MOST_POINTS:
-        return points
-    size = math.ceil(2 * len(points) / MOST_POINTS)
-    kept = []
-    for start in range(0, len(points), size):
-        stretch = points[start : start + size]
-        ends = {min(stretch, key=_height), max(stretch, key=_height)}
-        kept += sorted(ends)
-    return kept
-
-
-def _height(point: tuple[float, float]) -> float:
-    return point[1] if math.isfinite(point[1]) else 0.0
-
-
-def _spread(points: Sequence[tuple[float, float]], every: int) -> list[tuple[float, float]]:
-    """Some of the points, the last one among them."""
-    return list(points[::-1][::every])
-
-
-def _path(box: Frame, points: Sequence[tuple[float, float]]) -> str:
-    out, pen = [], "M"
-    for x, y in points:
-        if not (math.isfinite(x) and math.isfinite(y)):
-            pen = "M"
-            continue
-        out.append(f"{pen}{box.x(x):.1f} {box.y(y):.1f}")
-        pen = "L"
-    return "".join(out)
 
 
 def _draw_marks(box: Frame, marks: Sequence[Mark]) -> list[str]:
@@ -436,22 +398,22 @@ def _nothing(box: Frame) -> str:
 def _interval(dot: Dot, digits: int) -> str:
     if dot.value is None or not math.isfinite(dot.value):
         return "–"
-    said = f"{dot.value:.{digits}f}"
+    value = f"{dot.value:.{digits}f}"
     if dot.low is None or dot.high is None or not math.isfinite(dot.low + dot.high):
-        return said
-    return f"{said} [{dot.low:.{digits}f}, {dot.high:.{digits}f}]"
+        return value
+    return f"{value} [{dot.low:.{digits}f}, {dot.high:.{digits}f}]"
 
 
-def _told(lines: Sequence[Line], marks: Sequence[Mark], x_label: str) -> str:
+def _in_words(lines: Sequence[Line], marks: Sequence[Mark], x_label: str) -> str:
     """The picture in words: where each curve starts, ends and is highest."""
-    said = []
+    sentences = []
     for line in lines:
-        found = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
-        if found and not line.faint:
-            top = max(found, key=lambda p: p[1])
-            said.append(
-                f"{line.name} goes from {number(found[0][1])} to {number(found[-1][1])}, highest {number(top[1])} "
+        finite = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+        if finite and not line.faint:
+            top = max(finite, key=lambda p: p[1])
+            sentences.append(
+                f"{line.name} goes from {number(finite[0][1])} to {number(finite[-1][1])}, highest {number(top[1])} "
                 f"at {x_label} {number(top[0])}"
             )
-    said += [f"{mark.label} at {x_label} {number(mark.x)}" for mark in marks]
-    return "; ".join(said) or "No data."
+    sentences += [f"{mark.label} at {x_label} {number(mark.x)}" for mark in marks]
+    return "; ".join(sentences) or "No data."

@@ -18,10 +18,11 @@ from typing import Any
 from humor_env.errors import CredentialError
 from humor_env.llm import address, background
 from humor_env.llm.budget import Budget, most_tokens, reported
+from humor_env.llm.failed_calls import CallFailed, failed_connection, from_status, garbled
 from humor_env.llm.prices import price_of
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
-from humor_env.llm.retry import Caller, CallFailed, OnWait, Policy, from_status, garbled
+from humor_env.llm.retry import Caller, OnWait, Policy
 from humor_env.types import Usage
 
 SERVICE = "api.anthropic.com"
@@ -219,23 +220,6 @@ class AnthropicClient:
 def _optional(used: object, name: str) -> int | None:
     """A count that a service may leave out where it is 0; None where it is there and makes no sense."""
     return 0 if getattr(used, name, None) is None else reported(used, name)
-
-
-def failed_connection(where: str, problem: Exception) -> CallFailed:
-    """An SDK's error that is no answer of the service. Of the error itself only the class and the cause's: it holds
-    the request, and the request holds the key."""
-    cause = address.reason_of(problem)
-    if address.never_connected(problem):
-        return CallFailed("unreachable", f"{where}: {cause or type(cause).__name__}", trouble="absent")
-    if isinstance(cause, address.UNREADABLE) or type(cause).__name__ == "DecodingError":
-        return garbled(where, str(cause) or type(cause).__name__)
-    trouble = "timeout" if "Timeout" in type(problem).__name__ else None
-    return CallFailed(
-        "unreachable",
-        f"{where}: {type(problem).__name__}",
-        billed_unknown=True,
-        trouble=trouble,  # type: ignore[arg-type]
-    )
 
 
 def read_message(message: Any, request: Request, usage: Usage) -> Reply:

@@ -17,7 +17,6 @@ cannot be written to is read as it is. A row that cannot be read is no reply: it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sqlite3
@@ -25,36 +24,31 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Account, LedgerBusy, LedgerError
-from humor_env.llm.protocol import TRANSIENT, ErrorKind, Reply, Request
+from humor_env.llm.ledger_rows import (
+    INSERT_REPLY,
+    REPLY_COLUMNS,
+    TABLE_NAMES,
+    TABLES,
+    Row,
+    reply_columns,
+    reply_if_whole,
+    reply_of,
+    row_of,
+)
+from humor_env.llm.protocol import Reply, Request
 from humor_env.types import Usage
 
 T = TypeVar("T")
 _FORMAT = 1
 _SHORT, _LONG = 0.25, 60.0
 """Seconds to wait for another process's lock: where the loop of all calls waits with us, and where nobody does."""
-_OURS = {"replies", "instructions", "accounts", "batch_items"}
-_TABLES = """
-CREATE TABLE IF NOT EXISTS replies (
-    key TEXT PRIMARY KEY, purpose TEXT NOT NULL, client TEXT NOT NULL, instructions TEXT NOT NULL, asked TEXT NOT NULL,
-    text TEXT NOT NULL, data TEXT, stop_reason TEXT, error TEXT, detail TEXT NOT NULL, probabilities TEXT NOT NULL,
-    calls INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL, cost REAL, stored_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS instructions (hash TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS accounts (
-    scope TEXT PRIMARY KEY, calls INTEGER NOT NULL, tokens INTEGER NOT NULL, cost REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS batch_items (key TEXT PRIMARY KEY, batch TEXT NOT NULL) WITHOUT ROWID;
-"""
-_REPLY = (
-    "text, data, stop_reason, error, detail, probabilities, calls, input_tokens, output_tokens, cached_tokens, cost"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +62,6 @@ class Stored:
     reply: Reply
 
 
-def request_key(purpose: str, client: str, request: Request) -> str:
-    """The hash under which a reply is stored. `purpose` names the critic and its version."""
-    parts = [
-        purpose,
-        client,
-        request.system,
-        request.data,
-        request.schema,
-        request.max_tokens,
-        request.choices,
-        request.sample,
-    ]
-    # Order of keys in `data` counts: {"1": a, "2": b} is another question than the other way round anyway.
-    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class Ledger:
     """One SQLite file, or ":memory:" for the life of the process. Safe to use from several threads."""
 
@@ -92,7 +69,8 @@ class Ledger:
         self.path = str(path)
         self._lock = threading.RLock()
         self._instructions: set[str] = set()
-        self._waiting: dict[str, tuple[Any, ...]] = {}  # rows that are not on disk yet, by their key
+        # Not on disk yet, by key: the row, whether it takes another's place, and the instructions.
+        self._waiting: dict[str, tuple[Row, bool, str]] = {}
         self._took: set[str] = set()  # of the rows written last, those that count
         self._closed = False
         self.damaged: set[str] = set()
@@ -120,7 +98,7 @@ class Ledger:
             # With WAL this loses nothing when the process dies; only a power cut may cost the last moments.
             db.execute("PRAGMA synchronous = NORMAL")
             if found == 0:
-                db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {_FORMAT}; COMMIT;")
+                db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {_FORMAT}; COMMIT;")
         except BaseException:
             db.close()
             raise
@@ -149,7 +127,7 @@ class Ledger:
         """The format of an open file, 0 where it is new; complains of a file that is no ledger of ours."""
         found = int(db.execute("PRAGMA user_version").fetchone()[0])
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
-        if (found == 0 and tables and not tables <= _OURS) or (found == _FORMAT and not tables >= _OURS):
+        if (found == 0 and tables and not tables <= TABLE_NAMES) or (found == _FORMAT and not tables >= TABLE_NAMES):
             raise InvalidOption(
                 f"'{self.path}' is an SQLite file of something else (it has "
                 f"{', '.join(sorted(tables)[:4]) or 'nothing'}), and was left as it is. Give the ledger another path."
@@ -221,23 +199,26 @@ class Ledger:
                 return None
             try:
                 self._wait_at_most(seconds)
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    self._took = {key for key, row in self._waiting.items() if self._insert(row)}
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    self._roll_back()
-                    raise
+                with self._transaction():
+                    self._took = {key for key, row in self._waiting.items() if self._insert(*row)}
             except sqlite3.Error as problem:
                 return problem
             self._waiting.clear()
             return None
 
-    def _roll_back(self) -> None:
-        self._instructions.clear()
-        # A full disk ends the transaction by itself.
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block or none of it, alone among all processes."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._instructions.clear()
+            # A full disk ends the transaction by itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def _wait_at_most(self, seconds: float) -> None:
         self._db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
@@ -265,35 +246,40 @@ class Ledger:
         and named in `damaged`: the next reply to them takes their place."""
         found = self._find(keys)
         with self._lock:
-            found.update({key: _reply(_as_read(self._waiting[key])) for key in keys if key in self._waiting})
+            waiting = {key: self._waiting[key][0] for key in keys if key in self._waiting}
+            found.update({key: reply_of(reply_columns(row)) for key, row in waiting.items()})
         return found
 
     def _find(self, keys: Sequence[str]) -> dict[str, Reply]:
         found: dict[str, Reply] = {}
+        for key, *columns in self._select(f"key, {REPLY_COLUMNS}", "replies", keys):
+            reply = reply_if_whole(columns)
+            if reply is None:
+                self.damaged.add(key)
+            else:
+                found[key] = reply
+        return found
+
+    def _select(self, columns: str, table: str, keys: Sequence[str]) -> Iterator[Row]:
+        """The rows with these keys. SQLite takes only so many values at a time."""
         for start in range(0, len(keys), 500):
             part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, {_REPLY} FROM replies WHERE key IN ({marks})"
-            for row in self._do(lambda query=query, part=part: self._db.execute(query, part).fetchall()):  # type: ignore[misc]
-                reply = _reply_if_whole(row[1:])
-                if reply is None:
-                    self.damaged.add(row[0])
-                else:
-                    found[row[0]] = reply
-        return found
+            query = f"SELECT {columns} FROM {table} WHERE key IN ({','.join('?' * len(part))})"
+            yield from self._do(lambda query=query, part=part: self._db.execute(query, part).fetchall())  # type: ignore[misc]
 
     def stored(self, purpose: str) -> Iterator[Stored]:
         """Every good reply whose purpose begins with these letters, in an order that depends on nothing but them."""
+        columns = REPLY_COLUMNS.replace("text,", "r.text,", 1)
         rows = self._do(
             lambda: self._db.execute(
-                f"SELECT purpose, client, i.text, asked, {_REPLY.replace('text,', 'r.text,', 1)} FROM replies AS r"
+                f"SELECT purpose, client, i.text, asked, {columns} FROM replies AS r"
                 " JOIN instructions AS i ON i.hash = r.instructions"
                 " WHERE substr(purpose, 1, ?) = ? AND error IS NULL AND data IS NOT NULL ORDER BY key",
                 (len(purpose), purpose),
             ).fetchall()
         )
         for row in rows:
-            reply = _reply_if_whole(row[4:])
+            reply = reply_if_whole(row[4:])
             try:
                 data = json.loads(row[3])
             except (TypeError, ValueError):
@@ -307,32 +293,11 @@ class Ledger:
 
         Never fails for the file's sake: what cannot be written now is kept, and tried again with the next reply.
         """
-        usage = reply.usage
-        row = (
-            key,
-            purpose,
-            client,
-            hashlib.sha256(request.system.encode()).hexdigest()[:16],
-            request.user_text,
-            _storable(reply.text),
-            None if reply.data is None else json.dumps(reply.data),
-            reply.stop_reason,
-            reply.error,
-            _storable(reply.detail),
-            json.dumps(dict(reply.probabilities)),
-            usage.calls,
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.cached_tokens,
-            usage.cost,
-            time.time(),
-            over or key in self.damaged,
-            request.system,
-        )
+        row = row_of(key, purpose, client, request, reply)
         with self._lock:
             # The first try waits a moment for a busy file; while something waits already, nobody is held up again.
             quick = bool(self._waiting)
-            self._waiting[key] = row
+            self._waiting[key] = (row, over or key in self.damaged, request.system)
             if self._try_waiting(0.0 if quick else _SHORT) is not None:
                 return reply
             self.damaged.discard(key)
@@ -340,23 +305,13 @@ class Ledger:
                 return reply
         return self._find([key]).get(key, reply)
 
-    def _insert(self, row: tuple[Any, ...]) -> bool:
+    def _insert(self, row: Row, over: bool, instructions: str) -> bool:
         """Write one row; False where one is there that counts instead."""
-        *values, over, system = row
-        known = row[3]
-        if known not in self._instructions:
-            self._db.execute("INSERT OR IGNORE INTO instructions VALUES (?, ?)", (known, system))
-            self._instructions.add(known)
-        done = self._db.execute(
-            "INSERT INTO replies VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET"
-            " text=excluded.text, data=excluded.data, stop_reason=excluded.stop_reason, error=excluded.error,"
-            " detail=excluded.detail, probabilities=excluded.probabilities, calls=calls+excluded.calls,"
-            " input_tokens=input_tokens+excluded.input_tokens, output_tokens=output_tokens+excluded.output_tokens,"
-            " cached_tokens=cached_tokens+excluded.cached_tokens, cost=cost+excluded.cost,"
-            f" stored_at=excluded.stored_at WHERE ? OR error IN ({','.join('?' * len(TRANSIENT))})",
-            (*values, over, *sorted(TRANSIENT)),
-        )
-        return done.rowcount > 0
+        instructions_hash = row[3]
+        if instructions_hash not in self._instructions:
+            self._db.execute("INSERT OR IGNORE INTO instructions VALUES (?, ?)", (instructions_hash, instructions))
+            self._instructions.add(instructions_hash)
+        return self._db.execute(INSERT_REPLY, (*row, over)).rowcount > 0
 
     def spent(self, purpose: str | None = None) -> Usage:
         """What all stored replies (of one purpose) cost when they were made."""
@@ -383,41 +338,23 @@ class Ledger:
         """
 
         def alone() -> bool:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with self._transaction():
                 after = change(self.account(scope))
                 if after is not None:
-                    self._db.execute(
-                        "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?)",
-                        (scope, after.calls, after.tokens, after.cost),
-                    )
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+                    row = (scope, after.calls, after.tokens, after.cost)
+                    self._db.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?)", row)
             return after is not None
 
         return self._do(alone, _SHORT)
 
     def batches_of(self, keys: Sequence[str]) -> dict[str, str]:
         """For keys that were sent in an offline batch: that batch's id."""
-        found: dict[str, str] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, batch FROM batch_items WHERE key IN ({marks})"
-            found.update(self._do(lambda query=query, part=part: self._db.execute(query, part).fetchall()))  # type: ignore[misc]
-        return found
+        return dict(self._select("key, batch", "batch_items", keys))
 
     def record_batch(self, batch: str, keys: Iterable[str]) -> None:
         def all_or_none() -> None:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with self._transaction():
                 self._db.executemany("INSERT OR REPLACE INTO batch_items VALUES (?, ?)", [(key, batch) for key in keys])
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
 
         self._do(all_or_none)
 
@@ -428,44 +365,3 @@ class Ledger:
 
 def _is_busy(problem: sqlite3.Error) -> bool:
     return getattr(problem, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _storable(text: str) -> str:
-    """A lone surrogate cannot be written as UTF-8; it is written out instead."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _as_read(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Of a row to be written, what is read of one in the file."""
-    return row[5:16]
-
-
-def _reply_if_whole(row: Sequence[Any]) -> Reply | None:
-    """The reply in a row; None where the row is not one that was ever written."""
-    try:
-        reply = _reply(row)
-        usage = reply.usage
-        whole = (
-            isinstance(reply.text, str)
-            and isinstance(reply.detail, str)
-            and (reply.error is None or reply.error in get_args(ErrorKind))
-            and (reply.data is None or isinstance(reply.data, dict))
-            and all(type(n) is int and n >= 0 for n in (usage.calls, usage.input_tokens, usage.output_tokens))
-            and all(0 <= p <= 1 for p in reply.probabilities.values())
-        )
-    except (TypeError, ValueError, AttributeError, RecursionError):
-        return None
-    return reply if whole else None
-
-
-def _reply(row: Sequence[Any]) -> Reply:
-    text, data, stop_reason, error, detail, probabilities, calls, read, written, cached, cost = row
-    return Reply(
-        text,
-        None if data is None else json.loads(data),
-        stop_reason,
-        error,
-        detail,
-        Usage(calls, read, written, cached, cost),
-        json.loads(probabilities),
-    )

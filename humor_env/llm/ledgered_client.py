@@ -23,7 +23,8 @@ from typing import Any, Literal, get_args
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, did_you_mean
 from humor_env.llm.budget import Budget, LedgerError, most_tokens
 from humor_env.llm.factory import make_client
-from humor_env.llm.ledger import Ledger, request_key
+from humor_env.llm.ledger import Ledger
+from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.prices import Price
 from humor_env.llm.protocol import TRANSIENT, Client, ErrorKind, Reply, Request
 from humor_env.llm.replies import ReplyError, check

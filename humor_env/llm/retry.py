@@ -30,16 +30,15 @@ import asyncio
 import random
 import re
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
-from typing import Literal
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm import background
 from humor_env.llm.budget import Budget, LedgerBusy
-from humor_env.llm.protocol import ErrorKind, OnReply, Reply, Request
+from humor_env.llm.failed_calls import CallFailed, garbled, redact
+from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.llm.throttle import Throttle
 from humor_env.types import NO_USAGE, Usage
 
 
@@ -71,142 +70,13 @@ class Policy:
             )
 
 
-Trouble = Literal["absent", "timeout", "garbled"]
-"""No connection came about; no answer in time; an answer that is no message."""
-
 LEDGER_PATIENCE = 60.0
 """Seconds to wait for a ledger that another process has locked."""
-
-
-class CallFailed(Exception):
-    """One attempt failed. `billed_unknown`: the service may have worked, and charged, without our seeing it."""
-
-    def __init__(
-        self,
-        kind: ErrorKind,
-        detail: str,
-        *,
-        status: int | None = None,
-        retry_after: float | None = None,
-        billed_unknown: bool = False,
-        trouble: Trouble | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.trouble = trouble
-        self.kind, self.detail, self.status = kind, detail, status
-        self.retry_after, self.billed_unknown = retry_after, billed_unknown
 
 
 Send = Callable[[Request], Awaitable[Reply]]
 WorstCase = Callable[[Request], tuple[int, float | None]]
 """The most tokens and dollars that one attempt at a request can take; dollars None where the price is unknown."""
-
-
-def garbled(service: str, what: str) -> CallFailed:
-    """For an answer that is no message: the transport's fault, though the service may have charged."""
-    return CallFailed(
-        "unreachable", f"{service}: the answer is no message ({what})"[:300], billed_unknown=True, trouble="garbled"
-    )
-
-
-def from_status(service: str, status: int, message: str, retry_after: str | None = None) -> CallFailed:
-    """What an HTTP status means, as a CallFailed."""
-    transient = status in (408, 409, 429) or status >= 500
-    timeout = status in (408, 504)
-    return CallFailed(
-        "overloaded" if transient else "rejected",
-        f"{service} answered {status}: {message}"[:300],
-        status=status,
-        retry_after=parse_retry_after(retry_after),
-        # A gateway's 504 or 502 says nothing of what happened behind it.
-        billed_unknown=status in (408, 502, 504),
-        trouble="timeout" if timeout else None,
-    )
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a `retry-after` header, a number or a date; None where there is none or it makes no sense."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, ArithmeticError):
-            # The year 99999999999 does not fit a date.
-            return None
-    return seconds if seconds >= 0 and seconds == seconds else None
-
-
-def redact(text: str, *secrets: str | None) -> str:
-    """`text` without keys: services repeat them in their error messages."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "[key]")
-    return re.sub(r"\b(?:sk|key)-[A-Za-z0-9_*\-]{6,}|(?i:bearer)\s+\S+", "[key]", text)
-
-
-class Throttle:
-    """How many calls may be in the air: fewer after an overload, one more after each round of successes.
-
-    It is cut at most once per round trip: of 32 calls that fail together, one tells the news. Second tries go before
-    first ones, or a request's deadline would pass while it waits behind all that have not begun.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.successes = 0
-        self.limit = float(most)
-        self._in_air = 0
-        self._cut_at = -1.0
-        self._again: deque[asyncio.Future[None]] = deque()
-        self._first: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def in_air(self) -> int:
-        return self._in_air
-
-    async def enter(self, again: bool = False) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        (self._again if again else self._first).append(turn)
-        self._wake()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave()
-            raise
-
-    def leave(self) -> None:
-        self._in_air -= 1
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._in_air < int(self.limit) and (self._again or self._first):
-            turn = (self._again or self._first).popleft()
-            if not turn.done():
-                self._in_air += 1
-                turn.set_result(None)
-
-    def succeeded(self) -> None:
-        self.successes += 1
-        self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
-
-    def overloaded(self, sent_at: float) -> None:
-        if sent_at > self._cut_at:
-            self.limit = max(1.0, self.limit * 0.7)
-            self._cut_at = time.monotonic()
-
-    def timed_out(self, sent_at: float, answered: int) -> None:
-        """A call was not answered in time, while `answered` others were: that many at once are too many.
-
-        Half of what was answered in one timeout leaves each call half the timeout. A cut by 0.7 would take as many
-        timeouts as a deadline has.
-        """
-        if sent_at > self._cut_at:
-            self.limit = max(1.0, min(self.limit / 2, answered / 2))
-            self._cut_at = time.monotonic()
 
 
 OnWait = Callable[[str], None]

@@ -15,16 +15,13 @@ in which it is bad.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, cast
 
-from humor_env.errors import CriticContractError, InvalidOption, unknown_name
+from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import critics
 from humor_env.streams import generator
 from humor_env.teacher import TeacherBuffer, everyday_lines
@@ -363,42 +360,3 @@ def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[t
         ("mix of rules and that", critics.make("mix", critics=gated)),
         ("tournament, pocket judge", critics.make("tournament", judge="pocket")),
     ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="humor-env probes", description="Try critics on hacks.")
-    parser.add_argument("--critic", help="a registered name or package.module:name; without it, all documented ones")
-    parser.add_argument("--prompts", default="pocket", help="pocket or everyday")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the critic")
-    parser.add_argument("--markdown", action="store_true", help="print the whole table as Markdown")
-    given = parser.parse_args(arguments)
-    if given.prompts not in CASES:
-        raise unknown_name("set of probe cases", given.prompts, CASES)
-    cases = CASES[given.prompts]()
-    if given.critic:
-        reports = [run_probes(given.critic, cases, **_options(given.option))]
-        print(reports[0].markdown() if given.markdown else reports[0].summary())
-        return 0
-    reports = []
-    for name, critic in documented_critics(cases, given.prompts):
-        report = run_probes(critic, cases)
-        reports.append(ProbeReport(name, report.rows))
-    print(compare_markdown(reports) if given.markdown else "\n".join(r.summary() for r in reports))
-    return 0
-
-
-def _options(given: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in given:
-        name, separator, value = item.partition("=")
-        if not separator:
-            raise InvalidOption(f"An option is written name=value, found '{item}'.")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What a failed call means: the words in which clients tell the retry loop (`retry.py`) what happened.
+
+    raise from_status("Anthropic", 529, "overloaded", headers.get("retry-after"))
+    raise garbled("the server", "not JSON")               # an answer came, and is no message
+
+Services repeat keys in their messages: `redact` takes them out before anything is shown or stored.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+from humor_env.llm import address
+from humor_env.llm.protocol import ErrorKind
+
+Trouble = Literal["absent", "timeout", "garbled"]
+"""No connection came about; no answer in time; an answer that is no message."""
+
+
+class CallFailed(Exception):
+    """One attempt failed. `billed_unknown`: the service may have worked, and charged, without our seeing it."""
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        billed_unknown: bool = False,
+        trouble: Trouble | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.trouble = trouble
+        self.kind, self.detail, self.status = kind, detail, status
+        self.retry_after, self.billed_unknown = retry_after, billed_unknown
+
+
+def garbled(service: str, what: str) -> CallFailed:
+    """For an answer that is no message: the transport's fault, though the service may have charged."""
+    return CallFailed(
+        "unreachable", f"{service}: the answer is no message ({what})"[:300], billed_unknown=True, trouble="garbled"
+    )
+
+
+def from_status(service: str, status: int, message: str, retry_after: str | None = None) -> CallFailed:
+    """What an HTTP status means, as a CallFailed."""
+    transient = status in (408, 409, 429) or status >= 500
+    timeout = status in (408, 504)
+    return CallFailed(
+        "overloaded" if transient else "rejected",
+        f"{service} answered {status}: {message}"[:300],
+        status=status,
+        retry_after=parse_retry_after(retry_after),
+        # A gateway's 504 or 502 says nothing of what happened behind it.
+        billed_unknown=status in (408, 502, 504),
+        trouble="timeout" if timeout else None,
+    )
+
+
+def failed_connection(where: str, problem: Exception) -> CallFailed:
+    """An SDK's error that is no answer of the service. Of the error itself only the class and the cause's: it holds
+    the request, and the request holds the key."""
+    cause = address.reason_of(problem)
+    if address.never_connected(problem):
+        return CallFailed("unreachable", f"{where}: {cause or type(cause).__name__}", trouble="absent")
+    if isinstance(cause, address.UNREADABLE) or type(cause).__name__ == "DecodingError":
+        return garbled(where, str(cause) or type(cause).__name__)
+    trouble: Trouble | None = "timeout" if "Timeout" in type(problem).__name__ else None
+    return CallFailed("unreachable", f"{where}: {type(problem).__name__}", billed_unknown=True, trouble=trouble)
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Seconds from a `retry-after` header, a number or a date; None where there is none or it makes no sense."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, ArithmeticError):
+            # The year 99999999999 does not fit a date.
+            return None
+    return seconds if seconds >= 0 and seconds == seconds else None
+
+
+def redact(text: str, *secrets: str | None) -> str:
+    """`text` without keys: services repeat them in their error messages."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[key]")
+    return re.sub(r"\b(?:sk|key)-[A-Za-z0-9_*\-]{6,}|(?i:bearer)\s+\S+", "[key]", text)
