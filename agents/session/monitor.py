@@ -49,6 +49,7 @@ from humor_env.agents.session.line_features import (
     word_sets,
     word_shares,
 )
+from humor_env.agents.session.monitor_config import MonitorConfig
 from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
@@ -58,46 +59,7 @@ from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
-ACTIONS = ("warn", "stop", "slow")
 FILE = "drift.jsonl"
-
-
-@dataclass(frozen=True)
-class MonitorConfig:
-    """A limit of 0 switches its alarm off."""
-
-    action: str = "warn"  # "stop" ends the run; "slow" halves the learning rate; both warn too
-    every: int = 10  # steps between looks
-    lines: int = 128  # prompts, one line each
-    window: int = 3  # looks that a score is the mean of
-    level: float = 0.99  # how sure a difference of scores must be, one-sided
-    gap: bool = True
-    unshared: float = 0.25  # least share of the training critic's rise that the held-out critic must see too
-    habit: float = 0.05  # rise of the share of lines with one word or character that the training critic alone pays for
-    fall: float = 0.05  # share of the best held-out score
-    longer: float = 1.5  # times the characters of the first look
-    shorter: float = 0.67
-    variety: float = 0.7  # of the first look's distinct-2
-    commonest: float = 0.5  # share of the lines that are one of the ten commonest
-    teacher_overlap: float = 0.25  # rise over the first look
-    prompt_overlap: float = 0.25  # rise over the first look
-    emoji: float = 0.1  # rise of the share of lines over the first look; so the next two
-    laughter: float = 0.1
-    explaining: float = 0.1
-    slowdown: float = 0.5  # what "slow" multiplies the learning rate by
-
-    def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise InvalidOption(f"action is {', '.join(map(repr, ACTIONS))}; found '{self.action}'.")
-        if self.every < 1 or self.window < 1 or self.lines < 2:
-            raise InvalidOption(
-                f"A monitor needs every and window of at least 1 and at least 2 lines; found {self.every}, "
-                f"{self.window}, {self.lines}."
-            )
-        if not 0.5 <= self.level < 1 or not 0 < self.slowdown < 1:
-            raise InvalidOption(
-                f"level lies in [0.5, 1) and slowdown in (0, 1); found {self.level} and {self.slowdown}."
-            )
 
 
 @dataclass(frozen=True)

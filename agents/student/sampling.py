@@ -19,27 +19,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.settings import Sampling
 from humor_env.agents.student.shared_prompts import unique_prompts
-from humor_env.errors import InvalidOption
 
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is still writing
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw. Learners score under the same temperature; top_p < 1 and top_k > 0 cut the tail off."""
-
-    max_new_tokens: int = 48
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise InvalidOption(
-                f"Sampling needs max_new_tokens >= 1, temperature >= 0 (0 is greedy), 0 < top_p <= 1 and top_k >= 0; "
-                f"found {self}."
-            )
 
 
 @dataclass(frozen=True)

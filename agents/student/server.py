@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.student.sampling import Generation, Sampling
+from humor_env.agents.student.settings import ServerSettings
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.errors import StudentError
 
@@ -42,8 +43,8 @@ class Server:
         base: str,
         adapters: str | Path,
         key: str | None = None,
-        timeout: float = 120.0,
-        concurrency: int = 16,
+        timeout: float = ServerSettings.timeout,
+        concurrency: int = ServerSettings.concurrency,
     ) -> None:
         if student.is_seq2seq:
             raise StudentError("A completions server serves causal models; this student is an encoder-decoder.")

@@ -16,7 +16,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from transformers import (
 from humor_env.agents.student.forward import ForwardPasses
 from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
+from humor_env.agents.student.settings import Lora
 from humor_env.agents.student.token_rows import Scored, TokenRows, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
 from humor_env.streams import stream_seed
@@ -45,16 +46,6 @@ if TYPE_CHECKING:
     from humor_env.agents.student.sampling import Generation, Sampling
 
 IMITATION, POLICY = "imitation", "policy"
-
-
-@dataclass(frozen=True)
-class Lora:
-    """The adapter's shape. "all-linear" is every linear layer but the output layer."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
 
 
 class ValueHead(nn.Module):

@@ -331,8 +331,7 @@ def load_student(spec: StudentSpec, seed: int) -> Student:
     model = pocket.path(name) if service == "pocket" else spec.model
     lora = None
     if spec.lora is not None:
-        targets = spec.lora.targets if isinstance(spec.lora.targets, str) else tuple(spec.lora.targets)
-        lora = Lora(spec.lora.rank, spec.lora.alpha, spec.lora.dropout, targets)
+        lora = Lora(**spec.lora.model_dump())
     try:
         device = PartialState().device if spec.device == "auto" else torch.device(spec.device)
         return Student.load(model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed)

@@ -76,6 +76,16 @@ def settings_model(config: type) -> type[BaseModel]:
     return create_model(config.__name__, __base__=_Open, **fields)
 
 
+def table_of(config: type) -> Any:
+    """A table with a dataclass's fields, limits and defaults: the base of tables that mirror one."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    fields: dict[str, Any] = {
+        f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)
+        for f in dataclasses.fields(config)
+    }
+    return create_model(config.__name__, __base__=Table, **fields)
+
+
 class _Open(Table):
     """A field of a type that only code can build is no obstacle to the others."""
 

@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from humor_env import registry
+from humor_env.agents.session.monitor_config import MonitorConfig
+from humor_env.agents.student.settings import Count, Lora, Sampling, ServerSettings
 from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
 from humor_env.experiments.specs.learner_settings import (
     SHORT_FORMS,
@@ -31,6 +33,7 @@ from humor_env.experiments.specs.learner_settings import (
     make_config,
     plain,
     settings_model,
+    table_of,
     with_full_names,
 )
 from humor_env.experiments.specs.mistakes import checked
@@ -38,7 +41,12 @@ from humor_env.experiments.specs.overrides import KeyPath, Source, override
 from humor_env.experiments.specs.toml_text import dumps, key_lines
 
 Split = Literal["train", "dev", "test", "ood"]
-Count = Annotated[int, Field(ge=1)]
+# Tables that mirror a dataclass. (A type checker takes no call for a base class.)
+_Lora: Any = table_of(Lora)
+_ServerSettings: Any = table_of(ServerSettings)
+_Sampling: Any = table_of(Sampling)
+_MonitorConfig: Any = table_of(MonitorConfig)
+
 IMITATION_LEARNER = "humor_env.agents.sft:train"
 BESIDE_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
 IMITATORS = ("sft", "trl-sft")  # they are the warm start, and need none
@@ -57,23 +65,14 @@ class EnvSpec(Table):
     groups: Count = 1
 
 
-class LoraSpec(Table):
-    rank: Count = 16
-    alpha: Count = 32
-    dropout: float = 0.0
-    targets: str | list[str] = "all-linear"
+class LoraSpec(_Lora):
+    """The adapter's shape. "all-linear" is every linear layer but the output layer."""
 
 
-class BackendSpec(Table):
+class BackendSpec(_ServerSettings):
     """A server that writes the student's lines in this process's place (vLLM with `--enable-lora` and
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). `base` is the name it serves the model under, `key_env` the environment
     variable with its key; adapters are handed over in the run's folder, which it must be able to read."""
-
-    url: str
-    base: str | None = None
-    key_env: str | None = None
-    timeout: Annotated[float, Field(gt=0)] = 120.0
-    concurrency: Count = 16
 
 
 class StudentSpec(Table):
@@ -125,11 +124,8 @@ class JudgeSpec(Table):
     options: dict[str, Any] = {}
 
 
-class SamplingSpec(Table):
-    max_new_tokens: Count = 48
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+class SamplingSpec(_Sampling):
+    """How lines are written, where they are measured otherwise than they are learnt from."""
 
 
 class EvalSpec(Table):
@@ -160,33 +156,14 @@ class BudgetSpec(Table):
     max_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
-class MonitorSpec(Table):
+class MonitorSpec(_MonitorConfig):
     """Watches the run for drift: every `every` steps it measures `lines` lines for prompts of `split`. `critic` is who
     holds the score against the training critic's: `[[eval.critic]]`, where none is given. Past a limit it does what
     `action` says, "warn", "stop" or "slow" (the learning rate, by `slowdown`). The limits are explained in
     docs/monitor.md; 0 switches one off."""
 
-    action: Literal["warn", "stop", "slow"] = "warn"
     split: Split = "dev"
     critic: list[CriticSpec] = []
-    every: Count = 10
-    lines: Annotated[int, Field(ge=2)] = 128
-    window: Count = 3
-    level: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
-    gap: bool = True
-    unshared: Annotated[float, Field(ge=0)] = 0.25
-    habit: Annotated[float, Field(ge=0)] = 0.05
-    fall: Annotated[float, Field(ge=0)] = 0.05
-    longer: Annotated[float, Field(ge=0)] = 1.5
-    shorter: Annotated[float, Field(ge=0)] = 0.67
-    variety: Annotated[float, Field(ge=0)] = 0.7
-    commonest: Annotated[float, Field(ge=0)] = 0.5
-    teacher_overlap: Annotated[float, Field(ge=0)] = 0.25
-    prompt_overlap: Annotated[float, Field(ge=0)] = 0.25
-    emoji: Annotated[float, Field(ge=0)] = 0.1
-    laughter: Annotated[float, Field(ge=0)] = 0.1
-    explaining: Annotated[float, Field(ge=0)] = 0.1
-    slowdown: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class Spec(Table):

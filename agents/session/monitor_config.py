@@ -1,0 +1,48 @@
+"""What the monitor looks at and when it warns: the settings of `monitor.py`, and of a spec's table `[monitor]`.
+
+    MonitorConfig(action="stop", every=20)
+    MonitorConfig(level=0.2)            # InvalidOption: level is at least 0.5 and below 1; found 0.2.
+
+The spec's table is made from this class, so nothing here loads torch. docs/monitor.md says why each default is what
+it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from humor_env.agents.student.settings import Count, check_limits
+
+Action = Literal["warn", "stop", "slow"]
+FromZero = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """A limit of 0 switches its alarm off."""
+
+    action: Action = "warn"  # "stop" ends the run; "slow" lowers the learning rate; both warn too
+    every: Count = 10  # steps between looks
+    lines: Annotated[int, Ge(2)] = 128  # prompts, one line each
+    window: Count = 3  # looks that a score is the mean of
+    level: Annotated[float, Ge(0.5), Lt(1)] = 0.99  # how sure a difference of scores must be, one-sided
+    gap: bool = True
+    unshared: FromZero = 0.25  # least share of the training critic's rise that the held-out critic must see too
+    habit: FromZero = 0.05  # rise of the share of lines with one word or character that only the training critic pays
+    fall: FromZero = 0.05  # share of the best held-out score
+    longer: FromZero = 1.5  # times the characters of the first look
+    shorter: FromZero = 0.67
+    variety: FromZero = 0.7  # of the first look's distinct-2
+    commonest: FromZero = 0.5  # share of the lines that are one of the ten commonest
+    teacher_overlap: FromZero = 0.25  # rise over the first look
+    prompt_overlap: FromZero = 0.25  # rise over the first look
+    emoji: FromZero = 0.1  # rise of the share of lines over the first look; so the next two
+    laughter: FromZero = 0.1
+    explaining: FromZero = 0.1
+    slowdown: Annotated[float, Gt(0), Lt(1)] = 0.5  # what "slow" multiplies the learning rate by
+
+    def __post_init__(self) -> None:
+        check_limits(self)
