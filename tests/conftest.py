@@ -61,6 +61,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several test processes each is given a stretch of the list and takes from the others' when it is done. The long
+    tests come first in the stretches of two, so that none of them is begun when everything else is over."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    middle = len(quick) // 2
+    items[:] = [*slow[::2], *quick[:middle], *slow[1::2], *quick[middle:]]
+
+
 class TapeCritic:
     """Scores by a hash of prompt and text, so that equal jokes score alike and others differ; remembers its calls.
 

@@ -295,7 +295,7 @@ def test_a_cheap_model_learns_the_crowd_and_saves_most_where_it_is_sure(tmp_path
     from humor_env.rewards.trained.critic_data import split
     from humor_env.rewards.trained.train_critic import TrainCriticConfig, train
 
-    asked = ask(CrowdJudge(), calibration_pairs(800))
+    asked = ask(CrowdJudge(), calibration_pairs(400))
     [learnt], [kept] = split([asked], 0.25, 0)
     config = TrainCriticConfig(
         pocket.path("causal"), form="pair", epochs=3, lr=1e-3, max_length=64, precision="float32"
