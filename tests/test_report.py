@@ -207,6 +207,9 @@ def test_an_interval_covers_as_it_says():
         held += found.low <= 0.5 <= found.high
     assert 178 <= held <= 200
     assert interval([0.3]) == interval([0.3]).__class__(0.3)
+    # Four prompts of score 1 prove little, and so do four differences.
+    assert interval([1.0] * 4) == interval([0.3]).__class__(1.0)
+    assert interval([1.0] * 100).low == pytest.approx(0.97)
 
 
 def test_where_two_judges_part():
