@@ -116,9 +116,7 @@ def save_lines(found: Evaluation, folder: Path) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, seed: int = 0, resamples: int = 2000
-) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of scores in [0, 1]; NaN for too few of them to have one."""
     if len(values) < FEWEST:
         return (float("nan"), float("nan"))
