@@ -21,7 +21,7 @@ from humor_env import registry
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, Usage, Verdict
 
 if TYPE_CHECKING:
-    from humor_env.checks import check_critic, check_env
+    from humor_env.checks import check_critic, check_env, check_judge, check_prompts
     from humor_env.env import HumorEnv
     from humor_env.prompts import PromptSet, load_prompts
     from humor_env.spaces import UnicodeText
@@ -43,6 +43,8 @@ _LATER = {
     "UnicodeText": "humor_env.spaces",
     "check_critic": "humor_env.checks",
     "check_env": "humor_env.checks",
+    "check_judge": "humor_env.checks",
+    "check_prompts": "humor_env.checks",
     "load_prompts": "humor_env.prompts",
 }
 
@@ -66,6 +68,8 @@ __all__ = [
     "Verdict",
     "check_critic",
     "check_env",
+    "check_judge",
+    "check_prompts",
     "load_prompts",
     "registry",
 ]

@@ -17,17 +17,19 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.utils.env_checker import data_equivalence
 
+from humor_env import registry
 from humor_env.episode import checked_reply
 from humor_env.errors import HumorEnvError, InvalidAction, ResetNeeded
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.streams import generator
-from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
+from humor_env.types import Critic, Joke, Judge, Judgement, Prompt, Verdict, critic_name
 
 MAX_STEPS = 10_000  # an episode of words that has not ended by then does not end
 
@@ -143,6 +145,151 @@ def check_critic(
             *((what, one_text(text)) for what, text in _TEXTS.items()),
         ]
     )
+
+
+# --- judges ---
+
+
+def check_judge(
+    judge: Judge | str,
+    prompts: PromptSet | Iterable[str | Prompt] | str = "pocket",
+    *,
+    tolerance: float = 1e-9,
+) -> list[Finding]:
+    """Try a judge of pairs, live or by name, on its contract and on awkward texts. `tolerance` is how far two of its
+    probabilities for one pair may differ. A verdict with an error counts as sound for awkward texts."""
+    judge = cast(Judge, registry.judges.make(judge))
+    asked = list(load_prompts(prompts))[:4]
+    lines = ("It was so {} that everyone left.", "{}.", "Even the clock asked for a day off.")
+    texts = [(p, [Joke(p, line.format(p.text.rstrip("."))) for line in lines]) for p in asked]
+    pairs = [pair for _, jokes in texts for pair in combinations(jokes, 2)]
+
+    def ask(given: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
+        found = list(judge(given))
+        if len(found) != len(given):
+            raise _Broken(f"{len(given)} pairs got {len(found)} verdicts: one for each is expected, in order.")
+        for verdict in found:
+            if not isinstance(verdict, Verdict):
+                raise _Broken(f"a {type(verdict).__name__} came back; expected humor_env.Verdict objects.")
+            if verdict.probability is None and verdict.error is None:
+                raise _Broken("a verdict has neither a probability nor an error.")
+        return found
+
+    def length() -> str:
+        for count in (0, 1, 2, len(pairs)):
+            ask(pairs[:count])
+        return f"as many verdicts as pairs, for 0, 1, 2 and {len(pairs)}."
+
+    def input_unharmed() -> str:
+        given = list(pairs)
+        ask(given)
+        if given != pairs:
+            raise _Broken("the list of pairs was changed: copy it before sorting or popping.")
+        return "the list of pairs was left as it was."
+
+    def same(what: str, order: Sequence[int]) -> None:
+        straight, moved = ask(pairs), ask([pairs[i] for i in order])
+        for place, i in enumerate(order):
+            _alike(what, pairs[i], straight[i].probability, moved[place].probability, tolerance)
+
+    def determinism() -> str:
+        same("asked twice", range(len(pairs)))
+        return "the same pairs get the same verdicts when asked again."
+
+    def order() -> str:
+        same("asked in another order", [*range(1, len(pairs)), 0])
+        return "verdicts follow the order of the pairs."
+
+    def both_ways() -> str:
+        straight, turned = ask(pairs), ask([(b, a) for a, b in pairs])
+        for pair, one, other in zip(pairs, straight, turned, strict=True):
+            back = None if other.probability is None else 1 - other.probability
+            try:
+                _alike("shown the other way round", pair, one.probability, back, max(tolerance, 1e-6))
+            except _Broken as broken:
+                raise _Broken(f"{broken} Ask in both orders: humor_env.rewards.shared.both_orders.") from None
+        return "a pair shown the other way round gets the opposite verdict."
+
+    def same_text() -> str:
+        [verdict] = ask([(pairs[0][0], pairs[0][0])])
+        if verdict.probability is not None and abs(verdict.probability - 0.5) > max(tolerance, 1e-6):
+            raise _Broken(f"a line beats itself with probability {verdict.probability:.3g}; expected 0.5.")
+        return "a line and itself are a draw."
+
+    def one_text(text: str) -> Callable[[], str]:
+        def check() -> str:
+            [verdict] = ask([(Joke(asked[0], text), pairs[0][0])])
+            return f"declined ({verdict.error})." if verdict.failed else f"judged, {verdict.probability:.3g}."
+
+        return check
+
+    return _report(
+        [
+            ("length", length),
+            ("input unharmed", input_unharmed),
+            ("determinism", determinism),
+            ("order", order),
+            ("both orders", both_ways),
+            ("same text", same_text),
+            *((what, one_text(text)) for what, text in _TEXTS.items()),
+        ]
+    )
+
+
+def _alike(what: str, pair: tuple[Joke, Joke], a: float | None, b: float | None, tolerance: float) -> None:
+    if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > tolerance):
+        raise _Broken(f"{what}: {_short(pair[0].text)} against {_short(pair[1].text)} got {a} and then {b}.")
+
+
+# --- prompt sets ---
+
+
+def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Finding]:
+    """Try a prompt set: a name, a file, `hf:` and a dataset's name, or live prompts."""
+    given = prompts if isinstance(prompts, (str, PromptSet)) else list(prompts)
+    loaded: list[PromptSet] = []
+
+    def loads() -> str:
+        loaded.append(load_prompts(given))
+        return f"{loaded[0]!r}: ids are unique, no text is in two splits."
+
+    def repeatable() -> str:
+        again = load_prompts(prompts)
+        if again.prompts != load_prompts(given).prompts:
+            raise _Broken("loaded again, the prompts are others: a run could not be repeated or resumed.")
+        return "loaded again, it holds the same prompts in the same order."
+
+    def splits() -> str:
+        there = {prompt.split for prompt in loaded[0]}
+        missing = [
+            what for what, wanted in (("train", {"train"}), ("test or dev", {"test", "dev"})) if not there & wanted
+        ]
+        if missing:
+            raise _Broken(
+                f"no prompt is in {' and in '.join(missing)}: a run learns from one and is measured on another."
+            )
+        return f"prompts to learn from and to be measured on ({', '.join(sorted(there))})."
+
+    def extras() -> str:
+        for prompt in loaded[0]:
+            try:
+                json.dumps(prompt.extra, allow_nan=False)
+            except (TypeError, ValueError) as problem:
+                raise _Broken(f"the extra of '{prompt.id}' is not plain data ({problem}).") from None
+        return "what critics need beside the text is plain data."
+
+    def readable() -> str:
+        for prompt in loaded[0]:
+            odd = next((c for c in prompt.text if not c.isprintable() and c != "\n"), None)
+            if odd is not None:
+                raise _Broken(f"'{prompt.id}' holds the character {odd!r}, which nobody can read.")
+        return f"every text can be read; the longest has {loaded[0].longest} characters."
+
+    first = _report([("loads", loads)])
+    if not loaded:
+        return first
+    rest = [("repeatable", repeatable), ("splits", splits), ("plain extras", extras), ("readable", readable)]
+    return first + _report(rest)
 
 
 # --- environments ---
@@ -262,4 +409,4 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-__all__ = ["Finding", "check_critic", "check_env"]
+__all__ = ["Finding", "check_critic", "check_env", "check_judge", "check_prompts"]

@@ -80,7 +80,7 @@ class Jury:
             mean,
             tie=min(1.0, math.fsum(w * v.tie for w, _, v in given) / weight),
             reason=f"{first} of {len(given)} judges prefer the first; disagreement {spread:.2f}",
-            flipped=any(flips) if flips else None,
+            flipped=2 * sum(flips) >= len(flips) if flips else None,
             usage=usage,
             votes=votes,
             disagreement=spread,

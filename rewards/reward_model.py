@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
+from humor_env.precision import in_paying_precision
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.types import Joke, Judgement, Verdict
@@ -112,7 +113,7 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
 
 class RewardModelCritic:
     """`batch_size` and `max_length` (tokens) bound memory; `device` is "auto" or a torch device; `dtype` is "auto" (as
-    stored), "float32" or "bfloat16". The weights are loaded at the first call."""
+    stored, or 32 bits where 16 are slow here), "float32" or "bfloat16". The weights are loaded at the first call."""
 
     name = "reward-model"
 
@@ -214,6 +215,8 @@ class RewardModelCritic:
                     f"'{self.folder}' holds a PEFT adapter, and PEFT cannot be imported: pip install peft"
                 ) from problem
             model = PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
+        if self.dtype == "auto":
+            model = in_paying_precision(model, self._device())
         model.to(self._device()).eval()
         # A decoder reads its score at the last token that is not padding, which it finds by the padding's id.
         config = model.config.get_text_config()

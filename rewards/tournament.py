@@ -23,8 +23,8 @@ import numpy as np
 
 from humor_env.errors import InvalidOption
 from humor_env.registry import judges
-from humor_env.rewards.shared.both_orders import ask_judge
-from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Usage
+from humor_env.rewards.shared.both_orders import ask_judge, flip_rate
+from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Usage, Verdict
 
 Pairing = Literal["auto", "round-robin", "swiss"]
 
@@ -74,6 +74,7 @@ class _Group:
     wins: np.ndarray
     usage: dict[int, Usage] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    verdicts: dict[int, list[Verdict]] = field(default_factory=dict)
     met: set[frozenset[int]] = field(default_factory=set)
 
     def games(self) -> np.ndarray:
@@ -150,6 +151,8 @@ class TournamentCritic:
             group.met.add(frozenset((i, j)))
             # The whole price goes to one of the two, so that the sum over judgements is what was spent.
             group.usage[i] = group.usage.get(i, NO_USAGE) + verdict.usage
+            for player in (i, j):
+                group.verdicts.setdefault(player, []).append(verdict)
             if verdict.probability is None:
                 group.errors[i] = group.errors[j] = verdict.error or "no verdict"
             else:
@@ -171,6 +174,9 @@ class TournamentCritic:
                 continue
             won = float(group.wins[i].sum())
             parts = {"won": min(1.0, won / float(games[i])), "games": float(games[i]), "strength": float(found[i])}
+            flips = flip_rate(group.verdicts[i])
+            if flips is not None:
+                parts["flips"] = flips
             score = float(1 / (1 + np.exp(-found[i])))
             out[joke.text] = Judgement(self.name, score, parts, f"won {won:.1f} of {games[i]:.0f} games", usage=usage)
         return out

@@ -4,6 +4,7 @@
     [judgement] = critic([joke])
     judgement.score                    # 0.5: as good as the teacher's lines; 1: certainly better
     judgement.parts["win_or_tie"]      # the paper's metric, P(win) + P(tie), averaged over the teacher's lines
+    judgement.parts["flips"]           # share of its verdicts that changed with the order, where that was tried
 
 The score counts a tie as half a win, so that 0.5 is a draw and copying the teacher earns no more than a draw. With
 `ties="win"` it counts as a win and the score is the win-tie rate itself: right for a report, but as a reward it pays a
@@ -18,7 +19,7 @@ from typing import Any, Literal, cast
 
 from humor_env.errors import InvalidOption
 from humor_env.registry import judges
-from humor_env.rewards.shared.both_orders import ask_judge
+from humor_env.rewards.shared.both_orders import ask_judge, flip_rate
 from humor_env.teacher import HasLines, open_lines
 from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Verdict
 
@@ -79,6 +80,9 @@ class WinTieCritic:
         # P(win) + P(tie) / 2 is what a verdict holds, so the other half of the tie makes win-or-tie.
         rate = _unit(sum(min(1.0, p + tie / 2) for p, tie, _ in given) / n)
         parts = {"win_or_tie": rate, "win": _unit(2 * half - rate), "tie": _unit(2 * (rate - half))}
+        flips = flip_rate(verdicts)
+        if flips is not None:
+            parts["flips"] = flips
         said = next((v.reason for _, _, v in given if v.reason), "")
         reason = f"against {n} of the teacher's lines" + (
             f" ({len(verdicts) - n} not judged)" if n < len(verdicts) else ""

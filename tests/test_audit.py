@@ -34,7 +34,23 @@ def test_an_interval_draws_clusters_and_not_items():
     apart = stats.interval(np.repeat(ten, 50), range(500))
     assert apart[1] - apart[0] < 0.1
     assert stats.interval([1.0, 0.0], ["a", "a"]) is None
-    assert stats.interval([1.0, 1.0], ["a", "b"]) == (1.0, 1.0)
+
+
+def test_few_items_get_no_tight_interval():
+    """Four right answers of four, which a coin gives once in sixteen times, were "100.0 % [100.0, 100.0] … better than
+    a coin": a bootstrap draws only what it has seen, so it has no tails where that is little or all alike."""
+    assert stats.interval([1.0] * 4, range(4)) is None
+    assert stats.interval([1.0, 0.0] * 450, [n % 9 for n in range(900)]) is None  # nine prompts, however many pairs
+    assert stats.interval([1.0] * 30, range(30)) == pytest.approx((0.9, 1.0))  # 3 / n: the rule of three
+    assert stats.interval([0.0] * 30, range(30)) == pytest.approx((0.0, 0.1))
+    assert stats.interval([0.5] * 30, range(30)) == pytest.approx((0.4, 0.6))
+    assert stats.spearman_interval(range(9), range(9), range(9)) is None
+    four = audit(Critic(lambda t: 0.9 if "funny" in t else 0.2), RatedSet("set", pairs=some_pairs(4), scale=(0.0, 3.0)))
+    assert (four.pairs.accuracy, four.pairs.interval, four.beats_coin) == (1.0, None, None)
+    assert four.summary() == (
+        "mine on set: 100.0 % of 4 pairs; rank correlation +0.93, 8 texts (too few to tell it from a coin)"
+    )
+    assert "[100.0, 100.0]" not in four.markdown()
 
 
 def test_an_interval_of_pairs_covers_about_as_often_as_it_says():
@@ -181,7 +197,7 @@ class Critic:
 def test_a_critic_that_is_always_right_and_one_that_measures_length():
     right = audit(Critic(lambda t: 0.9 if "funny" in t else 0.2), SET)
     assert right.pairs.accuracy == 1.0
-    assert right.pairs.interval == (1.0, 1.0)
+    assert right.pairs.interval == pytest.approx((1 - 3 / 40, 1.0))
     assert right.pairs.length_errors == 0
     assert right.beats_coin is True
     assert right.pairs.flips == 0

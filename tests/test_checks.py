@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humor_env.checks import check_critic, check_env
+from humor_env.checks import check_critic, check_env, check_judge, check_prompts
 from humor_env.env import HumorEnv
-from humor_env.types import Judgement
+from humor_env.types import Judgement, Prompt, Verdict
 
 
 def length_critic(jokes):
@@ -229,3 +229,89 @@ def test_each_fault_of_an_environment_is_found(prompts, kind, faults):
 def test_wrappers_are_taken_off(prompts):
     env = gym.wrappers.TimeLimit(HumorEnv(prompts, length_critic), 5)
     assert failed(check_env(env)) == set()
+
+
+# Judges and prompt sets: there was `check critic` and `check env` only
+
+
+def longer(pairs):
+    return [Verdict("longer", len(a.text) / (len(a.text) + len(b.text)) if a.text or b.text else 0.5) for a, b in pairs]
+
+
+def test_a_sound_judge():
+    assert failed(check_judge(longer)) == set()
+    assert failed(check_judge("pocket")) == set()
+
+
+def first_shown(pairs):
+    return [Verdict("first", 0.7) for _ in pairs]
+
+
+def first_pair(pairs):
+    return [Verdict("place", (i + 1) / (len(pairs) + 1)) for i, _ in enumerate(pairs)]
+
+
+def two_only(pairs):
+    return longer(pairs)[:2]
+
+
+def sorting(pairs):
+    found = longer(pairs)
+    pairs.sort(key=lambda pair: pair[0].text)
+    return found
+
+
+def ascii_judge(pairs):
+    for a, _ in pairs:
+        a.text.encode("ascii")
+    return longer(pairs)
+
+
+def of_words(pairs):
+    return [0.5 for _ in pairs]
+
+
+@pytest.mark.parametrize(
+    ("judge", "expected"),
+    [
+        (first_shown, {"both orders", "same text"}),
+        (first_pair, {"both orders", "order"}),
+        (two_only, {"length"}),
+        (sorting, {"input unharmed"}),
+        (ascii_judge, {"emoji", "lone surrogate", "right-to-left text"}),
+        (of_words, {"length", "determinism"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_each_fault_of_a_judge_is_found(judge, expected):
+    assert expected <= failed(check_judge(judge))
+
+
+def test_a_sound_prompt_set(prompts):
+    findings = check_prompts(prompts)
+    assert failed(findings) == set()
+    assert failed(check_prompts("everyday")) == set()
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        ([Prompt("a", "One."), Prompt("a", "Two.")], "loads"),
+        ([Prompt("a", "One.", split="train"), Prompt("b", "One.", split="test")], "loads"),
+        ([Prompt("a", "One."), Prompt("b", "Two.")], "splits"),
+        ([Prompt("a", "One.", extra={"x": {1, 2}}), Prompt("b", "Two.", split="test")], "plain extras"),
+        ([Prompt("a", "One\x1b[31m."), Prompt("b", "Two.", split="test")], "readable"),
+    ],
+)
+def test_each_fault_of_a_prompt_set_is_found(made, expected):
+    assert failed(check_prompts(made)) == {expected}
+
+
+def test_prompts_that_differ_each_time_are_found():
+    """A run could not be repeated or resumed with them."""
+
+    class Moody:
+        def __iter__(self):
+            return iter([Prompt("a", f"It is {time.perf_counter_ns()}."), Prompt("b", "Two.", split="test")])
+
+    assert failed(check_prompts(Moody())) == {"repeatable"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -52,6 +53,78 @@ def main(arguments: list[str]) -> int:
 def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_a_table_gives_a_table(tmp_path: Path) -> None:
+    """CSV was refused, although prompts may be a CSV file and most people's jokes are in a spreadsheet."""
+    source = tmp_path / "jokes.csv"
+    source.write_text('\ufeffprompt,text,mine\r\n"A, b.",fail,1\r\nMeeting.,"two\r\nlines, ""quoted""",\r\n', "utf-8")
+    lines = read_jokes(source)
+    assert [(line.joke.prompt.text, line.joke.text) for line in lines] == [
+        ("A, b.", "fail"),
+        ("Meeting.", 'two\nlines, "quoted"'),
+    ]
+    summary = judge_file(lines, tmp_path / "out.csv", Counting())
+    assert (summary.jokes, summary.failed, summary.output) == (2, 1, tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["prompt"], row["mine"], row["critic"], row["score"], row["error"]) for row in rows] == [
+        ("A, b.", "1", "counting", "", "as told"),
+        ("Meeting.", "", "counting", "0.19", ""),
+    ]
+    # The JSON lines beside it are what a second call goes on from.
+    again = Counting()
+    assert judge_file(lines, tmp_path / "out.csv", again).resumed == 1
+    assert again.seen == ["fail"]
+    assert read_jokes(tmp_path / "out.csv")[1].score == 0.19
+
+
+def test_a_table_by_the_command_and_one_that_is_no_table_of_jokes(tmp_path: Path, capsys: Any) -> None:
+    source = tmp_path / "jokes.csv"
+    source.write_text("prompt,text\nThe meeting was slow.,Glaciers overtook it.\n")
+    assert main([str(source), "--critic", "rules"]) == 0
+    assert "jokes.rules.csv" in capsys.readouterr().out
+    assert (tmp_path / "jokes.rules.csv").is_file() and (tmp_path / "jokes.rules.jsonl").is_file()
+    source.write_text("name,line\na,b\n")
+    assert main([str(source), "--critic", "rules"]) == 2
+    assert "column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '"score": 7.5',
+        '"score": "x"',
+        '"score": true',
+        '"other": 0.5',
+        f'"score": 1{"0" * 400}',
+        f'"score": {"[" * 99999}',
+    ],
+    ids=["7.5", "text", "true", "none", "huge", "deep"],
+)
+def test_a_damaged_output_is_told_and_never_believed(tmp_path: Path, damage: str) -> None:
+    """A score of 7.5 was taken over; others were tracebacks."""
+    lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
+    good = '{"text": "xx", "line": 2, "critic": "counting", "judgement": {"score": 0.1}}'
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"text": "x", "line": 1, "critic": "counting", "judgement": {' + damage + "}}\n" + good + "\n")
+    before = out.read_bytes()
+    with pytest.raises(InvalidOption, match="holds no judgements"):
+        judge_file(lines, out, Counting())
+    assert out.read_bytes() == before
+    out.write_text(good.replace('"line": 2', '"line": [2]') + "\n" + good + "\n")
+    with pytest.raises(InvalidOption, match="holds no judgements"):
+        judge_file(lines, out, Counting())
+
+
+@pytest.mark.parametrize("score", [f"1{'0' * 400}", '"x"', "[1]"])
+def test_an_odd_score_of_the_source_is_no_score(tmp_path: Path, score: str) -> None:
+    path = tmp_path / "jokes.jsonl"
+    path.write_text('{"prompt": "a", "text": "b", "score": ' + score + "}\n")
+    assert read_jokes(path)[0].score is None
+    path.write_text('{"prompt": "a", "text": ' + "[" * 99999 + "}\n")
+    with pytest.raises(PromptError, match="line 1: not JSON"):
+        read_jokes(path)
 
 
 def ten(path: Path) -> Path:

@@ -69,7 +69,9 @@ def test_failed_judges_are_left_out_down_to_the_quorum():
     assert one([says(None)]).failed
 
 
-def test_a_flip_of_any_judge_is_a_flip_and_unknown_stays_unknown():
+def test_a_jury_flips_where_half_of_its_judges_do_and_unknown_stays_unknown():
+    """With a flip of any judge, five that flip on 15 % of pairs were a jury that flips on 56 %."""
+    assert one([says(0.5, flipped=False), says(0.5, flipped=False), says(0.5, flipped=True)]).flipped is False
     assert one([says(0.5), says(0.5)]).flipped is None
     assert one([says(0.5, flipped=False), says(0.5)]).flipped is False
     assert one([says(0.5, flipped=False), says(0.5, flipped=True)]).flipped is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -365,3 +366,93 @@ def test_a_locked_or_foreign_or_damaged_ledger_loses_nothing(tmp_path: Path) -> 
     with pytest.raises(InvalidOption, match="something else"):
         Ledger(foreign)
     assert foreign.read_bytes() == before
+
+
+_ON_A_FULL_DISK = """
+import resource, signal, sys
+from humor_env.llm import Ledger, Reply, Request
+from humor_env.llm.budget import LedgerError
+ledger = Ledger(sys.argv[1])
+ledger.put("first", "p", "m", Request("s", {}), Reply("kept"))
+# As on a disk that is full: nothing in this process can make a file longer than the journal is now.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from pathlib import Path
+full = Path(sys.argv[1] + "-wal").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+for n in range(20):
+    reply = ledger.put(f"k{n}", "p", "m", Request("s", {}), Reply("x" * 5000))
+    assert reply.text == "x" * 5000
+assert len(ledger.find([f"k{n}" for n in range(20)])) == 20
+try:
+    ledger.write_down(patience=0.0)
+    sys.exit("the disk was not full")
+except LedgerError as problem:
+    print(problem)
+if sys.argv[2] == "freed":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+try:
+    ledger.close()
+except LedgerError as problem:
+    print("at the end:", problem)
+"""
+
+
+@pytest.mark.parametrize("state", ["freed", "full"])
+def test_a_full_disk_loses_nothing_that_was_paid(tmp_path: Path, state: str) -> None:
+    """It was a raw sqlite3.OperationalError, and the replies in the air were paid twice."""
+    path = tmp_path / "l.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_A_FULL_DISK, str(path), state], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "cannot be written" in done.stdout and "not on disk yet: 20" in done.stdout and "Traceback" not in done.stderr
+    )
+    with Ledger(path) as ledger:
+        assert ledger.find(["first"])["first"].text == "kept"
+        assert len(ledger.find([f"k{n}" for n in range(20)])) == (20 if state == "freed" else 0)
+    assert ("at the end:" in done.stdout) is (state == "full")
+
+
+_REPLAY = """
+import sys
+from humor_env.llm import Ledger, Reply, Request
+from humor_env.llm.budget import LedgerError
+ledger = Ledger(sys.argv[1])
+assert ledger.read_only
+print(ledger.find(["k"])["k"].text, len(ledger))
+try:
+    ledger.put("new", "p", "m", Request("s", {}), Reply("x"))
+    ledger.close()
+except LedgerError as problem:
+    print(problem)
+"""
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["closed", "with its journal"])
+def test_a_ledger_on_a_read_only_disk_replays(tmp_path: Path, journal: bool) -> None:
+    """A complete ledger could not be replayed where nothing can be written: "unable to open database file"."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.put("k", "p", "m", request("x"), Reply("kept"))
+        if journal:  # of a writer that was killed: what it wrote last stands in the journal alone
+            for part in ("", "-wal"):
+                (folder / f"l.sqlite{part}").write_bytes((tmp_path / f"l.sqlite{part}").read_bytes())
+    if not journal:
+        (folder / "l.sqlite").write_bytes((tmp_path / "l.sqlite").read_bytes())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    command = [sys.executable, "-c", _REPLAY, str(folder / "l.sqlite")]
+    if os.geteuid() == 0:  # nobody is kept from writing by a mode who is root: a mount of its own can do it
+        command = ["unshare", "--mount", "sh", "-c", 'mount --bind -o ro "$0" "$0" && mount -o remount,bind,ro "$0" && '
+                   'exec "$@"', str(folder), *command]  # fmt: skip
+    else:
+        folder.chmod(0o555)
+        (folder / "l.sqlite").chmod(0o444)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    folder.chmod(0o755)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no read-only folder can be made here: {done.stderr.strip()[:100]}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("kept 1\n")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

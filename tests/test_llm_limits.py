@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,75 @@ from odd_server import JSON, Answer, answering, message
 from test_llm_local import save_tokenizer
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
-from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Request, make_client
+from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.address import allow_key_hosts, label, may_have_key
 from humor_env.llm.ledgered_client import Progress
+from humor_env.llm.protocol import OnReply
 from humor_env.rewards.scorer import symbol_schema
+from humor_env.types import Usage
 
 ANSWER = symbol_schema(("1", "2"))
 QUICK = {"first_wait": 0.01, "longest_wait": 0.02, "timeout": 2.0, "deadline": 4.0}
 PRICES = {"prices": {"m": {"input": 1.0, "output": 5.0}}}
-SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
+OWN = f"{__name__}:OwnClient"
+SERVICES = ("anthropic", "anthropic-batch", "openai", "local", OWN)
+
+
+class OwnClient:
+    """A client as a user writes it: it knows nothing of limits."""
+
+    name, probabilities = "own", False
+
+    def __init__(self, answer: str = "1") -> None:
+        self.answer, self.asked, self.open = answer, 0, True
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        replies = []
+        for index, _ in enumerate(requests):
+            self.asked += 1
+            replies.append(Reply(self.answer, {"answer": self.answer}, usage=Usage(1, 50, 10, 0, 0.25)))
+            if on_reply is not None:
+                on_reply(index, replies[-1])
+        return replies
+
+    def close(self) -> None:
+        self.open = False
+
+
+class FrugalClient(OwnClient):
+    """Another, which keeps its limits itself."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        super().__init__()
+        self.budget = budget
+
+
+def test_a_client_of_ones_own_is_limited_from_outside_or_keeps_the_limits_itself() -> None:
+    """`--max-calls 2` with `package.module:name` made all calls: the limits were dropped on the way."""
+    budget = Budget(max_calls=3)
+    client = make_client(OWN, budget=budget, answer="2")
+    assert (client.name, client.probabilities) == ("own", False)
+    assert [reply.text for reply in client(asked(2))] == ["2", "2"]
+    got: dict[int, Reply] = {}
+    with pytest.raises(BudgetExceeded, match="max_calls"):
+        client(asked(2), got.__setitem__)
+    assert list(got) == [0]
+    assert (client.asked, budget.spent) == (3, Usage(3, 150, 30, 0, 0.75))  # type: ignore[attr-defined]
+    client.close()
+    assert not client.open  # type: ignore[attr-defined]
+    frugal = make_client(f"{__name__}:FrugalClient", budget=budget)
+    assert isinstance(frugal, FrugalClient) and frugal.budget is budget
+    # What it costs at most nobody has said.
+    with pytest.raises(InvalidOption, match="price is unknown"):
+        make_client(OWN, budget=Budget(max_cost=1.0))(asked(1))
+
+
+def test_a_client_of_ones_own_that_fails_leaves_its_worst_case_counted() -> None:
+    budget = Budget(max_calls=3)
+    client = make_client(OWN, budget=budget)
+    with pytest.raises(RuntimeError, match="stop"):
+        client(asked(2), lambda index, reply: (_ for _ in ()).throw(RuntimeError("stop")))
+    assert budget.account.calls == 2
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +116,9 @@ def a_client(service: str, model: str, budget: Budget | None = None, **options: 
     with ExitStack() as stack:
         if service == "local":
             yield make_client(f"local:{model}", budget=budget, batch_size=3)
+            return
+        if service == OWN:
+            yield make_client(service, budget=budget)
             return
         server = stack.enter_context(running("--judge", "always-1"))
         path = "/v1" if service == "openai" else ""

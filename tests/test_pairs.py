@@ -130,6 +130,27 @@ def test_too_many_failures_end_the_run():
         teacher_pairs(Scripted(a=None, b=0.9), lines_of(("aa", "ax"), ("bb", "bx")), PairConfig(max_failure_share=0.4))
 
 
+class ByPlace:
+    """It likes what is shown first, a little better for some letters: so it flips on every pair, and still answers."""
+
+    name = "by place"
+
+    def __call__(self, pairs):
+        return [Verdict(self.name, 0.5 + (ord(a.text[0]) - 99) / 100, flipped=True) for a, _ in pairs]
+
+
+def test_a_judge_that_goes_by_the_place_teaches_only_by_an_explicit_wish():
+    """A local judge flipped on 7 of 7 pairs: all were learnt from, and nobody said so."""
+    lines = lines_of(("aa", "ax"), ("bb", "bx"), ("dd", "dx"), ("ee", "ex"), ("ff", "fx"), ("gg", "gx"))
+    with pytest.raises(JudgingFailed, match=r"'by place' .* 6 of 6 .* max_flip_share = 1"):
+        teacher_pairs(ByPlace(), lines, PairConfig())
+    assert len(teacher_pairs(ByPlace(), lines, PairConfig(max_flip_share=1.0)).preferences) == 6
+    # So few may be chance.
+    assert len(teacher_pairs(ByPlace(), lines[:-2], PairConfig()).preferences) == 5
+    with pytest.raises(InvalidOption, match="max_flip_share"):
+        PairConfig(max_flip_share=7)
+
+
 def test_a_judge_of_the_wrong_length_is_refused():
     with pytest.raises(CriticContractError, match="1 pairs and returned 0"):
         teacher_pairs(lambda pairs: [], lines_of(("aa", "ax")), PairConfig())

@@ -1,6 +1,7 @@
 """The main job in small: each stage beats the one before on sentences nobody trained on; and a gamed critic."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -83,4 +84,10 @@ def test_bootstrap_interval_holds_the_mean_and_narrows():
     assert low < 0.5 < high
     assert high - low == pytest.approx(4 * 0.05, abs=0.04)  # about two standard errors (0.05) each way
     assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval([1.0] * 10) == (1.0, 1.0)
+
+
+def test_few_scores_get_no_interval_and_equal_ones_no_sure_one():
+    """Four prompts gave "1.000 [1.000, 1.000]" in results and report, as if four jokes could prove it."""
+    assert all(math.isnan(bound) for bound in bootstrap_interval([1.0] * 9))
+    assert bootstrap_interval([1.0] * 10) == pytest.approx((0.7, 1.0))
+    assert bootstrap_interval([0.5] * 30) == pytest.approx((0.4, 0.6))

@@ -317,6 +317,19 @@ def half_failing(jokes):
     ]
 
 
+def test_scores_of_a_judge_that_goes_by_the_place_teach_only_by_an_explicit_wish():
+    """Of two orders most answers differed, and the student learnt from them without a word."""
+
+    def by_place(jokes):
+        return [Judgement("win-tie", 0.4 + i / 20, {"flips": 0.75}) for i, _ in enumerate(jokes)]
+
+    with pytest.raises(JudgingFailed, match=r"'win-tie' .* 6 of 8 .* max_flip_share = 1"):
+        train(config(steps=1), vector_env(8, by_place), student(), Memory(), prompts=prompts())
+    log = Memory()
+    train(config(steps=1, max_flip_share=1.0), vector_env(8, by_place), student(), log, prompts=prompts())
+    assert log.rows[0]["reward/part/flips"] == 0.75
+
+
 def test_failed_judgements_teach_nothing():
     """Rows that could not be scored must leave the step as it would be without them."""
     log = Memory()

@@ -8,7 +8,10 @@ from dataclasses import asdict
 import pytest
 
 from humor_env import pocket
-from humor_env.errors import InvalidOption
+from humor_env.errors import InvalidOption, StudentError
+from humor_env.experiments.runs.ingredients import load_student
+from humor_env.experiments.specs.spec import StudentSpec
+from humor_env.llm import make_client
 from humor_env.rewards.audits.surprisal import ModelSurprisal
 from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.rewards.trained.scoring_head import SCORING_FILE, Reading, load_model, new_model
@@ -44,13 +47,15 @@ def folder(tmp_path, monkeypatch):
         lambda folder: load_model(folder),
         lambda folder: RewardModelCritic(str(_classifier(folder)))([JOKE]),
         lambda folder: load_tokenizer(str(folder)),
+        lambda folder: make_client(f"local:{folder}"),
+        lambda folder: load_student(StudentSpec(model=str(folder)), 0),
     ],
-    ids=["surprisal", "scoring head", "scoring model", "reward model", "tokens"],
+    ids=["surprisal", "scoring head", "scoring model", "reward model", "tokens", "local client", "student"],
 )
 def test_code_in_a_folder_does_not_run(folder, load, tmp_path, monkeypatch):
     """Unsaid, transformers asks on the terminal, and `yes |` or a tired user lets the code run."""
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
-    with pytest.raises(InvalidOption):
+    with pytest.raises((InvalidOption, StudentError)):
         load(folder)
     assert not (tmp_path / "ran").exists()
 

@@ -207,6 +207,9 @@ def test_an_interval_covers_as_it_says():
         held += found.low <= 0.5 <= found.high
     assert 178 <= held <= 200
     assert interval([0.3]) == interval([0.3]).__class__(0.3)
+    # Four prompts of score 1 prove little, and so do four differences.
+    assert interval([1.0] * 4) == interval([0.3]).__class__(1.0)
+    assert interval([1.0] * 100).low == pytest.approx(0.97)
 
 
 def test_where_two_judges_part():
@@ -249,6 +252,21 @@ def test_the_page_marks_where_critic_and_judge_part(run, page):
     assert "they part" in score.svg
     assert "From step 30 on" in score.caption
     assert "From step 30 on" in page
+
+
+def test_a_judge_that_flips_on_most_pairs_is_told_at_the_top(tmp_path):
+    """It flipped on all pairs, and neither screen nor report said so."""
+    folder = make_run(tmp_path / "flips", seeds=1)
+    assert "in the other order" not in render([load_run(folder)])
+    path = folder / "seed-0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [*rows[:-1], rows[-1] | {"feedback/judged": 8.0, "feedback/flipped": 7.0}])
+    results = json.loads((folder / "seed-0" / "results.json").read_text())
+    results["stages"]["ppo"]["part/flips"] = 0.6
+    (folder / "seed-0" / "results.json").write_text(json.dumps(results))
+    page = render([load_run(folder)])
+    assert "88% of the verdicts of the judge that taught" in page
+    assert "60% of the verdicts of the judge that measured" in page
 
 
 def test_a_drift_monitor_is_shown_where_there_is_one(tmp_path):

@@ -72,6 +72,19 @@ def test_a_sample_line_now_and_then_and_nothing_in_it_drives_the_terminal(consol
     assert len((tmp_path / "jokes.jsonl").read_text().splitlines()) == 16
 
 
+def test_a_judge_that_flips_on_most_pairs_is_told(console, clock, tmp_path):
+    """Seven of seven pairs flipped, all were learnt from, and the screen said nothing of it."""
+    with screen.Terminal(console).stage("dpo", total=9) as bar:
+        log = bar.log(RunLog(tmp_path))
+        log.metrics(1, {"dpo/loss": 0.7, "feedback/judged": 7.0, "feedback/flipped": 7.0})
+        bar.progress.refresh()
+        assert "the judge flips on 100 % of pairs" in console.file.getvalue()
+    assert screen.flips({"feedback/judged": 20.0, "feedback/flipped": 3.0}) == 0.15
+    assert screen.flips({"reward/part/win-tie.flips": 0.8, "reward/part/flips": 0.2}) == 0.8
+    assert screen.flips({"part/flips": 0.6}) == 0.6
+    assert screen.flips({"reward/mean": 0.5, "feedback/judged": 0.0, "feedback/flipped": 0.0}) is None
+
+
 def test_a_resumed_run_starts_where_it_was(console, clock, tmp_path):
     with screen.Terminal(console).stage("ppo", total=100) as bar:
         log = bar.log(RunLog(tmp_path))

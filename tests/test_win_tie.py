@@ -39,6 +39,16 @@ def one(judge, teacher, text="mine", **options):
     return judgement
 
 
+def test_flips_are_told():
+    """Whoever learns from the score must be able to see that the judge goes by the place of a line."""
+
+    def judge(pairs):
+        return [Verdict("j", 0.6, flipped=line.text in "ab") for _, line in pairs]
+
+    assert one(judge, buffer("a", "b", "c")).parts["flips"] == pytest.approx(2 / 3)
+    assert "flips" not in one(Table(a=(0.9, 0.2)), buffer("a")).parts  # not asked in both orders
+
+
 def test_the_score_is_the_mean_probability_over_the_teachers_lines():
     judge = Table(a=(0.9, 0.2), b=(0.4, 0.4), c=(0.5, 0.0))
     judgement = one(judge, buffer("a", "b", "c"))

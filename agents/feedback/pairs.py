@@ -21,7 +21,7 @@ import torch
 
 from humor_env import text_stats
 from humor_env.agents.feedback.metrics import gather_jokes
-from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.feedback.rollout import check_failures, check_flip_share
 from humor_env.agents.session.processes import gather_records, local_share, sum_over_processes
 from humor_env.agents.student import Student
 from humor_env.agents.student.beams import beams
@@ -48,6 +48,7 @@ class PairConfig:
     least_edge: float = 0.0  # how far from one half the verdict must be, else it is a tie
     micro_batch: int = 96  # lines written at once
     max_failure_share: float = 0.5
+    max_flip_share: float = 0.5  # verdicts that change with the order; 1 learns from any judge
 
     def __post_init__(self) -> None:
         if self.candidates < 2 or self.ngram < 1 or self.micro_batch < 1:
@@ -64,6 +65,9 @@ class PairConfig:
                 f"Lines of equal length must pass: shortest_ratio <= 1 <= longest_ratio; found {self.shortest_ratio} "
                 f"and {self.longest_ratio}."
             )
+        for name in ("max_failure_share", "max_flip_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidOption(f"{name} lies between 0 and 1, found {getattr(self, name)}.")
         if not 0 <= self.least_edge < 0.5:
             raise InvalidOption(f"least_edge lies in [0, 0.5), found {self.least_edge}.")
 
@@ -277,6 +281,8 @@ def _judged_pairs(
             sure = max(verdict.probability, 1 - verdict.probability)
             preferences.append(Preference(a.prompt, better.text, worse.text, sure, source))
     check_failures(judgements, config.max_failure_share)
+    flips = [v.flipped for v in verdicts if v.flipped is not None]
+    check_flip_share(critic_name(judge), sum(flips), len(flips), config.max_flip_share)
     records = gather_records([preference_record(p) for p in preferences])
     shown = gather_jokes([{"joke": j, "judgement": v} for j, v in zip(jokes, judgements, strict=True)])
     counts["preferences"] = float(len(preferences))

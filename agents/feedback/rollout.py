@@ -177,13 +177,15 @@ def collect(
     reference: bool = True,
     micro_batch: int = 64,
     max_failure_share: float = 0.5,
+    max_flip_share: float = 1.0,
     backend: Backend | None = None,
 ) -> Rollout:
     """Play one episode per prompt (equal prompts are siblings, one group) and score what was written.
 
     `uniforms(attempt, columns)` gives the chance for all rows of one attempt. Without `old_logprobs` the rollout keeps
     the log-probabilities and values that came with the tokens, and saves a pass. Raises `JudgingFailed` with the list
-    of errors when more than `max_failure_share` of the judgements failed.
+    of errors when more than `max_failure_share` of the judgements failed, or more than `max_flip_share` of the verdicts
+    behind them change with the order.
     """
     envs = group_envs(env)
     backend = backend or InProcess(student)
@@ -226,6 +228,7 @@ def collect(
             attempt += 1
     rollout = _assemble(student, tables, prompts, groups, clock)
     check_failures(rollout.judgements, max_failure_share)
+    check_flips(rollout.judgements, max_flip_share)
     return rollout
 
 
@@ -239,6 +242,29 @@ def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
         raise JudgingFailed(
             f"{bad:.0f} of {total:.0f} judgements failed, more than the allowed share of {max_share:.0%}. "
             f"Errors: {shown}"
+        )
+
+
+FEWEST_ASKED = 6  # below so many pairs most may flip by chance
+
+
+def check_flips(judgements: Sequence[Judgement], max_share: float) -> None:
+    """Raise where most scores come from a judge whose answer follows the order in which it is shown the lines. Critics
+    made of a judge tell it by the part "flips"."""
+    said = [(j, [v for n, v in j.parts.items() if n == "flips" or n.endswith(".flips")]) for j in judgements]
+    told = [(j.critic, max(flips)) for j, flips in said if flips]
+    check_flip_share(told[0][0] if told else "judge", sum(share for _, share in told), len(told), max_share)
+
+
+def check_flip_share(name: str, flipped: float, asked: int, max_share: float) -> None:
+    """The same for so many flips, on this process, among so many pairs that were asked in both orders."""
+    flips, total = sum_over_processes(torch.tensor([flipped, float(asked)], dtype=torch.float64)).tolist()
+    if total >= FEWEST_ASKED and flips / total > max_share:
+        counted = f"{flips:.0f} of {total:.0f}" if flips == round(flips) else f"{flips / total:.0%} of {total:.0f}"
+        raise JudgingFailed(
+            f"'{name}' prefers a place: {counted} of its verdicts change when the two lines are shown in the other "
+            f"order, more than the allowed share of {max_share:.0%}. Take another judge, or set max_flip_share = 1 to "
+            "learn from this one all the same."
         )
 
 

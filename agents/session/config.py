@@ -24,7 +24,7 @@ _FROM_ZERO = (
     *("missing_end_penalty",),
 )
 _ABOVE_ZERO = ("max_grad_norm", "clip", "clip_high", "value_clip", "kl_limit", "kl_target", "kl_stop", "kl_horizon")
-_SHARES = ("gamma", "lam", "imitation_decay", "max_failure_share")
+_SHARES = ("gamma", "lam", "imitation_decay", "max_failure_share", "max_flip_share")
 _DECAYS = ("constant", "linear", "cosine")
 
 
@@ -78,6 +78,7 @@ class OnPolicyConfig(LearnerConfig):
     kl_limit: float = 5.0  # KL per token to the imitation at which the run is given up
     missing_end_penalty: float = 0.0
     max_failure_share: float = 0.5
+    max_flip_share: float = 0.5  # verdicts that change with the order; 1 learns from any judge
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,6 +40,7 @@ from humor_env.agents.student.logprobs import token_logprobs
 from humor_env.agents.student.settings import Lora
 from humor_env.agents.student.token_rows import Scored, TokenRows, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
+from humor_env.precision import in_paying_precision
 from humor_env.streams import stream_seed
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ class Student:
         dtype: torch.dtype | str = "auto",
         seed: int = 0,
     ) -> Student:
-        """From a Hugging Face name or folder, or from a folder that `save_pretrained` wrote (adapters included)."""
+        """From a Hugging Face name or folder, or from a folder that `save_pretrained` wrote (adapters included).
+
+        `dtype="auto"` is the saved model's, or 32 bits where its 16 are slow on this device.
+        """
         folder = Path(path)
         saved: dict[str, Any] = {}
         source: str | Path = path
@@ -121,6 +125,8 @@ class Student:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        if dtype == "auto":
+            model = in_paying_precision(model, device)
         tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
         if lora is None and saved:
             fields = dict(saved["lora"])

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.feedback.rollout import check_failures, check_flips
 from humor_env.agents.student import Student
 from humor_env.episode import checked_reply
 from humor_env.errors import PromptError
@@ -43,6 +43,7 @@ def make_trl_reward(
     critic: Critic,
     *,
     max_failure_share: float = 0.5,
+    max_flip_share: float = 1.0,
     on_jokes: Callable[[int, list[Joke], list[Judgement]], None] | None = None,
     asynchronous: bool = True,
 ) -> TRLReward | PlainReward:
@@ -61,6 +62,7 @@ def make_trl_reward(
 
     def told(jokes: list[Joke], judgements: list[Judgement], columns: Mapping[str, Any]) -> list[float | None]:
         check_failures(judgements, max_failure_share)
+        check_flips(judgements, max_flip_share)
         if on_jokes is not None:
             on_jokes(int(getattr(columns.get("trainer_state"), "global_step", 0)), jokes, judgements)
         return [judgement.score for judgement in judgements]

@@ -60,6 +60,7 @@ class TRLConfig:
     kl_weight: float = 0.05  # GRPO, RLOO
     beta: float = 0.1  # DPO
     max_failure_share: float = 0.5
+    max_flip_share: float = 0.5
     checkpoint_every: int = 10
     evaluate_every: int = 0
     seed: int = 0
@@ -162,7 +163,12 @@ def _train_online(
         control.count(len(jokes) * process_count(), len(judgements) * process_count())
         log.jokes(step + 1, jokes, judgements)
 
-    reward = make_trl_reward(critic, max_failure_share=config.max_failure_share, on_jokes=taken)
+    reward = make_trl_reward(
+        critic,
+        max_failure_share=config.max_failure_share,
+        max_flip_share=config.max_flip_share,
+        on_jokes=taken,
+    )
     more = {"reward_funcs": reward, "train_dataset": prompts_dataset(prompts, student)}
     return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate, control)
 

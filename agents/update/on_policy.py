@@ -139,6 +139,7 @@ class OnPolicyStep:
             reference=reference,
             micro_batch=config.micro_batch,
             max_failure_share=config.max_failure_share,
+            max_flip_share=config.max_flip_share,
             backend=session.backend,
         )
         self.written: WrittenBatch = gather_lines(self.rollout)

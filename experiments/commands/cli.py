@@ -130,7 +130,9 @@ app = typer.Typer(
 
   humor-env doctor                            what this machine has, and what will be slow""",
 )
-check_app = typer.Typer(no_args_is_help=True, help="Is my critic, is my environment, sound? One finding a line.")
+check_app = typer.Typer(
+    no_args_is_help=True, help="Is my critic, judge, prompt set or environment sound? One finding a line."
+)
 app.add_typer(check_app, name="check")
 
 
@@ -340,6 +342,32 @@ def check_critic(
     from humor_env.checks import check_critic as check
 
     _findings(check(registry.critics.make(name, **key_values(option)), prompts, tolerance=tolerance), as_json)
+
+
+@check_app.command("judge", epilog="Examples: humor-env check judge pocket · check judge my_package.judges:Strict")
+def check_judge(
+    name: Annotated[str, typer.Argument(help="A registered name or package.module:name.")],
+    option: Options = None,
+    prompts: Annotated[str, typer.Option(help="Prompts to try it on.")] = "pocket",
+    tolerance: Annotated[float, typer.Option(min=0, help="How far two verdicts on one pair may differ.")] = 1e-9,
+    as_json: AsJson = False,
+) -> None:
+    """Try a judge of pairs on its contract, in both orders and on awkward texts."""
+    from humor_env import registry
+    from humor_env.checks import check_judge as check
+
+    _findings(check(registry.judges.make(name, **key_values(option)), prompts, tolerance=tolerance), as_json)
+
+
+@check_app.command("prompts", epilog="Examples: humor-env check prompts everyday · check prompts mine.csv")
+def check_prompts(
+    what: Annotated[str, typer.Argument(help="A registered set, a file, or hf:owner/dataset.")],
+    as_json: AsJson = False,
+) -> None:
+    """Try a prompt set: ids, splits, texts, and that it is the same when loaded again."""
+    from humor_env.checks import check_prompts as check
+
+    _findings(check(what), as_json)
 
 
 @check_app.command("env", epilog="Examples: humor-env check env humor_env/Revise-v0 · check env my_package:Mine-v0")

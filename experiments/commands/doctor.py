@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from humor_env import pocket
 from humor_env.experiments.runs.run_folder import versions
+from humor_env.precision import free_memory, measure
 
 KEYS = {
     "ANTHROPIC_API_KEY": "the clients 'anthropic' and 'anthropic-batch'",
@@ -34,15 +34,16 @@ def examine() -> dict[str, Any]:
     """Everything as plain data."""
     import torch
 
+    memory = free_memory()
     found: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **versions()},
         "extras": {extra: _installed(name) for extra, name in EXTRAS.items()},
         "keys": {name: bool(os.environ.get(name)) for name in KEYS},
         "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
-        "memory_gb": _memory(),
+        "memory_gb": None if memory is None else round(memory / _GB, 1),
         "devices": _devices(torch),
-        "precision": _precision(torch),
+        "precision": measure("cuda" if torch.cuda.is_available() else "cpu"),
         "disk_free_gb": {
             "here": round(shutil.disk_usage(Path.cwd()).free / _GB, 1),
             "model cache": round(shutil.disk_usage(_existing(_cache())).free / _GB, 1),
@@ -105,15 +106,6 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _memory() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    return round(kilobytes * 1024 / _GB, 1)
-
-
 def _devices(torch: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
@@ -122,27 +114,6 @@ def _devices(torch: Any) -> list[dict[str, Any]]:
     if torch.backends.mps.is_available():
         found.append({"kind": "mps", "name": "Apple GPU", "memory_gb": None})
     return [*found, {"kind": "cpu", "name": platform.processor() or platform.machine(), "memory_gb": None}]
-
-
-def _precision(torch: Any) -> dict[str, Any]:
-    """Seconds of one matrix product by precision, on the device a run would use, and which one pays."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 4096 if device == "cuda" else 768
-    seconds = {name: _product(torch, getattr(torch, name), device, size) for name in ("float32", "bfloat16")}
-    pays = "bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
-    return {"device": device, "pays": pays, "milliseconds": {k: round(v * 1000, 3) for k, v in seconds.items()}}
-
-
-def _product(torch: Any, dtype: Any, device: str, size: int) -> float:
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 def _cache() -> Path:

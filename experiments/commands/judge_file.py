@@ -4,7 +4,8 @@
     humor-env judge jokes.jsonl --critic scorer --dry-run          # what it would take
     humor-env rescore runs/ppo --critic rules                      # and how far the two agree
 
-A line of the file is an object with `prompt` (a text, or an object with id and text) and `text`. Judged lines are added
+A line of the file is an object with `prompt` (a text, or an object with id and text) and `text`; a CSV file has columns
+of these names, and its judgements are a CSV file too. Judged lines are added
 to the output as they come; started again, the command reads that file and judges what is missing or has failed.
 Limits (--max-calls, --max-tokens, --max-cost) hold for the output file as a whole, restarts included.
 """
@@ -12,12 +13,14 @@ Limits (--max-calls, --max-tokens, --max-cost) hold for the output file as a who
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import math
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from humor_env.errors import InvalidOption, PromptError, UnknownName
 from humor_env.experiments.options import fill, ledger_if_used, nothing_written
 from humor_env.line_file import only_writer
 from humor_env.llm.ledgered_client import Progress
+from humor_env.prompt_files import rows as table_rows
 from humor_env.registry import critics, judges
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, Usage, critic_name
 
@@ -78,17 +82,20 @@ class Agreement:
 
 
 def read_jokes(path: Path) -> list[Line]:
-    """The jokes of a JSONL file, or of the `jokes.jsonl` in a run's folder."""
+    """The jokes of a JSONL or CSV file, or of the `jokes.jsonl` in a run's folder."""
     if path.is_dir():
         path = path / "jokes.jsonl"
     if not path.is_file():
         raise PromptError(f"There is no file '{path}'. Give a JSONL file, or a run's folder with a jokes.jsonl in it.")
     lines = []
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, row in enumerate(file, start=1):
-                if row.strip():
-                    lines.append(_line(path, number, row))
+        if path.suffix == ".csv":
+            lines = [_joke(f"{path}, {place}", n, row) for n, (place, _, row) in enumerate(table_rows(str(path)), 1)]
+        else:
+            with path.open(encoding="utf-8") as file:
+                for number, row in enumerate(file, start=1):
+                    if row.strip():
+                        lines.append(_line(path, number, row))
     except UnicodeDecodeError as problem:
         byte = problem.object[problem.start]
         raise PromptError(f"'{path}' is not UTF-8 (byte 0x{byte:02x}). Save it as UTF-8.") from None
@@ -100,22 +107,26 @@ def read_jokes(path: Path) -> list[Line]:
 def _line(path: Path, number: int, row: str) -> Line:
     try:
         record = json.loads(row)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise PromptError(f"{path}, line {number}: not JSON ({problem}).") from None
+    return _joke(f"{path}, line {number}", number, record)
+
+
+def _joke(place: str, number: int, record: Any) -> Line:
     field = next((f for f in TEXT_FIELDS if isinstance(record, dict) and isinstance(record.get(f), str)), None)
     given = record.get("prompt") if isinstance(record, dict) else None
     if field is None or not isinstance(given, str | dict):
         raise PromptError(
-            f"{path}, line {number}: expected an object with 'prompt' (a text, or an object with 'id' and 'text') and "
-            f"'text'; found {row.strip()[:80]!r}."
+            f"{place}: expected an object with 'prompt' (a text, or an object with 'id' and 'text') and 'text', or a "
+            f"table with columns of these names; found {str(record)[:80]!r}."
         )
     shape: dict[str, Any] = {"text": given} if isinstance(given, str) else given
     text = shape.get("text")
     if not isinstance(text, str):
-        raise PromptError(f"{path}, line {number}: the prompt has no 'text'; found {given!r}.")
+        raise PromptError(f"{place}: the prompt has no 'text'; found {given!r}.")
     extra = shape.get("extra") or {}
     if not isinstance(extra, dict):
-        raise PromptError(f"{path}, line {number}: the prompt's 'extra' is an object; found {extra!r}.")
+        raise PromptError(f"{place}: the prompt's 'extra' is an object; found {extra!r}.")
     prompt = Prompt(
         str(shape.get("id") or record.get("prompt_id") or text),
         text,
@@ -125,8 +136,16 @@ def _line(path: Path, number: int, row: str) -> Line:
     )
     joke = Joke(prompt, record[field], str(record.get("author") or "student"), record.get("stop_reason"))
     older = record.get("judgement", {}) if isinstance(record.get("judgement"), dict) else {}
-    score = record.get("score", older.get("score"))
-    return Line(number, record, joke, float(score) if isinstance(score, int | float) else None)
+    return Line(number, record, joke, _score(record.get("score", older.get("score"))))
+
+
+def _score(value: Any) -> float | None:
+    """A table's numbers are texts."""
+    try:
+        score = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return score if math.isfinite(score) else None
 
 
 def judge_file(
@@ -138,11 +157,23 @@ def judge_file(
     on_chunk: Callable[[int, int, Usage], None] | None = None,
 ) -> Summary:
     """Judge what the output does not have yet. Each chunk is on disk before the next one is asked. InvalidOption where
-    another process is at work on the same output."""
+    another process is at work on the same output. An output called .csv is a table that is written at the end, from the
+    JSON lines beside it."""
     output.parent.mkdir(parents=True, exist_ok=True)
+    kept = _kept(output)
     refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
-    with only_writer(output.with_name(output.name + ".lock"), refusal):
-        return _judge_missing(lines, output, critic, chunk, on_chunk)
+    with only_writer(kept.with_name(kept.name + ".lock"), refusal):
+        if kept != output and output.is_file() and not kept.is_file():
+            raise InvalidOption(f"'{output}' is there already. Give another --output, or remove it.")
+        summary = _judge_missing(lines, kept, critic, chunk, on_chunk)
+        if kept != output:
+            _write_table(kept, output)
+        return replace(summary, output=output)
+
+
+def _kept(output: Path) -> Path:
+    """Where the judgements are kept as they come: a table cannot be added to and gone on from as safely."""
+    return output.with_suffix(".jsonl") if output.suffix == ".csv" else output
 
 
 def _judge_missing(
@@ -197,11 +228,11 @@ def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float |
     for place, row in enumerate(written, start=1):
         try:
             record = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             if place == len(written) and row.startswith("{"):
                 continue  # the line that was being written when the process was killed
             record = None
-        if not isinstance(record, dict) or not isinstance(record.get("judgement"), dict):
+        if not _is_judged(record):
             raise InvalidOption(
                 f"'{output}' is there already and holds no judgements (line {place}). Give another --output, or remove "
                 "it."
@@ -213,12 +244,21 @@ def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float |
                 f"'{output}' holds judgements of another file or another critic ({record.get('critic')!r}, not "
                 f"{name!r}). Give another --output, or remove it."
             )
-        score = record["judgement"]["score"]
+        score = _score(record["judgement"]["score"])
         if score is not None and line.number not in kept:
             kept[line.number] = score
             rows.append(row)
     _replace(output, rows)
     return kept
+
+
+def _is_judged(record: Any) -> bool:
+    """Whether a line of an output is one that this command writes, a score out of range or of another type included."""
+    judgement = record.get("judgement") if isinstance(record, dict) else None
+    if not isinstance(judgement, dict) or "score" not in judgement or type(record.get("line")) is not int:
+        return False
+    score = judgement["score"]
+    return score is None or (type(score) in (int, float) and 0 <= score <= 1)
 
 
 def _sort(output: Path) -> None:
@@ -231,6 +271,26 @@ def _replace(path: Path, rows: Sequence[str]) -> None:
     beside = path.with_name(path.name + ".new")
     beside.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
     beside.replace(path)
+
+
+def _write_table(kept: Path, output: Path) -> None:
+    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error."""
+    records = [json.loads(row) for row in kept.read_text(encoding="utf-8").splitlines()]
+    ours = ("critic", "score", "reason", "error")
+    columns = dict.fromkeys(n for record in records for n in record if n not in (*ours, "line", "judgement", "before"))
+    beside = output.with_name(output.name + ".new")
+    # With the mark by which spreadsheets know UTF-8.
+    with beside.open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*columns, *ours])
+        for record in records:
+            found = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
+            table.writerow([_cell(record.get(name)) for name in columns] + [_cell(found[name]) for name in ours])
+    beside.replace(output)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agreement:
@@ -266,8 +326,8 @@ def _spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def scores_of(output: Path) -> dict[int, float | None]:
-    rows = (json.loads(row) for row in output.read_text(encoding="utf-8").splitlines())
-    return {int(row["line"]): row["judgement"]["score"] for row in rows}
+    records = (json.loads(row) for row in _kept(output).read_text(encoding="utf-8").splitlines())
+    return {int(record["line"]): record["judgement"]["score"] for record in records}
 
 
 @contextlib.contextmanager
@@ -324,7 +384,7 @@ def score_file(
     lines = read_jokes(file)
     source = file / "jokes.jsonl" if file.is_dir() else file
     plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-    output = output or source.with_name(f"{source.stem}.{plain}.jsonl")
+    output = output or source.with_name(f"{source.stem}.{plain}{'.csv' if source.suffix == '.csv' else '.jsonl'}")
     ledger = ledger or output.with_name(output.name + ".ledger.sqlite")
     if dry_run:
         print(_estimate(name, options, lines, ledger))

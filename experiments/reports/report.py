@@ -26,6 +26,7 @@ from humor_env.experiments.reports import report_numbers as numbers
 from humor_env.experiments.reports.benchmark_page import benchmark_view, is_benchmark
 from humor_env.experiments.reports.pictures import Picture, pictures, result_picture
 from humor_env.experiments.reports.report_data import REFERENCES, Judged, RunData, begun_from, load_run
+from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
 MOST_TRAINING_LINES = 500  # of the latest steps, in the browser of jokes; the flagged ones come on top
@@ -104,9 +105,23 @@ def render(runs: Sequence[RunData], *, command: str = "") -> str:
         "headline": [_head_row(row) for row in heads],
         "tables": [],
         "pictures": pictures(runs, heads),
-        "notes": [note for run in runs for note in run.notes],
+        "notes": [note for run in runs for note in [*run.notes, *_order_bias(run)]],
     }
     return _whole(view, runs, command)
+
+
+def _order_bias(run: RunData) -> list[str]:
+    """Of judges whose verdicts follow the order in which they are shown two lines."""
+    last = [seed.metrics[-1] for seed in run.seeds if seed.metrics]
+    teaching = max((share for row in last if (share := flips(row)) is not None), default=0.0)
+    stages = [found for seed in run.seeds for found in seed.numbers.values()]
+    measuring = max((share for found in stages if (share := flips(found)) is not None), default=0.0)
+    return [
+        f"{run.name}: {share:.0%} of the verdicts of the judge that {what} change when the two lines are shown in the "
+        "other order: it goes by the place of a line more than by its words."
+        for what, share in (("taught", teaching), ("measured", measuring))
+        if share > MOST_FLIPS
+    ]
 
 
 def render_benchmark(folder: Path, *, command: str = "") -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
+from humor_env.rewards.audits.audit_stats import FEWEST, percentile_bounds
 from humor_env.rewards.rules import Fault
 from humor_env.streams import generator
 from humor_env.text_stats import distinct_n, ngrams
@@ -81,7 +82,7 @@ def _headline(run: RunData, stage: str) -> Headline:
     change = None
     if stage not in REFERENCES or stage == "imitation":
         before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]
-        change = _paired(tables, before, lambda now, then: now - then)
+        change = _paired(tables, before, lambda now, then: now - then, lowest=-1.0)
     teacher = [by_prompt(s.stages["teacher"]) for s in run.seeds if "teacher" in s.stages and stage in s.stages]
     matches = None if stage == "teacher" else _paired(tables, teacher, lambda now, then: float(now >= then))
     lines = [seed.stages[stage] for seed in run.seeds if stage in seed.stages]
@@ -118,23 +119,26 @@ def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def _paired(
-    now: Sequence[Mapping[str, float]], then: Sequence[Mapping[str, float]], compare: Callable[[float, float], float]
+    now: Sequence[Mapping[str, float]],
+    then: Sequence[Mapping[str, float]],
+    compare: Callable[[float, float], float],
+    lowest: float = 0.0,
 ) -> Estimate | None:
     if len(now) != len(then) or not now:
         return None
     tables = [{p: compare(a[p], b[p]) for p in a if p in b} for a, b in zip(now, then, strict=True)]
     values = _over_seeds(tables)
-    return interval(values) if values else None
+    return interval(values, lowest) if values else None
 
 
-def interval(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % percentile bootstrap interval; always the same for the same values."""
-    if len(values) < 2:
+def interval(values: Sequence[float], lowest: float = 0.0) -> Estimate:
+    """Mean and 95 % percentile bootstrap interval, always the same for the same values; no interval for few of them.
+    `lowest` is the least that a value can be: -1 for differences."""
+    if len(values) < FEWEST:
         return Estimate(_mean(values))
     data = np.asarray(values)
     draws = generator(0, "report").integers(len(data), size=(RESAMPLES, len(data)))
-    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(data.mean()), float(low), float(high))
+    return Estimate(float(data.mean()), *percentile_bounds(data[draws].mean(axis=1), data, len(data), lowest))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -25,6 +25,7 @@ from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episode import checked_reply
+from humor_env.rewards.audits.audit_stats import FEWEST, percentile_bounds
 from humor_env.streams import generator, stream_seed
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
@@ -115,13 +116,10 @@ def save_lines(found: Evaluation, folder: Path) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
-    if len(values) < 2:
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of scores in [0, 1]; NaN for too few of them to have one."""
+    if len(values) < FEWEST:
         return (float("nan"), float("nan"))
     data = np.asarray(values)
     draws = generator(seed, "bootstrap").integers(len(data), size=(resamples, len(data)))
-    low, high = np.quantile(data[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_bounds(data[draws].mean(axis=1), data, len(data))

@@ -36,7 +36,7 @@ from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
-from humor_env.experiments.runs.screen import Quiet, Screen
+from humor_env.experiments.runs.screen import MOST_FLIPS, Quiet, Screen, flips
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.types import Joke, critic_name
 
@@ -264,7 +264,14 @@ class SeedRun:
     def _keep(self, found: Evaluation) -> None:
         self.stages[found.name] = save_lines(found, self.folder)
         self._result(stopped=True)  # so far
-        self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {critic_name(self.parts.eval_critic)}")
+        judge = critic_name(self.parts.eval_critic)
+        self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {judge}")
+        share = flips(found.numbers())
+        if share is not None and share > MOST_FLIPS:
+            self.screen.say(
+                f"warning: {share:.0%} of the verdicts behind '{judge}' change with the order of the two lines: this "
+                "score says little."
+            )
 
     def _result(self, *, stopped: bool) -> SeedResult:
         result = SeedResult(self.seed, self.folder, self.stages, self.steps, stopped, self.seconds, self.why)

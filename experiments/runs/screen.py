@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 SAMPLE_EVERY = 15.0  # seconds between sample lines
 LINE_EVERY = 1.0  # seconds between the lines of a log file
 LONGEST = 200  # characters of one
+MOST_FLIPS = 0.5  # a judge whose verdicts change with the order more often goes by the place of a line
+
+
+def flips(numbers: Mapping[str, float | None]) -> float | None:
+    """The share of a judge's verdicts that change when the two lines are shown in the other order, from a step's
+    metrics or a stage's numbers; None where no judge was asked in both orders."""
+    judged, flipped = numbers.get("feedback/judged"), numbers.get("feedback/flipped")
+    if judged and flipped is not None:
+        return flipped / judged
+    parts = [v for n, v in numbers.items() if v is not None and "part/" in n and n.endswith(("/flips", ".flips"))]
+    return max(parts, default=None)
 
 
 class Bar(Protocol):
@@ -142,6 +153,9 @@ class _Watched:
         self.first = self.first or (step, now)
         self.cost += numbers.get("critic/cost", 0.0)
         notes = [f"{name} {numbers[key]:.3f}" for name, key in _SHOWN if key in numbers]
+        share = flips(numbers)
+        if share is not None and share > MOST_FLIPS:
+            notes.append(f"the judge flips on {100 * share:.0f} % of pairs")
         if self.cost:
             notes.append(f"${self.cost:.2f}")
         if step > self.first[0] and now > self.first[1]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from humor_env.errors import InvalidOption, did_you_mean, unknown_name
 from humor_env.llm.budget import Budget
+from humor_env.llm.limited import LimitedClient
 from humor_env.llm.protocol import Client
 from humor_env.llm.retry import Policy
 from humor_env.registry import clients
@@ -49,7 +50,7 @@ def make_client(
             return _openai(model, given)
         return _anthropic(service, model, given)
     if ":" in what or what in clients.names():
-        return clients.make(what, **options)
+        return _own(what, options, budget)
     raise unknown_name(
         "language model",
         what,
@@ -80,6 +81,17 @@ def _local(folder: str, options: Mapping[str, Any]) -> Client:
     if not folder:
         raise InvalidOption("A local model needs a folder or a model's name: 'local:path/to/model'.")
     return LocalClient(folder, **_checked(LocalClient, dict(options)))
+
+
+def _own(what: str, options: Mapping[str, Any], budget: Budget | None) -> Client:
+    """A client that a user wrote: it keeps the limits itself where it takes them, and is kept to them where not."""
+    found = clients.resolve(what)
+    if budget is None:
+        return clients.make(what, **options)
+    makes = inspect.isclass(found) or inspect.isroutine(found)
+    if makes and "budget" in inspect.signature(found).parameters:
+        return clients.make(what, **{"budget": budget, **options})
+    return LimitedClient(clients.make(what, **options), budget)
 
 
 def _with_policy(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Budget, most_tokens
 from humor_env.llm.protocol import OnReply, Reply, Request, escaped
 from humor_env.llm.replies import read
+from humor_env.precision import in_paying_precision
 from humor_env.streams import stream_seed
 from humor_env.types import Usage
 
@@ -78,6 +79,8 @@ class LocalClient:
                 f"'local:{model}' cannot be loaded ({reason[:300]}). Give the folder of a saved model or the name of "
                 "one that is in the cache. Models that bring code of their own are not run."
             ) from None
+        if dtype == "auto":
+            loaded = in_paying_precision(loaded, self.device)
         self.model: Any = loaded.to(self.device).eval()
         self.name = f"local:{Path(model).name}#{fingerprint(self.model)}"
         if temperature is not None:

@@ -24,6 +24,17 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 RESAMPLES = 2000
+FEWEST = 10  # below so many prompts a bootstrap, which draws only what it has seen, claims more than is known
+
+
+def percentile_bounds(means: Floats, values: Floats, items: int, lowest: float = 0.0) -> Interval:
+    """The middle 95 % of resampled means of values between `lowest` and 1. Where all values are alike, a resample
+    cannot differ: then the rule of three, by which up to 3 in `items` may be otherwise."""
+    if values.min() == values.max():
+        value = float(values[0])
+        return max(lowest, value - 3 / items), min(1.0, value + 3 / items)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def pair_credit(margins: ArrayLike, truth: ArrayLike) -> Floats:
@@ -43,17 +54,16 @@ def _weights(clusters: Sequence[Hashable], seed: int, resamples: int) -> tuple[N
 def interval(
     values: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:
-    """A 95 % percentile interval of the mean, drawing whole clusters. None below two clusters."""
+    """A 95 % percentile interval of the mean, drawing whole clusters. None below `FEWEST` clusters."""
     found = np.asarray(values, float)
-    if len(set(clusters)) < 2:
+    if len(set(clusters)) < FEWEST:
         return None
     index, drawn = _weights(clusters, seed, resamples)
     n = drawn.shape[1]
     sums = np.bincount(index, weights=found, minlength=n)
     counts = np.bincount(index, minlength=n)
     means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return percentile_bounds(means, found, n)
 
 
 def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:
@@ -106,7 +116,7 @@ def spearman_interval(
 ) -> Interval | None:
     """A 95 % percentile interval of the rank correlation, drawing whole clusters; the ranks are those of all items."""
     a, b = np.asarray(x, float), np.asarray(y, float)
-    if spearman(a, b) is None or len(set(clusters)) < 2:
+    if spearman(a, b) is None or len(set(clusters)) < FEWEST:
         return None
     ra, rb = _ranks(a), _ranks(b)
     index, drawn = _weights(clusters, seed, resamples)

@@ -107,7 +107,7 @@ class AuditReport:
 
     @property
     def beats_coin(self) -> bool | None:
-        """Whether the whole interval lies above a coin; None where nothing could be measured."""
+        """Whether the whole interval lies above a coin; None where there is too little to say."""
         if self.pairs is not None and self.pairs.interval is not None:
             return self.pairs.interval[0] > 0.5
         if self.texts is not None and self.texts.interval is not None:
@@ -125,7 +125,8 @@ class AuditReport:
             said.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
         if not said:
             return f"{self.critic} on {self.set}: nothing could be judged"
-        verdict = {True: "better than a coin", False: "not told from a coin", None: "no interval"}[self.beats_coin]
+        few = "too few to tell it from a coin"
+        verdict = {True: "better than a coin", False: "not told from a coin", None: few}[self.beats_coin]
         return f"{self.critic} on {self.set}: {'; '.join(said)} ({verdict})"
 
     def data(self) -> dict[str, Any]:

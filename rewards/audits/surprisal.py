@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption
+from humor_env.precision import in_paying_precision
 from humor_env.rewards.shared.reading import well_formed, words
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ModelSurprisal:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         except (OSError, ValueError) as problem:
             why = str(problem).strip().split("\n")[0]
             raise InvalidOption(
@@ -95,7 +96,7 @@ class ModelSurprisal:
             ) from problem
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise InvalidOption(f"The tokenizer of '{self.model}' has neither a begin nor an end token to start from.")
-        return model, tokenizer
+        return in_paying_precision(model, "cpu").eval(), tokenizer
 
 
 def make_surprisal(name: str, texts: Sequence[str]) -> tuple[str, Surprisal]:

@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
+from humor_env.precision import in_paying_precision
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.types import Joke
@@ -359,6 +360,8 @@ def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, devi
         body = PeftModel.from_pretrained(body, str(inside))
     else:
         body = AutoModel.from_pretrained(str(inside), dtype=kind, use_safetensors=True, trust_remote_code=False)
+    if dtype == "auto":
+        body = in_paying_precision(body, device)
     if device == "cpu":
         _inner(body).set_attn_implementation("eager")
     model = ScoringModel(body, tokenizer, reading)

@@ -1,0 +1,62 @@
+"""Limits for a client that knows nothing of them: one that a user wrote.
+
+    client = LimitedClient(OwnClient(), Budget(max_calls=2))
+    client(requests)                      # BudgetExceeded where the third would be sent; two were asked
+
+A client whose class takes `budget` keeps the limits itself, and better: it knows what a call costs at most. One that
+has a `worst_case(request)`, tokens and dollars, is believed; of others the tokens are bounded by their bytes, and a
+limit in money is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from humor_env.llm.budget import Budget, most_tokens
+from humor_env.llm.protocol import Client, OnReply, Reply, Request
+
+
+class LimitedClient:
+    """The client, asked for as many requests at a time as the limits allow."""
+
+    def __init__(self, client: Client, budget: Budget) -> None:
+        self.client, self.budget = client, budget
+        self.name, self.probabilities = client.name, client.probabilities
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "client":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.client, name)
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        replies: list[Reply] = []
+        for places, tickets in self.budget.portions([self._most(request) for request in requests]):
+            replies += self._ask(requests, places, tickets, on_reply)
+        return replies
+
+    def _ask(
+        self, requests: Sequence[Request], places: Sequence[int], tickets: Sequence[int], on_reply: OnReply | None
+    ) -> list[Reply]:
+        open_tickets = dict(enumerate(tickets))
+
+        def arrived(index: int, reply: Reply) -> None:
+            self.budget.settle(open_tickets.pop(index), reply.usage)
+            if on_reply is not None:
+                on_reply(places[index], reply)
+
+        try:
+            replies = list(self.client([requests[place] for place in places], arrived))
+            for index in list(open_tickets):  # of a client that says only at the end what it got
+                arrived(index, replies[index])
+            return replies
+        finally:
+            for ticket in open_tickets.values():
+                self.budget.settle(ticket, None)
+
+    def _most(self, request: Request) -> tuple[int, float | None]:
+        worst = getattr(self.client, "worst_case", None)
+        return worst(request) if callable(worst) else (most_tokens(request) + request.max_tokens, None)
+
+    def close(self) -> None:
+        self.client.close()

@@ -1,0 +1,58 @@
+"""`dtype = "auto"` takes what `humor-env doctor` knows to pay on this device."""
+
+import pytest
+import torch
+from tiny import llama, tokenizer
+
+from humor_env import precision
+from humor_env.agents.student import Student
+from humor_env.llm.local import LocalClient
+from humor_env.rewards.audits.surprisal import ModelSurprisal
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> str:
+    """A model that was saved in 16 bits, as most are."""
+    folder = str(tmp_path_factory.mktemp("narrow"))
+    llama().to(torch.bfloat16).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def says(monkeypatch: pytest.MonkeyPatch, pays: str) -> None:
+    monkeypatch.setattr(precision, "measure", lambda kind: {"device": kind, "pays": pays})
+
+
+def precisions(saved: str, **options) -> list[torch.dtype]:
+    """Of a student, a local judge and a measure of surprisal."""
+    model, _ = ModelSurprisal(saved)._load()
+    student, client = Student.load(saved, **options), LocalClient(saved, device="cpu", **options)
+    return [student.base.dtype, client.model.dtype, model.dtype]
+
+
+def test_auto_is_32_bits_where_16_do_not_pay(saved, monkeypatch):
+    """It was the saved model's 16 bits, 2.7 times slower on a processor of which `doctor` said so."""
+    says(monkeypatch, "float32")
+    assert precisions(saved) == [torch.float32] * 3
+    wide, narrow = Student.load(saved), Student.load(saved, dtype="bfloat16")
+    assert narrow.base.dtype == torch.bfloat16  # what is said is done
+    for name, weight in narrow.base.state_dict().items():
+        if "lora" not in name:  # adapters are new, and so rounded
+            assert torch.equal(wide.base.state_dict()[name], weight.float()), name
+
+
+def test_auto_is_as_saved_where_that_pays_or_where_there_is_no_room(saved, monkeypatch, tmp_path):
+    says(monkeypatch, "bfloat16")
+    assert precisions(saved) == [torch.bfloat16] * 3
+    llama().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert Student.load(tmp_path).base.dtype == torch.float32  # never narrowed
+    says(monkeypatch, "float32")
+    monkeypatch.setattr(precision, "free_memory", lambda: 1000)
+    assert precisions(saved) == [torch.bfloat16] * 3
+
+
+def test_it_is_what_doctor_shows():
+    from humor_env.experiments.commands import doctor
+
+    assert doctor.examine()["precision"] is precision.measure("cuda" if torch.cuda.is_available() else "cpu")
