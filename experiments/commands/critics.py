@@ -66,6 +66,9 @@ def audit(
     surprisal: Annotated[
         str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
     ] = "unigram",
+    context: Annotated[
+        int, typer.Option(min=0, help="Other prompts that each line is tried under: does it read the prompt?")
+    ] = 4,
     seed: Seed = 0,
     examples: Annotated[
         int, typer.Option(min=0, help="Show this many pairs it was sure and wrong about. They may be offensive.")
@@ -108,6 +111,7 @@ def audit(
         both_orders=not once,
         surprisal=None if surprisal == "none" else surprisal,
         examples=examples,
+        context=context,
         seed=seed,
     )
     found = _named(found, critic, options)
