@@ -110,25 +110,34 @@ def fill(
     scope: str,
     must_spend: bool = True,
 ) -> dict[str, Any]:
-    """The options with the ledger and the limits, where they are taken and not given; so too for a judge that a critic
-    asks. With `must_spend` limits that nobody would keep are a mistake."""
+    """The options with the ledger and the limits, where they are taken and not given; so too for a judge or a critic
+    that a critic asks. With `must_spend` limits that nobody would keep are a mistake."""
     given, known = dict(options), parameters(kind, name)
     if "ledger" in known:
         given.setdefault("ledger", str(ledger))
     if limits and "budget" in known:
         given.setdefault("budget", {**limits, "scope": scope})
-    judge = given.get("judge", known["judge"].default) if "judge" in known else None
-    if isinstance(judge, str) and "judge_options" in known:
-        from humor_env.registry import judges
+    for what in ("judge", "critic"):
+        asked = given.get(what, known[what].default) if what in known else None
+        if isinstance(asked, str) and f"{what}_options" in known:
+            from humor_env.registry import critics, judges
 
-        inner = given.get("judge_options") or {}
-        judged = fill(judges, judge, inner, ledger=ledger, limits=limits, scope=scope, must_spend=False)
-        if judged:
-            given["judge_options"] = judged
-        must_spend = must_spend and "budget" not in judged
+            inner = given.get(f"{what}_options") or {}
+            of = judges if what == "judge" else critics
+            filled = fill(of, asked, inner, ledger=ledger, limits=limits, scope=scope, must_spend=False)
+            if filled:
+                given[f"{what}_options"] = filled
+            must_spend = must_spend and not _has_budget(filled)
     if must_spend and limits and "budget" not in known:
         raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
     return given
+
+
+def _has_budget(options: Mapping[str, Any]) -> bool:
+    """Whether somebody in there keeps the limits."""
+    return "budget" in options or any(
+        _has_budget(inner) for key, inner in options.items() if key.endswith("_options") and isinstance(inner, Mapping)
+    )
 
 
 @contextmanager

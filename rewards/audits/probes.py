@@ -395,6 +395,7 @@ def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[t
         ("win-tie, pocket crowd", crowd),
         ("mix of rules and that", critics.make("mix", critics=gated)),
         ("tournament, pocket judge", critics.make("tournament", judge="pocket")),
+        ("lift of pocket", critics.make("lift", prompts=[c.prompt for c in cases], critic="pocket")),
     ]
 
 

@@ -279,6 +279,8 @@ def _made(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: S
         given["teacher"] = _shown(cases)
     if given.get("archive") == "shown":
         given["archive"] = [case.known for case in cases]
+    if given.get("prompts") == "shown":
+        given["prompts"] = [case.prompt for case in cases]
     if isinstance(given.get("critics"), list):
         given["critics"] = [_member(member, cases) for member in given["critics"]]
     return cast(Critic, critics.make(critic, **given))
