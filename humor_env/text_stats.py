@@ -155,7 +155,12 @@ def commonest_line(lines: Sequence[str]) -> tuple[str, float]:
 
 def commonest_word(lines: Sequence[str]) -> tuple[str, float]:
     """The content word that most lines have, and the share of the lines that have it."""
-    return _commonest([{w for w in words(line) if _ENDING.sub("", w) not in _FUNCTION_WORDS} for line in lines])
+    return _commonest([content_words(line) for line in lines])
+
+
+def content_words(text: str) -> set[str]:
+    """The words of a text that say what it is about."""
+    return {w for w in words(text) if _ENDING.sub("", w) not in _FUNCTION_WORDS}
 
 
 def _commonest(held: Sequence[set[str]]) -> tuple[str, float]:

@@ -162,6 +162,7 @@ class Session(ABC):
         """
         # Before anybody is measured: what is asked from here on is asked of critics that know this step's lines.
         show(self._remembering, jokes)
+        self.control.notice(jokes)
         numbers = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"]} | self._evaluate()
         self.log_to.metrics(
             self.step, {**numbers, **self.control.numbers(), **self.control.measure_drift(self.step, self.student)}

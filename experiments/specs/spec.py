@@ -194,6 +194,11 @@ class MonitorSpec(Table):
     longer: Annotated[float, Field(ge=0)] = 1.5
     shorter: Annotated[float, Field(ge=0)] = 0.67
     variety: Annotated[float, Field(ge=0)] = 0.7
+    same_line: Annotated[float, Field(ge=0)] = 0.03
+    same_word: Annotated[float, Field(ge=0)] = 0.3
+    same_frame: Annotated[float, Field(ge=0)] = 0.3
+    lift: Annotated[float, Field(ge=0)] = 0.5
+    others: Annotated[int, Field(ge=0)] = 1
     commonest: Annotated[float, Field(ge=0)] = 0.5
     teacher_overlap: Annotated[float, Field(ge=0)] = 0.25
     prompt_overlap: Annotated[float, Field(ge=0)] = 0.25
