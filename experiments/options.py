@@ -110,22 +110,24 @@ def fill(
     scope: str,
     must_spend: bool = True,
 ) -> dict[str, Any]:
-    """The options with the ledger and the limits, where they are taken and not given; so too for a judge that a critic
-    asks. With `must_spend` limits that nobody would keep are a mistake."""
+    """The options with the ledger and the limits, where they are taken and not given; so too for a judge or a critic
+    that a critic asks. With `must_spend` limits that nobody would keep are a mistake."""
     filled, taken = dict(options), parameters(kind, name)
     if "ledger" in taken:
         filled.setdefault("ledger", str(ledger))
     if limits and "budget" in taken:
         filled.setdefault("budget", {**limits, "scope": scope})
-    judge = filled.get("judge", taken["judge"].default) if "judge" in taken else None
-    if isinstance(judge, str) and "judge_options" in taken:
-        from humor_env.registry import judges
+    for what in ("judge", "critic"):
+        asked = filled.get(what, taken[what].default) if what in taken else None
+        if isinstance(asked, str) and f"{what}_options" in taken:
+            from humor_env.registry import critics, judges
 
-        inner = filled.get("judge_options") or {}
-        judged = fill(judges, judge, inner, ledger=ledger, limits=limits, scope=scope, must_spend=False)
-        if judged:
-            filled["judge_options"] = judged
-        must_spend = must_spend and "budget" not in judged
+            given = filled.get(f"{what}_options") or {}
+            of = judges if what == "judge" else critics
+            inner = fill(of, asked, given, ledger=ledger, limits=limits, scope=scope, must_spend=False)
+            if inner:
+                filled[f"{what}_options"] = inner
+            must_spend = must_spend and not _has_budget(inner)
     if must_spend and limits and "budget" not in taken:
         raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
     return filled
@@ -142,6 +144,13 @@ def nothing_written(kind: Registry, name: str, options: Mapping[str, Any], ledge
 
     with Ledger(ledger if ledger.is_file() else ":memory:") as before:
         yield {**options, "ledger": before, "options": {**options.get("options", {}), "must_have_key": False}}
+
+
+def _has_budget(options: Mapping[str, Any]) -> bool:
+    """Whether somebody in there keeps the limits."""
+    return "budget" in options or any(
+        _has_budget(inner) for key, inner in options.items() if key.endswith("_options") and isinstance(inner, Mapping)
+    )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.utils.env_checker import data_equivalence
 
 from humor_env import registry
+from humor_env.critic_memory import show, with_memory
 from humor_env.episode import checked_reply
 from humor_env.errors import HumorEnvError, InvalidAction, ResetNeeded
 from humor_env.prompts import PromptSet, load_prompts
@@ -84,12 +85,21 @@ def check_critic(
 ) -> list[Finding]:
     """Try a critic on its contract and on awkward texts. `tolerance` is how far two scores of one joke may differ.
 
-    A judgement with an error counts as sound for awkward texts (the critic may decline), an exception never does.
+    A judgement with an error counts as sound for awkward texts (the critic may decline), an exception never does. A
+    critic with a memory (`humor_env.critic_memory`) is asked each time from the state it came in, and left in it; what
+    it will pay late in a run cannot be checked.
     """
     asked = list(load_prompts(prompts))[:4]
     name = critic_name(critic)
+    remembering = with_memory([critic])
+    before = [copy.deepcopy(one.get_state()) for one in remembering]
+
+    def go_back() -> None:
+        for one, state in zip(remembering, before, strict=True):
+            one.set_state(copy.deepcopy(state))
 
     def ask(jokes: Sequence[Joke]) -> list[Judgement]:
+        go_back()
         return checked_reply(critic, name, jokes, strict=True)
 
     lines = ["It was so {} that everyone left.", "{}.", "Even the clock asked for a day off.", ""]
@@ -135,6 +145,39 @@ def check_critic(
 
         return check
 
+    def scores() -> list[float | None]:
+        return [judgement.score for judgement in checked_reply(critic, name, jokes, strict=True)]
+
+    def states() -> list[object]:
+        return [one.get_state() for one in remembering]
+
+    def asking() -> str:
+        ask(jokes)
+        if states() != before:
+            raise _Broken(
+                "asking changed what it remembers, and evaluations ask too: change it in remember(jokes), which a run "
+                "calls after each step with the lines of all processes."
+            )
+        return "asking leaves no trace in what it remembers."
+
+    def saved() -> str:
+        go_back()
+        show(remembering, jokes)
+        kept, first = json.dumps(states(), allow_nan=False), scores()
+        go_back()
+        for one, state in zip(remembering, json.loads(kept), strict=True):
+            one.set_state(state)
+        if json.dumps(states(), allow_nan=False) != kept:
+            raise _Broken("get_state() after set_state(state) gives another state: a resumed run would differ.")
+        if scores() != first:
+            raise _Broken("with its state saved as JSON and set again it gives other scores than before.")
+        return "what it remembers is plain data, and set again it gives the same scores."
+
+    def late() -> str:
+        go_back()
+        return "it remembers: all of this is from one state; what it pays late in a run is not checked."
+
+    of_memory = [("asking", asking), ("saved state", saved), ("memory", late)] if remembering else []
     return _report(
         [
             ("length", length),
@@ -143,6 +186,7 @@ def check_critic(
             ("order", order),
             ("shuffling", shuffling),
             *((what, one_text(text)) for what, text in _TEXTS.items()),
+            *of_memory,
         ]
     )
 

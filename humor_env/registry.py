@@ -219,6 +219,11 @@ critics = Registry(
             "humor_env.rewards.diversity:DiversityCritic",
             "how new a line is beside siblings and an archive",
         ),
+        "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score, less its score under other prompts"),
+        "novelty": (
+            "humor_env.rewards.novelty:NoveltyCritic",
+            "what the student itself keeps writing pays less and less; it remembers",
+        ),
         "mix": ("humor_env.rewards.mix:MixCritic", "a weighted sum of critics with gates"),
     },
     ("__call__",),

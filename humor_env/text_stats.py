@@ -2,6 +2,7 @@
 
 distinct_n(lines, 2)             # share of different bigrams: 1 when nothing repeats
 overlap(lines, teacher_lines)    # share of the lines' 4-grams that the others contain
+commonest_frame(lines)           # ("was so _ that", 0.94): the skeleton that most lines share, and in how many
 laughter("So slow, hahaha!")     # "hahaha"; so `emoji` and `explaining`
 missing_words(line, ["walrus"])  # the required words that a line lacks
 
@@ -22,6 +23,26 @@ UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # categories of 
 # Scripts that put no space between words are cut into characters, so that a long line is not one single "word".
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
+
+# English words that say how a sentence is built and not what it is about. All others are blanks of its skeleton.
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    a an the this that these those some any no every each all both either neither another other such much many more
+    most few little less least own same i you he she it we they me him her us them my your his its our their mine
+    yours hers ours theirs myself yourself himself herself itself ourselves themselves one who whom whose which what
+    where when why how am is are was were be been being do does did done doing have has had having can could will
+    would shall should may might must not never ever so too very just even only still yet already again almost quite
+    rather than then there here now and or but nor if because as while until unless although though since before
+    after once whether of to in on at by for with from into onto upon over under above below between among through
+    during without within against about around across along behind beyond near off out up down toward towards per
+    like ca wo ain
+    """,
+    )
+)
+_ENDING = re.compile(r"(?:n't|'(?:s|re|ll|ve|d|m))$")
+BLANK = "_"
 
 # The marks of known hacks, in texts as they are read: small letters, straight apostrophes.
 _EMOJI = re.compile(
@@ -94,8 +115,60 @@ def commonest_share(lines: Sequence[str], top: int = 10) -> float:
     """The share of the set taken by its `top` commonest lines: near 1 when everything is the same joke."""
     if not lines:
         return 0.0
-    counts = Counter(" ".join(words(line)) for line in lines)
+    counts = Counter(map(line_key, lines))
     return sum(n for _, n in counts.most_common(top)) / len(lines)
+
+
+def skeleton(text: str) -> list[str]:
+    """The words of a text with each content word as a blank: "The meeting was so slow that…" is "the _ was so _ that".
+    English only: of other languages nearly all words are blanks."""
+    return [w if _ENDING.sub("", w) in _FUNCTION_WORDS else BLANK for w in words(text)]
+
+
+def frames(text: str, n: int = 4) -> set[str]:
+    """The runs of `n` words of a text's skeleton in which at least half of the words are left: "was so _ that"."""
+    found = skeleton(text)
+    runs = (found[i : i + n] for i in range(len(found) - n + 1))
+    return {" ".join(run) for run in runs if 2 * run.count(BLANK) <= n}
+
+
+def commonest_frame(lines: Sequence[str], n: int = 4) -> tuple[str, float]:
+    """The frame that most lines have, and the share of the lines that have it. Of equals the first by the alphabet."""
+    return _commonest([frames(line, n) for line in lines])
+
+
+def frame_variety(lines: Iterable[str], n: int = 4) -> float:
+    """Different frames over all frames, each line's own counted once. Like `distinct_n` it falls with the sample."""
+    found = [frame for line in lines for frame in frames(line, n)]
+    return len(set(found)) / len(found) if found else 0.0
+
+
+def line_key(text: str) -> str:
+    """What makes two lines the same one: their words as they are read."""
+    return " ".join(words(text))
+
+
+def commonest_line(lines: Sequence[str]) -> tuple[str, float]:
+    """The line that is given most often, as its words, and its share. Of equals the first by the alphabet."""
+    return _commonest([{line_key(line)} for line in lines])
+
+
+def commonest_word(lines: Sequence[str]) -> tuple[str, float]:
+    """The content word that most lines have, and the share of the lines that have it."""
+    return _commonest([content_words(line) for line in lines])
+
+
+def content_words(text: str) -> set[str]:
+    """The words of a text that say what it is about."""
+    return {w for w in words(text) if _ENDING.sub("", w) not in _FUNCTION_WORDS}
+
+
+def _commonest(held: Sequence[set[str]]) -> tuple[str, float]:
+    counts = Counter(each for of_line in held for each in of_line)
+    if not counts:
+        return "", 0.0
+    top = min(counts, key=lambda each: (-counts[each], each))
+    return top, counts[top] / len(held)
 
 
 def emoji(text: str) -> list[str]:

@@ -54,6 +54,11 @@ class MixCritic:
         if self._total <= 0:
             raise InvalidOption("A mix needs at least one critic with a weight above 0; a gate alone has weight 0.")
 
+    @property
+    def inner_critics(self) -> list[Critic]:
+        """Some of them may have a memory."""
+        return [member.critic for member in self.members]
+
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         found: list[dict[str, Judgement]] = [{} for _ in jokes]
         stopped: dict[int, _Member] = {}

@@ -230,12 +230,12 @@ def test_wrong_and_undecided_critics_are_not_told_from_a_coin():
 
 def test_each_joke_is_asked_once_in_each_order():
     critic = Critic(lambda t: 0.5)
-    audit(critic, SET)
+    audit(critic, SET, context=0)
     first, second = critic.asked
     assert len(first) == len(set(first)) == 80
     assert second == first[::-1]
     once = Critic(lambda t: 0.5)
-    report = audit(once, SET, both_orders=False)
+    report = audit(once, SET, both_orders=False, context=0)
     assert len(once.asked) == 1
     assert (report.pairs.flips, report.pairs.back) == (None, None)
 

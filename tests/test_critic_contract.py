@@ -64,6 +64,8 @@ CRITICS = {
     "tournament": lambda folder: {"judge": "pocket-crowd"},
     "reward-model": reward_model,
     "diversity": lambda folder: {"archive": AWKWARD},
+    "lift": lambda folder: {"prompts": "pocket", "critic": "win-tie", "critic_options": {"teacher": "pocket"}},
+    "novelty": lambda folder: {"lines": 50},
     "mix": lambda folder: {},
 }
 JUDGES = {

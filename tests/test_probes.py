@@ -108,7 +108,7 @@ def test_failures_are_counted_and_never_a_score():
 def test_cases_without_a_text_are_left_out():
     found = row(lambda t: 0.5, lambda c: None if c.prompt.id != "4" else "hack")
     assert found.cases == 1
-    report = run_probes(Scores(lambda t: 0.5), CASES, [hack(lambda c: None)])
+    report = run_probes(Scores(lambda t: 0.5), CASES, [hack(lambda c: None)], draws=0)
     assert report.rows[0].held is None
     assert report.held
 
@@ -121,10 +121,12 @@ def test_all_is_asked_in_one_call_and_reported():
         Probe("fresh", "good", "control", lambda c: "x"),
     ]
     report = run_probes(critic, CASES, probes)
-    assert critic.calls == 1
+    assert critic.calls == 2  # the probes, and each line under other prompts
     assert report.fell_for() == ["emoji"]
     assert not report.held
-    assert report.summary() == "scores: falls for emoji; refuses fresh"
+    assert report.summary() == (
+        "scores: falls for emoji; refuses fresh; does not read the prompt (its own preferred 50.0 %)"
+    )
     assert report.table()[0] == {
         "probe": "emoji", "what": "many", "kind": "hack", "cases": 10, "failed": 0,
         "score": pytest.approx(0.9), "baseline": pytest.approx(0.5), "above": 1.0, "held": False,

@@ -12,7 +12,7 @@ on over restarts; with a higher limit the run goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,6 +25,7 @@ from humor_env.agents.session.monitor import Monitor
 from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.student import POLICY, Student
 from humor_env.errors import InvalidOption
+from humor_env.types import Joke
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class RunControl:
             return {}
         with self.paused():
             return self.monitor.measure(step, student, adapter)
+
+    def notice(self, jokes: Sequence[Joke]) -> None:
+        """Let the monitor see what was learnt from in a step; in every process the same lines."""
+        if self.monitor is not None:
+            self.monitor.notice(jokes)
 
     def start(self, step: int, student: Student, adapter: str | None = POLICY) -> None:
         """Before the first step of this process: the monitor's log is that of the steps done, and its first look is at

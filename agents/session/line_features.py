@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import bdtrc, stdtrit
 
 from humor_env import text_stats
 from humor_env.types import Joke
@@ -25,6 +25,11 @@ def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = fr
         "length": sum(map(len, texts)) / len(texts),
         "distinct_2": text_stats.distinct_n(texts, 2),
         "commonest_share": text_stats.commonest_share(texts),
+        "different_lines": len(set(map(text_stats.line_key, texts))) / len(texts),
+        "commonest_line": text_stats.commonest_line(texts)[1],
+        "commonest_word": text_stats.commonest_word(texts)[1],
+        "commonest_frame": text_stats.commonest_frame(texts)[1],
+        "frame_variety": text_stats.frame_variety(texts),
         "prompt_overlap": sum(text_stats.overlap([j.text], [j.prompt.text], 3) for j in jokes) / len(jokes),
         "emoji": _share(text_stats.emoji, texts),
         "laughter": _share(text_stats.laughter, texts),
@@ -62,14 +67,21 @@ def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
     return bool(some.mean() - others.mean() > stdtrit(freedom, level) * math.sqrt(errors.sum()))
 
 
+def is_surely_commoner(count: int, of: int, before: int, of_before: int, level: float) -> bool:
+    """Whether something that `before` of `of_before` lines had is commoner now, by more than the luck of two samples.
+    Exact for few lines (binomial); before, it counts as seen once more than it was."""
+    chance = (before + 1) / (of_before + 1)
+    return count > 0 and chance < 1 and bool(bdtrc(count - 1, of, chance) < 1 - level)
+
+
+def shares(held: Sequence[set[str]]) -> dict[str, float]:
+    """The share of the lines that have each of the things that lines have."""
+    counts = Counter(each for of_line in held for each in of_line)
+    return {each: n / len(held) for each, n in counts.items()}
+
+
 def word_sets(jokes: Sequence[Joke]) -> list[set[str]]:
     return [set(text_stats.words(j.text)) for j in jokes]
-
-
-def word_shares(words: Sequence[set[str]]) -> dict[str, float]:
-    """The share of the lines that have each word."""
-    counts = Counter(word for of_line in words for word in of_line)
-    return {word: n / len(words) for word, n in counts.items()}
 
 
 def character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:

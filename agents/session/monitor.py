@@ -17,6 +17,10 @@ compared prompt by prompt, and what is left of the noise is known from how much 
   seen while few lines have it.
 - *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
   the best of many is always a lucky one, so the more there were, the surer it must be.
+- *same_line*, *same_word*, *same_frame*: one line is the answer to more prompts than at first, one content word or one
+  frame ("was so _ that") stands in many more lines. The first is also watched in what the student learns from, at every
+  step, and calls for a look out of turn.
+- *lift*: the student's lines gain less by their own prompt, beside another one, than at first.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
   the first look, which is the student before it learnt anything.
 
@@ -30,6 +34,7 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,11 +48,12 @@ from humor_env import text_stats
 from humor_env.agents.session.line_features import (
     character_parts,
     is_surely_above_zero,
+    is_surely_commoner,
     is_surely_more,
+    shares,
     text_features,
     usual_parts,
     word_sets,
-    word_shares,
 )
 from humor_env.agents.session.monitor_config import MonitorConfig
 from humor_env.agents.session.processes import gather_records, is_main_process
@@ -59,6 +65,7 @@ from humor_env.errors import InvalidOption
 from humor_env.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
+RECENT = 256  # prompts whose last line, of those learnt from, is looked at: about a step's
 FILE = "drift.jsonl"
 
 
@@ -100,6 +107,14 @@ class Monitor:
         self._first: dict[str, float] = {}
         self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
         self._first_much: dict[str, tuple[float, float]] = {}  # what is much of a character, and the share with more
+        self._first_has_pairs = False  # whether an average line had a pair of words
+        self._first_frames: dict[str, float] = {}  # and with each frame
+        self._first_lines: dict[str, int] = {}  # how many prompts each line answered before anything was learnt
+        self._first_lift: dict[str, list[float]] = {}  # by critic and prompt
+        self._recent: dict[str, str] = {}  # the last line learnt from for each prompt, the newest prompts last
+        self._steps = 0  # that lines were learnt from
+        self._named: set[str] = set()  # lines that called for a look out of turn, which each does once
+        self._out_of_turn = False
         self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
         self._start: dict[str, list[float]] = {}  # by critic and prompt, of the first look
         self._best: dict[str, list[float]] = {}  # by critic and prompt, of the window that was best held out
@@ -108,21 +123,57 @@ class Monitor:
         self._looks = 0
 
     def is_due(self, step: int) -> bool:
-        return step % self.config.every == 0 and step != self._seen
+        return (step % self.config.every == 0 or self._out_of_turn) and step != self._seen
+
+    def notice(self, jokes: Sequence[Joke]) -> None:
+        """What the student wrote and learnt from in a step, in every process the same lines. It costs nothing to see
+        there that one line answers more and more prompts, long before the next look may be due."""
+        if not self.config.same_line or not jokes:
+            return
+        self._steps += 1
+        for prompt, line in {joke.prompt.id: text_stats.line_key(joke.text) for joke in jokes}.items():
+            self._recent.pop(prompt, None)
+            self._recent[prompt] = line
+            if self._steps == 1:  # written before anything was learnt
+                self._first_lines[line] = self._first_lines.get(line, 0) + 1
+        self._recent = dict(list(self._recent.items())[-RECENT:])
+        found = self._repeated([])
+        if found is not None and found[0] not in self._named:
+            self._named.add(found[0])
+            self._out_of_turn = True
+
+    def _repeated(self, lines: Sequence[str]) -> tuple[str, float, float] | None:
+        """The line that answers more prompts than at first by the limit and by more than chance, among the last lines
+        learnt from and these; its share of the prompts, and what that was."""
+        seen = [*self._recent.values(), *lines]
+        before = sum(self._first_lines.values())
+        if not seen or not before:
+            return None
+        level = 1 - (1 - self.config.level) / (self._looks + self._steps)
+        for line, count in sorted(Counter(seen).items(), key=lambda each: (-each[1], each[0])):
+            share, first = count / len(seen), self._first_lines.get(line, 0)
+            if share <= self.config.same_line:
+                break
+            if share - first / before > self.config.same_line and is_surely_commoner(
+                count, len(seen), first, before, level
+            ):
+                return line, share, first / before
+        return None
 
     def measure(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
         """The numbers of this look, `drift/…`. The main process looks, and the others learn what it decided."""
         numbers: dict[str, float] = {}
+        self._looks += 1
         if is_main_process():
             numbers = self._look(step, student, adapter)
-        told = gather_records([{"n": numbers, "e": self.ending, "r": self.rate}] if is_main_process() else [])
+        decided = {"n": numbers, "e": self.ending, "r": self.rate, "f": self._first_lines}
+        told = gather_records([decided] if is_main_process() else [])
         if told is not None:
-            numbers, self.ending, self.rate = (told[0][k] for k in ("n", "e", "r"))
-        self._seen = step
+            numbers, self.ending, self.rate, self._first_lines = (told[0][k] for k in ("n", "e", "r", "f"))
+        self._seen, self._out_of_turn = step, False
         return numbers
 
     def _look(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
-        self._looks += 1
         jokes = self._written(student, adapter)
         numbers = text_features(jokes, self._taught)
         for name, critic in self.critics.items():
@@ -132,12 +183,22 @@ class Monitor:
             if any(map(math.isfinite, scores)):  # a critic that is out at the first look is measured from a later one
                 self._start.setdefault(name, scores)
             numbers[name] = _mean(self._now(name))
+        lifts = {name: self._lift(critic, jokes, self._scores[name][-1]) for name, critic in self.critics.items()}
+        numbers |= {f"lift_{name}": _mean(lift) for name, lift in lifts.items()}
         alarms = []
         if self._first:  # the first look is what drift is measured from
-            alarms = [*self._drifted(numbers), *self._habits(jokes), *self._fooled(numbers, step)]
+            alarms = [*self._drifted(numbers), *self._alike(jokes), *self._unmoved(lifts)]
+            alarms += [*self._habits(jokes), *self._fooled(numbers, step)]
         else:
-            self._first, self._first_words = dict(numbers), word_shares(word_sets(jokes))
+            self._first, self._first_words = dict(numbers), shares(word_sets(jokes))
+            self._first_frames = shares([text_stats.frames(j.text) for j in jokes])
+            for line in (text_stats.line_key(j.text) for j in jokes):
+                self._first_lines[line] = self._first_lines.get(line, 0) + 1
+            self._first_has_pairs = sum(len(text_stats.ngrams(j.text, 2)) for j in jokes) >= len(jokes)
             self._first_much = usual_parts(jokes)
+        for name, lift in lifts.items():
+            if any(map(math.isfinite, lift)):
+                self._first_lift.setdefault(name, lift)
         if alarms:
             self._act(step, alarms)
         record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
@@ -164,6 +225,20 @@ class Monitor:
             backend=self.backend,
         )
 
+    def _lift(self, critic: Critic, jokes: Sequence[Joke], own: Sequence[float]) -> list[float]:
+        """Each line's score with its own prompt less the mean of its scores with others: nearly 0 for a critic, or a
+        student, to which the prompt makes no difference."""
+        count = len(jokes)
+        turns = range(1, min(self.config.others, count - 1) + 1)
+        moved = [
+            Joke(jokes[(i + turn) % count].prompt, jokes[i].text, "student") for turn in turns for i in range(count)
+        ]
+        if not moved:
+            return [math.nan] * count
+        judged = checked_reply(critic, critic_name(critic), moved)
+        scores = np.array([math.nan if j.score is None else j.score for j in judged]).reshape(len(turns), count)
+        return [score - _mean(others) for score, others in zip(own, scores.T, strict=True)]
+
     def _now(self, name: str) -> list[float]:
         """Each prompt's score, the mean over those looks of the window that have one."""
         looks = np.array(self._scores[name])
@@ -182,8 +257,12 @@ class Monitor:
         times = numbers["length"] / max(1e-9, first["length"])
         past("longer", times > config.longer, f"lines are {times:.2f} times as long as at first")
         past("shorter", times < config.shorter, f"lines are {times:.2f} times as long as at first")
-        kept = numbers["distinct_2"] / max(1e-9, first["distinct_2"])
-        past("variety", kept < config.variety, f"distinct-2 is {kept:.2f} of what it was at first")
+        # Lines of one word have no pairs of words, or a few that are all different by chance.
+        for name, what in (("distinct_2", "distinct-2"), ("different_lines", "the share of different lines")):
+            if name == "distinct_2" and not self._first_has_pairs:
+                continue
+            kept = numbers[name] / max(1e-9, first.get(name, 0.0))
+            past("variety", kept < config.variety, f"{what} is {kept:.2f} of what it was at first")
         # Few prompts have few lines: ten of twenty are half of them even where all differ.
         few = 10 / len(self.prompts)
         share = numbers["commonest_share"]
@@ -192,6 +271,57 @@ class Monitor:
             if name in numbers:
                 rise = numbers[name] - first[name]
                 past(name, rise > getattr(config, name), f"{name} rose from {first[name]:.2f} to {numbers[name]:.2f}")
+        return found
+
+    def _alike(self, jokes: Sequence[Joke]) -> list[Alarm]:
+        """One line, one word or one frame in many more of the lines than at first."""
+        config, found = self.config, []
+        repeated = self._repeated([text_stats.line_key(j.text) for j in jokes]) if config.same_line else None
+        if repeated is not None:
+            line, share, before = repeated
+            found.append(
+                Alarm(
+                    "same_line",
+                    f"'{line[:60]}' is the answer to {share:.1%} of the prompts ({before:.1%} at first; the limit "
+                    f"'same_line' is {config.same_line:g})",
+                )
+            )
+        content = text_stats.content_words
+        for limit, what, held, first in (
+            ("same_word", "the word", [content(j.text) for j in jokes], self._first_words),
+            ("same_frame", "the frame", [text_stats.frames(j.text) for j in jokes], self._first_frames),
+        ):
+            now = shares(held)
+            risen = {each: share - first.get(each, 0.0) for each, share in now.items()}
+            most = min(risen, key=lambda each: (-risen[each], each), default=None)
+            if getattr(config, limit) and most is not None and risen[most] > getattr(config, limit):
+                found.append(
+                    Alarm(
+                        limit,
+                        f"{what} '{most}' is in {now[most]:.0%} of the lines ({first.get(most, 0.0):.0%} at first; the "
+                        f"limit '{limit}' is {getattr(config, limit):g})",
+                    )
+                )
+        return found
+
+    def _unmoved(self, lifts: Mapping[str, list[float]]) -> list[Alarm]:
+        """The lines gain surely less than a part of what they gained by their own prompt at first."""
+        if not self.config.lift:
+            return []
+        found = []
+        for name, now in lifts.items():
+            first = self._first_lift.get(name, [])
+            if not is_surely_above_zero(first, self._corrected_level()):
+                continue  # this critic saw no difference to begin with
+            lacking = self.config.lift * np.array(first) - np.array(now)
+            if is_surely_above_zero(lacking, self._corrected_level()):
+                found.append(
+                    Alarm(
+                        "lift",
+                        f"by the {name.replace('_', '-')} critic the lines gain {_mean(now):.3f} by their own prompt, "
+                        f"{_mean(first):.3f} at first (the limit 'lift' is {self.config.lift:g})",
+                    )
+                )
         return found
 
     def _fooled(self, numbers: dict[str, float], step: int) -> list[Alarm]:
@@ -278,7 +408,7 @@ class Monitor:
     def _risen_words(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
         """What is said of each word that came up, and which lines have it."""
         words = word_sets(jokes)
-        for word, share in sorted(word_shares(words).items()):  # sets have another order in each process
+        for word, share in sorted(shares(words).items()):  # sets have another order in each process
             before = self._first_words.get(word, 0.0)
             if self._has_risen(share, before):
                 has = np.array([word in of_line for of_line in words])
@@ -322,6 +452,14 @@ class Monitor:
         return {
             "first": self._first,
             "first_words": self._first_words,
+            "first_has_pairs": self._first_has_pairs,
+            "first_frames": self._first_frames,
+            "first_lines": self._first_lines,
+            "first_lift": {n: [_none(v) for v in values] for n, values in self._first_lift.items()},
+            "recent": list(self._recent.items()),
+            "steps": self._steps,
+            "named": sorted(self._named),
+            "out_of_turn": self._out_of_turn,
             "first_much": self._first_much,
             "scores": {n: [[_none(v) for v in look] for look in looks] for n, looks in self._scores.items()},
             "start": {n: [_none(v) for v in values] for n, values in self._start.items()},
@@ -339,11 +477,17 @@ class Monitor:
         self._seen, self._looks, self.rate = state["seen"], state["looks"], state["rate"]
         # An old alarm ends the run again, unless the user has answered it with other settings.
         self.ending = state["ending"] if state["config"] == asdict(self.config) else ""
+        self._recent = dict(state["recent"])
+        self._steps, self._named, self._out_of_turn = state["steps"], set(state["named"]), state["out_of_turn"]
         count = len(self.prompts)
         if state["prompts"][:count] != [p.id for p in self.prompts]:
             self.say("the monitor has other prompts than before: it measures drift from its next look on")
             return
         self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
+        self._first_has_pairs = bool(state["first_has_pairs"])
+        self._first_frames, self._first_lines = dict(state["first_frames"]), dict(state["first_lines"])
+        first_lift = {n: values for n, values in state["first_lift"].items() if n in self.critics}
+        self._first_lift = {n: [_nan(v) for v in values[:count]] for n, values in first_lift.items()}
         self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
         # A critic that was not there before has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}

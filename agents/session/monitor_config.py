@@ -35,7 +35,12 @@ class MonitorConfig:
     fall: FromZero = 0.05  # share of the best held-out score
     longer: FromZero = 1.5  # times the characters of the first look
     shorter: FromZero = 0.67
-    variety: FromZero = 0.7  # of the first look's distinct-2
+    variety: FromZero = 0.7  # of the first look's distinct-2, and of its share of different lines
+    same_line: FromZero = 0.03  # rise of the share of prompts that one line is the answer to
+    same_word: FromZero = 0.3  # rise of the share of lines with one content word
+    same_frame: FromZero = 0.3  # rise of the share of lines with one frame
+    lift: FromZero = 0.5  # of the first look's lift
+    others: Annotated[int, Ge(0)] = 1  # other prompts that each line is tried under, for its lift; 0 for none
     commonest: FromZero = 0.5  # share of the lines that are one of the ten commonest
     teacher_overlap: FromZero = 0.25  # rise over the first look
     prompt_overlap: FromZero = 0.25  # rise over the first look

@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from humor_env.agents.session.checkpoint import (
+    Checkpoint,
     CheckpointStore,
     load_optimizer,
     optimizer_tensors,
@@ -32,7 +33,8 @@ from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.processes import keep_freed_memory
 from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import POLICY, Student
-from humor_env.errors import TrainingStopped
+from humor_env.critic_memory import show, with_memory
+from humor_env.errors import CheckpointError, TrainingStopped
 from humor_env.types import Joke, Judgement, Prompt
 
 Evaluate = Callable[[Student], Mapping[str, float]]
@@ -67,8 +69,16 @@ class TrainResult:
     writer: Writer | None = None
 
 
+def _critic_of(env: Any) -> object:
+    """The critic of one of our environments; None of another's."""
+    played = getattr(env, "env", env)
+    return getattr(getattr(getattr(played, "unwrapped", played), "task", None), "critic", None)
+
+
 class Session(ABC):
     """One learner's run of the `policy` adapter (and of the value head, where it has a learning rate)."""
+
+    envs: Sequence[Any] = ()  # a learner from scores has some; what their critics remember is saved with the run
 
     def __init__(
         self,
@@ -100,6 +110,7 @@ class Session(ABC):
         self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._names = {id(p): n for n, p in names.items()}
         self._saved = dict(saved or {})
+        self._remembering = with_memory(map(_critic_of, self.envs))
         self.evaluations: list[dict[str, float]] = []
         self.last_saved: Path | None = None
         self.step = self._resume()
@@ -149,6 +160,9 @@ class Session(ABC):
 
         `self.step` counts it already. Raises `TrainingStopped` on weights or a KL that are out of bounds.
         """
+        # Before anybody is measured: what is asked from here on is asked of critics that know this step's lines.
+        show(self._remembering, jokes)
+        self.control.notice(jokes)
         numbers = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"]} | self._evaluate()
         self.log_to.metrics(
             self.step, {**numbers, **self.control.numbers(), **self.control.measure_drift(self.step, self.student)}
@@ -173,6 +187,8 @@ class Session(ABC):
             "random": random_state,
         }
         state |= {name: thing.get_state() for name, thing in self._saved.items()}
+        if self._remembering:
+            state["critics"] = [critic.get_state() for critic in self._remembering]
         flush_log(self.log_to)  # a checkpoint never outlives the log of its steps
         self.last_saved = self.checkpoints.save(self.step, tensors, state, score, self.control.seconds)
 
@@ -190,6 +206,7 @@ class Session(ABC):
         self.stream.set_state(found.state["stream"])
         for name, thing in self._saved.items():
             thing.set_state(found.state[name])
+        self._restore_critics(found)
         self.evaluations = found.state["evaluations"]
         self.last_saved = found.folder
         self.control.set_state(found.state["watch"], found.seconds)
@@ -197,6 +214,17 @@ class Session(ABC):
         self.log_to.rewind(found.step)
         self.control.start(found.step, self.student)
         return found.step
+
+    def _restore_critics(self, found: Checkpoint) -> None:
+        states = found.state.get("critics", [])
+        if len(states) != len(self._remembering):
+            raise CheckpointError(
+                f"{found.folder.name} holds the memory of {len(states)} critics, and this run has "
+                f"{len(self._remembering)} that remember. Go on with the critics that it began with, or begin again in "
+                "another folder."
+            )
+        for critic, state in zip(self._remembering, states, strict=True):
+            critic.set_state(state)
 
     def _evaluate(self) -> dict[str, float]:
         """The evaluation's numbers under `eval/`, in the steps where one is due."""

@@ -33,6 +33,7 @@ from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.trl.formats import demonstrations_dataset, make_trl_reward, preferences_dataset, prompts_dataset
+from humor_env.critic_memory import show, with_memory
 from humor_env.errors import InvalidOption, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt
 
@@ -159,7 +160,10 @@ def _train_online(
 ) -> TrainResult:
     log = log or Silent()
 
+    remembering = with_memory([critic])  # of each process its own lines, and not in TRL's checkpoints
+
     def taken(step: int, jokes: list[Joke], judgements: list[Judgement]) -> None:
+        show(remembering, jokes)
         control.count(len(jokes) * process_count(), len(judgements) * process_count())
         log.jokes(step + 1, jokes, judgements)
 

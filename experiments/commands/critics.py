@@ -76,6 +76,9 @@ def audit(
     surprisal: Annotated[
         str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
     ] = "unigram",
+    context: Annotated[
+        int, typer.Option(min=0, help="Other prompts that each line is tried under: does it read the prompt?")
+    ] = 4,
     seed: Seed = 0,
     examples: Annotated[
         int, typer.Option(min=0, help="Show this many pairs it was sure and wrong about. They may be offensive.")
@@ -118,6 +121,7 @@ def audit(
         both_orders=not once,
         surprisal=None if surprisal == "none" else surprisal,
         examples=examples,
+        context=context,
         seed=seed,
     )
     found = _named(found, critic, options)
@@ -150,7 +154,6 @@ def probes(
     from humor_env.registry import critics
     from humor_env.rewards.audits.probes import (
         CASES,
-        ProbeReport,
         compare_markdown,
         documented_critics,
         run_probes,
@@ -162,7 +165,7 @@ def probes(
     if critic is None:
         if option or limits:
             raise InvalidOption("Options and limits are those of one critic: which? Give --critic NAME.")
-        reports = [ProbeReport(name, run_probes(made, cases).rows) for name, made in documented_critics(cases, prompts)]
+        reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
         typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
     place = ledger or _beside(None, critic)

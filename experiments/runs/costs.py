@@ -22,6 +22,7 @@ from typing import Any
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.llm.ledgered_client import Estimate
+from humor_env.rewards.lift import LiftCritic
 from humor_env.types import Joke
 
 SAMPLE = 20  # prompts that the questions are measured on
@@ -159,6 +160,8 @@ def _sample(parts: Any) -> list[tuple[Joke, Joke]]:
 
 def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
     """None where the critic asks nobody."""
+    if isinstance(critic, LiftCritic):  # each line is asked about under its own prompt and under others
+        return _item(what, who, critic.critic, sample, lines * (1 + critic.others))
     judge: Any = getattr(critic, "judge", None)
     if hasattr(judge, "estimate"):  # win-tie: each line meets some of the teacher's
         known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
@@ -180,8 +183,8 @@ def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]],
 
 
 def _name(critic: CriticSpec) -> str:
-    judge = critic.options.get("judge")
-    return critic.critic if not isinstance(judge, str) else f"{critic.critic}, {judge}"
+    inner = critic.options.get("judge", critic.options.get("critic"))
+    return critic.critic if not isinstance(inner, str) else f"{critic.critic}, {inner}"
 
 
 def _without_keys(spec: Spec) -> Spec:
@@ -203,6 +206,9 @@ def _harmless(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     judge = given.get("judge")
     if isinstance(judge, str) and judge in _SENDS:
         given["judge_options"] = _harmless(judge, given.get("judge_options", {}))
+    inner = given.get("critic")
+    if isinstance(inner, str) and (options := _harmless(inner, given.get("critic_options", {}))):
+        given["critic_options"] = options
     return given
 
 

@@ -30,6 +30,7 @@ from humor_env.agents.student import Lora, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.student.server import Server
 from humor_env.agents.student.writer import Backend
+from humor_env.critic_memory import with_memory
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
 from humor_env.experiments.options import fill, limits_of, parameters
 from humor_env.experiments.specs.preference_file import read_preferences
@@ -80,6 +81,7 @@ class Ingredients:
     spec: Spec
     folder: Path
     _made: list[Critic | Judge] = field(default_factory=list)
+    _fresh: dict[int, Any] = field(default_factory=dict)  # what critics remember before anything was written
 
     def check(self) -> None:
         """Make what is cheap and may be wrong (names, options, keys, files) before anything is computed."""
@@ -174,6 +176,11 @@ class Ingredients:
             )
         return self._make_all(self.spec.critic)
 
+    def forget(self) -> None:
+        """Critics that remember are as they were made: what one seed wrote is nothing to the next."""
+        for critic in with_memory(self._made):
+            critic.set_state(self._fresh[id(critic)])
+
     @cached_property
     def eval_critic(self) -> Critic:
         return self._make_all(self.spec.eval.critic) if self.spec.eval.critic else self.train_critic
@@ -265,15 +272,26 @@ class Ingredients:
             entry.critic, **self._filled(registry.critics, entry.critic, entry.options)
         )
         self._made.append(made)
+        self._fresh |= {id(one): one.get_state() for one in with_memory([made])}
         return made
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with the run's ledger, limits and teacher, where they are taken and not given."""
+        """The options with the run's ledger, limits, teacher and prompts, where they are taken and not given; so too
+        for a critic that another is around."""
         budget = self.spec.budget
         ledger = budget.ledger or self.folder / "ledger.sqlite"
         limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
         given = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
-        teacher = parameters(kind, name).get("teacher")
+        known = parameters(kind, name)
+        inner = given.get("critic", known["critic"].default) if "critic" in known else None
+        if isinstance(inner, str) and "critic_options" in known:
+            given["critic_options"] = self._filled(registry.critics, inner, given.get("critic_options") or {})
+        prompts = known.get("prompts")
+        if prompts is not None and prompts.default is prompts.empty and "prompts" not in given:
+            given["prompts"] = self.prompts
+            if "split" in known:
+                given.setdefault("split", self.spec.env.split)
+        teacher = known.get("teacher")
         if teacher is not None and teacher.default is teacher.empty and "teacher" not in given:
             if self.teacher is None:
                 raise InvalidOption(f"The critic '{name}' compares with a teacher's lines: the spec needs [teacher].")

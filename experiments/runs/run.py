@@ -127,6 +127,7 @@ class SeedRun:
         self.why = ""
         self.writer: Writer | None = None  # who is measured in the student's place
         self.backend: Backend | None = None  # where lines are written in this process's place
+        parts.forget()
         if (self.folder / RESULTS).is_file():
             before = read_results(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]

@@ -7,7 +7,8 @@
 Pair accuracy: on pairs that people did not tie, the share in which the critic names the line they preferred; where
 it sees no difference it earns half. Every pair is put to it in both orders and the two are averaged before deciding.
 Intervals are 95 %, from drawing prompts (not pairs) anew. A critic of single lines and a judge of pairs are measured by
-the same numbers; only critics have a rank correlation. No text is printed.
+the same numbers; only critics have a rank correlation, and context: whether they read the prompt at all. No text is
+printed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import critics, judges
 from humor_env.rewards.audits import audit_stats as stats
 from humor_env.rewards.audits.audit_stats import Floats
+from humor_env.rewards.audits.context import DRAWS, measure_context
 from humor_env.rewards.audits.report import AuditReport, Example, GapRow, Kind, PairScores, Reference, TextScores
 from humor_env.rewards.audits.surprisal import make_surprisal
 from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText
@@ -50,6 +52,7 @@ def audit(
     both_orders: bool = True,
     surprisal: str | None = "unigram",
     examples: int = 0,
+    context: int = DRAWS,
     seed: int = 0,
 ) -> AuditReport:
     """Measure a critic or judge, by name with options or live.
@@ -58,6 +61,8 @@ def audit(
     `limit` bounds the pairs and the texts, drawn at random. `both_orders=False` asks a critic of single lines once:
     half the price, and no flip rate. `surprisal` is "unigram", a language model's name, or None for no such row.
     `examples` keeps that many pairs on which it was sure and wrong: they hold text of the set, offensive or not.
+    `context` is how many other prompts each line is tried under, 0 for none: a critic of single lines is asked about
+    each of at most 500 lines this many times more.
     """
     made, kind = make_judging(critic, kind, options or {})
     notes = list(rated.notes)
@@ -80,6 +85,17 @@ def audit(
     main_texts = [t for t in ranked if rated.main is None or t.kind == rated.main]
     references = _references(pairs, main_texts, rated, surprisal, seed)
     alpha = stats.krippendorff_alpha([t.raters for t in main_texts])
+    own_context = None
+    if kind == "critic" and context:
+        asked = main_texts or list({t.id: t for pair in pairs for t in (pair.a, pair.b)}.values())
+        own_context = measure_context(
+            cast(Critic, made),
+            [text.joke for text in asked],
+            draws=context,
+            grades=[text.score for text in asked] if main_texts else (),
+            scale=rated.scale,
+            seed=seed,
+        )
     return AuditReport(
         critic_name(made) if not isinstance(critic, str) else critic,
         kind,
@@ -91,6 +107,7 @@ def audit(
         alpha,
         tuple(dict.fromkeys([*notes, *judging.notes])),
         judging.surely_wrong(pairs, examples),
+        own_context,
     )
 
 

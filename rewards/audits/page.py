@@ -8,13 +8,14 @@ Nothing of the set is shown but its name and figures: no text of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from humor_env.rewards.audits.audit_stats import Interval
 
 if TYPE_CHECKING:
-    from humor_env.rewards.audits.report import AuditReport, PairScores, TextScores
+    from humor_env.rewards.audits.report import AuditReport, ContextScores, PairScores, TextScores
 
 NOTHING = "–"
 
@@ -66,7 +67,29 @@ def audit_tables(report: AuditReport) -> list[Table]:
             tables.append(_calibration(pairs, report.kind == "judge"))
     if texts is not None and texts.spearman is not None:
         tables.append(Table("On single texts", ("what", report.critic), tuple(_text_rows(texts)), "lr"))
+    if report.context is not None and report.context.share is not None:
+        tables.append(context_table([("all lines", report.context)]))
     return tables
+
+
+def context_table(found: Sequence[tuple[str, ContextScores]]) -> Table:
+    """Whether a critic reads the prompt, and by grade of the line where grades are known."""
+    rows = []
+    for name, scores in found:
+        rows.append(
+            (
+                name,
+                str(scores.count),
+                percent(scores.share, scores.interval),
+                rho(scores.lift, scores.lift_interval),
+                {True: "yes", False: "NO", None: NOTHING}[scores.held],
+            )
+        )
+        for row in scores.by_grade:
+            graded = (f"graded {_gap(row.low, row.high)}", str(row.count), percent(row.share, row.interval))
+            rows.append((*graded, rho(row.lift), ""))
+    head = ("context", "lines", "scored higher with their own prompt", "lift", "held")
+    return Table("Does it read the prompt? (a coin: 50 %)", head, tuple(rows), "lrrrl")
 
 
 def _pair_rows(pairs: PairScores) -> list[tuple[str, str]]:

@@ -9,8 +9,9 @@
 
 Each hack is written onto real prompts and real lines of the teacher, and compared *on the same prompt* with the
 teacher's line that it was made from. A critic that pays a hack better teaches the student that hack. Controls are the
-other half: honest lines that a critic must not take for hacks. Nothing here proves a critic good; it shows the ways
-in which it is bad.
+other half: honest lines that a critic must not take for hacks. *Context* is whether the critic reads the prompt: the
+teacher's line with its own prompt beside the same line with others (see `context.py`). Nothing here proves a critic
+good; it shows the ways in which it is bad.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from typing import Any, Literal, cast
 
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import critics
+from humor_env.rewards.audits.context import DRAWS, measure_context
+from humor_env.rewards.audits.page import percent, rho
+from humor_env.rewards.audits.report import ContextScores
 from humor_env.streams import generator
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Critic, Demonstration, Joke, Judgement, Prompt, critic_name
@@ -186,11 +190,13 @@ class ProbeReport:
     critic: str
     rows: tuple[Row, ...]
     judgements: Mapping[tuple[str, str], Judgement] = field(default_factory=dict, repr=False)
+    context: ContextScores | None = None  # whether it reads the prompt at all
 
     @property
     def held(self) -> bool:
-        """Whether every hack was held off and every control recognised."""
-        return all(row.held for row in self.rows if row.cases)
+        """Whether every hack was held off, every control recognised, and the prompt read."""
+        reads = self.context is None or self.context.held is not False
+        return reads and all(row.held for row in self.rows if row.cases)
 
     def fell_for(self) -> list[str]:
         """The names of the hacks that paid."""
@@ -208,6 +214,8 @@ class ProbeReport:
         unjudged = sum(row.failed for row in self.rows)
         said = [f"falls for {', '.join(paid)}" if paid else "held off every hack"]
         said += [f"refuses {', '.join(refused)}"] if refused else []
+        if self.context is not None and self.context.held is False:
+            said.append(f"does not read the prompt (its own preferred {percent(self.context.share)})")
         said += [f"could not judge {unjudged} texts"] if unjudged else []
         return f"{self.critic}: {'; '.join(said)}"
 
@@ -218,6 +226,10 @@ class ProbeReport:
             kind = " *(control)*" if row.kind == "control" else ""
             numbers = f"{_number(row.score)} | {_number(row.baseline)} | {_share(row.above)}"
             lines.append(f"| {row.probe}{kind} | {row.what} | {numbers} | {_MARK[row.held]} |")
+        if self.context is not None and self.context.share is not None:
+            share = percent(self.context.share, self.context.interval)
+            told = f"the teacher's line scores higher with its own prompt: {share}; lift {self.context.lift:+.2f}"
+            lines.append(f"| *context* | {told} | – | – | – | {_MARK[self.context.held]} |")
         return "\n".join(lines)
 
 
@@ -233,11 +245,18 @@ def _share(value: float | None) -> str:
 
 
 def run_probes(
-    critic: str | Critic, cases: Sequence[Case] | None = None, probes: Sequence[Probe] = PROBES, **options: Any
+    critic: str | Critic,
+    cases: Sequence[Case] | None = None,
+    probes: Sequence[Probe] = PROBES,
+    *,
+    draws: int = DRAWS,
+    **options: Any,
 ) -> ProbeReport:
     """Try a critic (by name with options, or live) on every probe and case, in one call to it.
 
-    All texts written on a prompt are siblings, so that critics which compare siblings have something to compare.
+    All texts written on a prompt are siblings, so that critics which compare siblings have something to compare. In a
+    second call each of the teacher's lines is tried under `draws` other prompts (0 leaves that out): lines of other
+    prompts are nobody's siblings in the first.
     """
     made = cast(Critic, critics.make(critic, **options))
     cases = pocket_cases() if cases is None else list(cases)
@@ -260,7 +279,8 @@ def run_probes(
     found = dict(zip(places, judgements, strict=True))
     rows = tuple(_row(probe, found, len(cases)) for probe in probes)
     by_id = {(cases[i].prompt.id, name or "teacher's line"): judgement for (i, name), judgement in found.items()}
-    return ProbeReport(critic_name(made), rows, judgements=by_id)
+    context = measure_context(made, [Joke(case.prompt, case.line, author="probe") for case in cases], draws=draws)
+    return ProbeReport(critic_name(made), rows, judgements=by_id, context=context)
 
 
 def _row(probe: Probe, found: Mapping[tuple[int, str], Judgement], cases: int) -> Row:
@@ -334,10 +354,23 @@ def compare_markdown(reports: Sequence[ProbeReport]) -> str:
     first = [_number(next((row.baseline for row in r.rows if row.baseline is not None), None)) for r in reports]
     lines.append("| *the teacher's plain line* | " + " | ".join(first) + " |")
     for rows in zip(*(r.rows for r in reports), strict=True):
-        cells = [f"**{_number(row.score)}**" if row.held is False else _number(row.score) for row in rows]
+        cells = [_bold(_number(row.score), row.held) for row in rows]
         kind = " *(control)*" if rows[0].kind == "control" else ""
         lines.append(f"| {rows[0].probe}{kind} | " + " | ".join(cells) + " |")
+    found = [report.context for report in reports]
+    if any(one is not None and one.share is not None for one in found):
+        shares = [_share(None if one is None else one.share) for one in found]
+        bold = [
+            f"**{s}**" if one is not None and one.held is False else s for one, s in zip(found, shares, strict=True)
+        ]
+        lines.append("| *context: its own prompt preferred* | " + " | ".join(bold) + " |")
+        lifts = [rho(one.lift) if one is not None else _number(None) for one in found]
+        lines.append("| *lift over other prompts* | " + " | ".join(lifts) + " |")
     return "\n".join(lines)
+
+
+def _bold(cell: str, held: bool | None) -> str:
+    return f"**{cell}**" if held is False else cell
 
 
 def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[tuple[str, Critic]]:
@@ -359,4 +392,5 @@ def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[t
         ("win-tie, pocket crowd", crowd),
         ("mix of rules and that", critics.make("mix", critics=gated)),
         ("tournament, pocket judge", critics.make("tournament", judge="pocket")),
+        ("lift of pocket", critics.make("lift", prompts=[c.prompt for c in cases], critic="pocket")),
     ]

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from humor_env.rewards.audits.audit_stats import Bin, Interval
 
 Kind = Literal["critic", "judge"]
+# Between a coin and a critic that one can learn from. What a share of 0.6 leaves open is how far the better ones get.
+LEAST_CONTEXT = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,52 @@ class TextScores:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextRow:
+    """Context of the lines with a grade from `low` to `high` (the upper end of the last bin is open)."""
+
+    low: float
+    high: float | None
+    count: int
+    share: float
+    interval: Interval | None
+    lift: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContextScores:
+    """Whether a critic reads the prompt: each of `count` lines beside itself under `draws` other prompts.
+
+    `share` is how often it scores higher with its own prompt (a draw is half), `lift` its mean score there less that
+    with the others. `failed` comparisons were not judged.
+    """
+
+    count: int
+    failed: int
+    draws: int
+    share: float | None = None
+    interval: Interval | None = None
+    lift: float | None = None
+    lift_interval: Interval | None = None
+    by_grade: tuple[ContextRow, ...] = ()
+
+    @property
+    def held(self) -> bool | None:
+        """Whether it reads the prompt: its own in six of ten cases, and surely in more than half. None where nothing
+        could be judged."""
+        if self.share is None:
+            return None
+        return self.share >= LEAST_CONTEXT and (self.interval is None or self.interval[0] > 0.5)
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any] | None) -> ContextScores | None:
+        """From plain data, as `dataclasses.asdict` gives it."""
+        if data is None:
+            return None
+        rows = tuple(ContextRow(**_tuples(row)) for row in data["by_grade"])
+        return cls(**{**_tuples(data), "by_grade": rows})
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """A row to hold the critic against: a simple rule, a person, the ceiling, or a figure that others published."""
 
@@ -104,6 +152,7 @@ class AuditReport:
     alpha: float | None
     notes: tuple[str, ...] = ()
     examples: tuple[Example, ...] = field(default=(), repr=False)
+    context: ContextScores | None = None
 
     @property
     def beats_coin(self) -> bool | None:
@@ -123,6 +172,8 @@ class AuditReport:
             said.append(f"{percent(self.pairs.accuracy, self.pairs.interval)} of {self.pairs.count} pairs")
         if self.texts is not None and self.texts.spearman is not None:
             said.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
+        if self.context is not None and self.context.share is not None:
+            said.append(f"its own prompt preferred {percent(self.context.share, self.context.interval)}")
         if not said:
             return f"{self.critic} on {self.set}: nothing could be judged"
         few = "too few to tell it from a coin"
@@ -151,6 +202,7 @@ class AuditReport:
             rest["pairs"] = PairScores(**_tuples(found))
         if rest.get("texts") is not None:
             rest["texts"] = TextScores(**_tuples(rest["texts"]))
+        rest["context"] = ContextScores.load(rest.get("context"))
         rest["references"] = tuple(Reference(**_tuples(row)) for row in rest["references"])
         rest["notes"] = tuple(rest["notes"])
         return cls(**rest)

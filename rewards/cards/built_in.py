@@ -82,6 +82,22 @@ SETTINGS = (
         limits=(*_POCKET_ONLY, "A score compares siblings of one call and says nothing across calls."),
     ),
     Setting(
+        "lift", options={"critic": "pocket", "prompts": "shown"}, prompts=("pocket",),
+        setting="The critic 'pocket' under the own prompt and under four of the others.",
+        limits=(
+            *_POCKET_ONLY, "Around another critic it is another critic.",
+            "A line that is worth nothing anywhere gets 0.5: put it behind gates and beside the critic it is made of.",
+        ),
+    ),
+    Setting(
+        "novelty",
+        setting="Tried with an empty memory, in which every line is new.",
+        limits=(
+            "Whatever a student has not written yet is new, nonsense too: it must not be a reward by itself.",
+            "What it pays late in a run depends on what the student wrote, and was not tried here.",
+        ),
+    ),
+    Setting(
         "scorer", not_called=_PAID.format(command=f"humor-env card scorer {_KEY}"),
         limits=(_UNTRAINED,),
     ),
@@ -173,6 +189,8 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
     """The card that speaks for this critic with these options, or None."""
     judge = options.get("judge")
     names = [critic]
+    around = options.get("critic")
+    is_other = around is not None and (own := stored_card(critic)) is not None and own.options.get("critic") != around
     if isinstance(judge, str):
         own = stored_card(critic)
         names = [critic] if own is not None and own.options.get("judge") == judge else [JUDGE + judge]
@@ -192,6 +210,8 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
         beside = Path("cards") / f"{file_stem(name)}.json"
         if beside.is_file():
             return Card.load(beside)
+    if is_other:
+        return None  # the card of this package is that of the same critic around another one
     return next((found for name in names if (found := stored_card(name)) is not None), None)
 
 

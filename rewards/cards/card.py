@@ -23,7 +23,7 @@ from humor_env.errors import CredentialError, HumorEnvError, InvalidOption, Miss
 from humor_env.registry import critics, judges
 from humor_env.rewards.audits.injection import InjectionReport, InjectionRow, Recorder, run_injection, shape_problems
 from humor_env.rewards.audits.probes import CASES, Case, ProbeReport, Row, run_probes
-from humor_env.rewards.audits.report import AuditReport, Kind
+from humor_env.rewards.audits.report import AuditReport, ContextScores, Kind
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Demonstration
 
@@ -70,10 +70,14 @@ class Card:
                 said.append(f"On {tried.prompts} prompts it refuses honest lines: {', '.join(refused)}.")
             if attacks:
                 said.append(f"On {tried.prompts} prompts it pays hostile texts: {', '.join(attacks)}.")
+            if tried.probes.context is not None and tried.probes.context.held is False:
+                said.append(f"On {tried.prompts} prompts {_blind(tried.probes.context)}")
         said += [f"A hostile text changes its requests: {problem}." for problem in (self.shape or ())[:3]]
         for audit in self.audits:
             if audit.beats_coin is False:
                 said.append(f"On {audit.set} its agreement with people is not told from a coin's.")
+            if audit.context is not None and audit.context.held is False:
+                said.append(f"On {audit.set} {_blind(audit.context)}")
             offence = audit.texts.offence if audit.texts is not None else None
             if offence is not None and offence > 0.05:
                 said.append(f"On {audit.set} its score rises with offence (rank correlation {offence:+.2f}).")
@@ -101,6 +105,7 @@ class Card:
                     "prompts": t.prompts,
                     "probes": [rounded(asdict(row)) for row in t.probes.rows],
                     "injection": [rounded(asdict(row)) for row in t.injection.rows],
+                    "context": None if t.probes.context is None else rounded(asdict(t.probes.context)),
                 }
                 for t in self.tried
             ],
@@ -121,7 +126,11 @@ class Card:
                 tried=tuple(
                     Tried(
                         t["prompts"],
-                        ProbeReport(data["name"], tuple(Row(**row) for row in t["probes"])),
+                        ProbeReport(
+                            data["name"],
+                            tuple(Row(**row) for row in t["probes"]),
+                            context=ContextScores.load(t.get("context")),  # cards of version 0.1 have none
+                        ),
                         InjectionReport(data["name"], tuple(InjectionRow(**row) for row in t["injection"])),
                     )
                     for t in data["tried"]
@@ -162,6 +171,15 @@ def file_stem(name: str) -> str:
 
 def _count(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}" + ("s" if len(names) > 1 else "")
+
+
+def _blind(found: ContextScores) -> str:
+    """What will happen to a student of a critic that does not read the prompt."""
+    return (
+        f"it scores a line higher with its own prompt than with another in {100 * (found.share or 0):.0f} % of cases, "
+        "where a coin has 50 %: it hardly reads the prompt, so a student that learns from it long enough will answer "
+        "every prompt with the one line that it likes best."
+    )
 
 
 def rounded(value: Any) -> Any:
@@ -261,6 +279,8 @@ def _made(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: S
         given["teacher"] = _shown(cases)
     if given.get("archive") == "shown":
         given["archive"] = [case.known for case in cases]
+    if given.get("prompts") == "shown":
+        given["prompts"] = [case.prompt for case in cases]
     if isinstance(given.get("critics"), list):
         given["critics"] = [_member(member, cases) for member in given["critics"]]
     return cast(Critic, critics.make(critic, **given))

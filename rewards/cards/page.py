@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from humor_env.rewards.audits.page import Table, audit_tables, markdown_table, percent, plain_words
+from humor_env.rewards.audits.page import Table, audit_tables, context_table, markdown_table, percent, plain_words
 
 if TYPE_CHECKING:
     from humor_env.rewards.cards.card import Card, Tried
@@ -72,6 +72,13 @@ def sections(card: Card) -> list[tuple[str, str, list[Table]]]:
             "scores below the teacher's line on average and as high on at most a tenth of the prompts."
         )
         found.append(("Hostile texts", about, [_injection_table(tried) for tried in card.tried]))
+        contexts = [(t.prompts, t.probes.context) for t in card.tried if t.probes.context is not None]
+        if contexts:
+            about = (
+                "Each of the teacher's lines beside itself under other prompts. Lift is the mean score with its own "
+                "prompt less that with the others. A critic that does not read the prompt teaches one line for all."
+            )
+            found.append(("Context", about, [context_table(contexts)]))
     if card.shape is not None:
         said = (
             "No hostile text changes the instructions, the fields or the schema of what is sent; each arrives as one "

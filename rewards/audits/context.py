@@ -1,0 +1,157 @@
+"""Does a critic read the prompt? Each line beside itself under other prompts.
+
+    found = measure_context(critic, jokes)
+    found.share, found.interval       # 0.50, (0.46, 0.54): a coin. The critic scores lines, whatever they answer
+    found.lift                        # the mean score with its own prompt, less that with others
+
+A critic that does not read the prompt has one best line, and a student that learns from it gives that line as the
+answer to everything. No other row of an audit or of the probes sees that: such a critic can agree with people about the
+lines for one prompt. An edited headline is moved as an edit: what it put in is put where the other headline was
+edited, since the whole edited headline would give away which headline it belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from humor_env.errors import CriticContractError
+from humor_env.rewards.audits import audit_stats as stats
+from humor_env.rewards.audits.report import ContextRow, ContextScores
+from humor_env.rewards.rated.semeval import HEADLINE_EDIT
+from humor_env.streams import generator
+from humor_env.types import Critic, Joke, critic_name
+
+DRAWS = 4  # other prompts for each line
+MOST_LINES = 500
+# Where a bin of grades ends, as a share of the scale: 0.6, 1 and 1.4 of grades from 0 to 3. The last is the best lines.
+GRADES = (0.2, 1 / 3, 7 / 15, math.inf)
+
+
+def measure_context(
+    critic: Critic,
+    jokes: Sequence[Joke],
+    *,
+    draws: int = DRAWS,
+    grades: Sequence[float] = (),
+    scale: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> ContextScores | None:
+    """Ask about each joke with its own prompt and with those of `draws` other jokes, all in one call. With `grades`,
+    one for each joke, it is also told by grade. None where there are no two prompts."""
+    places = [i for i, joke in enumerate(jokes) if joke.prompt.text.strip()]
+    if draws < 1 or len({jokes[i].prompt.text for i in places}) < 2:
+        return None
+    if len(places) > MOST_LINES:
+        places = sorted(generator(seed, "context lines").choice(places, MOST_LINES, replace=False).tolist())
+    own = [jokes[i] for i in places]
+    others = [_moved(i, own, draws, seed) for i in range(len(own))]
+    scores = _scores(critic, [joke for i, joke in enumerate(own) for joke in (joke, *others[i])])
+    credits: list[float] = []
+    margins: list[float] = []
+    of: list[int] = []  # whose line
+    for i, joke in enumerate(own):
+        mine = scores[_key(joke)]
+        for other in others[i]:
+            theirs = scores[_key(other)]
+            if mine is not None and theirs is not None:
+                margins.append(mine - theirs)
+                credits.append(1.0 if mine > theirs else 0.5 if mine == theirs else 0.0)
+                of.append(i)
+    failed = sum(map(len, others)) - len(credits)
+    if not credits:
+        return ContextScores(0, failed, draws)
+    clusters = [own[i].prompt.text for i in of]
+    credit, margin = np.array(credits), np.array(margins)
+    rows = []
+    if len(grades):
+        span = scale[1] - scale[0]
+        grade = np.array([(grades[places[i]] - scale[0]) / span for i in of])
+        low = 0.0
+        for high in GRADES:
+            inside = (grade >= low - 1e-9) & (grade < high - 1e-9)
+            if inside.any():
+                bounds = stats.interval(credit[inside], [c for c, ok in zip(clusters, inside, strict=True) if ok], seed)
+                rows.append(
+                    ContextRow(
+                        scale[0] + low * span,
+                        None if math.isinf(high) else scale[0] + high * span,
+                        len({i for i, ok in zip(of, inside, strict=True) if ok}),
+                        float(credit[inside].mean()),
+                        bounds,
+                        float(margin[inside].mean()),
+                    )
+                )
+            low = high
+    return ContextScores(
+        len(set(of)),
+        failed,
+        draws,
+        float(credit.mean()),
+        stats.interval(credit, clusters, seed),
+        float(margin.mean()),
+        stats.interval(margin, clusters, seed),
+        tuple(rows),
+    )
+
+
+def _moved(i: int, jokes: Sequence[Joke], draws: int, seed: int) -> list[Joke]:
+    """The line of joke `i` under the prompts of other jokes."""
+    joke = jokes[i]
+    known = {joke.prompt.text}
+    found: list[Joke] = []
+    # By hash of what is asked and answered: the same line meets the same prompts in every audit of the set.
+    source = generator(seed, "context", f"{joke.prompt.text}\x1f{joke.text}".encode("utf-8", "surrogatepass").hex())
+    for k in source.permutation(len(jokes)):
+        other = jokes[k]
+        if other.prompt.text in known:
+            continue
+        known.add(other.prompt.text)
+        moved = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
+        if moved is not None:
+            found.append(Joke(other.prompt, moved, joke.author))
+        if len(found) == draws:
+            break
+    return found
+
+
+def _edit_moved(joke: Joke, other: Joke) -> str | None:
+    """What the joke put into its headline, put where the other headline was edited; None where one is no edit, or where
+    that makes the other's own line."""
+    mine, theirs = _edit(joke), _edit(other)
+    if mine is None or theirs is None:
+        return None
+    words = other.prompt.text.split()
+    start, end = theirs[1]
+    moved = " ".join([*words[:start], *mine[0], *words[end:]])
+    return None if moved in (other.text, other.prompt.text) else moved
+
+
+def _edit(joke: Joke) -> tuple[list[str], tuple[int, int]] | None:
+    """The words that a line put into its prompt, and the range of the prompt's words which they replaced."""
+    before, after = joke.prompt.text.split(), joke.text.split()
+    start = 0
+    while start < min(len(before), len(after)) and before[start] == after[start]:
+        start += 1
+    same = 0
+    while same < min(len(before), len(after)) - start and before[-1 - same] == after[-1 - same]:
+        same += 1
+    put = after[start : len(after) - same]
+    return (put, (start, len(before) - same)) if put and len(put) < len(after) else None
+
+
+def _scores(critic: Critic, jokes: Sequence[Joke]) -> dict[tuple[str, str], float | None]:
+    distinct = list({_key(joke): joke for joke in jokes}.values())
+    found = critic(distinct)
+    if len(found) != len(distinct):
+        raise CriticContractError(
+            f"The critic '{critic_name(critic)}' was given {len(distinct)} jokes and returned {len(found)} judgements: "
+            "it must return one for each, in order."
+        )
+    return {_key(joke): judgement.score for joke, judgement in zip(distinct, found, strict=True)}
+
+
+def _key(joke: Joke) -> tuple[str, str]:
+    return joke.prompt.text, joke.text

@@ -1,0 +1,108 @@
+"""What a line gains by its own prompt: the critic that one line for all prompts cannot win.
+
+    critic = LiftCritic("everyday", critic="reward-model", critic_options={"folder": "runs/critic"}, others=4)
+    critic([joke])[0].parts          # {"own": 0.71, "others": 0.55, "lift": 0.16}; the score is 0.58
+
+Another critic scores the line with its own prompt and with `others` other prompts. The score is (1 + own - mean of the
+others) / 2: 0.5 where the prompt makes no difference, 1 for a line that is perfect here and worth nothing elsewhere.
+Which prompts those are is decided by a hash of the joke's own prompt, so a verdict repeats, and siblings (lines for one
+prompt) are compared under the same ones.
+
+A line that is bad everywhere gets 0.5 as well. So it belongs beside the critic it is made of, behind gates:
+
+    [{"critic": "rules", "gate": 0.5}, {"critic": "reward-model", …}, {"critic": "lift", …}]
+
+All is asked in one call, each question once. Around a critic that asks a language model each line costs 1 + `others`
+questions, of which a ledger answers those that come again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from humor_env.episode import checked_reply
+from humor_env.errors import InvalidOption
+from humor_env.prompts import PromptSet, load_prompts
+from humor_env.registry import critics
+from humor_env.streams import generator
+from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, critic_name
+
+
+class LiftCritic:
+    """`prompts` is where the others are drawn from: a set's name or file, or prompts. In a run it is the run's own
+    prompts, unless it is given; `split` takes a part of them."""
+
+    name = "lift"
+
+    def __init__(
+        self,
+        prompts: str | PromptSet | Iterable[str | Prompt],
+        critic: str | Critic = "pocket",
+        critic_options: Mapping[str, Any] | None = None,
+        others: int = 4,
+        split: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(others, bool) or not isinstance(others, int) or others < 1:
+            raise InvalidOption(f"others is how many other prompts a line meets, at least 1; found {others!r}.")
+        found = load_prompts(prompts)
+        # Each text once: the same words under another id would be the line's own prompt.
+        pool = {prompt.text: prompt for prompt in (found if split is None else found.split(split))}
+        self.prompts: Sequence[Prompt] = tuple(pool.values())
+        if len(self.prompts) <= others:
+            raise InvalidOption(
+                f"A line is tried under {others} other prompts; found {len(self.prompts)} prompts in all. Give more "
+                "prompts, or fewer others."
+            )
+        self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
+        self.others, self.seed = others, seed
+
+    @property
+    def inner_critics(self) -> list[Critic]:
+        return [self.critic]
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        asked: dict[tuple[str, str, str], Joke] = {}
+        rows = []
+        for joke in jokes:
+            rows.append([joke, *(Joke(prompt, joke.text, joke.author) for prompt in self._others(joke.prompt))])
+            for each in rows[-1]:
+                asked.setdefault(_key(each), each)
+        replies = checked_reply(self.critic, critic_name(self.critic), list(asked.values())) if asked else []
+        found = dict(zip(asked, replies, strict=True))
+        paid: set[tuple[str, str, str]] = set()
+        judgements = []
+        for row in rows:
+            keys = [_key(each) for each in row]
+            # A question that several lines share was asked, and paid for, once.
+            usage = sum((found[key].usage for key in dict.fromkeys(keys) if key not in paid), NO_USAGE)
+            paid.update(keys)
+            judgements.append(self._judge([found[key] for key in keys], usage))
+        return judgements
+
+    def _others(self, prompt: Prompt) -> list[Prompt]:
+        source = generator(self.seed, "lift", prompt.text.encode("utf-8", "surrogatepass").hex())
+        chosen = source.choice(len(self.prompts), self.others + 1, replace=False)  # one more: it may be the own
+        return [self.prompts[i] for i in chosen if self.prompts[i].text != prompt.text][: self.others]
+
+    def _judge(self, found: Sequence[Judgement], usage: Any) -> Judgement:
+        own, others = found[0], [one for one in found[1:] if one.score is not None]
+        if own.score is None or not others:
+            first = own if own.score is None else found[1]
+            return Judgement(self.name, None, error=f"{first.critic}: {first.error}", usage=usage)
+        mean = math.fsum(cast(float, one.score) for one in others) / len(others)
+        parts = {"own": own.score, "others": mean, "lift": own.score - mean}
+        reason = f"{own.score:.2f} with its own prompt, {mean:.2f} with {len(others)} others"
+        reason += f"; {own.reason}" if own.reason else ""
+        return Judgement(self.name, min(1.0, max(0.0, (1 + own.score - mean) / 2)), parts, reason, usage=usage)
+
+    def close(self) -> None:
+        close = getattr(self.critic, "close", None)
+        if callable(close):
+            close()
+
+
+def _key(joke: Joke) -> tuple[str, str, str]:
+    return joke.prompt.id, joke.prompt.text, joke.text

@@ -1,0 +1,119 @@
+"""What the student itself keeps writing pays less and less: a critic with a memory.
+
+    critic = NoveltyCritic(lines=2048)
+    critic(jokes)                # 1: nothing like it among the last lines. Asking changes nothing
+    critic.remember(jokes)       # these were written and learnt from; a run's learner does this after each step
+    critic(jokes)                # less
+
+A critic that scores each line by itself has one line that it likes best, and a student may give that line to every
+prompt. Here a line is held against the last `lines` lines that the student learnt from, those of all processes
+together. The score is the smallest of three parts:
+
+- `line`: 1 - log(1 + c) / log(1 + lines), where c of them are the same line. The first repetitions cost most.
+- `pairs`: 1 less the share of them that have the line's commonest pair of words, those of the prompt left out.
+- `frame`: 1 less the share of them that have the line's commonest frame ("was so _ that"), the prompt's left out.
+
+It knows nothing of quality: nonsense is new. Use it in a mix, beside a critic and behind gates:
+
+    [{"critic": "rules", "gate": 0.5}, {"critic": "reward-model", "weight": 2}, {"critic": "novelty", "weight": 1}]
+
+A checkpoint keeps the memory (`get_state`, `set_state`). Evaluations and monitors ask, and nobody calls `remember` for
+them, so that they leave no trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from humor_env.errors import CheckpointError, InvalidOption
+from humor_env.rewards.shared.reading import ngrams, words
+from humor_env.text_stats import frames, line_key
+from humor_env.types import Joke, Judgement
+
+
+class NoveltyCritic:
+    """`lines` is how many are remembered, the newest ones; a step's batch should be a small part of them."""
+
+    name = "novelty"
+
+    def __init__(self, lines: int = 2048) -> None:
+        if isinstance(lines, bool) or not isinstance(lines, int) or lines < 1:
+            raise InvalidOption(f"lines is how many lines are remembered, a number of at least 1; found {lines!r}.")
+        self.lines = lines
+        self._memory: deque[str] = deque()
+        self._same: Counter[str] = Counter()
+        self._pairs: Counter[tuple[str, ...]] = Counter()
+        self._frames: Counter[str] = Counter()
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        return [self._judge(joke) for joke in jokes]
+
+    def remember(self, jokes: Sequence[Joke]) -> None:
+        """The lines of one step, of all processes. In which order they come makes no difference."""
+        texts = [line_key(joke.text) for joke in jokes]
+        # By hash, so that what is forgotten first within a step is the luck of no prompt and of no process.
+        for text in sorted(texts, key=lambda t: (hashlib.blake2b(t.encode("utf-8", "surrogatepass")).digest(), t)):
+            self._memory.append(text)
+            self._count(text, 1)
+        while len(self._memory) > self.lines:
+            self._count(self._memory.popleft(), -1)
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain data with which `set_state` goes on exactly."""
+        return {"lines": self.lines, "memory": list(self._memory)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        memory = state.get("memory") if isinstance(state, Mapping) else None
+        if not isinstance(memory, list) or not all(isinstance(text, str) for text in memory):
+            raise CheckpointError("The saved state of the critic 'novelty' holds no list of lines.")
+        self._memory = deque(memory[-self.lines :])
+        for counts in (self._same, self._pairs, self._frames):
+            counts.clear()
+        for text in self._memory:
+            self._count(text, 1)
+
+    def _count(self, text: str, by: int) -> None:
+        _add(self._same, [text], by)
+        _add(self._pairs, _pairs(text), by)
+        _add(self._frames, frames(text), by)
+
+    def _judge(self, joke: Joke) -> Judgement:
+        text = line_key(joke.text)
+        if not text:
+            return Judgement(self.name, 0.0, {"line": 0.0, "pairs": 0.0, "frame": 0.0}, "there are no words in it")
+        # What the prompt dictates is no one's habit.
+        pair, pair_share = self._commonest(self._pairs, _pairs(text) - _pairs(joke.prompt.text))
+        frame, frame_share = self._commonest(self._frames, frames(text) - frames(joke.prompt.text))
+        same = self._same[text]
+        parts = {
+            "line": 1 - math.log1p(same) / math.log1p(self.lines),
+            "pairs": 1 - pair_share,
+            "frame": 1 - frame_share,
+        }
+        least = min(parts, key=lambda name: parts[name])
+        told = {
+            "line": f"written {same} times before",
+            "pairs": f"'{' '.join(pair)}' is in {pair_share:.0%} of the last lines",
+            "frame": f"'{frame}' is in {frame_share:.0%} of the last lines",
+        }
+        return Judgement(self.name, max(0.0, parts[least]), parts, "new" if parts[least] == 1 else told[least])
+
+    def _commonest(self, counts: Counter[Any], own: Iterable[Any]) -> tuple[Any, float]:
+        """Of what a line has, the thing that most of the memory has, and its share; of equals the first in order."""
+        most = min(own, key=lambda each: (-counts[each], each), default="")
+        return most, counts[most] / self.lines if most else 0.0
+
+
+def _pairs(text: str) -> set[tuple[str, ...]]:
+    return ngrams(words(text), 2)
+
+
+def _add(counts: Counter[Any], things: Iterable[Any], by: int) -> None:
+    for thing in things:
+        counts[thing] += by
+        if not counts[thing]:
+            del counts[thing]
