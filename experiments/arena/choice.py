@@ -70,6 +70,7 @@ class Chooser:
         self.open: Array = np.zeros((n, n))  # asked and not answered
         self._used: Counter[tuple[int, int, str]] = Counter()
         self._raters: dict[tuple[int, int | None], set[int]] = defaultdict(set)
+        self._asked: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         self._seen: dict[int, _Seen] = defaultdict(_Seen)
         self._gains: Array | None = None
 
@@ -97,8 +98,10 @@ class Chooser:
         seen.fresh.append(ask)
         self._raters[ask.a, ask.b].add(ask.rater)
         if ask.b is not None:
-            i, j = self._system[ask.a], self._system[ask.b]
-            self._used[min(i, j), max(i, j), self.lines[ask.a].prompt] += 1
+            i, j = sorted((self._system[ask.a], self._system[ask.b]))
+            self._used[i, j, self.lines[ask.a].prompt] += 1
+            if len(self._raters[ask.a, ask.b]) == 1:
+                self._asked[i, j].append((ask.a, ask.b))
             self._open(i, j, 1)
 
     def answered(self, answer: Answered) -> None:
@@ -178,21 +181,19 @@ class Chooser:
 
         return min(left, key=rank), None
 
-    def _others(self, rater: int, seen: _Seen) -> tuple[int, int | None] | None:
-        """A pair that somebody else was asked and this rater was not: agreement needs such pairs. Those with one rater
-        come first."""
-        gains, pairs = self._told(), list(self._raters)
+    def _others(self, rater: int, seen: _Seen) -> tuple[int, int] | None:
+        """A pair of the two systems that tell most which somebody else was asked and this rater was not: agreement
+        needs such pairs. Those that the fewest were asked come first."""
+        systems = next(self._order(rater, seen), None)
+        pairs = self._asked[systems] if systems else []
         if not pairs:
             return None
         random = generator(self.settings.seed, "arena-others", f"{rater}/{seen.count}")
         drawn = [pairs[k] for k in random.integers(len(pairs), size=2 * _LOOKED_AT)]
-        fit = [pair for pair in drawn if self._raters[pair] and pair not in seen.items and pair[1] is not None]
-
-        def rank(pair: tuple[int, int | None]) -> tuple[int, float]:
-            i, j = self._system[pair[0]], self._system[pair[1] or 0]
-            return len(self._raters[pair]), -float(gains[i, j])
-
-        return min(fit, key=rank, default=None)
+        fit = [pair for pair in drawn if pair not in seen.items]
+        return min(
+            fit, key=lambda pair: (len(self._raters[pair]), seen.prompts[self.lines[pair[0]].prompt]), default=None
+        )
 
     def _new(self, rater: int, seen: _Seen) -> tuple[int, int] | None:
         for i, j in self._order(rater, seen):

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import os
 import socket
 import sqlite3
 import sys
@@ -77,16 +78,44 @@ class Limiter:
         return left >= 1
 
 
+class Kept:
+    """Waits until what was written before is on the disk. That takes it ten milliseconds or more, so it is done in a
+    thread, once for all who are waiting."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._running: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        # One that has begun may have begun before our answer was written: the one after it has not.
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._after(self._running))
+        await asyncio.shield(self._next)
+
+    async def _after(self, before: asyncio.Future[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running, self._next = self._next, None
+        await asyncio.to_thread(self._sync)
+
+    def _sync(self) -> None:
+        with open(self.log, "rb") as file:
+            os.fsync(file.fileno())
+
+
 class Arena:
     """The store, what follows from it in memory, and the limits of a shared session."""
 
     def __init__(self, store: Store, *, shared: bool = False) -> None:
         self.store, self.shared = store, shared
+        self.kept = Kept(store.path.with_name(store.path.name + "-wal"))
         self.raters = Limiter(4, 40)
         self.strangers = Limiter(1 / 6, 20)
         self._version = -1
         self._chooser: Chooser | None = None
         self._results: tuple[object, str] | None = None
+        self._rests_until = 0.0
         self._making = asyncio.Lock()
 
     @property
@@ -150,11 +179,15 @@ class Arena:
         return self.store.sign("owner")
 
     async def results(self) -> str:
-        """The page of results; computed aside, so that nobody who judges waits for it, and once for each state."""
+        """The page of results; computed aside, once for each state and during a fifth of the time at most, so that
+        those who judge do not feel that somebody is watching."""
         async with self._making:
             state = (self.store.count(), self.store.version(), self.store.closed)
-            if self._results is None or self._results[0] != state:
+            began = time.monotonic()
+            if self._results is None or (self._results[0] != state and began >= self._rests_until):
                 self._results = (state, await asyncio.to_thread(_results_page, self.store.path))
+                now = time.monotonic()
+                self._rests_until = now + 4 * (now - began)
             return self._results[1]
 
 
@@ -295,6 +328,7 @@ class _App:
                 done = self.arena.chooser.count(rater.id) - 1
                 return self._asked(ask, form["csrf"], done, {q: form[q] for q in asked if q in form})
             self.arena.answer(rater.id, form.get("ask", ""), form)
+            await self.arena.kept.wait()
         except Refused as why:
             return _message(*_REFUSALS[str(why)])
         return RedirectResponse("/judge", 303)
@@ -453,7 +487,7 @@ def make_app(arena: Arena) -> Starlette:
             route("/results/{token}/{name}", pages_of.download),
             route("/static/{name}", _static),
         ],
-        exception_handlers={HTTPException: _wrong, sqlite3.OperationalError: _disk, Exception: _broken},
+        exception_handlers={HTTPException: _wrong, sqlite3.OperationalError: _disk, OSError: _disk, Exception: _broken},
         middleware=[Middleware(_Guard, shared=arena.shared)],
     )
 
@@ -461,10 +495,12 @@ def make_app(arena: Arena) -> Starlette:
 def open_socket(host: str, port: int) -> socket.socket:
     """Listening from now on; port 0 is a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: only then asyncio turns off Nagle's algorithm, which held every page back for 40 ms.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(128)  # from now on, so that a link works as soon as it is printed
     except OSError as problem:
         found.close()
         raise InvalidOption(
