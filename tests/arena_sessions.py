@@ -60,10 +60,10 @@ class Server:
     def __init__(self, folder: Path, *arguments, env=None):
         self.folder = folder
         command = [sys.executable, "-m", "humor_env.experiments.commands.cli", "arena", "--port", "0"]
-        self.errors = open(folder / "errors.txt", "ab")
-        self.process = subprocess.Popen(
-            [*command, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=self.errors, env=env
-        )
+        with open(folder / "errors.txt", "ab") as errors:
+            self.process = subprocess.Popen(
+                [*command, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=errors, env=env
+            )
         self.printed, self.links, self.results = [], [], None
         for raw in self.process.stdout:
             line = raw.decode()
@@ -85,7 +85,6 @@ class Server:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(30)
         self.process.stdout.close()
-        self.errors.close()
 
     def __enter__(self):
         return self
@@ -100,7 +99,7 @@ class Page:
         self.fields = {name: unescape(value) for name, value in HIDDEN.findall(body)}
         self.texts = [unescape(found) for found in TEXT.findall(body)]
         found = re.search(r"<h1>(.*?)</h1>", body, re.DOTALL)
-        self.title = " ".join(re.sub(r"<[^>]*>", "", found[1]).split()) if found else ""
+        self.title = unescape(" ".join(re.sub(r"<[^>]*>", "", found[1]).split())) if found else ""
 
     @property
     def asks(self):
@@ -150,16 +149,11 @@ class Visitor:
 @contextlib.contextmanager
 def served(store, shared=False):
     """A server in a thread of this process: (its arena, the address)."""
-    import uvicorn
-
     from humor_env.experiments.arena import server
 
     arena = server.Arena(store, shared=shared)
     at = server.open_socket("127.0.0.1", 0)
-    config = uvicorn.Config(
-        server.make_app(arena), access_log=False, log_level="warning", lifespan="off", proxy_headers=False
-    )
-    running = uvicorn.Server(config)
+    running = server.make_server(server.make_app(arena))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [at]}, daemon=True)
     thread.start()
     try:

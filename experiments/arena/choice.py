@@ -9,7 +9,8 @@ the variance of the gaps between neighbours in the ranking most, the widest gap 
 Bradley and Terry's model: with H the information about strengths so far, S its inverse and C the rows of the gaps,
 another game of i and j lowers the variance of gap k by w (C S (e_i - e_j))_k² / (1 + w v), where w = p (1 - p) and v is
 the variance of t_i - t_j. Games that were asked and not answered count as if they had been, so that raters who judge
-at once are not all sent to the same place. Prompts are taken in turn.
+at once are not all sent to the same place. Prompts are taken in turn, and a share of the pairs goes to the systems that
+met least, with the teacher before others: every system meets every other, whatever the model thinks of them.
 
 All chance is drawn by hash, so a server that was killed goes on as it would have.
 """
@@ -24,13 +25,14 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from humor_env.experiments.arena.sources import Line
+from humor_env.experiments.arena.sources import TEACHER, Line
 from humor_env.experiments.arena.store import Answered, Ask, Settings
 from humor_env.rewards.tournament import strengths
 from humor_env.streams import generator, stream_seed
 
 _LOOKED_AT = 24  # prompts (or pairs) drawn to choose the least used from
 _BEFORE_AGAIN = 5  # asks between a pair and its repeat
+_EVERYBODY = 0.15  # the share of pairs for whichever systems met least
 _WIDEST_FIRST = 4  # how much more the widest gap counts than the others
 Array = NDArray[np.float64]
 
@@ -219,8 +221,15 @@ class Chooser:
         if self.settings.choose == "random":
             yield from sorted(pairs, key=lambda pair: self._draw("systems", rater, seen.count, pair))
             return
+        if self._draw("everybody", rater, seen.count) % 1000 < 1000 * _EVERYBODY:
+            yield from sorted(pairs, key=lambda pair: (self._met(*pair), self._draw("met", rater, seen.count, pair)))
+            return
         gains = self._told()
         yield from sorted(pairs, key=lambda pair: (-gains[pair], self._draw("systems", rater, seen.count, pair)))
+
+    def _met(self, i: int, j: int) -> float:
+        """How often two systems met; a game with the teacher, which everybody is measured by, counts half."""
+        return len(self._asked[i, j]) * (0.5 if TEACHER in (self.systems[i], self.systems[j]) else 1.0)
 
     def _told(self) -> Array:
         if self._gains is None:

@@ -41,6 +41,7 @@ except ImportError as problem:  # an extra
     raise MissingExtra(f"The arena needs {problem.name}: pip install 'humor-env[arena]'") from None
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "arena"
@@ -424,7 +425,8 @@ async def _wrong(_: Request, problem: Exception) -> Response:
 
 
 async def _disk(_: Request, problem: Exception) -> Response:
-    print(f"The store refuses to be written to: {problem}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log may lie on the same disk
+        print(f"The store refuses to be written to: {problem}", file=sys.stderr, flush=True)
     return _message(
         503,
         "This could not be saved",
@@ -509,8 +511,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Starlette, at: socket.socket) -> None:
-    """Until Ctrl-C. Addresses are not logged: they hold tokens."""
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Addresses are not logged: they hold tokens."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -523,7 +525,13 @@ def serve(app: Starlette, at: socket.socket) -> None:
         timeout_keep_alive=30,
         limit_concurrency=512,
     )
-    uvicorn.Server(config).run(sockets=[at])
+    return uvicorn.Server(config)
+
+
+def serve(app: Starlette, at: socket.socket) -> None:
+    """Until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on when it has ended
+        make_server(app).run(sockets=[at])
 
 
 def links(arena: Arena, base: str, tokens: Sequence[str] = ()) -> tuple[list[tuple[int, str]], str]:

@@ -6,9 +6,9 @@
     with Store.open(Path("arena.sqlite")) as store: store.votes("humor")
 
 An answer is written in one transaction before its rater sees the next pair, so a server that is killed has lost
-nothing; the server also has the disk keep it (`Kept`), so neither does a power cut. The file is in WAL mode: exports and `--forget` work beside a running server. Names are never kept: a rater is
-a number. Links are made from the store's own secret, so whoever reads the file could answer for others: it is
-readable by its owner alone.
+nothing; the server also waits until the disk has it, so neither does a power cut. The file is in WAL mode: exports and
+`--forget` work beside a running server. Names are never kept: a rater is a number. Links are made from the store's own
+secret, so whoever reads the file could answer for others: it is readable by its owner alone.
 """
 
 from __future__ import annotations
