@@ -26,7 +26,7 @@ FLOORS = {
     "humor_env.rewards": [{"shared", "rated"}, {"", "audits"}, {"trained", "cards"}],
     "humor_env.experiments": [
         *({"", "drawing"}, {"specs"}, {"runs"}, {"compare"}, {"reports", "reproduction"}),
-        *({"pocket"}, {"upkeep", "commands"}),
+        *({"pocket", "arena"}, {"upkeep", "commands"}),
     ],
 }
 # (a file, what it imports from a higher floor): why.

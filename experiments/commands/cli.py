@@ -23,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from humor_env.errors import BudgetExceeded, HumorEnvError
+from humor_env.experiments.commands.arena import add_commands as add_arena_commands
 from humor_env.experiments.commands.compare import add_commands as add_compare_commands
 from humor_env.experiments.commands.critics import add_commands as add_critic_commands
 from humor_env.experiments.commands.lines import add_commands as add_line_commands
@@ -436,6 +437,7 @@ def _print(what: Any) -> None:
     (console if console.is_terminal else Console(width=160)).print(what)
 
 
+add_arena_commands(app)
 add_compare_commands(app)
 add_critic_commands(app)
 

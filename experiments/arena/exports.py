@@ -1,0 +1,242 @@
+"""What a session leaves: files that `audit`, `train-critic` and `reproduce` read, a table, and a card.
+
+    for name, make in FILES.items(): Path(folder, name).write_text(make(store))
+
+Raters are numbers, and repeats are left out except in the table. A line that is empty cannot stand in a set of pairs
+or ratings and is left out of those. A cell of the table that a spreadsheet would run as a formula begins with '.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import humor_env
+from humor_env.experiments.arena import figures
+from humor_env.experiments.arena.sources import TEACHER
+from humor_env.experiments.arena.store import Answered, Store
+from humor_env.experiments.compare.stats import Interval
+
+
+def pairs_file(question: str) -> Callable[[Store], str]:
+    """The set `pairs` of `humor-env audit` and `train-critic`: a row for each single answer to this question."""
+
+    def made(store: Store) -> str:
+        rows = []
+        for vote in figures.votes_of(store, question):
+            a, b = store.lines[vote.a].text, store.lines[vote.b].text
+            if a.strip() and b.strip():
+                label = {1.0: "a", 0.0: "b"}.get(vote.share, "tie")
+                row = {"id": str(vote.answer.ask.id), "prompt": store.prompts[vote.prompt][1], "a": a, "b": b}
+                rows.append(row | {"label": label})
+        return _json_lines(rows)
+
+    return made
+
+
+def ratings_file(store: Store) -> str:
+    """The set `ratings`: a row for each grade of a line's humor; empty where pairs were judged."""
+    rows = []
+    for answer in _first_answers(store):
+        line = store.lines[answer.ask.a]
+        if answer.ask.b is None and "humor" in answer.said and line.text.strip():
+            row = {"id": str(answer.ask.a), "prompt": store.prompts[line.prompt][1], "text": line.text}
+            rows.append(row | {"score": int(answer.said["humor"]), "rater": str(answer.ask.rater), "kind": ""})
+    return _json_lines(rows)
+
+
+def people_file(store: Store) -> str:
+    """What `humor-env reproduce --set people.who=` reads: a row for each answer to a pair, as it was shown."""
+    rows = []
+    for answer in _first_answers(store):
+        if answer.ask.b is None or answer.what != "answer":
+            continue
+        a, b = store.lines[answer.ask.a], store.lines[answer.ask.b]
+        first, second = (b, a) if answer.ask.turned else (a, b)
+        id, text = store.prompts[a.prompt]
+        row = {"prompt": id, "input": text, "first": first.text, "second": second.text, "rater": answer.ask.rater}
+        rows.append(row | dict(answer.said))
+    return _json_lines(rows)
+
+
+def table(store: Store) -> str:
+    """Everything, a row for each answer."""
+    out = io.StringIO()
+    head = ["rater", "sentence_id", "sentence", "system_1", "system_2", "line_1", "line_2", "repeats", "what"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["answer", *head, "humor", "consistency", "overall", "seconds", "at"])
+    for answer in store.answers():
+        ask = answer.ask
+        shown = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
+        lines = [store.lines[place] for place in shown]
+        id, text = store.prompts[lines[0].prompt]
+        second = lines[1] if len(lines) > 1 else None
+        row: list[object] = [ask.id, ask.rater, id, text, lines[0].system, second.system if second else ""]
+        row += [lines[0].text, second.text if second else "", ask.again or "", answer.what]
+        row += [answer.said.get(q, "") for q in ("humor", "consistency", "overall")]
+        row += [f"{answer.at - ask.at:.1f}", datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="seconds")]
+        writer.writerow([_no_formula(cell) for cell in row])
+    return out.getvalue()
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def _first_answers(store: Store) -> Iterator[Answered]:
+    return (answer for answer in store.answers() if answer.ask.again is None)
+
+
+def _json_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+# The card
+
+
+def card_data(store: Store) -> dict[str, Any]:
+    """The session in figures: no names, no lines, no links."""
+    answers = store.answers()
+    settings = store.settings
+    found: dict[str, Any] = {
+        "title": settings.title,
+        "mode": settings.mode,
+        "questions": list(settings.questions),
+        "chosen": settings.choose,
+        "begun": _day(store.begun),
+        "first answer": _day(answers[0].at) if answers else None,
+        "last answer": _day(answers[-1].at) if answers else None,
+        "closed": store.closed,
+        "systems": list(store.systems),
+        "sentences": len(store.prompts),
+        "raters": len({x.ask.rater for x in answers}),
+        "answers": sum(x.what == "answer" for x in answers),
+        "skipped": sum(x.what == "skip" for x in answers),
+        "reported": sum(x.what == "offence" for x in answers),
+        "version": humor_env.__version__,
+    }
+    asked = figures.rater_figures(store, settings.questions[0], answers)
+    repeats = sum(r.repeated for r in asked)
+    found["repeats"] = repeats
+    found["as before"] = sum((r.consistent or 0) * r.repeated for r in asked) / repeats if repeats else None
+    if settings.mode == "pairs":
+        found["about"] = {q: _about(store, q, answers) for q in settings.questions}
+    return found
+
+
+def _about(store: Store, question: str, answers: list[Answered]) -> dict[str, Any]:
+    votes = figures.votes_of(store, question, answers)
+    people = figures.agreement(votes)
+    return {
+        "ratings": [
+            {"system": store.systems[r.system], "tier": r.tier} | _numbers(r.points)
+            for r in figures.ratings(votes, store.systems)
+        ],
+        "wins or ties against the teacher": {
+            name: {"answers": count} | _numbers(rate)
+            for name in store.systems
+            if name != TEACHER
+            for count, rate in [figures.against_teacher(votes, name)]
+            if count
+        },
+        "two people agree": {"pairs": people.decided} | _numbers(people.same),
+        "alpha": {"pairs": people.pairs} | _numbers(people.alpha),
+        "ceiling": _numbers(people.ceiling),
+        "critics": {
+            c.critic: {"pairs": c.pairs} | _numbers(c.agrees) for c in figures.critic_figures(votes, store.lines)
+        },
+    }
+
+
+def _numbers(found: Interval | None) -> dict[str, float | None]:
+    if found is None:
+        return {"value": None, "low": None, "high": None}
+    return {
+        name: round(value, 4) if math.isfinite(value) else None
+        for name, value in (("value", found.value), ("low", found.low), ("high", found.high))
+    }
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).date().isoformat()
+
+
+def card_json(store: Store) -> str:
+    return json.dumps(card_data(store), indent=1, allow_nan=False) + "\n"
+
+
+def card(store: Store) -> str:
+    """The card as Markdown."""
+    data = card_data(store)
+    about: Mapping[str, Any] = data.pop("about", {})
+    rows = [f"# {data['title']}", "", "A blind session of `humor-env arena`.", "", "| | |", "|---|---|"]
+    for name, value in data.items():
+        if name != "title":
+            shown = (
+                ", ".join(value) if isinstance(value, list) else f"{value:.2f}" if isinstance(value, float) else value
+            )
+            rows.append(f"| {name} | {'–' if shown in (None, '') else shown} |")
+    for question, found in about.items():
+        rows += [
+            "",
+            f"## {question}",
+            "",
+            "| system | tier | rating | wins or ties against the teacher |",
+            "|---|---|---|---|",
+        ]
+        for one in found["ratings"]:
+            wins = found["wins or ties against the teacher"].get(one["system"])
+            rows.append(f"| {one['system']} | {one['tier']} | {_told(one, 0)} | {_told(wins, 2)} |")
+        rows += ["", "| agreement with a single person | | pairs |", "|---|---|---|"]
+        rows += [f"| {name} | {_told(one, 2)} | {one['pairs']} |" for name, one in found["critics"].items()]
+        one = found["two people agree"]
+        rows.append(f"| one person with another | {_told(one, 2)} | {one['pairs']} |")
+        rows.append(f"| ceiling | {_told(found['ceiling'], 2)} | {one['pairs']} |")
+        rows.append(f"| Krippendorff's alpha | {_told(found['alpha'], 2)} | {found['alpha']['pairs']} |")
+    return "\n".join(rows) + "\n"
+
+
+def _told(one: Mapping[str, Any] | None, digits: int) -> str:
+    if one is None or one["value"] is None:
+        return "–"
+    if one["low"] is None:
+        return f"{one['value']:.{digits}f}"
+    return f"{one['value']:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
+
+
+FILES: dict[str, Callable[[Store], str]] = {
+    "pairs.jsonl": pairs_file("humor"),
+    "pairs-consistency.jsonl": pairs_file("consistency"),
+    "ratings.jsonl": ratings_file,
+    "people.jsonl": people_file,
+    "answers.csv": table,
+    "card.md": card,
+    "card.json": card_json,
+}
+ABOUT = {
+    "pairs.jsonl": "which line is funnier, for humor-env audit and train-critic (--data pairs)",
+    "pairs-consistency.jsonl": "which line keeps the meaning, in the same form",
+    "ratings.jsonl": "grades of single lines, for audit and train-critic (--data ratings)",
+    "people.jsonl": "for humor-env reproduce --set people.who=people.jsonl",
+    "answers.csv": "every answer as a table",
+    "card.md": "the session in figures, without names and lines",
+    "card.json": "the same as data",
+}
+
+
+def write(store: Store, folder: Path) -> list[Path]:
+    """All files that hold something."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, make in FILES.items():
+        text = make(store)
+        if text:
+            (folder / name).write_text(text, encoding="utf-8")
+            written.append(folder / name)
+    return written

@@ -1,0 +1,394 @@
+"""What the answers say: ratings of systems, wins against the teacher, how far raters agree, and critics with them.
+
+    votes = votes_of(store, "humor")
+    rated = ratings(votes, store.systems)                 # Bradley and Terry, with intervals and tiers
+    agreement(votes).same.value                            # two people on one pair
+
+Units are chosen so that figures stand beside each other. Agreement is always with *single answers*: how often two
+people who were shown one pair prefer the same line, how often a critic prefers the line that a person does, and how
+often the best possible critic could. Pairs weigh alike, however many people judged them. Intervals are 95 %, from
+drawing sentences anew, since pairs of one sentence share lines; where enough raters took part, ratings draw raters as
+well. Repeats count for a rater's own consistency and for nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from humor_env.experiments.arena.sources import TEACHER, Line
+from humor_env.experiments.arena.store import Answered, Store
+from humor_env.experiments.compare.stats import ELO, Interval, Rating, tiers
+from humor_env.rewards.audits import audit_stats
+from humor_env.rewards.tournament import strengths
+from humor_env.streams import generator
+
+Array = NDArray[np.float64]
+ENOUGH_RATERS = 5  # below, an interval over raters would say more about chance than about people
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One person's answer to a question on a pair: `share` is 1 where they prefer line a, 0 for b, 0.5 for a tie."""
+
+    rater: int
+    a: int
+    b: int
+    first: str  # the systems
+    second: str
+    prompt: str
+    share: float
+    answer: Answered
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        return self.a, self.b
+
+    @property
+    def decided(self) -> bool:
+        return self.share != 0.5
+
+
+def votes_of(store: Store, question: str, answers: Sequence[Answered] | None = None) -> list[Vote]:
+    """First answers only, in the order in which they were given."""
+    found = []
+    for answer in store.answers() if answers is None else answers:
+        ask, share = answer.ask, answer.share(question)
+        if ask.b is None or ask.again is not None or share is None:
+            continue
+        a, b = store.lines[ask.a], store.lines[ask.b]
+        found.append(Vote(ask.rater, ask.a, ask.b, a.system, b.system, a.prompt, share, answer))
+    return found
+
+
+def games(votes: Sequence[Vote], systems: Sequence[str]) -> Array:
+    """`wins[i, j]`: how often i beat j, ties half to each."""
+    place = {name: k for k, name in enumerate(systems)}
+    wins = np.zeros((len(systems), len(systems)))
+    for vote in votes:
+        if vote.first != vote.second and vote.first in place and vote.second in place:
+            i, j = place[vote.first], place[vote.second]
+            wins[i, j] += vote.share
+            wins[j, i] += 1 - vote.share
+    return wins
+
+
+def raters_drawn(votes: Sequence[Vote]) -> bool:
+    """Whether the intervals of ratings are over raters too."""
+    return len({vote.rater for vote in votes}) >= ENOUGH_RATERS
+
+
+def ratings(
+    votes: Sequence[Vote], systems: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Rating]:
+    """Best first; 0 is the average system. A system that nobody has judged yet stands at 0 with no bounds."""
+    n, place = len(systems), {name: k for k, name in enumerate(systems)}
+    own = [v for v in votes if v.first != v.second and v.first in place and v.second in place]
+    if n < 2 or not own:
+        return []
+    points = ELO * strengths(games(own, systems))
+    drawn = ELO * many_strengths(_resampled(own, place, seed, resamples), points / ELO)
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    played = {name for v in own for name in (v.first, v.second)}
+    found = [
+        Interval(float(points[k]), float(low[k]), float(high[k]))
+        if systems[k] in played
+        else Interval(0.0, -math.inf, math.inf)
+        for k in range(n)
+    ]
+    order = sorted(range(n), key=lambda k: -found[k].value)
+    return [Rating(k, found[k], tier) for k, tier in zip(order, tiers([found[k] for k in order]), strict=True)]
+
+
+def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resamples: int) -> Array:
+    """`[resamples, systems, systems]`: wins where sentences, and raters where there are enough, were drawn anew."""
+    n, source = len(place), generator(seed, "arena-ratings")
+    weights = np.ones((resamples, len(votes)))
+    keys = [[vote.prompt for vote in votes]]
+    if raters_drawn(votes):
+        keys.append([str(vote.rater) for vote in votes])
+    for key in keys:
+        number = {name: k for k, name in enumerate(dict.fromkeys(key))}
+        count = len(number)
+        drawn = source.multinomial(count, np.full(count, 1 / count), size=resamples)
+        weights *= drawn[:, [number[name] for name in key]]
+    cells = np.zeros((len(votes), n * n))
+    for row, vote in enumerate(votes):
+        i, j = place[vote.first], place[vote.second]
+        cells[row, i * n + j] += vote.share
+        cells[row, j * n + i] += 1 - vote.share
+    return np.asarray((weights @ cells).reshape(resamples, n, n))
+
+
+def many_strengths(wins: Array, start: Array, prior: float = 1.0) -> Array:
+    """`strengths` of many matrices `[resamples, systems, systems]` at once, so that a page of results does not wait for
+    a thousand fits. Newton's method from the fit of the whole, no step longer than 1."""
+    games = wins + wins.transpose(0, 2, 1)
+    t = np.broadcast_to(start, wins.shape[:2]).copy()
+    diagonal = np.arange(wins.shape[1])
+    for _ in range(200):
+        p = expit(t[:, :, None] - t[:, None, :])
+        own = expit(t)
+        slope = wins.sum(2) - (games * p).sum(2) + prior * (0.5 - own)
+        weight = games * p * (1 - p)
+        curvature = -weight
+        curvature[:, diagonal, diagonal] += weight.sum(2) + prior * own * (1 - own)
+        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
+        longest = np.abs(step).max(1, keepdims=True)
+        t += step / np.maximum(1.0, longest)
+        if longest.max() < 1e-9:
+            break
+    return t
+
+
+def against_teacher(votes: Sequence[Vote], system: str, teacher: str = TEACHER) -> tuple[int, Interval | None]:
+    """How many answers there were, and the share in which the system's line won or tied."""
+    values, prompts = [], []
+    for vote in votes:
+        if {vote.first, vote.second} == {system, teacher}:
+            share = vote.share if vote.first == system else 1 - vote.share
+            values.append(float(share >= 0.5))
+            prompts.append(vote.prompt)
+    return len(values), mean_interval(values, prompts)
+
+
+def mean_interval(values: Sequence[float], prompts: Sequence[str]) -> Interval | None:
+    """The mean, drawing sentences anew; without bounds below two sentences."""
+    if not values:
+        return None
+    bounds = audit_stats.interval(values, list(prompts)) or (math.nan, math.nan)
+    return Interval(float(np.mean(values)), *bounds)
+
+
+# Raters
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of the pairs that two people or more judged (`pairs`): how often two of them gave the same of three answers;
+    how often two who both preferred a line preferred the same one (`same`, over `decided` pairs); Krippendorff's alpha
+    of wins, ties and losses; and the most that any critic could agree with a single answer (`ceiling`)."""
+
+    pairs: int
+    decided: int
+    equal: Interval | None
+    same: Interval | None
+    alpha: Interval | None
+    ceiling: Interval | None
+
+
+def by_pair(votes: Sequence[Vote]) -> dict[tuple[int, int], list[Vote]]:
+    found: dict[tuple[int, int], list[Vote]] = defaultdict(list)
+    for vote in votes:
+        found[vote.pair].append(vote)
+    return dict(found)
+
+
+def agreement(votes: Sequence[Vote], *, seed: int = 0) -> Agreement:
+    several = [own for own in by_pair(votes).values() if len(own) > 1]
+    equal = [_share_equal([v.share for v in own]) for own in several]
+    prompts = [own[0].prompt for own in several]
+    firm = [[v for v in own if v.decided] for own in several]
+    firm = [own for own in firm if len(own) > 1]
+    same = mean_interval([_share_equal([v.share for v in own]) for own in firm], [own[0].prompt for own in firm])
+    return Agreement(
+        len(several),
+        len(firm),
+        mean_interval(equal, prompts),
+        same,
+        _alpha(several, seed),
+        None if same is None else Interval(*(ceiling(x) for x in (same.value, same.low, same.high))),
+    )
+
+
+def _share_equal(values: Sequence[float]) -> float:
+    """Of all two raters of one pair, the share that gave the same answer."""
+    couples = list(combinations(values, 2))
+    return sum(a == b for a, b in couples) / len(couples)
+
+
+def ceiling(same: float) -> float:
+    """How often a critic that knew what most people prefer could agree with a single person, at most.
+
+    With p the share of people who prefer the first line, two people agree with E[p² + q²] = 1/2 + 2 E[(p - 1/2)²], and
+    the best critic agrees with one with 1/2 + E|p - 1/2|, which is at most 1/2 + √E[(p - 1/2)²]; it is that much where
+    all pairs are equally hard.
+    """
+    return 0.5 + math.sqrt(max(0.0, same - 0.5) / 2) if math.isfinite(same) else math.nan
+
+
+def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
+    grades = [[v.share for v in own] for own in several]
+    found = audit_stats.krippendorff_alpha(grades)
+    if found is None:
+        return None
+    # Alpha is made of sums over answers, so a resample is a weighted sum over sentences.
+    number: dict[str, int] = {}
+    sums = np.zeros((len(several), 4))
+    place = [number.setdefault(own[0].prompt, len(number)) for own in several]
+    for row, values in enumerate(grades):
+        own = np.asarray(values)
+        sums[row] = len(own), own.sum(), (own**2).sum(), len(own) * 2 * own.var(ddof=1)
+    by_prompt = np.zeros((len(number), 4))
+    np.add.at(by_prompt, place, sums)
+    drawn = generator(seed, "arena-alpha").multinomial(len(number), np.full(len(number), 1 / len(number)), RESAMPLES)
+    count, total, squares, within = (drawn @ by_prompt).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = 1 - (within / count) / (2 * (squares - total**2 / count) / (count - 1))
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (math.nan, math.nan)
+    return Interval(found, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class RaterFigures:
+    """One rater: what they did, how often they answered a repeated pair as before, and how often they prefer the line
+    that stands first (of the pairs on which they prefer one)."""
+
+    rater: int
+    answers: int
+    skipped: int
+    reported: int
+    repeated: int
+    consistent: float | None
+    first: float | None
+    seconds: float | None  # the median
+
+
+def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> list[RaterFigures]:
+    by_ask = {found.ask.id: found for found in answers}
+    of: dict[int, list[Answered]] = defaultdict(list)
+    for found in answers:
+        of[found.ask.rater].append(found)
+    made = []
+    for rater, own in sorted(of.items()):
+        again = [
+            (_plain(by_ask[x.ask.again], question), _plain(x, question))
+            for x in own
+            if x.what == "answer" and x.ask.again is not None and x.ask.again in by_ask
+        ]
+        sides = [x.said[question] for x in own if x.said.get(question) in ("first", "second")]
+        took = [x.at - x.ask.at for x in own]
+        made.append(
+            RaterFigures(
+                rater,
+                sum(x.what == "answer" for x in own),
+                sum(x.what == "skip" for x in own),
+                sum(x.what == "offence" for x in own),
+                len(again),
+                float(np.mean([a == b for a, b in again])) if again else None,
+                sides.count("first") / len(sides) if sides else None,
+                float(np.median(took)) if took else None,
+            )
+        )
+    return made
+
+
+def _plain(answer: Answered, question: str) -> float | str | None:
+    """What was said, whichever side it stood on."""
+    return answer.said.get(question) if answer.ask.b is None else answer.share(question)
+
+
+# Critics
+
+
+@dataclass(frozen=True)
+class CriticFigures:
+    """A critic beside people: how often it prefers the line that a person prefers (no difference earns half), on all
+    pairs that it scored and on those that several people judged."""
+
+    critic: str
+    pairs: int
+    agrees: Interval | None
+    shared: int
+    agrees_shared: Interval | None
+
+
+def critics_of(lines: Sequence[Line]) -> list[str]:
+    return sorted({critic for line in lines for critic in line.scores})
+
+
+def critic_figures(votes: Sequence[Vote], lines: Sequence[Line]) -> list[CriticFigures]:
+    pairs = by_pair([vote for vote in votes if vote.decided])
+    made = []
+    for critic in critics_of(lines):
+        found = [(own, credit) for own in pairs.values() if (credit := _credit(critic, own, lines)) is not None]
+        several = [(own, credit) for own, credit in found if len(own) > 1]
+        both = [
+            mean_interval([credit for _, credit in some], [own[0].prompt for own, _ in some])
+            for some in (found, several)
+        ]
+        made.append(CriticFigures(critic, len(found), both[0], len(several), both[1]))
+    return made
+
+
+def agreement_of_critics(votes: Sequence[Vote], lines: Sequence[Line]) -> dict[str, float]:
+    """The figure of `critic_figures` on all pairs, without its interval."""
+    pairs = by_pair([vote for vote in votes if vote.decided]).values()
+    found = {}
+    for critic in critics_of(lines):
+        credits = [credit for own in pairs if (credit := _credit(critic, own, lines)) is not None]
+        if credits:
+            found[critic] = sum(credits) / len(credits)
+    return found
+
+
+def _margin(critic: str, vote: Vote, lines: Sequence[Line]) -> float | None:
+    a, b = (lines[place].scores.get(critic) for place in vote.pair)
+    return None if a is None or b is None else a - b
+
+
+def _credit(critic: str, own: Sequence[Vote], lines: Sequence[Line]) -> float | None:
+    """How often the critic is with these decided answers to one pair."""
+    margin = _margin(critic, own[0], lines)
+    if margin is None:
+        return None
+    if margin == 0:
+        return 0.5
+    return sum((vote.share > 0.5) == (margin > 0) for vote in own) / len(own)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A pair on which a critic was sure and people were not of its mind."""
+
+    critic: str
+    prompt: str
+    preferred: int
+    named: int
+    people: str
+    margin: float
+
+
+def differences(votes: Sequence[Vote], lines: Sequence[Line], most: int = 6) -> list[Difference]:
+    """Those first that most people were against; of equals, those on which the critic was surest."""
+    found, critics = [], critics_of(lines)
+    for own in by_pair(votes).values():
+        lead = sum(vote.share - 0.5 for vote in own)
+        for critic in critics:
+            margin = _margin(critic, own[0], lines)
+            if margin is None or margin * lead >= 0:
+                continue
+            a, b = own[0].pair
+            best, named = (a, b) if lead > 0 else (b, a)
+            ahead = sum((vote.share > 0.5) == (lead > 0) and vote.decided for vote in own)
+            people = f"{ahead} of {len(own)}"
+            found.append((abs(lead), Difference(critic, own[0].prompt, best, named, people, abs(margin))))
+    found.sort(key=lambda each: (-each[0], -each[1].margin, each[1].preferred))
+    return [each for _, each in found[:most]]
+
+
+# Over the answers
+
+
+def places(count: int, points: int = 20) -> list[int]:
+    """After how many answers the points of a curve are measured."""
+    return sorted({max(1, round(count * k / points)) for k in range(1, points + 1)}) if count else []

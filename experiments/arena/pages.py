@@ -1,0 +1,80 @@
+"""The arena's pages: templates filled with escaped text, one stylesheet, one script.
+
+    html = render("message", title="Not here", said="Copy the whole link.", link="", label="")
+
+A line may be anything a model wrote: it enters a page only through Jinja2's escaping, stands in an element of its own
+whose direction it cannot leave, and control characters are shown as dots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from humor_env.experiments.drawing.chart_parts import style
+
+TEMPLATES = Path(__file__).parent / "templates"
+LONG = 600  # characters, beyond which a line scrolls in its own box
+
+# What stands on each button, with the value that it sends and its key.
+_SIDES = (("first", "Line 1", "1"), ("second", "Line 2", "2"), ("tie", "No difference", "0"))
+_FUNNY = tuple(
+    (str(n), f"{n} – {said}", str(n)) for n, said in enumerate(("not at all", "hardly", "somewhat", "quite", "very"))
+)
+QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "pairs": {
+        "humor": {"said": "Which line is funnier?", "choices": _SIDES},
+        "consistency": {"said": "Which line keeps the meaning of the sentence better?", "choices": _SIDES},
+        "overall": {"said": "All in all, which line would you rather say?", "choices": _SIDES},
+    },
+    "ratings": {
+        "humor": {"said": "How funny is the line?", "choices": _FUNNY},
+        "consistency": {"said": "How far does it keep the meaning of the sentence?", "choices": _FUNNY},
+        "overall": {"said": "All in all, how gladly would you say it?", "choices": _FUNNY},
+    },
+}
+
+
+def visible(text: str) -> str:
+    """Without control characters, which no page can show; line breaks and tabs stay."""
+    shown = "".join("·" if (c < " " and c not in "\n\t") or c == "\x7f" or "\x80" <= c <= "\x9f" else c for c in text)
+    return shown if shown.strip() else "(nothing was written)"
+
+
+def render(name: str, **view: object) -> str:
+    return _environment().get_template(f"{name}.html.j2").render(**view)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters["visible"] = visible
+    environment.globals["long"] = LONG
+    return environment
+
+
+@cache
+def _css() -> str:
+    return style() + (TEMPLATES / "arena.css").read_text(encoding="utf-8")
+
+
+@cache
+def _script() -> str:
+    return (TEMPLATES / "arena.js").read_text(encoding="utf-8")
+
+
+STATIC: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "arena.css": ("text/css", _css),
+    "arena.js": ("text/javascript", _script),
+}

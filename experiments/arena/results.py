@@ -1,0 +1,265 @@
+"""The page of results as plain data: tables of text, charts, and what is said beside them.
+
+view = results_view(store)          # for pages.render("results", **view)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from humor_env.experiments.arena import exports, figures
+from humor_env.experiments.arena.sources import TEACHER
+from humor_env.experiments.arena.store import Answered, Store
+from humor_env.experiments.compare.stats import ELO, Interval
+from humor_env.experiments.drawing.charts import Dot, Line, dot_chart, line_chart
+from humor_env.rewards.tournament import strengths
+
+NAMES = {"humor": "funnier", "consistency": "keeps the meaning", "overall": "all in all"}
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    said: str = ""
+
+
+def share(found: Interval | None) -> str:
+    """A share with its interval, in per cent."""
+    if found is None:
+        return "–"
+    bounds = "" if not math.isfinite(found.low) else f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return f"{100 * found.value:.0f} %{bounds}"
+
+
+def results_view(store: Store) -> dict[str, Any]:
+    answers = store.answers()
+    questions = store.settings.questions
+    votes = {q: figures.votes_of(store, q, answers) for q in questions}
+    pairs = store.settings.mode == "pairs"
+    first = votes[questions[0]]
+    apart = figures.raters_drawn(first)
+    return {
+        "title": store.settings.title,
+        "answers": len(answers),
+        "facts": _facts(store, answers),
+        "notes": _notes(store, first) if pairs else [],
+        "owner": store.sign("owner"),
+        "rated_over": _rated_over(apart) if pairs else "",
+        "ratings": _ratings(store, votes) if pairs else _grades(store, answers),
+        "raters": _raters(store, votes, answers),
+        "critics": _critics(store, votes) if pairs else {"tables": [], "pictures": []},
+        "critics_said": _critics_said(store) if pairs else "",
+        "differ": _differ(store, first) if pairs else [],
+        "course": _course(store, first) if pairs else {"tables": [], "pictures": []},
+        "files": [(name, exports.ABOUT[name]) for name in exports.FILES],
+        "reported": [
+            [store.lines[place].text for place in (x.ask.a, x.ask.b) if place is not None]
+            for x in answers
+            if x.what == "offence"
+        ],
+    }
+
+
+def _facts(store: Store, answers: Sequence[Answered]) -> str:
+    raters = len({x.ask.rater for x in answers})
+    said = f"{len(answers)} answers of {raters} {'rater' if raters == 1 else 'raters'}"
+    if answers:
+        said += f", the last {datetime.fromtimestamp(answers[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
+    return said + (". The session is closed." if store.closed else ".")
+
+
+def _notes(store: Store, votes: Sequence[figures.Vote]) -> list[str]:
+    said = []
+    if not store.systems:
+        said.append("The pairs are blind: whose lines they are is not known here, so no system is rated.")
+    few = [name for name in store.systems if sum(name in (v.first, v.second) for v in votes) < 20]
+    if votes and few:
+        said.append(f"Fewer than 20 answers are about {', '.join(few)}: their figures are guesses yet.")
+    return said
+
+
+def _rated_over(raters_too: bool) -> str:
+    over = "sentences and raters" if raters_too else "sentences"
+    more = (
+        ""
+        if raters_too
+        else (f" With fewer than {figures.ENOUGH_RATERS} raters they do not say how other people would answer.")
+    )
+    return (
+        "Bradley and Terry's model, in points: 0 is the average system, 400 more are ten times the odds. Intervals "
+        f"are 95 %, over {over}.{more} Systems of one tier are not told apart."
+    )
+
+
+def _points(found: Interval) -> str:
+    if not math.isfinite(found.low):
+        return "–"
+    return f"{found.value:+.0f} [{found.low:+.0f}, {found.high:+.0f}]"
+
+
+def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
+    tables, pictures = [], []
+    for question, own in votes.items():
+        rated = figures.ratings(own, store.systems)
+        name = NAMES[question].capitalize()
+        rows = []
+        for one in rated:
+            system = store.systems[one.system]
+            played = sum(system in (v.first, v.second) and v.first != v.second for v in own)
+            count, wins = figures.against_teacher(own, system)
+            rate = "–" if system == TEACHER else f"{share(wins)} of {count}"
+            rows.append((system, str(one.tier), _points(one.points), rate, str(played)))
+        head = ("system", "tier", "rating", "wins or ties against the teacher", "answers")
+        tables.append(Table(name, head, rows))
+        shown = [one for one in rated if math.isfinite(one.points.low)]
+        if shown:
+            dots = [
+                Dot(f"{store.systems[r.system]} (tier {r.tier})", r.points.value, r.points.low, r.points.high)
+                for r in shown
+            ]
+            chart = dot_chart(dots, title=name, x_label="points", reference=0.0, digits=0)
+            pictures.append(Markup(chart))
+    return {"tables": tables, "pictures": pictures}
+
+
+def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
+    """Means of grades where single lines were rated."""
+    tables, pictures = [], []
+    for question in store.settings.questions:
+        rows, dots = [], []
+        for system in store.systems or ("",):
+            own = [
+                (float(x.said[question]), store.lines[x.ask.a].prompt)
+                for x in answers
+                if question in x.said and store.lines[x.ask.a].system == system and x.ask.again is None
+            ]
+            found = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own])
+            name = system or "all lines"
+            if found is None:
+                rows.append((name, "–", "0"))
+                continue
+            bounds = f" [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.low) else ""
+            rows.append((name, f"{found.value:.2f}{bounds}", str(len(own))))
+            dots.append(Dot(name, found.value, found.low, found.high))
+        title = f"Mean grade, 0 to 4: {NAMES[question]}"
+        tables.append(Table(title, ("system", "grade", "answers"), rows))
+        if dots:
+            pictures.append(Markup(dot_chart(dots, title=title, x_label="grade", x_range=(0, 4))))
+    return {"tables": tables, "pictures": pictures}
+
+
+def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: Sequence[Answered]) -> dict[str, Any]:
+    tables = []
+    if store.settings.mode == "pairs":
+        rows = []
+        for question, own in votes.items():
+            found = figures.agreement(own)
+            alpha = (
+                "–"
+                if found.alpha is None
+                else (f"{found.alpha.value:.2f} [{found.alpha.low:.2f}, {found.alpha.high:.2f}]")
+            )
+            rows.append(
+                (NAMES[question], share(found.same), str(found.decided), share(found.equal), str(found.pairs), alpha)
+            )
+        tables.append(
+            Table(
+                "Agreement between raters",
+                ("question", "prefer the same line", "pairs", "same answer, ties too", "pairs", "alpha"),
+                rows,
+                "Two people on one pair. The first figure is over pairs on which both prefer a line.",
+            )
+        )
+    question = store.settings.questions[0]
+    rows = [
+        (
+            f"Rater {r.rater}",
+            str(r.answers),
+            str(r.skipped),
+            str(r.reported),
+            "–" if r.consistent is None else f"{100 * r.consistent:.0f} % of {r.repeated}",
+            "–" if r.first is None else f"{100 * r.first:.0f} %",
+            "–" if r.seconds is None else f"{r.seconds:.1f} s",
+        )
+        for r in figures.rater_figures(store, question, answers)
+    ]
+    head = ("rater", "answers", "skipped", "reported", "as before", "prefers line 1", "median time")
+    said = "“As before”: repeated pairs, with sides changed, that got the same answer to the first question."
+    tables.append(Table("Each rater", head, rows, said))
+    return {"tables": tables, "pictures": []}
+
+
+def _critics_said(store: Store) -> str:
+    if not figures.critics_of(store.lines):
+        return (
+            "No critic's scores are here. A run brings those of its own critics; others are added with `humor-env "
+            "rescore` before a session, or with --critic."
+        )
+    return (
+        "How often a critic prefers the line that a single person prefers; no difference earns half. Beside it, on the "
+        "pairs that several people judged: one person with another, and the most that any critic could reach, given "
+        "how far people differ."
+    )
+
+
+def _critics(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
+    tables, pictures = [], []
+    for question, own in votes.items():
+        found = figures.critic_figures(own, store.lines)
+        if not found:
+            continue
+        people = figures.agreement(own)
+        rows = [(c.critic, share(c.agrees), str(c.pairs), share(c.agrees_shared), str(c.shared)) for c in found]
+        rows.append(("one person with another", "", "", share(people.same), str(people.decided)))
+        rows.append(("ceiling: the best possible critic", "", "", share(people.ceiling), str(people.decided)))
+        head = ("who", "agrees with a person", "pairs", "on pairs of several raters", "pairs")
+        tables.append(Table(NAMES[question].capitalize(), head, rows))
+        if question == store.settings.questions[0]:
+            dots = [Dot(c.critic, c.agrees.value, c.agrees.low, c.agrees.high) for c in found if c.agrees]
+            for name, one in (("one person", people.same), ("ceiling", people.ceiling)):
+                if one is not None:
+                    dots.append(Dot(name, one.value, one.low, one.high))
+            if dots:
+                title = "Agreement with a single person"
+                pictures.append(Markup(dot_chart(dots, title=title, x_label="share of pairs", reference=0.5)))
+    return {"tables": tables, "pictures": pictures}
+
+
+def _differ(store: Store, votes: Sequence[figures.Vote]) -> list[dict[str, str]]:
+    return [
+        {
+            "critic": one.critic,
+            "sentence": store.prompts[one.prompt][1],
+            "preferred": store.lines[one.preferred].text,
+            "named": store.lines[one.named].text,
+            "people": one.people,
+            "margin": f"by {one.margin:.2f}",
+        }
+        for one in figures.differences(votes, store.lines)
+    ]
+
+
+def _course(store: Store, votes: Sequence[figures.Vote]) -> dict[str, Any]:
+    at = figures.places(len(votes))
+    pictures = []
+    if len(at) > 2 and len(store.systems) > 1:
+        rows = np.stack([ELO * strengths(figures.games(votes[:count], store.systems)) for count in at])
+        lines = [Line(name, at, rows[:, k].tolist()) for k, name in enumerate(store.systems)]
+        pictures.append(Markup(line_chart(lines, title="Ratings", x_label="answers", y_label="points")))
+    critics = figures.critics_of(store.lines)
+    if len(at) > 2 and critics:
+        after = [figures.agreement_of_critics(votes[:count], store.lines) for count in at]
+        lines = [Line(name, at, [found.get(name, math.nan) for found in after]) for name in critics]
+        pictures.append(
+            Markup(line_chart(lines, title="Critics: agreement with people", x_label="answers", y_label="share"))
+        )
+    return {"tables": [], "pictures": pictures}

@@ -1,0 +1,542 @@
+"""The arena's web server: pages for raters behind their links, and the results for whoever began it.
+
+    app = make_app(Arena(Store.open(Path("arena.sqlite"))))
+    serve(app, open_socket("127.0.0.1", 8765))
+
+Meant for a lab, a class or friends, not for the open internet. A link's token becomes a cookie and leaves the address
+bar; every form carries a value that other sites cannot know; nothing is fetched from elsewhere, and the policy in the
+headers forbids it. No address is written to any log, since links hold tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from humor_env.errors import InvalidOption, MissingExtra
+from humor_env.experiments.arena import exports, pages
+from humor_env.experiments.arena.choice import Chooser, rebuilt
+from humor_env.experiments.arena.results import results_view
+from humor_env.experiments.arena.store import Ask, Rater, Refused, Store
+
+try:
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import RedirectResponse, Response
+    from starlette.routing import Route
+except ImportError as problem:  # an extra
+    raise MissingExtra(f"The arena needs {problem.name}: pip install 'humor-env[arena]'") from None
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "arena"
+MOST_BYTES = 64 * 1024  # of a form
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    # "no-referrer" would also take away the Origin of our own forms.
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+    "cache-control": "no-store",
+}
+
+
+class Limiter:
+    """So many requests a second each, with some in hand; "each" is a rater or an address."""
+
+    def __init__(self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_second, self.burst, self.clock = per_second, burst, clock
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def allows(self, who: str) -> bool:
+        now = self.clock()
+        left, at = self._left.get(who, (float(self.burst), now))
+        left = min(float(self.burst), left + (now - at) * self.per_second)
+        if len(self._left) > 10_000:  # addresses that try once and never again
+            self._left = {k: v for k, v in self._left.items() if now - v[1] < self.burst / self.per_second}
+        self._left[who] = (left - (left >= 1), now)
+        return left >= 1
+
+
+class Kept:
+    """Waits until what was written before is on the disk. That takes it ten milliseconds or more, so it is done in a
+    thread, once for all who are waiting."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._running: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        # One that has begun may have begun before our answer was written: the one after it has not.
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._after(self._running))
+        await asyncio.shield(self._next)
+
+    async def _after(self, before: asyncio.Future[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running, self._next = self._next, None
+        await asyncio.to_thread(self._sync)
+
+    def _sync(self) -> None:
+        with open(self.log, "rb") as file:
+            os.fsync(file.fileno())
+
+
+class Arena:
+    """The store, what follows from it in memory, and the limits of a shared session."""
+
+    def __init__(self, store: Store, *, shared: bool = False) -> None:
+        self.store, self.shared = store, shared
+        self.kept = Kept(store.path.with_name(store.path.name + "-wal"))
+        self.raters = Limiter(4, 40)
+        self.strangers = Limiter(1 / 6, 20)
+        self._version = -1
+        self._chooser: Chooser | None = None
+        self._results: tuple[object, str] | None = None
+        self._rests_until = 0.0
+        self._making = asyncio.Lock()
+
+    @property
+    def chooser(self) -> Chooser:
+        """Made anew where another process has written to the store, such as `--forget`."""
+        version = self.store.version()
+        if self._chooser is None or version != self._version:
+            answers = {found.ask.id: found for found in self.store.answers()}
+            store = self.store
+            self._chooser = rebuilt(store.lines, store.settings, store.plan, store.asks(), answers)
+            self._version = version
+        return self._chooser
+
+    def changed(self) -> None:
+        self._chooser = None
+
+    def ask_of(self, rater: int) -> Ask | None:
+        """What the rater is asked now; None where they are done."""
+        found = self.store.open_ask(rater)
+        if found is None:
+            with self._written() as chooser:
+                found = self._next(chooser, rater)
+        return found
+
+    def answer(self, rater: int, nonce: str, form: Mapping[str, str]) -> None:
+        """Write an answer, and what the rater is asked next, or nothing: Refused says why."""
+        ask = self.store.find(rater, nonce)
+        if self.store.closed:
+            raise Refused("closed")
+        what = form.get("do", "answer")
+        if what not in ("answer", "skip", "offence"):
+            raise Refused("incomplete")
+        with self._written() as chooser:
+            chooser.answered(self.store.answer(ask, what, form))  # type: ignore[arg-type]
+            self._next(chooser, rater)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[Chooser]:
+        """One transaction; where it fails, what was noted in memory is forgotten too."""
+        chooser = self.chooser  # before the transaction, in which the store's version could not change
+        try:
+            with self.store.writing():
+                yield chooser
+        except BaseException:
+            self.changed()
+            raise
+
+    def _next(self, chooser: Chooser, rater: int) -> Ask | None:
+        found = chooser.next(rater)
+        if found is None:
+            return None
+        ask = self.store.add_ask(rater, found.a, found.b, found.turned, found.again)
+        chooser.asked(ask)
+        return ask
+
+    def csrf(self, rater: int) -> str:
+        return self.store.sign("form", rater)
+
+    def owner(self) -> str:
+        """The token of the results' link."""
+        return self.store.sign("owner")
+
+    async def results(self) -> str:
+        """The page of results; computed aside, once for each state and during a fifth of the time at most, so that
+        those who judge do not feel that somebody is watching."""
+        async with self._making:
+            state = (self.store.count(), self.store.version(), self.store.closed)
+            began = time.monotonic()
+            if self._results is None or (self._results[0] != state and began >= self._rests_until):
+                self._results = (state, await asyncio.to_thread(_results_page, self.store.path))
+                now = time.monotonic()
+                self._rests_until = now + 4 * (now - began)
+            return self._results[1]
+
+
+def _results_page(path: Path) -> str:
+    with Store.open(path) as store:
+        return pages.render("results", **results_view(store))
+
+
+# Pages
+
+
+def _message(status: int, title: str, said: str, link: str = "/judge", label: str = "Go on") -> Response:
+    return _page("message", status, title=title, said=said, link=link, label=label)
+
+
+def _page(name: str, status: int = 200, **view: object) -> Response:
+    return Response(pages.render(name, **view), status, media_type="text/html")
+
+
+_REFUSALS = {
+    "unknown": (409, "This page is out of date", "Its pair was taken back or never asked. Nothing was changed."),
+    "foreign": (403, "This pair is somebody else's", "You cannot answer for another rater. Nothing was changed."),
+    "replayed": (
+        409,
+        "You have answered this pair already",
+        "Your first answer stands; nothing was changed. To change it, go on and press Undo.",
+    ),
+    "incomplete": (400, "This answer is not complete", "Nothing was changed. Go on and answer the pair again."),
+    "closed": (403, "This session is closed", "Your answer came too late: nothing was changed. Thank you for judging."),
+}
+
+
+class _App:
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+
+    # Who is there
+
+    def _rater(self, request: Request) -> Rater:
+        id, _, signed = request.cookies.get(COOKIE, "").partition(".")
+        known = id.isascii() and id.isdecimal() and len(id) < 9
+        known = known and hmac.compare_digest(signed.encode(), self.arena.store.sign("session", id).encode())
+        rater = self.arena.store.rater(int(id)) if known else None
+        if rater is None:
+            raise HTTPException(401)
+        if self.arena.shared and not self.arena.raters.allows(f"rater {rater.id}"):
+            raise HTTPException(429)
+        return rater
+
+    async def _form(self, request: Request, rater: Rater) -> dict[str, str]:
+        """The fields of a form that this server gave to this rater."""
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise HTTPException(403)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise HTTPException(413)
+        try:
+            form = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20))
+        except ValueError:
+            raise HTTPException(400) from None
+        if not hmac.compare_digest(form.get("csrf", "").encode(), self.arena.csrf(rater.id).encode()):
+            raise HTTPException(403)
+        return form
+
+    # Raters
+
+    async def enter(self, request: Request) -> Response:
+        """A rater's link: the token becomes a cookie, and the address no longer shows it."""
+        who = request.client.host if request.client else "?"
+        rater = self.arena.store.rater_of(request.path_params["token"])
+        if rater is None:
+            if self.arena.shared and not self.arena.strangers.allows(who):
+                raise HTTPException(429)
+            return _message(
+                404,
+                "This link is not known",
+                "Its token is not one of this session. Copy the whole link that you were given, or ask for a new one.",
+                "",
+                "",
+            )
+        answer = RedirectResponse("/judge", 303)
+        signed = f"{rater}.{self.arena.store.sign('session', rater)}"
+        answer.set_cookie(COOKIE, signed, httponly=True, samesite="lax", path="/")
+        return answer
+
+    async def home(self, request: Request) -> Response:
+        return RedirectResponse("/judge", 303)
+
+    async def judge(self, request: Request) -> Response:
+        rater, store = self._rater(request), self.arena.store
+        csrf, settings = self.arena.csrf(rater.id), store.settings
+        if store.closed:
+            return _message(403, "This session is closed", "Thank you for judging. Your answers are kept.", "", "")
+        if not rater.agreed:
+            return _page("consent", csrf=csrf, settings=settings)
+        ask = self.arena.ask_of(rater.id)
+        done = self.arena.chooser.count(rater.id) - (ask is not None)
+        if ask is None:
+            return _page("done", csrf=csrf, done=done)
+        if done and done % settings.rest == 0 and rater.rested < done:
+            return _page("rest", csrf=csrf, done=done, total=settings.per_rater)
+        return self._asked(ask, csrf, done, {})
+
+    def _asked(self, ask: Ask, csrf: str, done: int, given: Mapping[str, str], status: int = 200) -> Response:
+        store = self.arena.store
+        shown = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
+        settings = store.settings
+        return _page(
+            "judge",
+            status,
+            csrf=csrf,
+            ask=ask.nonce,
+            sentence=store.prompts[store.lines[ask.a].prompt][1],
+            texts=[store.lines[place].text for place in shown],
+            number=done + 1,
+            done=done,
+            total=settings.per_rater,
+            questions=[pages.QUESTIONS[settings.mode][q] | {"name": q} for q in settings.questions],
+            given=given,
+        )
+
+    async def answer(self, request: Request) -> Response:
+        rater = self._rater(request)
+        form = await self._form(request, rater)
+        if not rater.agreed:
+            return RedirectResponse("/judge", 303)
+        asked = self.arena.store.settings.questions
+        try:
+            if (
+                form.get("do", "answer") == "answer"
+                and any(q not in form for q in asked)
+                and any(q in form for q in asked)
+            ):
+                # Without a script each button sends the form: what was answered so far comes back with it.
+                ask = self.arena.store.find(rater.id, form.get("ask", ""))
+                done = self.arena.chooser.count(rater.id) - 1
+                return self._asked(ask, form["csrf"], done, {q: form[q] for q in asked if q in form})
+            self.arena.answer(rater.id, form.get("ask", ""), form)
+            await self.arena.kept.wait()
+        except Refused as why:
+            return _message(*_REFUSALS[str(why)])
+        return RedirectResponse("/judge", 303)
+
+    async def agree(self, request: Request) -> Response:
+        rater = self._rater(request)
+        await self._form(request, rater)
+        self.arena.store.agree(rater.id)
+        return RedirectResponse("/judge", 303)
+
+    async def rest(self, request: Request) -> Response:
+        rater = self._rater(request)
+        form = await self._form(request, rater)
+        done = form.get("done", "")
+        if done.isascii() and done.isdecimal() and len(done) < 9:
+            self.arena.store.rest(rater.id, int(done))
+        return RedirectResponse("/judge", 303)
+
+    async def undo(self, request: Request) -> Response:
+        rater = self._rater(request)
+        await self._form(request, rater)
+        if self.arena.store.closed:
+            return _message(*_REFUSALS["closed"])
+        self.arena.store.undo(rater.id)
+        self.arena.changed()
+        return RedirectResponse("/judge", 303)
+
+    # Whoever began it
+
+    def _owner(self, request: Request) -> None:
+        given = request.path_params["token"].encode("utf-8", "replace")
+        if not hmac.compare_digest(given, self.arena.owner().encode()):
+            who = request.client.host if request.client else "?"
+            if self.arena.shared and not self.arena.strangers.allows(who):
+                raise HTTPException(429)
+            raise HTTPException(404)
+
+    async def results(self, request: Request) -> Response:
+        self._owner(request)
+        return Response(await self.arena.results(), media_type="text/html")
+
+    async def count(self, request: Request) -> Response:
+        self._owner(request)
+        return Response(json.dumps({"answers": self.arena.store.count()}), media_type="application/json")
+
+    async def download(self, request: Request) -> Response:
+        self._owner(request)
+        name = request.path_params["name"]
+        if name not in exports.FILES:
+            raise HTTPException(404)
+        text = await asyncio.to_thread(_export, self.arena.store.path, name)
+        return Response(
+            text,
+            media_type="text/csv" if name.endswith(".csv") else "text/plain",
+            headers={"content-disposition": f'attachment; filename="{name}"'},
+        )
+
+
+def _export(path: Path, name: str) -> str:
+    with Store.open(path) as store:
+        return exports.FILES[name](store)
+
+
+async def _static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in pages.STATIC:
+        raise HTTPException(404)
+    kind, content = pages.STATIC[name]
+    return Response(content(), media_type=kind, headers={"cache-control": "max-age=600"})
+
+
+_WRONG = {
+    400: ("This request makes no sense", "It is not one of this server's forms. Nothing was changed."),
+    401: (
+        "Open your own link first",
+        "This page belongs to a rater, and nobody is signed in here. Open the link that you were given.",
+    ),
+    403: ("This form is not from here", "It was sent from another page, or for another rater. Nothing was changed."),
+    404: ("There is nothing here", "Copy the whole link that you were given."),
+    405: ("There is nothing here", "This page takes no such request. Nothing was changed."),
+    413: ("That is too much", "The form is larger than an answer can be. Nothing was changed."),
+    429: (
+        "One moment, please",
+        "Too many requests came from here. Wait a few seconds and load the page again; nothing was changed.",
+    ),
+}
+
+
+async def _wrong(_: Request, problem: Exception) -> Response:
+    status = problem.status_code if isinstance(problem, HTTPException) else 500
+    title, said = _WRONG.get(status, _WRONG[404])
+    return _message(status, title, said, *(("/judge", "Go on") if status in (400, 403, 413) else ("", "")))
+
+
+async def _disk(_: Request, problem: Exception) -> Response:
+    with contextlib.suppress(OSError):  # the log may lie on the same disk
+        print(f"The store refuses to be written to: {problem}", file=sys.stderr, flush=True)
+    return _message(
+        503,
+        "This could not be saved",
+        "The disk of the server is full or refuses to be written to. Nothing was "
+        "changed. Tell whoever gave you the link, and try again later.",
+        "/judge",
+        "Try again",
+    )
+
+
+async def _broken(_: Request, problem: Exception) -> Response:
+    return _message(500, "Something went wrong here", "Nothing was changed. Tell whoever gave you the link.")
+
+
+class _Guard:
+    """Security headers on every response; a host that is not this machine is refused where nothing is shared, so that
+    no web page can reach the server under a name of its own."""
+
+    def __init__(self, app: ASGIApp, shared: bool) -> None:
+        self.app, self.shared = app, shared
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                there = {name for name, _ in message["headers"]}
+                more = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in there]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if not self.shared and name.strip("[]") not in LOOPBACK:
+            said = "This session is private to the machine it runs on. To share it, start it with --share."
+            await _message(403, "Not from here", said, "", "")(scope, receive, with_headers)
+            return
+        await self.app(scope, receive, with_headers)
+
+
+def make_app(arena: Arena) -> Starlette:
+    pages_of = _App(arena)
+
+    def route(path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
+        return Route(path, endpoint, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("/", pages_of.home),
+            route("/r/{token}", pages_of.enter),
+            route("/judge", pages_of.judge),
+            route("/answer", pages_of.answer, "POST"),
+            route("/agree", pages_of.agree, "POST"),
+            route("/rest", pages_of.rest, "POST"),
+            route("/undo", pages_of.undo, "POST"),
+            route("/results/{token}", pages_of.results),
+            route("/results/{token}/count", pages_of.count),
+            route("/results/{token}/{name}", pages_of.download),
+            route("/static/{name}", _static),
+        ],
+        exception_handlers={HTTPException: _wrong, sqlite3.OperationalError: _disk, OSError: _disk, Exception: _broken},
+        middleware=[Middleware(_Guard, shared=arena.shared)],
+    )
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Listening from now on; port 0 is a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With its protocol named: only then asyncio turns off Nagle's algorithm, which held every page back for 40 ms.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+        found.listen(128)  # from now on, so that a link works as soon as it is printed
+    except OSError as problem:
+        found.close()
+        raise InvalidOption(
+            f"Nothing can be served at {host}, port {port}: {problem.strerror}. Give another --port (0 is a free one)."
+        ) from None
+    return found
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Addresses are not logged: they hold tokens."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        limit_concurrency=512,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(app: Starlette, at: socket.socket) -> None:
+    """Until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on when it has ended
+        make_server(app).run(sockets=[at])
+
+
+def links(arena: Arena, base: str, tokens: Sequence[str] = ()) -> tuple[list[tuple[int, str]], str]:
+    """Each rater's link (those of a file by their tokens), and that of the results."""
+    store = arena.store
+    given = {store.rater_of(token): token for token in tokens}
+    found = [(rater.id, given.get(rater.id) or store.token(rater.id)) for rater in store.raters()]
+    return [(id, f"{base}/r/{token}") for id, token in found if token], f"{base}/results/{arena.owner()}"

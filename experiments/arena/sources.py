@@ -1,0 +1,230 @@
+"""What people are shown: the lines of runs and files, by prompt and system, and perhaps a plan of pairs.
+
+    material = gather([Path("runs/pocket-quickstart")], ["teacher=lines.jsonl"], teacher=True)
+    material.systems                # ("base", "imitation", "ppo", "teacher")
+
+A run gives the held-out lines of its stages with the scores of every critic that saw them. A file is a teacher buffer,
+a file of jokes (`prompt`, `text`, perhaps `author`), or blind pairs (`prompt`, `input`, `first`, `second`, as
+`humor-env reproduce` writes them), which are shown as they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import InvalidOption, PromptError, did_you_mean
+from humor_env.experiments.reports.report_data import load_run
+from humor_env.prompts import comparable
+
+TEACHER = "teacher"
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a system ("" where nobody may know whose it is), and what critics gave it. `prompt` is a key of
+    `Material.prompts`."""
+
+    prompt: str
+    system: str
+    text: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Material:
+    """`prompts` holds id and text by key; `plan` pairs of places in `lines`, where they are given; `parts` whether the
+    plan asks for the third question of a reproduction, "all in all"."""
+
+    prompts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    plan: list[tuple[int, int]] = field(default_factory=list)
+    asks_overall: bool = False
+
+    def __post_init__(self) -> None:
+        self._places: dict[tuple[str, str, str], int] = {}
+        self._by_text: dict[tuple[str, str], int] = {}
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """In the order in which they were read, the teacher last."""
+        found = dict.fromkeys(line.system for line in self.lines if line.system)
+        return tuple(sorted(found, key=lambda name: name == TEACHER))
+
+    def digest(self) -> str:
+        """Tells one material from another."""
+        whole = [sorted(self.prompts.values()), [(x.prompt, x.system, x.text) for x in self.lines], self.plan]
+        return hashlib.blake2b(json.dumps(whole).encode(), digest_size=12).hexdigest()
+
+    def prompt(self, id: str, text: str) -> str:
+        """The key of a prompt: the same sentence is the same prompt, whatever file it stands in."""
+        text = sound(text)
+        key = comparable(text)
+        self.prompts.setdefault(key, (sound(id), text))
+        return key
+
+    def add(self, prompt: str, system: str, text: str, scores: Mapping[str, float] | None = None) -> int:
+        """The place of the line. The same line of a system is kept once, with all the scores that it was given."""
+        text, system = sound(text), sound(system)
+        place = self._places.setdefault((prompt, system, text), len(self.lines))
+        self._by_text.setdefault((prompt, text), place)
+        if place == len(self.lines):
+            self.lines.append(Line(prompt, system, text, dict(scores or {})))
+        elif scores:
+            known = self.lines[place]
+            self.lines[place] = Line(prompt, system, text, {**known.scores, **scores})
+        return place
+
+    def named(self, prompt: str, text: str) -> int:
+        """The place of a line of a plan: that of the system which wrote it, or a new one of nobody's."""
+        found = self._by_text.get((prompt, sound(text)))
+        return self.add(prompt, "", text) if found is None else found
+
+
+def sound(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and no file or page can, becomes the sign for "unreadable"."""
+    return _HALVES.sub("\ufffd", text)
+
+
+def gather(
+    runs: Sequence[Path],
+    files: Sequence[str] = (),
+    *,
+    teacher: bool = False,
+    systems: Sequence[str] = (),
+    plan: Path | None = None,
+) -> Material:
+    """Everything that is to be judged; with `systems` only theirs."""
+    made = Material()
+    for folder in runs:
+        if (folder / "people.jsonl").is_file() and not (folder / "results.json").is_file():
+            _read_file(made, str(folder / "people.jsonl"))  # a reproduction's: blind pairs
+        else:
+            _read_run(made, folder, alone=len(runs) == 1, teacher=teacher)
+    for file in files:
+        _read_file(made, file)
+    if teacher and TEACHER not in made.systems:
+        raise InvalidOption(
+            "--teacher: no run has an evaluation-teacher.jsonl. Give the teacher's lines as --file teacher=LINES.jsonl."
+        )
+    if systems:
+        made = _only(made, systems)
+    if plan is not None:
+        made.plan = []
+        _read_file(made, str(plan), pairs_only=True)
+    _check(made)
+    return made
+
+
+def _read_run(made: Material, folder: Path, alone: bool, teacher: bool) -> None:
+    run = load_run(folder)
+    for seed in run.seeds:
+        for stage, lines in seed.stages.items():
+            if stage == TEACHER and not teacher:
+                continue
+            system = stage if alone or stage == TEACHER else f"{run.name}/{stage}"
+            for line in lines:
+                scores = dict(line.others)
+                if line.score is not None and line.critic:
+                    scores[line.critic] = line.score
+                made.add(made.prompt(line.prompt_id, line.prompt), system, line.text, scores)
+
+
+def _read_file(made: Material, given: str, pairs_only: bool = False) -> None:
+    name, equals, path = given.partition("=")
+    if not equals or Path(given).exists():
+        name, path = "", given
+    for place, row in _rows(Path(path)):
+        try:
+            if "first" in row and "second" in row:
+                key = made.prompt(_text(row, "prompt"), _text(row, "input" if "input" in row else "prompt"))
+                made.plan.append((made.named(key, _text(row, "first")), made.named(key, _text(row, "second"))))
+                made.asks_overall |= "overall" in row
+                continue
+            if pairs_only:
+                raise ValueError("a plan's row has prompt, first and second")
+            prompt = row["prompt"]
+            if isinstance(prompt, Mapping):
+                key = made.prompt(str(prompt.get("id", prompt["text"])), str(prompt["text"]))
+            else:
+                key = made.prompt(str(row.get("prompt_id", prompt)), _text(row, "prompt"))
+            system = name or str(row.get("author") or row.get("source") or Path(path).stem)
+            score, critic = row.get("score"), row.get("critic")
+            scores = {str(critic): float(score)} if critic and isinstance(score, int | float) else {}
+            made.add(key, system, _text(row, "text"), scores)
+        except (KeyError, ValueError, TypeError) as problem:
+            raise PromptError(
+                f"{path}, line {place}: not a line to judge ({type(problem).__name__}: {problem}). Expected an object "
+                "with prompt and text, or a pair with prompt, first and second."
+            ) from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise PromptError(f"'{path}' is not UTF-8 text ({problem}).") from None
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as problem:
+            raise PromptError(f"{path}, line {number}: not JSON ({problem}).") from None
+        if not isinstance(row, dict):
+            raise PromptError(f"{path}, line {number}: expected an object, found {type(row).__name__}.")
+        yield number, row
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    if not isinstance(row[name], str):
+        raise TypeError(f"'{name}' is no text")
+    return row[name]
+
+
+def _only(made: Material, systems: Sequence[str]) -> Material:
+    for name in systems:
+        if name not in made.systems:
+            raise InvalidOption(
+                f"No system is called '{name}'.{did_you_mean(name, made.systems)} There are: {', '.join(made.systems)}."
+            )
+    kept = Material(dict(made.prompts), asks_overall=made.asks_overall)
+    for line in made.lines:
+        if line.system in systems:
+            kept.add(line.prompt, line.system, line.text, line.scores)
+    return kept
+
+
+def _check(made: Material) -> None:
+    if made.plan:
+        return
+    if not made.lines:
+        raise InvalidOption("There is nothing to judge: give a run's folder, or --file LINES.jsonl.")
+    by_prompt: dict[str, set[str]] = {}
+    for line in made.lines:
+        by_prompt.setdefault(line.prompt, set()).add(line.system)
+    if len(made.systems) > 1 and all(len(found) < 2 for found in by_prompt.values()):
+        raise InvalidOption(
+            f"The systems {', '.join(made.systems)} have no prompt in common, so none of their lines can be compared. "
+            "Have them write for the same prompts."
+        )
+
+
+def scored(made: Material, critics: Sequence[str]) -> Material:
+    """The same material with what these critics say of each line."""
+    from humor_env import registry
+    from humor_env.types import Joke, Prompt
+
+    prompts = {key: Prompt(id, text) for key, (id, text) in made.prompts.items()}
+    for name in critics:
+        judgements = registry.critics.make(name)([Joke(prompts[x.prompt], x.text, x.system) for x in made.lines])
+        for place, (line, judgement) in enumerate(zip(list(made.lines), judgements, strict=True)):
+            if judgement.score is not None:
+                made.lines[place] = Line(line.prompt, line.system, line.text, {**line.scores, name: judgement.score})
+    return made

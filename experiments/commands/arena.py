@@ -1,0 +1,185 @@
+"""`humor-env arena`: people judge on a web page, blind.
+
+humor-env arena runs/pocket-quickstart --teacher --raters 2
+humor-env arena --store arena.sqlite --export judged
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.options import Seed
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: humor-env arena runs/pocket-quickstart --teacher --raters 2 · humor-env arena --file "
+        "teacher=lines.jsonl --file mine.jsonl --share --raters tokens.txt · humor-env arena --export judged · "
+        "humor-env arena --forget 3"
+    )(arena)
+
+
+def arena(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs, or of a reproduction.")] = None,
+    file: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]FILE", help="Lines to judge, or pairs; again for each file.")
+    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Show the teacher's held-out lines too.")] = False,
+    system: Annotated[list[str] | None, typer.Option(help="Only these systems; again for each.")] = None,
+    critic: Annotated[
+        list[str] | None, typer.Option(help="A critic that costs nothing, to hold against people; again for each.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A fixed plan: JSON lines with prompt, first and second.")] = None,
+    store: Annotated[Path, typer.Option(help="Where answers are kept. Started again on it, a session goes on.")] = Path(
+        "arena.sqlite"
+    ),
+    raters: Annotated[str, typer.Option(help="How many raters, or a file with a token a line.")] = "1",
+    mode: Annotated[str, typer.Option(help="pairs, or ratings: single lines from 0 to 4.")] = "pairs",
+    ask: Annotated[
+        list[str] | None, typer.Option(help="humor, consistency, overall; the first two where not given.")
+    ] = None,
+    per_rater: Annotated[int, typer.Option(min=1, help="Most that one rater is asked.")] = 100,
+    repeats: Annotated[float, typer.Option(help="The share of pairs that come again, sides changed.")] = 0.1,
+    overlap: Annotated[float, typer.Option(help="The share of pairs that others were asked too.")] = 0.3,
+    choose: Annotated[str, typer.Option(help="adaptive (what tells most), or random.")] = "adaptive",
+    title: Annotated[str, typer.Option(help="The title of the results.")] = "Which is funnier?",
+    share: Annotated[bool, typer.Option("--share", help="Let other machines in. For a lab, not the internet.")] = False,
+    host: Annotated[str | None, typer.Option(help="The address to listen at; 127.0.0.1, or all with --share.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is a free one.")] = 8765,
+    export: Annotated[Path | None, typer.Option(help="Write the files of the session to this folder, and end.")] = None,
+    forget: Annotated[int | None, typer.Option(min=1, help="Delete all answers of this rater, and end.")] = None,
+    close: Annotated[bool, typer.Option("--close", help="Take no more answers, and end.")] = False,
+    reopen: Annotated[bool, typer.Option("--reopen", help="Take answers again, and end.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """People judge blind on a web page: which line is funnier, and which keeps the meaning."""
+    from humor_env.experiments.arena.store import Settings, Store
+
+    if export is not None or forget is not None or close or reopen:
+        with Store.open(store) as opened:
+            _look_after(opened, export, forget, close, reopen)
+        return
+    if mode not in ("pairs", "ratings"):
+        raise InvalidOption(f"--mode is pairs or ratings; found {mode!r}.")
+    if choose not in ("adaptive", "random"):
+        raise InvalidOption(f"--choose is adaptive or random; found {choose!r}. A plan of your own: --plan FILE.")
+    from humor_env.experiments.arena import server
+    from humor_env.line_file import only_writer
+
+    host = host or ("0.0.0.0" if share else "127.0.0.1")
+    if not share and host not in server.LOOPBACK:
+        raise InvalidOption(f"'{host}' lets other machines in. Say so with --share.")
+    tokens = _tokens(raters, share)
+    refusal = f"Another server is at work on '{store}'. Stop it, or give another --store."
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(store.with_name(store.name + ".lock"), refusal):
+        material = None
+        if runs or file or not store.exists():
+            from humor_env.experiments.arena.sources import gather, scored
+
+            material = gather(runs or [], file or [], teacher=teacher, systems=system or [], plan=plan)
+            if mode == "pairs" and not material.plan and len(material.systems) < 2:
+                raise InvalidOption(
+                    f"Only '{material.systems[0]}' has lines, and pairs need two systems. Give --teacher or another "
+                    "--file, or grade single lines with --mode ratings."
+                )
+            if not store.exists():
+                material = scored(material, critic or [])
+        if store.exists():
+            opened = Store.open(store)
+            if material is not None and material.digest() != opened.digest:
+                opened.close()
+                raise InvalidOption(
+                    f"'{store}' holds another session, with other lines. Give --store for a new one, or name no run "
+                    "to go on with it."
+                )
+            opened.add_raters(tokens)
+        else:
+            assert material is not None
+            questions = tuple(ask or ("humor", "consistency", *(["overall"] if material.asks_overall else [])))
+            settings = Settings(
+                title=title,
+                mode="ratings" if mode == "ratings" else "pairs",
+                questions=questions,
+                per_rater=per_rater,
+                repeats=repeats,
+                overlap=overlap,
+                choose="plan" if material.plan else "random" if choose == "random" else "adaptive",
+                seed=seed,
+            )
+            opened = Store.create(store, material, settings, tokens)
+        with opened:
+            at = server.open_socket(host, port)
+            made = server.Arena(opened, shared=share)
+            shown = _shown_host(host)
+            _say(made, f"http://{shown}:{at.getsockname()[1]}", share, [] if isinstance(tokens, int) else tokens)
+            server.serve(server.make_app(made), at)
+            typer.echo(f"Stopped. To go on: humor-env arena --store {store}", err=True)
+
+
+def _look_after(store, export: Path | None, forget: int | None, close: bool, reopen: bool) -> None:  # type: ignore[no-untyped-def]
+    if forget is not None:
+        if store.rater(forget) is None:
+            raise InvalidOption(f"There is no rater {forget}: they are numbered from 1 to {len(store.raters())}.")
+        gone = store.forget(forget)
+        typer.echo(f"Deleted: {gone} answers of rater {forget}. Files that were exported before still hold them.")
+    if close or reopen:
+        store.set_closed(close)
+        typer.echo("Closed: no more answers are taken." if close else "Open again.")
+    if export is not None:
+        from humor_env.experiments.arena import exports
+
+        for path in exports.write(store, export):
+            typer.echo(str(path))
+
+
+def _tokens(raters: str, share: bool) -> list[str] | int:
+    """How many to make, or those of a file: letters, digits, - and _, long enough not to be guessed."""
+    if raters.isascii() and raters.isdecimal():
+        if not 1 <= int(raters) <= 1000:
+            raise InvalidOption(f"--raters is from 1 to 1000, or a file; found {raters}.")
+        return int(raters)
+    lines = [line.strip() for line in Path(raters).read_text(encoding="utf-8").splitlines()]
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    least = 16 if share else 4
+    wrong = next(
+        (t for t in tokens if len(t) < least or not t.isascii() or not t.replace("-", "a").replace("_", "a").isalnum()),
+        None,
+    )
+    if wrong is not None or not tokens:
+        raise InvalidOption(
+            f"{raters}: a token is {least} letters, digits, - and _ or more, one a line; "
+            + (f"line {lines.index(wrong) + 1} is not." if wrong is not None else "there is none.")
+        )
+    if len(set(tokens)) < len(tokens):
+        raise InvalidOption(f"{raters}: a token stands there twice, and each rater needs one of their own.")
+    return tokens
+
+
+def _shown_host(host: str) -> str:
+    import socket
+
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _say(arena, base: str, share: bool, tokens: list[str]) -> None:  # type: ignore[no-untyped-def]
+    """The links, once, on standard output; nothing else ever shows a token."""
+    from humor_env.experiments.arena.server import links
+
+    raters, results = links(arena, base, tokens)
+    for id, link in raters:
+        typer.echo(f"Rater {id:<4} {link}")
+    typer.echo(f"Results    {results}")
+    if share:
+        typer.echo(
+            "Shared: whoever has a link and reaches this machine can use it, and the connection is not encrypted. "
+            "Meant for a lab or a class, not for the open internet.",
+            err=True,
+        )
+    typer.echo("Stop with Ctrl-C; answers are kept.", err=True)
