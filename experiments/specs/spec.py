@@ -39,6 +39,7 @@ from humor_env.experiments.specs.learner_settings import (
     with_full_names,
 )
 from humor_env.experiments.specs.toml_text import dumps, key_lines
+from humor_env.experiments.specs.tracking import TrackingSpec
 
 Split = Literal["train", "dev", "test", "ood"]
 Count = Annotated[int, Field(ge=1)]
@@ -217,6 +218,7 @@ class Spec(Table):
     eval: EvalSpec = EvalSpec()
     budget: BudgetSpec = BudgetSpec()
     monitor: MonitorSpec | None = None
+    tracking: TrackingSpec = TrackingSpec()
 
     @property
     def learner_name(self) -> str:

@@ -68,6 +68,22 @@ class Stored:
     reply: Reply
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that was made: what was asked, what came back or went wrong, when, and what it cost."""
+
+    purpose: str
+    client: str
+    instructions: str
+    asked: str
+    answered: str
+    error: str | None
+    cost: float | None
+    input_tokens: int
+    output_tokens: int
+    stored_at: float
+
+
 def request_key(purpose: str, client: str, request: Request) -> str:
     """The hash under which a reply is stored. `purpose` names the critic and its version."""
     parts = [
@@ -300,6 +316,18 @@ class Ledger:
                 continue
             if reply is not None and isinstance(data, dict):
                 yield Stored(row[0], row[1], row[2], data, reply)
+
+    def calls_since(self, moment: float, most: int) -> list[Call]:
+        """The latest calls made after a moment (seconds since 1970), the oldest of them first."""
+        rows = self._do(
+            lambda: self._db.execute(
+                "SELECT purpose, client, i.text, asked, r.text, error, cost, input_tokens, output_tokens, stored_at"
+                " FROM replies AS r JOIN instructions AS i ON i.hash = r.instructions WHERE stored_at > ?"
+                " ORDER BY stored_at DESC LIMIT ?",
+                (moment, most),
+            ).fetchall()
+        )
+        return [Call(*row) for row in reversed(rows)]
 
     def put(self, key: str, purpose: str, client: str, request: Request, reply: Reply, *, over: bool = False) -> Reply:
         """Store a reply and return the one that counts: what was there first, unless that was a passing failure, a row
