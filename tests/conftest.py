@@ -62,8 +62,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several test processes each is given a stretch of the list and takes from the others' when it is done. The long
-    tests come first in the stretches of two, so that none of them is begun when everything else is over."""
+    """Of several test processes each is given a stretch of the list and takes from the others' when it is done. The
+    long tests come first in the stretches of two, so that none of them is begun when everything else is over."""
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]
     middle = len(quick) // 2

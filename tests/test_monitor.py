@@ -325,8 +325,8 @@ def collapse(shares, *, every=10, batch=256, **settings):
 
 
 def test_one_answer_for_all_rings_before_it_is_five_in_a_hundred():
-    """As in the trial on headlines: one word, from 1 % of the answers to all of them within twenty steps. No look is due
-    before step 10, when it is a tenth of all; distinct-2 is 0 from the first look."""
+    """As in the trial on headlines: one word, from 1 % of the answers to all of them within twenty steps. No look is
+    due before step 10, when it is a tenth of all; distinct-2 is 0 from the first look."""
     growing = [min(1.0, 0.01 * 1.26**step) for step in range(25)]
     step, said, share = collapse(growing)
     assert step < 10 and share < 0.05, (step, share)
@@ -365,8 +365,8 @@ def test_what_calls_for_a_look_does_it_once_and_for_the_latest_line_of_each_prom
 
 
 def test_a_frame_that_most_lines_end_in_is_an_alarm():
-    """The showcase: "was so _ that" in 23 % of the lines before PPO, in 94 % after; distinct-2 fell only to 0.83 of what
-    it was, and nothing rang."""
+    """The showcase: "was so _ that" in 23 % of the lines before PPO, in 94 % after; distinct-2 fell only to 0.83 of
+    what it was, and nothing rang."""
 
     def lines(share):
         nouns = [f"noun{i}" for i in range(128)]
@@ -550,7 +550,7 @@ def test_what_it_cannot_do_is_said():
         MonitorConfig(action="panic")
     with pytest.raises(InvalidOption, match="at least 2, found 1"):
         Monitor(MonitorConfig(), prompts(1))
-    with pytest.raises(InvalidOption, match="level is at least 0.5 and below 1"):
+    with pytest.raises(InvalidOption, match=r"level is at least 0\.5 and below 1"):
         MonitorConfig(level=1.0)
 
 

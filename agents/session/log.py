@@ -56,7 +56,7 @@ class Silent:
 
 
 class RunLog:
-    """JSON lines in a folder, and optionally the trackers of an `Accelerator` and a callback for the screen.
+    """JSON lines in a folder, and optionally a callback for the screen.
 
     Seconds are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same metrics file.
     """
@@ -65,12 +65,10 @@ class RunLog:
         self,
         folder: str | Path,
         *,
-        accelerator: Any = None,
         echo: Echo | None = None,
         keep_jokes: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self.accelerator = accelerator
         self.echo = echo
         self.keep_jokes = keep_jokes
         self.writes = is_main_process()
@@ -78,8 +76,6 @@ class RunLog:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
-        if self.accelerator is not None:
-            self.accelerator.log(dict(numbers), step=step)
         if not self.writes:
             return
         timed = {n: v for n, v in numbers.items() if is_timing(n)}

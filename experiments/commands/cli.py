@@ -160,6 +160,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print all that it decides.")] = False,
     card: Annotated[list[Path] | None, typer.Option(help="A critic card (.json), or a folder of them.")] = None,
+    track: Annotated[list[str] | None, typer.Option(help="Also report to trackio, tensorboard or wandb.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a spec: warm start, learner, held-out evaluation. Ctrl-C finishes the step and saves."""
@@ -167,7 +168,8 @@ def train(
     from humor_env.experiments.specs.spec import load_spec
 
     join_processes()
-    loaded = load_spec(spec, set_ or [])
+    tracking = [f"tracking.with={json.dumps(track)}"] if track else []
+    loaded = load_spec(spec, [*(set_ or []), *tracking])
     if dry_run:
         from humor_env.experiments.runs import costs
         from humor_env.experiments.runs.ingredients import check_named

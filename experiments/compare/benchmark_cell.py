@@ -51,7 +51,10 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     _prepare(run_spec, folder, seed)
     cell = CellRun(parts, seed, load_student(run_spec.student, seed))
     is_start = label == IMITATION_ROW
-    found = cell.learn_and_write(is_start=is_start)
+    try:
+        found = cell.learn_and_write(is_start=is_start)
+    finally:
+        cell.trackers.close()
     systems = {}
     for name, jokes in found.items():
         numbers = measured(jokes, parts)

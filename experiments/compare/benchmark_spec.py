@@ -157,6 +157,8 @@ class BenchmarkSpec(Table):
         held_out = {"critic": self.held_out.critic, "options": self.held_out.options}
         data |= {"name": f"{self.name}-{name}".replace("+", "p"), "seeds": [seed]}
         data["eval"] = dict(data.get("eval", {})) | {"critic": [held_out]}
+        if "tracking" in data:
+            data["tracking"] = {"group": self.name, "name": data["name"]} | dict(data["tracking"])
         if self.budget.cost is not None:
             data["budget"] = dict(data.get("budget", {})) | {"max_cost": self.budget.cost}
         return data

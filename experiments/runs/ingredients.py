@@ -33,6 +33,7 @@ from humor_env.agents.student.writer import Backend
 from humor_env.critic_memory import with_memory
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
 from humor_env.experiments.options import fill, limits_of, parameters
+from humor_env.experiments.runs.trackers import check_installed
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
@@ -85,6 +86,7 @@ class Ingredients:
 
     def check(self) -> None:
         """Make what is cheap and may be wrong (names, options, keys, files) before anything is computed."""
+        check_installed(self.spec.tracking)
         _ = self.eval_critic, self.judge, self.prompts, self.eval_prompts
         if self.spec.critic:
             _ = self.train_critic

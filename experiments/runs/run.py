@@ -37,6 +37,7 @@ from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, sa
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
 from humor_env.experiments.runs.screen import MOST_FLIPS, Quiet, Screen, flips
+from humor_env.experiments.runs.trackers import Trackers
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.types import Joke, critic_name
 
@@ -128,12 +129,19 @@ class SeedRun:
         self.writer: Writer | None = None  # who is measured in the student's place
         self.backend: Backend | None = None  # where lines are written in this process's place
         parts.forget()
+        self.trackers = Trackers.of(self.spec, parts.folder, seed=seed, say=screen.say)
         if (self.folder / RESULTS).is_file():
             before = read_results(self.folder / RESULTS)
             self.stages, self.seconds, self.steps = before["stages"], before["seconds"], before["steps"]
             self.why = before.get("why", "")
 
     def run(self) -> SeedResult:
+        try:
+            return self._run()
+        finally:
+            self.trackers.close()
+
+    def _run(self) -> SeedResult:
         spec = self.spec
         self._measure("base", None)
         self._measure_teacher()
@@ -183,7 +191,8 @@ class SeedRun:
         if isinstance(config, SFTConfig):
             total = config.epochs * -(-len(parts.demonstrations) // config.batch_size)
         with self.screen.stage(name, total) as bar:
-            log: Log = bar.log(RunLog(folder)) if is_main_process() else Silent()
+            stage = "" if folder == self.folder else name
+            log: Log = bar.log(self.trackers.log(RunLog(folder), stage)) if is_main_process() else Silent()
             offers: dict[str, Callable[[], Any]] = {
                 "config": lambda: config,
                 "env": lambda: parts.make_envs(config),
@@ -264,6 +273,7 @@ class SeedRun:
 
     def _keep(self, found: Evaluation) -> None:
         self.stages[found.name] = save_lines(found, self.folder)
+        self.trackers.results(found.name, self.stages[found.name])
         self._result(stopped=True)  # so far
         judge = critic_name(self.parts.eval_critic)
         self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {judge}")

@@ -39,7 +39,7 @@ from humor_env.line_file import only_writer
 SPEC, RECORD, RESULTS, LOCK = "spec.toml", "run.json", "results.json", ".lock"
 ROOT = Path("runs")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "gymnasium", "numpy", "tokenizers", "safetensors")
-_MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps")
+_MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps", "tracking")
 
 
 @contextmanager

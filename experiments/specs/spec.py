@@ -39,6 +39,7 @@ from humor_env.experiments.specs.learner_settings import (
 from humor_env.experiments.specs.mistakes import checked
 from humor_env.experiments.specs.overrides import KeyPath, Source, override
 from humor_env.experiments.specs.toml_text import dumps, key_lines
+from humor_env.experiments.specs.tracking import TrackingSpec
 
 Split = Literal["train", "dev", "test", "ood"]
 # Tables that mirror a dataclass. (A type checker takes no call for a base class.)
@@ -180,6 +181,7 @@ class Spec(Table):
     eval: EvalSpec = EvalSpec()
     budget: BudgetSpec = BudgetSpec()
     monitor: MonitorSpec | None = None
+    tracking: TrackingSpec = TrackingSpec()
 
     @property
     def learner_name(self) -> str:

@@ -36,6 +36,7 @@ from humor_env.llm.ledger_rows import (
     REPLY_COLUMNS,
     TABLE_NAMES,
     TABLES,
+    Call,
     Row,
     reply_columns,
     reply_if_whole,
@@ -286,6 +287,18 @@ class Ledger:
                 continue
             if reply is not None and isinstance(data, dict):
                 yield Stored(row[0], row[1], row[2], data, reply)
+
+    def calls_since(self, moment: float, most: int) -> list[Call]:
+        """The latest calls made after a moment (seconds since 1970), the oldest of them first."""
+        rows = self._do(
+            lambda: self._db.execute(
+                "SELECT purpose, client, i.text, asked, r.text, error, cost, input_tokens, output_tokens, stored_at"
+                " FROM replies AS r JOIN instructions AS i ON i.hash = r.instructions WHERE stored_at > ?"
+                " ORDER BY stored_at DESC LIMIT ?",
+                (moment, most),
+            ).fetchall()
+        )
+        return [Call(*row) for row in reversed(rows)]
 
     def put(self, key: str, purpose: str, client: str, request: Request, reply: Reply, *, over: bool = False) -> Reply:
         """Store a reply and return the one that counts: what was there first, unless that was a passing failure, a row

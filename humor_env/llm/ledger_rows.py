@@ -13,10 +13,28 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from humor_env.llm.protocol import TRANSIENT, ErrorKind, Reply, Request
 from humor_env.types import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that was made: what was asked, what came back or went wrong, when, and what it cost."""
+
+    purpose: str
+    client: str
+    instructions: str
+    asked: str
+    answered: str
+    error: str | None
+    cost: float | None
+    input_tokens: int
+    output_tokens: int
+    stored_at: float
+
 
 Row = tuple[Any, ...]
 """The columns of `replies` in their order."""

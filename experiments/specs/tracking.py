@@ -1,0 +1,44 @@
+"""The table [tracking] of a spec: which trackers a run also reports to, and under which names.
+
+    [tracking]
+    with = ["trackio", "tensorboard"]
+    project = "jokes"
+
+The key is `with`, a word that Python keeps for itself: code reads `tracking.trackers`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from humor_env.experiments.specs.learner_settings import Table
+
+TrackerName = Literal["trackio", "tensorboard", "wandb"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Tracking(Table):
+    """`with` names the trackers. Runs are kept under `project` as `group` (the spec's name, where not given) and
+    `name` (the run's folder, where not given); each seed is a run of its own. Every `every` steps `lines` sample lines
+    and `calls` calls of language models go along. Nothing leaves the machine unless `online = true`."""
+
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "humor_env"
+    name: str | None = None
+    group: str | None = None
+    every: Count = 10
+    lines: Annotated[int, Field(ge=0)] = 8
+    calls: Annotated[int, Field(ge=0)] = 8
+    online: bool = False
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(getattr(self, "with")))
+
+
+if TYPE_CHECKING:
+    TrackingSpec = _Tracking
+else:
+    _fields: dict[str, Any] = {"with": (list[TrackerName], [])}
+    TrackingSpec = create_model("TrackingSpec", __base__=_Tracking, __doc__=_Tracking.__doc__, **_fields)
