@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from humor_env.agents.student import POLICY, Student
-from humor_env.agents.student.shared_prompts import unique_prompts
+from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
 from humor_env.errors import InvalidOption
 
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is still writing
@@ -84,7 +84,10 @@ def sample(
 
 
 class Decoding:
-    """The model's side of writing token by token: a cache, and states for the next position of each live row."""
+    """The model's side of writing token by token: a cache, and states for the next position of each live row.
+
+    What all prompts begin with is read once, by `__init__`; in a causal model's table the padding stands behind it.
+    """
 
     def __init__(self, student: Student, prompts: Sequence[Sequence[int]]) -> None:
         self.student = student
@@ -92,12 +95,15 @@ class Decoding:
         width = max(len(p) for p in prompts)
         pad, device = student.pad_token, student.device
         side_right = student.is_seq2seq
+        prefix = 0 if side_right else self._prefix(prompts)
         tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
         attention = torch.zeros_like(tokens)
         for i, prompt in enumerate(prompts):
-            part = slice(0, len(prompt)) if side_right else slice(width - len(prompt), width)
-            tokens[i, part] = torch.tensor(prompt)
+            own = len(prompt) - prefix
+            part = slice(0, own) if side_right else slice(width - own, width)
+            tokens[i, part] = torch.tensor(prompt[prefix:])
             attention[i, part] = 1
+        attention[:, :prefix] = 1
         self.attention = attention.to(device)
         self.uneven = not bool(attention.all())
         self.first_input = tokens.to(device)
@@ -113,7 +119,17 @@ class Decoding:
             self.position = None
         else:
             self.cache = DynamicCache(config=self.base.config.get_text_config())
-            self.position = (self.attention.cumsum(-1) - 1).clamp(min=0)
+            self.position = (self.attention.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
+            if prefix:
+                assert student.passes.backbone is not None
+                shared = torch.tensor(prompts[0][:prefix], device=device)
+                read_prefix(student.passes.backbone, self.cache, shared, len(prompts))
+                self.first_input = self.first_input[:, prefix:]
+
+    def _prefix(self, prompts: Sequence[Sequence[int]]) -> int:
+        passes = self.student.passes
+        prefix = common_prefix_of(prompts)
+        return prefix if prefix and passes.backbone is not None and passes.prompts_can_be_shared else 0
 
     def advance(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Feed `[n, k]` tokens; the last position's hidden state `[n, H]` and logits `[n, V]`."""
