@@ -38,6 +38,7 @@ from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
+from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.agents.update import advantages
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec
@@ -306,6 +307,22 @@ def test_a_whole_run(text, other, tmp_path):  # noqa: F811 - the fixture
     [result] = run_spec(parse_spec(text, short), tmp_path / "run")
     assert result.steps == 1
     assert set(result.stages) >= {"base", "imitation", "ppo"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_in_a_cache_of_fixed_size_write_the_same(family, places):
+    found = []
+    for device in places:
+        one = warm_student(device, family)
+        one.instruction = "Rewrite the sentence so that it is funny. "
+        uniforms = draw_uniforms(10, 12, torch.Generator().manual_seed(0))
+        observations = [f"{text} {i}" for i in range(5) for text in TEXTS[:2]]
+        found.append(StaticWriter(one).generate(observations, Sampling(max_new_tokens=12), uniforms, values=True))
+        eager = sample(one, observations, Sampling(max_new_tokens=12), uniforms=uniforms)
+        assert found[-1].responses == eager.responses
+    assert found[0].responses == found[1].responses
+    assert torch.allclose(found[0].logprobs, found[1].logprobs.cpu(), atol=1e-4)
+    assert torch.allclose(found[0].values, found[1].values.cpu(), atol=1e-4)
 
 
 # Critics

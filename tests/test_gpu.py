@@ -9,6 +9,8 @@ from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
+from humor_env.agents.student.static_writer import StaticWriter
+from humor_env.agents.student.writer import InProcess
 from humor_env.types import Demonstration
 
 pytestmark = [
@@ -76,3 +78,59 @@ def test_bf16_stays_near_single_precision():
     a = exact.score_in_batches(exact.rows_from_text(PROMPTS, LINES), adapter=POLICY).logprobs
     b = rough.score_in_batches(rough.rows_from_text(PROMPTS, LINES), adapter=POLICY).logprobs
     assert (a - b).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_captured_steps_write_what_the_eager_writer_writes(family):
+    """In float32. Kernels round otherwise, so that a near tie may fall otherwise: most lines are the same."""
+    one = on("cuda", family)
+    texts = PROMPTS * 20
+    uniforms = draw_uniforms(60, 16, torch.Generator().manual_seed(0))
+    sampling = Sampling(max_new_tokens=16)
+    eager = sample(one, texts, sampling, uniforms=uniforms, values=True)
+    writer = StaticWriter(one)
+    for _ in range(2):  # captured, then replayed
+        out = writer.generate(texts, sampling, uniforms, values=True)
+        same = [i for i in range(60) if out.responses[i] == eager.responses[i]]
+        assert len(same) >= 54
+        for i in same:
+            width = len(out.responses[i])
+            assert torch.allclose(out.logprobs[i, :width], eager.logprobs[i, :width], atol=1e-3)
+            assert torch.allclose(out.values[i, :width], eager.values[i, :width], atol=1e-3)
+    assert all(table.graph is not None for table in writer._tables.values())
+
+
+def test_writing_in_this_process_is_captured_and_follows_the_weights():
+    one = on("cuda")
+    uniforms = draw_uniforms(3, 8, torch.Generator().manual_seed(0))
+    first = InProcess(one).generate(PROMPTS, SHORT, uniforms)
+    assert one.static_writer is not None
+    stir(one, POLICY, seed=7, size=0.5)
+    second = InProcess(one).generate(PROMPTS, SHORT, uniforms)
+    rows = one.rows(second.prompts, second.responses)
+    scored = one.score_in_batches(rows, adapter=POLICY).logprobs[rows.action_mask.bool()]
+    written = torch.cat([second.logprobs[i, : len(r)] for i, r in enumerate(second.responses)])
+    assert torch.allclose(scored, written, atol=1e-3)
+    assert first.responses != second.responses
+
+
+def test_a_common_instruction_changes_no_scores():
+    found = []
+    for device in ("cpu", "cuda"):
+        one = on(device)
+        one.instruction = "Rewrite the sentence so that it is funny. "
+        texts = [*PROMPTS, "x", "The soup"]
+        found.append(one.score_in_batches(one.rows_from_text(texts, [*LINES, "y", "z"]), adapter=POLICY).logprobs.cpu())
+    assert torch.allclose(*found, atol=1e-3)
+
+
+def test_a_captured_run_resumes_bit_for_bit(tmp_path):
+    def learn(folder, *counts):
+        for steps in counts:
+            one = on("cuda")
+            config = ppo.PPOConfig(steps=steps, batch_size=8, sampling=SHORT, checkpoint_every=1)
+            ppo.train(config, vector_env(8), one, prompts=prompts(), checkpoints=CheckpointStore(folder))
+        return one.state()
+
+    whole, resumed = learn(tmp_path / "whole", 3), learn(tmp_path / "resumed", 1, 3)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

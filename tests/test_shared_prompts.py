@@ -1,11 +1,13 @@
 """Siblings share their prompt's pass: nothing may change by it but the time it takes."""
 
+import pytest
 import torch
 from tiny import stir, student
 
 from humor_env.agents.student import POLICY, shared_prompts
+from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
-from humor_env.agents.student.shared_prompts import prompt_groups
+from humor_env.agents.student.shared_prompts import common_prefix, common_prefix_of, prompt_groups
 from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
 
 FAMILIES = ("causal", "seq2seq")
@@ -106,3 +108,93 @@ def test_a_part_of_the_rows_is_grouped_anew():
     rows = family_rows(one)
     part = take_rows(rows, torch.tensor([0, 4]))
     assert prompt_groups(part.tokens, part.attention, part.action_mask) is None
+
+
+INSTRUCTION = "Rewrite the sentence so that it is funny, with an exaggeration. "
+DIFFERENT = ["My soup", "The soup was cold.", "A very long meeting was slow.", "x", "My soup so cold"]
+
+
+def instructed_rows(one, siblings=1):
+    one.instruction = INSTRUCTION
+    observations = [p for p in DIFFERENT for _ in range(siblings)]
+    return one.rows_from_text(observations, [LINES[i % len(LINES)] for i in range(len(observations))])
+
+
+def without_prefix(monkeypatch):
+    monkeypatch.setattr(shared_prompts, "LEAST_PREFIX", 10_000)
+
+
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_a_common_instruction_goes_through_the_model_once(siblings):
+    """It went through once a row: with an instruct model two thirds of all tokens of a step."""
+    one = student()
+    rows = instructed_rows(one, siblings)
+    assert one.passes.prompts_can_be_shared
+    seen = []
+    handle = one.passes.backbone.register_forward_pre_hook(
+        lambda _, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True
+    )
+    one.score(rows)
+    sample(one, DIFFERENT, Sampling(max_new_tokens=2), uniforms=torch.zeros(5, 2))
+    handle.remove()
+    prefix = common_prefix(rows.tokens, rows.attention, rows.action_mask)
+    widest = int((rows.attention - rows.action_mask).sum(-1).max())
+    assert prefix > 30
+    own = [(5, rows.tokens.shape[1] - 1 - prefix)] if siblings == 1 else [(5, widest - prefix), (15, seen[2][1])]
+    assert seen[: len(own) + 1] == [(1, prefix), *own]
+    assert seen[len(own) + 1 : len(own) + 3] == [(1, prefix), (5, widest - prefix)]
+
+
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_a_common_instruction_changes_neither_scores_nor_gradients(siblings, monkeypatch):
+    one = student()
+    stir(one, POLICY)
+    torch.nn.init.normal_(one.value_head.out.weight)
+    rows = instructed_rows(one, siblings)
+    together, found = scores_and_gradients(one, rows, monkeypatch, shared=True)
+    without_prefix(monkeypatch)
+    apart, expected = scores_and_gradients(one, rows, monkeypatch, shared=False)
+    assert torch.allclose(apart.logprobs, together.logprobs, atol=1e-5)
+    assert torch.allclose(apart.values, together.values, atol=1e-5)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_what_is_written_does_not_depend_on_a_shared_instruction(siblings, monkeypatch):
+    one = student()
+    stir(one, POLICY)
+    one.instruction = INSTRUCTION
+    observations = [p for p in DIFFERENT for _ in range(siblings)]
+    sampling = Sampling(max_new_tokens=8)
+    uniforms = draw_uniforms(len(observations), 8, torch.Generator().manual_seed(3))
+    together = sample(one, observations, sampling, uniforms=uniforms)
+    searched = beams(one, DIFFERENT, width=2, max_new_tokens=5)
+    without_prefix(monkeypatch)
+    apart = sample(one, observations, sampling, uniforms=uniforms)
+    assert together.responses == apart.responses
+    assert torch.allclose(together.logprobs, apart.logprobs, atol=1e-5)
+    assert searched == beams(one, DIFFERENT, width=2, max_new_tokens=5)
+
+
+def test_a_prefix_ends_before_the_shortest_prompt_does_and_before_the_first_difference():
+    head = list(range(3, 23))
+    prompts = [[*head, 50, 51], [*head, 50, 52, 53], [*head, 50], [*head, 50, 51, 54]]
+    one = student()
+
+    def shared(prompts):
+        rows = one.rows(prompts, [[2], [60, 2], [61, 62, 2], [2]])
+        return common_prefix(rows.tokens, rows.attention, rows.action_mask), common_prefix_of(prompts)
+
+    assert shared(prompts) == (20, 20)  # 50 is common too, but the third prompt's last token
+    assert shared([[1, *p[1:]] if i == 2 else p for i, p in enumerate(prompts)]) == (0, 0)
+    assert shared([[*p[:15], 99 + i, *p[16:]] for i, p in enumerate(prompts)]) == (0, 0)  # 15 tokens: too few
+    assert shared([[*p[:18], 99 + i, *p[19:]] for i, p in enumerate(prompts)]) == (18, 18)
+    rows = one.rows(prompts, [[2]] * 4)
+    flipped = [t.flip(1) for t in (rows.tokens, rows.attention, rows.action_mask)]
+    assert common_prefix(*flipped) == 0  # padding on the left
+    # Equal tokens of which one row's are its response: not common.
+    assert (
+        common_prefix(*(t for t in vars(one.rows([head[:10], *prompts[1:]], [[*head[10:], 2]] + [[2]] * 3)).values()))
+        == 0
+    )

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from humor_env.agents.student.shared_prompts import PromptGroups, causal_states, prompt_groups
+from humor_env.agents.student.shared_prompts import (
+    LEAST_PREFIX_ROWS,
+    PromptGroups,
+    causal_states,
+    common_prefix,
+    prompt_groups,
+)
 from humor_env.agents.student.token_rows import TokenRows, make_rows, pack_left
 
 
@@ -55,9 +61,13 @@ class ForwardPasses:
             inputs, before = self._seq2seq_inputs(rows, mask)
             if groups is not None:
                 inputs = self._encode_once(inputs, groups)
-        elif backbone is not None and groups is not None and self.prompts_can_be_shared:
-            return causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
         else:
+            apart = len(rows.tokens) if groups is None else len(groups.first)
+            may_share = backbone is not None and apart >= LEAST_PREFIX_ROWS
+            prefix = common_prefix(rows.tokens, rows.attention, mask) if may_share else 0
+            if backbone is not None and (groups is not None or prefix) and self.prompts_can_be_shared:
+                config = self.base.config.get_text_config()
+                return causal_states(backbone, config, rows.tokens, mask, groups, prefix)
             inputs, before = self._causal_inputs(rows, mask)
         if backbone is not None:
             return backbone(**inputs, use_cache=False).last_hidden_state[before]
@@ -112,7 +122,7 @@ class ForwardPasses:
         if backbone is None:
             return False
         end = self.end_token
-        prompts, responses = [[end] * 3, [end] * 3, [end], [end]], [[end] * 2, [end], [end] * 2, [end]]
+        prompts, responses = [[end] * 4, [end] * 4, [end] * 2, [end] * 2], [[end] * 2, [end], [end] * 2, [end]]
         rows = make_rows(prompts, responses, self.pad_token, self.base.device)
         mask = rows.action_mask.bool()
         groups = prompt_groups(rows.tokens, rows.attention, mask)
@@ -120,8 +130,12 @@ class ForwardPasses:
         with torch.no_grad():
             inputs, before = self._causal_inputs(rows, mask)
             whole = backbone(**inputs, use_cache=False).last_hidden_state[before]
-            shared = causal_states(backbone, self.base.config.get_text_config(), rows.tokens, mask, groups)
-        return bool(torch.allclose(whole.float(), shared.float(), rtol=1e-2, atol=1e-3))
+            config = self.base.config.get_text_config()
+            ways = [
+                causal_states(backbone, config, rows.tokens, mask, siblings, prefix)
+                for siblings, prefix in ((groups, 0), (groups, 1), (None, 1))
+            ]
+        return all(torch.allclose(whole.float(), shared.float(), rtol=1e-2, atol=1e-3) for shared in ways)
 
     def _seq2seq_inputs(self, rows: TokenRows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         is_source = rows.attention.bool() & ~mask

@@ -20,8 +20,9 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.settings import Sampling
-from humor_env.agents.student.shared_prompts import unique_prompts
+from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
 
+ASK_EVERY = 8  # tokens after which a GPU is asked which rows still go on
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is still writing
 
 
@@ -54,20 +55,51 @@ def sample(
 ) -> Generation:
     """One response per observation. Without `uniforms` they are drawn from torch's own generator."""
     if not observations:
-        return Generation([], [], [], [], torch.zeros(0, 0), torch.zeros(0, 0) if values else None)
-    encoded = {o: student.encode_prompt(o) for o in dict.fromkeys(observations)}
-    prompts = [encoded[o] for o in observations]
+        return no_lines(values)
+    prompts = encode_all(student, observations)
     if uniforms is None:
         uniforms = torch.rand(len(prompts), sampling.max_new_tokens)
     with student.merged(adapter):
         writer = _Writer(student, prompts, sampling, uniforms.to(student.device), values)
-        responses, stops, logprobs, all_values = writer.write()
+        found = writer.write()
+    return told(student, prompts, *found)
+
+
+def no_lines(values: bool) -> Generation:
+    return Generation([], [], [], [], torch.zeros(0, 0), torch.zeros(0, 0) if values else None)
+
+
+def encode_all(student: Student, observations: Sequence[str]) -> list[list[int]]:
+    encoded = {o: student.encode_prompt(o) for o in dict.fromkeys(observations)}
+    return [encoded[o] for o in observations]
+
+
+def told(
+    student: Student,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    stops: list[str],
+    logprobs: Tensor,
+    values: Tensor | None,
+) -> Generation:
+    """What was written, with its texts."""
     texts = [student.decode(r[:-1] if stop == "end" else r) for r, stop in zip(responses, stops, strict=True)]
-    return Generation(prompts, responses, texts, stops, logprobs, all_values)
+    return Generation(prompts, responses, texts, stops, logprobs, values)
+
+
+def most_new_tokens(student: Student, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms: Tensor) -> int:
+    """How many tokens a row may get: what was asked for, as far as the context holds them."""
+    if uniforms.shape[0] != len(prompts) or uniforms.shape[1] < sampling.max_new_tokens:
+        raise ValueError(f"uniforms must be [{len(prompts)}, >= {sampling.max_new_tokens}], not {uniforms.shape}")
+    used = len(student.decoder_prefix) - 1 if student.is_seq2seq else max(len(p) for p in prompts)
+    return max(1, min(sampling.max_new_tokens, student.context - used))
 
 
 class Decoding:
-    """The model's side of writing token by token: a cache, and states for the next position of each live row."""
+    """The model's side of writing token by token: a cache, and states for the next position of each live row.
+
+    What all prompts begin with is read once, by `__init__`; in a causal model's table the padding stands behind it.
+    """
 
     def __init__(self, student: Student, prompts: Sequence[Sequence[int]]) -> None:
         self.student = student
@@ -75,12 +107,15 @@ class Decoding:
         width = max(len(p) for p in prompts)
         pad, device = student.pad_token, student.device
         side_right = student.is_seq2seq
+        prefix = 0 if side_right else self._prefix(prompts)
         tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
         attention = torch.zeros_like(tokens)
         for i, prompt in enumerate(prompts):
-            part = slice(0, len(prompt)) if side_right else slice(width - len(prompt), width)
-            tokens[i, part] = torch.tensor(prompt)
+            own = len(prompt) - prefix
+            part = slice(0, own) if side_right else slice(width - own, width)
+            tokens[i, part] = torch.tensor(prompt[prefix:])
             attention[i, part] = 1
+        attention[:, :prefix] = 1
         self.attention = attention.to(device)
         self.uneven = not bool(attention.all())
         self.first_input = tokens.to(device)
@@ -96,7 +131,17 @@ class Decoding:
             self.position = None
         else:
             self.cache = DynamicCache(config=self.base.config.get_text_config())
-            self.position = (self.attention.cumsum(-1) - 1).clamp(min=0)
+            self.position = (self.attention.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
+            if prefix:
+                assert student.passes.backbone is not None
+                shared = torch.tensor(prompts[0][:prefix], device=device)
+                read_prefix(student.passes.backbone, self.cache, shared, len(prompts))
+                self.first_input = self.first_input[:, prefix:]
+
+    def _prefix(self, prompts: Sequence[Sequence[int]]) -> int:
+        passes = self.student.passes
+        prefix = common_prefix_of(prompts)
+        return prefix if prefix and passes.backbone is not None and passes.prompts_can_be_shared else 0
 
     def advance(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Feed `[n, k]` tokens; the last position's hidden state `[n, H]` and logits `[n, V]`."""
@@ -144,15 +189,13 @@ class _Writer:
         uniforms: Tensor,
         values: bool,
     ) -> None:
-        if uniforms.shape[0] != len(prompts) or uniforms.shape[1] < sampling.max_new_tokens:
-            raise ValueError(f"uniforms must be [{len(prompts)}, >= {sampling.max_new_tokens}], not {uniforms.shape}")
+        self.limit = most_new_tokens(student, prompts, sampling, uniforms)
         self.student, self.sampling, self.uniforms = student, sampling, uniforms
         unique, self.prompt_of = unique_prompts(prompts)
         self.decoding = Decoding(student, unique)
-        self.limit = sampling.max_new_tokens
         self.wants_values = values
-        used = len(student.decoder_prefix) - 1 if student.is_seq2seq else max(len(p) for p in prompts)
-        self.limit = max(1, min(self.limit, student.context - used))
+        # A GPU works ahead of this process, and a question makes it wait; a CPU answers for nothing.
+        self.ask_every = 1 if student.device.type == "cpu" else ASK_EVERY
 
     def write(self) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
         student = self.student
@@ -172,22 +215,23 @@ class _Writer:
                 self.decoding.keep(rows)
                 hidden, logits = hidden[rows], logits[rows]
             if all_values is not None:
-                all_values[live, t] = student.value_head(hidden)
+                all_values[live, t] = torch.where(ended[live], 0.0, student.value_head(hidden))
             chosen, logprobs = choose(logits, self.uniforms[live, t], self.sampling)
-            all_logprobs[live, t] = logprobs
-            still = ~ended[live]
-            written[live[still], t] = chosen[still]
-            just_ended = torch.isin(chosen, ends) & still
-            lengths[live[just_ended]] = t + 1
-            ended[live[just_ended]] = True
-            still &= ~just_ended
-            remaining = int(still.sum())
-            if remaining == 0:
-                break
-            if remaining < COMPACT_BELOW * len(live):
-                keep = still.nonzero().squeeze(1)
-                self.decoding.keep(keep)
-                live, chosen = live[keep], chosen[keep]
+            going = ~ended[live]
+            all_logprobs[live, t] = torch.where(going, logprobs, 0.0)
+            written[live, t] = torch.where(going, chosen, student.pad_token)
+            just_ended = torch.isin(chosen, ends) & going
+            lengths[live] = torch.where(just_ended, t + 1, lengths[live])
+            going &= ~just_ended
+            ended[live] = ~going
+            if (t + 1) % self.ask_every == 0:
+                remaining = int(going.sum())
+                if remaining == 0:
+                    break
+                if remaining < COMPACT_BELOW * len(live):
+                    keep = going.nonzero().squeeze(1)
+                    self.decoding.keep(keep)
+                    live, chosen = live[keep], chosen[keep]
             tokens = chosen[:, None]
         responses = [row[:n] for row, n in zip(written.tolist(), lengths.tolist(), strict=True)]
         stops = ["end" if e else "length" for e in ended.tolist()]

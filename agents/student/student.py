@@ -45,6 +45,7 @@ from humor_env.streams import stream_seed
 
 if TYPE_CHECKING:
     from humor_env.agents.student.sampling import Generation, Sampling
+    from humor_env.agents.student.static_writer import StaticWriter
 
 IMITATION, POLICY = "imitation", "policy"
 
@@ -94,6 +95,8 @@ class Student:
         self.value_head = ValueHead(self._hidden_width()).to(self.device)
         self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         self._active = ""
+        self.static_writing: str | None = None  # why captured steps cannot write its lines, "" where they can
+        self.static_writer: StaticWriter | None = None
         self.activate(POLICY)
         self.train_only(())
         self.passes = ForwardPasses(
@@ -195,6 +198,14 @@ class Student:
         for parameter in trainable:
             parameter.requires_grad_(True)
         self._active = adapter or ""
+
+    @property
+    def active(self) -> str | None:
+        return self._active or None
+
+    @property
+    def lora_layers(self) -> list[LoraLayer]:
+        return self._layers
 
     @contextlib.contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from humor_env.agents.student.sampling import Generation, Sampling, sample
+from humor_env.agents.student.static_writer import StaticWriter, unsuitable
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.types import Joke, Prompt
 
@@ -42,7 +43,10 @@ class Backend(Protocol):
 
 
 class InProcess:
-    """The student itself writes, with the adapter merged; a refresh has nothing to do."""
+    """The student itself writes, with the adapter merged; a refresh has nothing to do.
+
+    On CUDA its steps are captured, where the model allows it (`static_writer`); otherwise `sampling.sample` writes.
+    """
 
     exact = True
 
@@ -58,7 +62,12 @@ class InProcess:
         adapter: str | None = POLICY,
         values: bool = False,
     ) -> Generation:
-        return sample(self.student, observations, sampling, uniforms=uniforms, adapter=adapter, values=values)
+        student = self.student
+        if student.device.type == "cuda" and not unsuitable(student):
+            # Kept with the student: a backend is made for many a call, a table and its graph are not.
+            student.static_writer = student.static_writer or StaticWriter(student)
+            return student.static_writer.generate(observations, sampling, uniforms, adapter=adapter, values=values)
+        return sample(student, observations, sampling, uniforms=uniforms, adapter=adapter, values=values)
 
     def refresh(self) -> None:
         pass

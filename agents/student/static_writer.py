@@ -1,0 +1,374 @@
+"""Lines written in steps that are always the same: one set of tensors whose addresses stay, no question in between.
+
+    writer = StaticWriter(student)                       # a backend; StudentError where the model does not allow it
+    out = writer.generate(["The meeting was slow."] * 64, Sampling(max_new_tokens=40), uniforms)
+
+On a GPU a small model's step is hundreds of launches of a few microseconds of work each. Such a step is captured once
+as a CUDA graph and replayed, which needs every tensor to stay where it is: keys and values in a cache of fixed size,
+the adapter merged into buffers of its own, ended rows carried along as padding and counted on the device. Rows and
+lengths are rounded up, so that few graphs are kept. `InProcess` writes so on CUDA; elsewhere nothing is captured, and
+the steps give the lines of `sampling.sample`, which is how they are tested.
+
+Whether a model allows it is tried out once, on a few tokens, against the eager writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.cache_utils import StaticLayer
+
+from humor_env.agents.student.sampling import (
+    Decoding,
+    Generation,
+    Sampling,
+    choose,
+    encode_all,
+    most_new_tokens,
+    no_lines,
+    told,
+)
+from humor_env.agents.student.shared_prompts import unique_prompts
+from humor_env.agents.student.student import POLICY, Student
+from humor_env.errors import StudentError
+
+ASK_EVERY = 8  # steps after which the device is asked whether all rows have ended
+KEPT = 4  # tables, each with its graph
+COLUMNS = 32  # lengths are rounded up to a multiple of this
+
+
+def rounded_rows(rows: int) -> int:
+    """Up to the next power of two, from 64 on to the next multiple of 64."""
+    return -(-rows // 64) * 64 if rows > 64 else 1 << (rows - 1).bit_length()
+
+
+def rounded_columns(columns: int) -> int:
+    return -(-columns // COLUMNS) * COLUMNS
+
+
+class StaticWriter:
+    """A `writer.Backend`. Tables are made when they are first needed, and the least used ones are dropped."""
+
+    exact = True
+
+    def __init__(self, student: Student) -> None:
+        why_not = unsuitable(student)
+        if why_not:
+            raise StudentError(
+                f"The student's model ({type(student.base).__name__}) cannot write in captured steps: {why_not}. "
+                "Leave the writer out: InProcess(student) writes any model's lines."
+            )
+        self.student = student
+        self._weights = _MergedWeights(student)
+        self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        observations: Sequence[str],
+        sampling: Sampling,
+        uniforms: Tensor,
+        *,
+        adapter: str | None = POLICY,
+        values: bool = False,
+    ) -> Generation:
+        if not observations:
+            return no_lines(values)
+        prompts = encode_all(self.student, observations)
+        with self._weights.of(adapter):
+            found = self._write(prompts, sampling, uniforms, values)
+        return told(self.student, prompts, *found)
+
+    def refresh(self) -> None:
+        """Weights are merged anew for every call."""
+
+    def close(self) -> None:
+        """Give the memory back; a later call makes what it needs."""
+        self._tables.clear()
+        self._weights.drop()
+
+    def _write(
+        self, prompts: list[list[int]], sampling: Sampling, uniforms: Tensor, values: bool
+    ) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
+        student = self.student
+        limit = most_new_tokens(student, prompts, sampling, uniforms)
+        unique, group = unique_prompts(prompts)
+        decoding = Decoding(student, unique)
+        hidden, logits = decoding.advance(decoding.first_input)
+        table = self._table(len(prompts), decoding, sampling, values)
+        table.begin(decoding, group, uniforms)
+        table.write(hidden, logits, limit)
+        return table.read(len(prompts), limit)
+
+    def _table(self, rows: int, decoding: Decoding, sampling: Sampling, values: bool) -> _Table:
+        past, source = _past(self.student, decoding)
+        shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
+        key = (*shape, sampling, values)
+        if key not in self._tables:
+            while len(self._tables) >= KEPT:
+                self._tables.popitem(last=False)
+            self._tables[key] = _Table(self.student, *shape, sampling, values, decoding)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
+class _MergedWeights:
+    """An adapter added into the base's weights, in buffers that keep their addresses from call to call."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        self._buffers: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def of(self, adapter: str | None) -> Iterator[None]:
+        layers = self.student.lora_layers
+        weights: list[nn.Parameter] = [layer.get_base_layer().weight for layer in layers]  # type: ignore[misc]
+        originals = [weight.data for weight in weights]
+        if not self._buffers:
+            self._buffers = [torch.empty_like(original) for original in originals]
+        before = self.student.active
+        try:
+            for layer, weight, original, buffer in zip(layers, weights, originals, self._buffers, strict=True):
+                if adapter is None:
+                    buffer.copy_(original)
+                else:
+                    delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[operator]
+                    buffer.copy_(original.float() + delta.float())
+                weight.data = buffer
+            self.student.activate(None)
+            yield
+        finally:
+            for weight, original in zip(weights, originals, strict=True):
+                weight.data = original
+            self.student.activate(before)
+
+    def drop(self) -> None:
+        self._buffers = []
+
+
+class _Table:
+    """All that a step reads and writes, for so many rows, columns of keys and values, and (of an encoder) source
+    columns. Rows that no prompt fills are copies of the first that have ended before they begin."""
+
+    def __init__(
+        self,
+        student: Student,
+        rows: int,
+        columns: int,
+        source: int,
+        sampling: Sampling,
+        values: bool,
+        like: Decoding,
+    ) -> None:
+        self.student, self.sampling, self.rows = student, sampling, rows
+        device, new = student.device, sampling.max_new_tokens
+        own, cross = _halves(like.cache)
+        self.cache = StaticCache(config=student.base.config.get_text_config(decoder=True), max_cache_len=columns)
+        for mine, theirs in zip(self.cache.layers, own.layers, strict=True):
+            shape = (rows, theirs.keys.shape[1], 0)
+            mine.lazy_initialization(
+                theirs.keys.new_empty(*shape, theirs.keys.shape[-1]),
+                theirs.values.new_empty(*shape, theirs.values.shape[-1]),
+            )
+        self.past: StaticCache | EncoderDecoderCache = self.cache
+        self.encoded: Tensor | None = None
+        if cross is not None:
+            assert like.encoded is not None
+            self.cross = DynamicCache(config=student.base.config.get_text_config(decoder=True))
+            for index, layer in enumerate(cross.layers):
+                shape = (rows, layer.keys.shape[1], source)
+                self.cross.update(
+                    layer.keys.new_zeros(*shape, layer.keys.shape[-1]),
+                    layer.values.new_zeros(*shape, layer.values.shape[-1]),
+                    index,
+                )
+            self.past = EncoderDecoderCache(self.cache, self.cross)
+            self.encoded = like.encoded.new_zeros(rows, source, like.encoded.shape[-1])  # only its shape is read
+        long, single = {"dtype": torch.long, "device": device}, {"dtype": torch.float32, "device": device}
+        self.source_mask = torch.zeros(rows, source, **long)  # type: ignore[call-overload]
+        self.mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
+        self.start = torch.zeros(1, **long)  # type: ignore[call-overload]  # the column of the first new token
+        self.count = torch.zeros(1, **long)  # type: ignore[call-overload]  # how many tokens each row has been given
+        self.token = torch.zeros(rows, 1, **long)  # type: ignore[call-overload]
+        self.position = torch.zeros(rows, 1, **long)  # type: ignore[call-overload]
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.stopped = torch.zeros_like(self.ended)
+        self.length = torch.zeros(rows, **long)  # type: ignore[call-overload]
+        self.uniforms = torch.zeros(rows, new, **single)  # type: ignore[call-overload]
+        self.written = torch.zeros(rows, new, **long)  # type: ignore[call-overload]
+        self.logprobs = torch.zeros(rows, new, **single)  # type: ignore[call-overload]
+        self.values = torch.zeros(rows, new, **single) if values else None  # type: ignore[call-overload]
+        self.ends = torch.tensor(student.end_tokens, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def begin(self, decoding: Decoding, group: Sequence[int], uniforms: Tensor) -> None:
+        """Take over what the prompts left; `group[i]` is the prompt of row i."""
+        count = len(group)
+        self.group = torch.tensor([*group, *[group[0]] * (self.rows - count)], device=self.student.device)
+        own, cross = _halves(decoding.cache)
+        past, source = _past(self.student, decoding)
+        for mine, theirs in zip(self.cache.layers, own.layers, strict=True):
+            mine.keys[:, :, :past].copy_(theirs.keys[self.group])
+            mine.values[:, :, :past].copy_(theirs.values[self.group])
+            mine.cumulative_length.fill_(past)
+        self.mask.zero_()
+        if cross is None:
+            attention = decoding.attention[self.group, :past]
+            self.mask[:, 0, 0, :past] = attention.bool()
+            self.position.copy_(attention.sum(-1, keepdim=True))
+        else:
+            for mine, theirs in zip(self.cross.layers, cross.layers, strict=True):
+                mine.keys[:, :, :source].copy_(theirs.keys[self.group])
+                mine.values[:, :, :source].copy_(theirs.values[self.group])
+            self.source_mask.zero_()
+            self.source_mask[:, :source] = decoding.attention[self.group]
+            self.mask[..., :past] = True
+        self.start.fill_(past)
+        self.count.zero_()
+        self.uniforms.zero_()
+        self.uniforms[:count] = uniforms[:, : self.uniforms.shape[1]].to(self.uniforms)
+        self.ended.zero_()
+        self.ended[count:] = True
+        self.stopped.zero_()
+        self.length.zero_()
+        self.written.fill_(self.student.pad_token)
+        self.logprobs.zero_()
+        if self.values is not None:
+            self.values.zero_()
+
+    def write(self, hidden: Tensor, logits: Tensor, limit: int) -> None:
+        self.choose(hidden[self.group], logits[self.group])
+        if self.student.device.type == "cuda" and self.graph is None and limit > 1:
+            self._capture()
+        for done in range(1, limit):
+            if done % ASK_EVERY == 0 and bool(self.ended.all()):
+                break
+            if self.graph is not None:
+                self.graph.replay()
+            else:
+                self.step()
+
+    def step(self) -> Tensor:
+        """One more token for every row, from these states. Nothing here depends on what a tensor holds."""
+        # The mask opens for the token being fed, whose key and value come behind all that are there.
+        self.mask.index_fill_(3, self.start + self.count - 1, True)
+        inputs: dict[str, Any] = {"past_key_values": self.past, "use_cache": True}
+        if self.encoded is None:
+            inputs |= {"input_ids": self.token, "attention_mask": self.mask, "position_ids": self.position}
+        else:
+            inputs |= {
+                "decoder_input_ids": self.token,
+                "decoder_attention_mask": self.mask,
+                "attention_mask": self.source_mask,
+                "encoder_outputs": (self.encoded,),
+            }
+        passes = self.student.passes
+        assert passes.backbone is not None
+        hidden = passes.backbone(**inputs).last_hidden_state[:, -1]
+        self.position += 1
+        self.choose(hidden, passes.logits(hidden).float())
+        return hidden
+
+    def choose(self, hidden: Tensor, logits: Tensor) -> None:
+        chosen, logprobs = choose(logits, self.uniforms.index_select(1, self.count).squeeze(1), self.sampling)
+        live = ~self.ended
+        self.written.index_copy_(1, self.count, torch.where(live, chosen, self.student.pad_token)[:, None])
+        self.logprobs.index_copy_(1, self.count, torch.where(live, logprobs, 0.0)[:, None])
+        if self.values is not None:
+            self.values.index_copy_(1, self.count, torch.where(live, self.student.value_head(hidden), 0.0)[:, None])
+        self.length += live
+        ends = torch.isin(chosen, self.ends) & live
+        self.stopped |= ends
+        self.ended |= ends
+        self.token.copy_(chosen[:, None])
+        self.count += 1
+
+    def read(self, count: int, limit: int) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
+        lengths = self.length[:count].tolist()
+        responses = [row[:n] for row, n in zip(self.written[:count].tolist(), lengths, strict=True)]
+        stops = ["end" if e else "length" for e in self.stopped[:count].tolist()]
+        width = min(limit, max(lengths))
+        values = None if self.values is None else self.values[:count, :width].clone()
+        return responses, stops, self.logprobs[:count, :width].clone(), values
+
+    def _capture(self) -> None:
+        """Record a step. What the trial steps before it changed is put back."""
+        changed = [
+            *(self.mask, self.count, self.token, self.position, self.ended, self.stopped, self.length),
+            *(self.written, self.logprobs, *([] if self.values is None else [self.values])),
+            *(layer.cumulative_length for layer in self.cache.layers),
+        ]
+        kept = [tensor.clone() for tensor in changed]
+
+        def put_back() -> None:
+            for tensor, value in zip(changed, kept, strict=True):
+                tensor.copy_(value)
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.step()
+                put_back()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        put_back()
+        self.graph = graph
+
+
+def _halves(cache: DynamicCache | EncoderDecoderCache) -> tuple[DynamicCache, DynamicCache | None]:
+    """A decoder's own keys and values, and those of the encoder's states where there is one."""
+    if isinstance(cache, EncoderDecoderCache):
+        return cache.self_attention_cache, cache.cross_attention_cache
+    return cache, None
+
+
+def _past(student: Student, decoding: Decoding) -> tuple[int, int]:
+    """How many columns stand before the first new token, and how many the encoder read."""
+    own, cross = _halves(decoding.cache)
+    return int(own.layers[0].keys.shape[2]), 0 if cross is None else int(cross.layers[0].keys.shape[2])
+
+
+def unsuitable(student: Student) -> str:
+    """Why a model cannot write in captured steps; empty where it can. Tried out once for each student."""
+    if student.static_writing is None:
+        student.static_writing = _why_not(student)
+    return student.static_writing
+
+
+@torch.no_grad()
+def _why_not(student: Student) -> str:
+    if student.passes.backbone is None:
+        return "its logits are more than its output layer makes of its states"
+    config = student.base.config.get_text_config(decoder=True)
+    if any(type(layer) is not StaticLayer for layer in StaticCache(config=config, max_cache_len=COLUMNS).layers):
+        return "it keeps other things than the keys and values of all its tokens"
+    end = student.end_token
+    prompts = [[end, 0, end, 1, end], [1, end], [0, 1, end]]
+    uniforms = torch.tensor([[0.3, 0.6, 0.2, 0.9]] * len(prompts))
+    sampling, allowed = Sampling(max_new_tokens=4), 1e-3 if student.base.dtype == torch.float32 else 0.05
+    with student.using(None):
+        try:
+            decoding = Decoding(student, prompts)
+            hidden, logits = decoding.advance(decoding.first_input)
+            past, source = _past(student, decoding)
+            shape = (4, rounded_columns(past + 4), rounded_columns(source))
+            table = _Table(student, *shape, sampling, values=False, like=decoding)
+            table.begin(decoding, [0, 1, 2], uniforms)
+            table.choose(hidden[table.group], logits[table.group])
+            for _ in range(3):
+                expected, _ = decoding.advance(table.token[:3].clone())
+                found = table.step()[:3]
+                if not float((found - expected).norm()) <= allowed * float(expected.norm()):
+                    return "its step in a cache of fixed size ends in other states"
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as problem:
+            return f"its step in a cache of fixed size fails ({type(problem).__name__}: {str(problem)[:120]})"
+    return ""

@@ -1,0 +1,172 @@
+"""Captured steps, uncaptured: on a CPU they must give the eager writer's lines, token for token."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import letters_critic, prompts, stir, student, tokenizer, vector_env
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from humor_env import pocket
+from humor_env.agents import ppo
+from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.student import POLICY, Lora, Student
+from humor_env.agents.student import static_writer as written_statically
+from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
+from humor_env.agents.student.static_writer import StaticWriter
+from humor_env.errors import StudentError
+
+TEXTS = ["The meeting was slow.", "My soup", "A much longer sentence about the meeting.", "My soup"]
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def qwen2(words):
+    return Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=words, num_key_value_heads=2, use_sliding_window=False, **SHAPE, **IDS)
+    )
+
+
+def gpt2(words):
+    return GPT2LMHeadModel(GPT2Config(vocab_size=words, n_embd=32, n_layer=2, n_head=4, n_positions=128, **IDS))
+
+
+def make(name):
+    if name.startswith("pocket-"):
+        one = Student.load(pocket.path(name.removeprefix("pocket-")), dtype=torch.float32)
+    elif name in ("llama", "bart"):
+        one = student({"llama": "causal", "bart": "seq2seq"}[name])
+    else:
+        torch.manual_seed(0)
+        words = tokenizer()
+        one = Student({"qwen2": qwen2, "gpt2": gpt2}[name](len(words)), words, lora=Lora(rank=4, alpha=8))
+    if not name.startswith("pocket-"):
+        one.end_tokens = tuple(range(2, 30))  # so that lines end now and then
+    stir(one, POLICY, size=0.05)
+    torch.nn.init.normal_(one.value_head.out.weight, generator=torch.Generator().manual_seed(0))
+    return one
+
+
+def both(one, texts, sampling, writer=None, seed=0):
+    uniforms = draw_uniforms(len(texts), sampling.max_new_tokens, torch.Generator().manual_seed(seed))
+    eager = sample(one, texts, sampling, uniforms=uniforms, values=True)
+    return eager, (writer or StaticWriter(one)).generate(texts, sampling, uniforms, values=True)
+
+
+def assert_same(eager, static):
+    assert static.responses == eager.responses
+    assert (static.prompts, static.texts, static.stop_reasons) == (eager.prompts, eager.texts, eager.stop_reasons)
+    assert torch.allclose(static.logprobs, eager.logprobs, atol=1e-5)
+    assert torch.allclose(static.values, eager.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pocket-causal", "pocket-seq2seq", "llama", "qwen2", "gpt2", "bart"])
+def test_lines_are_those_of_the_eager_writer(name):
+    one = make(name)
+    texts = [*TEXTS, *TEXTS[:2]]  # siblings, and rows that the table rounds up
+    eager, static = both(one, texts, Sampling(max_new_tokens=20))
+    assert_same(eager, static)
+    assert len({len(r) for r in eager.responses}) > 1 and "end" in eager.stop_reasons  # some ended before others
+
+
+def test_one_writer_writes_any_batch_with_any_weights():
+    """A table is used again: nothing of the lines before may be left in it, nor of the adapter before."""
+    one = make("llama")
+    writer, short = StaticWriter(one), Sampling(max_new_tokens=8)
+    assert_same(*both(one, TEXTS, short, writer))
+    stir(one, POLICY, seed=5)
+    assert_same(*both(one, TEXTS[:3], short, writer, seed=1))
+    assert_same(*both(one, TEXTS[1:2], short, writer, seed=2))
+    assert_same(*both(one, ["x", "y", "z"], short, writer, seed=3))  # shorter prompts, the same table
+    for other in (Sampling(max_new_tokens=8, temperature=0.0), Sampling(max_new_tokens=8, top_p=0.6, top_k=5)):
+        assert_same(*both(one, TEXTS, other, writer))
+    raw = writer.generate(TEXTS, short, torch.full((4, 8), 0.5), adapter=None)
+    assert raw.responses == sample(one, TEXTS, short, uniforms=torch.full((4, 8), 0.5), adapter=None).responses
+    assert len(writer._tables) <= written_statically.KEPT
+    assert one.active == POLICY
+
+
+def test_the_context_bounds_a_line():
+    one = make("llama")
+    long = ["slow " * 30, "x"]
+    eager, static = both(one, long, Sampling(max_new_tokens=120))
+    assert max(map(len, eager.responses)) < 120
+    assert_same(eager, static)
+
+
+def test_a_common_instruction_is_read_once_here_too():
+    one = make("llama")
+    one.instruction = "Rewrite the sentence so that it is funny. "
+    assert_same(*both(one, [*TEXTS, "x"], Sampling(max_new_tokens=10)))
+
+
+def test_a_step_asks_the_device_nothing(monkeypatch):
+    """A question at every token made a GPU wait: no `.item()`, `bool()` or `.nonzero()` while a line is written."""
+    one = make("llama")
+    asked = []
+    for name in ("item", "__bool__", "__int__", "tolist", "nonzero", "__float__"):
+        real = getattr(torch.Tensor, name)
+
+        def counted(self, *args, real=real, name=name):
+            asked.append(name)
+            return real(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    steps = []
+    real_step = written_statically._Table.step
+
+    def step(table):
+        before = len(asked)
+        hidden = real_step(table)
+        steps.append(asked[before:])
+        return hidden
+
+    monkeypatch.setattr(written_statically._Table, "step", step)
+    StaticWriter(one).generate(TEXTS, Sampling(max_new_tokens=8), torch.zeros(4, 8))
+    assert steps[3:] and not any(steps[3:])  # the first three try the model out
+
+
+def test_a_model_with_a_sliding_window_is_refused_in_a_sentence():
+    words = tokenizer()
+    torch.manual_seed(0)
+    config = MistralConfig(vocab_size=len(words), num_key_value_heads=2, sliding_window=8, **SHAPE, **IDS)
+    one = Student(MistralForCausalLM(config), words, lora=Lora(rank=4, alpha=8))
+    with pytest.raises(StudentError, match=r"MistralForCausalLM\) cannot write in captured steps.*InProcess"):
+        StaticWriter(one)
+
+
+def test_a_model_whose_step_comes_out_otherwise_is_refused(monkeypatch):
+    one = make("llama")
+    for parameter in one.base.parameters():
+        parameter.data.mul_(4)  # a random model hardly looks at positions
+    real = written_statically._Table.step
+
+    def off_by_one(table):
+        table.position += 1
+        return real(table)
+
+    monkeypatch.setattr(written_statically._Table, "step", off_by_one)
+    with pytest.raises(StudentError, match="other states"):
+        StaticWriter(one)
+
+
+def test_a_run_resumes_bit_for_bit(tmp_path):
+    def learn(folder, steps_first):
+        config = ppo.PPOConfig(steps=3, batch_size=8, sampling=Sampling(max_new_tokens=6), checkpoint_every=1)
+        one = make("llama")
+        one.start_policy_from_imitation()
+        for steps in (steps_first, 3):
+            one = make("llama")
+            one.start_policy_from_imitation()
+            ppo.train(
+                dataclasses.replace(config, steps=steps),
+                vector_env(8, letters_critic()),
+                one,
+                prompts=prompts(),
+                checkpoints=CheckpointStore(folder),
+                backend=StaticWriter(one),
+            )
+        return one.state()
+
+    whole, resumed = learn(tmp_path / "whole", 3), learn(tmp_path / "resumed", 1)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
