@@ -316,7 +316,7 @@ def test_steps_in_a_cache_of_fixed_size_write_the_same(family, places):
         one = warm_student(device, family)
         one.instruction = "Rewrite the sentence so that it is funny. "
         uniforms = draw_uniforms(10, 12, torch.Generator().manual_seed(0))
-        observations = [f"{text} {i}" for i in range(5) for text in TEXTS[:2]]
+        observations = [f"{start} {i}" for i in range(5) for start in TEXTS[:2]]
         found.append(StaticWriter(one).generate(observations, Sampling(max_new_tokens=12), uniforms, values=True))
         eager = sample(one, observations, Sampling(max_new_tokens=12), uniforms=uniforms)
         assert found[-1].responses == eager.responses

@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from humor_env import students
 from humor_env.agents.student.forward import ForwardPasses
 from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
@@ -114,7 +115,8 @@ class Student:
         dtype: torch.dtype | str = "auto",
         seed: int = 0,
     ) -> Student:
-        """From a Hugging Face name or folder, or from a folder that `save_pretrained` wrote (adapters included).
+        """From a name that `humor-env students` lists, a Hugging Face name or folder, a GGUF file, or a folder that
+        `save_pretrained` wrote (adapters included).
 
         `dtype="auto"` is the saved model's, or 32 bits where its 16 are slow on this device.
         """
@@ -125,6 +127,12 @@ class Student:
             saved = json.loads((folder / "student.json").read_text())
             base = saved["base"]
             source = folder / "base" if base is None else base
+        if not isinstance(source, Path) or not source.is_dir():
+            source = students.find(str(source))
+        if str(source).endswith(students.GGUF):
+            from humor_env.agents.student.gguf import unpacked
+
+            source = unpacked(source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
@@ -425,7 +433,7 @@ class Student:
         """A folder that `Student.load`, and plain PEFT and transformers, can read.
 
         `policy/` and `imitation/` are PEFT adapter folders. With `base=None` the base model is saved beside them;
-        otherwise it is only named (a hub name or a path).
+        otherwise it is only named (a hub name, a path, or one of `humor_env.students`).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -435,7 +443,9 @@ class Student:
             self.tokenizer.save_pretrained(base_folder)
         self.tokenizer.save_pretrained(folder)
         for adapter in (IMITATION, POLICY):
-            self.model.peft_config[adapter].base_model_name_or_path = str(base_folder)
+            self.model.peft_config[adapter].base_model_name_or_path = (
+                str(base_folder) if base is None else students.hub_name(base)
+            )
         self.model.save_pretrained(str(folder), selected_adapters=[IMITATION, POLICY])
         save_file({n: t.cpu().contiguous() for n, t in self.state().items()}, folder / "student.safetensors")
         described = {"base": base, "instruction": self.instruction, "lora": asdict(self.lora)}

@@ -305,6 +305,7 @@ for _kind, _what in (
     ("learners", "Learning algorithms by name."),
     ("prompts", "Prompt sets by name."),
     ("specs", "Bundled specs for `humor-env train`."),
+    ("students", "Students by name, with licence and size."),
 ):
     app.command(_kind, help=_what)(_listing(_kind))
 

