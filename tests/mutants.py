@@ -80,15 +80,21 @@ class Mutant:
 # -- making them ------------------------------------------------------------------------------------------------------
 
 
-def make_mutants(file: str, source: str) -> list[Mutant]:
-    """All mutants of a file, from top to bottom."""
+def make_mutants(file: str, source: str, limit: int | None = None, seed: int = 0) -> list[Mutant]:
+    """All mutants of a file, or `limit` of them drawn at random, from top to bottom."""
     starts = [0]
     raw = source.encode()
     for line in raw.split(b"\n"):
         starts.append(starts[-1] + len(line) + 1)
     made: dict[str, Mutant] = {}
-    unchanged = ast.dump(ast.parse(source))
-    for node, new in _changes(ast.parse(source)):
+    tree = ast.parse(source)
+    unchanged = ast.dump(tree)
+    changes = list(_changes(tree))
+    if limit is not None:
+        random.Random(f"{seed} {file}").shuffle(changes)
+    for node, new in changes:
+        if limit is not None and len(made) >= limit:
+            break
         begin = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
         changed = (raw[:begin] + new.encode() + raw[end:]).decode()
@@ -411,29 +417,32 @@ def _lines_about(tree: ast.Module, line: int) -> list[set[int]]:
 
 
 def preload(root: Path, tests: Sequence[str]) -> None:
-    """Import what the tests and the packages take from other projects once, so that each run need not."""
+    """Import what the tests, and our modules behind them, take from other projects: once, so that no run need."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ.setdefault(name, "1")
-    own = {name.split(".")[0] for name in packages(root)} | {p.stem for p in (root / "tests").iterdir()}
-    files = [root / test for test in tests] + sorted((root / "tests").glob("[!t]*.py")) + [root / "tests" / "tiny.py"]
-    files += [
-        p for folder in packages(root).values() if folder.name in ("agents", "rewards") for p in folder.glob("*.py")
-    ]
-    for file in files:
-        if not file.is_file() or file == Path(__file__):
+    folders = packages(root)
+    sources = {module_name(root, str(p.relative_to(root))): p for f in folders.values() for p in f.rglob("*.py")}
+    sources |= {p.stem: p for p in (root / "tests").glob("*.py") if p != Path(__file__)}
+    waiting, seen = ["conftest", *(Path(test).stem for test in tests)], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in sources:
             continue
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        seen.add(name)
+        for node in ast.parse(sources[name].read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
             else:
                 continue
-            if not any(name.split(".")[0] in own | {"__future__"} for name in names):
+            ours = [n for n in names if n in sources or n.partition(".")[0] in folders]
+            waiting += ours
+            if not ours and "__future__" not in names:
                 with contextlib.suppress(Exception):
-                    exec(compile(ast.Module([node], []), str(file), "exec"), {})
+                    exec(compile(ast.Module([node], []), str(sources[name]), "exec"), {})
 
 
 def start(root: Path, where: Path, tests: Sequence[str], log: Path, record: Path | None = None) -> int:
@@ -566,11 +575,8 @@ def main(given: Sequence[str] | None = None) -> None:
     for path in options.paths:
         found = sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]
         for file in found:
-            made = make_mutants(str(file.relative_to(root)), file.read_text(encoding="utf-8"))
-            if options.per_file is not None and options.per_file < len(made):
-                drawn = random.Random(f"{options.seed} {file.relative_to(root)}").sample(made, options.per_file)
-                made = sorted(drawn, key=lambda m: (m.line, m.after))
-            mutants += made
+            name = str(file.relative_to(root))
+            mutants += make_mutants(name, file.read_text(encoding="utf-8"), options.per_file, options.seed)
     if options.limit is not None and options.limit < len(mutants):
         mutants = random.Random(options.seed).sample(mutants, options.limit)
         mutants.sort(key=lambda m: (m.file, m.line))
