@@ -1,13 +1,15 @@
 """Which lines could be wrong without a test noticing? Small mistakes are put into a copy, one at a time, and tests run.
 
     python tests/mutants.py agents/ppo.py --limit 40 --workers 2
+    python tests/mutants.py agents rewards --per-file 8  # eight of each file
     python tests/mutants.py humor_env/llm --again        # survivors once more, after tests were added
 
 A mutant is the source with one mistake: a comparison turned, + for -, a constant off by one, a condition negated, a
 statement left out, arguments exchanged, and so on. It is imported from a folder of links in which the one file differs;
-the tree itself is never written to. Only tests that can see the file are run: `tests/test_NAME.py` first, then those
-that import the module. Results are kept in `runs/mutants.json` as they come, so that a run that was cut goes on. A
-survivor is either a missing test or an equal program: read it.
+the tree itself is never written to. Each test file is run once as it is, and the lines that each of its quick tests
+goes through are kept in `runs/lines.json`; a mutant then meets only the tests that go through its line, those of
+`tests/test_NAME.py` first. Results are kept in `runs/mutants.json` as they come, so that a run that was cut goes on.
+A survivor is either a missing test or an equal program: read it.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,19 +80,26 @@ class Mutant:
 # -- making them ------------------------------------------------------------------------------------------------------
 
 
-def make_mutants(file: str, source: str) -> list[Mutant]:
-    """All mutants of a file, from top to bottom."""
+def make_mutants(file: str, source: str, limit: int | None = None, seed: int = 0) -> list[Mutant]:
+    """All mutants of a file, or `limit` of them drawn at random, from top to bottom."""
     starts = [0]
     raw = source.encode()
     for line in raw.split(b"\n"):
         starts.append(starts[-1] + len(line) + 1)
     made: dict[str, Mutant] = {}
-    for node, new in _changes(ast.parse(source)):
+    tree = ast.parse(source)
+    unchanged = ast.dump(tree)
+    changes = list(_changes(tree))
+    if limit is not None:
+        random.Random(f"{seed} {file}").shuffle(changes)
+    for node, new in changes:
+        if limit is not None and len(made) >= limit:
+            break
         begin = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
         changed = (raw[:begin] + new.encode() + raw[end:]).decode()
         try:
-            if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
+            if ast.dump(ast.parse(changed)) == unchanged:
                 continue
         except SyntaxError:
             continue
@@ -276,36 +288,164 @@ def seen_by(root: Path, file: str) -> list[str]:
     return [str(path.relative_to(root)) for path in own + others]
 
 
+# -- the lines that each test goes through ----------------------------------------------------------------------------
+
+
+class Recorder:
+    """A pytest plugin: for each test that passed its seconds, and the lines of our files that it went through.
+
+    What a fixture that is made once does is counted for every test that asks for it. Lines in other processes are not
+    seen; neither are lines that ran at import.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lines: dict[str, set[tuple[str, int]]] = {}
+        self.fixtures: dict[str, set[tuple[str, int]]] = {}
+        self.seconds: Counter[str] = Counter()
+        self.now: set[tuple[str, int]] = set()
+        self.names: dict[str, str | None] = {}
+        self.folders = [str(folder) for folder in packages(root).values()]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.now = self.lines[nodeid] = set()
+        threading.settrace(self._enter)
+        sys.settrace(self._enter)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef) -> Iterator[None]:
+        before = self.now
+        if fixturedef.scope != "function":
+            self.now = self.fixtures.setdefault(fixturedef.argname, set())
+        yield
+        self.now = before
+
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        for name in item.fixturenames:
+            self.now |= self.fixtures.get(name, set())
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+        if not report.passed:
+            self.lines.pop(report.nodeid, None)
+
+    def _enter(self, frame: FrameType, event: str, arg: object) -> Callable | None:
+        path = frame.f_code.co_filename
+        if path not in self.names:
+            real = os.path.realpath(path)
+            ours = any(real.startswith(folder + os.sep) for folder in self.folders)
+            self.names[path] = os.path.relpath(real, self.root) if ours else None
+        return self._line if self.names[path] else None
+
+    def _line(self, frame: FrameType, event: str, arg: object) -> Callable:
+        self.now.add((self.names[frame.f_code.co_filename], frame.f_lineno))
+        return self._line
+
+    def write(self, path: Path) -> None:
+        found = {}
+        for test, lines in self.lines.items():
+            by_file: dict[str, list[int]] = {}
+            for file, line in sorted(lines):
+                by_file.setdefault(file, []).append(line)
+            found[test] = {"seconds": round(self.seconds[test], 2), "lines": by_file}
+        path.write_text(json.dumps(found))
+
+
+class Lines:
+    """What was recorded, test file by test file; a test file that changed is recorded again."""
+
+    def __init__(self, root: Path, path: Path) -> None:
+        self.root, self.path = root, path
+        self.kept: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def record(self, test: str, file: str) -> None:
+        text = (self.root / test).read_text(encoding="utf-8")
+        state = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if self.kept.get(test, {}).get("state") == state:
+            return
+        preload(self.root, [test])
+        with tempfile.TemporaryDirectory(prefix="lines-") as folder:
+            found, log = Path(folder, "lines"), Path(folder, "log")
+            lay_out(self.root, file, Path(folder, "as-it-is")).symlink_to(self.root / file)
+            wait({start(self.root, Path(folder, "as-it-is"), [test], log, record=found): time.monotonic() + 1200})
+            tests = json.loads(found.read_text()) if found.is_file() else {}
+            told = log.read_text()
+            if not tests and " deselected" not in told:
+                raise SystemExit(f"{test}: its tests fail as they are:\n{told[-2000:]}")
+            self.kept[test] = {"state": state, "tests": tests}
+        print(f"{test}: {len(tests)} tests, {sum(t['seconds'] for t in tests.values()):.0f} s", flush=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.kept))
+
+    def tests_for(self, mutant: Mutant, files: Sequence[str], each: float, budget: float) -> list[str]:
+        """Quick tests that go through the changed statement: those of its own test file first, then the quickest."""
+        tests = {name: t for file in files for name, t in self.kept[file]["tests"].items() if t["seconds"] <= each}
+        source = (self.root / mutant.file).read_text(encoding="utf-8")
+        for wanted in _lines_about(ast.parse(source), mutant.line):
+            through = [n for n, t in tests.items() if wanted & set(t["lines"].get(mutant.file, ()))]
+            if through:
+                break
+        else:
+            through = list(tests)
+        own = f"tests/test_{Path(mutant.file).stem}.py::"
+        through.sort(key=lambda name: (not name.startswith(own), tests[name]["seconds"], name))
+        chosen, total = [], 0.0
+        for name in through:
+            total += tests[name]["seconds"]
+            if total > budget and chosen:
+                break
+            chosen.append(name)
+        return chosen
+
+
+def _lines_about(tree: ast.Module, line: int) -> list[set[int]]:
+    """Lines that a test goes through when it meets `line`: the statement's, else its function's, else the file's."""
+    around = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and n.lineno <= line <= n.end_lineno]
+    found = []
+    functions = [n for n in around if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    if functions:
+        body = set(range(functions[-1].body[0].lineno, functions[-1].end_lineno + 1))
+        inner = around[-1]
+        if inner is not functions[-1]:
+            last = inner.body[0].lineno - 1 if getattr(inner, "body", None) else inner.end_lineno
+            found.append(set(range(inner.lineno, max(last, inner.lineno) + 1)))
+        found.append(body)
+    return [*found, set(range(1, 100_000))]
+
+
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
 def preload(root: Path, tests: Sequence[str]) -> None:
-    """Import what the tests and the packages take from other projects once, so that each run need not."""
+    """Import what the tests, and our modules behind them, take from other projects: once, so that no run need."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ.setdefault(name, "1")
-    own = {name.split(".")[0] for name in packages(root)} | {p.stem for p in (root / "tests").iterdir()}
-    files = [root / test for test in tests] + sorted((root / "tests").glob("[!t]*.py")) + [root / "tests" / "tiny.py"]
-    files += [
-        p for folder in packages(root).values() if folder.name in ("agents", "rewards") for p in folder.glob("*.py")
-    ]
-    for file in files:
-        if not file.is_file() or file == Path(__file__):
+    folders = packages(root)
+    sources = {module_name(root, str(p.relative_to(root))): p for f in folders.values() for p in f.rglob("*.py")}
+    sources |= {p.stem: p for p in (root / "tests").glob("*.py") if p != Path(__file__)}
+    waiting, seen = ["conftest", *(Path(test).stem for test in tests)], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in sources:
             continue
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        seen.add(name)
+        for node in ast.parse(sources[name].read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
             else:
                 continue
-            if not any(name.split(".")[0] in own | {"__future__"} for name in names):
+            ours = [n for n in names if n in sources or n.partition(".")[0] in folders]
+            waiting += ours
+            if not ours and "__future__" not in names:
                 with contextlib.suppress(Exception):
-                    exec(compile(ast.Module([node], []), str(file), "exec"), {})
+                    exec(compile(ast.Module([node], []), str(sources[name]), "exec"), {})
 
 
-def start(root: Path, where: Path, tests: Sequence[str], log: Path) -> int:
+def start(root: Path, where: Path, tests: Sequence[str], log: Path, record: Path | None = None) -> int:
     """The tests in a child process that imports from `where`; returns its id."""
     child = os.fork()
     if child:
@@ -319,10 +459,13 @@ def start(root: Path, where: Path, tests: Sequence[str], log: Path) -> int:
         os.environ["PYTHONPATH"] = str(where)
         sys.path[:] = [str(where), *(p for p in sys.path if Path(p or ".").resolve() not in (root, root / "tests"))]
         sys.path_importer_cache.clear()
-        import pytest
-
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", "-m", "not slow and not gpu"]
-        os._exit(int(pytest.main([*options, *tests])))
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line", "-m", "not slow and not gpu"]
+        recorder = Recorder(root)
+        code = int(pytest.main([*options, *([] if record else ["-x"]), *tests], plugins=[recorder] if record else []))
+        if record:
+            sys.settrace(None)
+            recorder.write(record)
+        os._exit(code)
     except BaseException:
         os._exit(70)
 
@@ -343,41 +486,37 @@ def wait(children: dict[int, float]) -> tuple[int, str]:
         time.sleep(0.05)
 
 
-def try_out(root: Path, mutants: Sequence[Mutant], results: Results, workers: int) -> None:
+def try_out(root: Path, mutants: Sequence[Mutant], results: Results, lines: Lines, options: argparse.Namespace) -> None:
     """Run the tests on every mutant of one file, and note what came of it."""
-    file, tests = mutants[0].file, seen_by(root, mutants[0].file)
-    if not tests:
-        print(f"{file}: no test imports it")
-        for mutant in mutants:
-            results.note(mutant, "survived")
-        return
-    preload(root, tests)
+    file = mutants[0].file
+    seen = options.tests or [test for test in seen_by(root, file) if Path(test).name not in options.without]
+    for test in seen:
+        lines.record(test, file)
+    chosen = {m.key: lines.tests_for(m, seen, options.each, options.budget) for m in mutants}
+    preload(root, sorted({name.partition("::")[0] for names in chosen.values() for name in names}))
+    print(f"{file}: {len(mutants)} mutants, {', '.join(seen)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        places = [Path(folder, str(i)) for i in range(workers)]
+        places = [Path(folder, str(i)) for i in range(options.workers)]
         targets = [lay_out(root, file, place) for place in places]
-        shutil.copy(root / file, targets[0])
-        began = time.monotonic()
-        log = Path(folder, "log")
-        _, outcome = wait({start(root, places[0], tests, log): began + 1800})
-        if outcome != "survived":
-            raise SystemExit(f"{file}: its tests fail as they are:\n{log.read_text()[-2000:]}")
-        limit = 30 + 4 * (time.monotonic() - began)
-        print(
-            f"{file}: {len(mutants)} mutants, {time.monotonic() - began:.0f} s a full run of {', '.join(tests)}",
-            flush=True,
-        )
-        waiting, free, running = list(mutants), list(range(workers)), {}
+        waiting, free, running = list(mutants), list(range(options.workers)), {}
         while waiting or running:
             while waiting and free:
                 place, mutant = free.pop(), waiting.pop(0)
-                target = targets[place]
+                target, tests = targets[place], chosen[mutant.key]
+                if not tests:
+                    results.note(mutant, "survived")
+                    print(f"  no test   {file}:{mutant.line}: {mutant.after}", flush=True)
+                    free.append(place)
+                    continue
                 # Compiled files are told apart by size and second only: the last mutant's must not be taken for this.
                 for stale in target.parent.glob(f"__pycache__/{target.stem}.*"):
                     stale.unlink()
                 target.unlink(missing_ok=True)
                 target.write_text(mutant.source, encoding="utf-8")
                 child = start(root, places[place], tests, Path(folder, f"log-{place}"))
-                running[child] = (place, mutant, time.monotonic() + limit)
+                running[child] = (place, mutant, time.monotonic() + 60 + 6 * options.budget)
+            if not running:
+                break
             child, outcome = wait({c: deadline for c, (_, _, deadline) in running.items()})
             place, mutant, _ = running.pop(child)
             free.append(place)
@@ -406,10 +545,11 @@ class Results:
         lines = []
         for mutant in sorted((m for m, outcome in tried if outcome == "survived"), key=lambda m: (m.file, m.line)):
             lines += [f"{mutant.file}:{mutant.line}", f"  - {mutant.before}", f"  + {mutant.after}"]
-        total = Counter(str(Path(m.file).parent) for m, _ in tried)
-        noticed = Counter(str(Path(m.file).parent) for m, outcome in tried if outcome != "survived")
-        lines += ["", f"{'package':24}{'mutants':>8}{'noticed':>8}{'share':>8}"]
-        lines += [f"{p:24}{total[p]:8}{noticed[p]:8}{noticed[p] / total[p]:8.0%}" for p in sorted(total)]
+        for title, group in (("file", lambda m: m.file), ("package", lambda m: m.file.partition("/")[0])):
+            total = Counter(group(m) for m, _ in tried)
+            noticed = Counter(group(m) for m, outcome in tried if outcome != "survived")
+            lines += ["", f"{title:40}{'mutants':>8}{'noticed':>8}{'share':>8}"]
+            lines += [f"{p:40}{total[p]:8}{noticed[p]:8}{noticed[p] / total[p]:8.0%}" for p in sorted(total)]
         return "\n".join(lines)
 
 
@@ -417,7 +557,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", help="files or folders of the packages, relative to the root")
     parser.add_argument("--limit", type=int, help="at most so many, drawn at random")
+    parser.add_argument("--per-file", type=int, help="at most so many of each file, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--each", type=float, default=5.0, help="no test that takes more seconds (default: 5)")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for one mutant (default: 20)")
+    parser.add_argument("--without", nargs="*", default=["test_golden.py"], help="test files that do not count")
+    parser.add_argument("--tests", nargs="*", help="only these test files")
+    parser.add_argument("--report", action="store_true", help="run nothing, only tell what is known")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run the survivors once more")
     parser.add_argument("--results", type=Path, help="default: runs/mutants.json")
@@ -429,7 +575,8 @@ def main(given: Sequence[str] | None = None) -> None:
     for path in options.paths:
         found = sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]
         for file in found:
-            mutants += make_mutants(str(file.relative_to(root)), file.read_text(encoding="utf-8"))
+            name = str(file.relative_to(root))
+            mutants += make_mutants(name, file.read_text(encoding="utf-8"), options.per_file, options.seed)
     if options.limit is not None and options.limit < len(mutants):
         mutants = random.Random(options.seed).sample(mutants, options.limit)
         mutants.sort(key=lambda m: (m.file, m.line))
@@ -438,8 +585,9 @@ def main(given: Sequence[str] | None = None) -> None:
         for m in mutants
         if m.key not in results.found or (options.again and results.found[m.key]["outcome"] == "survived")
     ]
-    for file in dict.fromkeys(m.file for m in fresh):
-        try_out(root, [m for m in fresh if m.file == file], results, options.workers)
+    lines = Lines(root, results.path.with_name("lines.json"))
+    for file in dict.fromkeys(m.file for m in fresh if not options.report):
+        try_out(root, [m for m in fresh if m.file == file], results, lines, options)
     print(results.report(mutants))
 
 

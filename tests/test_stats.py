@@ -104,7 +104,7 @@ def test_two_systems_are_rated_by_the_odds():
     # a beats b on three of four prompts. With prior w half-games the maximum has no closed form; with a tiny one it
     # is the log-odds, log 3, half of it to each side of the average.
     scores = np.array([[[1, 1, 1, 0.0]], [[0, 0, 0, 1.0]]])
-    best, worst = bradley_terry(scores, prior=1e-9)
+    best, worst = bradley_terry(scores, prior=1e-9, resamples=20)
     assert (best.system, worst.system) == (0, 1)
     assert best.points.value == pytest.approx(ELO * math.log(3) / 2, abs=0.01)
     assert best.points.value - worst.points.value == pytest.approx(190.85, abs=0.01)
@@ -173,3 +173,95 @@ def test_scores_of_a_wrong_shape_are_refused():
         interval([np.zeros((2, 2, 2))])
     with pytest.raises(InvalidOption, match="two systems"):
         bradley_terry(np.zeros((1, 2, 3)))
+
+
+def test_the_bounds_of_an_interval_by_hand():
+    """Two runs of 0 and 1, drawn twice: 0, 1/2 and 1 with chances 1/4, 1/2, 1/4. The middle 60 % reach from 0 to 1, the
+    middle 40 % are the 1/2 alone. The same for two prompts, for two runs that one run is compared with, for a pair."""
+    bounds = lambda found: (found.low, found.high)  # noqa: E731
+    for scores in ([0.0, 1.0], [[0.0, 1.0]], [[0.0], [1.0]]):
+        assert bounds(interval([scores], level=0.6)) == (0.0, 1.0)
+        assert bounds(interval([scores], level=0.4)) == (0.5, 0.5)
+        assert bounds(paired_difference(scores, np.zeros_like(scores), level=0.6)) == (0.0, 1.0)
+        assert bounds(paired_difference(scores, np.zeros_like(scores), level=0.4)) == (0.5, 0.5)
+    assert bounds(probability_of_improvement([1.0, 1.0], [0.0, 2.0], level=0.6)) == (0.0, 1.0)
+    assert bounds(probability_of_improvement([0.0, 2.0], [1.0, 1.0], level=0.4)) == (0.5, 0.5)
+    assert bounds(performance_profile([[0.0, 1.0]], [0.5], level=0.6)[0]) == (0.0, 1.0)
+    assert bounds(performance_profile([[0.0, 1.0]], [0.5], level=0.4)[0]) == (0.5, 0.5)
+    curves = [([0, 1], [0.0, 0.0]), ([0, 1], [1.0, 1.0])]
+    assert bounds(mean_curve(curves, [0.5], level=0.6)[0]) == (0.0, 1.0)
+    assert bounds(mean_curve(curves, [0.5], level=0.4)[0]) == (0.5, 0.5)
+
+
+def test_ratings_are_resampled_over_seeds_and_over_prompts():
+    """Each of two systems wins one of two games. The middle 70 % of the resamples reach from both lost to both won."""
+    both = bradley_terry([[[1.0, 1.0]], [[0.0, 0.0]]], resamples=1)[0].points.value
+    for scores in ([[[1.0, 0.0]], [[0.0, 1.0]]], [[[1.0], [0.0]], [[0.0], [1.0]]]):
+        first = bradley_terry(scores, level=0.7, resamples=100)[0].points
+        assert (first.low, first.value, first.high) == pytest.approx((-both, 0.0, both), abs=1e-6)
+        first = bradley_terry(scores, level=0.4, resamples=100)[0].points
+        assert (first.low, first.high) == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+def test_without_a_word_intervals_are_of_95_percent_and_2000_resamples():
+    source = np.random.default_rng(5)
+    a, b = source.normal(size=(2, 4, 6))
+    said = {"seed": 0, "resamples": 2000, "level": 0.95}
+    assert interval([a]) == interval([a], **said)
+    assert probability_of_improvement(a, b) == probability_of_improvement(a, b, **said)
+    assert paired_difference(a, b) == paired_difference(a, b, **said) == interval([a - b], **said)
+    assert performance_profile(a, [0.1]) == performance_profile(a, [0.1], **said)
+    curve = [(range(6), row) for row in a]
+    assert mean_curve(curve, [1, 2]) == mean_curve(curve, [1, 2], **said)
+    scores = np.stack([a, b + 0.5])
+    assert bradley_terry(scores) == bradley_terry(scores, seed=0, resamples=500, level=0.95, prior=1.0)
+    # The seed, the number and the level are those that were given.
+    for other in ({"seed": 1}, {"resamples": 7}, {"level": 0.5}):
+        for measure in (
+            *(lambda **o: interval([a], **o), lambda **o: paired_difference(a, b, **o)),
+            *(lambda **o: probability_of_improvement(a, b, **({"resamples": 9} | o)),),
+            lambda **o: mean_curve(curve, [1.5], **({"resamples": 9} | o)),
+            lambda **o: [r.points for r in bradley_terry(scores, **({"resamples": 30} | o))],
+        ):
+            assert measure(**other) != measure()
+    assert performance_profile(a, [0.1], resamples=2) != performance_profile(a, [0.1])
+    assert performance_profile(a, [0.1], seed=1, resamples=3) != performance_profile(a, [0.1], resamples=3)
+
+
+def test_a_missing_score_takes_no_part_in_a_resample():
+    """A row of 0, nothing, 1: a resample of nothing alone has no mean and is left out; others lie in [0, 1]."""
+    found = interval([[[0.0, math.nan, 1.0]]], resamples=5000)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    found = interval([[[1.0, math.nan, 1.0]]])
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_intervals_that_touch_overlap():
+    left, right, far = Interval(0.5, 0, 1), Interval(1.5, 1, 2), Interval(3, 2.5, 3.5)
+    assert left.overlaps(right) and right.overlaps(left)
+    assert not left.overlaps(far) and not far.overlaps(left)
+    assert tiers([Interval(3, 3, 3), Interval(2, 2, 2), Interval(1, 1, 1)]) == [1, 2, 3]
+
+
+def test_length_control_by_hand():
+    """Lines of one length: only `a` is left, and at the maximum the sum of (1 - s(a)) is ridge x a. A judge who never
+    doubts: 4 (1 - s(a)) = 0.01 a. What is missing on either side is left out."""
+    for ridge, found in ((0.01, length_controlled([1, 1, 1, 1], [7, 7, 7, 7])), (0.5, None)):
+        share = length_controlled([1, 1, 1, 1], [7, 7, 7, 7], ridge) if found is None else found
+        assert 4 * (1 - share) == pytest.approx(ridge * math.log(share / (1 - share)), rel=1e-6)
+    with_holes = length_controlled([1, 1, math.nan, 1, 1, 0], [7, 7, 7, 7, 7, math.nan])
+    assert with_holes == pytest.approx(length_controlled([1, 1, 1, 1], [7, 7, 7, 7]))
+    # Longer by as much as shorter, and judged by length alone: without it nothing is left to tell them apart.
+    assert length_controlled([1, 0, 1, 0], [3, -3, 3, -3]) == pytest.approx(0.5, abs=1e-9)
+    # Always the longer one, and it mostly wins: less is left than one half more.
+    assert length_controlled([0.9, 0.6, 0.5], [9, 3, 1]) < 0.6
+
+
+def test_a_curve_has_no_say_before_it_began():
+    found = mean_curve([([4, 2], [4.0, 2.0]), ([0, 4], [0.0, 0.0])], [1, 3])
+    assert [f.value for f in found] == [0.0, 1.5]
+    assert area_under([2, 4], [3.0, 5.0], until=1) == 3.0
+    assert area_under([2, 4], [3.0, 5.0], until=2) == 3.0
+    assert area_under([2, 4], [3.0, 5.0], until=3) == 3.5
+    with pytest.raises(InvalidOption, match="not empty"):
+        interval([[]])

@@ -1,0 +1,399 @@
+"""What every learner from scores must do, as identities: which policy is compared with which, what is left out, cut
+off, rescaled. A tiny student takes single steps; what the learner hands to its own loss is caught on the way."""
+
+from __future__ import annotations
+
+import statistics
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import letters_critic, prompts, stir, student, vector_env
+
+from humor_env.agents import grpo, ppo, rloo
+from humor_env.agents.feedback.rollout import collect
+from humor_env.agents.student import IMITATION, POLICY
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.update.minibatch import Minibatch
+from humor_env.agents.update.on_policy import OnPolicyStep, chance, check_first_ratio
+from humor_env.errors import TrainingStopped
+from humor_env.types import Demonstration, Judgement
+
+SHORT = Sampling(max_new_tokens=6)
+LEARNERS = {
+    "ppo": (ppo, ppo.PPOConfig, "ppo_loss"),
+    "grpo": (grpo, grpo.GRPOConfig, "grpo_loss"),
+    "rloo": (rloo, rloo.RLOOConfig, "rloo_loss"),
+}
+# Where each loss takes them: PPO and GRPO by place, RLOO too.
+PLACES = {"ppo": ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns", "mask", "count")}
+PLACES["grpo"] = ("logprobs", "old_logprobs", "advantages", "ref_logprobs", "mask", "count", "lines")
+PLACES["rloo"] = ("logprobs", "old_logprobs", "advantages", "mask", "lines")
+
+
+class Memory:
+    def __init__(self):
+        self.rows = []
+
+    def metrics(self, step, numbers):
+        self.rows.append(dict(numbers))
+
+    def jokes(self, step, jokes, judgements):
+        pass
+
+    def rewind(self, step):
+        pass
+
+
+def run(name, monkeypatch, critic=None, *, one=None, attempts=1, more=None, **changes):
+    """One learner's steps on a stirred policy; the rollouts, what its loss was given each time, and the log."""
+    module, config_class, loss_name = LEARNERS[name]
+    settings = {"steps": 1, "batch_size": 8, "sampling": SHORT, "learning_rate": 0.0, "kl_limit": 1e9}
+    config = config_class(**(settings | ({} if name == "ppo" else {"siblings": 4}) | changes))
+    if one is None:
+        one = student()
+        stir(one, POLICY, size=0.3)
+    given, rollouts, log = [], [], Memory()
+    loss, honest = getattr(module, loss_name), OnPolicyStep.collect
+
+    def caught(*args, **options):
+        named = dict(zip(PLACES[name], args, strict=True)) | options
+        given.append(SimpleNamespace(**named))
+        return loss(*args, **options)
+
+    def collected(self, **options):
+        rollouts.append(honest(self, **options))
+        return rollouts[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, loss_name, caught)
+        patch.setattr(OnPolicyStep, "collect", collected)
+        env = vector_env(config.batch_size, critic, attempts=attempts)
+        module.train(config, env, one, log, prompts=prompts(), **(more or {}))
+    return SimpleNamespace(rollouts=rollouts, given=given, log=log.rows, student=one, config=config)
+
+
+def distances(rollout, one, temperature=1.0):
+    """log pi(line) - log ref(line), each scored afresh by its own adapter."""
+    policy, reference = (
+        one.score_in_batches(rollout.rows, adapter=name, temperature=temperature).logprobs.sum(-1)
+        for name in (POLICY, IMITATION)
+    )
+    return policy - reference
+
+
+def far_student():
+    """Its policy is far from its imitation: an output layer of the usual random size could hardly prefer a token."""
+    one = student()
+    one.base.get_output_embeddings().weight.data *= 10
+    stir(one, POLICY, size=0.3)
+    return one
+
+
+def alike(jokes):
+    return [Judgement("alike", 0.5) for _ in jokes]
+
+
+def every_third_fails(jokes):
+    return [
+        Judgement("flaky", None, error="away") if i % 3 == 1 else Judgement("flaky", (i % 5) / 4)
+        for i, _ in enumerate(jokes)
+    ]
+
+
+# -- the KL -----------------------------------------------------------------------------------------------------------
+
+
+def test_ppo_pays_a_line_less_the_further_it_moved_from_the_imitation(monkeypatch):
+    """gamma = lam = 1 and values taken off: a line's first return is its score - kl_weight x (log pi - log ref)."""
+    seen = run("ppo", monkeypatch, kl_weight=0.25, gamma=1.0, lam=1.0, whiten_advantages=False)
+    rollout = seen.rollouts[0]
+    far = distances(rollout, seen.student)
+    assert far.abs().min() > 1e-3, "the policy is another one"
+    (given,) = seen.given
+    # The loss sees rows in the order of their lengths: compare as sets of numbers.
+    expected = rollout.rewards - 0.25 * far
+    caught = given.returns[torch.arange(len(given.returns)), given.mask.long().argmax(-1)]
+    assert torch.allclose(caught.sort().values, expected.sort().values, atol=1e-4)
+    assert given.kl_weight == 0.0, "paid once, not twice"
+
+
+def test_ppo_with_the_kl_in_the_loss_leaves_the_rewards_alone(monkeypatch):
+    seen = run("ppo", monkeypatch, kl_weight=0.25, kl_in="loss", gamma=1.0, lam=1.0, whiten_advantages=False)
+    (given,) = seen.given
+    caught = given.returns[torch.arange(len(given.returns)), given.mask.long().argmax(-1)]
+    assert torch.allclose(caught.sort().values, seen.rollouts[0].rewards.sort().values, atol=1e-5)
+    assert given.kl_weight == 0.25
+    reference = seen.student.score_in_batches(seen.rollouts[0].rows, adapter=IMITATION).logprobs
+    assert torch.allclose(given.ref_logprobs.sum(-1).sort().values, reference.sum(-1).sort().values, atol=1e-4)
+
+
+def test_rloo_takes_the_kl_of_the_line_off_its_reward(monkeypatch):
+    """Of four siblings, a line's advantage is 4/3 of its distance from their mean of score - w (log pi - log ref)."""
+    seen = run("rloo", monkeypatch, kl_weight=0.25)
+    rollout = seen.rollouts[0]
+    paid = (rollout.rewards - 0.25 * distances(rollout, seen.student)).reshape(2, 4)
+    expected = ((paid - paid.mean(-1, keepdim=True)) * 4 / 3).flatten()
+    (given,) = seen.given
+    assert torch.allclose(given.advantages.sort().values, expected.sort().values, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ppo", {"kl_in": "reward", "whiten_advantages": False, "value_weight": 0.0}),
+        ("ppo", {"kl_in": "loss", "whiten_advantages": False, "value_weight": 0.0}),
+        ("grpo", {"unbiased_kl": True}),
+        ("grpo", {"unbiased_kl": False}),
+        ("rloo", {"learning_rate": 3e-2}),
+    ],
+)
+def test_the_kl_alone_pulls_the_policy_back(name, changes, monkeypatch):
+    """With all lines scored alike nothing but the KL is left to learn from: the distance to the imitation shrinks."""
+    settings = {"learning_rate": 1e-2, "kl_weight": 1.0, "steps": 6, "batch_size": 16} | changes
+    log = run(name, monkeypatch, alike, one=far_student(), **settings).log
+    assert log[0]["kl/per_token"] > 0.1
+    assert log[-1]["kl/per_token"] < 0.8 * log[0]["kl/per_token"]
+
+
+def test_the_weight_of_the_kl_is_steered_by_the_kl_of_a_line(monkeypatch):
+    """Weights of the second step are those that the first left: 0.25 x (1 + 0.2 x 8 / 80)."""
+    one = far_student()
+    settings = {"one": one, "kl_weight": 0.25, "kl_in": "loss", "kl_horizon": 80.0}
+    seen = run("ppo", monkeypatch, **settings, kl_target=1e-6, steps=2)
+    assert [given.kl_weight for given in seen.given] == pytest.approx([0.25, 0.255])
+    line = sum(float(distances(rollout, seen.student).sum()) for rollout in seen.rollouts[:1]) / 8
+    assert seen.log[0]["kl/per_line"] == pytest.approx(line, abs=1e-3)
+    near = run("ppo", monkeypatch, **settings, kl_target=line / 1.1)
+    assert near.log[0]["kl/weight"] == pytest.approx(0.25 * (1 + 0.1 * 8 / 80), rel=1e-4)
+
+
+@pytest.mark.parametrize(("stop", "passes"), [(1e-12, 2), (1e9, 3), (None, 3)])
+def test_passes_end_at_the_kl_of_the_step_being_taken(stop, passes, monkeypatch):
+    """The first pass is scored before it moves anything, the second sees the move: with a low bound it is the last."""
+    seen = run("ppo", monkeypatch, epochs=3, kl_stop=stop, learning_rate=1e-2)
+    assert len(seen.given) == passes
+
+
+def test_the_kl_at_which_passes_end_is_a_mean_over_the_tokens_of_the_pass():
+    step = OnPolicyStep(SimpleNamespace(config=None, step=0))
+    step.pass_sums = {"approx_kl": 3.0, "tokens": 12.0}
+    assert step.approx_kl == 0.25
+    step.pass_sums = {"approx_kl": 0.0, "tokens": 0.0}
+    assert step.approx_kl == 0.0
+
+
+# -- what a line is worth ---------------------------------------------------------------------------------------------
+
+
+def test_ppo_divides_scores_by_the_deviation_of_all_so_far(monkeypatch):
+    seen = run(
+        *("ppo", monkeypatch),
+        scale_rewards=True,
+        **{"steps": 2, "kl_weight": 0.0, "gamma": 1.0, "lam": 1.0, "whiten_advantages": False},
+    )
+    scores = []
+    for rollout, given in zip(seen.rollouts, seen.given, strict=True):
+        scores += rollout.rewards.tolist()
+        caught = given.returns[torch.arange(len(given.returns)), given.mask.long().argmax(-1)]
+        expected = rollout.rewards / statistics.stdev(scores)
+        assert torch.allclose(caught.sort().values, expected.sort().values, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_lines_that_nobody_judged_are_left_out_of_everything(name, monkeypatch):
+    """Their tokens are masked, they get no advantage, their siblings' mean and the count of lines are without them."""
+    seen = run(name, monkeypatch, every_third_fails, kl_weight=0.0)
+    rollout = seen.rollouts[0]
+    (given,) = seen.given
+    assert 0 < int(rollout.valid.sum()) < 8
+    assert int(given.mask.any(-1).sum()) == int(rollout.valid.sum())
+    assert int(given.mask.sum()) == int(rollout.action_mask[rollout.valid].sum())
+    if name == "ppo":
+        assert not given.advantages[~given.mask.bool()].any()
+        return
+    assert float(given.lines) == int(rollout.valid.sum())
+    expected = torch.zeros(8)
+    for group in (slice(0, 4), slice(4, 8)):
+        kept = rollout.rewards[group][rollout.valid[group]]
+        apart = kept - kept.mean()
+        apart = apart / (kept.std() + 1e-4) if name == "grpo" else apart * len(kept) / (len(kept) - 1)
+        expected[group][rollout.valid[group]] = apart
+    assert torch.allclose(given.advantages.sort().values, expected.sort().values, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_a_cut_off_line_is_worth_less_to_those_without_values_too(name, monkeypatch):
+    """All are scored alike; the penalty alone tells lines apart, and those that ended get the positive advantage."""
+    sampling = Sampling(max_new_tokens=24)
+    one = student()
+    one.base.get_output_embeddings().weight.data *= 4
+    seen = run(name, monkeypatch, alike, one=one, kl_weight=0.0, missing_end_penalty=0.5, sampling=sampling, seed=3)
+    rollout = seen.rollouts[0]
+    penalty = -0.5 * (~rollout.finished).float().reshape(2, 4)
+    apart = penalty - penalty.mean(-1, keepdim=True)
+    expected = apart / (penalty.std(-1, keepdim=True) + 1e-4) if name == "grpo" else apart * 4 / 3
+    (given,) = seen.given
+    assert torch.allclose(given.advantages.sort().values, expected.flatten().sort().values, atol=1e-4)
+
+
+def test_a_value_warm_up_trains_the_head_alone_and_then_the_policy(monkeypatch):
+    for steps, moves in ((1, False), (2, True)):
+        one = student()
+        before = {n: t.clone() for n, t in one.state().items()}
+        run("ppo", monkeypatch, one=one, steps=steps, value_warmup=1, learning_rate=1e-2)
+        moved = {n.partition("/")[0] for n, t in one.state().items() if not torch.equal(t, before[n])}
+        assert moved == ({POLICY, "value_head"} if moves else {"value_head"})
+
+
+def test_imitation_fades_by_its_decay_each_step(monkeypatch):
+    """With nothing else to learn from, the gradient of step n is decay^n times that of the teacher's lines."""
+    lines = [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts()]
+    options = {"imitation_weight": 2.0, "imitation_decay": 0.5, "kl_weight": 0.0, "value_weight": 0.0, "steps": 3}
+    options |= {"max_grad_norm": 1e9, "gamma": 0.0, "lam": 0.0}
+    one = student()
+    with torch.no_grad():
+        for parameter in one.value_head.parameters():
+            parameter.zero_()
+    nothing = lambda jokes: [Judgement("zero", 0.0) for _ in jokes]  # noqa: E731
+    seen = run("ppo", monkeypatch, nothing, one=one, more={"demonstrations": lines}, value_learning_rate=0.0, **options)
+    norms = [row["update/grad_norm"] for row in seen.log]
+    # Each step takes all eight lines, so that its gradient is the same but for the weight.
+    assert norms[0] > 1e-3
+    assert norms[1:] == pytest.approx([norms[0] / 2, norms[0] / 4], rel=1e-3)
+
+
+# -- temperature, chance, clipping ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_old_log_probabilities_are_those_of_the_temperature_that_was_sampled_at(fresh):
+    sampling = Sampling(max_new_tokens=6, temperature=2.0)
+    one = student()
+    stir(one, POLICY, size=0.5)
+    uniforms = lambda _, n: torch.rand(4, n, generator=torch.Generator().manual_seed(1))  # noqa: E731
+    rollout = collect(vector_env(4), one, sampling, prompts(4), uniforms, old_logprobs=fresh, values=True)
+    hot, plain = (one.score_in_batches(rollout.rows, adapter=POLICY, temperature=t, values=True) for t in (2.0, 1.0))
+    assert torch.allclose(rollout.logprobs, hot.logprobs, atol=1e-4)
+    assert not torch.allclose(rollout.logprobs, plain.logprobs, atol=1e-2)
+    assert torch.allclose(rollout.values, hot.values, atol=1e-4)
+    reference = one.score_in_batches(rollout.rows, adapter=IMITATION, temperature=2.0).logprobs
+    assert torch.allclose(rollout.ref_logprobs, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 2}, {"minibatches": 2}])
+def test_the_update_scores_at_the_temperature_that_was_sampled_at(changes, monkeypatch):
+    """At the first update the ratio is 1; at another temperature it is not."""
+    sampling = Sampling(max_new_tokens=6, temperature=3.0)
+    one = student()
+    one.base.get_output_embeddings().weight.data *= 20
+    seen = run("ppo", monkeypatch, one=one, sampling=sampling, **changes)
+    assert seen.log[0]["update/first_mismatch"] < 1e-4
+    for given in seen.given:
+        assert torch.allclose(given.logprobs * given.mask, given.old_logprobs * given.mask, atol=1e-4)
+        assert not given.old_logprobs.requires_grad
+        assert given.logprobs.requires_grad
+
+
+def test_what_a_row_draws_depends_on_its_seed_step_attempt_and_place_alone():
+    whole = slice(0, 6)
+    drawn = chance(0, 0, 6, whole)(0, 4)
+    assert torch.equal(drawn, chance(0, 0, 6, whole)(0, 4))
+    assert torch.equal(drawn[2:4], chance(0, 0, 6, slice(2, 4))(0, 4)), "one of three processes"
+    others = [chance(1, 0, 6, whole)(0, 4), chance(0, 1, 6, whole)(0, 4), chance(0, 0, 6, whole)(1, 4)]
+    others += [chance(1, 2, 6, whole)(0, 4), chance(2, 1, 6, whole)(0, 4), chance(0, 1, 6, whole)(2, 4)]
+    others += [chance(0, 2, 6, whole)(1, 4)]
+    for i, one in enumerate([drawn, *others]):
+        for other in [drawn, *others][:i]:
+            assert not torch.equal(one, other)
+    assert drawn.shape == draw_uniforms(6, 4, torch.Generator().manual_seed(0)).shape
+
+
+def test_each_attempt_and_each_step_has_chances_of_its_own(monkeypatch):
+    seen = run("ppo", monkeypatch, lambda jokes: [Judgement("z", 0.0) for _ in jokes], attempts=2, steps=2)
+    texts = [[joke.text for joke in rollout.jokes] for rollout in seen.rollouts]
+    assert len(texts[0]) == 16
+    assert texts[0][:8] != texts[0][8:]
+    assert texts[0] != texts[1]
+
+
+def test_minibatches_part_the_rows_anew_in_each_pass_and_step():
+    def parts(index, epoch, **changes):
+        step = OnPolicyStep(SimpleNamespace(config=ppo.PPOConfig(batch_size=12, **changes), step=index))
+        return [part.tolist() for part in step._random_rows(12, epoch)]
+
+    assert parts(0, 0, minibatches=1) == [list(range(12))]
+    three = parts(0, 0, minibatches=3)
+    assert [len(part) for part in three] == [4, 4, 4]
+    assert sorted(row for part in three for row in part) == list(range(12))
+    assert three == parts(0, 0, minibatches=3)
+    others = [parts(0, 1, minibatches=3), parts(1, 0, minibatches=3), parts(0, 0, minibatches=3, seed=1)]
+    assert all(other != three for other in others)
+    assert others[0] != others[1], "step 0, pass 1 is not step 1, pass 0"
+
+
+@pytest.mark.parametrize(("bound", "length"), [(0.01, 0.01), (1e6, None)])
+def test_the_gradient_is_cut_to_its_longest_allowed_length(bound, length):
+    """Plain descent with rate 1 moves the weights by the gradient: by no more than the bound, and by less where it is
+    shorter. What is logged is the length before."""
+    one = student()
+    stir(one, POLICY)
+    policy = list(one.adapter_parameters(POLICY).values())
+    one.activate(POLICY)
+    one.train_only(policy)
+    rows = one.rows_from_text(["The meeting was slow."] * 2, ["Glaciers overtook it.", "It was."])
+    batch = Minibatch(one, torch.optim.SGD(policy, lr=1.0), rows, [torch.tensor([0, 1])])
+    before = [p.detach().clone() for p in policy]
+    for part in batch:
+        loss = -(part.logprobs * part.mask).sum() / batch.tokens
+        loss.backward()
+        part.record({"loss": loss})
+    whole = torch.cat([p.grad.flatten() for p in policy]).norm().item()
+    batch.clip_and_step(bound)
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(policy, before, strict=True)]).norm().item()
+    assert batch.norm == pytest.approx(whole, rel=1e-5)
+    assert whole > 0.05
+    assert moved == pytest.approx(length or whole, rel=1e-3)
+    assert batch.sums["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert int(batch.tokens) == int(rows.action_mask.sum())
+    # The next pass begins from no gradient.
+    for part in batch:
+        assert all(p.grad is None for p in policy)
+        part.logprobs.sum().backward()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learners_gradient_is_cut_too(name, monkeypatch):
+    bounds = []
+    honest = Minibatch.clip_and_step
+    monkeypatch.setattr(Minibatch, "clip_and_step", lambda self, bound: (bounds.append(bound), honest(self, bound)))
+    run(name, monkeypatch, max_grad_norm=0.125, minibatches=2, epochs=2)
+    assert bounds == [0.125] * 4
+
+
+def test_how_far_sampler_and_update_may_differ():
+    assert check_first_ratio(0, {"mismatch": 0.5, "tokens": 10.0}) == 0.05
+    assert check_first_ratio(0, {"mismatch": 0.0, "tokens": 0.0}) == 0.0
+    assert check_first_ratio(0, {"mismatch": 0.1, "tokens": 1.0}) == 0.1
+    for wrong in (1.2, float("nan")):
+        with pytest.raises(TrainingStopped, match="At step 4 "):
+            check_first_ratio(3, {"mismatch": wrong, "tokens": 10.0})
+
+
+def test_lines_are_counted_with_their_tokens(monkeypatch):
+    """Tokens, lines and what was recorded add up over micro-batches and minibatches."""
+    sums = []
+    honest = OnPolicyStep.log
+
+    def log(self, *numbers):
+        sums.append((dict(self.sums), dict(self.pass_sums), list(self.norms), int(self.rollout.mask.sum())))
+        honest(self, *numbers)
+
+    monkeypatch.setattr(OnPolicyStep, "log", log)
+    run("ppo", monkeypatch, letters_critic(), micro_batch=3, minibatches=2, epochs=2)
+    ((total, last_pass, norms, tokens),) = sums
+    assert total["tokens"] == 2 * tokens
+    assert last_pass["tokens"] == tokens
+    assert (total["lines"], last_pass["lines"]) == (16, 8)
+    assert len(norms) == 4
+    assert total["ratio"] == pytest.approx(2 * tokens, rel=1e-4)
