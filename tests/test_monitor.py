@@ -410,7 +410,7 @@ def test_what_it_cannot_do_is_said():
         MonitorConfig(action="panic")
     with pytest.raises(InvalidOption, match="at least 2, found 1"):
         Monitor(MonitorConfig(), prompts(1))
-    with pytest.raises(InvalidOption, match="level is at least 0.5 and below 1"):
+    with pytest.raises(InvalidOption, match=r"level is at least 0\.5 and below 1"):
         MonitorConfig(level=1.0)
 
 
