@@ -42,6 +42,7 @@ CIRCLES = {
     ("card", "page"): "a card saves itself as a page",
     (
         "sampling",
+        "static_writer",
         "student",
         "student",
         "writer",

@@ -15,7 +15,8 @@ from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import Student
 from humor_env.experiments.pocket import main_job as job
 from humor_env.experiments.pocket.monitor_trials import make_critic
-from humor_env.experiments.runs.evaluate import bootstrap_interval, evaluate
+from humor_env.experiments.runs.evaluate import evaluate
+from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.prompts import load_prompts
 from humor_env.vector import HumorVectorEnv
 

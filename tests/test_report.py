@@ -30,6 +30,7 @@ from humor_env.experiments.reports.report_numbers import (
     smooth,
     spent,
 )
+from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.rewards.rules import RulesCritic
 
 
@@ -210,6 +211,16 @@ def test_an_interval_covers_as_it_says():
     # Four prompts of score 1 prove little, and so do four differences.
     assert interval([1.0] * 4) == interval([0.3]).__class__(1.0)
     assert interval([1.0] * 100).low == pytest.approx(0.97)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_report_has_the_interval_of_the_results_file(tmp_path, seed):
+    """They were drawn by two functions: one number, and slightly different brackets on two pages."""
+    folder = make_run(tmp_path / "one", seeds=1)
+    (folder / "seed-0").rename(folder / f"seed-{seed}")
+    written = bootstrap_interval([score_of("ppo", 0, n) for n in range(30)], seed=seed)
+    [row] = [row for row in headline(load_run(folder)) if row.stage == "ppo"]
+    assert (row.score.low, row.score.high) == written
 
 
 def test_where_two_judges_part():

@@ -17,13 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
-from humor_env.rewards.audits.audit_stats import FEWEST, percentile_bounds
+from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.rewards.rules import Fault
-from humor_env.streams import generator
 from humor_env.text_stats import distinct_n, ngrams
 from humor_env.types import Joke, Prompt
 
-RESAMPLES = 2000
 FAR = 0.3  # a critic's score this far above another's is worth a look
 _MOST_SCANNED = 20_000
 
@@ -64,7 +62,7 @@ def _headline(run: RunData, stage: str) -> Headline:
         kept = [seed.numbers[stage] for seed in run.seeds if stage in seed.numbers]
         scores = [s for n in kept if (s := n.get("score")) is not None]
         low, high = (kept[0].get("low"), kept[0].get("high")) if len(kept) == 1 else (None, None)
-        told = {key: [v for n in kept if (v := n.get(key)) is not None] for key in ("distinct_2", "length_ratio")}
+        shown = {key: [v for n in kept if (v := n.get(key)) is not None] for key in ("distinct_2", "length_ratio")}
         return Headline(
             run=run.name,
             stage=stage,
@@ -72,8 +70,8 @@ def _headline(run: RunData, stage: str) -> Headline:
             by_seed=scores,
             change=None,
             matches_teacher=None,
-            distinct_2=_mean(told["distinct_2"]) if told["distinct_2"] else None,
-            length_ratio=_mean(told["length_ratio"]) if told["length_ratio"] else None,
+            distinct_2=_mean(shown["distinct_2"]) if shown["distinct_2"] else None,
+            length_ratio=_mean(shown["length_ratio"]) if shown["length_ratio"] else None,
             failures=int(sum(n.get("failures") or 0 for n in kept)),
             count=int(sum(n.get("count") or 0 for n in kept)),
         )
@@ -89,7 +87,7 @@ def _headline(run: RunData, stage: str) -> Headline:
     return Headline(
         run=run.name,
         stage=stage,
-        score=interval(_over_seeds(tables)),
+        score=interval(_over_seeds(tables), seed=_seed_of(run)),
         by_seed=[_mean(list(table.values())) for table in tables],
         change=change,
         matches_teacher=matches,
@@ -100,22 +98,28 @@ def _headline(run: RunData, stage: str) -> Headline:
     )
 
 
+def _seed_of(run: RunData) -> int:
+    """The seed of a run that has one, for the interval that this seed's own files give; otherwise 0."""
+    number = run.seeds[0].name.removeprefix("seed-")
+    return int(number) if len(run.seeds) == 1 and number.isdecimal() else 0
+
+
 def by_prompt(lines: Sequence[Judged]) -> dict[str, float]:
     """Mean score by prompt; lines that no critic could judge are left out."""
-    found: dict[str, list[float]] = defaultdict(list)
+    scores_of: dict[str, list[float]] = defaultdict(list)
     for line in lines:
         if line.score is not None:
-            found[line.prompt_id].append(line.score)
-    return {prompt: _mean(scores) for prompt, scores in found.items()}
+            scores_of[line.prompt_id].append(line.score)
+    return {prompt: _mean(scores) for prompt, scores in scores_of.items()}
 
 
 def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
     """Each prompt's mean over the seeds: prompts are what is resampled, for they are what a new test would change."""
-    found: dict[str, list[float]] = defaultdict(list)
+    scores_of: dict[str, list[float]] = defaultdict(list)
     for table in tables:
         for prompt, score in table.items():
-            found[prompt].append(score)
-    return [_mean(scores) for scores in found.values()]
+            scores_of[prompt].append(score)
+    return [_mean(scores) for scores in scores_of.values()]
 
 
 def _paired(
@@ -131,14 +135,11 @@ def _paired(
     return interval(values, lowest) if values else None
 
 
-def interval(values: Sequence[float], lowest: float = 0.0) -> Estimate:
-    """Mean and 95 % percentile bootstrap interval, always the same for the same values; no interval for few of them.
-    `lowest` is the least that a value can be: -1 for differences."""
-    if len(values) < FEWEST:
-        return Estimate(_mean(values))
-    data = np.asarray(values)
-    draws = generator(0, "report").integers(len(data), size=(RESAMPLES, len(data)))
-    return Estimate(float(data.mean()), *percentile_bounds(data[draws].mean(axis=1), data, len(data), lowest))
+def interval(values: Sequence[float], lowest: float = 0.0, seed: int = 0) -> Estimate:
+    """Mean and 95 % interval over prompts: for one seed's scores that of its results.json; no interval for few of
+    them. `lowest` is the least that a value can be: -1 for differences."""
+    low, high = bootstrap_interval(values, seed=seed, lowest=lowest)
+    return Estimate(_mean(values), *(() if math.isnan(low) else (low, high)))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -152,8 +153,8 @@ class Curve:
 
 
 def series(rows: Sequence[Row], name: str) -> Curve:
-    found = [(row["step"], row[name]) for row in rows if name in row and "step" in row]
-    return Curve([s for s, _ in found], [v for _, v in found])
+    points = [(row["step"], row[name]) for row in rows if name in row and "step" in row]
+    return Curve([s for s, _ in points], [v for _, v in points])
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -222,7 +223,7 @@ Gates = Callable[[Joke], Mapping[str, Fault]]
 def flagged(lines: Sequence[Judged], gates: Gates) -> list[tuple[tuple[str, ...], str]]:
     """For each line the gates it clearly fails (below a half), and why."""
     jokes = [Joke(Prompt(r.prompt_id, r.prompt), r.text, "student", r.stop_reason) for r in lines]
-    found = []
+    flagged_lines = []
     for line, joke in zip(lines, jokes, strict=True):
         faults = {gate: fault for gate, fault in gates(joke).items() if fault.value < 0.5}
         flags, why = tuple(faults), [f"{gate}: {fault.why}" for gate, fault in faults.items()]
@@ -230,8 +231,8 @@ def flagged(lines: Sequence[Judged], gates: Gates) -> list[tuple[tuple[str, ...]
         if best is not None and line.score is not None and line.score - best[1] >= FAR:
             flags += ("critics_disagree",)
             why.append(f"{line.critic or 'its critic'} says {line.score:.2f}, {best[0]} says {best[1]:.2f}")
-        found.append((flags, "; ".join(why)))
-    return found
+        flagged_lines.append((flags, "; ".join(why)))
+    return flagged_lines
 
 
 def disagreement(line: Judged) -> float | None:
@@ -257,13 +258,13 @@ class Repeat:
 def repeats(seeds: Sequence[SeedData], stage: str, n: int = 4, most: int = 5, least: float = 0.02) -> list[Repeat]:
     """The commonest runs of `n` words of a stage: the joke told again and again. Overlapping ones count once."""
     shares, teacher = _gram_shares(seeds, stage, n), _gram_shares(seeds, "teacher", n)
-    found: list[tuple[tuple[str, ...], float]] = []
+    repeated: list[tuple[tuple[str, ...], float]] = []
     for gram, share in sorted(shares.items(), key=lambda kv: (-kv[1], kv[0])):
-        if share < least or len(found) >= most:
+        if share < least or len(repeated) >= most:
             break
-        if not any(len(set(gram) & set(other)) >= n - 1 for other, _ in found):
-            found.append((gram, share))
-    return [Repeat(" ".join(gram), share, teacher.get(gram, 0.0)) for gram, share in found]
+        if not any(len(set(gram) & set(other)) >= n - 1 for other, _ in repeated):
+            repeated.append((gram, share))
+    return [Repeat(" ".join(gram), share, teacher.get(gram, 0.0)) for gram, share in repeated]
 
 
 def _gram_shares(seeds: Sequence[SeedData], stage: str, n: int) -> dict[tuple[str, ...], float]:
@@ -296,9 +297,9 @@ _PHASES = {"generate": "writing", "judge_wait": "waiting for the critic", "refer
 
 def spent(run: RunData) -> dict[str, float]:
     """Calls and dollars of the training critic over all seeds, where they were logged."""
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for name in ("critic/calls", "critic/cost"):
         values = [row[name] for seed in run.seeds for row in seed.metrics if name in row]
         if values:
-            found[name.removeprefix("critic/")] = math.fsum(values)
-    return found
+            totals[name.removeprefix("critic/")] = math.fsum(values)
+    return totals

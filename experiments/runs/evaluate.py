@@ -1,11 +1,11 @@
 """Measure a student on held-out prompts with a judge that did not train it.
 
-    found = evaluate(student, prompts.split("test"), critic, adapter="policy", seed=0)
-    found.mean, found.interval          # mean score and its 95 % bootstrap interval over prompts
-    found.parts["meaning"], found.distinct_2, found.jokes
+    measured = evaluate(student, prompts.split("test"), critic, adapter="policy", seed=0)
+    measured.mean, measured.interval    # mean score and its 95 % bootstrap interval over prompts
+    measured.parts["meaning"], measured.distinct_2, measured.jokes
 
 Chance is one number per prompt and position, derived from the seed alone: the raw base, the imitation and the trained
-policy are measured with the same luck.
+policy are measured with the same random numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episode import checked_reply
-from humor_env.rewards.audits.audit_stats import FEWEST, percentile_bounds
-from humor_env.streams import generator, stream_seed
+from humor_env.experiments.runs.interval import bootstrap_interval
+from humor_env.streams import stream_seed
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 
@@ -66,9 +66,9 @@ class Evaluation:
         return sum(len(j.text) for j in self.jokes) / max(1, sum(len(j.prompt.text) for j in self.jokes))
 
     def numbers(self) -> dict[str, float]:
-        found = {"score": self.mean, "low": self.interval[0], "high": self.interval[1]}
-        found |= {f"part/{n}": v for n, v in self.parts.items()}
-        return found | {
+        numbers = {"score": self.mean, "low": self.interval[0], "high": self.interval[1]}
+        numbers |= {f"part/{n}": v for n, v in self.parts.items()}
+        return numbers | {
             "distinct_2": self.distinct_2,
             "length_ratio": self.length_ratio,
             "failures": float(self.failures),
@@ -105,21 +105,12 @@ def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -
     return Evaluation(name, tuple(jokes), tuple(judgements), bootstrap_interval(scores, seed=seed))
 
 
-def save_lines(found: Evaluation, folder: Path) -> dict[str, float | None]:
+def save_lines(measured: Evaluation, folder: Path) -> dict[str, float | None]:
     """Write `evaluation-NAME.jsonl`, each line with its judgement; returns the numbers for a results file."""
     from humor_env.experiments.runs.run_folder import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
-    records = [joke_record(0, j, v) for j, v in zip(found.jokes, found.judgements, strict=True)]
-    write_text(folder / f"evaluation-{found.name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    numbers = found.numbers() | {"count": float(len(found.jokes))}
+    records = [joke_record(0, j, v) for j, v in zip(measured.jokes, measured.judgements, strict=True)]
+    write_text(folder / f"evaluation-{measured.name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    numbers = measured.numbers() | {"count": float(len(measured.jokes))}
     return {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-
-
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of scores in [0, 1]; NaN for too few of them to have one."""
-    if len(values) < FEWEST:
-        return (float("nan"), float("nan"))
-    data = np.asarray(values)
-    draws = generator(seed, "bootstrap").integers(len(data), size=(resamples, len(data)))
-    return percentile_bounds(data[draws].mean(axis=1), data, len(data))
