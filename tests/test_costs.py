@@ -1,5 +1,7 @@
 """What an experiment would ask of language models, worked out by hand beside it."""
 
+import re
+
 import pytest
 
 from humor_env.errors import HumorEnvError
@@ -119,6 +121,34 @@ def test_a_dry_run_needs_no_key_asks_nobody_and_says_what_it_would_cost(monkeypa
     made = spec('name = "grpo"\nsteps = 3\nbatch_size = 16', f'[[critic]]\ncritic = "scorer"\noptions = {CHEAP}')
     made = parse_spec(made.to_toml(), ["teacher.filter={critic='rules'}"])
     assert costs.check_without_paying(made) == []
+    costs.forecast(made)
     assert asked == []
     said = costs.forecast(load_spec("one-gpu-anthropic"))
     assert "| learning | scorer |" in said and "at most about $" in said and "lines to learn from" in said
+
+
+def test_a_dry_run_says_roughly_how_long_where_the_student_is_here(monkeypatch):
+    """It printed what a run costs, and not whether it takes minutes or days."""
+    said = costs.forecast(load_spec("pocket-quickstart", ["learner.steps=2"]))
+    few = re.search(r"roughly ([\d.]+) (seconds|minutes)", said)
+    assert few, said
+    assert "on this machine" in said
+    clock = iter(range(0, 1000, 8))
+    monkeypatch.setattr(costs, "perf_counter", lambda: next(clock))  # 8 s for 8 lines
+    made = load_spec("pocket-quickstart", ["learner.steps=10"])
+    lines = 10 * made.learner_config(0).batch_size
+    assert costs.seconds_to_write(made) == pytest.approx(1.0)
+    assert costs.rough_seconds(1.0, lines, measured=50, stages=4, lessons=30) == pytest.approx(
+        2 * lines + 150 + 0.75 * 30
+    )
+    # A model that would have to be fetched is not tried.
+    assert costs.seconds_to_write(load_spec("one-gpu-anthropic")) is None
+    assert "learner.steps=2" in costs.forecast(load_spec("one-gpu-anthropic"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "a second"), (40, "40 seconds"), (200, "3 minutes"), (9000, "2.5 hours"), (3e5, "3.5 days")],
+)
+def test_rough_times_in_words(seconds, said):
+    assert costs.in_words(seconds) == said

@@ -17,8 +17,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import torch
+
+from humor_env import pocket
+from humor_env.agents.student.sampling import draw_uniforms
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.llm.ledgered_client import Estimate
@@ -93,12 +98,8 @@ def check_without_paying(spec: Spec) -> list[str]:
     lacking: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         # Lines are filtered by asking a critic, so the filter is only made.
-        harmless = _without_keys(spec)
         wanted = spec.teacher.filter if spec.teacher is not None else None
-        if wanted is not None and harmless.teacher is not None:
-            unfiltered = harmless.teacher.model_copy(update={"filter": None})
-            harmless = harmless.model_copy(update={"teacher": unfiltered})
-        parts = Ingredients(harmless, Path(scratch))
+        parts = Ingredients(_without_keys(spec), Path(scratch))
         try:
             parts.check()
             if wanted is not None:
@@ -188,14 +189,16 @@ def _name(critic: CriticSpec) -> str:
 
 
 def _without_keys(spec: Spec) -> Spec:
-    """The spec with clients that need no key and ledgers that leave no file."""
+    """The spec with clients that need no key, ledgers that leave no file, and a teacher whose lines nobody is asked
+    about."""
     critics = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.critic]
     measuring = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.eval.critic]
     judge = spec.judge
     if judge is not None:
         judge = JudgeSpec(judge=judge.judge, options=_harmless(judge.judge, judge.options))
+    teacher = None if spec.teacher is None else spec.teacher.model_copy(update={"filter": None})
     eval_ = spec.eval.model_copy(update={"critic": measuring})
-    changed: Spec = spec.model_copy(update={"critic": critics, "eval": eval_, "judge": judge})
+    changed: Spec = spec.model_copy(update={"critic": critics, "eval": eval_, "judge": judge, "teacher": teacher})
     return changed
 
 
@@ -246,12 +249,77 @@ def forecast(spec: Spec) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         parts = Ingredients(_without_keys(spec), Path(scratch))
         lines, measured = _lines_to_learn_from(spec, parts), len(parts.eval_prompts)
+        stages, lessons = 2 + spec.imitates + bool(parts.teacher), _lessons(spec, parts)
     seeds = len(spec.seeds)
+    each = seconds_to_write(spec)
+    if each is None:
+        time = (
+            "How long that takes depends on the student and the machine: run it with --set learner.steps=2 and look at "
+            "timings.jsonl."
+        )
+    else:
+        whole = rough_seconds(each, lines, measured=measured, stages=stages, lessons=lessons)
+        time = (
+            f"On this machine that takes roughly {in_words(whole * seeds)}, by how fast the student wrote {_TRIED} "
+            "lines just now; waiting for language models comes on top."
+        )
     return (
         f"{money}\nThe learner writes about {lines * seeds:,} lines to learn from, and each stage is measured on "
-        f"{measured:,} prompts. How long that takes depends on the student and the machine: run it with --set "
-        "learner.steps=2 and look at timings.jsonl."
+        f"{measured:,} prompts. {time}"
     )
+
+
+_TRIED = 8  # lines that are written to see how fast the student is
+_LARGEST = 4 * 1024**3  # bytes of weights that a dry run loads for it
+
+
+def seconds_to_write(spec: Spec) -> float | None:
+    """Seconds of this machine for one line of the student; None where its weights are large or not here."""
+    from humor_env.agents.student.writer import write_jokes
+    from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
+
+    service, _, name = spec.student.model.partition(":")
+    folder = Path(pocket.path(name)) if service == "pocket" else Path(spec.student.model).expanduser()
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.is_dir() else 0
+    if not 0 < weights < _LARGEST:
+        return None
+    sampling = evaluation_sampling(spec, spec.learner_config(spec.seeds[0]))
+    with tempfile.TemporaryDirectory() as scratch:
+        prompts = Ingredients(_without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
+    asked = [prompts[i % len(prompts)] for i in range(_TRIED)]
+    student = load_student(spec.student, spec.seeds[0])
+    uniforms = draw_uniforms(_TRIED, sampling.max_new_tokens, torch.Generator().manual_seed(0))
+    write_jokes(student, asked[:1], sampling, uniforms[:1], author="trial")  # the first one also warms up
+    began = perf_counter()
+    write_jokes(student, asked, sampling, uniforms, author="trial")
+    return (perf_counter() - began) / _TRIED
+
+
+def rough_seconds(each: float, lines: int, *, measured: int, stages: int, lessons: int) -> float:
+    """Seconds for one seed, `each` being that of writing a line. Learning from a line takes about as long as writing
+    it, and imitating one three quarters of that; the teacher's stage is not written."""
+    return each * (2 * lines + measured * (stages - 1) + 0.75 * lessons)
+
+
+def in_words(seconds: float) -> str:
+    for unit, size, most in (("seconds", 1, 120), ("minutes", 60, 120), ("hours", 3600, 48), ("days", 86400, None)):
+        count = seconds / size
+        if most is None or count < most:
+            rounded = f"{count:.0f}" if unit in ("seconds", "minutes") or count >= 10 else f"{count:.2g}"
+            return "a second" if unit == "seconds" and count < 1.5 else f"{rounded} {unit}"
+    raise AssertionError("unreachable")
+
+
+def _lessons(spec: Spec, parts: Any) -> int:
+    """The teacher's lines that are imitated in one seed, each as often as it is."""
+    from humor_env.agents.sft import SFTConfig
+
+    config: Any = spec.learner_config(spec.seeds[0])
+    if not isinstance(config, SFTConfig):
+        if not spec.imitates:
+            return 0
+        config = spec.imitation_config(spec.seeds[0])
+    return int(len(parts.demonstrations) * getattr(config, "epochs", 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
