@@ -104,7 +104,7 @@ class NoveltyCritic:
 
     def _commonest(self, counts: Counter[Any], own: Iterable[Any]) -> tuple[Any, float]:
         """Of what a line has, the thing that most of the memory has, and its share; of equals the first in order."""
-        most = min(own, key=lambda each: (-counts[each], each), default="")
+        most = min(own, key=lambda each: (-counts[each], "_" in each, each), default="")
         return most, counts[most] / self.lines if most else 0.0
 
 

@@ -111,6 +111,9 @@ def text_numbers(lines: WrittenBatch, teacher_grams: frozenset[tuple[str, ...]] 
         "text/distinct_2": text_stats.distinct_n(texts, 2),
         "text/self_overlap": text_stats.self_overlap(texts),
         "text/commonest_share": text_stats.commonest_share(texts),
+        "text/commonest_line": text_stats.commonest_line(texts)[1],
+        "text/commonest_frame": text_stats.commonest_frame(texts)[1],
+        "text/frame_variety": text_stats.frame_variety(texts),
         "text/prompt_overlap": sum(text_stats.overlap([j.text], [j.prompt.text], 3) for j in lines.jokes) / len(texts),
     }
     if teacher_grams:

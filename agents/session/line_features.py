@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from statistics import NormalDist
 
 import numpy as np
@@ -74,7 +74,7 @@ def is_surely_commoner(count: int, of: int, before: int, of_before: int, level: 
     return count > 0 and chance < 1 and bool(bdtrc(count - 1, of, chance) < 1 - level)
 
 
-def shares(held: Sequence[set[str]]) -> dict[str, float]:
+def shares(held: Sequence[Set[str]]) -> dict[str, float]:
     """The share of the lines that have each of the things that lines have."""
     counts = Counter(each for of_line in held for each in of_line)
     return {each: n / len(held) for each, n in counts.items()}

@@ -149,7 +149,7 @@ class Monitor:
         before = sum(self._first_lines.values())
         if not seen or not before:
             return None
-        level = 1 - (1 - self.config.level) / (self._looks + self._steps)
+        level = self._corrected_level()
         for line, count in sorted(Counter(seen).items(), key=lambda each: (-each[1], each[0])):
             share, first = count / len(seen), self._first_lines.get(line, 0)
             if share <= self.config.same_line:
@@ -293,7 +293,7 @@ class Monitor:
         ):
             now = shares(held)
             risen = {each: share - first.get(each, 0.0) for each, share in now.items()}
-            most = min(risen, key=lambda each: (-risen[each], each), default=None)
+            most = min(risen, key=lambda each: (-risen[each], each.count(text_stats.BLANK), each), default=None)
             if getattr(config, limit) and most is not None and risen[most] > getattr(config, limit):
                 found.append(
                     Alarm(

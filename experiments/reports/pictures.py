@@ -52,6 +52,7 @@ _DIVERSITY = (
     ("text/distinct_2", "different word pairs"),
     ("text/self_overlap", "4-grams shared by lines"),
     ("text/commonest_share", "ten commonest lines"),
+    ("text/commonest_frame", "the commonest frame"),
 )
 
 
