@@ -6,15 +6,12 @@ import io
 import json
 import math
 import os
-import random
 import resource
 import socket
 import stat
-import subprocess
-import sys
 import threading
 from collections import Counter
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +24,10 @@ from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.arena import choice, exports, figures
 from humor_env.experiments.arena.results import results_view
 from humor_env.experiments.arena.server import Arena, Limiter, open_socket
-from humor_env.experiments.arena.sources import Line, gather
-from humor_env.experiments.arena.store import Answered, Ask, Settings, Store
+from humor_env.experiments.arena.sources import gather
+from humor_env.experiments.arena.store import Settings, Store
 from humor_env.experiments.commands.cli import app
+from humor_env.experiments.upkeep.arena_trials import judged as judged_by_chance
 from humor_env.rewards.tournament import strengths
 
 TASTE = {"good": 2.0, "fair": 0.5, "weak": -1.0, "teacher": 1.0}
@@ -178,42 +176,12 @@ def test_what_tells_most_is_asked_by_hand():
     assert gains[0, 1] > gains[0, 2]
 
 
-def needed(taste, how, goal=None, answers=4000, seed=0):
-    """Answers of four raters until the widest gap between neighbours is known to `goal`; without one, how well it is
-    known after all of them. Straight with the chooser: the store would wait for the disk."""
-    systems = tuple(taste)
-    lines = [Line(f"p{n}", name, f"{name} {n}") for n in range(400) for name in systems]
-    settings = Settings(choose=how, seed=seed, per_rater=10_000, repeats=0, questions=("humor",))
-    chooser, chance = choice.Chooser(lines, settings), random.Random(f"{seed} {how}")
-    for count in range(answers):
-        found = chooser.next(1 + count % 4)
-        ask = Ask(count, 1 + count % 4, "", found.a, found.b, found.turned, None, 0.0)
-        chooser.asked(ask)
-        first, second = (taste[lines[place].system] for place in (found.a, found.b))
-        wins = chance.random() < 1 / (1 + math.exp(second - first))
-        said = "first" if wins != found.turned else "second"
-        chooser.answered(Answered(ask, "answer", {"humor": said}, 0.0))
-        if goal is not None and count % 10 == 9 and widest(chooser) <= goal:
-            return count + 1
-    return widest(chooser) if goal is None else answers
-
-
-def widest(chooser):
-    """Half the width of that gap's interval."""
-    wins = chooser.wins
-    t = strengths(wins)
-    _, covariance = choice.information(wins + wins.T, t)
-    order = np.argsort(t)
-    gaps = [covariance[i, i] + covariance[j, j] - 2 * covariance[i, j] for i, j in pairwise(order)]
-    return 1.96 * math.sqrt(max(gaps))
-
-
 def test_the_adaptive_choice_needs_at_most_sixty_of_a_hundred_answers():
-    """With one system far below four others, as an untrained base is. Measured over ten seeds with 600 answers: see
-    docs/arena.md, which also says for which tastes there is less to gain."""
+    """With one system far below four others, as an untrained base is. docs/arena.md has ten seeds of five tastes, and
+    says for which there is less to gain."""
     taste = {"base": 0.0, "imitation": 3.0, "dpo": 4.0, "ppo": 4.5, "teacher": 5.5}
-    goal = np.mean([needed(taste, "random", answers=300, seed=seed) for seed in range(3)])
-    took = [needed(taste, "adaptive", goal, seed=seed) for seed in range(3)]
+    goal = np.mean([judged_by_chance(taste, "random", 300, seed=seed)[1] for seed in range(3)])
+    took = [judged_by_chance(taste, "adaptive", 900, goal, seed)[0] for seed in range(3)]
     assert np.mean(took) <= 0.6 * 300
 
 
@@ -688,14 +656,8 @@ def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
         thread.start()
     while sum(said) < 40:
         threads[0].join(0.01)
-    second = subprocess.run(
-        [sys.executable, "-m", "humor_env.experiments.commands.cli", "arena", "--port", "0"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert second.returncode == 2 and "Another server is at work on 'arena.sqlite'" in second.stderr
+    second = CliRunner().invoke(app, ["arena", "--store", str(tmp_path / "arena.sqlite"), "--port", "0"])
+    assert second.exit_code == 2 and "Another server is at work on" in second.output
     server.kill()
     for thread in threads:
         thread.join()
@@ -718,7 +680,7 @@ def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
     logged = (tmp_path / "errors.txt").read_text()
     assert "To go on: humor-env arena --store arena.sqlite" in logged
     assert not any(token in logged for token in tokens)
-    assert not any(token in second.stdout + second.stderr for token in tokens)
+    assert not any(token in second.output for token in tokens)
 
 
 def test_a_full_disk_is_told_and_changes_nothing(tmp_path):

@@ -14,6 +14,8 @@ from humor_env.experiments.arena.store import Settings, Store
 from humor_env.experiments.commands.cli import app
 from humor_env.streams import stream_seed
 
+SMALL = {"people.prompts": 8, "data.pocket_test": 8, "data.pocket_ood": 2, "data.pocket_train": 6, "data.pocket_dev": 2}
+
 
 def run(*arguments):
     done = CliRunner().invoke(app, list(map(str, arguments)))
@@ -69,7 +71,7 @@ def test_from_the_arena_to_tables_1_and_6_of_the_reproduction(tmp_path):
     from humor_env.experiments.reproduction.numbers import Results
     from humor_env.experiments.reproduction.systems import SYSTEMS
 
-    spec = reproduce.load_scale("pocket", ["people.prompts=8", "data.pocket_test=8", "data.pocket_ood=2"])
+    spec = reproduce.load_scale("pocket", [f"{key}={value}" for key, value in SMALL.items()])
     record, out = spec.record(), tmp_path / "out"
     material = cells.open_material(spec, 0, out)
     outcomes = {}

@@ -107,7 +107,8 @@ def _points(found: Interval) -> str:
 
 
 def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
-    tables, pictures = [], []
+    tables: list[Table] = []
+    pictures: list[Markup] = []
     for question, own in votes.items():
         rated = figures.ratings(own, store.systems)
         name = NAMES[question].capitalize()
@@ -133,7 +134,8 @@ def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[
 
 def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
     """Means of grades where single lines were rated."""
-    tables, pictures = [], []
+    tables: list[Table] = []
+    pictures: list[Markup] = []
     for question in store.settings.questions:
         rows, dots = [], []
         for system in store.systems or ("",):
@@ -158,9 +160,9 @@ def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
 
 
 def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: Sequence[Answered]) -> dict[str, Any]:
-    tables = []
+    tables: list[Table] = []
     if store.settings.mode == "pairs":
-        rows = []
+        shared: list[tuple[str, ...]] = []
         for question, own in votes.items():
             found = figures.agreement(own)
             alpha = (
@@ -168,14 +170,14 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
                 if found.alpha is None
                 else (f"{found.alpha.value:.2f} [{found.alpha.low:.2f}, {found.alpha.high:.2f}]")
             )
-            rows.append(
+            shared.append(
                 (NAMES[question], share(found.same), str(found.decided), share(found.equal), str(found.pairs), alpha)
             )
         tables.append(
             Table(
                 "Agreement between raters",
                 ("question", "prefer the same line", "pairs", "same answer, ties too", "pairs", "alpha"),
-                rows,
+                shared,
                 "Two people on one pair. The first figure is over pairs on which both prefer a line.",
             )
         )
@@ -212,7 +214,8 @@ def _critics_said(store: Store) -> str:
 
 
 def _critics(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
-    tables, pictures = [], []
+    tables: list[Table] = []
+    pictures: list[Markup] = []
     for question, own in votes.items():
         found = figures.critic_figures(own, store.lines)
         if not found:

@@ -21,14 +21,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qsl
 
 from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.experiments.arena import exports, pages
 from humor_env.experiments.arena.choice import Chooser, rebuilt
 from humor_env.experiments.arena.results import results_view
-from humor_env.experiments.arena.store import Ask, Rater, Refused, Store
+from humor_env.experiments.arena.store import Ask, Rater, Refused, Store, What
 
 try:
     from starlette.applications import Starlette
@@ -150,7 +150,7 @@ class Arena:
         if what not in ("answer", "skip", "offence"):
             raise Refused("incomplete")
         with self._written() as chooser:
-            chooser.answered(self.store.answer(ask, what, form))  # type: ignore[arg-type]
+            chooser.answered(self.store.answer(ask, cast(What, what), form))
             self._next(chooser, rater)
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.arena.sources import Line, Material
@@ -390,12 +390,12 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _ask(row: Sequence[object]) -> Ask:
+def _ask(row: Sequence[Any]) -> Ask:
     id, rater, nonce, a, b, turned, again, at = row[:8]
-    return Ask(id, rater, nonce, a, b, bool(turned), again, at)  # type: ignore[arg-type]
+    return Ask(id, rater, nonce, a, b, bool(turned), again, at)
 
 
-def _answered(row: Sequence[object]) -> Answered:
+def _answered(row: Sequence[Any]) -> Answered:
     what, *said, at = row[8:]
     kept = {q: str(value) for q, value in zip(QUESTIONS, said, strict=True) if value is not None}
-    return Answered(_ask(row), what, kept, at)  # type: ignore[arg-type]
+    return Answered(_ask(row), what, kept, at)

@@ -7,12 +7,16 @@ humor-env arena --store arena.sqlite --export judged
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.options import Seed
+
+if TYPE_CHECKING:
+    from humor_env.experiments.arena.server import Arena
+    from humor_env.experiments.arena.store import Store
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -121,7 +125,7 @@ def arena(
             typer.echo(f"Stopped. To go on: humor-env arena --store {store}", err=True)
 
 
-def _look_after(store, export: Path | None, forget: int | None, close: bool, reopen: bool) -> None:  # type: ignore[no-untyped-def]
+def _look_after(store: Store, export: Path | None, forget: int | None, close: bool, reopen: bool) -> None:
     if forget is not None:
         if store.rater(forget) is None:
             raise InvalidOption(f"There is no rater {forget}: they are numbered from 1 to {len(store.raters())}.")
@@ -168,7 +172,7 @@ def _shown_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say(arena, base: str, share: bool, tokens: list[str]) -> None:  # type: ignore[no-untyped-def]
+def _say(arena: Arena, base: str, share: bool, tokens: list[str]) -> None:
     """The links, once, on standard output; nothing else ever shows a token."""
     from humor_env.experiments.arena.server import links
 
