@@ -149,7 +149,7 @@ def pull(repo: str, folder: Path, *, dataset: bool = False) -> list[tuple[str, i
 
 
 def _is_the_hubs(problem: Exception) -> bool:
-    """Whether it is about the Hub or the way there. What a version of huggingface_hub asks with (requests, httpx, httpx2)
+    """Whether it is about the Hub or the way there. What huggingface_hub asks with (requests, httpx, httpx2 by version)
     raises errors of its own, which are told by where they come from."""
     package = type(problem).__module__.partition(".")[0]
     return isinstance(problem, OSError) or package in ("huggingface_hub", "requests") or package.startswith("http")
