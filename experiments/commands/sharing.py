@@ -1,7 +1,8 @@
-"""Commands that hand on what a run made: push and pull, to and from the Hub.
+"""Commands for other people's tools: push and pull, to and from the Hub; serve, for trainers that speak OpenEnv.
 
 humor-env push runs/pocket-quickstart owner/name --dry-run
 humor-env pull owner/name student
+humor-env serve --critic pocket --port 8000
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from humor_env.experiments.options import AsJson
+from humor_env.experiments.options import AsJson, Options, key_values
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -22,6 +23,9 @@ def add_commands(app: typer.Typer) -> None:
         epilog="Examples: humor-env push runs/pocket-quickstart owner/name --dry-run · humor-env push lines.jsonl "
         "owner/lines"
     )(push)
+    app.command(epilog="Examples: humor-env serve · humor-env serve --critic scorer --option client=anthropic --web")(
+        serve
+    )
     app.command(epilog="Example: humor-env pull owner/name student && humor-env evaluate student")(pull)
 
 
@@ -58,6 +62,42 @@ def pull(
     from humor_env.experiments.sharing import hub
 
     _show(hub.pull(repo, folder, dataset=dataset))
+
+
+def serve(
+    critic: Annotated[str, typer.Option(help="A registered name or package.module:name.")] = "pocket",
+    option: Options = None,
+    prompts: Annotated[str, typer.Option(help="A set, a file, or hf:owner/dataset.")] = "pocket",
+    split: Annotated[str, typer.Option(help="Where a reset takes its prompt from, unless it says.")] = "train",
+    attempts: Annotated[int, typer.Option(min=1, help="Lines in an episode.")] = 1,
+    max_chars: Annotated[int, typer.Option(min=1, help="The longest line that is judged.")] = 1000,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 64,
+    host: Annotated[str, typer.Option(help="Who may reach it: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    web: Annotated[bool, typer.Option("--web", help="Also OpenEnv's page to try it by hand, at /web.")] = False,
+) -> None:
+    """Serve the environment over the OpenEnv protocol, for trainers that speak it. Extra: openenv."""
+    import os
+
+    os.environ["ENABLE_WEB_INTERFACE"] = "true" if web else "false"
+    from humor_env.episode import Task
+    from humor_env.experiments.sharing.openenv import make_app
+
+    task = Task(
+        prompts,
+        critic,
+        split=split,
+        attempts=attempts,
+        max_chars=max_chars,
+        critic_options=key_values(option),
+    )
+    application = make_app(task, sessions=sessions)
+    import uvicorn
+
+    alone = host in ("127.0.0.1", "::1", "localhost")
+    reach = "this machine alone" if alone else "EVERYBODY who can reach this machine; it asks nobody who they are"
+    typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Ctrl-C ends it.", err=True)
+    uvicorn.run(application, host=host, port=port, log_level="warning")
 
 
 def _show(files: Sequence[tuple[str, int]]) -> None:
