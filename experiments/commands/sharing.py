@@ -1,8 +1,9 @@
-"""Commands for other people's tools: push and pull, to and from the Hub; serve, for trainers that speak OpenEnv.
+"""Commands for other people's tools: push and pull, to and from the Hub; serve, for trainers; export.
 
 humor-env push runs/pocket-quickstart owner/name --dry-run
 humor-env pull owner/name student
 humor-env serve --critic pocket --port 8000
+humor-env export runs/pocket-quickstart lines.jsonl
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ def add_commands(app: typer.Typer) -> None:
     app.command(epilog="Examples: humor-env serve · humor-env serve --critic scorer --option client=anthropic --web")(
         serve
     )
+    app.command(
+        epilog="Examples: humor-env export runs/a lines.jsonl · humor-env export runs/a humor/lines-v0 --as minari"
+    )(export)
     app.command(epilog="Example: humor-env pull owner/name student && humor-env evaluate student")(pull)
 
 
@@ -98,6 +102,18 @@ def serve(
     reach = "this machine alone" if alone else "EVERYBODY who can reach this machine; it asks nobody who they are"
     typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Ctrl-C ends it.", err=True)
     uvicorn.run(application, host=host, port=port, log_level="warning")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run or seed.")],
+    out: Annotated[Path, typer.Argument(help="Where to; for minari a name such as humor/lines-v0.")],
+    form: Annotated[str, typer.Option("--as", help="jsonl, dataset (Hugging Face) or minari.")] = "jsonl",
+    stage: Annotated[str | None, typer.Option(help="Lines of an evaluation: base, imitation, ppo, …")] = None,
+) -> None:
+    """A run's lines with their judgements, as JSONL, a Hugging Face dataset or a Minari one."""
+    from humor_env.experiments.sharing.export import export as write
+
+    typer.echo(f"{write(run, out, form=form, stage=stage)} lines written to {out}")
 
 
 def _show(files: Sequence[tuple[str, int]]) -> None:
