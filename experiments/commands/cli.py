@@ -27,6 +27,7 @@ from humor_env.experiments.commands.arena import add_commands as add_arena_comma
 from humor_env.experiments.commands.compare import add_commands as add_compare_commands
 from humor_env.experiments.commands.critics import add_commands as add_critic_commands
 from humor_env.experiments.commands.lines import add_commands as add_line_commands
+from humor_env.experiments.commands.sharing import add_commands as add_sharing_commands
 from humor_env.experiments.options import (
     FAILED,
     MISTAKE,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from humor_env.experiments.runs.run import SeedResult
 
 # What may go wrong though everything was asked for rightly.
-_FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError")
+_FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError", "HubError")
 
 
 def _quiet_libraries() -> None:
@@ -443,6 +444,7 @@ def _print(what: Any) -> None:
 add_arena_commands(app)
 add_compare_commands(app)
 add_critic_commands(app)
+add_sharing_commands(app)
 
 
 def main() -> None:

@@ -1,0 +1,159 @@
+"""The Hub: a run's student or a file of lines goes up with a card, and comes down again.
+
+    with staged(Path("runs/first"), "owner/name") as folder:
+        listing(folder)              # every file and its bytes: what `--dry-run` prints, and all that is uploaded
+        push(folder, "owner/name")
+
+The folder that is pushed is put together first, apart from the run, so that what is listed is what leaves the machine.
+Tokens are huggingface_hub's affair: it takes them from its own login or HF_TOKEN, and nothing here reads one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import HumorEnvError, InvalidOption
+from humor_env.experiments.runs.run_folder import run_of, student_folder
+from humor_env.experiments.sharing.model_card import dataset_card, model_card
+from humor_env.experiments.specs.spec import load_spec
+from humor_env.experiments.specs.toml_text import dumps
+
+
+class HubError(HumorEnvError):
+    """The Hub refused, or is not there."""
+
+
+@contextmanager
+def staged(what: Path, repo: str, *, merged: bool = False) -> Iterator[Path]:
+    """A folder with all that goes to `repo` for a run's, a seed's or a student's folder, or a JSONL file of lines."""
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise InvalidOption(f"'{repo}' is no name on the Hub: expected owner/name.")
+    with tempfile.TemporaryDirectory(prefix="humor-env-push-") as scratch:
+        folder = Path(scratch)
+        if what.is_file():
+            _stage_lines(what, repo, folder)
+        else:
+            _stage_student(what, repo, folder, merged)
+        yield folder
+
+
+def _stage_lines(file: Path, repo: str, folder: Path) -> None:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise InvalidOption(f"'{file}', line {number} is no JSON object: expected a file of lines (JSONL).")
+        rows.append(row)
+    if not rows:
+        raise InvalidOption(f"'{file}' is empty: there is nothing to push.")
+    shutil.copy(file, folder / "data.jsonl")
+    (folder / "README.md").write_text(dataset_card(file, repo, rows), encoding="utf-8")
+
+
+def _stage_student(what: Path, repo: str, folder: Path, merged: bool) -> None:
+    source = student_folder(what)
+    run = run_of(source.parent)
+    if not (source / "student.json").is_file() or run is None:
+        raise InvalidOption(
+            f"There is no run with a finished student in '{what}': expected the folder of a run, of a seed, or the "
+            "student in one, or a JSONL file of lines."
+        )
+    for part in sorted(source.iterdir()):
+        (shutil.copytree if part.is_dir() else shutil.copy)(part, folder / part.name)
+    described = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    base = described["base"]
+    if base is not None and Path(base).is_dir():  # a folder of this machine: others need the weights themselves
+        shutil.copytree(base, folder / "base", dirs_exist_ok=True)
+        described["base"] = base = None
+        (folder / "student.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    for config in sorted(folder.glob("*/adapter_config.json")):
+        told = json.loads(config.read_text(encoding="utf-8"))
+        told["base_model_name_or_path"] = base or repo  # not the path that it had here
+        config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    for page in folder.glob("**/README.md"):  # PEFT's, full of "more information needed"
+        page.unlink()
+    if merged:
+        from humor_env.agents.student import Student
+
+        student = Student.load(source)
+        student.merge().save_pretrained(folder / "merged")
+        student.tokenizer.save_pretrained(folder / "merged")
+    (folder / "run").mkdir()
+    (folder / "run" / "spec.toml").write_text(_public_spec(run), encoding="utf-8")
+    shutil.copy(source.parent / "results.json", folder / "run" / "results.json")
+    card = model_card(run, source.parent, repo=repo, base=base, merged=merged)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _public_spec(run: Path) -> str:
+    """The run's spec without what is only of this machine: servers, the ledger's place, trackers."""
+    spec: dict[str, Any] = load_spec(run / "spec.toml").model_dump(exclude_none=True)
+    spec["student"].pop("backend", None)
+    spec["budget"].pop("ledger", None)
+    spec.pop("tracking", None)
+    return dumps({k: v for k, v in spec.items() if v != {}})
+
+
+def listing(folder: Path) -> list[tuple[str, int]]:
+    """Every file with its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def push(folder: Path, repo: str, *, public: bool = False) -> str:
+    """Upload a staged folder as one commit; its address. A repository that is not there is made, private by default."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    kind = "dataset" if (folder / "data.jsonl").is_file() else "model"
+    api = HfApi()
+    try:
+        api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo, repo_type=kind, folder_path=folder, commit_message="Pushed by humor-env", ignore_patterns=[]
+        )
+    except LocalTokenNotFoundError:
+        raise HubError("Nobody is logged in to the Hub here: run `hf auth login`, or set HF_TOKEN.") from None
+    except Exception as problem:
+        if not _is_the_hubs(problem):
+            raise
+        raise HubError(f"The Hub did not take '{repo}' ({_first_line(problem)}). Nothing was changed here.") from None
+    return str(done.repo_url)
+
+
+def pull(repo: str, folder: Path, *, dataset: bool = False) -> list[tuple[str, int]]:
+    """Download a repository into a folder that is empty or not there; what came."""
+    from huggingface_hub import snapshot_download
+
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidOption(f"'{folder}' is not empty: give a folder of its own.")
+    try:
+        # Weights and texts, and nothing that runs.
+        allowed = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.toml", "*.jinja", "*.txt", "*.model"]
+        snapshot_download(repo, repo_type="dataset" if dataset else "model", local_dir=folder, allow_patterns=allowed)
+    except Exception as problem:
+        if not _is_the_hubs(problem):
+            raise
+        raise HubError(f"'{repo}' could not be pulled ({_first_line(problem)}).") from None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return listing(folder)
+
+
+def _is_the_hubs(problem: Exception) -> bool:
+    """Whether it is about the Hub or the way there. What huggingface_hub asks with (requests, httpx, httpx2 by version)
+    raises errors of its own, which are told by where they come from."""
+    package = type(problem).__module__.partition(".")[0]
+    return isinstance(problem, OSError) or package in ("huggingface_hub", "requests") or package.startswith("http")
+
+
+def _first_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".strip().split("\n")[0][:200]

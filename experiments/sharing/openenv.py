@@ -1,0 +1,209 @@
+"""The environments over the OpenEnv protocol, for whoever trains with it: a sentence goes out, a line comes in, judged.
+
+    app = make_app(Task("pocket", "pocket"), sessions=64)        # a FastAPI app: `humor-env serve` runs it
+
+    with GenericEnvClient(base_url="http://127.0.0.1:8000").sync() as env:
+        prompt = env.reset(seed=7).observation["prompt"]
+        result = env.step({"text": "Glaciers overtook it."})     # result.reward is the critic's score
+
+All sessions share one critic. What is waiting when it is free is judged in one call, so that 64 sessions wait for a
+language model no longer than one. A judgement that failed is an error of the session, never a number: a reward of 0 for
+it would teach the student that its line was bad.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import uuid
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from humor_env.episode import Episode, Task
+from humor_env.errors import HumorEnvError, InvalidOption, MissingExtra
+from humor_env.streams import generator
+from humor_env.types import Joke, Judgement
+
+try:
+    from openenv.core.env_server.http_server import create_app
+    from openenv.core.env_server.interfaces import Environment
+    from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
+except ImportError as problem:
+    raise MissingExtra(
+        f"OpenEnv cannot be used ({problem}). Install it with: pip install 'humor-env[openenv]'"
+    ) from problem
+
+SPLITS = ("train", "dev", "test", "ood")
+AT_ONCE = 256  # jokes in one call of the critic
+
+
+class JudgementFailed(HumorEnvError):
+    """The critic gave no score. The episode is over and counts for nothing."""
+
+
+class JokeAction(Action):
+    """What the student wrote."""
+
+    text: str
+
+
+class JokeObservation(Observation):
+    """`prompt` is what to make funny; after a step `score`, `parts` and `reason` are what the critic said."""
+
+    prompt: str = ""
+    prompt_id: str = ""
+    score: float | None = None
+    parts: dict[str, float] = {}
+    reason: str = ""
+
+
+class JokeState(State):
+    split: str = "train"
+    prompt_id: str = ""
+    over: bool = True
+
+
+class Bench:
+    """The one critic that all sessions share, on a thread of its own."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.waiting: queue.Queue[tuple[Joke, Future[Judgement]]] = queue.Queue()
+        threading.Thread(target=self._work, name="critic", daemon=True).start()
+
+    def judge(self, joke: Joke) -> Future[Judgement]:
+        future: Future[Judgement] = Future()
+        self.waiting.put((joke, future))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            batch = [self.waiting.get()]
+            while len(batch) < AT_ONCE and not self.waiting.empty():
+                batch.append(self.waiting.get())
+            # A session that was ended meanwhile no longer wants its answer.
+            batch = [(joke, future) for joke, future in batch if future.set_running_or_notify_cancel()]
+            if not batch:
+                continue
+            try:
+                judgements = self.task.judge([joke for joke, _ in batch])
+            except Exception as problem:
+                for _, future in batch:
+                    future.set_exception(problem)
+            else:
+                for (_, future), judgement in zip(batch, judgements, strict=True):
+                    future.set_result(judgement)
+
+
+class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
+    """One session. `reset` takes `split`, `index` (of the split's prompts) or `prompt_id`; a seed chooses a prompt."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(transform=None, rubric=None)
+        self.bench, self.task = bench, bench.task
+        self.chance = np.random.default_rng()
+        self.episode: Episode | None = None
+        self._state = JokeState(split=self.task.split)
+
+    def reset(
+        self,
+        seed: int | None = None,
+        episode_id: str | None = None,
+        *,
+        split: str | None = None,
+        index: int | None = None,
+        prompt_id: str | None = None,
+        **kwargs: Any,
+    ) -> JokeObservation:
+        split = split or self.task.split
+        if prompt_id is not None:
+            prompt = self.task.prompts.get(prompt_id)
+        else:
+            prompts = self.task.prompts.split(split)
+            if index is None:
+                chance = self.chance if seed is None else generator(seed, "openenv")
+                index = int(chance.integers(len(prompts)))
+            if not 0 <= index < len(prompts):
+                raise InvalidOption(f"The split '{split}' has prompts 0 to {len(prompts) - 1}, found index {index}.")
+            prompt = prompts[index]
+        self.episode = Episode(prompt)
+        self._state = JokeState(
+            episode_id=episode_id or uuid.uuid4().hex, split=split, prompt_id=prompt.id, over=False, step_count=0
+        )
+        return JokeObservation(prompt=self.task.observe(self.episode), prompt_id=prompt.id)
+
+    def step(self, action: JokeAction, timeout_s: float | None = None, **kwargs: Any) -> JokeObservation:
+        episode, future = self._ask(action)
+        return self._count(episode, action.text, future.result(timeout_s))
+
+    async def step_async(self, action: JokeAction, timeout_s: float | None = None, **kwargs: Any) -> JokeObservation:
+        episode, future = self._ask(action)
+        return self._count(episode, action.text, await asyncio.wait_for(asyncio.wrap_future(future), timeout_s))
+
+    def _ask(self, action: JokeAction) -> tuple[Episode, Future[Judgement]]:
+        if self.episode is None or self.episode.over:
+            raise InvalidOption("There is no episode under way: reset first.")
+        if len(action.text) > self.task.max_chars:
+            raise InvalidOption(
+                f"The line has {len(action.text)} characters; at most {self.task.max_chars} are judged."
+            )
+        return self.episode, self.bench.judge(self.task.joke(self.episode, action.text))
+
+    def _count(self, episode: Episode, text: str, judgement: Judgement) -> JokeObservation:
+        reward, over = episode.advance(text, judgement, self.task.attempts)
+        self._state = self._state.model_copy(update={"step_count": episode.attempt, "over": over})
+        if judgement.score is None:
+            raise JudgementFailed(f"The critic gave no score ({judgement.error}): leave this episode out and reset.")
+        return JokeObservation(
+            done=over,
+            reward=float(reward),
+            prompt=self.task.observe(episode),
+            prompt_id=episode.prompt.id,
+            score=judgement.score,
+            parts=dict(judgement.parts),
+            reason=judgement.reason,
+        )
+
+    @property
+    def state(self) -> JokeState:
+        return self._state
+
+    def get_metadata(self) -> EnvironmentMetadata:
+        from humor_env import __version__
+
+        told = f"Make a literal sentence humorous; the critic '{self.task.critic_name}' scores the line from 0 to 1."
+        return EnvironmentMetadata(name="humor_env", description=told, version=__version__)
+
+    # What OpenEnv calls a TaskProvider: the prompts by split and place.
+
+    def list_splits(self) -> list[Any]:
+        present = {prompt.split for prompt in self.task.prompts}
+        return [{"name": split, "num_tasks": self.num_tasks(split)} for split in SPLITS if split in present]
+
+    def list_tasks(self, split: str) -> list[Any]:
+        return [self.get_task(split, index) for index in range(self.num_tasks(split))]
+
+    def num_tasks(self, split: str) -> int:
+        return len(self.task.prompts.split(split))
+
+    def get_task(self, split: str, index: int) -> Any:
+        prompt = self.task.prompts.split(split)[index]
+        return {"index": index, "prompt_id": prompt.id, "prompt": prompt.text}
+
+
+def make_app(task: Task, *, sessions: int = 64) -> Any:
+    """The FastAPI app that serves the task to so many sessions at once."""
+    bench = Bench(task)
+    return create_app(
+        lambda: HumorEnvironment(bench),
+        JokeAction,
+        JokeObservation,
+        env_name="humor_env",
+        max_concurrent_envs=sessions,
+        state_cls=JokeState,
+    )

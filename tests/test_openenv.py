@@ -1,0 +1,182 @@
+"""OpenEnv: the real server and its generic client over loopback, with many sessions, odd texts and failing critics."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("openenv.core.generic_client")
+
+import uvicorn
+from openenv.core.generic_client import GenericEnvClient
+from typer.testing import CliRunner
+
+from humor_env.episode import Task
+from humor_env.errors import InvalidOption
+from humor_env.experiments.commands.cli import app
+from humor_env.experiments.sharing.openenv import Bench, HumorEnvironment, JokeAction, JudgementFailed, make_app
+from humor_env.rewards.pocket import PocketCritic
+from humor_env.teacher import pocket_lines
+
+EPISODES = int(os.environ.get("OPENENV_EPISODES", "1500"))
+
+
+class Served:
+    """A server on a free port of loopback."""
+
+    def __init__(self, task, sessions=64):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(make_app(task, sessions=sessions), port=self.port, log_level="error")
+        self.server = uvicorn.Server(config)
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        until = time.monotonic() + 60
+        while not self.server.started and time.monotonic() < until:
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(30)
+
+
+def task(critic="tape", prompts="pocket", **more):
+    return Task(prompts, critic, **more)
+
+
+def test_a_generic_client_plays_the_pocket_world():
+    """The reward that comes back is the critic's own score, and the teacher's line is worth more than the sentence."""
+    world = task("pocket")
+    prompt = world.prompts.split("test")[3]
+    line = pocket_lines(1).lines_for(prompt.id)[0]
+    own = PocketCritic()([world.joke(__import__("humor_env.episode").episode.Episode(prompt), line)])[0]
+    with Served(world) as served, GenericEnvClient(base_url=served.url).sync() as env:
+        shown = env.reset(split="test", index=3)
+        assert shown.observation["prompt"] == prompt.text and not shown.done and shown.reward is None
+        taught = env.step({"text": line})
+        assert taught.done and taught.reward == pytest.approx(own.score) and taught.observation["reason"] == own.reason
+        env.reset(split="test", index=3)
+        assert env.step({"text": prompt.text}).reward < taught.reward
+
+
+def test_a_seed_gives_the_same_prompt_and_an_index_the_one_of_the_split(critic, prompts):
+    env = HumorEnvironment(Bench(task(critic, prompts)))
+    assert env.reset(seed=5).prompt_id == env.reset(seed=5).prompt_id
+    assert len({env.reset(seed=i).prompt_id for i in range(20)}) > 5
+    assert env.reset(split="ood", index=2).prompt_id == "ood-2"
+    with pytest.raises(InvalidOption, match="has prompts 0 to 2, found index 3"):
+        env.reset(split="ood", index=3)
+
+
+def test_a_failed_judgement_is_an_error_and_never_a_number(critic, prompts):
+    env = HumorEnvironment(Bench(task(critic, prompts)))
+    env.reset(seed=1)
+    with pytest.raises(JudgementFailed, match=r"no score \(no answer\)"):
+        env.step(JokeAction(text="please fail"))
+    assert env.state.over
+    with pytest.raises(InvalidOption, match="reset first"):
+        env.step(JokeAction(text="again"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<script>alert(1)</script>", "tab\tbell\x07 zero\x00 end", "‮right to left", "🦆" * 50, "x" * 10_000, "", "a\n\nb"],
+)
+def test_odd_texts_come_to_the_critic_whole(critic, prompts, text):
+    with Served(task(critic, prompts, max_chars=20_000)) as served, GenericEnvClient(base_url=served.url).sync() as env:
+        env.reset(seed=1)
+        assert env.step({"text": text}).done
+    assert critic.calls[-1][0].text == text
+
+
+def test_a_line_that_is_too_long_and_an_unknown_field_are_told_and_the_session_goes_on(critic, prompts):
+    with Served(task(critic, prompts)) as served, GenericEnvClient(base_url=served.url).sync() as env:
+        env.reset(seed=1)
+        with pytest.raises(Exception, match="10000 characters; at most 1000"):
+            env.step({"text": "x" * 10_000})
+        with pytest.raises(Exception, match="VALIDATION_ERROR"):
+            env.step({"joke": "x"})
+        assert env.step({"text": "So slow."}).done
+
+
+def test_64_sessions_at_once_of_which_one_is_killed(critic, prompts):
+    """Each gets the score of its own line; the critic is called less often than there are lines."""
+    critic_lock = threading.Lock()
+
+    def slow(jokes):
+        with critic_lock:
+            time.sleep(0.02)
+            return critic(jokes)
+
+    async def play(url, number):
+        client = GenericEnvClient(base_url=url)
+        async with client as env:
+            got = []
+            for turn in range(3):
+                shown = await env.reset(seed=number * 10 + turn)
+                if number == 13 and turn == 1:
+                    await client._ws.close()  # as a killed process leaves it
+                    return None
+                text = f"line {turn} of {number}"
+                result = await env.step({"text": text})
+                got.append(result.reward == critic.score(shown.observation["prompt_id"], text))
+            return got
+
+    async def everybody(url):
+        return await asyncio.gather(*(play(url, number) for number in range(64)), return_exceptions=True)
+
+    with Served(task(slow, prompts)) as served:
+        done = asyncio.run(everybody(served.url))
+    assert [number for number, got in enumerate(done) if got != [True] * 3] == [13]
+    judged = sum(map(len, critic.calls))
+    assert judged >= 63 * 3 and len(critic.calls) < judged / 2
+
+
+def test_serve_is_for_this_machine_alone_and_says_so(monkeypatch):
+    ran = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: ran.append(options))
+    monkeypatch.setenv("ENABLE_WEB_INTERFACE", "false")
+    done = CliRunner().invoke(app, ["serve"])
+    assert ran[0]["host"] == "127.0.0.1" and "for this machine alone" in done.stderr
+    done = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
+    assert ran[1]["host"] == "0.0.0.0" and "EVERYBODY" in done.stderr
+
+
+def test_without_the_extra_it_is_told():
+    code = (
+        "import sys; sys.modules['openenv'] = None\n"
+        "from typer.testing import CliRunner\n"
+        "from humor_env.experiments.commands.cli import app\n"
+        "done = CliRunner().invoke(app, ['serve'])\n"
+        "import json; print(json.dumps([done.exit_code, done.output]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    code, said = json.loads(done.stdout)
+    assert code == 2 and "pip install 'humor-env[openenv]'" in said
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_episodes(critic, prompts):
+    """What a session leaves behind would show: a thousand episodes after the first five hundred cost under 8 MB."""
+    psutil = pytest.importorskip("psutil")
+    critic.calls = type("Forgetful", (list,), {"append": lambda self, item: None})()
+    with Served(task(critic, prompts)) as served, GenericEnvClient(base_url=served.url).sync() as env:
+        for episode in range(EPISODES):
+            if episode == EPISODES // 3:
+                before = psutil.Process().memory_info().rss
+            env.reset(seed=episode)
+            env.step({"text": f"line {episode} " + "x" * 500})
+    grown = (psutil.Process().memory_info().rss - before) / 2**20
+    print(f"{grown:.1f} MB over the last {EPISODES - EPISODES // 3} of {EPISODES} episodes")
+    assert grown < 8
