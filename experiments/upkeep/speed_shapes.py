@@ -306,10 +306,10 @@ def show(
 ) -> None:
     """`found` holds each contender's rounds."""
     console = Console(width=120)
+    measured = f"{peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} GB/s measured in this run"
     console.print(
-        f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} "
-        f"of them common to all; GRPO with {GROUP} lines a prompt; {peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} "
-        "GB/s measured in this run"
+        f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} of "
+        f"them common to all; GRPO with {GROUP} lines a prompt; {measured}"
     )
     medians = {name: statistics.median(s for one in rounds for s in one["steps"]) for name, rounds in found.items()}
     peer = medians.get("trl-grpo")
