@@ -325,3 +325,10 @@ def test_a_float16_base_writes_but_is_not_trained():
     one.train_only(())
     with pytest.raises(StudentError, match=r"float16.*bfloat16"):
         one.train_only(list(one.adapter_parameters(POLICY).values()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_ends_in_a_sentence():
+    """It ended in torch's assertion that it was not compiled with CUDA, or in a driver's error."""
+    with pytest.raises(StudentError, match=r"device is 'cuda', and torch finds no GPU.*device = \"cpu\""):
+        student(device="cuda")

@@ -83,6 +83,11 @@ class Student:
         self.lora = lora or Lora()
         self.is_seq2seq = bool(model.config.is_encoder_decoder)
         self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise StudentError(
+                f"The student's device is '{device}', and torch finds no GPU that it can use. "
+                'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
+            )
         self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
         self.base.eval()
         self._read_special_tokens()

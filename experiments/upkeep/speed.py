@@ -2,6 +2,7 @@
 
     python -m humor_env.experiments.upkeep.speed       # equal dense fp32 work, then our defaults, pocket student
     python -m humor_env.experiments.upkeep.speed --steps 5 --only ours-grpo,trl-grpo
+    python -m humor_env.experiments.upkeep.speed --shape 135m --device cuda --lines 256 --tokens 64   # speed_shapes.py
 
 Every contender runs in a process of its own, in turn and repeatedly, and the median step is taken: the machine's moods
 then touch all of them alike. What is equal is printed beside the figures. The honest opponent is a tuned one:
@@ -25,6 +26,9 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from humor_env.errors import InvalidOption
+from humor_env.experiments.upkeep import speed_shapes
 
 COMPLETIONS, LENGTH, GROUP, PROMPT_TOKENS, VOCABULARY = 64, 32, 8, 16, 4096
 EQUAL = (
@@ -267,11 +271,11 @@ def dense_gflop() -> dict[str, float]:
     return {"generate": forward / 1e9, "reference": forward / 1e9, "update": (with_adapters + backward) / 1e9}
 
 
-def in_own_process(name: str, steps: int) -> dict[str, Any]:
+def in_own_process(name: str, steps: int, *more: str) -> dict[str, Any]:
     env = os.environ | (TUNED if name.endswith("tuned") else {})
     env |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "humor_env.experiments.upkeep.speed", "--one", name, "--steps", str(steps)],
+        [sys.executable, "-m", "humor_env.experiments.upkeep.speed", "--one", name, "--steps", str(steps), *more],
         capture_output=True,
         text=True,
         env=env,
@@ -285,9 +289,16 @@ def main(
     steps: int = typer.Option(8, help="Steps per contender and round; the first two are warm-up."),
     rounds: int = typer.Option(2, help="How often all contenders take their turn."),
     only: str = typer.Option("", help="Comma-separated contenders; all by default."),
+    shape: str = typer.Option("", help="A model of this shape instead: 135m, 0.5b or 1b."),
+    device: str = typer.Option("cpu", help="With --shape: cpu or cuda."),
+    lines: int = typer.Option(64, help="With --shape: lines a step, a multiple of 32."),
+    tokens: int = typer.Option(24, help="With --shape: tokens a line."),
     one: str = typer.Option("", hidden=True),
     out: Path | None = typer.Option(None, help="Write the figures as JSON here."),
 ) -> None:
+    if shape:
+        measure_shape(shape, device, lines, tokens, steps, rounds, only, one, out)
+        return
     if one:
         print(json.dumps(run_one(one, steps)))
         return
@@ -306,6 +317,32 @@ def main(
     show(medians, phases, peak, peaks)
     if out:
         out.write_text(json.dumps({"medians": medians, "peak_gflops": peak, "seconds": seconds}, indent=1) + "\n")
+
+
+def measure_shape(
+    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, one: str, out: Path | None
+) -> None:
+    """The same with a real model's shape. `one` is the contender that this process is to be."""
+    try:
+        speed_shapes.shape_of(shape)
+        speed_shapes.check_device(device)
+        if lines < 32 or lines % 32:
+            raise InvalidOption(f"--lines is a multiple of 32, found {lines}.")
+    except InvalidOption as problem:
+        raise typer.BadParameter(str(problem)) from None
+    if one:
+        print(json.dumps(speed_shapes.run_one(one, shape, device, lines, tokens, steps)))
+        return
+    options = [f"--shape={shape}", f"--device={device}", f"--lines={lines}", f"--tokens={tokens}"]
+    names = only.split(",") if only else speed_shapes.contenders(device)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            found[name].append(in_own_process(name, steps, *options))
+    peaks = speed_shapes.device_peaks(device)
+    speed_shapes.show(shape, device, lines, tokens, found, peaks)
+    if out:
+        out.write_text(json.dumps({"found": found, "peaks": peaks, "options": options}, indent=1) + "\n")
 
 
 def show(

@@ -1,0 +1,336 @@
+"""How fast a step is with a model of a real one's shape, beside TRL's and beside what this device could do at best.
+
+    python -m humor_env.experiments.upkeep.speed --shape 135m --device cpu --lines 64 --tokens 24
+    python -m humor_env.experiments.upkeep.speed --shape 0.5b --device cuda --lines 256 --tokens 64
+
+The weights are random and in bfloat16 on a GPU, in float32 on a CPU. A prompt has 50 tokens, of which all prompts have
+the first 33 in common, as with an instruct model's system prompt and template. The floor is what the step's products
+take at the speed of one large product, or its weights at the speed of one large copy, whichever takes longer, both
+measured in the same run: no program can be faster, and one that keeps keys and values, normalises and draws is slower.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from humor_env.errors import InvalidOption
+
+COMMON, OWN, GROUP, RANK = 33, 17, 8, 16  # tokens of a prompt that all share, its own, lines a prompt (GRPO), of LoRA
+WARM_UP = 1  # steps that are not counted
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder whose output layer is its embedding."""
+
+    family: str  # "llama" or "qwen2"
+    vocabulary: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+
+    @property
+    def block_weights(self) -> int:
+        """In all layers."""
+        keys = self.width // self.heads * self.key_heads
+        return self.layers * (2 * self.width**2 + 2 * self.width * keys + 3 * self.width * self.inner)
+
+    @property
+    def head_weights(self) -> int:
+        return self.vocabulary * self.width
+
+
+SHAPES = {
+    "tiny": Shape("llama", 512, 32, 64, 2, 4, 2),  # for trying this script out
+    "135m": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM2-135M
+    "0.5b": Shape("qwen2", 151936, 896, 4864, 24, 14, 2),  # Qwen2.5-0.5B
+    "1b": Shape("llama", 128256, 2048, 8192, 16, 32, 8),  # Llama-3.2-1B
+}
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise InvalidOption(f"--device is cpu or cuda, found '{device}'.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidOption("--device cuda needs a GPU that torch can use, and finds none. Leave it out for the CPU.")
+
+
+def shape_of(name: str) -> Shape:
+    if name not in SHAPES:
+        raise InvalidOption(f"--shape is one of {', '.join(SHAPES)}, found '{name}'.")
+    return SHAPES[name]
+
+
+def make_model(shape: Shape, device: str) -> tuple[Any, Any]:
+    """A model with random weights, and a tokenizer of whole words whose chat template begins with COMMON tokens."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    words = ["<pad>", "<s>", "</s>"] + [f"w{i}" for i in range(shape.vocabulary - 3)]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+    head = " ".join(["<s>", *(f"w{i}" for i in range(COMMON - 1))])
+    tokenizer.chat_template = head + " {% for m in messages %}{{ m['content'] }}{% endfor %} w1"
+    configs: dict[str, tuple[Any, Any]] = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }
+    config_class, model_class = configs[shape.family]
+    torch.manual_seed(0)
+    model = model_class(
+        config_class(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    return (model.bfloat16() if device == "cuda" else model).to(device), tokenizer
+
+
+def make_prompts(count: int, words: int) -> list[str]:
+    return [" ".join(f"w{(37 * i + 11 * j) % words}" for j in range(OWN - 1)) for i in range(count)]
+
+
+def some_reward(text: str) -> float:
+    return (sum(map(ord, text)) % 97) / 96
+
+
+def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int, steps: int) -> dict[str, Any]:
+    from humor_env.agents import grpo, ppo
+    from humor_env.agents.student import Student
+    from humor_env.agents.student.sampling import Sampling
+    from humor_env.prompts import PromptSet
+    from humor_env.types import Judgement, Prompt
+    from humor_env.vector import HumorVectorEnv
+
+    model, tokenizer = make_model(shape, device)
+    student = Student(model, tokenizer, device=device)
+    texts = make_prompts(lines, shape.vocabulary - 100)
+    prompts = PromptSet("speed", [Prompt(f"p{i}", text) for i, text in enumerate(texts)])
+    env = HumorVectorEnv(
+        prompts, lambda jokes: [Judgement("some", some_reward(j.text)) for j in jokes], num_envs=lines, max_chars=10_000
+    )
+    timings: list[dict[str, float]] = []
+
+    class Timings:
+        def metrics(self, step: int, numbers: Mapping[str, Any]) -> None:
+            kept = ("length/tokens", "update/first_mismatch")
+            timings.append({n: v for n, v in numbers.items() if n.startswith("seconds/") or n in kept})
+
+        def jokes(self, *_: Any) -> None: ...
+
+        def rewind(self, step: int) -> None: ...
+
+    common: dict[str, Any] = {"sampling": Sampling(max_new_tokens=tokens), "kl_limit": 1e9}
+    common |= {"steps": steps + WARM_UP, "batch_size": lines}
+    before = _memory(device)
+    learn: Callable[..., Any]
+    config: Any
+    if algorithm == "ppo":
+        config, learn = ppo.PPOConfig(**common), ppo.train
+    else:
+        config, learn = grpo.GRPOConfig(siblings=GROUP, **common), grpo.train
+    learn(config, env, student, Timings(), prompts=prompts.split("train"))
+    counted = timings[WARM_UP:]
+    return {"steps": [t["seconds/step"] for t in counted], "phases": counted, "memory": _memory(device) - before}
+
+
+def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm: bool) -> dict[str, Any]:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = make_model(shape, device)
+    texts = make_prompts(lines, shape.vocabulary - 100)
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
+    marks: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                import torch
+
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+
+    before = _memory(device)
+    with tempfile.TemporaryDirectory() as folder:
+        micro_batch = min(lines, 32)
+        config = GRPOConfig(
+            output_dir=folder,
+            max_steps=steps + WARM_UP,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=lines // micro_batch,
+            num_generations=GROUP,
+            max_completion_length=tokens,
+            beta=0.05,
+            learning_rate=1e-3,
+            bf16=device == "cuda",
+            use_cpu=device == "cpu",
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1000,
+            disable_tqdm=True,
+            seed=0,
+            **({"use_vllm": True, "vllm_mode": "colocate"} if vllm else {}),
+        )
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=lambda completions, **_: [some_reward(c[0]["content"]) for c in completions],
+            args=config,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[Clock()],
+        )
+        began = time.perf_counter()
+        trainer.train()
+    taken = [b - a for a, b in zip([began, *marks], marks, strict=False)]
+    return {"steps": taken[WARM_UP:], "phases": [], "memory": _memory(device) - before}
+
+
+def contenders(device: str) -> list[str]:
+    with_vllm = device == "cuda" and importlib.util.find_spec("vllm") is not None
+    return ["ours-ppo", "ours-grpo", "trl-grpo", *(["trl-grpo-vllm"] if with_vllm else [])]
+
+
+def run_one(name: str, shape: str, device: str, lines: int, tokens: int, steps: int) -> dict[str, Any]:
+    who, algorithm, *more = name.split("-")
+    if who == "ours":
+        return run_ours(algorithm, shape_of(shape), device, lines, tokens, steps)
+    return run_trl(shape_of(shape), device, lines, tokens, steps, "vllm" in more)
+
+
+def _memory(device: str) -> float:
+    """The most that was in use until now, in MiB."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def device_peaks(device: str) -> dict[str, float]:
+    """GFLOP a second of a large product, and GB a second of a large copy, both in the precision of the run."""
+    import torch
+
+    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.randn(size, size, device=device).to(dtype)
+    source = torch.zeros(1 << (30 if device == "cuda" else 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def best(work: Callable[[], Any]) -> float:
+        seconds = []
+        for _ in range(10):
+            began = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    return {
+        "gflops": 2 * size**3 / best(lambda: a @ a) / 1e9,
+        "gigabytes": 2 * source.numel() / best(lambda: target.copy_(source)) / 1e9,
+    }
+
+
+def floor(
+    shape: Shape, device: str, lines: int, tokens: int, siblings: int, peaks: Mapping[str, float]
+) -> dict[str, float]:
+    """Seconds by phase. What prompts have in common, and what siblings do, is counted once."""
+    prompts = COMMON + lines // siblings * OWN
+    block, head = 2 * shape.block_weights / 1e9, 2 * shape.head_weights / 1e9  # GFLOP a token
+    adapters = block * RANK * _adapter_share(shape)
+    weights = (shape.block_weights + shape.head_weights) * (2 if device == "cuda" else 4) / 1e9  # GB
+
+    def seconds(gflop: float, gigabytes: float) -> float:
+        return max(gflop / peaks["gflops"], gigabytes / peaks["gigabytes"])
+
+    read = prompts + lines * (tokens - 1)
+    forward = read * block + lines * tokens * head
+    # Back through a frozen layer the input's gradient only, through an adapter both; the output layer is gone through
+    # once more, for the slope of each log-probability.
+    update = 2 * read * block + 3 * read * adapters + 2 * lines * tokens * head
+    return {
+        "generate": seconds(prompts * block, weights)
+        + lines * tokens * head / peaks["gflops"]
+        + (tokens - 1) * seconds(lines * block, weights),
+        "reference": seconds(forward, weights),
+        "update": seconds(update, 3 * weights),
+    }
+
+
+def _adapter_share(shape: Shape) -> float:
+    """Weights of an adapter of rank 1, for each weight of the blocks."""
+    keys = shape.width // shape.heads * shape.key_heads
+    own = 2 * 2 * shape.width + 2 * (shape.width + keys) + 3 * (shape.width + shape.inner)
+    return shape.layers * own / shape.block_weights
+
+
+def show(
+    shape: str,
+    device: str,
+    lines: int,
+    tokens: int,
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    peaks: Mapping[str, float],
+) -> None:
+    """`found` holds each contender's rounds."""
+    console = Console(width=120)
+    measured = f"{peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} GB/s measured in this run"
+    console.print(
+        f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} of "
+        f"them common to all; GRPO with {GROUP} lines a prompt; {measured}"
+    )
+    medians = {name: statistics.median(s for one in rounds for s in one["steps"]) for name, rounds in found.items()}
+    peer = medians.get("trl-grpo")
+    table = Table("contender", "seconds a step", "tokens a second", "vs TRL's GRPO", "memory beyond the model, MiB")
+    for name, rounds in found.items():
+        table.add_row(
+            name,
+            f"{medians[name]:.3f}",
+            f"{lines * tokens / medians[name]:.0f}",
+            f"{peer / medians[name]:.2f}x" if peer and name.startswith("ours") else "",
+            f"{max(one['memory'] for one in rounds):.0f}",
+        )
+    console.print(table)
+    for name, rounds in found.items():
+        phases = [p for one in rounds for p in one["phases"]]
+        if not phases:
+            continue
+        least = floor(SHAPES[shape], device, lines, tokens, 1 if name.endswith("ppo") else GROUP, peaks)
+        said = []
+        for phase, seconds in least.items():
+            took = statistics.median(p[f"seconds/{phase}"] for p in phases)
+            said.append(f"{phase} {took:.3f} s (floor {seconds:.3f})")
+        mismatch = max(p["update/first_mismatch"] for p in phases)
+        console.print(f"{name}: " + "; ".join(said) + f"; the largest update/first_mismatch {mismatch:.4f}")
