@@ -1,0 +1,342 @@
+"""Lines of many kinds of writers for `everyday` sentences, to be graded by hand or by a strong language model.
+
+    python -m humor_env.experiments.upkeep.grading_lines grading --student smollm2
+
+Critics learn from graded lines, and meet more than good ones: a small student at first writes next to no joke, later
+half of one, and a spoilt one finds out what a critic falls for. So the writers are the raw student, the student after
+one, two and three passes of imitation at three temperatures, one that has learnt tricks instead of jokes, the teacher,
+and programs that break lines in known ways. `lines.jsonl` says who wrote what; graders get only `batches/` and
+`batches2/`, two independent shuffles with the sentence and the line. `key.jsonl` and `key2.jsonl` lead back.
+
+The work is done in blocks of sentences, each with all writers, and `--blocks` says how many are wanted. Lines are kept
+under `work/`, so that a stopped run goes on. What is new at the end of a run, or with `--release` while another still
+writes, is shuffled and added behind the batches that graders may have already.
+
+The sentences are divided once, by a seeded shuffle: half of those of train and dev for each of two critics, so that one
+can judge what the other has taught; those of test are graded for evaluation only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from humor_env.agents import sft
+from humor_env.agents.student import IMITATION, Student
+from humor_env.agents.student.sampling import Sampling, draw_uniforms
+from humor_env.agents.student.student import Lora
+from humor_env.agents.student.writer import InProcess
+from humor_env.rewards.audits.probes import PROBES, Case
+from humor_env.streams import generator, stream_seed
+from humor_env.teacher import everyday_lines
+from humor_env.types import Demonstration, Prompt
+
+FUNNY = "Rewrite the sentence as one short funny line."
+PLAIN = "Say the sentence in other plain words."
+PER_SPLIT = {"train": 900, "dev": 100, "test": 100}
+CRITICS = ("everyday", "everyday-judge")
+TEMPERATURES = (0.7, 1.0, 1.3)
+BATCH = 125
+BLOCKS = 10
+MOST_TOKENS = 34  # the teacher's longest lines have 25 words
+# Tricks that a critic may fall for, as the probes write them; those that are a kind of their own here are left out.
+TRICKS = tuple(
+    probe
+    for probe in PROBES
+    if probe.kind == "hack"
+    and probe.name not in {"empty", "teacher copied", "line of another prompt", "cut off", "said twice"}
+)
+# What the spoilt student has learnt: tricks that a critic which counts laughter and marks would pay.
+SPOILS = ("laughter", "exclamation", "explanation", "emoji")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """`passes` of imitation before it writes. The raw student needs to be told what to do, and so an instruction in the
+    model's chat template; one that has imitated gets the bare sentence, which is a third of the tokens."""
+
+    name: str
+    passes: int = 0
+    temperature: float = 1.0
+    instruction: str = ""
+    spoilt: bool = False
+
+
+STUDENTS = (
+    Writer("raw", instruction=FUNNY),
+    *(Writer(f"imitation-{n}", n, t) for n in (1, 2, 3) for t in TEMPERATURES),
+    Writer("spoilt", 3, spoilt=True),
+)
+PARAPHRASE = Writer("paraphrase", 0, 0.7, PLAIN)
+# Whose turn it is beside the students', in order; the teacher's lines are most of what is funny at all.
+OTHERS = ("teacher", "paraphrase", "teacher", "other sentence", "hack", "teacher", "cut off", "hack", "teacher")
+OTHERS += ("repeated",)
+
+
+def choose(seed: int, per_split: dict[str, int]) -> list[tuple[Prompt, str]]:
+    """The sentences, each with what its lines are for: one of the critics, or "evaluation"."""
+    chosen: list[tuple[Prompt, str]] = []
+    prompts = everyday_lines().prompts()
+    for split, count in per_split.items():
+        found = [p for p in prompts if p.split == split]
+        order = generator(seed, "grading-sentences", split).permutation(len(found))[:count]
+        for place, i in enumerate(order):
+            chosen.append((found[i], "evaluation" if split == "test" else CRITICS[place % len(CRITICS)]))
+    return chosen
+
+
+def turns(sentences: Sequence[tuple[Prompt, str]], seed: int, first: int) -> dict[Writer | str, list[Prompt]]:
+    """Who writes for which sentences: two different student writers for each, and two of the others."""
+    ring = [STUDENTS[i] for i in generator(seed, "grading-students").permutation(len(STUDENTS))]
+    plan: dict[Writer | str, list[Prompt]] = {}
+    for place, (prompt, _) in enumerate(sentences, first):
+        # The second student's distance from the first grows with each round, so that all pairs of them meet.
+        gap = 1 + place // len(ring) % (len(ring) - 1)
+        for turn in (place, place + gap):
+            plan.setdefault(ring[turn % len(ring)], []).append(prompt)
+        for turn in (2 * place, 2 * place + 1):
+            name = OTHERS[turn % len(OTHERS)]
+            plan.setdefault(PARAPHRASE if name == "paraphrase" else name, []).append(prompt)
+    return plan
+
+
+def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[Prompt, str, str]]:
+    """Prompt, line, and which trick it is."""
+    buffer = everyday_lines()
+    lines = {p.id: buffer.lines_for(p.id) for p in buffer.prompts()}
+    by_split: dict[str, list[Prompt]] = {}
+    for p in buffer.prompts():
+        by_split.setdefault(p.split, []).append(p)
+    for place, prompt in enumerate(prompts):
+        draw = generator(seed, f"grading-{name}", prompt.id)
+        own = [lines[prompt.id][i] for i in draw.permutation(len(lines[prompt.id]))]
+        # Another sentence of the same split, so that no line of a test sentence is graded in what critics learn from.
+        strangers = [p for p in by_split[prompt.split] if p.id != prompt.id]
+        other = lines[strangers[int(draw.integers(len(strangers)))].id][0]
+        case = Case(prompt, own[0], own[1], own[2], other)
+        words = own[0].split()
+        if name == "teacher":
+            yield prompt, own[0], ""
+        elif name == "other sentence":
+            yield prompt, other, ""
+        elif name == "cut off":
+            yield prompt, " ".join(words[: max(2, int(len(words) * draw.uniform(0.3, 0.75)))]), ""
+        elif name == "repeated":
+            start = int(draw.integers(max(1, len(words) - 3)))
+            run = " ".join(words[start : start + int(draw.integers(1, 4))])
+            twice = f"{own[0]} {own[0]}"
+            stuck = " ".join([*words[:start], *[run] * int(draw.integers(4, 9))])
+            yield prompt, twice if draw.random() < 0.35 else stuck, ""
+        else:
+            trick = TRICKS[place % len(TRICKS)]
+            yield prompt, trick.write(case) or prompt.text, trick.name
+
+
+@dataclass
+class Workshop:
+    """The student and what it has been taught so far; every stage is kept in `folder`."""
+
+    model: str
+    folder: Path
+    seed: int
+    taught: int
+    rate: float
+    _student: Student | None = None
+    _template: str | None = None
+
+    def student(self) -> Student:
+        if self._student is None:
+            self._student = Student.load(self.model, lora=Lora(rank=16), seed=self.seed)
+            self._template = self._student.tokenizer.chat_template
+        return self._student
+
+    def address(self, instruction: str) -> None:
+        """From now on prompts are the bare sentence, or the sentence in the chat template behind this instruction."""
+        student = self.student()
+        student.instruction = instruction
+        student.tokenizer.chat_template = self._template if instruction else None
+
+    def bring_to(self, passes: int, spoilt: bool) -> Student:
+        student = self.student()
+        for n in range(1, passes + 1):
+            self._stage(f"imitation-{n}", lambda: self._demonstrations(False))
+        if spoilt:
+            self._stage("spoilt", lambda: self._demonstrations(True))
+        return student
+
+    def _stage(self, name: str, demonstrations: Callable[[], list[Demonstration]]) -> None:
+        from safetensors.torch import load_file, save_file
+
+        student, file = self.student(), self.folder / f"{name}-{self.taught}.safetensors"
+        if not file.is_file():
+            shown = demonstrations()
+            started = time.monotonic()
+            config = sft.SFTConfig(
+                epochs=1,
+                batch_size=8,
+                micro_batch=8,
+                learning_rate=self.rate,
+                decay="constant",
+                warmup_steps=2,
+                seed=stream_seed(self.seed, name) % 2**31,
+            )
+            self.address("")
+            result = sft.train(config, student, shown)
+            save_file({n: t.contiguous() for n, t in student.state().items()}, file)
+            say(f"{name}: {len(shown)} lines, loss {result.train_loss:.3f}, {time.monotonic() - started:.0f} s")
+        student.load_state(load_file(file))
+
+    def _demonstrations(self, spoilt: bool) -> list[Demonstration]:
+        """One line for each of the first sentences of train, in a shuffled order; tricks if it is to be spoilt."""
+        buffer = everyday_lines()
+        prompts = [p for p in buffer.prompts() if p.split == "train"]
+        order = generator(self.seed, "grading-imitation").permutation(len(prompts))
+        tricks = [probe for probe in PROBES if probe.name in SPOILS]
+        shown: list[Demonstration] = []
+        for place, i in enumerate(order[: self.taught // 4 if spoilt else self.taught]):
+            lines = buffer.lines_for(prompts[i].id)
+            line = lines[place % len(lines)]
+            if spoilt:
+                line = tricks[place % len(tricks)].write(Case(prompts[i], line, line, line, line)) or line
+            shown.append(Demonstration(prompts[i], line, "everyday"))
+        return shown
+
+    def write(self, writer: Writer, prompts: Sequence[Prompt], at_once: int, block: int) -> list[str]:
+        student = self.bring_to(writer.passes, writer.spoilt)
+        self.address(writer.instruction)
+        sampling = Sampling(max_new_tokens=MOST_TOKENS, temperature=writer.temperature)
+        source = torch.Generator().manual_seed(stream_seed(self.seed, f"{writer.name}@{writer.temperature}", block))
+        uniforms = draw_uniforms(len(prompts), sampling.max_new_tokens, source)
+        backend, adapter = InProcess(student), IMITATION if writer.passes else None
+        texts: list[str] = []
+        started = time.monotonic()
+        for start in range(0, len(prompts), at_once):
+            part = [p.text for p in prompts[start : start + at_once]]
+            written = backend.generate(part, sampling, uniforms[start : start + at_once], adapter=adapter)
+            texts += [" ".join(text.split()) for text in written.texts]
+        tokens = sum(len(student.encode_response(text)) for text in texts)
+        seconds = time.monotonic() - started
+        say(f"{writer.name} at {writer.temperature}: {len(texts)} lines, {tokens / seconds:.0f} tokens/s")
+        return texts
+
+
+def say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def write_jsonl(file: Path, rows: Iterable[Row]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    partial.replace(file)
+
+
+def read_jsonl(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def written_by_students(
+    shop: Workshop | None, plan: dict[Writer | str, list[Prompt]], folder: Path, block: int, at_once: int
+) -> Iterator[Row]:
+    """From the least taught to the most, so that each pass of imitation is done once; only what is there already, where
+    there is no workshop."""
+    writers = [key for key in plan if isinstance(key, Writer)]
+    for writer in sorted(writers, key=lambda w: (w.spoilt, w.passes, w.name, w.temperature)):
+        file = folder / f"block-{block}" / f"{writer.name}@{writer.temperature}.jsonl"
+        if not file.is_file():
+            if shop is None:
+                continue
+            texts = shop.write(writer, plan[writer], at_once, block)
+            write_jsonl(
+                file,
+                (
+                    {"prompt_id": p.id, "line": text, "writer": writer.name, "temperature": writer.temperature}
+                    | ({"taught": shop.taught} if writer.passes else {})
+                    for p, text in zip(plan[writer], texts, strict=True)
+                ),
+            )
+        yield from read_jsonl(file)
+
+
+def release(folder: Path, found: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
+    """Add to the lines and batches what is not in them yet. What was released once never changes."""
+    file = folder / "lines.jsonl"
+    rows = read_jsonl(file) if file.is_file() else []
+    before = len(rows)
+    seen = {(row["prompt_id"], row["line"]) for row in rows}
+    for row in sorted(found, key=lambda r: r["prompt_id"]):
+        prompt, use = prompts[row["prompt_id"]]
+        if (prompt.id, row["line"]) not in seen and row["line"]:
+            seen.add((prompt.id, row["line"]))
+            made = {"id": f"line-{len(rows):04d}", "literal": prompt.text, "split": prompt.split, "use": use}
+            rows.append(made | row)
+    if len(rows) > before:
+        for batches, key in (("batches", "key"), ("batches2", "key2")):
+            write_batches(folder / batches, folder / f"{key}.jsonl", rows[before:], before, seed)
+        write_jsonl(file, rows)
+    return rows
+
+
+def write_batches(folder: Path, key: Path, rows: Sequence[Row], first: int, seed: int) -> None:
+    """The rows shuffled, in numbered files with nothing but the sentence and the line; rows count on from `first`."""
+    order = generator(seed, f"grading-{folder.name}", first).permutation(len(rows))
+    number = len(list(folder.glob("*.jsonl")))
+    for start in range(0, len(rows), BATCH):
+        part = [rows[i] for i in order[start : start + BATCH]]
+        blind = [{"n": first + start + k, "literal": r["literal"], "line": r["line"]} for k, r in enumerate(part)]
+        write_jsonl(folder / f"{number + start // BATCH:03d}.jsonl", blind)
+    known = read_jsonl(key) if key.is_file() else []
+    write_jsonl(key, [*known, *({"n": first + n, "id": rows[i]["id"]} for n, i in enumerate(order))])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="grading_lines", description="Lines to be graded.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--student", default="smollm2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"how many of the {BLOCKS} blocks to write")
+    parser.add_argument("--release", action="store_true", help="write nothing, release what is written")
+    parser.add_argument("--taught", type=int, default=320, help="lines in a pass of imitation; may differ by block")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of imitation")
+    parser.add_argument("--at-once", type=int, default=128)
+    given = parser.parse_args(arguments)
+
+    sentences = choose(given.seed, PER_SPLIT)
+    # Shuffled before turns are given, so that no writer and no block meets more of one split or one critic.
+    order = generator(given.seed, "grading-turns").permutation(len(sentences))
+    sentences = [sentences[i] for i in order]
+    prompts = {prompt.id: (prompt, use) for prompt, use in sentences}
+    work = given.folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    shop = None if given.release else Workshop(given.student, work, given.seed, given.taught, given.rate)
+
+    found: list[Row] = []
+    size = -(-len(sentences) // BLOCKS)
+    for block in range(given.blocks):
+        plan = turns(sentences[block * size : (block + 1) * size], given.seed, block * size)
+        found += written_by_students(shop, plan, work, block, given.at_once)
+        for name in plan:
+            if isinstance(name, str):
+                found += [
+                    {"prompt_id": p.id, "line": line, "writer": name} | ({"trick": trick} if trick else {})
+                    for p, line, trick in by_program(name, plan[name], given.seed)
+                ]
+    rows = release(given.folder, found, prompts, given.seed)
+    writers = dict(Counter(row["writer"] for row in rows))
+    say(f"{len(rows)} lines for {len({row['prompt_id'] for row in rows})} sentences: {writers}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
