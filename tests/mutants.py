@@ -20,6 +20,7 @@ import configparser
 import contextlib
 import copy
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -302,13 +303,15 @@ class Recorder:
         self.root = root
         self.lines: dict[str, set[tuple[str, int]]] = {}
         self.fixtures: dict[str, set[tuple[str, int]]] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        self.began = 0.0
         self.now: set[tuple[str, int]] = set()
         self.names: dict[str, str | None] = {}
         self.folders = [str(folder) for folder in packages(root).values()]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.now = self.lines[nodeid] = set()
+        self.began = time.process_time()
         threading.settrace(self._enter)
         sys.settrace(self._enter)
 
@@ -325,7 +328,7 @@ class Recorder:
             self.now |= self.fixtures.get(name, set())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
+        self.seconds[report.nodeid] = time.process_time() - self.began  # others may be busy on this machine
         if not report.passed:
             self.lines.pop(report.nodeid, None)
 
@@ -348,7 +351,13 @@ class Recorder:
             for file, line in sorted(lines):
                 by_file.setdefault(file, []).append(line)
             found[test] = {"seconds": round(self.seconds[test], 2), "lines": by_file}
-        path.write_text(json.dumps(found))
+        folders = tuple(os.path.realpath(p.parent) + os.sep for p in (Path(pytest.__file__).parent, Path(os.__file__)))
+        modules = [
+            name
+            for name, module in list(sys.modules.items())
+            if os.path.realpath(getattr(module, "__file__", None) or "").startswith(folders)
+        ]
+        path.write_text(json.dumps({"tests": found, "modules": modules}))
 
 
 class Lines:
@@ -368,11 +377,11 @@ class Lines:
             found, log = Path(folder, "lines"), Path(folder, "log")
             lay_out(self.root, file, Path(folder, "as-it-is")).symlink_to(self.root / file)
             wait({start(self.root, Path(folder, "as-it-is"), [test], log, record=found): time.monotonic() + 1200})
-            tests = json.loads(found.read_text()) if found.is_file() else {}
-            told = log.read_text()
+            seen = json.loads(found.read_text()) if found.is_file() else {"tests": {}, "modules": []}
+            tests, told = seen["tests"], log.read_text()
             if not tests and " deselected" not in told:
                 raise SystemExit(f"{test}: its tests fail as they are:\n{told[-2000:]}")
-            self.kept[test] = {"state": state, "tests": tests}
+            self.kept[test] = {"state": state} | seen
         print(f"{test}: {len(tests)} tests, {sum(t['seconds'] for t in tests.values()):.0f} s", flush=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.kept))
@@ -494,6 +503,9 @@ def try_out(root: Path, mutants: Sequence[Mutant], results: Results, lines: Line
         lines.record(test, file)
     chosen = {m.key: lines.tests_for(m, seen, options.each, options.budget) for m in mutants}
     preload(root, sorted({name.partition("::")[0] for names in chosen.values() for name in names}))
+    for name in dict.fromkeys(name for test in seen for name in lines.kept[test].get("modules", ())):
+        with contextlib.suppress(Exception):  # what is imported late, by the first pass of a model: seconds in each run
+            importlib.import_module(name)
     print(f"{file}: {len(mutants)} mutants, {', '.join(seen)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         places = [Path(folder, str(i)) for i in range(options.workers)]
