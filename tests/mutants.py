@@ -34,7 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType
+from types import FrameType, FunctionType, MemberDescriptorType, ModuleType
 
 import pytest
 
@@ -660,6 +660,8 @@ def _renewed(old: object, new: object, module: str) -> bool:
         for name, value in list(vars(new).items()):
             had = vars(old).get(name)
             if name in ("__dict__", "__weakref__", "__doc__", "__dataclass_fields__") or name.startswith("_abc_"):
+                continue
+            if isinstance(value, MemberDescriptorType):  # a slot, which belongs to its own class
                 continue
             if isinstance(value, property) and isinstance(had, property):
                 _renewed(had.fget, value.fget, module)
