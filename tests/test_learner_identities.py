@@ -15,10 +15,11 @@ from humor_env.agents import grpo, ppo, rloo
 from humor_env.agents.feedback.rollout import collect
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
-from humor_env.agents.update.minibatch import Minibatch
+from humor_env.agents.student.token_rows import TokenRows
+from humor_env.agents.update.minibatch import Minibatch, Part, encode_pairs, my_examples, pairs_together
 from humor_env.agents.update.on_policy import OnPolicyStep, chance, check_first_ratio
 from humor_env.errors import InvalidOption, TrainingStopped
-from humor_env.types import Demonstration, Judgement
+from humor_env.types import Demonstration, Judgement, Preference
 
 SHORT = Sampling(max_new_tokens=6)
 LEARNERS = {
@@ -546,3 +547,78 @@ def test_lines_are_counted_with_their_tokens(monkeypatch):
     assert (total["lines"], last_pass["lines"]) == (16, 8)
     assert len(norms) == 4
     assert total["ratio"] == pytest.approx(2 * tokens, rel=1e-4)
+
+
+# -- rows of pairs ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(*lengths):
+    width = max(lengths)
+    attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+    action = attention.clone()
+    action[:, 0] = 0
+    return TokenRows(torch.arange(len(lengths) * width).reshape(len(lengths), width), attention, action)
+
+
+def test_the_lines_of_an_example_are_never_parted():
+    """Three pairs whose longer lines have 3, 5 and 4 tokens: the longest first, both lines of each together."""
+    rows = rows_of(2, 3, 5, 1, 4, 4)
+    every = torch.tensor([0, 1, 2])
+    lists = lambda parts: [part.tolist() for part in parts]  # noqa: E731
+    assert lists(pairs_together(rows, every, 2, 4)) == [[2, 3, 4, 5], [0, 1]]
+    assert lists(pairs_together(rows, every, 2, 5)) == [[2, 3, 4, 5], [0, 1]]
+    assert lists(pairs_together(rows, every, 2, 1)) == [[2, 3], [4, 5], [0, 1]]
+    assert lists(pairs_together(rows, torch.tensor([0, 2]), 2, 4)) == [[4, 5, 0, 1]]
+    assert lists(pairs_together(rows, torch.tensor([0, 1]), 3, 6)) == [[0, 1, 2, 3, 4, 5]]
+    assert lists(pairs_together(rows_of(2, 2, 2, 3, 3, 3), torch.tensor([0, 1]), 3, 3)) == [[3, 4, 5], [0, 1, 2]]
+
+
+def test_chosen_and_rejected_lines_stand_in_turn():
+    one = student()
+    preferences = [Preference(p, f"Good {i}.", f"Bad {i}.", 0.9, "people") for i, p in enumerate(prompts(2))]
+    rows = encode_pairs(one, preferences)
+    texts = [one.decode(rows.tokens[i][rows.action_mask[i].bool()].tolist()) for i in range(4)]
+    assert texts == ["Good 0.", "Bad 0.", "Good 1.", "Bad 1."]
+    before = [one.decode(rows.tokens[i][(rows.attention[i] > rows.action_mask[i])].tolist()) for i in range(4)]
+    assert before == [prompts(2)[i // 2].text for i in range(4)]
+
+
+def test_examples_of_this_process_are_all_where_it_is_the_only_one():
+    assert my_examples(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_part_takes_its_rows_and_columns_of_any_table():
+    rows = rows_of(2, 4, 3)
+    part = Part(torch.tensor([2, 0]), 3, rows.attention, *[torch.zeros(0)] * 3, {})
+    assert part(rows.tokens).tolist() == [[8, 9, 10], [0, 1, 2]]
+    assert part(torch.tensor([5.0, 6.0, 7.0])).tolist() == [7.0, 5.0]
+    part.record({"a": torch.tensor(2.0)})
+    part.record({"a": torch.tensor(3.0), "b": torch.tensor(1.0)})
+    assert {n: float(v) for n, v in part.sums.items()} == {"a": 5.0, "b": 1.0}
+
+
+def test_a_minibatch_without_rows_counts_nothing_and_divides_by_nothing():
+    one = student()
+    rows = one.rows_from_text(["x"], ["y"])
+    optimizer = torch.optim.SGD(list(one.adapter_parameters(POLICY).values()), lr=1.0)
+    empty = Minibatch(one, optimizer, rows, [])
+    assert float(empty.tokens) == 1.0
+    assert list(empty) == []
+    assert float(empty.examples) == 0.0
+    some = Minibatch(one, optimizer, rows, [torch.tensor([0])], mask=torch.zeros_like(rows.action_mask), examples=3)
+    assert (float(some.tokens), float(some.examples)) == (1.0, 3.0)
+
+
+def test_as_many_prompts_as_the_environments_have_rows():
+    one = student()
+    envs = [vector_env(2), vector_env(1)]
+    uniforms = lambda _, n: torch.full((3, n), 0.5)  # noqa: E731
+    rollout = collect(envs, one, SHORT, prompts(3), uniforms, reference=False)
+    assert [joke.prompt.id for joke in rollout.jokes] == ["p0", "p1", "p2"]
+    assert rollout.group.tolist() == [0, 1, 2]
+    assert not rollout.has_reference
+    assert set(rollout.seconds) == {"generate", "judge_wait", "judge", "reference"}
+    twins = [prompts(2)[0], prompts(2)[1], prompts(2)[0]]
+    assert collect(envs, one, SHORT, twins, uniforms, reference=False).group.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="2 prompts for environments of 3 rows"):
+        collect(envs, one, SHORT, prompts(2), uniforms)
