@@ -20,6 +20,8 @@ import configparser
 import contextlib
 import copy
 import hashlib
+import importlib
+import inspect
 import json
 import os
 import random
@@ -32,7 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType, MemberDescriptorType, ModuleType
 
 import pytest
 
@@ -302,13 +304,15 @@ class Recorder:
         self.root = root
         self.lines: dict[str, set[tuple[str, int]]] = {}
         self.fixtures: dict[str, set[tuple[str, int]]] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        self.began = 0.0
         self.now: set[tuple[str, int]] = set()
         self.names: dict[str, str | None] = {}
         self.folders = [str(folder) for folder in packages(root).values()]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.now = self.lines[nodeid] = set()
+        self.began = time.process_time()
         threading.settrace(self._enter)
         sys.settrace(self._enter)
 
@@ -325,7 +329,7 @@ class Recorder:
             self.now |= self.fixtures.get(name, set())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
+        self.seconds[report.nodeid] = time.process_time() - self.began  # others may be busy on this machine
         if not report.passed:
             self.lines.pop(report.nodeid, None)
 
@@ -348,7 +352,13 @@ class Recorder:
             for file, line in sorted(lines):
                 by_file.setdefault(file, []).append(line)
             found[test] = {"seconds": round(self.seconds[test], 2), "lines": by_file}
-        path.write_text(json.dumps(found))
+        folders = tuple(os.path.realpath(p.parent) + os.sep for p in (Path(pytest.__file__).parent, Path(os.__file__)))
+        modules = [
+            name
+            for name, module in list(sys.modules.items())
+            if os.path.realpath(getattr(module, "__file__", None) or "").startswith(folders)
+        ]
+        path.write_text(json.dumps({"tests": found, "modules": modules}))
 
 
 class Lines:
@@ -368,11 +378,11 @@ class Lines:
             found, log = Path(folder, "lines"), Path(folder, "log")
             lay_out(self.root, file, Path(folder, "as-it-is")).symlink_to(self.root / file)
             wait({start(self.root, Path(folder, "as-it-is"), [test], log, record=found): time.monotonic() + 1200})
-            tests = json.loads(found.read_text()) if found.is_file() else {}
-            told = log.read_text()
+            seen = json.loads(found.read_text()) if found.is_file() else {"tests": {}, "modules": []}
+            tests, told = seen["tests"], log.read_text()
             if not tests and " deselected" not in told:
                 raise SystemExit(f"{test}: its tests fail as they are:\n{told[-2000:]}")
-            self.kept[test] = {"state": state, "tests": tests}
+            self.kept[test] = {"state": state} | seen
         print(f"{test}: {len(tests)} tests, {sum(t['seconds'] for t in tests.values()):.0f} s", flush=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.kept))
@@ -494,6 +504,9 @@ def try_out(root: Path, mutants: Sequence[Mutant], results: Results, lines: Line
         lines.record(test, file)
     chosen = {m.key: lines.tests_for(m, seen, options.each, options.budget) for m in mutants}
     preload(root, sorted({name.partition("::")[0] for names in chosen.values() for name in names}))
+    for name in dict.fromkeys(name for test in seen for name in lines.kept[test].get("modules", ())):
+        with contextlib.suppress(Exception):  # what is imported late, by the first pass of a model: seconds in each run
+            importlib.import_module(name)
     print(f"{file}: {len(mutants)} mutants, {', '.join(seen)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         places = [Path(folder, str(i)) for i in range(options.workers)]
@@ -522,6 +535,157 @@ def try_out(root: Path, mutants: Sequence[Mutant], results: Results, lines: Line
             free.append(place)
             results.note(mutant, outcome)
             print(f"  {outcome:9} {file}:{mutant.line}: {mutant.after}", flush=True)
+
+
+# -- without importing anew -------------------------------------------------------------------------------------------
+
+
+CONTROL = "control"
+
+
+class Quick:
+    """A pytest plugin: runs the tests as they are, then again for each mutant, in a fork that the mutant is put into.
+
+    Nothing is imported or collected twice, so that a mutant costs what its tests cost. What runs at import is changed
+    as far as it left a value: functions and methods get the mutant's code and defaults, other names its values, also
+    where another module took them by `from ... import`.
+    """
+
+    def __init__(
+        self, root: Path, mutants: Sequence[Mutant], results: Results, recorder: Recorder, options: argparse.Namespace
+    ) -> None:
+        self.root, self.mutants, self.results, self.recorder, self.options = root, mutants, results, recorder, options
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
+        began = time.process_time()
+        with contextlib.suppress(session.Failed):
+            yield
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        session.config.pluginmanager.unregister(self.recorder)
+        lines = Lines(self.root, self.root / "no-such-file")
+        by_file: dict[str, list[int]]
+        tests = {}
+        for test, met in self.recorder.lines.items():
+            by_file = {}
+            for file, line in met:
+                by_file.setdefault(file, []).append(line)
+            tests[test] = {"seconds": self.recorder.seconds[test], "lines": by_file}
+        lines.kept = {"all": {"tests": tests}}
+        print(f"\n{len(tests)} tests pass as they are, {time.process_time() - began:.0f} s", flush=True)
+        items = {item.nodeid: item for item in session.items}
+        session.testsfailed, session.shouldfail, session.shouldstop = 0, False, False
+        sound: dict[str, bool] = {}
+        for mutant in self._with_controls():
+            if not sound.get(mutant.file, True):
+                continue
+            chosen = lines.tests_for(mutant, ["all"], self.options.each, self.options.budget)
+            child = os.fork() if chosen else 0
+            if chosen and not child:
+                self._run_in_child(session, mutant, [items[name] for name in chosen])
+            limit = time.monotonic() + 120 + 10 * self.options.budget
+            outcome = wait({child: limit})[1] if child else "survived"
+            if mutant.key == CONTROL:
+                sound[mutant.file] = outcome == "survived"
+                if not sound[mutant.file]:
+                    print(f"  {mutant.file}: put in anew, unchanged, it fails its tests; try it without --quick")
+                continue
+            self.results.note(mutant, outcome)
+            print(f"  {outcome:9} {mutant.file}:{mutant.line}: {mutant.after}", flush=True)
+        return True
+
+    def _with_controls(self) -> Iterator[Mutant]:
+        """Before the mutants of each file, the file as it is: what tests notice must not be that it was put in anew."""
+        known = ""
+        for mutant in self.mutants:
+            if mutant.file != known:
+                known = mutant.file
+                yield Mutant(known, 100_000, "", "", (self.root / known).read_text(encoding="utf-8"), CONTROL)
+            yield mutant
+
+    def _run_in_child(self, session: pytest.Session, mutant: Mutant, items: list[pytest.Item]) -> None:
+        try:
+            os.setsid()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            put_in(self.root, mutant)
+            for at, item in enumerate(items):
+                following = items[at + 1] if at + 1 < len(items) else None
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    os._exit(1)
+            os._exit(0)
+        except BaseException:
+            os._exit(70)
+
+
+def put_in(root: Path, mutant: Mutant) -> None:
+    """Change the module of a mutant where it is loaded."""
+    module = sys.modules[module_name(root, mutant.file)]
+    fresh = ModuleType(module.__name__)
+    fresh.__dict__.update({n: module.__dict__.get(n) for n in ("__file__", "__package__", "__spec__", "__path__")})
+    sys.modules[module.__name__] = fresh  # dataclasses look there for their module's names
+    try:
+        exec(compile(mutant.source, str(root / mutant.file), "exec"), fresh.__dict__)
+    finally:
+        sys.modules[module.__name__] = module
+    # Code that was compiled anew looks names up in the old module, since its functions stay the old ones.
+    for name, new in list(vars(fresh).items()):
+        old = vars(module).get(name)
+        if name.startswith("__") or _same_thing(old, new):
+            continue
+        if not _renewed(old, new, module.__name__):
+            for user in list(sys.modules.values()):
+                if getattr(user, "__dict__", {}).get(name) is old and (user is module or old is not None):
+                    setattr(user, name, new)
+
+
+def _same_thing(old: object, new: object) -> bool:
+    return old is new or (type(old) is type(new) and isinstance(old, (int, float, str)) and old == new)
+
+
+def _renewed(old: object, new: object, module: str) -> bool:
+    """Whether the mutant's function or class could be put into the old one."""
+    old, new = inspect.unwrap(old) if callable(old) else old, inspect.unwrap(new) if callable(new) else new
+    if isinstance(old, FunctionType) and isinstance(new, FunctionType):
+        if old.__code__.co_freevars != new.__code__.co_freevars:
+            return False
+        old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+        return True
+    if isinstance(old, type) and isinstance(new, type):
+        if old.__module__ != module:
+            return True  # imported here: it is another module's
+        for name, value in list(vars(new).items()):
+            had = vars(old).get(name)
+            if name in ("__dict__", "__weakref__", "__doc__", "__dataclass_fields__") or name.startswith("_abc_"):
+                continue
+            if isinstance(value, MemberDescriptorType):  # a slot, which belongs to its own class
+                continue
+            if isinstance(value, property) and isinstance(had, property):
+                _renewed(had.fget, value.fget, module)
+                if had.fset and value.fset:
+                    _renewed(had.fset, value.fset, module)
+            elif isinstance(value, (classmethod, staticmethod)) and isinstance(had, (classmethod, staticmethod)):
+                _renewed(had.__func__, value.__func__, module)
+            elif not _same_thing(had, value) and not _renewed(had, value, module):
+                with contextlib.suppress(AttributeError, TypeError):
+                    setattr(old, name, value)
+        return True
+    return False
+
+
+def try_quickly(root: Path, mutants: Sequence[Mutant], results: Results, options: argparse.Namespace) -> None:
+    """All mutants of all files in one run of pytest."""
+    recorder = Recorder(root)
+    tests = options.tests or sorted(
+        {t for m in mutants for t in seen_by(root, m.file) if Path(t).name not in options.without}
+    )
+    os.chdir(root)
+    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "-s", "-m", "not slow and not gpu"]
+    plugins = [recorder, Quick(root, mutants, results, recorder, options)]
+    pytest.main([*flags, "-o", "addopts=", *tests], plugins=plugins)
 
 
 class Results:
@@ -563,6 +727,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for one mutant (default: 20)")
     parser.add_argument("--without", nargs="*", default=["test_golden.py"], help="test files that do not count")
     parser.add_argument("--tests", nargs="*", help="only these test files")
+    parser.add_argument("--quick", action="store_true", help="change what is loaded, instead of importing it anew")
     parser.add_argument("--report", action="store_true", help="run nothing, only tell what is known")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run the survivors once more")
@@ -586,6 +751,9 @@ def main(given: Sequence[str] | None = None) -> None:
         if m.key not in results.found or (options.again and results.found[m.key]["outcome"] == "survived")
     ]
     lines = Lines(root, results.path.with_name("lines.json"))
+    if options.quick and not options.report:
+        try_quickly(root, fresh, results, options)
+        fresh = []
     for file in dict.fromkeys(m.file for m in fresh if not options.report):
         try_out(root, [m for m in fresh if m.file == file], results, lines, options)
     print(results.report(mutants))

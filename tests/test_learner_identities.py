@@ -3,6 +3,7 @@ off, rescaled. A tiny student takes single steps; what the learner hands to its 
 
 from __future__ import annotations
 
+import math
 import statistics
 from types import SimpleNamespace
 
@@ -14,10 +15,11 @@ from humor_env.agents import grpo, ppo, rloo
 from humor_env.agents.feedback.rollout import collect
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
-from humor_env.agents.update.minibatch import Minibatch
+from humor_env.agents.student.token_rows import TokenRows
+from humor_env.agents.update.minibatch import Minibatch, Part, encode_pairs, my_examples, pairs_together
 from humor_env.agents.update.on_policy import OnPolicyStep, chance, check_first_ratio
-from humor_env.errors import TrainingStopped
-from humor_env.types import Demonstration, Judgement
+from humor_env.errors import InvalidOption, TrainingStopped
+from humor_env.types import Demonstration, Judgement, Preference
 
 SHORT = Sampling(max_new_tokens=6)
 LEARNERS = {
@@ -181,6 +183,154 @@ def test_the_kl_at_which_passes_end_is_a_mean_over_the_tokens_of_the_pass():
     assert step.approx_kl == 0.25
     step.pass_sums = {"approx_kl": 0.0, "tokens": 0.0}
     assert step.approx_kl == 0.0
+
+
+def log_of(*rows):
+    """Log-probabilities of tokens from their probabilities."""
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+ONES = torch.ones(2, 2, dtype=torch.float64)
+# Two lines: the first has gone from 1/4 and 1/2 to 1/2 and 1/2, the second from 1/2 to 1/8; it has one token only.
+NEW, OLD = log_of((0.5, 0.5), (0.125, 0.9)), log_of((0.25, 0.5), (0.5, 0.1))
+KEPT = torch.tensor([[1, 1], [1, 0]])
+
+
+def hand(name, advantages, **changes):
+    """What each learner's loss says of these two lines: the loss, and its sums."""
+    advantages = torch.tensor(advantages, dtype=torch.float64)
+    if name == "ppo":
+        zero = 0 * ONES
+        given = {"clip": 0.2, "value_clip": 0.2, "value_weight": 0.0} | changes
+        loss, sums = ppo.ppo_loss(NEW, OLD, advantages[:, None] * ONES, zero, zero, zero, KEPT, 3.0, **given)
+    elif name == "grpo":
+        given = {"clip": 0.2, "clip_high": 0.3, "kl_weight": 0.0, "unbiased_kl": False, "loss": "dapo", "longest": 9}
+        reference = changes.pop("ref_logprobs", None)
+        loss, sums = grpo.grpo_loss(NEW, OLD, advantages, reference, KEPT, 3.0, 2.0, **(given | changes))
+    else:
+        loss, sums = rloo.rloo_loss(NEW, OLD, advantages, KEPT, 2.0, **({"clip": 0.2} | changes))
+    return float(loss), {n: float(s) for n, s in sums.items()}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_distance_of_the_step_being_taken_is_from_old_to_new(name):
+    """k3 of the old line's samples: new/old - 1 - log(new/old) over three tokens: ratios 2, 1 and 1/4."""
+    _, sums = hand(name, [1.0, 1.0])
+    k3 = [r - 1 - math.log(r) for r in (2.0, 1.0, 0.25)]
+    assert sums["approx_kl"] == pytest.approx(sum(k3), abs=1e-9)
+
+
+def test_losses_and_shares_of_all_three_by_hand():
+    """Ratios 2, 1 | 1/4 of tokens; 2 | 1/4 of lines. Up is cut at 1.2 (1.3 in GRPO), down at 0.8 where it is punished:
+    a better line gains min(2 A, 1.2 A), a worse one loses max(1/4, 0.8)."""
+    loss, sums = hand("ppo", [1.0, -1.0])
+    assert loss == pytest.approx(-(1.2 + 1.0 - 0.8) / 3)
+    assert (sums["ratio"], sums["clip_share"]) == pytest.approx((3.25, 2.0))
+    assert sums["ratio_deviation"] == pytest.approx(1.0 + 0.75)
+    assert sums["policy_loss"] == pytest.approx(-(1.2 + 1.0 - 0.8))
+    loss, sums = hand("grpo", [1.0, -1.0])
+    assert loss == pytest.approx(-(1.3 + 1.0 - 0.8) / 3)
+    assert (sums["ratio"], sums["clip_share"]) == pytest.approx((3.25, 2.0))
+    assert hand("grpo", [1.0, -1.0], clip=0.9)[1]["clip_share"] == 1.0
+    assert hand("grpo", [1.0, -1.0], clip_high=1.5)[1]["clip_share"] == 1.0
+    loss, sums = hand("rloo", [1.0, -1.0])
+    assert loss == pytest.approx(-(1.2 - 0.8) / 2)
+    # Sums over tokens: the first line has two of them.
+    assert (sums["ratio"], sums["clip_share"]) == pytest.approx((4.25, 3.0))
+    assert sums["policy_loss"] == pytest.approx(-(1.2 + 1.2 - 0.8))
+    # What is punished on its way up and praised on its way down is not cut.
+    assert hand("ppo", [-1.0, 1.0])[0] == pytest.approx(-(-2.0 - 1.0 + 0.25) / 3)
+    assert hand("rloo", [-1.0, 1.0])[0] == pytest.approx(-(-2.0 + 0.25) / 2)
+    assert hand("grpo", [-1.0, 1.0])[0] == pytest.approx(-(-2.0 - 1.0 + 0.25) / 3)
+
+
+def test_the_kl_in_a_loss_is_that_of_the_policy_from_the_imitation():
+    """Against a reference of 1/4 everywhere: ref/new is 1/2, 1/2 and 2; its k3 times the ratio, or alone."""
+    reference = (ONES / 4).log()
+    k3 = [r - 1 - math.log(r) for r in (0.5, 0.5, 2.0)]
+    weighted = 2.0 * k3[0] + 1.0 * k3[1] + 0.25 * k3[2]
+    assert hand("ppo", [0.0, 0.0], ref_logprobs=reference, kl_weight=0.5)[0] == pytest.approx(0.5 * weighted / 3)
+    assert hand("ppo", [0.0, 0.0], ref_logprobs=reference, kl_weight=0.5, policy_weight=0.5)[0] == pytest.approx(
+        0.25 * weighted / 3
+    )
+    given = {"ref_logprobs": reference, "kl_weight": 0.5}
+    assert hand("grpo", [0.0, 0.0], **given)[0] == pytest.approx(0.5 * sum(k3) / 3)
+    assert hand("grpo", [0.0, 0.0], **given, unbiased_kl=True)[0] == pytest.approx(0.5 * weighted / 3)
+    assert hand("grpo", [0.0, 0.0], **given, loss="grpo")[0] == pytest.approx(0.5 * ((k3[0] + k3[1]) / 2 + k3[2]) / 2)
+    assert hand("grpo", [0.0, 0.0], **given, loss="dr_grpo")[0] == pytest.approx(0.5 * sum(k3) / (2 * 9))
+    for name in ("ppo", "grpo"):  # a weight without a reference, and a reference without a weight, are nothing
+        assert hand(name, [0.0, 0.0], kl_weight=0.5)[0] == 0.0
+        assert hand(name, [0.0, 0.0], ref_logprobs=reference)[0] == 0.0
+
+
+def test_the_entropy_of_the_policy_is_praised():
+    entropy = torch.tensor([[1.0, 2.0], [3.0, 99.0]], dtype=torch.float64)
+    assert hand("ppo", [0.0, 0.0], entropy=entropy, entropy_weight=0.5)[0] == pytest.approx(-0.5 * 6 / 3)
+    assert hand("ppo", [0.0, 0.0], entropy=entropy)[0] == 0.0
+    assert hand("ppo", [0.0, 0.0], entropy_weight=0.5)[0] == 0.0
+    assert hand("ppo", [0.0, 0.0], entropy=entropy)[1]["entropy"] == 6.0
+    assert "entropy" not in hand("ppo", [0.0, 0.0])[1]
+
+
+def test_what_learners_do_unless_told_otherwise():
+    """Settings that nobody gives are part of every published run: a change of one is a change for the user."""
+    shared = {
+        **{"micro_batch": 32, "learning_rate": 1e-3, "warmup_steps": 0, "decay": "constant", "max_grad_norm": 1.0},
+        **{"checkpoint_every": 10, "evaluate_every": 0, "seed": 0, "steps": 100, "batch_size": 64, "epochs": 1},
+        **{"minibatches": 1, "kl_limit": 5.0, "missing_end_penalty": 0.0, "max_failure_share": 0.5},
+    }
+    own = {
+        "ppo": {
+            **{"siblings": 1, "value_learning_rate": 1e-2, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "value_clip": 0.2},
+            **{"value_weight": 0.5, "detach_values": True, "value_warmup": 0, "entropy_weight": 0.0, "kl_weight": 0.05},
+            **{"kl_in": "reward", "kl_target": None, "kl_horizon": 10_000.0, "kl_stop": None, "scale_rewards": False},
+            **{"whiten_advantages": True, "imitation_weight": 0.0, "imitation_decay": 0.99},
+        },
+        "grpo": {
+            **{"siblings": 8, "clip": 0.2, "clip_high": 0.2, "loss": "dapo", "scale_by_group": True},
+            **{"kl_weight": 0.05, "unbiased_kl": True},
+        },
+        "rloo": {"siblings": 4, "clip": 0.2, "kl_weight": 0.05},
+    }
+    for name, (_, config_class, _) in LEARNERS.items():
+        found = {n: v for n, v in vars(config_class()).items() if n != "sampling"}
+        assert found == shared | own[name], name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"steps": -1}, "steps is a number from 0 on"),
+        ({"learning_rate": math.inf}, "learning_rate is a number from 0 on"),
+        ({"learning_rate": math.nan}, "learning_rate is a number, found nan"),
+        ({"kl_weight": -0.1}, "kl_weight is a number from 0 on"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is above 0"),
+        ({"clip": -1.0}, "clip is above 0"),
+        ({"gamma": 1.01}, "gamma lies between 0 and 1"),
+        ({"lam": -0.01}, "lam lies between 0 and 1"),
+        ({"decay": "fast"}, "decay is 'constant'"),
+        ({"micro_batch": 0}, "micro_batch must be at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+        ({"batch_size": 6, "siblings": 4}, "multiple of siblings x processes = 4"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, says):
+    with pytest.raises(InvalidOption, match=says):
+        ppo.PPOConfig(**wrong)
+
+
+def test_the_edges_of_settings_are_allowed():
+    ppo.PPOConfig(steps=0, learning_rate=0.0, kl_weight=0.0, gamma=0.0, lam=1.0, micro_batch=1, warmup_steps=0)
+    ppo.PPOConfig(batch_size=8, siblings=8, checkpoint_every=1, kl_limit=math.inf, clip=math.inf)
+    assert ppo.PPOConfig().one_pass
+    assert not ppo.PPOConfig(epochs=2).one_pass
+    assert not ppo.PPOConfig(minibatches=2).one_pass
+    for config_class in (grpo.GRPOConfig, rloo.RLOOConfig):
+        config_class(batch_size=8, siblings=2, minibatches=4)
+        with pytest.raises(InvalidOption, match="at least 2, found 1"):
+            config_class(batch_size=8, siblings=1)
+        with pytest.raises(InvalidOption, match="minibatches x processes = 16"):
+            config_class(batch_size=8, siblings=2, minibatches=8)
 
 
 # -- what a line is worth ---------------------------------------------------------------------------------------------
@@ -397,3 +547,78 @@ def test_lines_are_counted_with_their_tokens(monkeypatch):
     assert (total["lines"], last_pass["lines"]) == (16, 8)
     assert len(norms) == 4
     assert total["ratio"] == pytest.approx(2 * tokens, rel=1e-4)
+
+
+# -- rows of pairs ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(*lengths):
+    width = max(lengths)
+    attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+    action = attention.clone()
+    action[:, 0] = 0
+    return TokenRows(torch.arange(len(lengths) * width).reshape(len(lengths), width), attention, action)
+
+
+def test_the_lines_of_an_example_are_never_parted():
+    """Three pairs whose longer lines have 3, 5 and 4 tokens: the longest first, both lines of each together."""
+    rows = rows_of(2, 3, 5, 1, 4, 4)
+    every = torch.tensor([0, 1, 2])
+    lists = lambda parts: [part.tolist() for part in parts]  # noqa: E731
+    assert lists(pairs_together(rows, every, 2, 4)) == [[2, 3, 4, 5], [0, 1]]
+    assert lists(pairs_together(rows, every, 2, 5)) == [[2, 3, 4, 5], [0, 1]]
+    assert lists(pairs_together(rows, every, 2, 1)) == [[2, 3], [4, 5], [0, 1]]
+    assert lists(pairs_together(rows, torch.tensor([0, 2]), 2, 4)) == [[4, 5, 0, 1]]
+    assert lists(pairs_together(rows, torch.tensor([0, 1]), 3, 6)) == [[0, 1, 2, 3, 4, 5]]
+    assert lists(pairs_together(rows_of(2, 2, 2, 3, 3, 3), torch.tensor([0, 1]), 3, 3)) == [[3, 4, 5], [0, 1, 2]]
+
+
+def test_chosen_and_rejected_lines_stand_in_turn():
+    one = student()
+    preferences = [Preference(p, f"Good {i}.", f"Bad {i}.", 0.9, "people") for i, p in enumerate(prompts(2))]
+    rows = encode_pairs(one, preferences)
+    texts = [one.decode(rows.tokens[i][rows.action_mask[i].bool()].tolist()) for i in range(4)]
+    assert texts == ["Good 0.", "Bad 0.", "Good 1.", "Bad 1."]
+    before = [one.decode(rows.tokens[i][(rows.attention[i] > rows.action_mask[i])].tolist()) for i in range(4)]
+    assert before == [prompts(2)[i // 2].text for i in range(4)]
+
+
+def test_examples_of_this_process_are_all_where_it_is_the_only_one():
+    assert my_examples(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_part_takes_its_rows_and_columns_of_any_table():
+    rows = rows_of(2, 4, 3)
+    part = Part(torch.tensor([2, 0]), 3, rows.attention, *[torch.zeros(0)] * 3, {})
+    assert part(rows.tokens).tolist() == [[8, 9, 10], [0, 1, 2]]
+    assert part(torch.tensor([5.0, 6.0, 7.0])).tolist() == [7.0, 5.0]
+    part.record({"a": torch.tensor(2.0)})
+    part.record({"a": torch.tensor(3.0), "b": torch.tensor(1.0)})
+    assert {n: float(v) for n, v in part.sums.items()} == {"a": 5.0, "b": 1.0}
+
+
+def test_a_minibatch_without_rows_counts_nothing_and_divides_by_nothing():
+    one = student()
+    rows = one.rows_from_text(["x"], ["y"])
+    optimizer = torch.optim.SGD(list(one.adapter_parameters(POLICY).values()), lr=1.0)
+    empty = Minibatch(one, optimizer, rows, [])
+    assert float(empty.tokens) == 1.0
+    assert list(empty) == []
+    assert float(empty.examples) == 0.0
+    some = Minibatch(one, optimizer, rows, [torch.tensor([0])], mask=torch.zeros_like(rows.action_mask), examples=3)
+    assert (float(some.tokens), float(some.examples)) == (1.0, 3.0)
+
+
+def test_as_many_prompts_as_the_environments_have_rows():
+    one = student()
+    envs = [vector_env(2), vector_env(1)]
+    uniforms = lambda _, n: torch.full((3, n), 0.5)  # noqa: E731
+    rollout = collect(envs, one, SHORT, prompts(3), uniforms, reference=False)
+    assert [joke.prompt.id for joke in rollout.jokes] == ["p0", "p1", "p2"]
+    assert rollout.group.tolist() == [0, 1, 2]
+    assert not rollout.has_reference
+    assert set(rollout.seconds) == {"generate", "judge_wait", "judge", "reference"}
+    twins = [prompts(2)[0], prompts(2)[1], prompts(2)[0]]
+    assert collect(envs, one, SHORT, twins, uniforms, reference=False).group.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="2 prompts for environments of 3 rows"):
+        collect(envs, one, SHORT, prompts(2), uniforms)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants import lay_out, make_mutants, seen_by
+from mutants import Lines, lay_out, make_mutants, seen_by
 
 TOOL = Path(__file__).with_name("mutants.py")
 SOURCE = '''"""A text with 1 < 2 in it."""
@@ -73,6 +73,41 @@ def test_a_mutant_is_the_file_with_one_place_changed():
         assert new[mutant.line - 1].strip() == mutant.after
 
 
+def test_some_are_drawn_and_the_same_ones_again():
+    every = {m.key for m in make_mutants("x.py", SOURCE)}
+    some = [m.key for m in make_mutants("x.py", SOURCE, 5)]
+    assert len(some) == 5 < len(every)
+    assert set(some) < every
+    assert some == [m.key for m in make_mutants("x.py", SOURCE, 5)]
+    assert some != [m.key for m in make_mutants("x.py", SOURCE, 5, seed=1)]
+
+
+def test_a_mutant_meets_the_quick_tests_that_go_through_its_statement(project):
+    """The body of `if` is met by one test only; a default, which runs at import, by all that enter the function."""
+    lines = Lines(project, project / "runs" / "lines.json")
+    through = lambda seconds, *numbers: {"seconds": seconds, "lines": {"pieces/edge.py": list(numbers)}}  # noqa: E731
+    tests = {
+        "tests/test_much.py::a": through(0.1, 7, 8),
+        "tests/test_edge.py::b": through(0.3, 7, 9),
+        "tests/test_much.py::c": through(0.2, 7, 9),
+        "tests/test_much.py::slow": through(9.0, 7, 8, 9),
+        "tests/test_much.py::elsewhere": {"seconds": 0.1, "lines": {}},
+    }
+    lines.kept = {"tests/test_much.py": {"tests": tests}}
+    chosen = {
+        m.line: lines.tests_for(m, ["tests/test_much.py"], each=5.0, budget=5.0)
+        for m in make_mutants("pieces/edge.py", SOURCE)
+    }
+    a, b, c = "tests/test_much.py::a", "tests/test_edge.py::b", "tests/test_much.py::c"
+    assert chosen[9] == [b, c], "its own test file first, then the quickest"
+    assert chosen[8] == [a]
+    assert chosen[7] == [b, a, c]
+    assert chosen[6] == [b, a, c]
+    assert chosen[3] == [b, a, c]
+    first = make_mutants("pieces/edge.py", SOURCE)[-1]
+    assert lines.tests_for(first, ["tests/test_much.py"], each=5.0, budget=0.4) == [b]
+
+
 def test_the_tests_that_see_a_file(project):
     assert seen_by(project, "pieces/edge.py") == ["tests/test_edge.py", "tests/test_much.py"]
     assert seen_by(project, "pieces/quiet.py") == ["tests/test_user.py"], "nothing imports it but user.py"
@@ -120,6 +155,8 @@ def test_survivors_are_told_kept_and_run_again(project):
     again = run(project, "--again")
     assert f"{sum(o == 'survived' for o in outcomes.values())} mutants" in again
     assert again.splitlines()[-1].split()[-1] == "100%"
+    recorded = json.loads((project / "runs" / "lines.json").read_text())["tests/test_edge.py"]["tests"]
+    assert recorded["tests/test_edge.py::test_inside"]["lines"] == {"pieces/edge.py": [7, 8, 9]}
 
 
 def test_tests_that_fail_as_they_are_end_it(project):

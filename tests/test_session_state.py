@@ -310,6 +310,19 @@ def test_a_session_trains_policy_and_value_head_and_nothing_once_it_is_over():
         assert not any(p.requires_grad for p in one.value_head.parameters())
 
 
+def test_a_session_takes_the_policy_and_keeps_only_what_it_is_given():
+    one = student()
+    one.activate("imitation")
+    stir(one, "policy")
+    rows = one.rows_from_text(["The meeting was slow."], ["It was."])
+    bare = OnPolicySession(CONFIG, vector_env(4), one, None, prompts())
+    assert torch.equal(one.score(rows).logprobs, one.score_in_batches(rows, adapter="policy", merge=False).logprobs)
+    tape = []
+    bare.checkpoints = Store(tape)
+    bare.save()
+    assert tape == ["save 0"]
+
+
 def test_a_session_without_an_end_of_its_own_asks_in_every_step():
     assert Session.asks.fget(None) is True
 
@@ -495,6 +508,8 @@ def test_a_second_ctrl_c_ends_at_once():
 
 def test_limits_by_hand():
     control = RunControl(Limits(samples=10, judgements=20))
+    assert (control.ending, control.by_user, control.steps_before) == ("", False, 0)
+    assert (control.samples, control.judgements, control.seconds) == (0, 0, 0.0)
     control.count(9, 19)
     control.check()
     assert control.ending == ""
