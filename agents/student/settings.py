@@ -31,7 +31,8 @@ _LIMITS: dict[type, tuple[str, Callable[[Any, Any], bool], str]] = {
 
 def check_limits(settings: Any) -> None:
     """Refuse a value that is outside what its field is annotated with. What is not a number is within no limits."""
-    for name, hint in _hints(type(settings)).items():
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
         value = getattr(settings, name)
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             raise InvalidOption(f"{name} is {', '.join(map(repr, typing.get_args(hint)))}; found {value!r}.")

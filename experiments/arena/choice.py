@@ -265,7 +265,8 @@ def information(games: Array, t: Array, prior: float = 1.0) -> tuple[Array, Arra
     each: Array = p * (1 - p)
     own = 1 / (1 + np.exp(-t))
     weight = games * each
-    return each, np.linalg.inv(np.diag(weight.sum(1) + prior * own * (1 - own)) - weight)
+    covariance: Array = np.linalg.inv(np.diag(weight.sum(1) + prior * own * (1 - own)) - weight)
+    return each, covariance
 
 
 def rebuilt(

@@ -158,7 +158,7 @@ def _hacks(spec: Spec) -> list[str]:
 
 
 def _results(stages: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, numbers in stages.items():
         low, high = numbers.get("low"), numbers.get("high")
         interval = "too few lines for one" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
@@ -174,7 +174,7 @@ def _samples(seed: Path, learner: str) -> list[tuple[str, ...]]:
     lines = sorted((line for line in lines if line["score"] is not None), key=lambda line: line["score"])
     if len(lines) > SHOWN:
         lines = [lines[round(i * (len(lines) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
-    rows = [(line["prompt"], line["text"] or "(nothing)", f"{line['score']:.3f}") for line in lines]
+    rows: list[tuple[str, ...]] = [(line["prompt"], line["text"] or "(nothing)", f"{line['score']:.3f}") for line in lines]
     return rows or [("none", "no held-out line was judged", "none")]
 
 

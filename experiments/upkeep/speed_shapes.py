@@ -180,6 +180,9 @@ def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
 
+    def rewards(completions: Any, **_: Any) -> list[float | None]:
+        return [some_reward(c[0]["content"]) for c in completions]
+
     before = _memory(device)
     with tempfile.TemporaryDirectory() as folder:
         micro_batch = min(lines, 32)
@@ -200,11 +203,12 @@ def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm
             logging_steps=1000,
             disable_tqdm=True,
             seed=0,
-            **({"use_vllm": True, "vllm_mode": "colocate"} if vllm else {}),
+            use_vllm=vllm,
+            vllm_mode="colocate",
         )
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=lambda completions, **_: [some_reward(c[0]["content"]) for c in completions],
+            reward_funcs=rewards,
             args=config,
             train_dataset=rows,
             processing_class=tokenizer,
