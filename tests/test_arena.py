@@ -188,7 +188,7 @@ def test_the_adaptive_choice_needs_at_most_sixty_of_a_hundred_answers():
 def test_the_order_of_five_systems_of_known_taste_is_recovered(tmp_path):
     taste = {"a": -1.6, "b": -0.8, "c": 0.0, "d": 0.8, "teacher": 1.6}
     store = session(tmp_path, tuple(taste), 100, raters=6, per_rater=150, repeats=0.1)
-    simulate(store, Taste(taste, ties=0.1), 600)
+    simulate(store, Taste(taste, ties=0.1), 450)
     rated = figures.ratings(figures.votes_of(store, "humor"), store.systems)
     assert [store.systems[one.system] for one in rated] == ["teacher", "d", "c", "b", "a"]
     for one in rated:
@@ -648,13 +648,14 @@ def judging(server, number, count, said):
         said[number] += 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
     write_lines(tmp_path / "lines.jsonl", tuple(TASTE), 60)
     server, said = Server(tmp_path, "--file", "lines.jsonl", "--raters", "4"), [0] * 4
-    threads = [threading.Thread(target=judging, args=(server, n, 30, said)) for n in range(4)]
+    threads = [threading.Thread(target=judging, args=(server, n, 20, said)) for n in range(4)]
     for thread in threads:
         thread.start()
-    while sum(said) < 40:
+    while sum(said) < 24:
         threads[0].join(0.01)
     second = CliRunner().invoke(app, ["arena", "--store", str(tmp_path / "arena.sqlite"), "--port", "0"])
     assert second.exit_code == 2 and "Another server is at work on" in second.output
@@ -683,6 +684,7 @@ def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
     assert not any(token in second.output for token in tokens)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_changes_nothing(tmp_path):
     """The limit on the size of files refuses writes as a full disk does, and can be lifted again."""
     write_lines(tmp_path / "lines.jsonl", tuple(TASTE), 60)
