@@ -45,3 +45,22 @@ def test_words_are_the_same_for_critics_and_for_measures():
     assert text_stats.words is rewards_words.words
     assert text_stats.words("Don’t gla\u200bciers 会议") == ["don't", "glaciers", "会", "议"]
     assert text_stats.distinct_n(["会议会议"], 1) == 0.5
+
+
+def test_frames_are_what_is_left_of_lines_without_their_content():
+    found = text_stats.skeleton("The meeting wasn't so slow that it's over.")
+    assert " ".join(found) == "the _ wasn't so _ that it's over"
+    # Four words in a row, at most two of them blank.
+    assert text_stats.frames("Soup was so cold that penguins left") == {"_ was so _", "was so _ that", "so _ that _"}
+    lines = ["Soup was so cold that penguins left", "Dogs were hot", "A cat was so old that museums called", ""]
+    assert text_stats.commonest_frame(lines) == ("was so _ that", 0.5)
+    # Three frames and four: "a _ was so" is the one that only the second has.
+    assert text_stats.frame_variety(lines) == 4 / 7
+    assert text_stats.commonest_frame(["one two"]) == ("", 0.0) and text_stats.frame_variety([]) == 0
+
+
+def test_the_commonest_line_and_word():
+    lines = ["Hair!", "hair", "a HAIR", "the bald eagle", "an eagle"]
+    assert text_stats.commonest_line(lines) == ("hair", 0.4)
+    assert text_stats.commonest_word(lines) == ("hair", 0.6)
+    assert text_stats.commonest_word(["it is", ""]) == ("", 0.0) and text_stats.commonest_line([]) == ("", 0.0)
