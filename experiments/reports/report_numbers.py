@@ -135,7 +135,7 @@ def _paired(
 def interval(values: Sequence[float], seed: int = 0) -> Estimate:
     """Mean and 95 % interval over prompts: for one seed's scores that of its results.json."""
     low, high = bootstrap_interval(values, seed=seed)
-    return Estimate(_mean(values), *((low, high) if len(values) > 1 else ()))
+    return Estimate(_mean(values), low, high) if len(values) > 1 else Estimate(_mean(values))
 
 
 def _mean(values: Sequence[float]) -> float:
