@@ -67,7 +67,7 @@ def fill_buffer(
     if dry_run:
         lacking = [p for p in asked if len(buffer.lines_for(p.id)) < n]
         sentence = f"{len(lacking)} of {len(asked)} prompts lack some of their {n} lines in {path}"
-        data = {"prompts": len(asked), "lacking": len(lacking), "buffer": str(path)}
+        data: dict[str, Any] = {"prompts": len(asked), "lacking": len(lacking), "buffer": str(path)}
         if not is_model:
             return Outcome(f"{sentence}; the teacher '{teacher}' costs nothing.", data)
         with nothing_written(teachers, name, given, ledger) as settings:

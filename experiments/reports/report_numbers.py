@@ -139,7 +139,7 @@ def interval(values: Sequence[float], lowest: float = 0.0, seed: int = 0) -> Est
     """Mean and 95 % interval over prompts: for one seed's scores that of its results.json; no interval for few of
     them. `lowest` is the least that a value can be: -1 for differences."""
     low, high = bootstrap_interval(values, seed=seed, lowest=lowest)
-    return Estimate(_mean(values), *(() if math.isnan(low) else (low, high)))
+    return Estimate(_mean(values)) if math.isnan(low) else Estimate(_mean(values), low, high)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -43,7 +43,7 @@ _MARK = re.compile(
     r"(<!-- (metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
 )
 
-# The smallest run in which each learner does all it ever does: one step on eight prompts.
+# The smallest run in which each learner does all it ever does: one step on eight prompts. Those not named: _ON_POLICY.
 _ON_POLICY = "steps = 1\nbatch_size = 8\nsiblings = 4\nevaluate_every = 1"
 _PAIRS = "epochs = 1\nbatch_size = 4\nevaluate_every = 1"
 _PEER = "steps = 1\nbatch_size = 8\nmicro_batch = 8\nsiblings = 4\nevaluate_every = 1"
@@ -54,10 +54,6 @@ SMALLEST = {
     "dpo": _PAIRS,
     "brio-dpo": f"[learner.brio]\n{_PAIRS}\npairs_of = 'teacher'\n[learner.dpo]\n{_PAIRS}",
     "ppo": f"{_ON_POLICY}\nimitation_weight = 0.1",
-    "grpo": _ON_POLICY,
-    "rloo": _ON_POLICY,
-    "reinforce++": _ON_POLICY,
-    "expert-iteration": _ON_POLICY,
     "best-of-n": "n = 2",
     "trl-sft": "steps = 1\nbatch_size = 4\nmicro_batch = 4",
     "trl-dpo": "steps = 1\nbatch_size = 4\nmicro_batch = 4\nevaluate_every = 1",
@@ -122,7 +118,7 @@ def logged_by(learner: str, folder: Path) -> set[str]:
         dev_limit = 2
         [learner]
         name = "{learner}"
-        {SMALLEST[learner]}
+        {SMALLEST.get(learner, _ON_POLICY)}
     """
     place = folder / "run"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
