@@ -325,3 +325,22 @@ def test_a_float16_base_writes_but_is_not_trained():
     one.train_only(())
     with pytest.raises(StudentError, match=r"float16.*bfloat16"):
         one.train_only(list(one.adapter_parameters(POLICY).values()))
+
+
+def test_a_template_that_refuses_a_system_turn_gets_the_instruction_in_the_user_turn():
+    """Gemma 2 and Mistral 7B v0.1 as a student with an instruction: a raw jinja2.TemplateError."""
+    words = tokenizer()
+    words.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    one = Student(llama(), words, instruction="Make it funny.")
+    assert words.decode(one.encode_prompt("It was slow.")) == "<user>Make it funny.\n\nIt was slow."
+    words.chat_template = "{% for m in messages if m['role'] == 'user' %}<user>{{ m['content'] }}{% endfor %}"
+    assert words.decode(one.encode_prompt("It was slow.")) == "<user>Make it funny.\n\nIt was slow."
+    words.chat_template = "{{ raise_exception('nothing at all') }}"
+    with pytest.raises(StudentError, match=r"chat template.*nothing at all"):
+        one.encode_prompt("It was slow.")
+    words.chat_template = "{{ messages[0]['role'] }}"
+    with pytest.raises(StudentError, match="does not show"):
+        one.encode_prompt("It was slow.")
