@@ -102,6 +102,7 @@ def _foretold(
     data: dict[str, Any] = {"prompts": asked, "lacking": len(lacking), "buffer": str(path)}
     sentence = f"{len(lacking)} of {asked} prompts lack some of their {n} lines in {path}"
     if not is_model:
+        teachers.resolve(teacher)  # a name that nobody has is told now, not by the real thing
         return Told(f"{sentence}; the teacher '{teacher}' costs nothing.", data)
     place = ledger or _ledger_beside(path)
     given = dict(options or {})
