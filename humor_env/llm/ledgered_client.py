@@ -106,8 +106,8 @@ class LedgeredClient:
         self.on_progress = on_progress
         if options is not None and not isinstance(options, Mapping):
             raise InvalidOption(
-                f'A client\'s options are a table, such as {{dtype = "float32"}}; found {options!r}. (On a command line '
-                "it is written as in TOML, with = and not a colon.)"
+                f'A client\'s options are a table, such as {{dtype = "float32"}}; found {options!r}. (On a command '
+                "line it is written as in TOML, with = and not a colon.)"
             )
         given = dict(options or {})
         self.ask_again = _error_kinds(given.pop("ask_again", ()))
