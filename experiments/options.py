@@ -64,7 +64,7 @@ def read_override(pair: str, option: str) -> tuple[str, Any]:
         raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
     try:
         value = tomllib.loads(f"value = {written}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), written.strip()
     # More than one key: the text had a line break in it, and was not one TOML value.
     return key.strip(), value["value"] if len(value) == 1 else written.strip()

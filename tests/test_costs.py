@@ -132,7 +132,7 @@ def test_a_dry_run_says_roughly_how_long_where_the_student_is_here(monkeypatch):
     said = costs.forecast(load_spec("pocket-quickstart", ["learner.steps=2"]))
     few = re.search(r"roughly ([\d.]+) (seconds|minutes)", said)
     assert few, said
-    assert "on this machine" in said
+    assert "On this machine" in said
     clock = iter(range(0, 1000, 8))
     monkeypatch.setattr(costs, "perf_counter", lambda: next(clock))  # 8 s for 8 lines
     made = load_spec("pocket-quickstart", ["learner.steps=10"])
@@ -152,3 +152,9 @@ def test_a_dry_run_says_roughly_how_long_where_the_student_is_here(monkeypatch):
 )
 def test_rough_times_in_words(seconds, said):
     assert costs.in_words(seconds) == said
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])
+def test_toml_that_python_cannot_read_is_a_sentence(value):
+    with pytest.raises(HumorEnvError, match="is not TOML"):
+        parse_spec(f"x = {value}")

@@ -127,6 +127,13 @@ def test_an_odd_score_of_the_source_is_no_score(tmp_path: Path, score: str) -> N
         read_jokes(path)
 
 
+def test_a_dry_run_says_which_jokes_have_no_line_of_the_teacher(tmp_path: Path, capsys: Any) -> None:
+    """It said that this costs nothing, and then all 50 of 50 failed."""
+    source = write(tmp_path / "jokes.jsonl", [{"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}])
+    assert main([str(source), "--critic", "win-tie", "--option", "teacher=everyday", "--dry-run"]) == 0
+    assert "1 of them will fail: the teacher has no line" in capsys.readouterr().out
+
+
 def ten(path: Path) -> Path:
     return write(path, [{"prompt": f"Meeting {n % 3}.", "text": "x" * (n + 1), "mine": n} for n in range(10)])
 

@@ -456,3 +456,11 @@ def test_a_ledger_on_a_read_only_disk_replays(tmp_path: Path, journal: bool) -> 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("kept 1\n")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_options_and_budgets_that_are_no_tables_are_a_sentence() -> None:
+    """`--option budget=5` and JSON in place of TOML for `--option options=…` were tracebacks."""
+    with pytest.raises(InvalidOption, match="budget is a table"):
+        LedgeredClient("p", "openai:m@http://127.0.0.1:9/v1", budget=5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="options are a table"):
+        LedgeredClient("p", "openai:m@http://127.0.0.1:9/v1", options='{"dtype":"float32"}')  # type: ignore[arg-type]

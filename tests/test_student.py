@@ -332,3 +332,20 @@ def test_a_gpu_that_is_not_there_ends_in_a_sentence():
     """It ended in torch's assertion that it was not compiled with CUDA, or in a driver's error."""
     with pytest.raises(StudentError, match=r"device is 'cuda', and torch finds no GPU.*device = \"cpu\""):
         student(device="cuda")
+def test_a_template_that_refuses_a_system_turn_gets_the_instruction_in_the_user_turn():
+    """Gemma 2 and Mistral 7B v0.1 as a student with an instruction: a raw jinja2.TemplateError."""
+    words = tokenizer()
+    words.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    one = Student(llama(), words, instruction="Make it funny.")
+    assert words.decode(one.encode_prompt("It was slow.")) == "<user>Make it funny.\n\nIt was slow."
+    words.chat_template = "{% for m in messages if m['role'] == 'user' %}<user>{{ m['content'] }}{% endfor %}"
+    assert words.decode(one.encode_prompt("It was slow.")) == "<user>Make it funny.\n\nIt was slow."
+    words.chat_template = "{{ raise_exception('nothing at all') }}"
+    with pytest.raises(StudentError, match=r"chat template.*nothing at all"):
+        one.encode_prompt("It was slow.")
+    words.chat_template = "{{ messages[0]['role'] }}"
+    with pytest.raises(StudentError, match="does not show"):
+        one.encode_prompt("It was slow.")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -284,11 +285,7 @@ class Student:
         if self.is_seq2seq:
             ids = tokenizer(f"{self.instruction}{observation}")["input_ids"]
         elif tokenizer.chat_template:
-            messages = [{"role": "user", "content": observation}]
-            if self.instruction:
-                messages.insert(0, {"role": "system", "content": self.instruction})
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(self._in_chat_form(observation), add_special_tokens=False)["input_ids"]
         else:
             ids = tokenizer(f"{self.instruction}{observation}\n")["input_ids"]
         room = self.context if self.is_seq2seq else self.context - 1
@@ -297,6 +294,36 @@ class Student:
                 f"The prompt has {len(ids)} tokens, the student's context holds {self.context}: {observation[:80]!r}…"
             )
         return [int(i) for i in ids]
+
+    def _in_chat_form(self, observation: str) -> str:
+        """A conversation as the chat template writes it. Some templates refuse a system turn (Gemma 2, Mistral 7B):
+        these get the instruction at the head of the user's."""
+        system, user = {"role": "system", "content": self.instruction}, {"role": "user", "content": observation}
+        if not self.instruction:
+            return self._templated([user], observation)
+        try:
+            text = self._templated([system, user], observation)
+        except StudentError:
+            text = ""
+        if self.instruction.strip() in text:  # others leave it out without a word
+            return text
+        whole = f"{self.instruction}\n\n{observation}"
+        return self._templated([{"role": "user", "content": whole}], observation)
+
+    def _templated(self, messages: list[dict[str, str]], observation: str) -> str:
+        try:
+            text = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except TemplateError as problem:
+            raise StudentError(
+                f"The student's chat template refuses a prompt ({problem}). Give another tokenizer.chat_template, or "
+                "None for plain text."
+            ) from None
+        if observation.strip() not in text:
+            raise StudentError(
+                f"The student's chat template does not show the prompt as it is: {observation[:60]!r} became "
+                f"{text[:80]!r}. Give another tokenizer.chat_template, or None for plain text."
+            )
+        return text
 
     def encode_response(self, text: str) -> list[int]:
         """A line as the student would write it, its end token included."""

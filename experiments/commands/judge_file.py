@@ -417,5 +417,10 @@ def _estimate(name: str, options: Mapping[str, Any], lines: Sequence[Line], ledg
     with nothing_written(critics, name, options, ledger) as settings:
         estimate = getattr(critics.make(name, **settings), "estimate", None)
         if estimate is None:
-            return f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
+            said = f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
+            lines_for = getattr(getattr(critic, "teacher", None), "lines_for", None)
+            unknown = sum(not lines_for(line.joke.prompt.id) for line in lines) if callable(lines_for) else 0
+            return (
+                f"{said} {unknown} of them will fail: the teacher has no line for their prompts." if unknown else said
+            )
         return str(estimate([line.joke for line in lines]))

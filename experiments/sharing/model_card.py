@@ -174,7 +174,9 @@ def _samples(seed: Path, learner: str) -> list[tuple[str, ...]]:
     lines = sorted((line for line in lines if line["score"] is not None), key=lambda line: line["score"])
     if len(lines) > SHOWN:
         lines = [lines[round(i * (len(lines) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
-    rows: list[tuple[str, ...]] = [(line["prompt"], line["text"] or "(nothing)", f"{line['score']:.3f}") for line in lines]
+    rows: list[tuple[str, ...]] = [
+        (line["prompt"], line["text"] or "(nothing)", f"{line['score']:.3f}") for line in lines
+    ]
     return rows or [("none", "no held-out line was judged", "none")]
 
 

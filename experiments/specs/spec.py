@@ -265,7 +265,7 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
     """A spec from TOML text. Every mistake in it is told at once, a sentence each."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+    except (ValueError, RecursionError) as problem:  # the second: tables or lists nested without end
         raise InvalidOption(f"'{file}' is not TOML: {problem}.") from None
     source = Source(file, key_lines(text))
     for each in overrides:

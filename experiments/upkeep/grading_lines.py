@@ -80,7 +80,17 @@ STUDENTS = (
 )
 PARAPHRASE = Writer("paraphrase", 0, 0.7, PLAIN)
 # Whose turn it is beside the students', in order; the teacher's lines are most of what is funny at all.
-OTHERS: tuple[str, ...] = ("teacher", "paraphrase", "teacher", "other sentence", "hack", "teacher", "cut off", "hack", "teacher")
+OTHERS: tuple[str, ...] = (
+    "teacher",
+    "paraphrase",
+    "teacher",
+    "other sentence",
+    "hack",
+    "teacher",
+    "cut off",
+    "hack",
+    "teacher",
+)
 OTHERS += ("repeated",)
 
 

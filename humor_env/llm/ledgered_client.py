@@ -105,6 +105,11 @@ class LedgeredClient:
         self.purpose = purpose
         self.over_budget = over_budget
         self.on_progress = on_progress
+        if options is not None and not isinstance(options, Mapping):
+            raise InvalidOption(
+                f'A client\'s options are a table, such as {{dtype = "float32"}}; found {options!r}. (On a command '
+                "line it is written as in TOML, with = and not a colon.)"
+            )
         given = dict(options or {})
         self.ask_again = _error_kinds(given.pop("ask_again", ()))
         self._made_ledger, self._made_client = not isinstance(ledger, Ledger), isinstance(client, str)
@@ -133,6 +138,10 @@ class LedgeredClient:
         if isinstance(budget, Budget):
             return budget
         known = ("max_calls", "max_tokens", "max_cost", "scope")
+        if budget is not None and not isinstance(budget, Mapping):
+            raise InvalidOption(
+                f"A budget is a table of {', '.join(known)}, such as {{max_calls = 5}}; found {budget!r}."
+            )
         for name in budget or {}:
             if name not in known:
                 raise InvalidOption(f"A budget has no '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
