@@ -25,7 +25,7 @@ FLOORS = {
     "humor_env.agents": [{"student"}, {"session"}, {"feedback"}, {"update"}, {"", "trl"}],
     "humor_env.rewards": [{"shared", "rated"}, {"", "audits"}, {"trained", "cards"}],
     "humor_env.experiments": [
-        *({"", "drawing"}, {"specs"}, {"runs"}, {"compare"}, {"reports", "reproduction"}),
+        *({"", "drawing"}, {"specs"}, {"runs"}, {"compare"}, {"reports", "reproduction", "sharing"}),
         *({"pocket", "arena"}, {"upkeep", "commands"}),
     ],
 }

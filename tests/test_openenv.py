@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from humor_env.experiments.sharing.openenv import Bench, HumorEnvironment, JokeA
 from humor_env.rewards.pocket import PocketCritic
 from humor_env.teacher import pocket_lines
 
+ROOT = Path(__file__).resolve().parent.parent
 EPISODES = int(os.environ.get("OPENENV_EPISODES", "1500"))
 
 
@@ -164,6 +166,48 @@ def test_without_the_extra_it_is_told():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     code, said = json.loads(done.stdout)
     assert code == 2 and "pip install 'humor-env[openenv]'" in said
+
+
+def test_the_validator_passes_what_it_grades(prompts, critic):
+    """The manifest of integrations/openenv, and a running server."""
+    from openenv.cli._validation import validate_running_environment
+    from openenv.validation.runner import run_validation
+    from openenv.validation.types import Level
+
+    report = run_validation(ROOT / "integrations" / "openenv", max_level=Level.STATIC, skip_build=True)
+    assert [found.status.value.lower() for found in report.results] == ["pass"], report
+    with Served(task(critic, prompts)) as served:
+        found = validate_running_environment(served.url, timeout_s=30)
+    assert found["passed"], found
+
+
+def test_the_manifest_says_what_is_there():
+    import yaml
+
+    folder = ROOT / "integrations" / "openenv"
+    told = yaml.safe_load((folder / "openenv.yaml").read_text())["validation"]["capabilities"]
+    world = task("pocket").prompts
+    assert told["declared_task_count"] == {s: len(world.split(s)) for s in ("train", "dev", "test", "ood")}
+    assert (folder / told["canaries"]).read_bytes() == (ROOT / "rewards" / "hostile_jokes.jsonl").read_bytes()
+    prompt = world.split("test")[0]
+    python = Path(sys.executable).parent
+    done = subprocess.run(
+        [folder / told["oracle"]["location"], prompt.id],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PATH": f"{python}:{os.environ['PATH']}"},
+        check=True,
+    )
+    assert done.stdout.strip() == pocket_lines(1).lines_for(prompt.id)[0]
+
+
+def test_the_web_page_is_there_when_it_is_asked_for(critic, prompts, monkeypatch):
+    import urllib.request
+
+    monkeypatch.setenv("ENABLE_WEB_INTERFACE", "true")
+    with Served(task(critic, prompts)) as served, urllib.request.urlopen(f"{served.url}/web/", timeout=60) as page:
+        assert page.status == 200 and b"gradio" in page.read().lower()
 
 
 @pytest.mark.slow

@@ -332,6 +332,8 @@ def test_a_gpu_that_is_not_there_ends_in_a_sentence():
     """It ended in torch's assertion that it was not compiled with CUDA, or in a driver's error."""
     with pytest.raises(StudentError, match=r"device is 'cuda', and torch finds no GPU.*device = \"cpu\""):
         student(device="cuda")
+
+
 def test_a_template_that_refuses_a_system_turn_gets_the_instruction_in_the_user_turn():
     """Gemma 2 and Mistral 7B v0.1 as a student with an instruction: a raw jinja2.TemplateError."""
     words = tokenizer()

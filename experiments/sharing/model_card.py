@@ -1,6 +1,6 @@
 """The pages that go to the Hub with a student or a file of lines, made from what the run left behind.
 
-    text = model_card(run, seed, repo="owner/name", base="owner/base", files=("policy/adapter_config.json", ...))
+    text = model_card(run, seed, repo="owner/name", base="owner/base", merged=False)
 
 Nothing is filled in by guess: what a run does not know is said to be unknown, in words, so that no field is empty.
 """
