@@ -87,7 +87,8 @@ def common_prefix_of(prompts: Sequence[Sequence[int]]) -> int:
 def read_prefix(backbone: nn.Module, cache: DynamicCache, tokens: Tensor, rows: int) -> None:
     """Put keys and values of `[P]` tokens into the cache, as the past of so many rows."""
     backbone(input_ids=tokens[None], past_key_values=cache, use_cache=True)
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         # Expanded, not copied: the way back is a sum over rows.
         layer.keys = layer.keys.expand(rows, *layer.keys.shape[1:])
         layer.values = layer.values.expand(rows, *layer.values.shape[1:])
