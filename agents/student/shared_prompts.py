@@ -78,7 +78,8 @@ def common_prefix_of(prompts: Sequence[Sequence[int]]) -> int:
     """The same of different prompts as lists."""
     if len(prompts) < LEAST_PREFIX_ROWS:
         return 0
-    first, last = min(prompts), max(prompts)  # what these two begin with, all that lie between begin with
+    ordered = sorted(tuple(prompt) for prompt in prompts)
+    first, last = ordered[0], ordered[-1]  # what these two begin with, all that lie between begin with
     longest = min(map(len, prompts)) - 1
     shared = next((i for i in range(longest) if first[i] != last[i]), longest)
     return shared if shared >= LEAST_PREFIX else 0
