@@ -78,7 +78,8 @@ def common_prefix_of(prompts: Sequence[Sequence[int]]) -> int:
     """The same of different prompts as lists."""
     if len(prompts) < LEAST_PREFIX_ROWS:
         return 0
-    first, last = min(prompts), max(prompts)  # what these two begin with, all that lie between begin with
+    ordered = sorted(tuple(prompt) for prompt in prompts)
+    first, last = ordered[0], ordered[-1]  # what these two begin with, all that lie between begin with
     longest = min(map(len, prompts)) - 1
     shared = next((i for i in range(longest) if first[i] != last[i]), longest)
     return shared if shared >= LEAST_PREFIX else 0
@@ -87,7 +88,8 @@ def common_prefix_of(prompts: Sequence[Sequence[int]]) -> int:
 def read_prefix(backbone: nn.Module, cache: DynamicCache, tokens: Tensor, rows: int) -> None:
     """Put keys and values of `[P]` tokens into the cache, as the past of so many rows."""
     backbone(input_ids=tokens[None], past_key_values=cache, use_cache=True)
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         # Expanded, not copied: the way back is a sum over rows.
         layer.keys = layer.keys.expand(rows, *layer.keys.shape[1:])
         layer.values = layer.values.expand(rows, *layer.values.shape[1:])

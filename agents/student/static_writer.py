@@ -107,7 +107,7 @@ class StaticWriter:
         return table.read(len(prompts), limit)
 
     def _table(self, rows: int, decoding: Decoding, sampling: Sampling, values: bool) -> _Table:
-        past, source = _past(self.student, decoding)
+        past, source = _past(decoding)
         shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
         key = (*shape, sampling, values)
         if key not in self._tables:
@@ -127,8 +127,8 @@ class _MergedWeights:
 
     @contextlib.contextmanager
     def of(self, adapter: str | None) -> Iterator[None]:
-        layers = self.student.lora_layers
-        weights: list[nn.Parameter] = [layer.get_base_layer().weight for layer in layers]  # type: ignore[misc]
+        layers: list[Any] = self.student.lora_layers
+        weights: list[nn.Parameter] = [layer.get_base_layer().weight for layer in layers]
         originals = [weight.data for weight in weights]
         if not self._buffers:
             self._buffers = [torch.empty_like(original) for original in originals]
@@ -138,7 +138,7 @@ class _MergedWeights:
                 if adapter is None:
                     buffer.copy_(original)
                 else:
-                    delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[operator]
+                    delta: Tensor = layer.get_delta_weight(adapter)
                     buffer.copy_(original.float() + delta.float())
                 weight.data = buffer
             self.student.activate(None)
@@ -170,7 +170,8 @@ class _Table:
         device, new = student.device, sampling.max_new_tokens
         own, cross = _halves(like.cache)
         self.cache = StaticCache(config=student.base.config.get_text_config(decoder=True), max_cache_len=columns)
-        for mine, theirs in zip(self.cache.layers, own.layers, strict=True):
+        self.layers: list[Any] = list(self.cache.layers)
+        for mine, theirs in zip(self.layers, own, strict=True):
             shape = (rows, theirs.keys.shape[1], 0)
             mine.lazy_initialization(
                 theirs.keys.new_empty(*shape, theirs.keys.shape[-1]),
@@ -180,30 +181,34 @@ class _Table:
         self.encoded: Tensor | None = None
         if cross is not None:
             assert like.encoded is not None
-            self.cross = DynamicCache(config=student.base.config.get_text_config(decoder=True))
-            for index, layer in enumerate(cross.layers):
+            cross_cache = DynamicCache(config=student.base.config.get_text_config(decoder=True))
+            for index, layer in enumerate(cross):
                 shape = (rows, layer.keys.shape[1], source)
-                self.cross.update(
+                cross_cache.update(
                     layer.keys.new_zeros(*shape, layer.keys.shape[-1]),
                     layer.values.new_zeros(*shape, layer.values.shape[-1]),
                     index,
                 )
-            self.past = EncoderDecoderCache(self.cache, self.cross)
+            self.past = EncoderDecoderCache(self.cache, cross_cache)
+            self.cross_layers: list[Any] = list(cross_cache.layers)
             self.encoded = like.encoded.new_zeros(rows, source, like.encoded.shape[-1])  # only its shape is read
-        long, single = {"dtype": torch.long, "device": device}, {"dtype": torch.float32, "device": device}
-        self.source_mask = torch.zeros(rows, source, **long)  # type: ignore[call-overload]
-        self.mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
-        self.start = torch.zeros(1, **long)  # type: ignore[call-overload]  # the column of the first new token
-        self.count = torch.zeros(1, **long)  # type: ignore[call-overload]  # how many tokens each row has been given
-        self.token = torch.zeros(rows, 1, **long)  # type: ignore[call-overload]
-        self.position = torch.zeros(rows, 1, **long)  # type: ignore[call-overload]
-        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.source_mask = zeros(rows, source)
+        self.mask = zeros(rows, 1, 1, columns, dtype=torch.bool)
+        self.start = zeros(1)  # the column of the first new token
+        self.count = zeros(1)  # how many tokens each row has been given
+        self.token = zeros(rows, 1)
+        self.position = zeros(rows, 1)
+        self.ended = zeros(rows, dtype=torch.bool)
         self.stopped = torch.zeros_like(self.ended)
-        self.length = torch.zeros(rows, **long)  # type: ignore[call-overload]
-        self.uniforms = torch.zeros(rows, new, **single)  # type: ignore[call-overload]
-        self.written = torch.zeros(rows, new, **long)  # type: ignore[call-overload]
-        self.logprobs = torch.zeros(rows, new, **single)  # type: ignore[call-overload]
-        self.values = torch.zeros(rows, new, **single) if values else None  # type: ignore[call-overload]
+        self.length = zeros(rows)
+        self.uniforms = zeros(rows, new, dtype=torch.float32)
+        self.written = zeros(rows, new)
+        self.logprobs = zeros(rows, new, dtype=torch.float32)
+        self.values = zeros(rows, new, dtype=torch.float32) if values else None
         self.ends = torch.tensor(student.end_tokens, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -212,8 +217,8 @@ class _Table:
         count = len(group)
         self.group = torch.tensor([*group, *[group[0]] * (self.rows - count)], device=self.student.device)
         own, cross = _halves(decoding.cache)
-        past, source = _past(self.student, decoding)
-        for mine, theirs in zip(self.cache.layers, own.layers, strict=True):
+        past, source = _past(decoding)
+        for mine, theirs in zip(self.layers, own, strict=True):
             mine.keys[:, :, :past].copy_(theirs.keys[self.group])
             mine.values[:, :, :past].copy_(theirs.values[self.group])
             mine.cumulative_length.fill_(past)
@@ -223,7 +228,7 @@ class _Table:
             self.mask[:, 0, 0, :past] = attention.bool()
             self.position.copy_(attention.sum(-1, keepdim=True))
         else:
-            for mine, theirs in zip(self.cross.layers, cross.layers, strict=True):
+            for mine, theirs in zip(self.cross_layers, cross, strict=True):
                 mine.keys[:, :, :source].copy_(theirs.keys[self.group])
                 mine.values[:, :, :source].copy_(theirs.values[self.group])
             self.source_mask.zero_()
@@ -302,7 +307,7 @@ class _Table:
         changed = [
             *(self.mask, self.count, self.token, self.position, self.ended, self.stopped, self.length),
             *(self.written, self.logprobs, *([] if self.values is None else [self.values])),
-            *(layer.cumulative_length for layer in self.cache.layers),
+            *(layer.cumulative_length for layer in self.layers),
         ]
         kept = [tensor.clone() for tensor in changed]
 
@@ -324,17 +329,17 @@ class _Table:
         self.graph = graph
 
 
-def _halves(cache: DynamicCache | EncoderDecoderCache) -> tuple[DynamicCache, DynamicCache | None]:
-    """A decoder's own keys and values, and those of the encoder's states where there is one."""
+def _halves(cache: DynamicCache | EncoderDecoderCache) -> tuple[list[Any], list[Any] | None]:
+    """The layers of a decoder's own keys and values, and those of the encoder's states where there is one."""
     if isinstance(cache, EncoderDecoderCache):
-        return cache.self_attention_cache, cache.cross_attention_cache
-    return cache, None
+        return list(cache.self_attention_cache.layers), list(cache.cross_attention_cache.layers)
+    return list(cache.layers), None
 
 
-def _past(student: Student, decoding: Decoding) -> tuple[int, int]:
+def _past(decoding: Decoding) -> tuple[int, int]:
     """How many columns stand before the first new token, and how many the encoder read."""
     own, cross = _halves(decoding.cache)
-    return int(own.layers[0].keys.shape[2]), 0 if cross is None else int(cross.layers[0].keys.shape[2])
+    return int(own[0].keys.shape[2]), 0 if cross is None else int(cross[0].keys.shape[2])
 
 
 def unsuitable(student: Student) -> str:
@@ -359,7 +364,7 @@ def _why_not(student: Student) -> str:
         try:
             decoding = Decoding(student, prompts)
             hidden, logits = decoding.advance(decoding.first_input)
-            past, source = _past(student, decoding)
+            past, source = _past(decoding)
             shape = (4, rounded_columns(past + 4), rounded_columns(source))
             table = _Table(student, *shape, sampling, values=False, like=decoding)
             table.begin(decoding, [0, 1, 2], uniforms)
