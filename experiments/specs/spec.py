@@ -91,8 +91,8 @@ class BackendSpec(Table):
 
 
 class StudentSpec(Table):
-    """`model` is a name such as "pocket:causal" or "smollm2", a Hugging Face name, a folder (one saved by a run too), or
-    a GGUF file."""
+    """`model` is a name such as "pocket:causal" or "smollm2", a Hugging Face name, a folder (one saved by a run too),
+    or a GGUF file."""
 
     model: str = "pocket:causal"
     instruction: str | None = None
