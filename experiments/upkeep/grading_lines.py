@@ -204,6 +204,8 @@ class Workshop:
             )
             self.address("")
             result = sft.train(config, student, shown)
+            if result.stopped:  # a signal ends training in good order; half a pass is not to be kept as a whole one
+                raise KeyboardInterrupt
             save_file({n: t.contiguous() for n, t in student.state().items()}, file)
             say(f"{name}: {len(shown)} lines, loss {result.train_loss:.3f}, {time.monotonic() - started:.0f} s")
         student.load_state(load_file(file))
