@@ -19,6 +19,7 @@ can judge what the other has taught; those of test are graded for evaluation onl
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -37,11 +38,15 @@ from humor_env.agents.student.student import Lora
 from humor_env.agents.student.writer import InProcess
 from humor_env.rewards.audits.probes import PROBES, Case
 from humor_env.streams import generator, stream_seed
-from humor_env.teacher import everyday_lines
+from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Demonstration, Prompt
 
 FUNNY = "Rewrite the sentence as one short funny line."
-PLAIN = "Say the sentence in other plain words."
+# In the words of the texts that SmolLM2 was tuned on; asked in others it explains grammar.
+PLAIN = (
+    "You're an AI assistant for text re-writing. Rewrite the input text to make it more concise while preserving its "
+    "core meaning."
+)
 PER_SPLIT = {"train": 900, "dev": 100, "test": 100}
 CRITICS = ("everyday", "everyday-judge")
 TEMPERATURES = (0.7, 1.0, 1.3)
@@ -94,10 +99,16 @@ OTHERS: tuple[str, ...] = (
 OTHERS += ("repeated",)
 
 
+@functools.cache
+def _everyday() -> TeacherBuffer:
+    """Read once: each block and each program wants it."""
+    return everyday_lines()
+
+
 def choose(seed: int, per_split: dict[str, int]) -> list[tuple[Prompt, str]]:
     """The sentences, each with what its lines are for: one of the critics, or "evaluation"."""
     chosen: list[tuple[Prompt, str]] = []
-    prompts = everyday_lines().prompts()
+    prompts = _everyday().prompts()
     for split, count in per_split.items():
         found = [p for p in prompts if p.split == split]
         order = generator(seed, "grading-sentences", split).permutation(len(found))[:count]
@@ -123,7 +134,7 @@ def turns(sentences: Sequence[tuple[Prompt, str]], seed: int, first: int) -> dic
 
 def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[Prompt, str, str]]:
     """Prompt, line, and which trick it is."""
-    buffer = everyday_lines()
+    buffer = _everyday()
     lines = {p.id: buffer.lines_for(p.id) for p in buffer.prompts()}
     by_split: dict[str, list[Prompt]] = {}
     for p in buffer.prompts():
@@ -203,13 +214,15 @@ class Workshop:
             )
             self.address("")
             result = sft.train(config, student, shown)
+            if result.stopped:  # a signal ends training in good order; half a pass is not to be kept as a whole one
+                raise KeyboardInterrupt
             save_file({n: t.contiguous() for n, t in student.state().items()}, file)
             say(f"{name}: {len(shown)} lines, loss {result.train_loss:.3f}, {time.monotonic() - started:.0f} s")
         student.load_state(load_file(file))
 
     def _demonstrations(self, spoilt: bool) -> list[Demonstration]:
         """One line for each of the first sentences of train, in a shuffled order; tricks if it is to be spoilt."""
-        buffer = everyday_lines()
+        buffer = _everyday()
         prompts = [p for p in buffer.prompts() if p.split == "train"]
         order = generator(self.seed, "grading-imitation").permutation(len(prompts))
         tricks = [probe for probe in PROBES if probe.name in SPOILS]
