@@ -152,7 +152,7 @@ def test_rloo_takes_the_kl_of_the_line_off_its_reward(monkeypatch):
 def test_the_kl_alone_pulls_the_policy_back(name, changes, monkeypatch):
     """With all lines scored alike nothing but the KL is left to learn from: the distance to the imitation shrinks.
 
-    RLOO, which knows the KL as a part of rewards only, shrinks it too noisily for a few steps: its advantages are above.
+    RLOO, which knows the KL as a part of rewards only, shrinks it too noisily in few steps: see its advantages above.
     """
     settings = {"learning_rate": 1e-2, "kl_weight": 1.0, "steps": 6, "batch_size": 16} | changes
     log = run(name, monkeypatch, alike, one=far_student(), **settings).log
