@@ -71,7 +71,11 @@ def run(name, monkeypatch, critic=None, *, one=None, attempts=1, more=None, **ch
         patch.setattr(module, loss_name, caught)
         patch.setattr(OnPolicyStep, "collect", collected)
         env = vector_env(config.batch_size, critic, attempts=attempts)
-        module.train(config, env, one, log, prompts=prompts(), **(more or {}))
+        result = module.train(config, env, one, log, prompts=prompts(), **(more or {}))
+    assert result.steps == len(log.rows) == config.steps
+    assert all(row["update/ratio"] > 0 and row["update/grad_norm"] >= 0 for row in log.rows), "what it did is logged"
+    # Gradients go through the policy that learns, and not through the one that wrote.
+    assert all(one.logprobs.requires_grad and not one.old_logprobs.requires_grad for one in given)
     return SimpleNamespace(rollouts=rollouts, given=given, log=log.rows, student=one, config=config)
 
 
