@@ -621,6 +621,7 @@ def test_a_monitor_is_asked_when_it_is_due_counts_through_phases_and_may_end_a_r
     assert tape == [("state", {"seen": 3})]
     control.set_state({"samples": 0, "judgements": 0, "monitor": None}, 0.0)
     assert len(tape) == 1
+    RunControl().set_state({"samples": 0, "judgements": 0, "monitor": {"seen": 3}}, 0.0)  # it is watched no longer
     control.monitor.ending = "it drifted"
     control.check()
     assert control.ending == "it drifted"
