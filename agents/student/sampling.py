@@ -124,8 +124,8 @@ class Decoding:
         if student.is_seq2seq:
             encoder = self.base.get_encoder()
             self.encoded = encoder(input_ids=self.first_input, attention_mask=self.attention).last_hidden_state
-            prefix = torch.tensor(student.decoder_prefix, device=device)
-            self.first_input = prefix.expand(len(prompts), -1)
+            begun = torch.tensor(student.decoder_prefix, device=device)
+            self.first_input = begun.expand(len(prompts), -1)
             decoder_config = self.base.config.get_text_config(decoder=True)
             self.cache = EncoderDecoderCache(DynamicCache(config=decoder_config), DynamicCache(config=decoder_config))
             self.position = None

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from humor_env.agents.student.sampling import Generation, Sampling
     from humor_env.agents.student.static_writer import StaticWriter
 
-IMITATION, POLICY = "imitation", "policy"
+IMITATION: str = "imitation"
+POLICY: str = "policy"
 
 
 class ValueHead(nn.Module):
@@ -100,7 +101,7 @@ class Student:
         use_fused_lora(self.model)
         self.model.eval()  # no dropout anywhere: old, new and reference passes must agree
         self.value_head = ValueHead(self._hidden_width()).to(self.device)
-        self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self._layers: list[LoraLayer] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         self._active = ""
         self.static_writing: str | None = None  # why captured steps cannot write its lines, "" where they can
         self.static_writer: StaticWriter | None = None

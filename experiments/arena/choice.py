@@ -265,7 +265,9 @@ def information(games: Array, t: Array, prior: float = 1.0) -> tuple[Array, Arra
     each: Array = p * (1 - p)
     own = 1 / (1 + np.exp(-t))
     weight = games * each
-    covariance: Array = np.linalg.inv(np.diag(weight.sum(1) + prior * own * (1 - own)) - weight)
+    covariance: Array = np.asarray(
+        np.linalg.inv(np.diag(weight.sum(1) + prior * own * (1 - own)) - weight), dtype=np.float64
+    )
     return each, covariance
 
 

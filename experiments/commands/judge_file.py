@@ -415,7 +415,8 @@ def kind_of_critic(name: str) -> None:
 
 def _estimate(name: str, options: Mapping[str, Any], lines: Sequence[Line], ledger: Path) -> str:
     with nothing_written(critics, name, options, ledger) as settings:
-        estimate = getattr(critics.make(name, **settings), "estimate", None)
+        critic = critics.make(name, **settings)
+        estimate = getattr(critic, "estimate", None)
         if estimate is None:
             said = f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
             lines_for = getattr(getattr(critic, "teacher", None), "lines_for", None)
