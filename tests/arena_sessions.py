@@ -150,8 +150,9 @@ class Visitor:
 def served(store, shared=False):
     """A server in a thread of this process: (its arena, the address)."""
     from humor_env.experiments.arena import server
+    from humor_env.experiments.arena.session import Arena
 
-    arena = server.Arena(store, shared=shared)
+    arena = Arena(store, shared=shared)
     at = server.open_socket("127.0.0.1", 0)
     running = server.make_server(server.make_app(arena))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [at]}, daemon=True)
@@ -166,7 +167,7 @@ def served(store, shared=False):
 
 def simulate(store, taste, answers, raters=None, rng=None):
     """Raters judge in turn without a server, as it would have them."""
-    from humor_env.experiments.arena.server import Arena
+    from humor_env.experiments.arena.session import Arena
 
     arena, done = Arena(store), 0
     raters = raters or [rater.id for rater in store.raters()]

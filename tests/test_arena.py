@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.arena import choice, exports, figures
 from humor_env.experiments.arena.results import results_view
-from humor_env.experiments.arena.server import Arena, Limiter, open_socket
+from humor_env.experiments.arena.server import open_socket
+from humor_env.experiments.arena.session import Arena, Limiter
 from humor_env.experiments.arena.sources import gather
 from humor_env.experiments.arena.store import Settings, Store
 from humor_env.experiments.commands.cli import app

@@ -15,7 +15,7 @@ from report_runs import HOSTILE
 from test_arena import NASTY, links, session
 from test_report_browser import _CONTRAST, CHROMIUM, DRIVER, FLAGS, WIDTHS, look
 
-from humor_env.experiments.arena.server import Arena
+from humor_env.experiments.arena.session import Arena
 
 pytestmark = pytest.mark.slow
 SYSTEMS = ("good", "fair", "weak", "teacher")

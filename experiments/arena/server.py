@@ -14,21 +14,18 @@ import asyncio
 import contextlib
 import hmac
 import json
-import os
 import socket
 import sqlite3
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.experiments.arena import exports, pages
-from humor_env.experiments.arena.choice import Chooser, rebuilt
-from humor_env.experiments.arena.results import results_view
-from humor_env.experiments.arena.store import Ask, Rater, Refused, Store, What
+from humor_env.experiments.arena.session import Arena
+from humor_env.experiments.arena.store import Ask, Rater, Refused, Store
 
 try:
     from starlette.applications import Starlette
@@ -60,141 +57,6 @@ _HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
-
-
-class Limiter:
-    """So many requests a second each, with some in hand; "each" is a rater or an address."""
-
-    def __init__(self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.per_second, self.burst, self.clock = per_second, burst, clock
-        self._left: dict[str, tuple[float, float]] = {}
-
-    def allows(self, who: str) -> bool:
-        now = self.clock()
-        left, at = self._left.get(who, (float(self.burst), now))
-        left = min(float(self.burst), left + (now - at) * self.per_second)
-        if len(self._left) > 10_000:  # addresses that try once and never again
-            self._left = {k: v for k, v in self._left.items() if now - v[1] < self.burst / self.per_second}
-        self._left[who] = (left - (left >= 1), now)
-        return left >= 1
-
-
-class Kept:
-    """Waits until what was written before is on the disk. That takes it ten milliseconds or more, so it is done in a
-    thread, once for all who are waiting."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self._running: asyncio.Future[None] | None = None
-        self._next: asyncio.Future[None] | None = None
-
-    async def wait(self) -> None:
-        # One that has begun may have begun before our answer was written: the one after it has not.
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._after(self._running))
-        await asyncio.shield(self._next)
-
-    async def _after(self, before: asyncio.Future[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        self._running, self._next = self._next, None
-        await asyncio.to_thread(self._sync)
-
-    def _sync(self) -> None:
-        with open(self.log, "rb") as file:
-            os.fsync(file.fileno())
-
-
-class Arena:
-    """The store, what follows from it in memory, and the limits of a shared session."""
-
-    def __init__(self, store: Store, *, shared: bool = False) -> None:
-        self.store, self.shared = store, shared
-        self.kept = Kept(store.path.with_name(store.path.name + "-wal"))
-        self.raters = Limiter(4, 40)
-        self.strangers = Limiter(1 / 6, 20)
-        self._version = -1
-        self._chooser: Chooser | None = None
-        self._results: tuple[object, str] | None = None
-        self._rests_until = 0.0
-        self._making = asyncio.Lock()
-
-    @property
-    def chooser(self) -> Chooser:
-        """Made anew where another process has written to the store, such as `--forget`."""
-        version = self.store.version()
-        if self._chooser is None or version != self._version:
-            answers = {found.ask.id: found for found in self.store.answers()}
-            store = self.store
-            self._chooser = rebuilt(store.lines, store.settings, store.plan, store.asks(), answers)
-            self._version = version
-        return self._chooser
-
-    def changed(self) -> None:
-        self._chooser = None
-
-    def ask_of(self, rater: int) -> Ask | None:
-        """What the rater is asked now; None where they are done."""
-        found = self.store.open_ask(rater)
-        if found is None:
-            with self._written() as chooser:
-                found = self._next(chooser, rater)
-        return found
-
-    def answer(self, rater: int, nonce: str, form: Mapping[str, str]) -> None:
-        """Write an answer, and what the rater is asked next, or nothing: Refused says why."""
-        ask = self.store.find(rater, nonce)
-        if self.store.closed:
-            raise Refused("closed")
-        what = form.get("do", "answer")
-        if what not in ("answer", "skip", "offence"):
-            raise Refused("incomplete")
-        with self._written() as chooser:
-            chooser.answered(self.store.answer(ask, cast(What, what), form))
-            self._next(chooser, rater)
-
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[Chooser]:
-        """One transaction; where it fails, what was noted in memory is forgotten too."""
-        chooser = self.chooser  # before the transaction, in which the store's version could not change
-        try:
-            with self.store.writing():
-                yield chooser
-        except BaseException:
-            self.changed()
-            raise
-
-    def _next(self, chooser: Chooser, rater: int) -> Ask | None:
-        found = chooser.next(rater)
-        if found is None:
-            return None
-        ask = self.store.add_ask(rater, found.a, found.b, found.turned, found.again)
-        chooser.asked(ask)
-        return ask
-
-    def csrf(self, rater: int) -> str:
-        return self.store.sign("form", rater)
-
-    def owner(self) -> str:
-        """The token of the results' link."""
-        return self.store.sign("owner")
-
-    async def results(self) -> str:
-        """The page of results; computed aside, once for each state and during a fifth of the time at most, so that
-        those who judge do not feel that somebody is watching."""
-        async with self._making:
-            state = (self.store.count(), self.store.version(), self.store.closed)
-            began = time.monotonic()
-            if self._results is None or (self._results[0] != state and began >= self._rests_until):
-                self._results = (state, await asyncio.to_thread(_results_page, self.store.path))
-                now = time.monotonic()
-                self._rests_until = now + 4 * (now - began)
-            return self._results[1]
-
-
-def _results_page(path: Path) -> str:
-    with Store.open(path) as store:
-        return pages.render("results", **results_view(store))
 
 
 # Pages

@@ -15,7 +15,7 @@ from humor_env.errors import InvalidOption
 from humor_env.experiments.options import Seed
 
 if TYPE_CHECKING:
-    from humor_env.experiments.arena.server import Arena
+    from humor_env.experiments.arena.session import Arena
     from humor_env.experiments.arena.store import Store
 
 
@@ -72,6 +72,7 @@ def arena(
     if choose not in ("adaptive", "random"):
         raise InvalidOption(f"--choose is adaptive or random; found {choose!r}. A plan of your own: --plan FILE.")
     from humor_env.experiments.arena import server
+    from humor_env.experiments.arena.session import Arena
     from humor_env.line_file import only_writer
 
     host = host or ("0.0.0.0" if share else "127.0.0.1")
@@ -118,7 +119,7 @@ def arena(
             opened = Store.create(store, material, settings, tokens)
         with opened:
             at = server.open_socket(host, port)
-            made = server.Arena(opened, shared=share)
+            made = Arena(opened, shared=share)
             shown = _shown_host(host)
             _say(made, f"http://{shown}:{at.getsockname()[1]}", share, [] if isinstance(tokens, int) else tokens)
             server.serve(server.make_app(made), at)
