@@ -14,35 +14,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from humor_env import students
 from humor_env.agents.student.forward import ForwardPasses
+from humor_env.agents.student.framing import prompt_tokens
 from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
+from humor_env.agents.student.saving import copy_tensors, read_source, write_folder
 from humor_env.agents.student.settings import Lora
 from humor_env.agents.student.token_rows import Scored, TokenRows, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
-from humor_env.precision import in_paying_precision
 from humor_env.streams import stream_seed
 
 if TYPE_CHECKING:
@@ -127,34 +117,14 @@ class Student:
 
         `dtype="auto"` is the saved model's, or 32 bits where its 16 are slow on this device.
         """
-        folder = Path(path)
-        saved: dict[str, Any] = {}
-        source: str | Path = path
-        if (folder / "student.json").is_file():
-            saved = json.loads((folder / "student.json").read_text())
-            base = saved["base"]
-            source = folder / "base" if base is None else base
-        if not isinstance(source, Path) or not source.is_dir():
-            source = students.find(str(source))
-        if str(source).endswith(students.GGUF):
-            from humor_env.agents.student.gguf import unpacked
-
-            source = unpacked(source)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-        if dtype == "auto":
-            model = in_paying_precision(model, device)
-        tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
-        if lora is None and saved:
-            fields = dict(saved["lora"])
-            targets = fields.pop("targets")
-            lora = Lora(**fields, targets=targets if isinstance(targets, str) else tuple(targets))
+        source = read_source(path, device=device, dtype=dtype)
+        if lora is None and source.saved:
+            lora = source.lora()
         if instruction is None:
-            instruction = saved.get("instruction", "")
-        student = cls(model, tokenizer, lora=lora, instruction=instruction, device=device, seed=seed)
-        if saved:
-            student.load_state(load_file(folder / "student.safetensors"))
+            instruction = source.saved.get("instruction", "")
+        student = cls(source.model, source.tokenizer, lora=lora, instruction=instruction, device=device, seed=seed)
+        if source.saved:
+            student.load_state(source.tensors())
         return student
 
     # -- set-up ---------------------------------------------------------------------------------------------------
@@ -282,49 +252,13 @@ class Student:
 
     def encode_prompt(self, observation: str) -> list[int]:
         """The tokens before the response: chat template where there is one, the text and a line end otherwise."""
-        tokenizer = self.tokenizer
-        if self.is_seq2seq:
-            ids = tokenizer(f"{self.instruction}{observation}")["input_ids"]
-        elif tokenizer.chat_template:
-            ids = tokenizer(self._in_chat_form(observation), add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(f"{self.instruction}{observation}\n")["input_ids"]
+        ids = prompt_tokens(self.tokenizer, observation, self.instruction, is_seq2seq=self.is_seq2seq)
         room = self.context if self.is_seq2seq else self.context - 1
         if len(ids) > room:
             raise StudentError(
                 f"The prompt has {len(ids)} tokens, the student's context holds {self.context}: {observation[:80]!r}…"
             )
-        return [int(i) for i in ids]
-
-    def _in_chat_form(self, observation: str) -> str:
-        """A conversation as the chat template writes it. Some templates refuse a system turn (Gemma 2, Mistral 7B):
-        these get the instruction at the head of the user's."""
-        system, user = {"role": "system", "content": self.instruction}, {"role": "user", "content": observation}
-        if not self.instruction:
-            return self._templated([user], observation)
-        try:
-            text = self._templated([system, user], observation)
-        except StudentError:
-            text = ""
-        if self.instruction.strip() in text:  # others leave it out without a word
-            return text
-        whole = f"{self.instruction}\n\n{observation}"
-        return self._templated([{"role": "user", "content": whole}], observation)
-
-    def _templated(self, messages: list[dict[str, str]], observation: str) -> str:
-        try:
-            text = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except TemplateError as problem:
-            raise StudentError(
-                f"The student's chat template refuses a prompt ({problem}). Give another tokenizer.chat_template, or "
-                "None for plain text."
-            ) from None
-        if observation.strip() not in text:
-            raise StudentError(
-                f"The student's chat template does not show the prompt as it is: {observation[:60]!r} became "
-                f"{text[:80]!r}. Give another tokenizer.chat_template, or None for plain text."
-            )
-        return text
+        return ids
 
     def encode_response(self, text: str) -> list[int]:
         """A line as the student would write it, its end token included."""
@@ -448,19 +382,7 @@ class Student:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self.state()
-        if set(own) != set(tensors):
-            odd = sorted(set(own) ^ set(tensors))[:3]
-            raise StudentError(
-                f"The saved student and this one differ in {len(set(own) ^ set(tensors))} tensors, such as {odd}: "
-                "was it saved with another base model or another LoRA shape?"
-            )
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                raise StudentError(
-                    f"'{name}' was saved with shape {tuple(tensor.shape)}, here it is {tuple(own[name].shape)}."
-                )
-            own[name].copy_(tensor)
+        copy_tensors(tensors, self.state())
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
         """A folder that `Student.load`, and plain PEFT and transformers, can read.
@@ -468,21 +390,15 @@ class Student:
         `policy/` and `imitation/` are PEFT adapter folders. With `base=None` the base model is saved beside them;
         otherwise it is only named (a hub name, a path, or one of `humor_env.students`).
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        base_folder = folder / "base" if base is None else Path(base)
-        if base is None:
-            self.plain_base().save_pretrained(base_folder)
-            self.tokenizer.save_pretrained(base_folder)
-        self.tokenizer.save_pretrained(folder)
-        for adapter in (IMITATION, POLICY):
-            self.model.peft_config[adapter].base_model_name_or_path = (
-                str(base_folder) if base is None else students.hub_name(base)
-            )
-        self.model.save_pretrained(str(folder), selected_adapters=[IMITATION, POLICY])
-        save_file({n: t.cpu().contiguous() for n, t in self.state().items()}, folder / "student.safetensors")
-        described = {"base": base, "instruction": self.instruction, "lora": asdict(self.lora)}
-        (folder / "student.json").write_text(json.dumps(described, indent=2) + "\n")
+        write_folder(
+            Path(folder),
+            self.model,
+            self.tokenizer,
+            adapters=(IMITATION, POLICY),
+            tensors=self.state(),
+            described={"base": base, "instruction": self.instruction, "lora": asdict(self.lora)},
+            plain_base=self.plain_base() if base is None else None,
+        )
 
     def plain_base(self) -> PreTrainedModel:
         """The base model alone, as it was before any adapter."""

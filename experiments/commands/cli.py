@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from humor_env.errors import BudgetExceeded, HumorEnvError
 from humor_env.experiments.commands.arena import add_commands as add_arena_commands
+from humor_env.experiments.commands.check import add_commands as add_check_commands
 from humor_env.experiments.commands.compare import add_commands as add_compare_commands
 from humor_env.experiments.commands.critics import add_commands as add_critic_commands
 from humor_env.experiments.commands.lines import add_commands as add_line_commands
@@ -132,10 +133,6 @@ app = typer.Typer(
 
   humor-env doctor                            what this machine has, and what will be slow""",
 )
-check_app = typer.Typer(
-    no_args_is_help=True, help="Is my critic, judge, prompt set or environment sound? One finding a line."
-)
-app.add_typer(check_app, name="check")
 
 
 @app.callback(invoke_without_command=True)
@@ -334,74 +331,6 @@ def doctor(as_json: AsJson = False) -> None:
     typer.echo(json.dumps(found)) if as_json else show(found)
 
 
-@check_app.command("critic", epilog="Examples: humor-env check critic rules · check critic my_package.critics:Dry")
-def check_critic(
-    name: Annotated[str, typer.Argument(help="A registered name or package.module:name.")],
-    option: Options = None,
-    prompts: Annotated[str, typer.Option(help="Prompts to try it on.")] = "pocket",
-    tolerance: Annotated[float, typer.Option(min=0, help="How far two scores of one joke may differ.")] = 1e-9,
-    as_json: AsJson = False,
-) -> None:
-    """Try a critic on its contract and on awkward texts."""
-    from humor_env import registry
-    from humor_env.checks import check_critic as check
-
-    _findings(check(registry.critics.make(name, **key_values(option)), prompts, tolerance=tolerance), as_json)
-
-
-@check_app.command("judge", epilog="Examples: humor-env check judge pocket · check judge my_package.judges:Strict")
-def check_judge(
-    name: Annotated[str, typer.Argument(help="A registered name or package.module:name.")],
-    option: Options = None,
-    prompts: Annotated[str, typer.Option(help="Prompts to try it on.")] = "pocket",
-    tolerance: Annotated[float, typer.Option(min=0, help="How far two verdicts on one pair may differ.")] = 1e-9,
-    as_json: AsJson = False,
-) -> None:
-    """Try a judge of pairs on its contract, in both orders and on awkward texts."""
-    from humor_env import registry
-    from humor_env.checks import check_judge as check
-
-    _findings(check(registry.judges.make(name, **key_values(option)), prompts, tolerance=tolerance), as_json)
-
-
-@check_app.command("prompts", epilog="Examples: humor-env check prompts everyday · check prompts mine.csv")
-def check_prompts(
-    what: Annotated[str, typer.Argument(help="A registered set, a file, or hf:owner/dataset.")],
-    as_json: AsJson = False,
-) -> None:
-    """Try a prompt set: ids, splits, texts, and that it is the same when loaded again."""
-    from humor_env.checks import check_prompts as check
-
-    _findings(check(what), as_json)
-
-
-@check_app.command("env", epilog="Examples: humor-env check env humor_env/Revise-v0 · check env my_package:Mine-v0")
-def check_env(
-    name: Annotated[str, typer.Argument(help="A Gymnasium id, or module:id.")],
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the environment.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Try an environment on Gymnasium's checks and on ours."""
-    from humor_env.checks import check_env as check
-    from humor_env.experiments.commands.listings import make_env
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the checks report for themselves
-        _findings(check(make_env(name, key_values(option))), as_json)
-
-
-def _findings(findings: Sequence[Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps([{"name": f.name, "ok": f.ok, "sentence": f.sentence} for f in findings]))
-    else:
-        for finding in findings:
-            typer.echo(str(finding))
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(FAILED)
-
-
 # Commands with options of their own
 
 
@@ -442,6 +371,7 @@ def _print(what: Any) -> None:
 
 
 add_arena_commands(app)
+add_check_commands(app)
 add_compare_commands(app)
 add_critic_commands(app)
 add_sharing_commands(app)

@@ -1,0 +1,56 @@
+"""How a prompt is framed for a model: by its chat template where it has one, as plain text otherwise.
+
+ids = prompt_tokens(tokenizer, "The meeting was slow.", "Be funny.", is_seq2seq=False)
+"""
+
+from __future__ import annotations
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from humor_env.errors import StudentError
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str, *, is_seq2seq: bool
+) -> list[int]:
+    """The tokens before the response: chat template where there is one, the text and a line end otherwise."""
+    if is_seq2seq:
+        ids = tokenizer(f"{instruction}{observation}")["input_ids"]
+    elif tokenizer.chat_template:
+        ids = tokenizer(_in_chat_form(tokenizer, observation, instruction), add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(f"{instruction}{observation}\n")["input_ids"]
+    return [int(i) for i in ids]
+
+
+def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str) -> str:
+    """A conversation as the chat template writes it. Some templates refuse a system turn (Gemma 2, Mistral 7B):
+    these get the instruction at the head of the user's."""
+    system, user = {"role": "system", "content": instruction}, {"role": "user", "content": observation}
+    if not instruction:
+        return _templated(tokenizer, [user], observation)
+    try:
+        text = _templated(tokenizer, [system, user], observation)
+    except StudentError:
+        text = ""
+    if instruction.strip() in text:  # others leave it out without a word
+        return text
+    whole = f"{instruction}\n\n{observation}"
+    return _templated(tokenizer, [{"role": "user", "content": whole}], observation)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], observation: str) -> str:
+    try:
+        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except TemplateError as problem:
+        raise StudentError(
+            f"The student's chat template refuses a prompt ({problem}). Give another tokenizer.chat_template, or "
+            "None for plain text."
+        ) from None
+    if observation.strip() not in text:
+        raise StudentError(
+            f"The student's chat template does not show the prompt as it is: {observation[:60]!r} became "
+            f"{text[:80]!r}. Give another tokenizer.chat_template, or None for plain text."
+        )
+    return text

@@ -1,0 +1,124 @@
+"""A student on disk: where its base model is read from, and the folder that keeps what it has learnt.
+
+    source = read_source("models/smollm2.gguf", device="cpu", dtype="auto")   # or a name, a folder, a saved student
+    source.model, source.tokenizer, source.saved                              # `saved` is empty for a bare model
+
+`Student.load` and `Student.save_pretrained` are the way to use it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftMixedModel, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from humor_env import students
+from humor_env.agents.student.settings import Lora
+from humor_env.errors import StudentError
+from humor_env.precision import in_paying_precision
+
+DESCRIBED, TENSORS = "student.json", "student.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a student is made of: a base model, its tokenizer, and what `write_folder` described, if it did."""
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    saved: Mapping[str, Any]
+
+    def lora(self) -> Lora:
+        """The shape of the saved adapters."""
+        fields = dict(self.saved["lora"])
+        targets = fields.pop("targets")
+        return Lora(**fields, targets=targets if isinstance(targets, str) else tuple(targets))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The saved adapters and value head."""
+        return load_file(self.folder / TENSORS)
+
+
+def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dtype | str) -> Source:
+    """The model and tokenizer behind a name that `humor-env students` lists, a Hugging Face name or folder, a GGUF
+    file, or a folder of `write_folder`."""
+    folder = Path(path)
+    saved: dict[str, Any] = {}
+    source: str | Path = path
+    if (folder / DESCRIBED).is_file():
+        saved = json.loads((folder / DESCRIBED).read_text())
+        base = saved["base"]
+        source = folder / "base" if base is None else base
+    if not isinstance(source, Path) or not source.is_dir():
+        source = students.find(str(source))
+    if str(source).endswith(students.GGUF):
+        from humor_env.agents.student.gguf import unpacked
+
+        source = unpacked(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    if dtype == "auto":
+        model = in_paying_precision(model, device)
+    tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
+    return Source(folder, model, tokenizer, saved)
+
+
+def copy_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """The saved tensors into a student's own, which must be of the same names and shapes."""
+    if set(own) != set(saved):
+        odd = sorted(set(own) ^ set(saved))[:3]
+        raise StudentError(
+            f"The saved student and this one differ in {len(set(own) ^ set(saved))} tensors, such as {odd}: "
+            "was it saved with another base model or another LoRA shape?"
+        )
+    for name, tensor in saved.items():
+        if tensor.shape != own[name].shape:
+            raise StudentError(
+                f"'{name}' was saved with shape {tuple(tensor.shape)}, here it is {tuple(own[name].shape)}."
+            )
+        own[name].copy_(tensor)
+
+
+def write_folder(
+    folder: Path,
+    model: PeftModel | PeftMixedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    adapters: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, Any],
+    plain_base: PreTrainedModel | None,
+) -> None:
+    """Each adapter as a PEFT folder, all tensors in one file, and `plain_base` beside them unless the description
+    names a base."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = described["base"]
+    base_folder = folder / "base"
+    if plain_base is not None:
+        plain_base.save_pretrained(base_folder)
+        tokenizer.save_pretrained(base_folder)
+    tokenizer.save_pretrained(folder)
+    for adapter in adapters:
+        model.peft_config[adapter].base_model_name_or_path = (
+            str(base_folder) if base is None else students.hub_name(base)
+        )
+    model.save_pretrained(str(folder), selected_adapters=list(adapters))
+    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / TENSORS)
+    (folder / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n")
