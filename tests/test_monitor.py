@@ -240,6 +240,41 @@ def test_a_run_may_go_on_with_other_prompts():
     assert [name for name in others.measure(3, None, None) if "best" in name] == []
 
 
+def test_a_checkpoint_of_before_the_alarms_on_sameness_goes_on():
+    """Resuming one raised KeyError: 'recent'. What it lacks is measured from the next look on: a frame that all lines
+    had by then is no news. An old alarm still ends the run, unless other settings answer it."""
+    one, _ = scripted([0.5] * 2, same_frame=0.3, action="stop", others=1)
+    one.measure(0, None, None)
+    one.ending = "it drifted"
+    state = json.loads(json.dumps(one.get_state()))
+    for name in ("first_has_pairs", "first_frames", "first_lines", "first_lift", "recent", "steps", "named"):
+        del state[name]
+    for name in ("different_lines", "commonest_line", "commonest_word", "commonest_frame", "frame_variety"):
+        del state["first"][name]
+    del state["out_of_turn"]
+    for name in ("same_line", "same_word", "same_frame", "lift", "others"):
+        del state["config"][name]
+
+    again, told = scripted([0.5] * 8, action="stop", others=1)
+    again.set_state(state)
+    assert again.ending == "it drifted" and not again.is_due(0)
+    answered, _ = scripted([0.5], action="stop", others=1, same_word=0)
+    answered.set_state(state)
+    assert answered.ending == ""
+
+    again.measure(1, None, None)  # whose frames are those of the first look
+    assert told == []
+    assert again.get_state()["first_frames"] == one.get_state()["first_frames"]
+    assert again.get_state()["first"]["different_lines"] == 1.0
+    again.lines = [f"noun{i} was so slow{i} that noun{i}s left{i} home{i}" for i in range(128)]
+    again.measure(2, None, None)
+    assert "the frame 'was so _ that' is in 100% of the lines (0% at first" in told[-1]
+    again.lines = ["line number 1"] * 128
+    again.measure(3, None, None)
+    assert "'line number 1' is the answer to 100.0% of the prompts (0.0% at first" in told[-1]
+    assert "the share of different lines is 0.01 of what it was at first" in told[-1]
+
+
 def test_text_features_by_hand():
     p = Prompt("p", "The meeting was very slow today")
     texts = [

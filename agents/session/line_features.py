@@ -44,6 +44,16 @@ def _share(has: Callable[[str], object], texts: Sequence[str]) -> float:
     return sum(bool(has(text)) for text in texts) / len(texts)
 
 
+def difference(now: Sequence[float], then: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(now, then, strict=True)]
+
+
+def mean_known(values: Sequence[float] | np.ndarray) -> float:
+    """Over what was judged."""
+    kept = [v for v in values if math.isfinite(v)]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
 def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> bool:
     """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
     known = np.array(change)

@@ -35,21 +35,22 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 
 from humor_env import text_stats
+from humor_env.agents.session import alarms
+from humor_env.agents.session.alarms import Alarm
 from humor_env.agents.session.line_features import (
-    character_parts,
+    difference,
     is_surely_above_zero,
     is_surely_commoner,
-    is_surely_more,
+    mean_known,
     shares,
     text_features,
     usual_parts,
@@ -68,14 +69,16 @@ from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 RECENT = 256  # prompts whose last line, of those learnt from, is looked at: about a step's
 FILE = "drift.jsonl"
 
-
-@dataclass(frozen=True)
-class Alarm:
-    limit: str  # the field of the config
-    why: str
-
-    def __str__(self) -> str:
-        return self.why
+# What a checkpoint of an earlier version lacks is measured from the next look or step on.
+_LATER: Mapping[str, Any] = {
+    "first_frames": None,
+    "first_lines": {},
+    "first_lift": {},
+    "recent": [],
+    "steps": 0,
+    "named": [],
+    "out_of_turn": False,
+}
 
 
 class Monitor:
@@ -108,7 +111,7 @@ class Monitor:
         self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
         self._first_much: dict[str, tuple[float, float]] = {}  # what is much of a character, and the share with more
         self._first_has_pairs = False  # whether an average line had a pair of words
-        self._first_frames: dict[str, float] = {}  # and with each frame
+        self._first_frames: dict[str, float] | None = None  # and with each frame
         self._first_lines: dict[str, int] = {}  # how many prompts each line answered before anything was learnt
         self._first_lift: dict[str, list[float]] = {}  # by critic and prompt
         self._recent: dict[str, str] = {}  # the last line learnt from for each prompt, the newest prompts last
@@ -175,40 +178,52 @@ class Monitor:
 
     def _look(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
         jokes = self._written(student, adapter)
-        numbers = text_features(jokes, self._taught)
+        features = text_features(jokes, self._taught)
+        numbers = dict(features)
         for name, critic in self.critics.items():
             judged = checked_reply(critic, critic_name(critic), jokes)
             scores = [math.nan if j.score is None else j.score for j in judged]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
             if any(map(math.isfinite, scores)):  # a critic that is out at the first look is measured from a later one
                 self._start.setdefault(name, scores)
-            numbers[name] = _mean(self._now(name))
+            numbers[name] = mean_known(self._now(name))
         lifts = {name: self._lift(critic, jokes, self._scores[name][-1]) for name, critic in self.critics.items()}
-        numbers |= {f"lift_{name}": _mean(lift) for name, lift in lifts.items()}
-        alarms = []
+        numbers |= {f"lift_{name}": mean_known(lift) for name, lift in lifts.items()}
+        found = []
         if self._first:  # the first look is what drift is measured from
-            alarms = [*self._drifted(numbers), *self._alike(jokes), *self._unmoved(lifts)]
-            alarms += [*self._habits(jokes), *self._fooled(numbers, step)]
-        else:
-            self._first, self._first_words = dict(numbers), shares(word_sets(jokes))
-            self._first_frames = shares([text_stats.frames(j.text) for j in jokes])
-            for line in (text_stats.line_key(j.text) for j in jokes):
-                self._first_lines[line] = self._first_lines.get(line, 0) + 1
-            self._first_has_pairs = sum(len(text_stats.ngrams(j.text, 2)) for j in jokes) >= len(jokes)
-            self._first_much = usual_parts(jokes)
-        for name, lift in lifts.items():
-            if any(map(math.isfinite, lift)):
-                self._first_lift.setdefault(name, lift)
-        if alarms:
-            self._act(step, alarms)
+            found = [*self._drifted(numbers), *self._alike(jokes)]
+            found += alarms.of_lift(self.config, lifts, self._first_lift, self._corrected_level())
+            found += [*self._habits(jokes), *self._fooled(numbers, step)]
+        self._measure_from(jokes, features, lifts)
+        if found:
+            self._act(step, found)
         record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
-        record |= {"drift/alarms": float(len(alarms)), "drift/rate": self.rate}
+        record |= {"drift/alarms": float(len(found)), "drift/rate": self.rate}
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            marks = [{"limit": a.limit, "why": a.why} for a in alarms]
+            marks = [{"limit": a.limit, "why": a.why} for a in found]
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **record, "marks": marks, "action": self.config.action}) + "\n")
         return record
+
+    def _measure_from(
+        self, jokes: Sequence[Joke], features: Mapping[str, float], lifts: Mapping[str, list[float]]
+    ) -> None:
+        """Keep of this look what later ones are compared with, unless an earlier one is kept. A checkpoint of an
+        earlier version has a first look without some parts: those are measured from the next look on."""
+        if not self._first or not self._first_lines:
+            for line in (text_stats.line_key(j.text) for j in jokes):
+                self._first_lines[line] = self._first_lines.get(line, 0) + 1
+        if self._first_frames is None:
+            self._first_frames = shares([text_stats.frames(j.text) for j in jokes])
+        if not self._first:
+            self._first_words = shares(word_sets(jokes))
+            self._first_has_pairs = sum(len(text_stats.ngrams(j.text, 2)) for j in jokes) >= len(jokes)
+            self._first_much = usual_parts(jokes)
+        self._first = {**features, **self._first}
+        for name, lift in lifts.items():
+            if any(map(math.isfinite, lift)):
+                self._first_lift.setdefault(name, lift)
 
     def _written(self, student: Student, adapter: str | None) -> list[Joke]:
         source = torch.Generator().manual_seed(stream_seed(self.seed, "monitor"))
@@ -237,7 +252,7 @@ class Monitor:
             return [math.nan] * count
         judged = checked_reply(critic, critic_name(critic), moved)
         scores = np.array([math.nan if j.score is None else j.score for j in judged]).reshape(len(turns), count)
-        return [score - _mean(others) for score, others in zip(own, scores.T, strict=True)]
+        return [score - mean_known(others) for score, others in zip(own, scores.T, strict=True)]
 
     def _now(self, name: str) -> list[float]:
         """Each prompt's score, the mean over those looks of the window that have one."""
@@ -248,80 +263,19 @@ class Monitor:
 
     def _drifted(self, numbers: Mapping[str, float]) -> list[Alarm]:
         """Properties of the lines past their limits."""
-        config, first, found = self.config, self._first, []
-
-        def past(limit: str, is_past: bool, what: str) -> None:
-            if getattr(config, limit) and is_past:
-                found.append(Alarm(limit, f"{what} (the limit '{limit}' is {getattr(config, limit):g})"))
-
-        times = numbers["length"] / max(1e-9, first["length"])
-        past("longer", times > config.longer, f"lines are {times:.2f} times as long as at first")
-        past("shorter", times < config.shorter, f"lines are {times:.2f} times as long as at first")
-        # Lines of one word have no pairs of words, or a few that are all different by chance.
-        for name, what in (("distinct_2", "distinct-2"), ("different_lines", "the share of different lines")):
-            if name == "distinct_2" and not self._first_has_pairs:
-                continue
-            kept = numbers[name] / max(1e-9, first.get(name, 0.0))
-            past("variety", kept < config.variety, f"{what} is {kept:.2f} of what it was at first")
-        # Few prompts have few lines: ten of twenty are half of them even where all differ.
-        few = 10 / len(self.prompts)
-        share = numbers["commonest_share"]
-        past("commonest", share > max(config.commonest, 1.5 * few), f"ten lines are {share:.0%} of all")
-        for name in ("teacher_overlap", "prompt_overlap", "emoji", "laughter", "explaining"):
-            if name in numbers:
-                rise = numbers[name] - first[name]
-                past(name, rise > getattr(config, name), f"{name} rose from {first[name]:.2f} to {numbers[name]:.2f}")
-        return found
+        return alarms.of_properties(
+            self.config, numbers, self._first, len(self.prompts), has_pairs=self._first_has_pairs
+        )
 
     def _alike(self, jokes: Sequence[Joke]) -> list[Alarm]:
         """One line, one word or one frame in many more of the lines than at first."""
-        config, found = self.config, []
-        repeated = self._repeated([text_stats.line_key(j.text) for j in jokes]) if config.same_line else None
-        if repeated is not None:
-            line, share, before = repeated
-            found.append(
-                Alarm(
-                    "same_line",
-                    f"'{line[:60]}' is the answer to {share:.1%} of the prompts ({before:.1%} at first; the limit "
-                    f"'same_line' is {config.same_line:g})",
-                )
-            )
-        content = text_stats.content_words
-        for limit, what, held, first in (
-            ("same_word", "the word", [content(j.text) for j in jokes], self._first_words),
-            ("same_frame", "the frame", [text_stats.frames(j.text) for j in jokes], self._first_frames),
-        ):
-            now = shares(held)
-            risen = {each: share - first.get(each, 0.0) for each, share in now.items()}
-            most = min(risen, key=lambda each: (-risen[each], each.count(text_stats.BLANK), each), default=None)
-            if getattr(config, limit) and most is not None and risen[most] > getattr(config, limit):
-                found.append(
-                    Alarm(
-                        limit,
-                        f"{what} '{most}' is in {now[most]:.0%} of the lines ({first.get(most, 0.0):.0%} at first; the "
-                        f"limit '{limit}' is {getattr(config, limit):g})",
-                    )
-                )
-        return found
-
-    def _unmoved(self, lifts: Mapping[str, list[float]]) -> list[Alarm]:
-        """The lines gain surely less than a part of what they gained by their own prompt at first."""
-        if not self.config.lift:
-            return []
         found = []
-        for name, now in lifts.items():
-            first = self._first_lift.get(name, [])
-            if not is_surely_above_zero(first, self._corrected_level()):
-                continue  # this critic saw no difference to begin with
-            lacking = self.config.lift * np.array(first) - np.array(now)
-            if is_surely_above_zero(lacking, self._corrected_level()):
-                found.append(
-                    Alarm(
-                        "lift",
-                        f"by the {name.replace('_', '-')} critic the lines gain {_mean(now):.3f} by their own prompt, "
-                        f"{_mean(first):.3f} at first (the limit 'lift' is {self.config.lift:g})",
-                    )
-                )
+        repeated = self._repeated([text_stats.line_key(j.text) for j in jokes]) if self.config.same_line else None
+        if repeated is not None:
+            found.append(alarms.of_same_line(self.config, *repeated))
+        found += alarms.of_same_word(self.config, jokes, self._first_words)
+        if self._first_frames is not None:
+            found += alarms.of_same_frame(self.config, jokes, self._first_frames)
         return found
 
     def _fooled(self, numbers: dict[str, float], step: int) -> list[Alarm]:
@@ -329,35 +283,25 @@ class Monitor:
         if len(self._scores.get("held_out", [])) < self.config.window:
             return []
         now = {n: self._now(n) for n in self.critics}
-        if not math.isfinite(_mean(now["held_out"])):
+        if not math.isfinite(mean_known(now["held_out"])):
             return []  # out for the whole window
-        if not self._best or _mean(now["held_out"]) > _mean(self._best["held_out"]):
+        if not self._best or mean_known(now["held_out"]) > mean_known(self._best["held_out"]):
             self._best, self._best_step = now, step
-            numbers["held_out_best"] = _mean(now["held_out"])
+            numbers["held_out_best"] = mean_known(now["held_out"])
             return []
-        best = numbers["held_out_best"] = _mean(self._best["held_out"])
-        alarms = self._unshared(now)
-        numbers["held_out_change"] = lost = _mean(_difference(now["held_out"], self._best["held_out"]))
+        best = numbers["held_out_best"] = mean_known(self._best["held_out"])
+        found = self._unshared(now)
+        numbers["held_out_change"] = lost = mean_known(difference(now["held_out"], self._best["held_out"]))
         if "training" in now:
-            numbers["training_change"] = gained = _mean(_difference(now["training"], self._best["training"]))
-            fell = is_surely_above_zero(_difference(self._best["held_out"], now["held_out"]), self.config.level)
-            rose = is_surely_above_zero(_difference(now["training"], self._best["training"]), self.config.level)
+            numbers["training_change"] = gained = mean_known(difference(now["training"], self._best["training"]))
+            fell = is_surely_above_zero(difference(self._best["held_out"], now["held_out"]), self.config.level)
+            rose = is_surely_above_zero(difference(now["training"], self._best["training"]), self.config.level)
             if self.config.gap and fell and rose:
-                alarms.append(
-                    Alarm(
-                        "gap",
-                        f"since step {self._best_step} the held-out score fell by {-lost:.3f} while the training "
-                        f"critic's rose by {gained:.3f}, both by more than noise",
-                    )
-                )
-        surely_fell = is_surely_above_zero(
-            _difference(self._best["held_out"], now["held_out"]), self._corrected_level()
-        )
+                found.append(alarms.of_gap(self._best_step, lost, gained))
+        surely_fell = is_surely_above_zero(difference(self._best["held_out"], now["held_out"]), self._corrected_level())
         if self.config.fall and -lost > self.config.fall * best and surely_fell:
-            alarms.append(
-                Alarm("fall", f"the held-out score fell from {best:.3f} (step {self._best_step}) to {best + lost:.3f}")
-            )
-        return alarms
+            found.append(alarms.of_fall(self._best_step, best, lost))
+        return found
 
     def _unshared(self, now: Mapping[str, list[float]]) -> list[Alarm]:
         """Since the best held-out look the training critic saw the lines get better, and the held-out one did not."""
@@ -365,69 +309,21 @@ class Monitor:
             return []
         rises = {}
         for name, scores in now.items():
-            rise = self._in_spreads(name, _difference(scores, self._best[name]))
+            rise = self._in_spreads(name, difference(scores, self._best[name]))
             if rise is None:
                 return []
             rises[name] = rise
-        lacking = self.config.unshared * rises["training"] - rises["held_out"]
-        level = self._corrected_level()
-        if not (is_surely_above_zero(rises["training"], level) and is_surely_above_zero(lacking, level)):
-            return []
-        training, held_out = (_mean(rises[n]) for n in ("training", "held_out"))
-        return [
-            Alarm(
-                "unshared",
-                f"since step {self._best_step} the training critic's score rose by {training:.2f} of its spread, the "
-                f"held-out critic's changed by {held_out:+.2f} of its own",
-            )
-        ]
+        return alarms.of_unshared(self.config, rises, self._best_step, self._corrected_level())
 
     def _habits(self, jokes: Sequence[Joke]) -> list[Alarm]:
         """What the training critic pays most for, of the habits that came up and please it alone."""
         if "training" not in self.critics or "held_out" not in self.critics or not self.config.habit:
             return []
-        units = {n: self._in_spreads(n, self._scores[n][-1]) for n in self.critics}
-        if units["training"] is None or units["held_out"] is None:
+        training, held_out = (self._in_spreads(n, self._scores[n][-1]) for n in ("training", "held_out"))
+        if training is None or held_out is None:
             return []
-        lacking = self.config.unshared * units["training"] - units["held_out"]
-        risen = [*self._risen_words(jokes), *self._risen_characters(jokes)]
-        level = 1 - (1 - self._corrected_level()) / max(1, len(risen))
-        found = []
-        for told, has in risen:
-            paid = _mean(units["training"][has]) - _mean(units["training"][~has])
-            if is_surely_more(units["training"], has, level) and is_surely_more(lacking, has, level):
-                found.append((paid, told))
-        if not found:
-            return []
-        paid, told = max(found, key=lambda each: each[0])  # of equals the first: a word says more than its letters
-        pleased = (
-            f"the training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not"
-        )
-        return [Alarm("habit", f"{told}: {pleased}")]
-
-    def _risen_words(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
-        """What is said of each word that came up, and which lines have it."""
-        words = word_sets(jokes)
-        for word, share in sorted(shares(words).items()):  # sets have another order in each process
-            before = self._first_words.get(word, 0.0)
-            if self._has_risen(share, before):
-                has = np.array([word in of_line for of_line in words])
-                yield f"'{word}' is in {share:.0%} of the lines ({before:.0%} at first)", has
-
-    def _risen_characters(self, jokes: Sequence[Joke]) -> Iterator[tuple[str, np.ndarray]]:
-        """The same of each character that many lines now have much of."""
-        parts = character_parts(jokes)
-        for character, part in parts.items():
-            much, before = self._first_much.get(character, (0.0, 0.0))
-            has = part > much
-            if self._has_risen(has.mean(), before):
-                yield f"{has.mean():.0%} of the lines have unusually much of '{character}' ({before:.0%} at first)", has
-
-    def _has_risen(self, share: float, before: float) -> bool:
-        """A share of the lines: by the limit, and by more than two samples of lines would differ by chance."""
-        mean = (share + before) / 2
-        error = math.sqrt(2 * mean * (1 - mean) / len(self.prompts))
-        return share - before > max(self.config.habit, NormalDist().inv_cdf(self._corrected_level()) * error)
+        level = self._corrected_level()
+        return alarms.of_habits(self.config, jokes, training, held_out, self._first_words, self._first_much, level)
 
     def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
         """In units of the critic's spread at the first look. One that gave everybody the same has no unit."""
@@ -438,8 +334,8 @@ class Monitor:
         """Sure over all looks so far: the more there were, the likelier that one of them looks odd by luck."""
         return 1 - (1 - self.config.level) / self._looks
 
-    def _act(self, step: int, alarms: Sequence[Alarm]) -> None:
-        why = "; ".join(map(str, alarms))
+    def _act(self, step: int, found: Sequence[Alarm]) -> None:
+        why = "; ".join(map(str, found))
         if self.config.action == "stop":
             self.ending = f"the monitor saw the run drift: {why}"
         elif self.config.action == "slow":
@@ -476,7 +372,9 @@ class Monitor:
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._seen, self._looks, self.rate = state["seen"], state["looks"], state["rate"]
         # An old alarm ends the run again, unless the user has answered it with other settings.
-        self.ending = state["ending"] if state["config"] == asdict(self.config) else ""
+        as_before = {**asdict(MonitorConfig()), **state["config"]} == asdict(self.config)
+        self.ending = state["ending"] if as_before else ""
+        state = {**_LATER, **state}
         self._recent = dict(state["recent"])
         self._steps, self._named, self._out_of_turn = state["steps"], set(state["named"]), state["out_of_turn"]
         count = len(self.prompts)
@@ -484,8 +382,9 @@ class Monitor:
             self.say("the monitor has other prompts than before: it measures drift from its next look on")
             return
         self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
-        self._first_has_pairs = bool(state["first_has_pairs"])
-        self._first_frames, self._first_lines = dict(state["first_frames"]), dict(state["first_lines"])
+        has_pairs = state.get("first_has_pairs", state["first"].get("distinct_2", 0.0) > 0)
+        self._first_has_pairs, self._first_lines = bool(has_pairs), dict(state["first_lines"])
+        self._first_frames = None if state["first_frames"] is None else dict(state["first_frames"])
         first_lift = {n: values for n, values in state["first_lift"].items() if n in self.critics}
         self._first_lift = {n: [_nan(v) for v in values[:count]] for n, values in first_lift.items()}
         self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
@@ -506,16 +405,6 @@ class Monitor:
         temporary = self.path.with_suffix(".rewinding")
         temporary.write_bytes(b"".join(kept))
         os.replace(temporary, self.path)
-
-
-def _difference(now: Sequence[float], then: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(now, then, strict=True)]
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """Over what was judged."""
-    kept = [v for v in values if math.isfinite(v)]
-    return sum(kept) / len(kept) if kept else math.nan
 
 
 def _none(value: float) -> float | None:
