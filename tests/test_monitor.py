@@ -562,7 +562,9 @@ def test_a_resumed_run_sees_what_the_whole_one_saw(tmp_path):
 
 def test_imitation_and_phases_are_watched_too(tmp_path):
     def plain(folder):
-        return RunControl(monitor=Monitor(MonitorConfig(every=2, lines=8), prompts(), held_out=falling, folder=folder))
+        return RunControl(
+            monitor=Monitor(MonitorConfig(every=2, lines=8, same_line=0), prompts(), held_out=falling, folder=folder)
+        )
 
     lines = [Demonstration(p, text, "t") for p in prompts() for text in ("Glaciers overtook it.", "Even we slept.")]
     sft.train(sft.SFTConfig(epochs=2, batch_size=4), student(), lines, control=plain(tmp_path / "sft"))
