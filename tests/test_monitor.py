@@ -458,7 +458,7 @@ def test_the_lift_costs_what_it_is_told_to():
         asked.clear()
         Scripted(MonitorConfig(every=1, others=others), MANY, held_out=counting).measure(0, None, None)
         assert asked == expected
-    with pytest.raises(InvalidOption, match="each line meets, from 0 on; found -1"):
+    with pytest.raises(InvalidOption, match="others is at least 0; found -1"):
         MonitorConfig(others=-1)
 
 

@@ -291,7 +291,7 @@ def test_what_is_trained_stays_in_float32(dtype, tmp_path):
     one.start_policy_from_imitation()
     one.save_pretrained(tmp_path)
     wide = Student.load(tmp_path, dtype="float32")
-    for each, of_base in ((one, dtype), (Student.load(tmp_path), dtype), (wide, torch.float32)):
+    for each, of_base in ((one, dtype), (Student.load(tmp_path, dtype=dtype), dtype), (wide, torch.float32)):
         assert {t.dtype for t in each.state().values()} == {torch.float32}
         assert each.base.get_input_embeddings().weight.dtype == of_base
         assert all(torch.equal(t, each.state()[n]) for n, t in one.state().items())
