@@ -185,15 +185,18 @@ def settings_table(learner: str, meanings: Meanings) -> str:
 
 def spec_table(part: str, meanings: Meanings) -> str:
     """The keys of one table of an experiment file; `top` is the top level."""
+    from humor_env.agents.student.settings import Sampling
     from humor_env.experiments.specs.spec import Spec
 
+    comments = comments_of(Sampling) if part == "eval.sampling" else {}
     rows = []
     for path, field in _spec_fields(Spec, ""):
         home, _, name = path.rpartition(".")
         if (home or "top") != part:
             continue
         default = "needed" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        rows.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {_cell(meanings.of('spec', path))} |")
+        meaning = comments.get(name) or meanings.of("spec", path)
+        rows.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {_cell(meaning)} |")
     if not rows:
         parts = sorted({p.rpartition(".")[0] or "top" for p, _ in _spec_fields(Spec, "")})
         raise InvalidOption(f"An experiment file has no table '{part}'. It has: {', '.join(parts)}.")
