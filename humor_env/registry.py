@@ -271,6 +271,8 @@ learners = Registry(
             "BRIO on pairs of teacher lines, then DPO on the student's own",
         ),
         "ppo": ("humor_env.agents.ppo:train", "proximal policy optimisation with a value head"),
+        "grpo": ("humor_env.agents.grpo:train", "group-relative: siblings are each other's baseline"),
+        "rloo": ("humor_env.agents.rloo:train", "REINFORCE with a leave-one-out baseline"),
         "reinforce++": ("humor_env.agents.reinforce_pp:train", "clipped REINFORCE, advantages whitened over the batch"),
         "expert-iteration": (
             "humor_env.agents.expert_iteration:train",
@@ -281,8 +283,6 @@ learners = Registry(
         "trl-dpo": ("humor_env.agents.trl.peers:train_dpo", "TRL's DPOTrainer on one round of student pairs"),
         "trl-grpo": ("humor_env.agents.trl.peers:train_grpo", "TRL's GRPOTrainer with a critic as its reward"),
         "trl-rloo": ("humor_env.agents.trl.peers:train_rloo", "TRL's RLOOTrainer with a critic as its reward"),
-        "grpo": ("humor_env.agents.grpo:train", "group-relative: siblings are each other's baseline"),
-        "rloo": ("humor_env.agents.rloo:train", "REINFORCE with a leave-one-out baseline"),
     },
 )
 

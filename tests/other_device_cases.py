@@ -22,16 +22,13 @@ from humor_env.agents import (
     brio,
     brio_dpo,
     dpo,
-    expert_iteration,
-    grpo,
     ppo,
     reinforce_pp,
-    rloo,
-    self_distill,
     sft,
 )
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import OnPolicyConfig
 from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
@@ -42,6 +39,7 @@ from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.agents.update import advantages
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec
+from humor_env.experiments.specs.learner_settings import config_class
 from humor_env.experiments.specs.spec import parse_spec
 from humor_env.rewards.reward_model import RewardModelCritic, RewardModelJudge
 from humor_env.rewards.trained.train_critic import TrainCriticConfig
@@ -64,20 +62,22 @@ PAIRED = {
 }
 FROM_SCORES = {
     "ppo": ppo.PPOConfig(**STEPS, imitation_weight=0.5, minibatches=2),
-    "grpo": grpo.GRPOConfig(**GROUPS),
-    "rloo": rloo.RLOOConfig(**GROUPS),
     "reinforce++": reinforce_pp.ReinforcePPConfig(**STEPS),
-    "expert-iteration": expert_iteration.ExpertIterationConfig(**GROUPS),
 }
 FROM_PAIRS = {
-    "dpo": dpo.DPOConfig(**PAIRED),
     "brio": brio.BRIOConfig(**PAIRED, imitation_batch_size=4),
-    "sd": self_distill.SelfDistillConfig(**PAIRED),
     "brio-dpo": brio_dpo.BRIODPOConfig(
         brio.BRIOConfig(**PAIRED | {"epochs": 1}, pairs_of="teacher"), dpo.DPOConfig(**PAIRED | {"epochs": 1})
     ),
 }
 OTHERS = {"sft": sft.SFTConfig(epochs=2, batch_size=8, micro_batch=3), "best-of-n": best_of_n.BestOfNConfig(n=3)}
+for name in registry.learners.names():  # a learner that is not named above takes the plain settings
+    if name not in FROM_SCORES | FROM_PAIRS | OTHERS and not name.startswith("trl-"):
+        made = config_class(registry.learners.resolve(name), name)
+        if issubclass(made, OnPolicyConfig):
+            FROM_SCORES[name] = made(**GROUPS)
+        else:
+            FROM_PAIRS[name] = made(**PAIRED)
 CONFIGS = FROM_SCORES | FROM_PAIRS | OTHERS
 TEACHER = [Demonstration(p, f"{line} {p.id}", "t") for p in prompts() for line in LINES[:2]]
 

@@ -84,6 +84,8 @@ def test_lines_of_a_server_carry_their_tokens_and_ends(server, tmp_path):
     asked = [(body, authorization) for path, body, authorization in server.seen if path == "/v1/completions"]
     assert {body["model"] for body, _ in asked} == {"policy-1"}
     assert {authorization for _, authorization in asked} == {"Bearer a-key"}
+    # A new field of Sampling reaches the server by itself; what it calls "all" is -1.
+    assert all(body.items() >= (SHORT.how() | {"top_k": -1}).items() for body, _ in asked)
     sent = [body["prompt"] for body, _ in asked]  # in the order of arrival: the requests run side by side
     assert sorted(sent) == sorted(one.encode_prompt(p.text) for p in prompts(6))
 

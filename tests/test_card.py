@@ -20,6 +20,8 @@ from humor_env.rewards.audits.report import AuditReport, PairScores, TextScores
 from humor_env.rewards.cards.built_in import (
     SETTINGS,
     Entry,
+    Setting,
+    _with_all_names,
     built_in_card,
     card_warnings,
     find_card,
@@ -191,7 +193,12 @@ def test_pages_hold_strange_names_as_text_and_fetch_nothing():
 def test_every_built_in_critic_and_judge_has_a_card():
     for registry, kind in ((critics, "critic"), (judges, "judge")):
         names = {name for name, entry in registry.entries().items() if entry.origin == "built in"}
-        assert names == {s.critic for s in SETTINGS if s.kind == kind}
+        assert sorted(names) == sorted(s.critic for s in SETTINGS if s.kind == kind)
+
+
+def test_a_built_in_critic_without_a_setting_is_tried_as_its_defaults_say():
+    [lonely] = [s for s in _with_all_names(tuple(s for s in SETTINGS if s.name != "judge-pocket")) if s not in SETTINGS]
+    assert lonely == Setting("pocket", "judge", {}, ("pocket", "everyday"))
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)

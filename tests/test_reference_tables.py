@@ -35,7 +35,8 @@ def test_the_page_explains_every_number_that_the_learner_logs(learner, tmp_path)
 
 
 def test_settings_and_spec_tables_are_up_to_date():
-    stale = tables.rewrite(ROOT, check=True, kinds=("settings", "spec", "costs", "results", "curve", "trials"))
+    kinds = ("learners", "settings", "spec", "costs", "results", "curve", "trials")
+    stale = tables.rewrite(ROOT, check=True, kinds=kinds)
     assert stale == [], "python -m humor_env.experiments.upkeep.reference_tables"
 
 
@@ -45,6 +46,18 @@ def test_every_table_of_an_experiment_file_is_on_its_page():
         home, _, name = key.rpartition(".")
         assert f"| `{name}` |" in marked("spec", home or "top"), key
     assert set(re.findall(r"<!-- spec (\S+) -->", page)) == {k.rpartition(".")[0] or "top" for k in tables.spec_keys()}
+
+
+def test_a_page_says_what_its_learner_learns_from(tmp_path):
+    (tmp_path / "ppo.md").write_text("# P (`ppo`)\n\nLearns from: a. Compares: b.\n<!-- metrics ppo -->\n")
+    (tmp_path / "dpo.md").write_text("# D\n\nLearns from: c: d. Compares: e.\n<!-- metrics dpo -->\n")
+    assert tables.learners_table(tmp_path).splitlines()[2:] == [
+        "| `dpo` | c: d | e | [D](dpo.md) |",
+        "| `ppo` | a | b | [P](ppo.md) |",
+    ]
+    (tmp_path / "sft.md").write_text("# S\n<!-- metrics sft -->\n")
+    with pytest.raises(InvalidOption, match=r"sft\.md does not say what its learner learns from"):
+        tables.learners_table(tmp_path)
 
 
 def test_every_meaning_is_of_something():

@@ -12,6 +12,7 @@ import pytest
 from report_runs import EMOJI, HOSTILE, STAGES, make_benchmark, make_run, score_of, text_of, write_lines
 
 from humor_env.errors import CheckpointError, InvalidOption
+from humor_env.experiments.reports import report_numbers
 from humor_env.experiments.reports.benchmark_page import markdown_rows
 from humor_env.experiments.reports.pictures import before_and_after, drift_marks, pictures
 from humor_env.experiments.reports.report import json_for_html, render, write_picture, write_report
@@ -554,3 +555,12 @@ def test_without_imitation_a_change_is_one_from_the_base(tmp_path):
     assert row["c"] == pytest.approx(score_of("ppo", 0, 4) - score_of("base", 0, 4), abs=1e-4)
     told = {line.text for line in run.seeds[0].stages["base"]}
     assert all(group.lines[0][1] in told for group in before_and_after(run)) and before_and_after(run)
+
+
+def test_a_column_of_the_table_of_stages_is_one_entry(run, monkeypatch):
+    """Its heading and its cell stood in the template too, and its text in a third place."""
+    added = report_numbers.Column("sure", lambda row: f"<{row.stage}>")
+    monkeypatch.setattr(report_numbers, "COLUMNS", (*report_numbers.COLUMNS, added))
+    page = render([run])
+    assert page.count('scope="col">sure</th>') == 1
+    assert page.count('data-label="sure"><span>&lt;ppo&gt;</span>') == 1

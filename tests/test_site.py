@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from humor_env.errors import InvalidOption
-from humor_env.experiments.upkeep.site import build_site
+from humor_env.experiments.upkeep.site import build_site, with_all_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -21,9 +21,19 @@ def pages_of(nav):
 
 
 def test_every_page_is_in_the_navigation_once():
-    nav = list(pages_of(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]))
+    config = with_all_pages((ROOT / "zensical.toml").read_text(encoding="utf-8"), DOCS)
+    nav = list(pages_of(tomllib.loads(config)["project"]["nav"]))
     assert len(set(nav)) == len(nav)
     assert set(nav) == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+
+
+def test_a_new_learner_and_a_new_card_are_in_the_navigation_by_themselves(tmp_path):
+    for name, text in {"algorithms/nop.md": "# Nop (`nop`)\n", "cards/x.md": "# Critic card: x\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    config = 'nav = [\n  { "A" = "algorithms/index.md" },\n  { "C" = "cards/index.md" },\n]\n'
+    nav = tomllib.loads(with_all_pages(config, tmp_path))["nav"]
+    assert [*nav[1].items(), *nav[3].items()] == [("Nop (nop)", "algorithms/nop.md"), ("x", "cards/x.md")]
 
 
 class Loaded(html.parser.HTMLParser):

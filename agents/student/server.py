@@ -74,9 +74,8 @@ class Server:
                 "model": model,
                 "prompt": prompt,
                 "max_tokens": min(sampling.max_new_tokens, max(1, student.context - len(prompt))),
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k or -1,
+                **sampling.how(),
+                "top_k": sampling.top_k or -1,  # a server's word for all
                 "seed": int(float(row[0]) * (1 << 24)),  # all the bits that a single-precision number has
                 "return_token_ids": True,
                 "stop_token_ids": list(student.end_tokens),

@@ -9,6 +9,7 @@ here is a new key there. So nothing here loads torch. `check_limits` serves ever
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 import typing
@@ -49,15 +50,22 @@ def _hints(settings: type) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw. Learners score under the same temperature; 0 is greedy. top_p < 1 and top_k > 0 cut the tail off."""
+    """How to draw. Learners score under the same temperature; 0 is greedy. top_p < 1 and top_k > 0 cut the tail off.
 
-    max_new_tokens: Count = 48
-    temperature: Annotated[float, Ge(0)] = 1.0
-    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    top_k: Annotated[int, Ge(0)] = 0
+    A field's name is the one that vLLM and TRL have for it. Its comment is its meaning in the tables of the docs.
+    """
+
+    max_new_tokens: Count = 48  # longest line, in tokens
+    temperature: Annotated[float, Ge(0)] = 1.0  # 0 is greedy
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0  # keep the most likely tokens up to this probability
+    top_k: Annotated[int, Ge(0)] = 0  # keep so many tokens; 0 keeps all
 
     def __post_init__(self) -> None:
         check_limits(self)
+
+    def how(self) -> dict[str, Any]:
+        """All fields but the length, for whoever writes in this process's place."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "max_new_tokens"}
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ class TRLConfig:
         return {
             "num_generations": self.siblings,
             "max_completion_length": self.sampling.max_new_tokens,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "top_k": self.sampling.top_k,
+            **self.sampling.how(),
             "beta": self.kl_weight,
         }
 

@@ -103,6 +103,7 @@ def render(runs: Sequence[RunData], *, command: str = "") -> str:
         "title": " · ".join(run.name for run in runs),
         "runs": [_about(run) for run in runs],
         "headline": [_head_row(row) for row in heads],
+        "columns": [column.heading for column in numbers.COLUMNS],
         "tables": [],
         "pictures": pictures(runs, heads),
         "notes": [note for run in runs for note in [*run.notes, *_order_bias(run)]],
@@ -197,26 +198,12 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _head_row(row: numbers.Headline) -> dict[str, Any]:
-    """A row of the headline table, with its estimates as they are printed."""
-
-    def told(found: numbers.Estimate | None, form: str) -> str:
-        if found is None or not math.isfinite(found.mean):
-            return "–"
-        said = format(found.mean, form)
-        return said if found.low is None or found.high is None else f"{said} [{found.low:{form}}, {found.high:{form}}]"
-
+    """A row of the table of stages, with its cells as they are printed."""
     return {
         "run": row.run,
         "stage": row.stage,
         "learnt": row.stage not in REFERENCES,
-        "score": told(row.score, ".3f"),
-        "change": told(row.change, "+.3f"),
-        "matches": told(row.matches_teacher, ".0%"),
-        "by_seed": ", ".join(f"{score:.3f}" for score in row.by_seed) if len(row.by_seed) > 1 else "",
-        "distinct_2": row.distinct_2,
-        "length_ratio": row.length_ratio,
-        "failures": row.failures,
-        "count": row.count,
+        "cells": [(column.heading, column.cell(row), column.small(row)) for column in numbers.COLUMNS],
     }
 
 

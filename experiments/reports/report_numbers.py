@@ -51,6 +51,42 @@ class Headline:
     count: int
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of stages: its heading, the text of a row's cell, and small print behind it."""
+
+    heading: str
+    cell: Callable[[Headline], str]
+    small: Callable[[Headline], str] = lambda row: ""
+
+
+def shown(number: float | None, form: str) -> str:
+    return "–" if number is None or not math.isfinite(number) else format(number, form)
+
+
+def _with_interval(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return shown(None, form)
+    if estimate.low is None or estimate.high is None or not math.isfinite(estimate.mean):
+        return shown(estimate.mean, form)
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+# The page draws its table of stages from these, so a further column is one more line here.
+COLUMNS = (
+    Column(
+        "score",
+        lambda row: _with_interval(row.score, ".3f"),
+        lambda row: "by seed " + ", ".join(f"{s:.3f}" for s in row.by_seed) if len(row.by_seed) > 1 else "",
+    ),
+    Column("change", lambda row: _with_interval(row.change, "+.3f")),
+    Column("at least the teacher’s", lambda row: _with_interval(row.matches_teacher, ".0%")),
+    Column("distinct-2", lambda row: shown(row.distinct_2, ".2f")),
+    Column("length", lambda row: f"{shown(row.length_ratio, '.2f')} × prompt"),
+    Column("lines", lambda row: f"{row.count}, {row.failures} not judged" if row.failures else str(row.count)),
+)
+
+
 def headline(run: RunData) -> list[Headline]:
     names = dict.fromkeys(n for seed in run.seeds for n in [*seed.stages, *seed.numbers])
     return [_headline(run, name) for name in names]

@@ -3,8 +3,8 @@
     python -m humor_env.experiments.upkeep.reference_tables          # rewrites marked tables in docs/ and README
     python -m humor_env.experiments.upkeep.reference_tables --check    # says which are out of date
 
-A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`) and
-`<!-- end -->`.
+A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`,
+`learners`) and `<!-- end -->`.
 Names, types and defaults are read from the dataclasses and models; which numbers a learner logs is found out by running
 it for a step; what they mean is one line each in docs/meanings.toml, and a name without a line is an error.
 """
@@ -40,7 +40,8 @@ from humor_env.experiments.specs.learner_settings import OURS, config_class
 ROOT = Path(humor_env.__file__).resolve().parent.parent
 END = "<!-- end -->"
 _MARK = re.compile(
-    r"(<!-- (metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+    r"(<!-- (learners|metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)",
+    re.DOTALL,
 )
 
 # The smallest run in which each learner does all it ever does: one step on eight prompts. Those not named: _ON_POLICY.
@@ -183,17 +184,41 @@ def settings_table(learner: str, meanings: Meanings) -> str:
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
+def learners_table(folder: Path) -> str:
+    """The learners by page, in the registry's order; a page says below its heading what they learn from."""
+    order = list(registry.learners.entries())
+    rows: dict[int, str] = {}
+    for page in folder.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        names = sorted(set(re.findall(r"<!-- metrics (\S+) -->", text)), key=order.index)
+        if names:
+            about = re.search(r"^Learns from: (.*)\. Compares: (.*)\.$", text, re.MULTILINE)
+            if about is None:
+                raise InvalidOption(
+                    f"docs/algorithms/{page.name} does not say what its learner learns from. Write below its heading: "
+                    "Learns from: a score per line. Compares: siblings."
+                )
+            title = re.sub(r" \(`.*", "", text.partition("\n")[0].lstrip("# "))
+            cells = (", ".join(f"`{name}`" for name in names), about[1], about[2], f"[{title}]({page.name})")
+            rows[order.index(names[0])] = f"| {' | '.join(cells)} |"
+    head = ["| name in a spec | learns from | compares | page |", "|---|---|---|---|"]
+    return "\n".join([*head, *(rows[place] for place in sorted(rows))])
+
+
 def spec_table(part: str, meanings: Meanings) -> str:
     """The keys of one table of an experiment file; `top` is the top level."""
+    from humor_env.agents.student.settings import Sampling
     from humor_env.experiments.specs.spec import Spec
 
+    comments = comments_of(Sampling) if part == "eval.sampling" else {}
     rows = []
     for path, field in _spec_fields(Spec, ""):
         home, _, name = path.rpartition(".")
         if (home or "top") != part:
             continue
         default = "needed" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        rows.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {_cell(meanings.of('spec', path))} |")
+        meaning = comments.get(name) or meanings.of("spec", path)
+        rows.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {_cell(meaning)} |")
     if not rows:
         parts = sorted({p.rpartition(".")[0] or "top" for p, _ in _spec_fields(Spec, "")})
         raise InvalidOption(f"An experiment file has no table '{part}'. It has: {', '.join(parts)}.")
@@ -278,6 +303,8 @@ class Tables:
         self.files: dict[Path, str] = {}  # pictures that belong to the pages
 
     def make(self, kind: str, name: str, *, page: Path) -> str:
+        if kind == "learners":
+            return learners_table(page.parent)
         if kind == "metrics":
             return metrics_table(name, logged_by(name, self.scratch / name), self.meanings)
         if kind == "settings":

@@ -9,6 +9,7 @@ The API reference is read from docstrings without importing anything. A static r
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,25 @@ from humor_env.errors import InvalidOption
 
 CONFIG = "zensical.toml"
 PARTS = ("agents", "rewards", "experiments")
+GROWING = ("algorithms", "cards")  # folders of docs/ in which each learner and each card has a page
+
+
+def with_all_pages(config: str, docs: Path) -> str:
+    """The settings, with the pages of `GROWING` that the navigation does not name after those that it does."""
+    lines = config.splitlines(keepends=True)
+    for folder in GROWING:
+        named = [number for number, line in enumerate(lines) if f'"{folder}/' in line]
+        pages = [page for page in sorted((docs / folder).glob("*.md")) if f'"{folder}/{page.name}"' not in config]
+        if named:
+            indent = lines[named[-1]].partition("{")[0]
+            added = [f'{indent}{{ {json.dumps(_title(page))} = "{folder}/{page.name}" }},\n' for page in pages]
+            lines[named[-1] + 1 : named[-1] + 1] = added
+    return "".join(lines)
+
+
+def _title(page: Path) -> str:
+    heading = page.read_text(encoding="utf-8").partition("\n")[0]
+    return heading.lstrip("# ").removeprefix("Critic card: ").replace("`", "")
 
 
 def build_site(root: Path, out: Path, *, docs: Path | None = None) -> str:
@@ -36,8 +56,9 @@ def build_site(root: Path, out: Path, *, docs: Path | None = None) -> str:
             (package / entry.name).symlink_to(entry)
         for part in PARTS:
             (package / part).symlink_to(root / part)
-        shutil.copy(root / CONFIG, place / CONFIG)
         shutil.copytree(docs or root / "docs", place / "docs")
+        config = with_all_pages((root / CONFIG).read_text(encoding="utf-8"), place / "docs")
+        (place / CONFIG).write_text(config, encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
             cwd=place,

@@ -17,6 +17,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from humor_env.registry import Registry, critics, judges
 from humor_env.rewards.audits.report import AuditReport, Kind
 from humor_env.rewards.cards.card import Card, file_stem, make_card
 
@@ -57,7 +58,7 @@ _UNTRAINED = (
 )
 _KEY = "--option client=anthropic:claude-haiku-4-5 --option ledger=verdicts.sqlite --prompts everyday --out cards"
 
-SETTINGS = (
+_NAMED = (
     Setting(
         "rules",
         options={"teacher": "shown"},
@@ -135,6 +136,19 @@ SETTINGS = (
         limits=(_UNTRAINED,),
     ),
 )  # fmt: skip
+
+
+def _with_all_names(named: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """And the built-in names that are not there: they are made as their own defaults say, and tried on all prompts."""
+    there = {setting.name for setting in named}
+    kinds: tuple[tuple[Registry, Kind], ...] = ((critics, "critic"), (judges, "judge"))
+    others = [
+        Setting(e.name, kind) for names, kind in kinds for e in names.entries().values() if e.origin == "built in"
+    ]
+    return named + tuple(setting for setting in others if setting.name not in there)
+
+
+SETTINGS = _with_all_names(_NAMED)
 
 
 def built_in_card(setting: Setting, audits: Sequence[AuditReport] = ()) -> Card:
