@@ -48,7 +48,8 @@ def test_few_items_get_no_tight_interval():
     four = audit(Critic(lambda t: 0.9 if "funny" in t else 0.2), RatedSet("set", pairs=some_pairs(4), scale=(0.0, 3.0)))
     assert (four.pairs.accuracy, four.pairs.interval, four.beats_coin) == (1.0, None, None)
     assert four.summary() == (
-        "mine on set: 100.0 % of 4 pairs; rank correlation +0.93, 8 texts (too few to tell it from a coin)"
+        "mine on set: 100.0 % of 4 pairs; rank correlation +0.93, 8 texts (too few to tell it from a coin); "
+        "its own prompt preferred 50.0 %"
     )
     assert "[100.0, 100.0]" not in four.markdown()
 

@@ -34,7 +34,7 @@ def test_a_critic_that_reads_only_the_line_is_a_coin_and_one_that_reads_the_prom
     assert blind.held is False
     reads = measure_context(critic(lambda j: 0.9 if is_own(j) else 0.2), JOKES)
     assert reads.share == 1 and reads.lift == pytest.approx(0.7) and reads.held is True
-    assert reads.interval == (1.0, 1.0)
+    assert reads.interval == pytest.approx((0.9, 1.0))  # of 30 prompts: the rule of three
     worse = measure_context(critic(lambda j: 0.2 if is_own(j) else 0.9), JOKES)
     assert worse.share == 0 and worse.lift == pytest.approx(-0.7) and worse.held is False
 
@@ -112,7 +112,7 @@ def test_the_probes_and_their_tables_have_a_row_of_it():
     blind = run_probes(critic(lambda j: 0.5), cases, [])
     assert blind.context.share == 0.5 and not blind.held
     assert "does not read the prompt (its own preferred 50.0 %)" in blind.summary()
-    assert "| *context* | the teacher's line scores higher with its own prompt: 50.0 % [50.0, 50.0]" in blind.markdown()
+    assert "| *context* | the teacher's line scores higher with its own prompt: 50.0 % [20.0, 80.0]" in blind.markdown()
     exact = run_probes("pocket", cases, [])
     assert exact.context.held is True and exact.held
     both = compare_markdown([blind, exact])
@@ -128,8 +128,8 @@ def test_an_audit_has_it_with_grades_and_it_survives_a_file():
     assert report.context.by_grade[-1].low == pytest.approx(1.4) and report.context.by_grade[-1].count == 16
     assert AuditReport.load(report.data()).context == report.context
     page = report.markdown()
-    assert "its own prompt preferred 100.0 % [100.0, 100.0]" in page.splitlines()[0]
-    assert "| graded 1.4 and more | 16 | 100.0 % [100.0, 100.0] | +0.80 |" in page
+    assert "its own prompt preferred 100.0 % [90.0, 100.0]" in page.splitlines()[0]
+    assert "| graded 1.4 and more | 16 | 100.0 % [81.2, 100.0] | +0.80 |" in page
     old = report.data()
     del old["context"]  # of version 0.1
     assert AuditReport.load(old).context is None
@@ -141,7 +141,7 @@ def test_a_card_says_what_will_happen_to_a_student(tmp_path):
     [said] = [sentence for sentence in made.failing if "its own prompt" in sentence]
     assert "in 50 % of cases, where a coin has 50 %" in said
     assert "a student that learns from it long enough will answer every prompt with the one line" in said
-    assert "| pocket | 40 | 50.0 % [50.0, 50.0] | +0.00 [+0.00, +0.00] | NO |" in card_markdown(made)
+    assert "| pocket | 40 | 50.0 % [42.5, 57.5] | +0.00 [-0.07, +0.07] | NO |" in card_markdown(made)
     made.save(tmp_path)
     assert Card.load(tmp_path / "blind.json").failing == made.failing
     report = AuditReport("mine", "critic", "votes", {}, None, None, (), None, context=ContextScores(9, 0, 4, 0.52))

@@ -283,7 +283,13 @@ def test_what_learners_do_unless_told_otherwise():
     shared = {
         **{"micro_batch": 32, "learning_rate": 1e-3, "warmup_steps": 0, "decay": "constant", "max_grad_norm": 1.0},
         **{"checkpoint_every": 10, "evaluate_every": 0, "seed": 0, "steps": 100, "batch_size": 64, "epochs": 1},
-        **{"minibatches": 1, "kl_limit": 5.0, "missing_end_penalty": 0.0, "max_failure_share": 0.5},
+        **{
+            "minibatches": 1,
+            "kl_limit": 5.0,
+            "missing_end_penalty": 0.0,
+            "max_failure_share": 0.5,
+            "max_flip_share": 0.5,
+        },
     }
     own = {
         "ppo": {

@@ -52,9 +52,14 @@ def _weights(clusters: Sequence[Hashable], seed: int, resamples: int) -> tuple[N
 
 
 def interval(
-    values: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+    values: ArrayLike,
+    clusters: Sequence[Hashable],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    lowest: float = 0.0,
 ) -> Interval | None:
-    """A 95 % percentile interval of the mean, drawing whole clusters. None below `FEWEST` clusters."""
+    """A 95 % percentile interval of the mean of values between `lowest` and 1, drawing whole clusters. None below
+    `FEWEST` clusters."""
     found = np.asarray(values, float)
     if len(set(clusters)) < FEWEST:
         return None
@@ -63,7 +68,7 @@ def interval(
     sums = np.bincount(index, weights=found, minlength=n)
     counts = np.bincount(index, minlength=n)
     means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
-    return percentile_bounds(means, found, n)
+    return percentile_bounds(means, found, n, lowest)
 
 
 def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:

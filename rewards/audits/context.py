@@ -92,7 +92,7 @@ def measure_context(
         float(credit.mean()),
         stats.interval(credit, clusters, seed),
         float(margin.mean()),
-        stats.interval(margin, clusters, seed),
+        stats.interval(margin, clusters, seed, lowest=-1.0),
         tuple(rows),
     )
 

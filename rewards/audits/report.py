@@ -172,13 +172,13 @@ class AuditReport:
             said.append(f"{percent(self.pairs.accuracy, self.pairs.interval)} of {self.pairs.count} pairs")
         if self.texts is not None and self.texts.spearman is not None:
             said.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
+        if said:
+            few = "too few to tell it from a coin"
+            verdict = {True: "better than a coin", False: "not told from a coin", None: few}[self.beats_coin]
+            said[-1] += f" ({verdict})"
         if self.context is not None and self.context.share is not None:
             said.append(f"its own prompt preferred {percent(self.context.share, self.context.interval)}")
-        if not said:
-            return f"{self.critic} on {self.set}: nothing could be judged"
-        few = "too few to tell it from a coin"
-        verdict = {True: "better than a coin", False: "not told from a coin", None: few}[self.beats_coin]
-        return f"{self.critic} on {self.set}: {'; '.join(said)} ({verdict})"
+        return f"{self.critic} on {self.set}: {'; '.join(said) or 'nothing could be judged'}"
 
     def data(self) -> dict[str, Any]:
         """All its figures as plain data; no text of the set."""
