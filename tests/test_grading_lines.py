@@ -64,7 +64,9 @@ def test_a_program_takes_other_sentences_lines_from_the_same_split() -> None:
 
 @pytest.fixture
 def student(tmp_path: Path) -> str:
-    tiny.llama().save_pretrained(tmp_path / "tiny")
+    model = tiny.llama()
+    model.config.max_position_embeddings = 512  # its tokens are letters, and the instructions are long
+    model.save_pretrained(tmp_path / "tiny")
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
     tokenizer.save_pretrained(tmp_path / "tiny")
