@@ -95,3 +95,21 @@ def test_what_a_call_used_takes_the_place_of_the_worst_case() -> None:
     full.settle(only, None)
     with pytest.raises(BudgetExceeded, match="38 of at most 38 tokens are used, and one more call may take up to 1"):
         full.reserve(1, 0.0)
+
+
+@pytest.mark.parametrize("cost", [-0.25, math.nan, math.inf, -math.inf])
+def test_a_cost_that_cannot_be_is_not_believed(cost: float) -> None:
+    """A reply that says it cost less than nothing, or no number at all, would have given money back."""
+    budget = Budget(max_cost=1.0)
+    ticket = budget.reserve(20, 0.5)
+    assert ticket is not None
+    budget.settle(ticket, Usage(1, 3, 4, 0, cost))
+    assert budget.account == Account(1, 7, 0.5), "the worst case stays"
+
+
+def test_a_cost_of_nothing_is_believed() -> None:
+    budget = Budget(max_cost=1.0)
+    ticket = budget.reserve(20, 0.5)
+    assert ticket is not None
+    budget.settle(ticket, Usage(1, 3, 4, 0, 0.0))
+    assert budget.account == Account(1, 7, 0.0)

@@ -265,3 +265,11 @@ def test_a_curve_has_no_say_before_it_began():
     assert area_under([2, 4], [3.0, 5.0], until=3) == 3.5
     with pytest.raises(InvalidOption, match="not empty"):
         interval([[]])
+
+
+def test_two_draws_weigh_as_a_win_and_a_defeat():
+    drawn = bradley_terry([[[1, 0.5, 0.5]], [[0, 0.5, 0.5]]], resamples=20)
+    played = bradley_terry([[[1, 1, 0]], [[0, 0, 1]]], resamples=20)
+    assert [r.system for r in drawn] == [r.system for r in played] == [0, 1]
+    assert drawn[0].points.value == pytest.approx(played[0].points.value, rel=1e-12)
+    assert drawn[0].points.value > 0
