@@ -60,8 +60,11 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
         env = HumorVectorEnv(prompts, loves_glaciers, num_envs=config.batch_size)
         return ppo.train(config, env, one, TestScores(), prompts=prompts.split("train"), control=control)
 
+    # The alarms on sameness are off: that of frames rings at step 16 here, since no judge of the pocket world minds one
+    # frame in most lines, and this run is about the word that the critic loves.
+    sameness = {"same_line": 0, "same_word": 0, "same_frame": 0, "lift": 0, "others": 0}
     monitor = Monitor(
-        MonitorConfig(action="stop", every=2, lines=200),
+        MonitorConfig(action="stop", every=2, lines=200, **sameness),
         prompts.split("dev"),
         training=loves_glaciers,
         held_out=exact,
