@@ -1,6 +1,6 @@
 """The arena in two real Chromiums without a screen: judged by keyboard and by touch, read by machines, looked at.
 
-Needs Debian's chromium and chromium-driver, as test_report_browser.py does. With HUMOR_ENV_SHOTS=FOLDER screenshots are
+Needs Debian's chromium and chromium-driver, as browser.py says. With HUMOR_ENV_SHOTS=FOLDER screenshots are
 left there; with HUMOR_ENV_AXE=axe.min.js (npm pack axe-core) axe-core looks at every page too.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from arena_sessions import code, served
+from browser import CONTRAST, WIDTHS, look, start
 from report_runs import HOSTILE
 from test_arena import NASTY, links, session
-from test_report_browser import _CONTRAST, CHROMIUM, DRIVER, FLAGS, WIDTHS, look
 
 from humor_env.experiments.arena.session import Arena
 
@@ -22,30 +22,12 @@ SYSTEMS = ("good", "fair", "weak", "teacher")
 AXE = os.environ.get("HUMOR_ENV_AXE")
 
 
-def start(profile):
-    if CHROMIUM is None or DRIVER is None:
-        why = "no chromium with its chromedriver on the path: apt-get install chromium chromium-driver"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    driver.set_page_load_timeout(60)
-    return driver
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Two people, each with a browser of their own."""
     drivers = []
     try:
-        drivers.extend(start(tmp_path_factory.mktemp("profile")) for _ in range(2))
+        drivers.extend(start(tmp_path_factory.mktemp("profile"), 60) for _ in range(2))
         yield drivers
     finally:
         for driver in drivers:
@@ -203,7 +185,7 @@ def check_page(driver, name):
     """Names, one main heading and no level left out, contrast, nothing wider than the window, an order of the focus
     that is the order of the page; and axe-core, where it is at hand."""
     assert driver.execute_script(_NAMELESS) == [], name
-    assert driver.execute_script(_CONTRAST) == [], name
+    assert driver.execute_script(CONTRAST) == [], name
     levels = [int(e.tag_name[1]) for e in driver.find_elements("css selector", "h1,h2,h3")]
     assert levels[0] == 1 and levels.count(1) == 1, name
     assert all(b - a <= 1 for a, b in pairwise(levels)), name

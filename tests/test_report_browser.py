@@ -5,41 +5,21 @@ where CI is set: there they fail. With HUMOR_ENV_SHOTS=FOLDER screenshots are le
 """
 
 import os
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from browser import CONTRAST, WIDTHS, look, start
 from report_runs import HOSTILE, make_run, score_of, text_of
 
 from humor_env.experiments.reports.report import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.slow
-WIDTHS = (1280, 390)
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    if CHROMIUM is None or DRIVER is None:
-        why = "no chromium with its chromedriver on the path: apt-get install chromium chromium-driver"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    driver.set_page_load_timeout(120)
+    driver = start(tmp_path_factory.mktemp("profile"), 120)
     yield driver
     driver.quit()
 
@@ -56,13 +36,6 @@ def opened(browser, page):
     browser.get_log("browser")  # emptied
     browser.get(page.as_uri())
     return browser
-
-
-def look(browser, width, theme):
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    feature = {"name": "prefers-color-scheme", "value": theme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
 def one(browser, selector):
@@ -209,21 +182,6 @@ def test_every_control_and_region_has_a_name(opened):
     assert all(b - a <= 1 for a, b in pairwise(levels))
 
 
-_CONTRAST = """
-const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-const linear = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
-const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
-  if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
-const found = [];
-for (const e of document.querySelectorAll('body *:not(svg *):not(script):not(option)')) {
-  if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !e.getClientRects().length) continue;
-  const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
-  if ((a + 0.05) / (b + 0.05) < 4.5) found.push([e.tagName, e.className, e.textContent.slice(0, 40)]);
-}
-return found"""
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_it_fits_two_widths_in_both_themes_and_can_be_read(opened, width, theme):
@@ -231,7 +189,7 @@ def test_it_fits_two_widths_in_both_themes_and_can_be_read(opened, width, theme)
     one(opened, "#rows summary").click()
     assert opened.execute_script("return innerWidth") == width
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
-    assert opened.execute_script(_CONTRAST) == []
+    assert opened.execute_script(CONTRAST) == []
     dark = opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(13, 15, 19)"
     assert dark == (theme == "dark")
     smallest = opened.execute_script(
