@@ -341,7 +341,7 @@ def results_page(bench: Benchmark) -> str:
     told = [
         f"# {bench.spec.title or bench.spec.name}",
         f"Seeds {seeds}; {len(record['prompts'])} held-out prompts, one line for each; measured by "
-        f"`{bench.spec.held_out.critic}`, which taught nobody. Budget of each learner after its warm start: "
+        f"`{bench.spec.held_out.critic}`, from which nobody learned. Budget of each learner after its warm start: "
         + ", ".join(f"{v:,g} {k}" for k, v in budget.items())
         + ". Intervals are 95 %, by bootstrap over seeds and prompts.",
     ]
