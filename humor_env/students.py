@@ -2,6 +2,7 @@
 
     students.NAMED["smollm2"].summary
     students.find("smollm2")          # the installed package's GGUF file, else the model's name on the Hub
+    students.source("smollm2")        # the same as transformers reads it: a GGUF file unpacked into a folder
 
 A student may also be any folder, any GGUF file, or any name on the Hub: those pass through `find` as they are.
 Nothing is imported from the packages that carry weights; their files are only looked for.
@@ -81,6 +82,16 @@ def find(name: str) -> str:
         return pocket.path(name.partition(":")[2]) if name.startswith("pocket:") else name
     named = NAMED[name]
     return named.here() or named.hub or pocket.path(name.partition(":")[2])
+
+
+def source(name: str) -> str:
+    """What transformers loads: `find`, with a GGUF file unpacked into a folder."""
+    place = find(name)
+    if not place.endswith(GGUF):
+        return place
+    from humor_env.gguf import unpacked
+
+    return str(unpacked(place))
 
 
 def hub_name(name: str) -> str:

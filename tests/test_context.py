@@ -4,11 +4,12 @@ import pytest
 
 from humor_env.errors import CriticContractError
 from humor_env.rewards.audits.audit import audit
-from humor_env.rewards.audits.context import _edit_moved, measure_context
+from humor_env.rewards.audits.context import measure_context
 from humor_env.rewards.audits.probes import compare_markdown, pocket_cases, run_probes
 from humor_env.rewards.audits.report import AuditReport, ContextScores
 from humor_env.rewards.cards.card import Card, make_card
 from humor_env.rewards.cards.page import card_markdown
+from humor_env.rewards.rated.other_prompt import under_prompt_of
 from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
 from humor_env.types import Joke, Judgement, Prompt
@@ -97,11 +98,11 @@ def test_an_edit_is_moved_as_an_edit():
 
     trump = edit("Trump signs the bill on trade", "Trump signs the hair on trade")
     snow = edit("Snow closes many schools in Ohio", "Snow closes many bald eagles in Ohio")
-    assert _edit_moved(trump, snow) == "Snow closes many hair in Ohio"
-    assert _edit_moved(snow, trump) == "Trump signs the bald eagles on trade"
-    assert _edit_moved(trump, edit("Snow closes schools", "Snow closes hair")) is None  # that line is its own
-    assert _edit_moved(trump, edit("Snow closes schools", "Snow closes schools")) is None
-    assert _edit_moved(trump, edit("Snow closes schools", "Something else altogether")) is None
+    assert under_prompt_of(trump, snow).text == "Snow closes many hair in Ohio"
+    assert under_prompt_of(snow, trump).text == "Trump signs the bald eagles on trade"
+    assert under_prompt_of(trump, edit("Snow closes schools", "Snow closes hair")) is None  # that line is its own
+    assert under_prompt_of(trump, edit("Snow closes schools", "Snow closes schools")) is None
+    assert under_prompt_of(trump, edit("Snow closes schools", "Something else altogether")) is None
     asked = []
     measure_context(critic(lambda j: asked.append(j.text) or 0.5), [trump, snow])
     assert "Snow closes many hair in Ohio" in asked and asked.count(trump.text) == 1

@@ -16,10 +16,10 @@ from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from humor_env import gguf as reading
 from humor_env import students
 from humor_env.agents import sft
 from humor_env.agents.student import IMITATION, Student
-from humor_env.agents.student import gguf as reading
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import StudentError
 from humor_env.experiments.commands.listings import rows

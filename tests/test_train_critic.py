@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from humor_env.registry import critics, judges  # noqa: E402
 from humor_env.rewards.rated.rated_sets import load_rated  # noqa: E402
 from humor_env.rewards.reward_model import Calibration, RewardModelCritic, RewardModelJudge  # noqa: E402
 from humor_env.rewards.trained import critic_losses as losses  # noqa: E402
-from humor_env.rewards.trained.critic_batches import batches, make_examples  # noqa: E402
+from humor_env.rewards.trained.critic_batches import OtherPrompts, batches, make_examples  # noqa: E402
 from humor_env.rewards.trained.critic_data import (  # noqa: E402
     Comparison,
     CriticSet,
@@ -509,3 +510,93 @@ def test_minilm_learns_and_is_fast_enough(tmp_path, slowness):
         assert right / len(pairs) > 0.54  # a tenth of the data; 2,099 pairs: a coin is within 0.022 of a half
     else:
         assert held_out_accuracy(tmp_path / "out") > 0.9
+
+
+# The prompt must be read
+
+
+def weather(seed=0, prompts=120):
+    """Prompts about a cold or a hot day, two lines each; the good one says "glaciers" of a cold day, "deserts" of a hot
+    one. All good lines are good in themselves too: only another prompt tells whether the prompt is read."""
+    source = random.Random(seed)
+    ratings = []
+    for number in range(prompts):
+        cold = number % 2
+        words = ["slow" if cold else "meeting", *source.choices(FILLER, k=2), f"n{number}"]
+        prompt = Joke(Prompt(f"w{number}", " ".join(words)), "")
+        for good in (True, False):
+            words = source.choices(FILLER, k=3)
+            words[1] = ("glaciers" if cold else "so") if good else "it"
+            ratings.append(Rating(Joke(prompt.prompt, " ".join(words)), float(good)))
+    return CriticSet("weather", tuple(ratings))
+
+
+def reads_the_prompt(folder, seed=9):
+    """How often a good line scores more under its own kind of prompt than under the other kind."""
+    ratings = weather(seed, 80).ratings
+    good = [item.joke for item in ratings if item.score]
+    critic = RewardModelCritic(folder)
+    own = critic.logits(good)
+    elsewhere = critic.logits([Joke(good[i ^ 1].prompt, line.text) for i, line in enumerate(good)])
+    return sum(a > b for a, b in zip(own, elsewhere, strict=True)) / len(good)
+
+
+def test_other_prompts_teach_a_critic_to_read_the_prompt(tmp_path):
+    """The grades alone can be learnt without reading it, and are."""
+    base = encoder(tmp_path / "base")
+    settings = {"form": "pair", "pool": "mean", "epochs": 20, "lr": 2e-3, "head_lr": 5e-3, "patience": 0}
+    for weight, name in ((0.0, "lines"), (1.0, "both")):
+        made = train(small(base, other_prompts=weight, **settings), [weather()], tmp_path / name)
+        assert made.dev["pair_accuracy"] > 0.9
+    lines, both = reads_the_prompt(tmp_path / "lines"), reads_the_prompt(tmp_path / "both")
+    assert both > 0.9 > 0.75 > lines, (lines, both)
+
+
+def test_only_good_lines_are_shown_under_other_prompts(tmp_path):
+    """A bad line need not be better where it belongs; the other prompts change from step to step and repeat by seed."""
+    model = new_model(str(encoder(tmp_path / "base")), Reading("pair", "mean"), seed=0)
+    parts = [weather(), as_pairs(synthetic(20))]
+    examples = make_examples(model, parts, [targets(part, scale_of(part)) for part in parts], True)
+    for example in examples[:3]:
+        assert example.good == (0 if example.value > 0 else None)
+    others = OtherPrompts(model, examples, seed=1)
+    rated = [example for example in examples if len(example.rows) == 1][:16]
+    places, moved = others.rows(rated, 0)
+    assert 5 <= len(places) == len(moved) <= 8  # one other prompt in many is the line's own, and is left out
+    assert all(rated[place].value > 0 for place in places)
+    for place, row in zip(places, moved, strict=True):
+        line = model.rows([Joke(Prompt("", ""), rated[place].jokes[0].text)])[0].ids
+        assert row.ids[-len(line) + 2 :] == line[2:]  # the same line ...
+        assert row.ids != rated[place].rows[0].ids  # ... behind another prompt
+    assert others.rows(rated, 0)[1] == moved
+    assert others.rows(rated, 1)[1] != moved
+    pairs = [example for example in examples if len(example.rows) == 2][:8]
+    places, _ = others.rows(pairs, 0)
+    winners = [2 * i + (example.value < 0.5) for i, example in enumerate(pairs)]
+    assert places
+    assert set(places) <= set(winners)
+
+
+def test_the_lower_layers_alone(tmp_path):
+    base = decoder(tmp_path / "base")
+    data = synthetic(40)
+    train(small(base, layers=1, lora_rank=2, pool="mean"), [data], tmp_path / "out")
+    half = load_model(tmp_path / "out")
+    assert half.members[0].reading.layers == 1
+    assert len(half.members[0].body.get_base_model().layers) == 1
+    assert all(math.isfinite(x) for x in half.scores([item.joke for item in data.ratings]))
+    with pytest.raises(InvalidOption, match="layers=99"):
+        train(small(base, layers=99), [data], tmp_path / "more")
+
+
+def test_an_adapter_names_its_base_as_it_was_given_and_imports_nothing(tmp_path):
+    """A saved critic is to load where its packages lie elsewhere; and what it names may come from a stranger."""
+    base = encoder(tmp_path / "base")
+    train(small(base, lora_rank=2), [synthetic(40)], tmp_path / "out")
+    described = tmp_path / "out" / "member-0" / "body" / "adapter_config.json"
+    config = json.loads(described.read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    described.write_text(json.dumps({**config, "base_model_name_or_path": "antigravity:fly"}))
+    with pytest.raises(InvalidOption):
+        load_model(tmp_path / "out")
+    assert "antigravity" not in sys.modules

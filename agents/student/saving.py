@@ -66,11 +66,7 @@ def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dt
         base = saved["base"]
         source = folder / "base" if base is None else base
     if not isinstance(source, Path) or not source.is_dir():
-        source = students.find(str(source))
-    if str(source).endswith(students.GGUF):
-        from humor_env.agents.student.gguf import unpacked
-
-        source = unpacked(source)
+        source = students.source(str(source))
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)

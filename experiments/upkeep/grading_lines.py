@@ -51,7 +51,7 @@ PER_SPLIT = {"train": 900, "dev": 100, "test": 100}
 CRITICS = ("everyday", "everyday-judge")
 TEMPERATURES = (0.7, 1.0, 1.3)
 BATCH = 125
-BLOCKS = 10
+BLOCKS = 2
 MOST_TOKENS = 34  # the teacher's longest lines have 25 words
 # Tricks that a critic may fall for, as the probes write them; those that are a kind of their own here are left out.
 TRICKS = tuple(

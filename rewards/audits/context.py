@@ -6,8 +6,7 @@
 
 A critic that does not read the prompt has one best line, and a student that learns from it gives that line as the
 answer to everything. No other row of an audit or of the probes sees that: such a critic can agree with people about the
-lines for one prompt. An edited headline is moved as an edit: what it put in is put where the other headline was
-edited, since the whole edited headline would give away which headline it belongs to.
+lines for one prompt. How a line is moved: `rewards/rated/other_prompt.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from humor_env.errors import CriticContractError
 from humor_env.rewards.audits import audit_stats as stats
 from humor_env.rewards.audits.report import ContextRow, ContextScores
-from humor_env.rewards.rated.semeval import HEADLINE_EDIT
+from humor_env.rewards.rated.other_prompt import under_prompt_of
 from humor_env.streams import generator
 from humor_env.types import Critic, Joke, critic_name
 
@@ -109,37 +108,12 @@ def _moved(i: int, jokes: Sequence[Joke], draws: int, seed: int) -> list[Joke]:
         if other.prompt.text in known:
             continue
         known.add(other.prompt.text)
-        moved = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
+        moved = under_prompt_of(joke, other)
         if moved is not None:
-            found.append(Joke(other.prompt, moved, joke.author))
+            found.append(moved)
         if len(found) == draws:
             break
     return found
-
-
-def _edit_moved(joke: Joke, other: Joke) -> str | None:
-    """What the joke put into its headline, put where the other headline was edited; None where one is no edit, or where
-    that makes the other's own line."""
-    mine, theirs = _edit(joke), _edit(other)
-    if mine is None or theirs is None:
-        return None
-    words = other.prompt.text.split()
-    start, end = theirs[1]
-    moved = " ".join([*words[:start], *mine[0], *words[end:]])
-    return None if moved in (other.text, other.prompt.text) else moved
-
-
-def _edit(joke: Joke) -> tuple[list[str], tuple[int, int]] | None:
-    """The words that a line put into its prompt, and the range of the prompt's words which they replaced."""
-    before, after = joke.prompt.text.split(), joke.text.split()
-    start = 0
-    while start < min(len(before), len(after)) and before[start] == after[start]:
-        start += 1
-    same = 0
-    while same < min(len(before), len(after)) - start and before[-1 - same] == after[-1 - same]:
-        same += 1
-    put = after[start : len(after) - same]
-    return (put, (start, len(before) - same)) if put and len(put) < len(after) else None
 
 
 def _scores(critic: Critic, jokes: Sequence[Joke]) -> dict[tuple[str, str], float | None]:

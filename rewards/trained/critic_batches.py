@@ -11,20 +11,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from humor_env.rewards.rated.other_prompt import under_prompt_of
 from humor_env.rewards.trained.critic_data import CriticSet, Target
 from humor_env.rewards.trained.scoring_head import MarkedRow, ScoringModel
 from humor_env.streams import generator
+from humor_env.types import Joke
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rating (one row) or a comparison (two rows), read already."""
+    """A rating (one row) or a comparison (two rows), read already. `good` is the place in `rows` of a line that is
+    better than the average, which its own prompt should make better still; None where neither is known to be."""
 
     rows: tuple[MarkedRow, ...]
     value: float
     weight: float
     group: str
     set: int
+    jokes: tuple[Joke, ...] = ()
+    good: int | None = None
 
     @property
     def length(self) -> int:
@@ -34,17 +39,51 @@ class Example:
 def make_examples(
     model: ScoringModel, parts: Sequence[CriticSet], wanted: Sequence[Sequence[Target]], noise_weights: bool
 ) -> list[Example]:
-    found: list[Example] = []
-    for number, (one, items) in enumerate(zip(parts, wanted, strict=True)):
+    examples: list[Example] = []
+    for number, (part, items) in enumerate(zip(parts, wanted, strict=True)):
         rows = model.rows([item.joke for item in items])
-        for rating, item, row in zip(one.ratings, items, rows, strict=True):
+        for rating, item, row in zip(part.ratings, items, rows, strict=True):
             weight = item.weight if noise_weights else 1.0
-            found.append(Example((row,), item.value, weight, rating.group, number))
-        first = model.rows([pair.a for pair in one.comparisons])
-        second = model.rows([pair.b for pair in one.comparisons])
-        for pair, a, b in zip(one.comparisons, first, second, strict=True):
-            found.append(Example((a, b), pair.probability, 1.0, pair.group, number))
-    return found
+            good = 0 if item.value > 0 else None
+            examples.append(Example((row,), item.value, weight, rating.group, number, (item.joke,), good))
+        first = model.rows([pair.a for pair in part.comparisons])
+        second = model.rows([pair.b for pair in part.comparisons])
+        for pair, a, b in zip(part.comparisons, first, second, strict=True):
+            winner = None if pair.probability == 0.5 else int(pair.probability < 0.5)
+            examples.append(Example((a, b), pair.probability, 1.0, pair.group, number, (pair.a, pair.b), winner))
+    return examples
+
+
+class OtherPrompts:
+    """The good lines of a batch under prompts that they do not answer: what a critic that reads the prompt pays less.
+
+    A line goes with a random other prompt of its set, another one each time. An edited headline is moved as an edit, as
+    the audit's row *context* does it.
+    """
+
+    def __init__(self, model: ScoringModel, examples: Sequence[Example], seed: int) -> None:
+        self.model, self.seed = model, seed
+        self.jokes: dict[
+            int, list[tuple[str, Joke]]
+        ] = {}  # of each set: the prompt's group, and a line that answers it
+        for example in examples:
+            self.jokes.setdefault(example.set, []).extend((example.group, joke) for joke in example.jokes)
+
+    def rows(self, batch: Sequence[Example], step: int) -> tuple[list[int], list[MarkedRow]]:
+        """Places in the batch's flat list of rows, and for each the same line under another prompt."""
+        draw = generator(self.seed, "other prompts", step)
+        places, moved = [], []
+        flat = 0
+        for example in batch:
+            if example.good is not None:
+                others = self.jokes[example.set]
+                group, other = others[int(draw.integers(len(others)))]
+                elsewhere = under_prompt_of(example.jokes[example.good], other)
+                if group != example.group and other.prompt.text.strip() and elsewhere is not None:
+                    places.append(flat + example.good)
+                    moved.append(elsewhere)
+            flat += len(example.rows)
+        return places, self.model.rows(moved)
 
 
 def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:

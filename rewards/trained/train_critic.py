@@ -36,7 +36,7 @@ import torch
 from humor_env.errors import InvalidOption, TrainingStopped, did_you_mean
 from humor_env.rewards.reward_model import Calibration
 from humor_env.rewards.trained import critic_losses as losses
-from humor_env.rewards.trained.critic_batches import Example, batches, make_examples
+from humor_env.rewards.trained.critic_batches import Example, OtherPrompts, batches, make_examples
 from humor_env.rewards.trained.critic_data import (
     CriticSet,
     check_comparisons,
@@ -57,14 +57,17 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class TrainCriticConfig:
     """`model` is "minilm", a folder, a Hugging Face name, or `package.module:name`. `lora_rank` 0 trains all of it.
     `sibling` weighs the loss on differences within a prompt. `epochs` and `patience` are those of each of the
-    `members`, whose scores are averaged. `precision` "auto" computes in bfloat16 where the processor or GPU has it;
-    weights are kept in float32."""
+    `members`, whose scores are averaged. `other_prompts` weighs a loss that asks a good line to score more with its own
+    prompt than with another's: without it a critic may learn not to read the prompt (where lines are no edits of their
+    prompts, `form` must be "pair"). `layers` is how many of the body's layers are used, 0 for all. `precision` "auto"
+    computes in bfloat16 where the processor or GPU has it; weights are kept in float32."""
 
     model: str
     form: str = "edit"
     pool: str = "span"
     hidden: int = 0
     max_length: int = 128
+    layers: int = 0
     lora_rank: int = 0
     members: int = 1
     freeze_embeddings: bool = True
@@ -76,6 +79,7 @@ class TrainCriticConfig:
     dropout: float = 0.1
     warmup: float = 0.06
     sibling: float = 1.0
+    other_prompts: float = 0.0
     noise_weights: bool = True
     dev_share: float = 0.1
     evaluations: int = 2
@@ -91,7 +95,16 @@ class TrainCriticConfig:
                 f"{did_you_mean(self.precision, PRECISIONS)}"
             )
         above_zero = ("epochs", "members", "batch_size", "lr", "head_lr", "evaluations")
-        not_below_zero = ("lora_rank", "weight_decay", "dropout", "warmup", "sibling", "patience", "seed")
+        not_below_zero = (
+            "lora_rank",
+            "weight_decay",
+            "dropout",
+            "warmup",
+            "sibling",
+            "other_prompts",
+            "patience",
+            "seed",
+        )
         for names, good, word in (
             (above_zero, lambda x: x > 0, "above 0"),
             (not_below_zero, lambda x: x >= 0, "at least 0"),
@@ -104,7 +117,7 @@ class TrainCriticConfig:
         self.reading()
 
     def reading(self) -> Reading:
-        return Reading(self.form, self.pool, self.hidden, self.max_length)
+        return Reading(self.form, self.pool, self.hidden, self.max_length, self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +339,7 @@ class _Fit:
             ],
             weight_decay=config.weight_decay,
         )
+        self.other_prompts = OtherPrompts(model, examples, seed) if config.other_prompts else None
         self.per_epoch = len(batches(examples, config.batch_size, seed, 0))
         self.steps = max(1, round(config.epochs * self.per_epoch))
         self.every = max(1, round(self.per_epoch / config.evaluations))
@@ -378,20 +392,27 @@ class _Fit:
         return value
 
     def _loss(self, batch: Sequence[Example]) -> torch.Tensor:
+        rows = [row for example in batch for row in example.rows]
+        places, moved = self.other_prompts.rows(batch, self.step) if self.other_prompts else ([], [])
         with self._autocast():
-            scores = self.model([row for example in batch for row in example.rows])
+            scored = self.model([*rows, *moved])
+        scores, elsewhere = scored[: len(rows)], scored[len(rows) :]
         values = torch.tensor([example.value for example in batch], device=self.device)
         if len(batch[0].rows) == 2:
             which = torch.tensor([example.set for example in batch], device=self.device)
             scales = self.log_scales[which].exp()
-            return losses.bradley_terry_loss(scales * scores[0::2], scales * scores[1::2], values)
-        weights = torch.tensor([example.weight for example in batch], device=self.device)
-        loss = losses.rating_loss(scores, values, weights)
-        if self.config.sibling:
-            numbers: dict[tuple[int, str], int] = {}
-            groups = [numbers.setdefault((example.set, example.group), len(numbers)) for example in batch]
-            siblings = losses.sibling_loss(scores, values, torch.tensor(groups, device=self.device))
-            loss = loss + self.config.sibling * siblings
+            loss = losses.bradley_terry_loss(scales * scores[0::2], scales * scores[1::2], values)
+        else:
+            weights = torch.tensor([example.weight for example in batch], device=self.device)
+            loss = losses.rating_loss(scores, values, weights)
+            if self.config.sibling:
+                numbers: dict[tuple[int, str], int] = {}
+                groups = [numbers.setdefault((example.set, example.group), len(numbers)) for example in batch]
+                siblings = losses.sibling_loss(scores, values, torch.tensor(groups, device=self.device))
+                loss = loss + self.config.sibling * siblings
+        if places:
+            own = scores[torch.tensor(places, device=self.device)]
+            loss = loss + self.config.other_prompts * losses.bradley_terry_loss(own, elsewhere, torch.ones_like(own))
         return loss
 
     def _look(self, loss: float) -> None:

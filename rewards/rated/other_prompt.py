@@ -1,0 +1,43 @@
+"""A line under a prompt that it does not answer: the question whether a critic reads the prompt at all.
+
+    under_prompt_of(joke, other)          # the line of `joke`, with the prompt of `other`; None where that says nothing
+
+An edited headline is moved as an edit: what it put in is put where the other headline was edited, since the whole
+edited headline would give away which headline it belongs to.
+"""
+
+from __future__ import annotations
+
+from humor_env.rewards.rated.semeval import HEADLINE_EDIT
+from humor_env.types import Joke
+
+
+def under_prompt_of(joke: Joke, other: Joke) -> Joke | None:
+    """None where one of two headlines is no edit, or where moving the edit makes the other's own line."""
+    text = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
+    return None if text is None else Joke(other.prompt, text, joke.author)
+
+
+def _edit_moved(joke: Joke, other: Joke) -> str | None:
+    """What the joke put into its headline, put where the other headline was edited; None where one is no edit, or where
+    that makes the other's own line."""
+    mine, theirs = _edit(joke), _edit(other)
+    if mine is None or theirs is None:
+        return None
+    words = other.prompt.text.split()
+    start, end = theirs[1]
+    moved = " ".join([*words[:start], *mine[0], *words[end:]])
+    return None if moved in (other.text, other.prompt.text) else moved
+
+
+def _edit(joke: Joke) -> tuple[list[str], tuple[int, int]] | None:
+    """The words that a line put into its prompt, and the range of the prompt's words which they replaced."""
+    before, after = joke.prompt.text.split(), joke.text.split()
+    start = 0
+    while start < min(len(before), len(after)) and before[start] == after[start]:
+        start += 1
+    same = 0
+    while same < min(len(before), len(after)) - start and before[-1 - same] == after[-1 - same]:
+        same += 1
+    put = after[start : len(after) - same]
+    return (put, (start, len(before) - same)) if put and len(put) < len(after) else None
