@@ -219,6 +219,14 @@ critics = Registry(
             "humor_env.rewards.diversity:DiversityCritic",
             "how new a line is beside siblings and an archive",
         ),
+        "everyday": (
+            "humor_env.rewards.everyday:EverydayCritic",
+            "real sentences: funny and true to them; trains students",
+        ),
+        "everyday-judge": (
+            "humor_env.rewards.everyday:EverydayJudgeCritic",
+            "the same question, held out: measures students, never trains them",
+        ),
         "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score, less its score under other prompts"),
         "novelty": (
             "humor_env.rewards.novelty:NoveltyCritic",
@@ -237,6 +245,10 @@ judges = Registry(
         "pocket-crowd": ("humor_env.rewards.pocket:CrowdJudge", "the exact judge with noise, position and length bias"),
         "multiple-choice": ("humor_env.rewards.multiple_choice:MultipleChoiceJudge", "a language model picks 1 or 2"),
         "jury": ("humor_env.rewards.jury:Jury", "several judges: their mean and their disagreement"),
+        "everyday-judge": (
+            "humor_env.rewards.everyday:EverydayJudge",
+            "the held-out critic of real sentences, on pairs",
+        ),
         "reward-model": ("humor_env.rewards.reward_model:RewardModelJudge", "a trained scoring head on pairs"),
         "cheap-first": (
             "humor_env.rewards.cheap_first:CheapFirstJudge",

@@ -364,14 +364,22 @@ def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str 
         if told["format"] != _FORMAT or int(told["members"]) < 1:
             raise ValueError(f"format {told['format']}, members {told['members']}")
         reading = Reading(**{field.name: told[field.name] for field in fields(Reading) if field.name in told})
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         places = [source / MEMBER.format(number) for number in range(int(told["members"]))]
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(source, places[0]), trust_remote_code=False)
         return Ensemble([_load_member(place, tokenizer, reading, dtype, device) for place in places])
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as problem:
         raise InvalidOption(
             f"'{source}' is not a scoring model that this version can read ({type(problem).__name__}: {problem}). "
             "Expected a folder as train-critic writes it; train it again, or fetch it again where it was copied."
         ) from problem
+
+
+def _tokenizer_of(source: Path, member: Path) -> str:
+    """The folder's own tokenizer, or that of the adapter's base where the folder was saved without one."""
+    adapter = member / BODY / "adapter_config.json"
+    if (source / "tokenizer_config.json").is_file() or not adapter.is_file():
+        return str(source)
+    return _data_of(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
 
 
 def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, device: str) -> ScoringModel:
