@@ -108,8 +108,8 @@ class CriticAsJudge:
         self.name = critic_name(critic)
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
-        found = checked_reply(self.critic, self.name, [joke for pair in pairs for joke in pair])
-        return [self._verdict(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
+        judgements = checked_reply(self.critic, self.name, [joke for pair in pairs for joke in pair])
+        return [self._verdict(a, b) for a, b in zip(judgements[::2], judgements[1::2], strict=True)]
 
     def _verdict(self, a: Judgement, b: Judgement) -> Verdict:
         usage = a.usage + b.usage
@@ -254,11 +254,11 @@ def _judged_pairs(
     counts = dict.fromkeys(COUNTS, 0.0) | {"samples": float(samples)}
     pairs: list[tuple[Joke, Joke]] = []
     for lines in groups:
-        found = most_different(lines, config)
-        if isinstance(found, str):
-            counts[found] += 1
+        pair_or_reason = most_different(lines, config)
+        if isinstance(pair_or_reason, str):
+            counts[pair_or_reason] += 1
         else:
-            pairs.append(found)
+            pairs.append(pair_or_reason)
     verdicts = list(judge(pairs)) if pairs else []
     if len(verdicts) != len(pairs):
         raise CriticContractError(
