@@ -100,21 +100,21 @@ def measure_context(
 def _moved(i: int, jokes: Sequence[Joke], draws: int, seed: int) -> list[Joke]:
     """The line of joke `i` under the prompts of other jokes."""
     joke = jokes[i]
-    known = {joke.prompt.text}
-    found: list[Joke] = []
+    used_prompts = {joke.prompt.text}
+    moved_jokes: list[Joke] = []
     # By hash of what is asked and answered: the same line meets the same prompts in every audit of the set.
     source = generator(seed, "context", f"{joke.prompt.text}\x1f{joke.text}".encode("utf-8", "surrogatepass").hex())
     for k in source.permutation(len(jokes)):
         other = jokes[k]
-        if other.prompt.text in known:
+        if other.prompt.text in used_prompts:
             continue
-        known.add(other.prompt.text)
+        used_prompts.add(other.prompt.text)
         moved = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
         if moved is not None:
-            found.append(Joke(other.prompt, moved, joke.author))
-        if len(found) == draws:
+            moved_jokes.append(Joke(other.prompt, moved, joke.author))
+        if len(moved_jokes) == draws:
             break
-    return found
+    return moved_jokes
 
 
 def _edit_moved(joke: Joke, other: Joke) -> str | None:
@@ -144,13 +144,13 @@ def _edit(joke: Joke) -> tuple[list[str], tuple[int, int]] | None:
 
 def _scores(critic: Critic, jokes: Sequence[Joke]) -> dict[tuple[str, str], float | None]:
     distinct = list({_key(joke): joke for joke in jokes}.values())
-    found = critic(distinct)
-    if len(found) != len(distinct):
+    judgements = critic(distinct)
+    if len(judgements) != len(distinct):
         raise CriticContractError(
-            f"The critic '{critic_name(critic)}' was given {len(distinct)} jokes and returned {len(found)} judgements: "
-            "it must return one for each, in order."
+            f"The critic '{critic_name(critic)}' was given {len(distinct)} jokes and returned {len(judgements)} "
+            "judgements: it must return one for each, in order."
         )
-    return {_key(joke): judgement.score for joke, judgement in zip(distinct, found, strict=True)}
+    return {_key(joke): judgement.score for joke, judgement in zip(distinct, judgements, strict=True)}
 
 
 def _key(joke: Joke) -> tuple[str, str]:
