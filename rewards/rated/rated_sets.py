@@ -160,12 +160,12 @@ def load_rated(name: str, files: str | os.PathLike[str] | Sequence[str | os.Path
     try:
         inspect.signature(loader).bind(paths, **options)
     except TypeError as problem:
-        known = list(inspect.signature(loader).parameters)[1:]
+        accepted = list(inspect.signature(loader).parameters)[1:]
         raise InvalidOption(
             f"The human-rated set '{name}' cannot be read with the options {sorted(options)}: {problem}. It accepts: "
-            f"{', '.join(known) or 'no options'}."
+            f"{', '.join(accepted) or 'no options'}."
         ) from None
-    found = loader(paths, **options)
-    if not found.texts and not found.pairs:
+    rated = loader(paths, **options)
+    if not rated.texts and not rated.pairs:
         raise RatingsError(f"{', '.join(map(str, paths))}: read as '{name}', and no rated text was found in it.")
-    return found
+    return rated
