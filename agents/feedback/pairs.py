@@ -22,6 +22,7 @@ import torch
 from humor_env import text_stats
 from humor_env.agents.feedback.metrics import gather_jokes
 from humor_env.agents.feedback.rollout import check_failures, check_flip_share
+from humor_env.agents.session.config import check_bounds
 from humor_env.agents.session.processes import gather_records, local_share, sum_over_processes
 from humor_env.agents.student import Student
 from humor_env.agents.student.beams import beams
@@ -65,9 +66,7 @@ class PairConfig:
                 f"Lines of equal length must pass: shortest_ratio <= 1 <= longest_ratio; found {self.shortest_ratio} "
                 f"and {self.longest_ratio}."
             )
-        for name in ("max_failure_share", "max_flip_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidOption(f"{name} lies between 0 and 1, found {getattr(self, name)}.")
+        check_bounds(self)
         if not 0 <= self.least_edge < 0.5:
             raise InvalidOption(f"least_edge lies in [0, 0.5), found {self.least_edge}.")
 
