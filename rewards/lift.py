@@ -68,14 +68,14 @@ class LiftCritic:
         rows = []
         for joke in jokes:
             rows.append([joke, *(Joke(prompt, joke.text, joke.author) for prompt in self._others(joke.prompt))])
-            for each in rows[-1]:
-                questions.setdefault(_key(each), each)
+            for question in rows[-1]:
+                questions.setdefault(_key(question), question)
         replies = checked_reply(self.critic, critic_name(self.critic), list(questions.values())) if questions else []
         answers = dict(zip(questions, replies, strict=True))
         paid: set[tuple[str, str, str]] = set()
         judgements = []
         for row in rows:
-            keys = [_key(each) for each in row]
+            keys = [_key(question) for question in row]
             # A question that several lines share was asked, and paid for, once.
             usage = sum((answers[key].usage for key in dict.fromkeys(keys) if key not in paid), NO_USAGE)
             paid.update(keys)

@@ -2,7 +2,7 @@
 
     store = CheckpointStore(run / "checkpoints", keep_last=2)
     store.save(step, tensors, state, score=reward)     # tensors: name -> Tensor; state: plain JSON
-    found = store.latest()                             # the newest whole one, or None
+    checkpoint = store.latest()                        # the newest whole one, or None
 
 Each is a folder: `tensors.safetensors`, `state.json`, `manifest.json` with the hashes of both, and the manifest's own
 hash. It is written under a temporary name, flushed to the disk and then renamed, so that a name without ".writing" is

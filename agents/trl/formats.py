@@ -56,7 +56,7 @@ def make_trl_reward(
 
     def make_jokes(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
         return [
-            Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _said(line))
+            Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _line_of(line))
             for i, line in enumerate(completions)
         ]
 
@@ -79,13 +79,13 @@ def make_trl_reward(
     return reward if asynchronous else plain_reward
 
 
-def _said(text: Text) -> str:
+def _line_of(text: Text) -> str:
     """The line itself: of a conversation the last message."""
     return (text if isinstance(text, str) else str(text[-1]["content"])).strip()
 
 
 def _prompt_of(shown: Text, row: Mapping[str, Any]) -> Prompt:
-    text = row.get("text") or _said(shown)
+    text = row.get("text") or _line_of(shown)
     name = row.get("prompt_id") or hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
     extra = json.loads(row["extra"]) if row.get("extra") else {}
     return Prompt(name, text, row.get("task") or "paraphrase", row.get("split") or "train", extra)

@@ -1,8 +1,8 @@
 """Does a critic read the prompt? Each line beside itself under other prompts.
 
-    found = measure_context(critic, jokes)
-    found.share, found.interval       # 0.50, (0.46, 0.54): a coin. The critic scores lines, whatever they answer
-    found.lift                        # the mean score with its own prompt, less that with others
+    scores = measure_context(critic, jokes)
+    scores.share, scores.interval     # 0.50, (0.46, 0.54): a coin. The critic scores lines, whatever they answer
+    scores.lift                       # the mean score with its own prompt, less that with others
 
 A critic that does not read the prompt has one best line, and a student that learns from it gives that line as the
 answer to everything. No other row of an audit or of the probes sees that: such a critic can agree with people about the

@@ -239,7 +239,7 @@ def make_card(
     try:
         for set_name in prompts:
             cases = CASES[set_name]()
-            live = _made(critic, kind, options, cases)
+            live = _live_critic(critic, kind, options, cases)
             tried.append(Tried(set_name, run_probes(live, cases), run_injection(live, cases)))
     except (CredentialError, MissingExtra) as problem:
         return Card(**{**_fields(base), "shape": shape, "not_called": str(problem).split("\n")[0]})
@@ -266,7 +266,7 @@ def _limits(audits: Sequence[AuditReport], limits: Sequence[str]) -> tuple[str, 
     return (*sentences, *GENERAL_LIMITS)
 
 
-def _made(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: Sequence[Case]) -> Critic:
+def _live_critic(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: Sequence[Case]) -> Critic:
     """The critic as it is tried: armed with the line that a student has been shown, where it takes a teacher."""
     if not isinstance(critic, str):
         if kind == "judge":
@@ -290,7 +290,7 @@ def _member(member: Mapping[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
     """A mix's member, its teacher filled in likewise."""
     own = dict(member)
     inner = dict(own.pop("options", {}))
-    return {**own, "critic": _made(own["critic"], "critic", inner, cases)}
+    return {**own, "critic": _live_critic(own["critic"], "critic", inner, cases)}
 
 
 def _shown(cases: Sequence[Case]) -> TeacherBuffer:

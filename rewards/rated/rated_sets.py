@@ -1,7 +1,7 @@
 """What people found funny, read from the public files as they were published: texts with ratings, or pairs.
 
-    found = load_rated("humicroedit", "task-1_train.csv")
-    found.texts[0].text, found.texts[0].score, found.texts[0].raters     # "…", 0.2, (1.0, 0.0, 0.0, 0.0, 0.0)
+    rated = load_rated("humicroedit", "task-1_train.csv")
+    rated.texts[0].text, rated.texts[0].score, rated.texts[0].raters     # "…", 0.2, (1.0, 0.0, 0.0, 0.0, 0.0)
     load_rated("humicroedit", "task-2_dev.csv").decided()                # pairs, those that people tied left out
     rated_sets.register("mine", "my_package.data:load_mine", "our office's votes")
 
