@@ -69,9 +69,9 @@ class BestOfN:
         check_failures(judgements, config.max_failure_share)
         best = []
         for start in range(0, len(jokes), config.n):
-            said = judgements[start : start + config.n]
-            self.unjudged += all(j.failed for j in said)
-            best.append(jokes[start + best_place(said)])
+            group = judgements[start : start + config.n]
+            self.unjudged += all(j.failed for j in group)
+            best.append(jokes[start + best_place(group)])
         return best
 
     def _lines(self, prompts: Sequence[Prompt], seed: int) -> list[Joke]:

@@ -145,7 +145,7 @@ def train(
     """
     kl_weight = AdaptiveCoefficient(config.kl_weight, config.kl_target, config.kl_horizon)
     scale = RunningScale()
-    asked = ScoreOptions(
+    score_options = ScoreOptions(
         values=True, detach_values=config.detach_values, entropy=True, entropy_gradient=config.entropy_weight > 0
     )
     imitation = ImitationLoss(
@@ -182,7 +182,7 @@ def train(
 
             # 5. Update
             for epoch in range(config.epochs):
-                for batch in step.minibatches(rollout, epoch, **asked):
+                for batch in step.minibatches(rollout, epoch, **score_options):
                     for part in batch:
                         loss, sums = ppo_loss(
                             part.logprobs,

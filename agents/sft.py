@@ -91,14 +91,16 @@ def train(
     best: dict[str, Tensor] = {}
     learnt = False  # nothing better is to be expected: the dev lines have said so
 
-    found = checkpoints.resume() if checkpoints else None
-    if found is not None:
-        step = found.step
-        _load(student, optimizer, names, found.tensors, config.full)
-        best = {n.removeprefix("best/"): t for n, t in found.tensors.items() if n.startswith("best/")}
-        best_epoch, best_loss, dev_loss, last = (found.state[k] for k in ("best_epoch", "best_loss", "dev", "last"))
+    checkpoint = checkpoints.resume() if checkpoints else None
+    if checkpoint is not None:
+        step = checkpoint.step
+        _load(student, optimizer, names, checkpoint.tensors, config.full)
+        best = {n.removeprefix("best/"): t for n, t in checkpoint.tensors.items() if n.startswith("best/")}
+        best_epoch, best_loss, dev_loss, last = (
+            checkpoint.state[k] for k in ("best_epoch", "best_loss", "dev", "last")
+        )
         best_loss = float("inf") if best_loss is None else best_loss
-        control.set_state(found.state["watch"], found.seconds)
+        control.set_state(checkpoint.state["watch"], checkpoint.seconds)
         control.check(asks=False)
     if checkpoints is not None:
         log.rewind(step)  # a run that died before its first checkpoint may have logged some steps

@@ -51,21 +51,21 @@ def unpacked(path: str | Path) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
     except OSError as problem:
         raise StudentError(
             f"'{file}' is unpacked into '{target.parent}', and that cannot be written ({problem.strerror}). Set "
             "HUMOR_ENV_CACHE to a folder that can."
         ) from problem
     try:
-        _unpack(file, made)
+        _unpack(file, temporary)
         try:
-            os.replace(made, target)
+            os.replace(temporary, target)
         except OSError:
             if not (target / "config.json").is_file():  # else another process was faster, with the same content
                 raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -107,10 +107,10 @@ def _tokenizer(reader: Any, file: Path) -> PreTrainedTokenizerBase:
 
     cut = _DIGITS_APART.get(str(value("ggml.pre") or "default"))
     if value("ggml.model") != "gpt2" or value("ggml.merges") is None or cut is None:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        converted: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=file.name, trust_remote_code=False
         )
-        return found
+        return converted
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     words: list[str] = value("ggml.tokens")

@@ -64,9 +64,9 @@ class GateReport:
         text = f"{self.pairs} pairs: {self.paid} asked of the paid judge, {self.saved or 0.0:.1%} saved"
         if self.short:
             text += f"; {self.short} unsure ones were left to the cheap judge"
-        if (found := self.agreement) is None:
+        if (interval := self.agreement) is None:
             return f"{text}; agreement not known (no sure pair was checked)"
-        middle, low, high = found
+        middle, low, high = interval
         return f"{text}; agrees with the paid judge on about {middle:.1%} [{low:.1%}, {high:.1%}]"
 
 
@@ -113,8 +113,8 @@ class CheapFirstJudge:
         if self.max_paid is not None:
             wanted = wanted[: max(0, self.max_paid - self.report.paid)]
         paid = self._ask_paid([pairs[i] for i in wanted])
-        found = dict(zip(wanted, paid, strict=False))
-        good = {i: verdict for i, verdict in found.items() if not verdict.failed}
+        answers = dict(zip(wanted, paid, strict=False))
+        good = {i: verdict for i, verdict in answers.items() if not verdict.failed}
         checked = [i for i in checks if i in good]
         old = self.report
         self.report = GateReport(
@@ -125,7 +125,7 @@ class CheapFirstJudge:
             old.agreed + sum(_agree(cheap[i].probability, good[i].probability) for i in checked),
             old.paid + len(paid),
         )
-        return [self._verdict(cheap[i], good.get(i), found.get(i)) for i in range(len(pairs))]
+        return [self._verdict(cheap[i], good.get(i), answers.get(i)) for i in range(len(pairs))]
 
     def _ask_paid(self, pairs: Sequence[Pair]) -> list[Verdict]:
         if not pairs or self.over_budget:

@@ -48,11 +48,11 @@ class DiversityCritic:
         families: dict[tuple[str, str], list[int]] = {}
         for index, joke in enumerate(jokes):
             families.setdefault((joke.prompt.id, joke.prompt.text), []).append(index)
-        out = []
+        judgements = []
         for index, joke in enumerate(jokes):
             siblings = [k for k in families[joke.prompt.id, joke.prompt.text] if k != index]
-            out.append(self._judge(joke, own[index], [own[k] for k in siblings]))
-        return out
+            judgements.append(self._judge(joke, own[index], [own[k] for k in siblings]))
+        return judgements
 
     def _grams(self, joke: Joke) -> _Grams:
         tokens = words(joke.text)
@@ -93,7 +93,7 @@ def _read_archive(path: str | os.PathLike[str]) -> list[str]:
     lines = [line for line in content.split("\n") if line.strip()]
     if Path(path).suffix != ".jsonl":
         return lines
-    found = []
+    texts = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -104,5 +104,5 @@ def _read_archive(path: str | os.PathLike[str]) -> list[str]:
             raise InvalidOption(
                 f"Record {number} of the archive '{os.fspath(path)}' is neither a string nor an object with a 'text'."
             )
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts

@@ -50,9 +50,9 @@ class Jury:
             raise InvalidOption(
                 f"quorum is the share of the jury that must answer, above 0 and up to 1; found {quorum}."
             )
-        made = [_seat(entry) for entry in judges]
-        self.judges = [judge for judge, _ in made]
-        self.weights = [weight for _, weight in made]
+        seats = [_seat(entry) for entry in judges]
+        self.judges = [judge for judge, _ in seats]
+        self.weights = [weight for _, weight in seats]
         self.quorum = quorum
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]]) -> list[JuryVerdict]:
@@ -64,22 +64,22 @@ class Jury:
     def _agree(self, verdicts: Sequence[Verdict]) -> JuryVerdict:
         usage = sum((v.usage for v in verdicts), NO_USAGE)
         votes = tuple(v.probability for v in verdicts)
-        given = [(w, p, v) for w, p, v in zip(self.weights, votes, verdicts, strict=True) if p is not None]
-        weight = math.fsum(w for w, _, _ in given)
-        if not given or weight < self.quorum * math.fsum(self.weights) - 1e-12:
+        answered = [(w, p, v) for w, p, v in zip(self.weights, votes, verdicts, strict=True) if p is not None]
+        weight = math.fsum(w for w, _, _ in answered)
+        if not answered or weight < self.quorum * math.fsum(self.weights) - 1e-12:
             errors = [
                 f"{critic_name(judge)}: {v.error}" for judge, v in zip(self.judges, verdicts, strict=True) if v.failed
             ]
             return JuryVerdict(self.name, None, error="; ".join(errors), usage=usage, votes=votes)
-        mean = min(1.0, max(0.0, math.fsum(w * p for w, p, _ in given) / weight))
-        spread = math.sqrt(math.fsum(w * (p - mean) ** 2 for w, p, _ in given) / weight)
-        flips = [v.flipped for _, _, v in given if v.flipped is not None]
-        first = sum(p > 0.5 for _, p, _ in given)
+        mean = min(1.0, max(0.0, math.fsum(w * p for w, p, _ in answered) / weight))
+        spread = math.sqrt(math.fsum(w * (p - mean) ** 2 for w, p, _ in answered) / weight)
+        flips = [v.flipped for _, _, v in answered if v.flipped is not None]
+        first = sum(p > 0.5 for _, p, _ in answered)
         return JuryVerdict(
             self.name,
             mean,
-            tie=min(1.0, math.fsum(w * v.tie for w, _, v in given) / weight),
-            reason=f"{first} of {len(given)} judges prefer the first; disagreement {spread:.2f}",
+            tie=min(1.0, math.fsum(w * v.tie for w, _, v in answered) / weight),
+            reason=f"{first} of {len(answered)} judges prefer the first; disagreement {spread:.2f}",
             flipped=2 * sum(flips) >= len(flips) if flips else None,
             usage=usage,
             votes=votes,

@@ -47,9 +47,9 @@ class LiftCritic:
     ) -> None:
         if isinstance(others, bool) or not isinstance(others, int) or others < 1:
             raise InvalidOption(f"others is how many other prompts a line meets, at least 1; found {others!r}.")
-        found = load_prompts(prompts)
+        prompt_set = load_prompts(prompts)
         # Each text once: the same words under another id would be the line's own prompt.
-        pool = {prompt.text: prompt for prompt in (found if split is None else found.split(split))}
+        pool = {prompt.text: prompt for prompt in (prompt_set if split is None else prompt_set.split(split))}
         self.prompts: Sequence[Prompt] = tuple(pool.values())
         if len(self.prompts) <= others:
             raise InvalidOption(
@@ -64,22 +64,22 @@ class LiftCritic:
         return [self.critic]
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        asked: dict[tuple[str, str, str], Joke] = {}
+        questions: dict[tuple[str, str, str], Joke] = {}
         rows = []
         for joke in jokes:
             rows.append([joke, *(Joke(prompt, joke.text, joke.author) for prompt in self._others(joke.prompt))])
-            for each in rows[-1]:
-                asked.setdefault(_key(each), each)
-        replies = checked_reply(self.critic, critic_name(self.critic), list(asked.values())) if asked else []
-        found = dict(zip(asked, replies, strict=True))
+            for question in rows[-1]:
+                questions.setdefault(_key(question), question)
+        replies = checked_reply(self.critic, critic_name(self.critic), list(questions.values())) if questions else []
+        answers = dict(zip(questions, replies, strict=True))
         paid: set[tuple[str, str, str]] = set()
         judgements = []
         for row in rows:
-            keys = [_key(each) for each in row]
+            keys = [_key(question) for question in row]
             # A question that several lines share was asked, and paid for, once.
-            usage = sum((found[key].usage for key in dict.fromkeys(keys) if key not in paid), NO_USAGE)
+            usage = sum((answers[key].usage for key in dict.fromkeys(keys) if key not in paid), NO_USAGE)
             paid.update(keys)
-            judgements.append(self._judge([found[key] for key in keys], usage))
+            judgements.append(self._judge([answers[key] for key in keys], usage))
         return judgements
 
     def _others(self, prompt: Prompt) -> list[Prompt]:
@@ -87,12 +87,12 @@ class LiftCritic:
         chosen = source.choice(len(self.prompts), self.others + 1, replace=False)  # one more: it may be the own
         return [self.prompts[i] for i in chosen if self.prompts[i].text != prompt.text][: self.others]
 
-    def _judge(self, found: Sequence[Judgement], usage: Any) -> Judgement:
-        own, others = found[0], [one for one in found[1:] if one.score is not None]
+    def _judge(self, judgements: Sequence[Judgement], usage: Any) -> Judgement:
+        own, others = judgements[0], [other for other in judgements[1:] if other.score is not None]
         if own.score is None or not others:
-            first = own if own.score is None else found[1]
+            first = own if own.score is None else judgements[1]
             return Judgement(self.name, None, error=f"{first.critic}: {first.error}", usage=usage)
-        mean = math.fsum(cast(float, one.score) for one in others) / len(others)
+        mean = math.fsum(cast(float, other.score) for other in others) / len(others)
         parts = {"own": own.score, "others": mean, "lift": own.score - mean}
         reason = f"{own.score:.2f} with its own prompt, {mean:.2f} with {len(others)} others"
         reason += f"; {own.reason}" if own.reason else ""

@@ -60,39 +60,39 @@ class MixCritic:
         return [member.critic for member in self.members]
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        found: list[dict[str, Judgement]] = [{} for _ in jokes]
+        per_joke: list[dict[str, Judgement]] = [{} for _ in jokes]
         stopped: dict[int, _Member] = {}
         for member in self.members:
-            asked = [i for i in range(len(jokes)) if i not in stopped]
-            if not asked:
+            places = [i for i in range(len(jokes)) if i not in stopped]
+            if not places:
                 break
-            judgements = checked_reply(member.critic, member.name, [jokes[i] for i in asked])
-            for i, judgement in zip(asked, judgements, strict=True):
-                found[i][member.name] = judgement
+            judgements = checked_reply(member.critic, member.name, [jokes[i] for i in places])
+            for i, judgement in zip(places, judgements, strict=True):
+                per_joke[i][member.name] = judgement
                 if member.gate is not None and judgement.score is not None and judgement.score < member.gate:
                     stopped[i] = member
-        return [self._mixed(each, stopped.get(i)) for i, each in enumerate(found)]
+        return [self._mixed(each, stopped.get(i)) for i, each in enumerate(per_joke)]
 
-    def _mixed(self, found: Mapping[str, Judgement], stopped_by: _Member | None) -> Judgement:
+    def _mixed(self, judged: Mapping[str, Judgement], stopped_by: _Member | None) -> Judgement:
         parts: dict[str, float] = {}
         usage: Usage = NO_USAGE
-        for name, judgement in found.items():
+        for name, judgement in judged.items():
             usage = usage + judgement.usage
             if judgement.score is not None:
                 parts[name] = judgement.score
                 parts |= {f"{name}.{part}": value for part, value in judgement.parts.items()}
         if stopped_by is not None:
-            judgement = found[stopped_by.name]
+            judgement = judged[stopped_by.name]
             reason = f"stopped by {stopped_by.name} ({judgement.score:.2f} < {stopped_by.gate:g}): {judgement.reason}"
             return Judgement(self.name, 0.0, parts, reason, usage=usage)
-        failed = [m.name for m in self.members if found[m.name].failed]
+        failed = [m.name for m in self.members if judged[m.name].failed]
         weight = sum(m.weight for m in self.members if m.name not in failed)
         if any(m.required and m.name in failed for m in self.members) or weight <= 0:
-            error = "; ".join(f"{name}: {found[name].error}" for name in failed)
+            error = "; ".join(f"{name}: {judged[name].error}" for name in failed)
             return Judgement(self.name, None, parts, error=error, usage=usage)
-        total = sum(m.weight * cast(float, found[m.name].score) for m in self.members if m.name not in failed)
-        reasons = [f"{m.name}: {found[m.name].reason}" for m in self.members if found[m.name].reason and m.weight]
-        reasons += [f"{name} could not judge ({found[name].error})" for name in failed]
+        total = sum(m.weight * cast(float, judged[m.name].score) for m in self.members if m.name not in failed)
+        reasons = [f"{m.name}: {judged[m.name].reason}" for m in self.members if judged[m.name].reason and m.weight]
+        reasons += [f"{name} could not judge ({judged[name].error})" for name in failed]
         return Judgement(self.name, min(1.0, max(0.0, total / weight)), parts, "; ".join(reasons), usage=usage)
 
 
@@ -117,8 +117,8 @@ def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
     if any(m.name == name for m in before):
         if "name" in entry:
             raise InvalidOption(f"Two critics of a mix are called '{name}': give each its own name.")
-        taken = {m.name for m in before}
-        name = next(f"{name}-{i}" for i in count(2) if f"{name}-{i}" not in taken)
+        names = {m.name for m in before}
+        name = next(f"{name}-{i}" for i in count(2) if f"{name}-{i}" not in names)
     return _Member(name, cast(Critic, critic), float(weight), None if gate is None else float(gate), required)
 
 

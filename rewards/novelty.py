@@ -95,12 +95,12 @@ class NoveltyCritic:
             "frame": 1 - frame_share,
         }
         least = min(parts, key=lambda name: parts[name])
-        told = {
+        reasons = {
             "line": f"written {same} times before",
             "pairs": f"'{' '.join(pair)}' is in {pair_share:.0%} of the last lines",
             "frame": f"'{frame}' is in {frame_share:.0%} of the last lines",
         }
-        return Judgement(self.name, max(0.0, parts[least]), parts, "new" if parts[least] == 1 else told[least])
+        return Judgement(self.name, max(0.0, parts[least]), parts, "new" if parts[least] == 1 else reasons[least])
 
     def _commonest(self, counts: Counter[Any], own: Iterable[Any]) -> tuple[Any, float]:
         """Of what a line has, the thing that most of the memory has, and its share; of equals the first in order."""
@@ -112,8 +112,8 @@ def _pairs(text: str) -> set[tuple[str, ...]]:
     return ngrams(words(text), 2)
 
 
-def _add(counts: Counter[Any], things: Iterable[Any], by: int) -> None:
-    for thing in things:
-        counts[thing] += by
-        if not counts[thing]:
-            del counts[thing]
+def _add(counts: Counter[Any], keys: Iterable[Any], by: int) -> None:
+    for key in keys:
+        counts[key] += by
+        if not counts[key]:
+            del counts[key]

@@ -41,11 +41,11 @@ class PocketCritic:
         judged = []
         for joke in jokes:
             try:
-                found = world.judge(joke.prompt, joke.text)
+                score = world.judge(joke.prompt, joke.text)
             except PromptError as problem:
                 judged.append(Judgement(self.name, None, error=str(problem)))
             else:
-                judged.append(Judgement(self.name, found.score, found.parts, found.reason))
+                judged.append(Judgement(self.name, score.score, score.parts, score.reason))
         return judged
 
 

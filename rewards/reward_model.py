@@ -62,16 +62,16 @@ class Calibration:
         if not file.exists():
             return cls()
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            made = cls(float(found["scale"]), float(found["shift"]))
+            data = json.loads(file.read_text(encoding="utf-8"))
+            calibration = cls(float(data["scale"]), float(data["shift"]))
         except (ValueError, TypeError, KeyError) as problem:
             raise InvalidOption(
                 f"'{file}' is not a calibration ({type(problem).__name__}: {problem}): "
                 'expected {"scale": 1.0, "shift": 0.0}.'
             ) from problem
-        if not (math.isfinite(made.scale) and made.scale > 0 and math.isfinite(made.shift)):
-            raise InvalidOption(f"'{file}' needs a scale above 0 and a finite shift, found {made}.")
-        return made
+        if not (math.isfinite(calibration.scale) and calibration.scale > 0 and math.isfinite(calibration.shift)):
+            raise InvalidOption(f"'{file}' needs a scale above 0 and a finite shift, found {calibration}.")
+        return calibration
 
 
 def _logistic(x: float) -> float:
@@ -97,8 +97,8 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
     prompts = [well_formed(joke.prompt.text)[:most] for joke in jokes]
     texts = [well_formed(joke.text)[:most] for joke in jokes]
     if apart:
-        found = tokenizer(prompts, texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
-        return [Row(ids, types) for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)]
+        batch = tokenizer(prompts, texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
+        return [Row(ids, types) for ids, types in zip(batch["input_ids"], batch["token_type_ids"], strict=True)]
     before, after = frame(tokenizer)
     room = max_length - len(before) - len(after)
     rows = []
@@ -158,14 +158,14 @@ class RewardModelCritic:
         rows = encode(tokenizer, jokes, min(self.max_length, longest(model.config, tokenizer)))
         # By length, then by content: the same jokes make the same batches, in whatever order they come.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids))
-        out = [math.nan] * len(rows)
+        logits = [math.nan] * len(rows)
         with torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
-                found = _forward(model, [rows[i] for i in chosen])
-                for i, logit in zip(chosen, found, strict=True):
-                    out[i] = logit
-        return out
+                batch_logits = _forward(model, [rows[i] for i in chosen])
+                for i, logit in zip(chosen, batch_logits, strict=True):
+                    logits[i] = logit
+        return logits
 
     def _judgement(self, logit: float) -> Judgement:
         if not math.isfinite(logit):

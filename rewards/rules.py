@@ -144,16 +144,16 @@ class RulesCritic:
 
     def faults(self, joke: Joke) -> dict[str, Fault]:
         """What is wrong with a joke, by gate: for programs, which must not take a judgement's reason apart."""
-        return {gate: found for gate, found in self._look(joke).items() if found.value < 1.0}
+        return {gate: fault for gate, fault in self._look(joke).items() if fault.value < 1.0}
 
     def _look(self, joke: Joke) -> dict[str, Fault]:
         text = _Text(joke)
         return {gate: Fault(*check(joke, text)) for gate, check in self._checks.items()}
 
     def _judge(self, joke: Joke) -> Judgement:
-        found = self._look(joke)
-        parts = {gate: fault.value for gate, fault in found.items()}
-        reasons = [f"{gate}: {fault.why}" for gate, fault in found.items() if fault.why]
+        faults = self._look(joke)
+        parts = {gate: fault.value for gate, fault in faults.items()}
+        reasons = [f"{gate}: {fault.why}" for gate, fault in faults.items() if fault.why]
         return Judgement(self.name, math.prod(parts.values(), start=1.0), parts, "; ".join(reasons) or "nothing wrong")
 
     def _form(self, joke: Joke, text: _Text) -> tuple[float, str]:
@@ -241,19 +241,19 @@ def _required_words(joke: Joke, text: _Text) -> tuple[float, str]:
 
 
 def _explanation(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = text_stats.explaining(text.raw)
-    return (0.0, _quoted(found)) if found else (1.0, "")
+    phrase = text_stats.explaining(text.raw)
+    return (0.0, _quoted(phrase)) if phrase else (1.0, "")
 
 
 def _emoji(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = text_stats.emoji(text.raw)
-    return (0.0, f"{len(found)} emoji") if found else (1.0, "")
+    emoji = text_stats.emoji(text.raw)
+    return (0.0, f"{len(emoji)} emoji") if emoji else (1.0, "")
 
 
 def _laughter(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = text_stats.laughter(text.raw)
-    if found:
-        return 0.0, _quoted(found)
+    laugh = text_stats.laughter(text.raw)
+    if laugh:
+        return 0.0, _quoted(laugh)
     shouting = _SHOUTING.search(text.read)
     if shouting or text.read.count("!") > 2:
         return 0.0, "shouting with exclamation marks"
@@ -262,14 +262,14 @@ def _laughter(joke: Joke, text: _Text) -> tuple[float, str]:
 
 
 def _judge_talk(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = _JUDGE_TALK.search(text.read)
-    return (0.0, _quoted(found.group())) if found else (1.0, "")
+    match = _JUDGE_TALK.search(text.read)
+    return (0.0, _quoted(match.group())) if match else (1.0, "")
 
 
 def _hidden(joke: Joke, text: _Text) -> tuple[float, str]:
-    found = list(hidden_characters(text.raw))
-    shown = ", ".join(f"U+{ord(c):04X}" for c in dict.fromkeys(found[:100]))
-    return (0.0, f"{len(found)} hidden characters ({shown[:60]})") if found else (1.0, "")
+    hidden = list(hidden_characters(text.raw))
+    shown = ", ".join(f"U+{ord(c):04X}" for c in dict.fromkeys(hidden[:100]))
+    return (0.0, f"{len(hidden)} hidden characters ({shown[:60]})") if hidden else (1.0, "")
 
 
 def _falling(value: float, fine: float, bad: float) -> float:
@@ -296,5 +296,5 @@ def _alike(a: Sequence[str], b: Sequence[str]) -> float:
     return 2 * len(first & second) / (len(first) + len(second)) if first and second else 0.0
 
 
-def _quoted(found: str) -> str:
-    return "'" + " ".join(found.split())[:40] + "'"
+def _quoted(text: str) -> str:
+    return "'" + " ".join(text.split())[:40] + "'"

@@ -157,15 +157,15 @@ def _mean(reply: Reply) -> float:
 
 def _checked_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     """Weights by part, summing to 1. Parts without a weight are not asked for where parts are asked one by one."""
-    given = dict(WEIGHTS if weights is None else weights)
-    for part, weight in given.items():
+    by_part = dict(WEIGHTS if weights is None else weights)
+    for part, weight in by_part.items():
         if part not in WEIGHTS:
             raise InvalidOption(
                 f"The scorer has no part '{part}'.{did_you_mean(part, WEIGHTS)} Known: {list(WEIGHTS)}."
             )
         if not weight >= 0:
             raise InvalidOption(f"The weight of '{part}' is {weight}; expected a number from 0 on.")
-    total = sum(given.values())
+    total = sum(by_part.values())
     if total <= 0:
         raise InvalidOption("All weights are 0: give at least one part a weight.")
-    return {part: weight / total for part, weight in given.items()}
+    return {part: weight / total for part, weight in by_part.items()}

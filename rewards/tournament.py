@@ -110,20 +110,20 @@ class TournamentCritic:
         for joke in jokes:
             by_prompt.setdefault((joke.prompt.id, joke.prompt.text), {}).setdefault(joke.text, joke)
         groups: dict[tuple[str, str], _Group] = {}
-        for key, found in by_prompt.items():
+        for key, siblings in by_prompt.items():
             # Places are drawn by hash, so the order in which siblings arrive decides nothing.
-            players = sorted(found.values(), key=lambda joke: _draw(joke.text))
+            players = sorted(siblings.values(), key=lambda joke: _draw(joke.text))
             groups[key] = _Group(players, np.zeros((len(players), len(players))))
         self._play(list(groups.values()))
         scored = {key: self._judgements(group) for key, group in groups.items()}
         seen: set[tuple[str, str, str]] = set()
-        out = []
+        judgements = []
         for joke in jokes:
             judgement = scored[joke.prompt.id, joke.prompt.text][joke.text]
             place = (joke.prompt.id, joke.prompt.text, joke.text)
-            out.append(_without_usage(judgement) if place in seen else judgement)
+            judgements.append(_without_usage(judgement) if place in seen else judgement)
             seen.add(place)
-        return out
+        return judgements
 
     def _play(self, groups: Sequence[_Group]) -> None:
         """All groups play each round together, so that a slow judge is called as rarely as possible."""
@@ -131,9 +131,9 @@ class TournamentCritic:
         while playing:
             rounds = [(group, next(schedule, None), schedule) for group, schedule in playing]
             playing = [(group, schedule) for group, pairs, schedule in rounds if pairs is not None]
-            asked = [(group, i, j) for group, pairs, _ in rounds if pairs for i, j in pairs]
-            if asked:
-                self._ask(asked)
+            games = [(group, i, j) for group, pairs, _ in rounds if pairs for i, j in pairs]
+            if games:
+                self._ask(games)
 
     def _schedule(self, group: _Group) -> Iterator[list[tuple[int, int]]]:
         n = len(group.players)
@@ -145,9 +145,9 @@ class TournamentCritic:
         for _ in range(self.rounds or (n - 1).bit_length() + 2):
             yield _swiss_round(group)
 
-    def _ask(self, asked: Sequence[tuple[_Group, int, int]]) -> None:
-        verdicts = ask_judge(self.judge, [(group.players[i], group.players[j]) for group, i, j in asked])
-        for (group, i, j), verdict in zip(asked, verdicts, strict=True):
+    def _ask(self, games: Sequence[tuple[_Group, int, int]]) -> None:
+        verdicts = ask_judge(self.judge, [(group.players[i], group.players[j]) for group, i, j in games])
+        for (group, i, j), verdict in zip(games, verdicts, strict=True):
             group.met.add(frozenset((i, j)))
             # The whole price goes to one of the two, so that the sum over judgements is what was spent.
             group.usage[i] = group.usage.get(i, NO_USAGE) + verdict.usage
@@ -163,23 +163,25 @@ class TournamentCritic:
         if len(group.players) < 2:
             error = "a tournament needs at least two different lines for the same prompt in one call"
             return {joke.text: Judgement(self.name, None, error=error) for joke in group.players}
-        found = strengths(group.wins, self.prior)
+        strength = strengths(group.wins, self.prior)
         games = group.games()
-        out = {}
+        judgements = {}
         for i, joke in enumerate(group.players):
             usage = group.usage.get(i, NO_USAGE)
             if games[i] == 0:
                 error = group.errors.get(i, "no game was played")
-                out[joke.text] = Judgement(self.name, None, error=error, usage=usage)
+                judgements[joke.text] = Judgement(self.name, None, error=error, usage=usage)
                 continue
             won = float(group.wins[i].sum())
-            parts = {"won": min(1.0, won / float(games[i])), "games": float(games[i]), "strength": float(found[i])}
+            parts = {"won": min(1.0, won / float(games[i])), "games": float(games[i]), "strength": float(strength[i])}
             flips = flip_rate(group.verdicts[i])
             if flips is not None:
                 parts["flips"] = flips
-            score = float(1 / (1 + np.exp(-found[i])))
-            out[joke.text] = Judgement(self.name, score, parts, f"won {won:.1f} of {games[i]:.0f} games", usage=usage)
-        return out
+            score = float(1 / (1 + np.exp(-strength[i])))
+            judgements[joke.text] = Judgement(
+                self.name, score, parts, f"won {won:.1f} of {games[i]:.0f} games", usage=usage
+            )
+        return judgements
 
 
 def _swiss_round(group: _Group) -> list[tuple[int, int]]:

@@ -67,28 +67,28 @@ class WinTieCritic:
 
     def _judgement(self, joke: Joke, verdicts: Sequence[Verdict]) -> Judgement:
         usage = sum((v.usage for v in verdicts), NO_USAGE)
-        given = [(v.probability, v.tie, v) for v in verdicts if v.probability is not None]
+        answered = [(v.probability, v.tie, v) for v in verdicts if v.probability is not None]
         if not verdicts:
             error = f"the teacher has no line for the prompt '{joke.prompt.id}'"
             return Judgement(self.name, None, error=error)
-        if not given:
+        if not answered:
             errors = dict.fromkeys(v.error for v in verdicts if v.error)
             return Judgement(self.name, None, error="; ".join(errors), usage=usage)
         # The teacher's lines are draws from one teacher, so those that were judged stand for those that were not.
-        n = len(given)
-        half = _unit(sum(p for p, _, _ in given) / n)
+        n = len(answered)
+        half = _unit(sum(p for p, _, _ in answered) / n)
         # P(win) + P(tie) / 2 is what a verdict holds, so the other half of the tie makes win-or-tie.
-        rate = _unit(sum(min(1.0, p + tie / 2) for p, tie, _ in given) / n)
+        rate = _unit(sum(min(1.0, p + tie / 2) for p, tie, _ in answered) / n)
         parts = {"win_or_tie": rate, "win": _unit(2 * half - rate), "tie": _unit(2 * (rate - half))}
         flips = flip_rate(verdicts)
         if flips is not None:
             parts["flips"] = flips
-        said = next((v.reason for _, _, v in given if v.reason), "")
+        explanation = next((v.reason for _, _, v in answered if v.reason), "")
         reason = f"against {n} of the teacher's lines" + (
             f" ({len(verdicts) - n} not judged)" if n < len(verdicts) else ""
         )
         score = half if self.ties == "half" else rate
-        return Judgement(self.name, score, parts, f"{reason}: {said}" if said else reason, usage=usage)
+        return Judgement(self.name, score, parts, f"{reason}: {explanation}" if explanation else reason, usage=usage)
 
 
 def _unit(value: float) -> float:

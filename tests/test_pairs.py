@@ -210,7 +210,10 @@ def test_preferences_survive_json():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"candidates": 1}, {"how": "magic"}, {"length_filter": "maybe"}, {"shortest_ratio": 1.1}, {"least_edge": 0.5}],
+    [
+        *({"candidates": 1}, {"how": "magic"}, {"length_filter": "maybe"}, {"shortest_ratio": 1.1}),
+        *({"least_edge": 0.5}, {"max_failure_share": -0.1}, {"diversity": float("nan")}),
+    ],
 )
 def test_impossible_settings_are_explained(wrong):
     with pytest.raises(InvalidOption):

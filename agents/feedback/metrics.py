@@ -44,10 +44,10 @@ class WrittenBatch:
     @property
     def families(self) -> list[list[int]]:
         """The places of the lines for each prompt."""
-        found: dict[str, list[int]] = {}
+        by_prompt: dict[str, list[int]] = {}
         for place, joke in enumerate(self.jokes):
-            found.setdefault(joke.prompt.id, []).append(place)
-        return list(found.values())
+            by_prompt.setdefault(joke.prompt.id, []).append(place)
+        return list(by_prompt.values())
 
 
 def gather_lines(rollout: Rollout) -> WrittenBatch:
@@ -165,10 +165,10 @@ def kl_numbers(rollout: Rollout) -> dict[str, float]:
 def value_numbers(rollout: Rollout, returns: Tensor, token_rewards: Tensor) -> dict[str, float]:
     """How much of the returns the values explain, and what a line earned after its KL, over all processes."""
     numbers = {}
-    kept = rollout.mask.bool()
-    count, _, spread = spread_over_processes(returns, kept)
-    _, mean, _ = spread_over_processes(rollout.values, kept)
-    _, _, unexplained = spread_over_processes(returns - rollout.values, kept)
+    mask = rollout.mask.bool()
+    count, _, spread = spread_over_processes(returns, mask)
+    _, mean, _ = spread_over_processes(rollout.values, mask)
+    _, _, unexplained = spread_over_processes(returns - rollout.values, mask)
     if count > 1:
         numbers["value/explained_variance"] = 1 - unexplained / spread if spread > 0 else 0.0
         numbers["value/mean"] = mean

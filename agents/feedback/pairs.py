@@ -22,6 +22,7 @@ import torch
 from humor_env import text_stats
 from humor_env.agents.feedback.metrics import gather_jokes
 from humor_env.agents.feedback.rollout import check_failures, check_flip_share
+from humor_env.agents.session.config import check_bounds
 from humor_env.agents.session.processes import gather_records, local_share, sum_over_processes
 from humor_env.agents.student import Student
 from humor_env.agents.student.beams import beams
@@ -65,9 +66,7 @@ class PairConfig:
                 f"Lines of equal length must pass: shortest_ratio <= 1 <= longest_ratio; found {self.shortest_ratio} "
                 f"and {self.longest_ratio}."
             )
-        for name in ("max_failure_share", "max_flip_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidOption(f"{name} lies between 0 and 1, found {getattr(self, name)}.")
+        check_bounds(self)
         if not 0 <= self.least_edge < 0.5:
             raise InvalidOption(f"least_edge lies in [0, 0.5), found {self.least_edge}.")
 
@@ -108,8 +107,8 @@ class CriticAsJudge:
         self.name = critic_name(critic)
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
-        found = checked_reply(self.critic, self.name, [joke for pair in pairs for joke in pair])
-        return [self._verdict(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
+        judgements = checked_reply(self.critic, self.name, [joke for pair in pairs for joke in pair])
+        return [self._verdict(a, b) for a, b in zip(judgements[::2], judgements[1::2], strict=True)]
 
     def _verdict(self, a: Judgement, b: Judgement) -> Verdict:
         usage = a.usage + b.usage
@@ -254,11 +253,11 @@ def _judged_pairs(
     counts = dict.fromkeys(COUNTS, 0.0) | {"samples": float(samples)}
     pairs: list[tuple[Joke, Joke]] = []
     for lines in groups:
-        found = most_different(lines, config)
-        if isinstance(found, str):
-            counts[found] += 1
+        pair_or_reason = most_different(lines, config)
+        if isinstance(pair_or_reason, str):
+            counts[pair_or_reason] += 1
         else:
-            pairs.append(found)
+            pairs.append(pair_or_reason)
     verdicts = list(judge(pairs)) if pairs else []
     if len(verdicts) != len(pairs):
         raise CriticContractError(

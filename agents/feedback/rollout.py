@@ -162,7 +162,7 @@ class Rollout:
 
 def group_envs(env: TextVectorEnv | Sequence[TextVectorEnv]) -> list[TextVectorEnv]:
     envs: list[Any] = list(env) if isinstance(env, (list, tuple)) else [env]
-    return [one if hasattr(one, "play") else SteppedEnv(one) for one in envs]
+    return [member if hasattr(member, "play") else SteppedEnv(member) for member in envs]
 
 
 def collect(
@@ -251,9 +251,9 @@ FEWEST_ASKED = 6  # below so many pairs most may flip by chance
 def check_flips(judgements: Sequence[Judgement], max_share: float) -> None:
     """Raise where most scores come from a judge whose answer follows the order in which it is shown the lines. Critics
     made of a judge tell it by the part "flips"."""
-    said = [(j, [v for n, v in j.parts.items() if n == "flips" or n.endswith(".flips")]) for j in judgements]
-    told = [(j.critic, max(flips)) for j, flips in said if flips]
-    check_flip_share(told[0][0] if told else "judge", sum(share for _, share in told), len(told), max_share)
+    flips_of = [(j, [v for n, v in j.parts.items() if n == "flips" or n.endswith(".flips")]) for j in judgements]
+    shares = [(j.critic, max(flips)) for j, flips in flips_of if flips]
+    check_flip_share(shares[0][0] if shares else "judge", sum(share for _, share in shares), len(shares), max_share)
 
 
 def check_flip_share(name: str, flipped: float, asked: int, max_share: float) -> None:
@@ -284,7 +284,7 @@ class _Attempt:
     """One generation call on its way into the rollout."""
 
     episodes: list[int]
-    out: Generation
+    lines: Generation
     judged: _Judged | None = None
     rows: TokenRows | None = None
     logprobs: Tensor | None = None
@@ -294,7 +294,7 @@ class _Attempt:
     def score(
         self, student: Student, sampling: Sampling, old_logprobs: bool, reference: bool, micro_batch: int
     ) -> None:
-        self.rows = student.rows(self.out.prompts, self.out.responses)
+        self.rows = student.rows(self.lines.prompts, self.lines.responses)
         temperature = sampling.temperature or 1.0
         if reference:
             self.ref_logprobs = student.score_in_batches(
@@ -306,19 +306,19 @@ class _Attempt:
                 adapter=POLICY,
                 micro_batch=micro_batch,
                 temperature=temperature,
-                values=self.out.values is not None,
+                values=self.lines.values is not None,
                 merge=False,  # the update does not merge either: old and new must agree to the last digit
             )
             self.logprobs, self.values = scored.logprobs, scored.values
         else:
-            self.logprobs = self._beside_tokens(self.out.logprobs)
-            self.values = None if self.out.values is None else self._beside_tokens(self.out.values)
+            self.logprobs = self._beside_tokens(self.lines.logprobs)
+            self.values = None if self.lines.values is None else self._beside_tokens(self.lines.values)
 
     def _beside_tokens(self, written: Tensor) -> Tensor:
         """`[N, R]` by position in the response to `[N, T]` by column."""
         assert self.rows is not None
         mask = self.rows.action_mask.bool()
-        begins = torch.tensor([len(p) for p in self.out.prompts], device=mask.device)
+        begins = torch.tensor([len(p) for p in self.lines.prompts], device=mask.device)
         position = torch.arange(mask.shape[1], device=mask.device) - begins[:, None]
         return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
 

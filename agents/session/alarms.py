@@ -40,11 +40,11 @@ def of_properties(
     config: MonitorConfig, numbers: Mapping[str, float], first: Mapping[str, float], prompts: int, *, has_pairs: bool
 ) -> list[Alarm]:
     """Properties of the lines past their limits. `has_pairs`: whether an average line had a pair of words at first."""
-    found = []
+    alarms = []
 
     def past(limit: str, is_past: bool, what: str) -> None:
         if getattr(config, limit) and is_past:
-            found.append(Alarm(limit, f"{what} (the limit '{limit}' is {getattr(config, limit):g})"))
+            alarms.append(Alarm(limit, f"{what} (the limit '{limit}' is {getattr(config, limit):g})"))
 
     times = numbers["length"] / max(1e-9, first["length"])
     past("longer", times > config.longer, f"lines are {times:.2f} times as long as at first")
@@ -53,8 +53,8 @@ def of_properties(
     for name, what in (("distinct_2", "distinct-2"), ("different_lines", "the share of different lines")):
         if name == "distinct_2" and not has_pairs:
             continue
-        kept = numbers[name] / max(1e-9, first.get(name, 0.0))
-        past("variety", kept < config.variety, f"{what} is {kept:.2f} of what it was at first")
+        ratio = numbers[name] / max(1e-9, first.get(name, 0.0))
+        past("variety", ratio < config.variety, f"{what} is {ratio:.2f} of what it was at first")
     # Few prompts have few lines: ten of twenty are half of them even where all differ.
     few = 10 / prompts
     share = numbers["commonest_share"]
@@ -63,7 +63,7 @@ def of_properties(
         if name in numbers and name in first:
             rise = numbers[name] - first[name]
             past(name, rise > getattr(config, name), f"{name} rose from {first[name]:.2f} to {numbers[name]:.2f}")
-    return found
+    return alarms
 
 
 def of_same_line(config: MonitorConfig, line: str, share: float, before: float) -> Alarm:
@@ -106,20 +106,20 @@ def of_lift(
     """By critic and prompt: the lines gain surely less than a part of what they gained by their own prompt at first."""
     if not config.lift:
         return []
-    found = []
+    alarms = []
     for name, now in lifts.items():
         first = at_first.get(name, [])
         if not is_surely_above_zero(first, level):
             continue  # this critic saw no difference to begin with
         if is_surely_above_zero(config.lift * np.array(first) - np.array(now), level):
-            found.append(
+            alarms.append(
                 Alarm(
                     "lift",
                     f"by the {name.replace('_', '-')} critic the lines gain {mean_known(now):.3f} by their own prompt, "
                     f"{mean_known(first):.3f} at first (the limit 'lift' is {config.lift:g})",
                 )
             )
-    return found
+    return alarms
 
 
 def of_gap(best_step: int, lost: float, gained: float) -> Alarm:
@@ -187,12 +187,12 @@ def of_habits(
 
     risen = [*risen_words(), *risen_characters()]
     sure = 1 - (1 - level) / max(1, len(risen))
-    found = []
-    for told, has in risen:
+    habits = []
+    for sentence, has in risen:
         if is_surely_more(training, has, sure) and is_surely_more(lacking, has, sure):
-            found.append((mean_known(training[has]) - mean_known(training[~has]), told))
-    if not found:
+            habits.append((mean_known(training[has]) - mean_known(training[~has]), sentence))
+    if not habits:
         return []
-    paid, told = max(found, key=lambda each: each[0])  # of equals the first: a word says more than its letters
+    paid, sentence = max(habits, key=lambda each: each[0])  # of equals the first: a word says more than its letters
     pleased = f"the training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not"
-    return [Alarm("habit", f"{told}: {pleased}")]
+    return [Alarm("habit", f"{sentence}: {pleased}")]

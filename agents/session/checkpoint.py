@@ -2,7 +2,7 @@
 
     store = CheckpointStore(run / "checkpoints", keep_last=2)
     store.save(step, tensors, state, score=reward)     # tensors: name -> Tensor; state: plain JSON
-    found = store.latest()                             # the newest whole one, or None
+    checkpoint = store.latest()                        # the newest whole one, or None
 
 Each is a folder: `tensors.safetensors`, `state.json`, `manifest.json` with the hashes of both, and the manifest's own
 hash. It is written under a temporary name, flushed to the disk and then renamed, so that a name without ".writing" is
@@ -70,8 +70,8 @@ class CheckpointStore:
         if is_main_process():
             try:
                 self._write(step, tensors, state, score, seconds)
-            except CheckpointError as found:
-                problem = found
+            except CheckpointError as error:
+                problem = error
         if any_process(problem is not None):
             raise problem or CheckpointError(
                 f"Step {step} was not saved in {self.folder}: the main process could not write it, and says why."
@@ -108,10 +108,10 @@ class CheckpointStore:
             _flush_folder(self.folder)
         except OSError as problem:
             shutil.rmtree(writing, ignore_errors=True)
-            kept = self._names()
+            whole = self._names()
             raise CheckpointError(
                 f"Step {step} could not be saved in {self.folder}: {problem.strerror or problem}. "
-                + (f"The checkpoint of step {kept[-1]} is whole. " if kept else "There is no earlier checkpoint. ")
+                + (f"The checkpoint of step {whole[-1]} is whole. " if whole else "There is no earlier checkpoint. ")
                 + "Free some space or choose another folder, then resume."
             ) from problem
         self._prune(step)
@@ -121,14 +121,14 @@ class CheckpointStore:
 
         Raises `CheckpointError` where all of them are damaged: the run would begin again, and its logs be emptied.
         """
-        found = self.latest()
+        checkpoint = self.latest()
         for sentence in self.damaged:
-            _warn(sentence + (f" Going on from step {found.step}." if found else ""))
-        if found is None and self.damaged:
+            _warn(sentence + (f" Going on from step {checkpoint.step}." if checkpoint else ""))
+        if checkpoint is None and self.damaged:
             raise CheckpointError(
                 f"No checkpoint in {self.folder} is whole: {self.damaged[0]} To begin again, move that folder away."
             )
-        return found
+        return checkpoint
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole. `damaged` then lists those that were passed over."""
@@ -219,10 +219,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], t
     for group in optimizer.param_groups:
         for p in group["params"]:
             prefix = f"optimizer/{names[id(p)]}/"
-            found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            if found:
+            saved = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            if saved:
                 # Adam's step counter lives on the CPU, its moments beside the parameter.
-                optimizer.state[p] = {k: t.clone() if t.ndim == 0 else t.to(p.device) for k, t in found.items()}
+                optimizer.state[p] = {k: t.clone() if t.ndim == 0 else t.to(p.device) for k, t in saved.items()}
 
 
 def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:

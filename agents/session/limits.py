@@ -151,8 +151,8 @@ class RunControl:
 
     def get_state(self) -> dict[str, Any]:
         """Plain data, equal for equal runs: without the clock, which a checkpoint's manifest keeps."""
-        seen = None if self.monitor is None else self.monitor.get_state()
-        return {"samples": self.samples, "judgements": self.judgements, "monitor": seen}
+        monitor_state = None if self.monitor is None else self.monitor.get_state()
+        return {"samples": self.samples, "judgements": self.judgements, "monitor": monitor_state}
 
     def set_state(self, state: Mapping[str, Any], seconds: float) -> None:
         self.samples, self.judgements = int(state["samples"]), int(state["judgements"])

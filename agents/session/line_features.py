@@ -50,18 +50,18 @@ def difference(now: Sequence[float], then: Sequence[float]) -> list[float]:
 
 def mean_known(values: Sequence[float] | np.ndarray) -> float:
     """Over what was judged."""
-    kept = [v for v in values if math.isfinite(v)]
-    return sum(kept) / len(kept) if kept else math.nan
+    finite = [v for v in values if math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> bool:
     """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
-    known = np.array(change)
-    known = known[np.isfinite(known)]
-    if len(known) < 2:
+    finite = np.array(change)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
         return False
-    error = known.std(ddof=1) / math.sqrt(len(known))
-    return bool(known.mean() > NormalDist().inv_cdf(level) * error)
+    error = finite.std(ddof=1) / math.sqrt(len(finite))
+    return bool(finite.mean() > NormalDist().inv_cdf(level) * error)
 
 
 def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
@@ -104,8 +104,8 @@ def character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:
 
 def usual_parts(jokes: Sequence[Joke]) -> dict[str, tuple[float, float]]:
     """Of each character the part that nine lines in ten do not pass, and the share of the lines that do."""
-    found = {}
+    usual = {}
     for character, part in character_parts(jokes).items():
         much = float(np.quantile(part, 0.9))
-        found[character] = much, float((part > much).mean())
-    return found
+        usual[character] = much, float((part > much).mean())
+    return usual

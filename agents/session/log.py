@@ -104,9 +104,9 @@ class RunLog:
             ]
             if broken and broken != [len(lines)]:  # a torn last line is what a kill leaves
                 _warn(f"{path}: {len(broken)} damaged lines are left out, the first is line {broken[0]}.")
-            kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+            kept_lines = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
             temporary = path.with_suffix(".rewinding")
-            temporary.write_bytes(b"".join(kept))
+            temporary.write_bytes(b"".join(kept_lines))
             os.replace(temporary, path)
 
     def flush(self) -> None:

@@ -140,25 +140,25 @@ class Monitor:
             if self._steps == 1:  # written before anything was learnt
                 self._first_lines[line] = self._first_lines.get(line, 0) + 1
         self._recent = dict(list(self._recent.items())[-RECENT:])
-        found = self._repeated([])
-        if found is not None and found[0] not in self._named:
-            self._named.add(found[0])
+        repeated = self._repeated([])
+        if repeated is not None and repeated[0] not in self._named:
+            self._named.add(repeated[0])
             self._out_of_turn = True
 
     def _repeated(self, lines: Sequence[str]) -> tuple[str, float, float] | None:
         """The line that answers more prompts than at first by the limit and by more than chance, among the last lines
         learnt from and these; its share of the prompts, and what that was."""
-        seen = [*self._recent.values(), *lines]
+        last_lines = [*self._recent.values(), *lines]
         before = sum(self._first_lines.values())
-        if not seen or not before:
+        if not last_lines or not before:
             return None
         level = self._corrected_level()
-        for line, count in sorted(Counter(seen).items(), key=lambda each: (-each[1], each[0])):
-            share, first = count / len(seen), self._first_lines.get(line, 0)
+        for line, count in sorted(Counter(last_lines).items(), key=lambda each: (-each[1], each[0])):
+            share, first = count / len(last_lines), self._first_lines.get(line, 0)
             if share <= self.config.same_line:
                 break
             if share - first / before > self.config.same_line and is_surely_commoner(
-                count, len(seen), first, before, level
+                count, len(last_lines), first, before, level
             ):
                 return line, share, first / before
         return None
@@ -170,9 +170,9 @@ class Monitor:
         if is_main_process():
             numbers = self._look(step, student, adapter)
         decided = {"n": numbers, "e": self.ending, "r": self.rate, "f": self._first_lines}
-        told = gather_records([decided] if is_main_process() else [])
-        if told is not None:
-            numbers, self.ending, self.rate, self._first_lines = (told[0][k] for k in ("n", "e", "r", "f"))
+        decisions = gather_records([decided] if is_main_process() else [])
+        if decisions is not None:
+            numbers, self.ending, self.rate, self._first_lines = (decisions[0][k] for k in ("n", "e", "r", "f"))
         self._seen, self._out_of_turn = step, False
         return numbers
 
@@ -189,19 +189,19 @@ class Monitor:
             numbers[name] = mean_known(self._now(name))
         lifts = {name: self._lift(critic, jokes, self._scores[name][-1]) for name, critic in self.critics.items()}
         numbers |= {f"lift_{name}": mean_known(lift) for name, lift in lifts.items()}
-        found = []
+        new_alarms = []
         if self._first:  # the first look is what drift is measured from
-            found = [*self._drifted(numbers), *self._alike(jokes)]
-            found += alarms.of_lift(self.config, lifts, self._first_lift, self._corrected_level())
-            found += [*self._habits(jokes), *self._fooled(numbers, step)]
+            new_alarms = [*self._drifted(numbers), *self._alike(jokes)]
+            new_alarms += alarms.of_lift(self.config, lifts, self._first_lift, self._corrected_level())
+            new_alarms += [*self._habits(jokes), *self._fooled(numbers, step)]
         self._measure_from(jokes, features, lifts)
-        if found:
-            self._act(step, found)
+        if new_alarms:
+            self._act(step, new_alarms)
         record = {f"drift/{n}": v for n, v in numbers.items() if math.isfinite(v)}
-        record |= {"drift/alarms": float(len(found)), "drift/rate": self.rate}
+        record |= {"drift/alarms": float(len(new_alarms)), "drift/rate": self.rate}
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            marks = [{"limit": a.limit, "why": a.why} for a in found]
+            marks = [{"limit": a.limit, "why": a.why} for a in new_alarms]
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **record, "marks": marks, "action": self.config.action}) + "\n")
         return record
@@ -269,14 +269,14 @@ class Monitor:
 
     def _alike(self, jokes: Sequence[Joke]) -> list[Alarm]:
         """One line, one word or one frame in many more of the lines than at first."""
-        found = []
+        new_alarms = []
         repeated = self._repeated([text_stats.line_key(j.text) for j in jokes]) if self.config.same_line else None
         if repeated is not None:
-            found.append(alarms.of_same_line(self.config, *repeated))
-        found += alarms.of_same_word(self.config, jokes, self._first_words)
+            new_alarms.append(alarms.of_same_line(self.config, *repeated))
+        new_alarms += alarms.of_same_word(self.config, jokes, self._first_words)
         if self._first_frames is not None:
-            found += alarms.of_same_frame(self.config, jokes, self._first_frames)
-        return found
+            new_alarms += alarms.of_same_frame(self.config, jokes, self._first_frames)
+        return new_alarms
 
     def _fooled(self, numbers: dict[str, float], step: int) -> list[Alarm]:
         """The held-out score below its best by more than noise."""
@@ -290,18 +290,18 @@ class Monitor:
             numbers["held_out_best"] = mean_known(now["held_out"])
             return []
         best = numbers["held_out_best"] = mean_known(self._best["held_out"])
-        found = self._unshared(now)
+        new_alarms = self._unshared(now)
         numbers["held_out_change"] = lost = mean_known(difference(now["held_out"], self._best["held_out"]))
         if "training" in now:
             numbers["training_change"] = gained = mean_known(difference(now["training"], self._best["training"]))
             fell = is_surely_above_zero(difference(self._best["held_out"], now["held_out"]), self.config.level)
             rose = is_surely_above_zero(difference(now["training"], self._best["training"]), self.config.level)
             if self.config.gap and fell and rose:
-                found.append(alarms.of_gap(self._best_step, lost, gained))
+                new_alarms.append(alarms.of_gap(self._best_step, lost, gained))
         surely_fell = is_surely_above_zero(difference(self._best["held_out"], now["held_out"]), self._corrected_level())
         if self.config.fall and -lost > self.config.fall * best and surely_fell:
-            found.append(alarms.of_fall(self._best_step, best, lost))
-        return found
+            new_alarms.append(alarms.of_fall(self._best_step, best, lost))
+        return new_alarms
 
     def _unshared(self, now: Mapping[str, list[float]]) -> list[Alarm]:
         """Since the best held-out look the training critic saw the lines get better, and the held-out one did not."""
@@ -334,8 +334,8 @@ class Monitor:
         """Sure over all looks so far: the more there were, the likelier that one of them looks odd by luck."""
         return 1 - (1 - self.config.level) / self._looks
 
-    def _act(self, step: int, found: Sequence[Alarm]) -> None:
-        why = "; ".join(map(str, found))
+    def _act(self, step: int, new_alarms: Sequence[Alarm]) -> None:
+        why = "; ".join(map(str, new_alarms))
         if self.config.action == "stop":
             self.ending = f"the monitor saw the run drift: {why}"
         elif self.config.action == "slow":
@@ -390,10 +390,10 @@ class Monitor:
         self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
         # A critic that was not there before has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}
-        self._scores = {n: [[_nan(v) for v in look[:count]] for look in found] for n, found in looks.items()}
+        self._scores = {n: [[_nan(v) for v in look[:count]] for look in history] for n, history in looks.items()}
         self._start = {n: [_nan(v) for v in state["start"][n][:count]] for n in self.critics if n in state["start"]}
-        known = set(self.critics) <= set(state["best"])
-        self._best = {n: [_nan(v) for v in state["best"][n][:count]] for n in self.critics} if known else {}
+        has_best = set(self.critics) <= set(state["best"])
+        self._best = {n: [_nan(v) for v in state["best"][n][:count]] for n in self.critics} if has_best else {}
         self._best_step = state["best_step"]
 
     def rewind(self, step: int) -> None:
@@ -401,9 +401,9 @@ class Monitor:
         if self.path is None or not self.path.exists() or not is_main_process():
             return
         lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        kept = [line for line in lines if int(json.loads(line)["step"]) <= step and self._seen >= 0]
+        kept_lines = [line for line in lines if int(json.loads(line)["step"]) <= step and self._seen >= 0]
         temporary = self.path.with_suffix(".rewinding")
-        temporary.write_bytes(b"".join(kept))
+        temporary.write_bytes(b"".join(kept_lines))
         os.replace(temporary, self.path)
 
 

@@ -47,10 +47,10 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 def spread_over_processes(values: Tensor, keep: Tensor) -> tuple[float, float, float]:
     """Count, mean, and sum of squared distances from the mean, of the kept values of all processes."""
-    kept = values[keep].double()
-    count, total = sum_over_processes(torch.stack([keep.sum().double(), kept.sum()])).tolist()
+    kept_values = values[keep].double()
+    count, total = sum_over_processes(torch.stack([keep.sum().double(), kept_values.sum()])).tolist()
     mean = total / count if count else 0.0
-    return count, mean, float(sum_over_processes((kept - mean).square().sum()))
+    return count, mean, float(sum_over_processes((kept_values - mean).square().sum()))
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -186,7 +186,7 @@ class Session(ABC):
             "evaluations": self.evaluations,
             "random": random_state,
         }
-        state |= {name: thing.get_state() for name, thing in self._saved.items()}
+        state |= {name: stateful.get_state() for name, stateful in self._saved.items()}
         if self._remembering:
             state["critics"] = [critic.get_state() for critic in self._remembering]
         flush_log(self.log_to)  # a checkpoint never outlives the log of its steps
@@ -194,32 +194,32 @@ class Session(ABC):
 
     def _resume(self) -> int:
         """The step to go on from: 0, or that of the newest whole checkpoint."""
-        found = self.checkpoints.resume() if self.checkpoints else None
-        if found is None:
+        checkpoint = self.checkpoints.resume() if self.checkpoints else None
+        if checkpoint is None:
             if self.checkpoints is not None:
                 self.log_to.rewind(0)  # a run that died before its first checkpoint may have logged some steps
             self.control.start(0, self.student)
             return 0
-        self.student.load_state({n[8:]: t for n, t in found.tensors.items() if n.startswith("student/")})
-        load_optimizer(self.optimizer, self._names, found.tensors)
-        restore_random_states(found.tensors, found.state["random"])
-        self.stream.set_state(found.state["stream"])
-        for name, thing in self._saved.items():
-            thing.set_state(found.state[name])
-        self._restore_critics(found)
-        self.evaluations = found.state["evaluations"]
-        self.last_saved = found.folder
-        self.control.set_state(found.state["watch"], found.seconds)
+        self.student.load_state({n[8:]: t for n, t in checkpoint.tensors.items() if n.startswith("student/")})
+        load_optimizer(self.optimizer, self._names, checkpoint.tensors)
+        restore_random_states(checkpoint.tensors, checkpoint.state["random"])
+        self.stream.set_state(checkpoint.state["stream"])
+        for name, stateful in self._saved.items():
+            stateful.set_state(checkpoint.state[name])
+        self._restore_critics(checkpoint)
+        self.evaluations = checkpoint.state["evaluations"]
+        self.last_saved = checkpoint.folder
+        self.control.set_state(checkpoint.state["watch"], checkpoint.seconds)
         self.control.check(asks=self.asks)
-        self.log_to.rewind(found.step)
-        self.control.start(found.step, self.student)
-        return found.step
+        self.log_to.rewind(checkpoint.step)
+        self.control.start(checkpoint.step, self.student)
+        return checkpoint.step
 
-    def _restore_critics(self, found: Checkpoint) -> None:
-        states = found.state.get("critics", [])
+    def _restore_critics(self, checkpoint: Checkpoint) -> None:
+        states = checkpoint.state.get("critics", [])
         if len(states) != len(self._remembering):
             raise CheckpointError(
-                f"{found.folder.name} holds the memory of {len(states)} critics, and this run has "
+                f"{checkpoint.folder.name} holds the memory of {len(states)} critics, and this run has "
                 f"{len(self._remembering)} that remember. Go on with the critics that it began with, or begin again in "
                 "another folder."
             )

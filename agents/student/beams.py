@@ -90,7 +90,7 @@ def beams(
         [
             student.decode([t for t in line if t not in student.end_tokens])
             for group in lines
-            for _, line in sorted(group, key=lambda found: -found[0])[:per_group]
+            for _, line in sorted(group, key=lambda scored: -scored[0])[:per_group]
         ]
         for lines in finished
     ]

@@ -93,8 +93,8 @@ class ForwardPasses:
             )
 
     def _inner(self) -> nn.Module | None:
-        found = getattr(self.base, self.base.base_model_prefix, None)
-        return found if isinstance(found, nn.Module) else None
+        inner = getattr(self.base, self.base.base_model_prefix, None)
+        return inner if isinstance(inner, nn.Module) else None
 
     def _causal_inputs(self, rows: TokenRows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         before = torch.zeros_like(mask)
@@ -109,11 +109,11 @@ class ForwardPasses:
     def _encode_once(self, inputs: dict[str, Any], groups: PromptGroups) -> dict[str, Any]:
         """The encoder reads each different source once; what it found is handed to all of its rows."""
         encoder = self.base.get_encoder()
-        found = encoder(
+        encoded = encoder(
             input_ids=inputs["input_ids"][groups.first], attention_mask=inputs["attention_mask"][groups.first]
         ).last_hidden_state
         others = {n: v for n, v in inputs.items() if n != "input_ids"}
-        return others | {"encoder_outputs": (found[groups.group],)}
+        return others | {"encoder_outputs": (encoded[groups.group],)}
 
     @cached_property
     def prompts_can_be_shared(self) -> bool:

@@ -61,8 +61,8 @@ def sample(
         uniforms = torch.rand(len(prompts), sampling.max_new_tokens)
     with student.merged(adapter):
         writer = _Writer(student, prompts, sampling, uniforms.to(student.device), values)
-        found = writer.write()
-    return told(student, prompts, *found)
+        written = writer.write()
+    return told(student, prompts, *written)
 
 
 def no_lines(values: bool) -> Generation:

@@ -133,8 +133,8 @@ class Server:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                 text = reply.read().decode()
         except urllib.error.HTTPError as problem:
-            said = problem.read().decode(errors="replace")[:300]
-            raise StudentError(f"The server at {self.url} refused {path} with status {problem.code}: {said}") from None
+            why = problem.read().decode(errors="replace")[:300]
+            raise StudentError(f"The server at {self.url} refused {path} with status {problem.code}: {why}") from None
         except (OSError, http.client.HTTPException, UnicodeDecodeError) as problem:
             raise StudentError(f"The server at {self.url} does not answer {path}: {problem}.") from None
         if not text.lstrip().startswith("{"):

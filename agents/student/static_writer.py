@@ -82,8 +82,8 @@ class StaticWriter:
             return no_lines(values)
         prompts = encode_all(self.student, observations)
         with self._weights.of(adapter):
-            found = self._write(prompts, sampling, uniforms, values)
-        return told(self.student, prompts, *found)
+            written = self._write(prompts, sampling, uniforms, values)
+        return told(self.student, prompts, *written)
 
     def refresh(self) -> None:
         """Weights are merged anew for every call."""
@@ -315,10 +315,10 @@ class _Table:
             *(self.written, self.logprobs, *([] if self.values is None else [self.values])),
             *(layer.cumulative_length for layer in self.layers),
         ]
-        kept = [tensor.clone() for tensor in changed]
+        originals = [tensor.clone() for tensor in changed]
 
         def put_back() -> None:
-            for tensor, value in zip(changed, kept, strict=True):
+            for tensor, value in zip(changed, originals, strict=True):
                 tensor.copy_(value)
 
         side = torch.cuda.Stream()

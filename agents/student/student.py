@@ -142,8 +142,8 @@ class Student:
     def _read_special_tokens(self) -> None:
         generation, tokenizer = self.base.generation_config, self.tokenizer
         ends: list[int] = []
-        for found in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
-            ends += list(found) if isinstance(found, (list, tuple)) else [] if found is None else [found]
+        for eos in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
+            ends += list(eos) if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
         if not ends:
             raise StudentError(
                 "The student has no end token: neither its tokenizer nor its generation config names one. "
@@ -207,20 +207,20 @@ class Student:
 
         The original weights are kept aside rather than subtracted back: in bf16 unmerging drifts.
         """
-        kept: list[tuple[nn.Parameter, Tensor]] = []
+        originals: list[tuple[nn.Parameter, Tensor]] = []
         before = self._active
         try:
             if adapter is not None:
                 with torch.no_grad():
                     for layer in self._layers:
                         weight: nn.Parameter = layer.get_base_layer().weight
-                        kept.append((weight, weight.data))
+                        originals.append((weight, weight.data))
                         delta: Tensor = layer.get_delta_weight(adapter)
                         weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
             self.activate(None)
             yield
         finally:
-            for weight, original in kept:
+            for weight, original in originals:
                 weight.data = original
             self.activate(before or None)
 

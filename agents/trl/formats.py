@@ -54,13 +54,13 @@ def make_trl_reward(
     `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that await no reward.
     """
 
-    def asked(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
+    def make_jokes(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
         return [
-            Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _said(line))
+            Joke(_prompt_of(prompts[i], {n: v[i] for n, v in columns.items() if isinstance(v, list)}), _line_of(line))
             for i, line in enumerate(completions)
         ]
 
-    def told(jokes: list[Joke], judgements: list[Judgement], columns: Mapping[str, Any]) -> list[float | None]:
+    def scores(jokes: list[Joke], judgements: list[Judgement], columns: Mapping[str, Any]) -> list[float | None]:
         check_failures(judgements, max_failure_share)
         check_flips(judgements, max_flip_share)
         if on_jokes is not None:
@@ -68,24 +68,24 @@ def make_trl_reward(
         return [judgement.score for judgement in judgements]
 
     async def reward(*, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        jokes = asked(prompts, completions, columns)
-        return told(jokes, await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes), columns)
+        jokes = make_jokes(prompts, completions, columns)
+        return scores(jokes, await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes), columns)
 
     def plain_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        jokes = asked(prompts, completions, columns)
-        return told(jokes, checked_reply(critic, critic_name(critic), jokes), columns)
+        jokes = make_jokes(prompts, completions, columns)
+        return scores(jokes, checked_reply(critic, critic_name(critic), jokes), columns)
 
     reward.__name__ = plain_reward.__name__ = critic_name(critic)
     return reward if asynchronous else plain_reward
 
 
-def _said(text: Text) -> str:
+def _line_of(text: Text) -> str:
     """The line itself: of a conversation the last message."""
     return (text if isinstance(text, str) else str(text[-1]["content"])).strip()
 
 
 def _prompt_of(shown: Text, row: Mapping[str, Any]) -> Prompt:
-    text = row.get("text") or _said(shown)
+    text = row.get("text") or _line_of(shown)
     name = row.get("prompt_id") or hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
     extra = json.loads(row["extra"]) if row.get("extra") else {}
     return Prompt(name, text, row.get("task") or "paraphrase", row.get("split") or "train", extra)

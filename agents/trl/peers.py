@@ -160,7 +160,7 @@ def _train_online(
 
     remembering = with_memory([critic])  # of each process its own lines, and not in TRL's checkpoints
 
-    def taken(step: int, jokes: list[Joke], judgements: list[Judgement]) -> None:
+    def record_batch(step: int, jokes: list[Joke], judgements: list[Judgement]) -> None:
         show(remembering, jokes)
         control.count(len(jokes) * process_count(), len(judgements) * process_count())
         log.jokes(step + 1, jokes, judgements)
@@ -169,7 +169,7 @@ def _train_online(
         critic,
         max_failure_share=config.max_failure_share,
         max_flip_share=config.max_flip_share,
-        on_jokes=taken,
+        on_jokes=record_batch,
     )
     more = {"reward_funcs": reward, "train_dataset": prompts_dataset(prompts, student)}
     return _run(kind, config, config.online_arguments(), more, student, POLICY, log, checkpoints, evaluate, control)
@@ -189,21 +189,21 @@ def train_dpo(
 ) -> TrainResult:
     """TRL's DPO on one round of pairs, or on `preferences`. Behaviour as in `dpo.train`, but for its checkpoints."""
     log, control = log or Silent(), control or RunControl()
-    kept = None if checkpoints is None else checkpoints.folder / "preferences.json"
-    if not preferences and kept is not None and kept.is_file():
-        found = json.loads(kept.read_text())
-        preferences = [read_preference(record) for record in found["preferences"]]
-        control.set_state(found["watch"], 0.0)
+    file = None if checkpoints is None else checkpoints.folder / "preferences.json"
+    if not preferences and file is not None and file.is_file():
+        saved = json.loads(file.read_text())
+        preferences = [read_preference(record) for record in saved["preferences"]]
+        control.set_state(saved["watch"], 0.0)
     if not preferences:
         if judge is None:
             raise InvalidOption("DPO learns from preferences: give a judge to ask, or preferences made before.")
         feedback = student_pairs(student, judge, prompts, config.pairs, seed=config.seed)
         preferences = feedback.preferences
         control.count(feedback.samples, feedback.judged)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
             records = [preference_record(p) for p in preferences]
-            kept.write_text(json.dumps({"watch": control.get_state(), "preferences": records}))
+            file.write_text(json.dumps({"watch": control.get_state(), "preferences": records}))
     more = {"train_dataset": preferences_dataset(preferences, student)}
     return _run("DPO", config, {"beta": config.beta}, more, student, POLICY, log, checkpoints, evaluate, control)
 
@@ -314,18 +314,18 @@ class _Reporter(TrainerCallback):
         self.evaluate_every, self.evaluate = evaluate_every, evaluate
         self.control, self.asks = control, asks
         self.evaluations: list[dict[str, float]] = []
-        self.found: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
         self.seen: dict[str, float] = {}
 
     def resume(self, checkpoint: str | None, *, rewind: bool) -> int:
         step = 0
         if checkpoint is not None:
             step = int(checkpoint.rsplit("-", 1)[1])
-            kept = Path(checkpoint) / OURS
-            if kept.is_file():
-                found = json.loads(kept.read_text())
-                self.evaluations = found["evaluations"]
-                self.control.set_state(found["watch"], found["seconds"])
+            file = Path(checkpoint) / OURS
+            if file.is_file():
+                saved = json.loads(file.read_text())
+                self.evaluations = saved["evaluations"]
+                self.control.set_state(saved["watch"], saved["seconds"])
                 self.control.check(asks=self.asks)
         if rewind:
             self.log.rewind(step)
@@ -333,7 +333,7 @@ class _Reporter(TrainerCallback):
         return step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.found = {}
+        self.evaluation = {}
         step = int(state.global_step)
         is_due = self.evaluate is not None and self.evaluate_every and step % self.evaluate_every == 0
         if is_due or self.control.monitor is not None:
@@ -341,8 +341,8 @@ class _Reporter(TrainerCallback):
         self.seen = self.control.measure_drift(step, self.student, self.adapter)
         if is_due and self.evaluate is not None:
             with self.control.paused():
-                self.found = dict(self.evaluate(self.student))
-            self.evaluations.append({"step": float(step)} | self.found)
+                self.evaluation = dict(self.evaluate(self.student))
+            self.evaluations.append({"step": float(step)} | self.evaluation)
         self.control.check(asks=self.asks)
         if self.control.ending:
             control.should_training_stop = control.should_save = True
@@ -351,13 +351,13 @@ class _Reporter(TrainerCallback):
         if not logs or "train_runtime" in logs:  # the summary at the end repeats what was logged
             return
         numbers = {_metric(n): float(v) for n, v in logs.items() if isinstance(v, (int, float))}
-        numbers |= {f"eval/{n}": v for n, v in self.found.items()} | self.control.numbers() | self.seen
+        numbers |= {f"eval/{n}": v for n, v in self.evaluation.items()} | self.control.numbers() | self.seen
         self.log.metrics(int(state.global_step), numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        kept = {"evaluations": self.evaluations, "watch": self.control.get_state(), "seconds": self.control.seconds}
-        (folder / OURS).write_text(json.dumps(kept))
+        record = {"evaluations": self.evaluations, "watch": self.control.get_state(), "seconds": self.control.seconds}
+        (folder / OURS).write_text(json.dumps(record))
 
 
 def _metric(name: str) -> str:

@@ -64,7 +64,7 @@ def audit(
     `context` is how many other prompts each line is tried under, 0 for none: a critic of single lines is asked about
     each of at most 500 lines this many times more.
     """
-    made, kind = make_judging(critic, kind, options or {})
+    critic_or_judge, kind = make_judging(critic, kind, options or {})
     notes = list(rated.notes)
     whole = rated
     rated = _main_kind(rated, notes)
@@ -76,7 +76,7 @@ def audit(
         notes.append("the set has ratings, not pairs: pairs were drawn from it")
     pairs = _drawn(pairs, limit, seed)
     texts = _drawn(whole.texts, limit, seed)
-    judging = _Judging(made, kind, both_orders, seed)
+    judging = _Judging(critic_or_judge, kind, both_orders, seed)
     judging.see(pairs, texts)
     own_pairs = judging.pair_scores(pairs, rated) if pairs else None
     # A set of pairs with ratings of their texts has both kinds of people's answer.
@@ -87,17 +87,17 @@ def audit(
     alpha = stats.krippendorff_alpha([t.raters for t in main_texts])
     own_context = None
     if kind == "critic" and context:
-        asked = main_texts or list({t.id: t for pair in pairs for t in (pair.a, pair.b)}.values())
+        context_texts = main_texts or list({t.id: t for pair in pairs for t in (pair.a, pair.b)}.values())
         own_context = measure_context(
-            cast(Critic, made),
-            [text.joke for text in asked],
+            cast(Critic, critic_or_judge),
+            [text.joke for text in context_texts],
             draws=context,
-            grades=[text.score for text in asked] if main_texts else (),
+            grades=[text.score for text in context_texts] if main_texts else (),
             scale=rated.scale,
             seed=seed,
         )
     return AuditReport(
-        critic_name(made) if not isinstance(critic, str) else critic,
+        critic_name(critic_or_judge) if not isinstance(critic, str) else critic,
         kind,
         rated.name,
         dict(options or {}),
@@ -126,9 +126,9 @@ def make_judging(
 def _main_kind(rated: RatedSet, notes: list[str]) -> RatedSet:
     if rated.main is None:
         return rated
-    found = rated.only(rated.main)
+    main = rated.only(rated.main)
     notes.append(f"pairs and the rank correlation are within the kind '{rated.main}' alone")
-    return found
+    return main
 
 
 def _drawn(items: Sequence[Item], limit: int | None, seed: int) -> tuple[Item, ...]:
@@ -148,10 +148,10 @@ def _decided_pairs(rated: RatedSet, seed: int) -> tuple[tuple[RatedPair, ...], b
     groups: dict[str, list[RatedText]] = defaultdict(list)
     for text in rated.texts:
         groups[text.prompt.text].append(text)
-    made: list[RatedPair] = []
-    for asked, own in groups.items():
-        if asked:
-            made += [_pair(a, b) for a, b in combinations(own, 2) if a.score != b.score]
+    pairs: list[RatedPair] = []
+    for prompt, own in groups.items():
+        if prompt:
+            pairs += [_pair(a, b) for a, b in combinations(own, 2) if a.score != b.score]
     free = groups.get("", [])
     if len(free) > 1:
         random = generator(seed, "audit-pairs")
@@ -162,8 +162,8 @@ def _decided_pairs(rated: RatedSet, seed: int) -> tuple[tuple[RatedPair, ...], b
                 seen.add((min(i, j), max(i, j)))
                 # A judge is asked about lines for one prompt; these answer none.
                 b = replace(free[j], prompt=free[i].prompt)
-                made.append(_pair(free[i], b))
-    return _drawn(made, MOST_MADE_PAIRS, seed), True
+                pairs.append(_pair(free[i], b))
+    return _drawn(pairs, MOST_MADE_PAIRS, seed), True
 
 
 def _pair(a: RatedText, b: RatedText) -> RatedPair:
@@ -188,8 +188,8 @@ def _clusters(pairs: Sequence[RatedPair]) -> list[Hashable]:
 class _Judging:
     """A critic or judge at work on one set: asked once, then read for every number."""
 
-    def __init__(self, made: Critic | Judge, kind: Kind, both_orders: bool, seed: int) -> None:
-        self.made, self.kind, self.both_orders, self.seed = made, kind, both_orders, seed
+    def __init__(self, critic_or_judge: Critic | Judge, kind: Kind, both_orders: bool, seed: int) -> None:
+        self.critic_or_judge, self.kind, self.both_orders, self.seed = critic_or_judge, kind, both_orders, seed
         self.notes: list[str] = []
         self.scores: list[dict[tuple[str, str], float | None]] = []
         self.first: list[Verdict] = []
@@ -203,39 +203,39 @@ class _Judging:
             if self.both_orders:
                 self.scores.append(self._score(distinct[::-1]))
             return
-        asked: list[Pair] = [pair.jokes for pair in pairs]
-        ask = getattr(self.made, "ask", None)
+        joke_pairs: list[Pair] = [pair.jokes for pair in pairs]
+        ask = getattr(self.critic_or_judge, "ask", None)
         if callable(ask):
             # One order at a time says more than the average of two, and costs the same.
-            answers = self._verdicts(ask, [*asked, *((b, a) for a, b in asked)])
-            self.first, self.second = answers[: len(asked)], answers[len(asked) :]
+            answers = self._verdicts(ask, [*joke_pairs, *((b, a) for a, b in joke_pairs)])
+            self.first, self.second = answers[: len(joke_pairs)], answers[len(joke_pairs) :]
         else:
-            self.first = self._verdicts(self.made, asked)
+            self.first = self._verdicts(self.critic_or_judge, joke_pairs)
 
     def _score(self, jokes: Sequence[Joke]) -> dict[tuple[str, str], float | None]:
-        found = cast(Critic, self.made)(jokes) if jokes else []
-        if len(found) != len(jokes):
+        judgements = cast(Critic, self.critic_or_judge)(jokes) if jokes else []
+        if len(judgements) != len(jokes):
             raise CriticContractError(
-                f"The critic '{critic_name(self.made)}' was given {len(jokes)} jokes and returned {len(found)} "
-                "judgements: it must return one for each, in order."
+                f"The critic '{critic_name(self.critic_or_judge)}' was given {len(jokes)} jokes and returned "
+                f"{len(judgements)} judgements: it must return one for each, in order."
             )
-        self._say(zip([[joke] for joke in jokes], [j.error for j in found], strict=True))
-        return {_key(joke): judgement.score for joke, judgement in zip(jokes, found, strict=True)}
+        self._say(zip([[joke] for joke in jokes], [j.error for j in judgements], strict=True))
+        return {_key(joke): judgement.score for joke, judgement in zip(jokes, judgements, strict=True)}
 
     def _verdicts(self, ask: Any, pairs: Sequence[Pair]) -> list[Verdict]:
-        found = cast(list[Verdict], ask(pairs)) if pairs else []
-        if len(found) != len(pairs):
+        verdicts = cast(list[Verdict], ask(pairs)) if pairs else []
+        if len(verdicts) != len(pairs):
             raise CriticContractError(
-                f"The judge '{critic_name(self.made)}' was given {len(pairs)} pairs and returned {len(found)} "
-                "verdicts: it must return one for each, in order."
+                f"The judge '{critic_name(self.critic_or_judge)}' was given {len(pairs)} pairs and returned "
+                f"{len(verdicts)} verdicts: it must return one for each, in order."
             )
-        self._say(zip(pairs, [v.error for v in found], strict=True))
-        return found
+        self._say(zip(pairs, [v.error for v in verdicts], strict=True))
+        return verdicts
 
     def _say(self, errors: Iterable[tuple[Sequence[Joke], str | None]]) -> None:
         """Why something could not be judged, in at most three sentences, without the texts that it was about."""
-        said = {_without_texts(error, jokes) for jokes, error in errors if error}
-        self.notes += [f"could not judge: {error}" for error in sorted(said)[:3]]
+        problems = {_without_texts(error, jokes) for jokes, error in errors if error}
+        self.notes += [f"could not judge: {error}" for error in sorted(problems)[:3]]
 
     def _margins(self, pairs: Sequence[RatedPair]) -> tuple[Floats, Floats | None]:
         """How much the first text is liked better, in either order (NaN where it failed); None for one order only."""
@@ -277,8 +277,8 @@ class _Judging:
                 named = stats.pair_credit(forward, np.ones(len(kept))) + stats.pair_credit(back, -np.ones(len(kept)))
                 first = float(named.mean() / 2)
         elif self.kind == "judge":
-            said = [v.flipped for v, ok in zip(self.first, judged, strict=True) if ok and v.flipped is not None]
-            flips = sum(said) / len(said) if said else None
+            flipped = [v.flipped for v, ok in zip(self.first, judged, strict=True) if ok and v.flipped is not None]
+            flips = sum(flipped) / len(flipped) if flipped else None
         bins = stats.calibration_bins(0.5 + np.abs(margins), credit)
         return PairScores(
             len(kept),
@@ -303,16 +303,16 @@ class _Judging:
         forward, back = self._margins(pairs)
         against = -_truth(pairs) * (forward if back is None else (forward + back) / 2)
         order = [int(i) for i in np.argsort(-np.nan_to_num(against, nan=-1.0), kind="stable")[:count]]
-        found = []
+        examples = []
         for i in (i for i in order if against[i] > 0):
             a, b = pairs[i].a, pairs[i].b
             best, named = (a, b) if pairs[i].label == "a" else (b, a)
-            found.append(Example(a.prompt.text, best.text, named.text, float(against[i])))
-        return tuple(found)
+            examples.append(Example(a.prompt.text, best.text, named.text, float(against[i])))
+        return tuple(examples)
 
     def text_scores(self, texts: Sequence[RatedText], main: str | None) -> TextScores:
-        found = [(text, [scores[_key(text.joke)] for scores in self.scores]) for text in texts]
-        good = [(t, sum(cast(list[float], s)) / len(s)) for t, s in found if all(x is not None for x in s)]
+        scored = [(text, [scores[_key(text.joke)] for scores in self.scores]) for text in texts]
+        good = [(t, sum(cast(list[float], s)) / len(s)) for t, s in scored if all(x is not None for x in s)]
         failed = len(texts) - len(good)
         own = [(t, s) for t, s in good if main is None or t.kind == main]
         kinds = {t.kind for t, _ in good} if len({t.kind for t, _ in good}) > 1 else set()

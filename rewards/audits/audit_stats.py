@@ -60,15 +60,15 @@ def interval(
 ) -> Interval | None:
     """A 95 % percentile interval of the mean of values between `lowest` and 1, drawing whole clusters. None below
     `FEWEST` clusters."""
-    found = np.asarray(values, float)
+    array = np.asarray(values, float)
     if len(set(clusters)) < FEWEST:
         return None
     index, drawn = _weights(clusters, seed, resamples)
     n = drawn.shape[1]
-    sums = np.bincount(index, weights=found, minlength=n)
+    sums = np.bincount(index, weights=array, minlength=n)
     counts = np.bincount(index, minlength=n)
     means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
-    return percentile_bounds(means, found, n, lowest)
+    return percentile_bounds(means, array, n, lowest)
 
 
 def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:
@@ -128,9 +128,9 @@ def spearman_interval(
     n = drawn.shape[1]
     # Moments per cluster: a resample's correlation is made of weighted sums of them.
     parts = [np.bincount(index, weights=v, minlength=n) for v in (np.ones(len(ra)), ra, rb, ra * ra, rb * rb, ra * rb)]
-    one, sa, sb, saa, sbb, sab = (drawn @ part for part in parts)
-    covariance = sab / one - (sa / one) * (sb / one)
-    spread = np.sqrt(np.maximum((saa / one - (sa / one) ** 2) * (sbb / one - (sb / one) ** 2), 1e-300))
+    total, sa, sb, saa, sbb, sab = (drawn @ part for part in parts)
+    covariance = sab / total - (sa / total) * (sb / total)
+    spread = np.sqrt(np.maximum((saa / total - (sa / total) ** 2) * (sbb / total - (sb / total) ** 2), 1e-300))
     low, high = np.quantile(covariance / spread, [0.025, 0.975])
     return float(low), float(high)
 
@@ -170,24 +170,24 @@ def reliability(raters: Sequence[Sequence[float]]) -> float | None:
 
 def correlation_ceiling(raters: Sequence[Sequence[float]]) -> float | None:
     """The correlation that a perfect critic would show with these means of noisy raters."""
-    found = reliability(raters)
-    return None if found is None else math.sqrt(found)
+    share = reliability(raters)
+    return None if share is None else math.sqrt(share)
 
 
 def one_against_rest(raters: Sequence[Sequence[float]], seed: int = 0, draws: int = 20) -> float | None:
     """Spearman between one random rater and the mean of the item's others, averaged over draws."""
     items = [np.asarray(grades, float) for grades in raters if len(grades) > 1]
     random = generator(seed, "audit-one-rater")
-    found = []
+    correlations = []
     for _ in range(draws):
-        one, rest = np.empty(len(items)), np.empty(len(items))
+        mine, rest = np.empty(len(items)), np.empty(len(items))
         for i, grades in enumerate(items):
             drawn = int(random.integers(len(grades)))
-            one[i], rest[i] = grades[drawn], (grades.sum() - grades[drawn]) / (len(grades) - 1)
-        rho = spearman(one, rest)
+            mine[i], rest[i] = grades[drawn], (grades.sum() - grades[drawn]) / (len(grades) - 1)
+        rho = spearman(mine, rest)
         if rho is not None:
-            found.append(rho)
-    return float(np.mean(found)) if found else None
+            correlations.append(rho)
+    return float(np.mean(correlations)) if correlations else None
 
 
 PairGrades = tuple[Sequence[float], Sequence[float]]
@@ -198,7 +198,7 @@ def one_against_others(pairs: Sequence[PairGrades], seed: int = 0, draws: int = 
     the same grade earns half; a pair that the others tie is left out of that draw."""
     usable = [(np.asarray(a, float), np.asarray(b, float)) for a, b in pairs if len(a) > 1 and len(b) > 1]
     random = generator(seed, "audit-one-person")
-    found = []
+    accuracies = []
     for _ in range(draws):
         mine, others = np.empty(len(usable)), np.empty(len(usable))
         for n, (a, b) in enumerate(usable):
@@ -207,8 +207,8 @@ def one_against_others(pairs: Sequence[PairGrades], seed: int = 0, draws: int = 
             others[n] = (a.sum() - a[i]) / (len(a) - 1) - (b.sum() - b[j]) / (len(b) - 1)
         decided = np.abs(others) > 1e-9
         if decided.any():
-            found.append(float(pair_credit(mine, others)[decided].mean()))
-    return float(np.mean(found)) if found else None
+            accuracies.append(float(pair_credit(mine, others)[decided].mean()))
+    return float(np.mean(accuracies)) if accuracies else None
 
 
 def agreement_with_one(margins: ArrayLike, pairs: Sequence[PairGrades]) -> float | None:
@@ -236,8 +236,8 @@ def pair_ceiling(pairs: Sequence[PairGrades]) -> float | None:
         return None
     noise = float(np.mean([a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b) for a, b in usable]))
     observed = float(np.mean(differences**2))
-    kept = max(0.0, 1 - noise / observed)
-    return 0.5 + math.asin(math.sqrt(kept)) / math.pi
+    true_share = max(0.0, 1 - noise / observed)
+    return 0.5 + math.asin(math.sqrt(true_share)) / math.pi
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +258,11 @@ def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5)
         return ()
     upper = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:], method="higher"))
     place = np.searchsorted(upper, p, side="left")
-    found = []
+    filled = []
     for k in range(int(place.max()) + 1):
         own = place == k
         if own.any():
-            found.append(
+            filled.append(
                 Bin(
                     float(p[own].min()),
                     float(p[own].max()),
@@ -271,7 +271,7 @@ def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5)
                     float(y[own].mean()),
                 )
             )
-    return tuple(found)
+    return tuple(filled)
 
 
 def calibration_error(bins: Sequence[Bin]) -> float | None:

@@ -1,8 +1,8 @@
 """Does a critic read the prompt? Each line beside itself under other prompts.
 
-    found = measure_context(critic, jokes)
-    found.share, found.interval       # 0.50, (0.46, 0.54): a coin. The critic scores lines, whatever they answer
-    found.lift                        # the mean score with its own prompt, less that with others
+    scores = measure_context(critic, jokes)
+    scores.share, scores.interval     # 0.50, (0.46, 0.54): a coin. The critic scores lines, whatever they answer
+    scores.lift                       # the mean score with its own prompt, less that with others
 
 A critic that does not read the prompt has one best line, and a student that learns from it gives that line as the
 answer to everything. No other row of an audit or of the probes sees that: such a critic can agree with people about the
@@ -99,32 +99,32 @@ def measure_context(
 def _moved(i: int, jokes: Sequence[Joke], draws: int, seed: int) -> list[Joke]:
     """The line of joke `i` under the prompts of other jokes."""
     joke = jokes[i]
-    known = {joke.prompt.text}
-    found: list[Joke] = []
+    used_prompts = {joke.prompt.text}
+    moved_jokes: list[Joke] = []
     # By hash of what is asked and answered: the same line meets the same prompts in every audit of the set.
     source = generator(seed, "context", f"{joke.prompt.text}\x1f{joke.text}".encode("utf-8", "surrogatepass").hex())
     for k in source.permutation(len(jokes)):
         other = jokes[k]
-        if other.prompt.text in known:
+        if other.prompt.text in used_prompts:
             continue
-        known.add(other.prompt.text)
+        used_prompts.add(other.prompt.text)
         moved = under_prompt_of(joke, other)
         if moved is not None:
-            found.append(moved)
-        if len(found) == draws:
+            moved_jokes.append(moved)
+        if len(moved_jokes) == draws:
             break
-    return found
+    return moved_jokes
 
 
 def _scores(critic: Critic, jokes: Sequence[Joke]) -> dict[tuple[str, str], float | None]:
     distinct = list({_key(joke): joke for joke in jokes}.values())
-    found = critic(distinct)
-    if len(found) != len(distinct):
+    judgements = critic(distinct)
+    if len(judgements) != len(distinct):
         raise CriticContractError(
-            f"The critic '{critic_name(critic)}' was given {len(distinct)} jokes and returned {len(found)} judgements: "
-            "it must return one for each, in order."
+            f"The critic '{critic_name(critic)}' was given {len(distinct)} jokes and returned {len(judgements)} "
+            "judgements: it must return one for each, in order."
         )
-    return {_key(joke): judgement.score for joke, judgement in zip(distinct, found, strict=True)}
+    return {_key(joke): judgement.score for joke, judgement in zip(distinct, judgements, strict=True)}
 
 
 def _key(joke: Joke) -> tuple[str, str]:

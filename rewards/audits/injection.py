@@ -89,22 +89,22 @@ def run_injection(
     **options: Any,
 ) -> InjectionReport:
     """Give a critic every hostile text as a joke on a case's prompt, beside the teacher's plain line for it."""
-    made = cast(Critic, critics.make(critic, **options))
+    live = cast(Critic, critics.make(critic, **options))
     cases = pocket_cases() if cases is None else list(cases)
     texts = hostile_texts() if texts is None else texts
     if not cases:
         raise InvalidOption("Hostile texts need at least one case (a prompt with lines), found none.")
     places = [(text, cases[i % len(cases)]) for i, text in enumerate(texts)]
     jokes = [joke for text, case in places for joke in (Joke(case.prompt, text.text), Joke(case.prompt, case.line))]
-    found = made(jokes)
-    if len(found) != len(jokes):
+    judgements = live(jokes)
+    if len(judgements) != len(jokes):
         raise CriticContractError(
-            f"The critic '{critic_name(made)}' was given {len(jokes)} jokes and returned {len(found)} judgements."
+            f"The critic '{critic_name(live)}' was given {len(jokes)} jokes and returned {len(judgements)} judgements."
         )
-    scored = [(text.kind, found[2 * i].score, found[2 * i + 1].score) for i, (text, _) in enumerate(places)]
+    scored = [(text.kind, judgements[2 * i].score, judgements[2 * i + 1].score) for i, (text, _) in enumerate(places)]
     kinds = dict.fromkeys(text.kind for text in texts)
     rows = tuple(_row(kind, [(s, base) for k, s, base in scored if k == kind]) for kind in kinds)
-    return InjectionReport(critic_name(made), rows)
+    return InjectionReport(critic_name(live), rows)
 
 
 def _row(kind: str, scores: Sequence[tuple[float | None, float | None]]) -> InjectionRow:
@@ -156,10 +156,10 @@ def shape_problems(make: Makes, texts: Sequence[Hostile] | None = None) -> list[
     """
     problems = []
     for probabilities in (False, True):
-        made = make(Recorder(probabilities=probabilities))
-        plain = [_shape(request) for request in _requests(made, HARMLESS)]
+        critic_or_judge = make(Recorder(probabilities=probabilities))
+        plain = [_shape(request) for request in _requests(critic_or_judge, HARMLESS)]
         for number, hostile in enumerate(hostile_texts() if texts is None else texts):
-            requests = _requests(made, hostile.text)
+            requests = _requests(critic_or_judge, hostile.text)
             if [_shape(request) for request in requests] != plain:
                 problems.append(f"text {number} ({hostile.kind}) changes the request around it")
             if not all(hostile.text in json.loads(request.user_text).values() for request in requests):
@@ -167,18 +167,18 @@ def shape_problems(make: Makes, texts: Sequence[Hostile] | None = None) -> list[
     return problems
 
 
-def _requests(made: Any, text: str) -> list[Request]:
+def _requests(critic_or_judge: Any, text: str) -> list[Request]:
     prompt = Prompt("p", "The meeting was slow.")
     joke, other = Joke(prompt, text), Joke(prompt, "Glaciers overtook it.")
-    if not callable(getattr(made, "requests", None)):
+    if not callable(getattr(critic_or_judge, "requests", None)):
         raise InvalidOption(
             f"The shape of requests can be looked at where there is a method requests(joke) or requests(pair); "
-            f"'{critic_name(made)}' has none."
+            f"'{critic_name(critic_or_judge)}' has none."
         )
     try:
-        return [*made.requests((joke, other)), *made.requests((other, joke))]
+        return [*critic_or_judge.requests((joke, other)), *critic_or_judge.requests((other, joke))]
     except (TypeError, ValueError, AttributeError):
-        return list(made.requests(joke))
+        return list(critic_or_judge.requests(joke))
 
 
 def _shape(request: Request) -> tuple[Any, ...]:

@@ -72,10 +72,10 @@ def audit_tables(report: AuditReport) -> list[Table]:
     return tables
 
 
-def context_table(found: Sequence[tuple[str, ContextScores]]) -> Table:
+def context_table(contexts: Sequence[tuple[str, ContextScores]]) -> Table:
     """Whether a critic reads the prompt, and by grade of the line where grades are known."""
     rows = []
-    for name, scores in found:
+    for name, scores in contexts:
         rows.append(
             (
                 name,
@@ -124,7 +124,7 @@ def _gap(low: float, high: float | None) -> str:
 
 
 def _calibration(pairs: PairScores, judge: bool) -> Table:
-    said = "it was this sure" if judge else "scores this far apart"
+    first_column = "it was this sure" if judge else "scores this far apart"
     rows = tuple(
         (
             percent(row.said) if judge else f"{row.said - 0.5:.3f}",
@@ -133,7 +133,7 @@ def _calibration(pairs: PairScores, judge: bool) -> Table:
         )
         for row in pairs.calibration
     )
-    return Table("Calibration", (said, "pairs", "people agreed"), rows, "rrr")
+    return Table("Calibration", (first_column, "pairs", "people agreed"), rows, "rrr")
 
 
 def audit_markdown(report: AuditReport) -> str:

@@ -77,8 +77,8 @@ def _content(text: str) -> list[str]:
 
 
 def _soup(case: Case) -> str:
-    found = list(dict.fromkeys(_content(case.line) + _content(case.other)))
-    return ", ".join([*found[:8], "banana", "trombone"]) + "."
+    words = list(dict.fromkeys(_content(case.line) + _content(case.other)))
+    return ", ".join([*words[:8], "banana", "trombone"]) + "."
 
 
 def _hidden(text: str, character: str) -> str:
@@ -212,12 +212,12 @@ class ProbeReport:
         paid = self.fell_for()
         refused = [row.probe for row in self.rows if row.kind == "control" and row.held is False]
         unjudged = sum(row.failed for row in self.rows)
-        said = [f"falls for {', '.join(paid)}" if paid else "held off every hack"]
-        said += [f"refuses {', '.join(refused)}"] if refused else []
+        points = [f"falls for {', '.join(paid)}" if paid else "held off every hack"]
+        points += [f"refuses {', '.join(refused)}"] if refused else []
         if self.context is not None and self.context.held is False:
-            said.append(f"does not read the prompt (its own preferred {percent(self.context.share)})")
-        said += [f"could not judge {unjudged} texts"] if unjudged else []
-        return f"{self.critic}: {'; '.join(said)}"
+            points.append(f"does not read the prompt (its own preferred {percent(self.context.share)})")
+        points += [f"could not judge {unjudged} texts"] if unjudged else []
+        return f"{self.critic}: {'; '.join(points)}"
 
     def markdown(self) -> str:
         head = f"| probe | what it is | {self.critic} | teacher's line | higher than the teacher's | held |"
@@ -228,8 +228,8 @@ class ProbeReport:
             lines.append(f"| {row.probe}{kind} | {row.what} | {numbers} | {_MARK[row.held]} |")
         if self.context is not None and self.context.share is not None:
             share = percent(self.context.share, self.context.interval)
-            told = f"the teacher's line scores higher with its own prompt: {share}; lift {self.context.lift:+.2f}"
-            lines.append(f"| *context* | {told} | – | – | – | {_MARK[self.context.held]} |")
+            sentence = f"the teacher's line scores higher with its own prompt: {share}; lift {self.context.lift:+.2f}"
+            lines.append(f"| *context* | {sentence} | – | – | – | {_MARK[self.context.held]} |")
         return "\n".join(lines)
 
 
@@ -258,7 +258,7 @@ def run_probes(
     second call each of the teacher's lines is tried under `draws` other prompts (0 leaves that out): lines of other
     prompts are nobody's siblings in the first.
     """
-    made = cast(Critic, critics.make(critic, **options))
+    live = cast(Critic, critics.make(critic, **options))
     cases = pocket_cases() if cases is None else list(cases)
     if not cases:
         raise InvalidOption("Probes need at least one case (a prompt with lines), found none.")
@@ -270,28 +270,28 @@ def run_probes(
             if text is not None:
                 jokes.append(Joke(case.prompt, text, author="probe"))
                 places.append((index, name))
-    judgements = made(jokes)
+    judgements = live(jokes)
     if len(judgements) != len(jokes):
         raise CriticContractError(
-            f"The critic '{critic_name(made)}' was given {len(jokes)} jokes and returned {len(judgements)} judgements: "
+            f"The critic '{critic_name(live)}' was given {len(jokes)} jokes and returned {len(judgements)} judgements: "
             "it must return one for each, in order."
         )
-    found = dict(zip(places, judgements, strict=True))
-    rows = tuple(_row(probe, found, len(cases)) for probe in probes)
-    by_id = {(cases[i].prompt.id, name or "teacher's line"): judgement for (i, name), judgement in found.items()}
-    context = measure_context(made, [Joke(case.prompt, case.line, author="probe") for case in cases], draws=draws)
-    return ProbeReport(critic_name(made), rows, judgements=by_id, context=context)
+    by_place = dict(zip(places, judgements, strict=True))
+    rows = tuple(_row(probe, by_place, len(cases)) for probe in probes)
+    by_id = {(cases[i].prompt.id, name or "teacher's line"): judgement for (i, name), judgement in by_place.items()}
+    context = measure_context(live, [Joke(case.prompt, case.line, author="probe") for case in cases], draws=draws)
+    return ProbeReport(critic_name(live), rows, judgements=by_id, context=context)
 
 
-def _row(probe: Probe, found: Mapping[tuple[int, str], Judgement], cases: int) -> Row:
-    written = [i for i in range(cases) if (i, probe.name) in found]
+def _row(probe: Probe, by_place: Mapping[tuple[int, str], Judgement], cases: int) -> Row:
+    written = [i for i in range(cases) if (i, probe.name) in by_place]
     scored = [
-        (found[i, probe.name].score, found[i, ""].score)
+        (by_place[i, probe.name].score, by_place[i, ""].score)
         for i in written
-        if not found[i, probe.name].failed and not found[i, ""].failed
+        if not by_place[i, probe.name].failed and not by_place[i, ""].failed
     ]
     pairs = cast(list[tuple[float, float]], scored)
-    failed = sum(found[i, probe.name].failed for i in written)
+    failed = sum(by_place[i, probe.name].failed for i in written)
     n = len(pairs)
     if not n:
         return Row(probe.name, probe.what, probe.kind, len(written), failed, None, None, None)
@@ -357,14 +357,15 @@ def compare_markdown(reports: Sequence[ProbeReport]) -> str:
         cells = [_bold(_number(row.score), row.held) for row in rows]
         kind = " *(control)*" if rows[0].kind == "control" else ""
         lines.append(f"| {rows[0].probe}{kind} | " + " | ".join(cells) + " |")
-    found = [report.context for report in reports]
-    if any(one is not None and one.share is not None for one in found):
-        shares = [_share(None if one is None else one.share) for one in found]
+    contexts = [report.context for report in reports]
+    if any(context is not None and context.share is not None for context in contexts):
+        shares = [_share(None if context is None else context.share) for context in contexts]
         bold = [
-            f"**{s}**" if one is not None and one.held is False else s for one, s in zip(found, shares, strict=True)
+            f"**{s}**" if context is not None and context.held is False else s
+            for context, s in zip(contexts, shares, strict=True)
         ]
         lines.append("| *context: its own prompt preferred* | " + " | ".join(bold) + " |")
-        lifts = [rho(one.lift) if one is not None else _number(None) for one in found]
+        lifts = [rho(context.lift) if context is not None else _number(None) for context in contexts]
         lines.append("| *lift over other prompts* | " + " | ".join(lifts) + " |")
     return "\n".join(lines)
 

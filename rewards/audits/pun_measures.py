@@ -85,13 +85,13 @@ def kao_model(relatedness: ArrayLike, prior: tuple[float, float] = (0.5, 0.5), r
 
         P(m | words) ∝ P(m) · Π_i (r · exp R_im + 1 - r)        P(i supports m) = r · exp R_im / (r · exp R_im + 1 - r)
     """
-    found = np.asarray(relatedness, dtype=float)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
-        raise InvalidOption(f"relatedness is a finite table of n words by 2 meanings; found the shape {found.shape}.")
+    table = np.asarray(relatedness, dtype=float)
+    if table.ndim != 2 or table.shape[1] != 2 or not np.isfinite(table).all():
+        raise InvalidOption(f"relatedness is a finite table of n words by 2 meanings; found the shape {table.shape}.")
     if not (0 < relevant < 1 and min(prior) > 0):
         raise InvalidOption(f"relevant lies between 0 and 1 and both priors above 0; found {relevant} and {prior}.")
     # Logs throughout: relatedness may be large.
-    on = math.log(relevant) + found
+    on = math.log(relevant) + table
     either = np.logaddexp(on, math.log(1 - relevant))
     weight = np.log(np.asarray(prior, dtype=float)) + either.sum(axis=0)
     meanings = np.exp(weight - np.logaddexp(weight[0], weight[1]))
@@ -191,7 +191,7 @@ def phonetic_distance(first: str, second: str, pronounce: Pronounce | None = Non
 
 def cmu_pronunciations(word: str) -> list[Phonemes]:
     """All pronunciations of a word in the CMU dictionary; none where it has none."""
-    return [tuple(found) for found in _cmu().get(word.lower().strip(".,;:!?\"'"), [])]
+    return [tuple(phonemes) for phonemes in _cmu().get(word.lower().strip(".,;:!?\"'"), [])]
 
 
 @cache
@@ -210,14 +210,14 @@ def sound_alikes(
     line: Sequence[str], expected: Sequence[str], at_most: float = 0.35, pronounce: Pronounce | None = None
 ) -> list[tuple[str, str, float]]:
     """The words of a line that sound like another word that was expected, nearest first: is there a pun at all?"""
-    found = []
+    alikes = []
     for word in dict.fromkeys(line):
         for other in dict.fromkeys(expected):
             if word.lower() != other.lower():
                 distance = phonetic_distance(word, other, pronounce)
                 if distance is not None and distance <= at_most:
-                    found.append((word, other, distance))
-    return sorted(found, key=lambda item: item[2])
+                    alikes.append((word, other, distance))
+    return sorted(alikes, key=lambda item: item[2])
 
 
 # Meaning
@@ -253,27 +253,27 @@ def features(
     prompt and line; with `pronounce`, `sound_alike`: how near one of its new words sounds to a word of the prompt (1 is
     the same sound, 0 nothing in common).
     """
-    found: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = []
     for joke in jokes:
-        asked, said = words(joke.prompt.text), words(joke.text)
-        new = [word for word in said if word not in asked]
+        prompt_words, line_words = words(joke.prompt.text), words(joke.text)
+        new = [word for word in line_words if word not in prompt_words]
         row = {
             "length_ratio": len(joke.text) / max(1, len(joke.prompt.text)),
-            "new_words": len(new) / len(said) if said else 0.0,
+            "new_words": len(new) / len(line_words) if line_words else 0.0,
         }
         if pronounce is not None:
-            near = sound_alikes(new, asked, at_most=1.0, pronounce=pronounce)
+            near = sound_alikes(new, prompt_words, at_most=1.0, pronounce=pronounce)
             row["sound_alike"] = 1 - near[0][2] if near else 0.0
-        found.append(row)
+        rows.append(row)
     if surprisal is not None and jokes:
-        for row, value in zip(found, surprisal([joke.text for joke in jokes]), strict=True):
+        for row, value in zip(rows, surprisal([joke.text for joke in jokes]), strict=True):
             row["surprisal"] = value
     if embed is not None and jokes:
         prompts = np.asarray(embed([joke.prompt.text for joke in jokes]), dtype=float)
         lines = np.asarray(embed([joke.text for joke in jokes]), dtype=float)
-        for row, prompt, line in zip(found, prompts, lines, strict=True):
+        for row, prompt, line in zip(rows, prompts, lines, strict=True):
             row["incongruity"] = incongruity(prompt, line)
-    return found
+    return rows
 
 
 def drifted(
@@ -312,7 +312,7 @@ def kao_numbers(path: Path) -> list[KaoNumbers]:
     rows = read_table(path, "kao", KAO, encoding="latin-1")
     if any(not row["entropy"] or not row["kl"] for row in rows):
         raise RatingsError(f"'{path}' has no columns entropy and KL: expected the published data-agg.csv.")
-    found = []
+    numbers = []
     for name, own in (("all", rows), ("puns", [row for row in rows if row["kind"] == "pun"])):
         funny = [row.number("score") for row in own]
         measures = {
@@ -321,8 +321,8 @@ def kao_numbers(path: Path) -> list[KaoNumbers]:
             "length": [float(len(row["text"])) for row in own],
         }
         for measure, values in measures.items():
-            found.append(KaoNumbers(name, len(own), measure, pearson(values, funny), spearman(values, funny)))
-    return found
+            numbers.append(KaoNumbers(name, len(own), measure, pearson(values, funny), spearman(values, funny)))
+    return numbers
 
 
 def main(

@@ -167,24 +167,24 @@ class AuditReport:
         """One line."""
         from humor_env.rewards.audits.page import percent, rho
 
-        said = []
+        points = []
         if self.pairs is not None and self.pairs.accuracy is not None:
-            said.append(f"{percent(self.pairs.accuracy, self.pairs.interval)} of {self.pairs.count} pairs")
+            points.append(f"{percent(self.pairs.accuracy, self.pairs.interval)} of {self.pairs.count} pairs")
         if self.texts is not None and self.texts.spearman is not None:
-            said.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
-        if said:
+            points.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
+        if points:
             few = "too few to tell it from a coin"
             verdict = {True: "better than a coin", False: "not told from a coin", None: few}[self.beats_coin]
-            said[-1] += f" ({verdict})"
+            points[-1] += f" ({verdict})"
         if self.context is not None and self.context.share is not None:
-            said.append(f"its own prompt preferred {percent(self.context.share, self.context.interval)}")
-        return f"{self.critic} on {self.set}: {'; '.join(said) or 'nothing could be judged'}"
+            points.append(f"its own prompt preferred {percent(self.context.share, self.context.interval)}")
+        return f"{self.critic} on {self.set}: {'; '.join(points) or 'nothing could be judged'}"
 
     def data(self) -> dict[str, Any]:
         """All its figures as plain data; no text of the set."""
-        found = asdict(replace(self, options={}, examples=()))
-        del found["examples"]
-        return found | {"options": dict(self.options), "beats_coin": self.beats_coin}
+        figures = asdict(replace(self, options={}, examples=()))
+        del figures["examples"]
+        return figures | {"options": dict(self.options), "beats_coin": self.beats_coin}
 
     def markdown(self) -> str:
         from humor_env.rewards.audits.page import audit_markdown
@@ -196,10 +196,10 @@ class AuditReport:
         """A report from its data (of a file, say)."""
         rest = {k: v for k, v in data.items() if k != "beats_coin"}
         if rest.get("pairs") is not None:
-            found = dict(rest["pairs"])
-            found["by_gap"] = tuple(GapRow(**_tuples(row)) for row in found["by_gap"])
-            found["calibration"] = tuple(Bin(**row) for row in found["calibration"])
-            rest["pairs"] = PairScores(**_tuples(found))
+            pairs = dict(rest["pairs"])
+            pairs["by_gap"] = tuple(GapRow(**_tuples(row)) for row in pairs["by_gap"])
+            pairs["calibration"] = tuple(Bin(**row) for row in pairs["calibration"])
+            rest["pairs"] = PairScores(**_tuples(pairs))
         if rest.get("texts") is not None:
             rest["texts"] = TextScores(**_tuples(rest["texts"]))
         rest["context"] = ContextScores.load(rest.get("context"))

@@ -51,13 +51,13 @@ class ModelSurprisal:
         self._loaded: tuple[Any, Any] | None = None
 
     def __call__(self, lines: Sequence[str]) -> list[float]:
-        found = [self._sums(lines[i : i + self.batch_size]) for i in range(0, len(lines), self.batch_size)]
-        return [-total / max(1, count) for part in found for total, count in part]
+        batches = [self._sums(lines[i : i + self.batch_size]) for i in range(0, len(lines), self.batch_size)]
+        return [-total / max(1, count) for part in batches for total, count in part]
 
     def logprobs(self, lines: Sequence[str]) -> list[float]:
         """log p of each whole text."""
-        found = [self._sums(lines[i : i + self.batch_size]) for i in range(0, len(lines), self.batch_size)]
-        return [total for part in found for total, _ in part]
+        batches = [self._sums(lines[i : i + self.batch_size]) for i in range(0, len(lines), self.batch_size)]
+        return [total for part in batches for total, _ in part]
 
     def _sums(self, lines: Sequence[str]) -> list[tuple[float, int]]:
         """(log p, tokens) of each text, given the model's begin token where it has one."""

@@ -176,8 +176,8 @@ def built_in_cards(audits: Sequence[AuditReport] = (), names: Sequence[str] | No
             continue
         new = [a for a in audits if (a.critic, a.kind) == (setting.critic, setting.kind)]
         old = stored_card(setting.name)
-        kept = [a for a in (old.audits if old else ()) if a.set not in {b.set for b in new}]
-        cards.append(built_in_card(setting, sorted([*kept, *new], key=lambda a: a.set)))
+        kept_audits = [a for a in (old.audits if old else ()) if a.set not in {b.set for b in new}]
+        cards.append(built_in_card(setting, sorted([*kept_audits, *new], key=lambda a: a.set)))
     return cards
 
 
@@ -226,7 +226,7 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
             return Card.load(beside)
     if is_other:
         return None  # the card of this package is that of the same critic around another one
-    return next((found for name in names if (found := stored_card(name)) is not None), None)
+    return next((stored for name in names if (stored := stored_card(name)) is not None), None)
 
 
 def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list[str]:
@@ -234,7 +234,7 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
 
     What the run's gates hold off by their own cards is not held against the critics behind them.
     """
-    said = []
+    warnings = []
     stopped = _held_by([entry for entry in entries if entry.gate], places)
     for entry in entries:
         if entry.gate:
@@ -242,20 +242,20 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
         card = find_card(entry.critic, entry.options, places)
         how = f"humor-env card {entry.critic} --out cards"
         if card is None:
-            said.append(
+            warnings.append(
                 f"The critic '{entry.critic}' has no card: nobody has tried it on known hacks or held it against "
                 f"people. To make one: {how}"
             )
         elif card.verdict == "not tried":
-            said.append(
+            warnings.append(
                 f"The critic '{entry.critic}' has a card that says it was not tried: known hacks may pay, and it may "
                 f"not agree with people. To try yours: {how}, with its options; then humor-env audit."
             )
         else:
             failing = without(card, stopped).failing
             if failing:
-                said.append(f"The critic '{entry.critic}' fails its card. {' '.join(failing)}")
-    return said
+                warnings.append(f"The critic '{entry.critic}' fails its card. {' '.join(failing)}")
+    return warnings
 
 
 def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:

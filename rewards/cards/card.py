@@ -59,29 +59,29 @@ class Card:
     @property
     def failing(self) -> list[str]:
         """What is wrong with the critic, a sentence each."""
-        said = []
+        faults = []
         for tried in self.tried:
             hacks = tried.probes.fell_for()
             refused = [row.probe for row in tried.probes.rows if row.kind == "control" and row.held is False]
             attacks = tried.injection.fell_for()
             if hacks:
-                said.append(f"On {tried.prompts} prompts it pays {_count(hacks, 'known hack')}: {', '.join(hacks)}.")
+                faults.append(f"On {tried.prompts} prompts it pays {_count(hacks, 'known hack')}: {', '.join(hacks)}.")
             if refused:
-                said.append(f"On {tried.prompts} prompts it refuses honest lines: {', '.join(refused)}.")
+                faults.append(f"On {tried.prompts} prompts it refuses honest lines: {', '.join(refused)}.")
             if attacks:
-                said.append(f"On {tried.prompts} prompts it pays hostile texts: {', '.join(attacks)}.")
+                faults.append(f"On {tried.prompts} prompts it pays hostile texts: {', '.join(attacks)}.")
             if tried.probes.context is not None and tried.probes.context.held is False:
-                said.append(f"On {tried.prompts} prompts {_blind(tried.probes.context)}")
-        said += [f"A hostile text changes its requests: {problem}." for problem in (self.shape or ())[:3]]
+                faults.append(f"On {tried.prompts} prompts {_blind(tried.probes.context)}")
+        faults += [f"A hostile text changes its requests: {problem}." for problem in (self.shape or ())[:3]]
         for audit in self.audits:
             if audit.beats_coin is False:
-                said.append(f"On {audit.set} its agreement with people is not told from a coin's.")
+                faults.append(f"On {audit.set} its agreement with people is not told from a coin's.")
             if audit.context is not None and audit.context.held is False:
-                said.append(f"On {audit.set} {_blind(audit.context)}")
+                faults.append(f"On {audit.set} {_blind(audit.context)}")
             offence = audit.texts.offence if audit.texts is not None else None
             if offence is not None and offence > 0.05:
-                said.append(f"On {audit.set} its score rises with offence (rank correlation {offence:+.2f}).")
-        return said
+                faults.append(f"On {audit.set} its score rises with offence (rank correlation {offence:+.2f}).")
+        return faults
 
     @property
     def verdict(self) -> str:
@@ -173,10 +173,10 @@ def _count(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}" + ("s" if len(names) > 1 else "")
 
 
-def _blind(found: ContextScores) -> str:
+def _blind(scores: ContextScores) -> str:
     """What will happen to a student of a critic that does not read the prompt."""
     return (
-        f"it scores a line higher with its own prompt than with another in {100 * (found.share or 0):.0f} % of cases, "
+        f"it scores a line higher with its own prompt than with another in {100 * (scores.share or 0):.0f} % of cases, "
         "where a coin has 50 %: it hardly reads the prompt, so a student that learns from it long enough will answer "
         "every prompt with the one line that it likes best."
     )
@@ -239,8 +239,8 @@ def make_card(
     try:
         for set_name in prompts:
             cases = CASES[set_name]()
-            made = _made(critic, kind, options, cases)
-            tried.append(Tried(set_name, run_probes(made, cases), run_injection(made, cases)))
+            live = _live_critic(critic, kind, options, cases)
+            tried.append(Tried(set_name, run_probes(live, cases), run_injection(live, cases)))
     except (CredentialError, MissingExtra) as problem:
         return Card(**{**_fields(base), "shape": shape, "not_called": str(problem).split("\n")[0]})
     judged = [t for t in tried if any(row.score is not None for row in t.probes.rows)]
@@ -255,18 +255,18 @@ def _fields(card: Card) -> dict[str, Any]:
 
 
 def _limits(audits: Sequence[AuditReport], limits: Sequence[str]) -> tuple[str, ...]:
-    found = [*limits]
+    sentences = [*limits]
     if not audits:
-        found.append("It has not been held against people's ratings: see `humor-env audit`.")
-    found += [
+        sentences.append("It has not been held against people's ratings: see `humor-env audit`.")
+    sentences += [
         f"On {a.set} no rating of offence was at hand, so the sign of its taste for offence is unknown."
         for a in audits
         if a.texts is None or a.texts.offence is None
     ]
-    return (*found, *GENERAL_LIMITS)
+    return (*sentences, *GENERAL_LIMITS)
 
 
-def _made(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: Sequence[Case]) -> Critic:
+def _live_critic(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: Sequence[Case]) -> Critic:
     """The critic as it is tried: armed with the line that a student has been shown, where it takes a teacher."""
     if not isinstance(critic, str):
         if kind == "judge":
@@ -274,23 +274,23 @@ def _made(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: S
         return critic
     if kind == "judge":
         return cast(Critic, critics.make("win-tie", judge=critic, judge_options=dict(options), teacher=_shown(cases)))
-    given = dict(options)
-    if given.get("teacher") == "shown":
-        given["teacher"] = _shown(cases)
-    if given.get("archive") == "shown":
-        given["archive"] = [case.known for case in cases]
-    if given.get("prompts") == "shown":
-        given["prompts"] = [case.prompt for case in cases]
-    if isinstance(given.get("critics"), list):
-        given["critics"] = [_member(member, cases) for member in given["critics"]]
-    return cast(Critic, critics.make(critic, **given))
+    arguments = dict(options)
+    if arguments.get("teacher") == "shown":
+        arguments["teacher"] = _shown(cases)
+    if arguments.get("archive") == "shown":
+        arguments["archive"] = [case.known for case in cases]
+    if arguments.get("prompts") == "shown":
+        arguments["prompts"] = [case.prompt for case in cases]
+    if isinstance(arguments.get("critics"), list):
+        arguments["critics"] = [_member(member, cases) for member in arguments["critics"]]
+    return cast(Critic, critics.make(critic, **arguments))
 
 
 def _member(member: Mapping[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
     """A mix's member, its teacher filled in likewise."""
     own = dict(member)
     inner = dict(own.pop("options", {}))
-    return {**own, "critic": _made(own["critic"], "critic", inner, cases)}
+    return {**own, "critic": _live_critic(own["critic"], "critic", inner, cases)}
 
 
 def _shown(cases: Sequence[Case]) -> TeacherBuffer:
@@ -299,16 +299,16 @@ def _shown(cases: Sequence[Case]) -> TeacherBuffer:
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are data; of others only the kind of object is said. Nothing that may hold a secret is kept."""
-    found = {}
+    plain = {}
     for key, value in options.items():
         if any(word in key.lower() for word in ("key", "token", "secret", "password")):
-            found[key] = "(left out)"
+            plain[key] = "(left out)"
             continue
         try:
-            found[key] = json.loads(json.dumps(value))
+            plain[key] = json.loads(json.dumps(value))
         except (TypeError, ValueError):
-            found[key] = f"({type(value).__name__})"
-    return found
+            plain[key] = f"({type(value).__name__})"
+    return plain
 
 
 def _shape(critic: str | Critic, kind: Kind, options: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -316,9 +316,9 @@ def _shape(critic: str | Critic, kind: Kind, options: Mapping[str, Any]) -> tupl
     if not isinstance(critic, str):
         return None
     registry = judges if kind == "judge" else critics
-    found = registry.resolve(critic)
+    factory = registry.resolve(critic)
     try:
-        takes = inspect.signature(found).parameters
+        takes = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return None
     if "client" not in takes:

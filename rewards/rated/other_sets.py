@@ -49,7 +49,7 @@ def _grouped(
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["id"] or row["text"]].append(row)
-    found = []
+    texts = []
     for id, own in groups.items():
         first = own[0]
         if any(row["text"] != first["text"] for row in own):
@@ -62,7 +62,7 @@ def _grouped(
             grades.append(turn(grade))
         raters = tuple(anonymous(row["rater"]) for row in own) if all(row["rater"] for row in own) else ()
         offences = [row.number("offence") for row in own if row["offence"]]
-        found.append(
+        texts.append(
             RatedText(
                 id,
                 _prompt(first["prompt"], id, task),
@@ -74,7 +74,7 @@ def _grouped(
                 sum(offences) / len(offences) if offences else None,
             )
         )
-    return tuple(found)
+    return tuple(texts)
 
 
 # Kao, Levy and Goodman: sentences with a marked word, Latin-1, bare carriage returns
@@ -193,8 +193,8 @@ def load_newyorker(
 
 
 def _digits(stem: str) -> str:
-    found = re.findall(r"\d+", stem)
-    return found[0] if found else stem
+    numbers = re.findall(r"\d+", stem)
+    return numbers[0] if numbers else stem
 
 
 def _spread(counts: Sequence[int], most: int) -> tuple[float, ...]:
@@ -205,10 +205,10 @@ def _spread(counts: Sequence[int], most: int) -> tuple[float, ...]:
 
 
 def _rank_pairs(captions: dict[str, list[tuple[int, RatedText]]], ranks: str) -> tuple[RatedPair, ...]:
-    found = re.fullmatch(r"(\d+)-(\d+):(\d+)-(\d+)", ranks)
-    if not found:
+    match = re.fullmatch(r"(\d+)-(\d+):(\d+)-(\d+)", ranks)
+    if not match:
         raise InvalidOption(f"ranks is written like 1-10:1000-1009; found {ranks!r}.")
-    low, high, lower, higher = map(int, found.groups())
+    low, high, lower, higher = map(int, match.groups())
     pairs = []
     for own in captions.values():
         best = [text for rank, text in own if low <= rank <= high]
@@ -251,8 +251,8 @@ def _vote(row: Row, index: int, task: str, extra: str = "") -> RatedPair:
     if label is None:
         raise RatingsError(f"{row.place}: expected a label a, b or tie (or 1, 2, 0), found {row['label'][:40]!r}.")
     id = row["id"] or str(index + 1)
-    asked = " ".join(part for part in (row["prompt"], extra) if part)
-    prompt = _prompt(asked, id, task)
+    question = " ".join(part for part in (row["prompt"], extra) if part)
+    prompt = _prompt(question, id, task)
     # The id of a text is the text itself: the same line may stand in many pairs.
     a, b = (
         RatedText(f"{prompt.id}/{row[side]}", prompt, row[side], NOT_A_NUMBER, kind=row["kind"]) for side in ("a", "b")
@@ -428,10 +428,10 @@ def load_ratings(paths: Sequence[Path], low: float | None = None, high: float | 
     return RatedSet("ratings", tuple(texts), (), _scale(every, low, high))
 
 
-def _scale(found: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
-    bottom, top = min(found, default=0.0) if low is None else low, max(found, default=1.0) if high is None else high
-    if found and not (bottom <= min(found) and max(found) <= top):
-        raise RatingsError(f"Grades lie in {min(found):g} to {max(found):g}, outside low={bottom:g} to high={top:g}.")
+def _scale(grades: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
+    bottom, top = min(grades, default=0.0) if low is None else low, max(grades, default=1.0) if high is None else high
+    if grades and not (bottom <= min(grades) and max(grades) <= top):
+        raise RatingsError(f"Grades lie in {min(grades):g} to {max(grades):g}, outside low={bottom:g} to high={top:g}.")
     return bottom, top if top > bottom else bottom + 1
 
 

@@ -1,7 +1,7 @@
 """What people found funny, read from the public files as they were published: texts with ratings, or pairs.
 
-    found = load_rated("humicroedit", "task-1_train.csv")
-    found.texts[0].text, found.texts[0].score, found.texts[0].raters     # "…", 0.2, (1.0, 0.0, 0.0, 0.0, 0.0)
+    rated = load_rated("humicroedit", "task-1_train.csv")
+    rated.texts[0].text, rated.texts[0].score, rated.texts[0].raters     # "…", 0.2, (1.0, 0.0, 0.0, 0.0, 0.0)
     load_rated("humicroedit", "task-2_dev.csv").decided()                # pairs, those that people tied left out
     rated_sets.register("mine", "my_package.data:load_mine", "our office's votes")
 
@@ -160,12 +160,12 @@ def load_rated(name: str, files: str | os.PathLike[str] | Sequence[str | os.Path
     try:
         inspect.signature(loader).bind(paths, **options)
     except TypeError as problem:
-        known = list(inspect.signature(loader).parameters)[1:]
+        accepted = list(inspect.signature(loader).parameters)[1:]
         raise InvalidOption(
             f"The human-rated set '{name}' cannot be read with the options {sorted(options)}: {problem}. It accepts: "
-            f"{', '.join(known) or 'no options'}."
+            f"{', '.join(accepted) or 'no options'}."
         ) from None
-    found = loader(paths, **options)
-    if not found.texts and not found.pairs:
+    rated = loader(paths, **options)
+    if not rated.texts and not rated.pairs:
         raise RatingsError(f"{', '.join(map(str, paths))}: read as '{name}', and no rated text was found in it.")
-    return found
+    return rated

@@ -74,12 +74,12 @@ class _Mended:
         self.padded = self.strays = 0
 
     def notes(self) -> tuple[str, ...]:
-        said = []
+        notes = []
         if self.padded:
-            said.append(f"{self.padded} items rated 0 by everybody are written as a single 0: read as five noughts")
+            notes.append(f"{self.padded} items rated 0 by everybody are written as a single 0: read as five noughts")
         if self.strays:
-            said.append(f"{self.strays} items hold a grade outside 0 to 3, which their mean leaves out: left out too")
-        return tuple(said)
+            notes.append(f"{self.strays} items hold a grade outside 0 to 3, which their mean leaves out: left out too")
+        return tuple(notes)
 
 
 def _has_pairs(path: Path) -> bool:
@@ -103,7 +103,7 @@ def _headline(row: Row, side: str, id: str, mended: _Mended) -> RatedText:
     original, edit = row[f"original{side}"], row[f"edit{side}"]
     if len(_MARK.findall(original)) != 1:
         raise RatingsError(f"{row.place}: expected one word of the headline in marks <…/>, found {original[:80]!r}.")
-    before = _spaced(_MARK.sub(lambda found: found[1], original))
+    before = _spaced(_MARK.sub(lambda match: match[1], original))
     after = _spaced(_MARK.sub(lambda _: edit, original))
     mean = row.number(f"meanGrade{side}")
     grades = row[f"grades{side}"].strip()
@@ -176,19 +176,19 @@ def load_semeval_puns(paths: Sequence[Path]) -> RatedSet:
 
 
 def _gold(path: Path) -> dict[str, str]:
-    found = {}
+    labels = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             id, _, label = line.strip().partition("\t")
             if label not in ("0", "1"):
                 raise RatingsError(f"{path}, line {number}: expected an id, a tab and 0 or 1; found {line[:60]!r}.")
-            found[id] = label
-    return found
+            labels[id] = label
+    return labels
 
 
 def pun_texts(path: Path) -> dict[str, str]:
     """Texts by id of a corpus of SemEval-2017 task 7: <text id="hom_1"><word id="hom_1_1">They</word>…</text>."""
-    found: dict[str, list[str]] = {}
+    words_by_id: dict[str, list[str]] = {}
     current: list[str] | None = None
     in_word = False
     parser = expat.ParserCreate()
@@ -196,7 +196,7 @@ def pun_texts(path: Path) -> dict[str, str]:
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal current, in_word
         if tag == "text":
-            current = found.setdefault(attributes.get("id", str(len(found) + 1)), [])
+            current = words_by_id.setdefault(attributes.get("id", str(len(words_by_id) + 1)), [])
         elif tag == "word" and current is not None:
             current.append("")
             in_word = True
@@ -219,9 +219,9 @@ def pun_texts(path: Path) -> dict[str, str]:
         parser.Parse(read_text(path).encode(), True)
     except expat.ExpatError as problem:
         raise RatingsError(f"'{path}' is not the XML of a SemEval-2017 pun corpus ({problem}).") from None
-    if not found:
+    if not words_by_id:
         raise RatingsError(f"'{path}' holds no <text id=\"…\"> with <word>s: expected a SemEval-2017 pun corpus.")
-    return {id: _joined(words) for id, words in found.items()}
+    return {id: _joined(words) for id, words in words_by_id.items()}
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -249,7 +249,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     tables = [p for p in paths if p.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
     corpora = [p for p in paths if p.suffix.lower() == ".xml"]
     golds = [p for p in paths if p not in tables and p not in corpora]
-    known = {id: text for path in corpora for id, text in pun_texts(path).items()}
+    text_by_id = {id: text for path in corpora for id, text in pun_texts(path).items()}
     gold = {id: label for path in golds for id, label in _gold(path).items()}
     rows = [row for path in tables for row in read_table(path, "expun", _EXPUN)]
     if not rows:
@@ -257,7 +257,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     scales = _rater_scales(rows) if z_score else {}
     texts = []
     for row in rows:
-        text = row["text"] or known.get(row["id"], "")
+        text = row["text"] or text_by_id.get(row["id"], "")
         if not text:
             raise RatingsError(
                 f"{row.place}: no text for {row['id']}. Give the .xml corpora of SemEval-2017 task 7 beside this file."
@@ -305,8 +305,8 @@ def _rater_scales(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
             for rater, grade in zip(raters, grades, strict=True):
                 by_rater.setdefault(rater, []).append(grade)
     scales = {}
-    for rater, given in by_rater.items():
-        mean = sum(given) / len(given)
-        spread = (sum((g - mean) ** 2 for g in given) / len(given)) ** 0.5
+    for rater, own_grades in by_rater.items():
+        mean = sum(own_grades) / len(own_grades)
+        spread = (sum((g - mean) ** 2 for g in own_grades) / len(own_grades)) ** 0.5
         scales[rater] = (mean, spread or 1.0)
     return scales

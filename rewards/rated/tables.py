@@ -49,12 +49,12 @@ class Row:
     def number(self, name: str) -> float:
         """The value as a finite number."""
         try:
-            found = float(self[name])
+            number = float(self[name])
         except ValueError:
-            found = math.nan
-        if not math.isfinite(found):
+            number = math.nan
+        if not math.isfinite(number):
             raise RatingsError(f"{self.place}: expected a number in '{name}', found {self[name][:40]!r}.")
-        return found
+        return number
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """Several numbers in one cell: a JSON list, or numbers with commas, semicolons or spaces between them."""
@@ -63,12 +63,12 @@ class Row:
             return ()
         parts = value if isinstance(value, list) else [p for p in re.split(r"[\s,;\[\]]+", str(value)) if p]
         try:
-            found = tuple(float(part) for part in parts)
+            numbers = tuple(float(part) for part in parts)
         except (TypeError, ValueError):
             raise RatingsError(f"{self.place}: expected numbers in '{name}', found {str(value)[:60]!r}.") from None
-        if not all(map(math.isfinite, found)):
+        if not all(map(math.isfinite, numbers)):
             raise RatingsError(f"{self.place}: expected finite numbers in '{name}', found {str(value)[:60]!r}.")
-        return found
+        return numbers
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
@@ -125,8 +125,8 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _match(path: Path, what: str, columns: Sequence[Column], found: Sequence[str]) -> dict[str, str]:
-    by_plain = {plain(name): name for name in reversed(found)}
+def _match(path: Path, what: str, columns: Sequence[Column], headings: Sequence[str]) -> dict[str, str]:
+    by_plain = {plain(name): name for name in reversed(headings)}
     names: dict[str, str] = {}
     missing = []
     for column in columns:
@@ -136,7 +136,7 @@ def _match(path: Path, what: str, columns: Sequence[Column], found: Sequence[str
         elif column.required:
             missing.append("/".join(column.known_as()))
     if missing:
-        shown = ", ".join(name[:30] for name in found[:12]) or "none"
+        shown = ", ".join(name[:30] for name in headings[:12]) or "none"
         raise RatingsError(
             f"'{path}' has no column {', '.join(missing)}. Expected {describe(what, columns)}; found the columns "
             f"{shown}."

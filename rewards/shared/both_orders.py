@@ -31,11 +31,11 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
     """
     if not pairs:
         return []
-    asked = [*pairs, *((second, first) for first, second in pairs)]
-    answers = ask(asked)
-    if len(answers) != len(asked):
+    ordered = [*pairs, *((second, first) for first, second in pairs)]
+    answers = ask(ordered)
+    if len(answers) != len(ordered):
         raise CriticContractError(
-            f"The judge '{name}' was asked about {len(asked)} ordered pairs and answered {len(answers)}: "
+            f"The judge '{name}' was asked about {len(ordered)} ordered pairs and answered {len(answers)}: "
             "it must return one verdict for each, in order."
         )
     half = len(pairs)
