@@ -151,8 +151,8 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
             def metrics(self, step: int, numbers: Any) -> None:
                 marks.append(time.perf_counter())
 
-        one = sft.SFTConfig(epochs=steps, batch_size=COMPLETIONS, micro_batch=32)
-        sft.train(one, student, lines[:COMPLETIONS], (), Clock())
+        imitation_config = sft.SFTConfig(epochs=steps, batch_size=COMPLETIONS, micro_batch=32)
+        sft.train(imitation_config, student, lines[:COMPLETIONS], (), Clock())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         return {"steps": [b - a for a, b in itertools.pairwise(marks)], "phases": [], "peak_kb": peak}
     if algorithm == "ppo":
@@ -308,10 +308,10 @@ def main(
     peaks: dict[str, float] = {}
     for _ in range(rounds):
         for name in names:
-            found = in_own_process(name, steps)
-            seconds[name] += found["steps"][2:]
-            phases[name] += found["phases"][2:]
-            peaks[name] = found.get("peak_kb", 0) / 1024
+            timings = in_own_process(name, steps)
+            seconds[name] += timings["steps"][2:]
+            phases[name] += timings["phases"][2:]
+            peaks[name] = timings.get("peak_kb", 0) / 1024
     medians = {n: statistics.median(s) for n, s in seconds.items()}
     peak = matmul_peak()
     show(medians, phases, peak, peaks)
@@ -320,7 +320,7 @@ def main(
 
 
 def measure_shape(
-    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, one: str, out: Path | None
+    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, way: str, out: Path | None
 ) -> None:
     """The same with a real model's shape. `one` is the contender that this process is to be."""
     try:
@@ -330,19 +330,19 @@ def measure_shape(
             raise InvalidOption(f"--lines is a multiple of 32, found {lines}.")
     except InvalidOption as problem:
         raise typer.BadParameter(str(problem)) from None
-    if one:
-        print(json.dumps(speed_shapes.run_one(one, shape, device, lines, tokens, steps)))
+    if way:
+        print(json.dumps(speed_shapes.run_one(way, shape, device, lines, tokens, steps)))
         return
     options = [f"--shape={shape}", f"--device={device}", f"--lines={lines}", f"--tokens={tokens}"]
     names = only.split(",") if only else speed_shapes.contenders(device)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    timings: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            found[name].append(in_own_process(name, steps, *options))
+            timings[name].append(in_own_process(name, steps, *options))
     peaks = speed_shapes.device_peaks(device)
-    speed_shapes.show(shape, device, lines, tokens, found, peaks)
+    speed_shapes.show(shape, device, lines, tokens, timings, peaks)
     if out:
-        out.write_text(json.dumps({"found": found, "peaks": peaks, "options": options}, indent=1) + "\n")
+        out.write_text(json.dumps({"found": timings, "peaks": peaks, "options": options}, indent=1) + "\n")
 
 
 def show(

@@ -305,7 +305,7 @@ def show(
     device: str,
     lines: int,
     tokens: int,
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    timings: Mapping[str, Sequence[Mapping[str, Any]]],
     peaks: Mapping[str, float],
 ) -> None:
     """`found` holds each contender's rounds."""
@@ -315,26 +315,26 @@ def show(
         f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} of "
         f"them common to all; GRPO with {GROUP} lines a prompt; {measured}"
     )
-    medians = {name: statistics.median(s for one in rounds for s in one["steps"]) for name, rounds in found.items()}
+    medians = {name: statistics.median(s for each in rounds for s in each["steps"]) for name, rounds in timings.items()}
     peer = medians.get("trl-grpo")
     table = Table("contender", "seconds a step", "tokens a second", "vs TRL's GRPO", "memory beyond the model, MiB")
-    for name, rounds in found.items():
+    for name, rounds in timings.items():
         table.add_row(
             name,
             f"{medians[name]:.3f}",
             f"{lines * tokens / medians[name]:.0f}",
             f"{peer / medians[name]:.2f}x" if peer and name.startswith("ours") else "",
-            f"{max(one['memory'] for one in rounds):.0f}",
+            f"{max(each['memory'] for each in rounds):.0f}",
         )
     console.print(table)
-    for name, rounds in found.items():
-        phases = [p for one in rounds for p in one["phases"]]
+    for name, rounds in timings.items():
+        phases = [p for each in rounds for p in each["phases"]]
         if not phases:
             continue
         least = floor(SHAPES[shape], device, lines, tokens, 1 if name.endswith("ppo") else GROUP, peaks)
-        said = []
+        phase_texts = []
         for phase, seconds in least.items():
             took = statistics.median(p[f"seconds/{phase}"] for p in phases)
-            said.append(f"{phase} {took:.3f} s (floor {seconds:.3f})")
+            phase_texts.append(f"{phase} {took:.3f} s (floor {seconds:.3f})")
         mismatch = max(p["update/first_mismatch"] for p in phases)
-        console.print(f"{name}: " + "; ".join(said) + f"; the largest update/first_mismatch {mismatch:.4f}")
+        console.print(f"{name}: " + "; ".join(phase_texts) + f"; the largest update/first_mismatch {mismatch:.4f}")
