@@ -1,8 +1,8 @@
 """From a learner's own config dataclass to a checked table of a spec, so that a new learner needs no change here.
 
-    config = config_class(train)                       # PPOConfig: the dataclass of `train`'s first parameter
-    filled = make_config(config, {"steps": 5}, seed=0)  # PPOConfig(steps=5, ..., seed=0)
-    plain(found)                                       # {"steps": 5, "batch_size": 64, ...}: what a TOML file can hold
+    Config = config_class(train)                        # PPOConfig: the dataclass of `train`'s first parameter
+    config = make_config(Config, {"steps": 5}, seed=0)  # PPOConfig(steps=5, ..., seed=0)
+    plain(config)                                       # {"steps": 5, "batch_size": 64, ...}: what a TOML file can hold
 
 Fields are checked by their own types, without conversion: a text is never read as a number. The field `seed` is the
 run's to give. `lr` is understood where the dataclass says `learning_rate`.
