@@ -190,14 +190,14 @@ def card(store: Store) -> str:
             "| system | tier | rating | wins or ties against the teacher |",
             "|---|---|---|---|",
         ]
-        for one in numbers["ratings"]:
-            wins = numbers["wins or ties against the teacher"].get(one["system"])
-            rows.append(f"| {one['system']} | {one['tier']} | {_told(one, 0)} | {_told(wins, 2)} |")
+        for rating in numbers["ratings"]:
+            wins = numbers["wins or ties against the teacher"].get(rating["system"])
+            rows.append(f"| {rating['system']} | {rating['tier']} | {_told(rating, 0)} | {_told(wins, 2)} |")
         rows += ["", "| agreement with a single person | | pairs |", "|---|---|---|"]
-        rows += [f"| {name} | {_told(one, 2)} | {one['pairs']} |" for name, one in numbers["critics"].items()]
-        one = numbers["two people agree"]
-        rows.append(f"| one person with another | {_told(one, 2)} | {one['pairs']} |")
-        rows.append(f"| ceiling | {_told(numbers['ceiling'], 2)} | {one['pairs']} |")
+        rows += [f"| {name} | {_told(share, 2)} | {share['pairs']} |" for name, share in numbers["critics"].items()]
+        people = numbers["two people agree"]
+        rows.append(f"| one person with another | {_told(people, 2)} | {people['pairs']} |")
+        rows.append(f"| ceiling | {_told(numbers['ceiling'], 2)} | {people['pairs']} |")
         rows.append(f"| Krippendorff's alpha | {_told(numbers['alpha'], 2)} | {numbers['alpha']['pairs']} |")
     return "\n".join(rows) + "\n"
 
