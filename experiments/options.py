@@ -83,8 +83,8 @@ def key_values(pairs: Sequence[str] | None, option: str = "--option") -> dict[st
 
 def limits_of(max_calls: int | None, max_tokens: int | None, max_cost: float | None) -> dict[str, float]:
     """The limits that were given."""
-    given = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
-    return {name: value for name, value in given.items() if value is not None}
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def parameters(kind: Registry, name: str) -> Mapping[str, inspect.Parameter]:
@@ -122,9 +122,9 @@ def fill(
         if isinstance(asked, str) and f"{what}_options" in taken:
             from humor_env.registry import critics, judges
 
-            given = filled.get(f"{what}_options") or {}
+            inner_options = filled.get(f"{what}_options") or {}
             of = judges if what == "judge" else critics
-            inner = fill(of, asked, given, ledger=ledger, limits=limits, scope=scope, must_spend=False)
+            inner = fill(of, asked, inner_options, ledger=ledger, limits=limits, scope=scope, must_spend=False)
             if inner:
                 filled[f"{what}_options"] = inner
             must_spend = must_spend and not _has_budget(inner)

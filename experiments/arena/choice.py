@@ -151,18 +151,18 @@ class Chooser:
 
     def _fresh(self, rater: int, seen: _Seen) -> Next | None:
         if self.settings.mode == "ratings":
-            found: tuple[int, int | None] | None = self._line(rater, seen)
+            choice: tuple[int, int | None] | None = self._line(rater, seen)
         elif self.settings.choose == "plan":
             left = [pair for pair in self.plan if pair not in seen.items]
-            found = min(left, key=lambda pair: self._draw("plan", rater, pair), default=None)
+            choice = min(left, key=lambda pair: self._draw("plan", rater, pair), default=None)
         else:
             share = self._draw("overlap", rater, seen.count) % 1000 / 1000
-            found = self._others(rater, seen) if share < self.settings.overlap else None
-            found = found or self._new(rater, seen)
-        if found is None:
+            choice = self._others(rater, seen) if share < self.settings.overlap else None
+            choice = choice or self._new(rater, seen)
+        if choice is None:
             return None
-        turned = found[1] is not None and bool(self._draw("side", rater, found) % 2)
-        return Next(*found, turned)
+        turned = choice[1] is not None and bool(self._draw("side", rater, choice) % 2)
+        return Next(*choice, turned)
 
     def _draw(self, what: str, *where: object) -> int:
         return stream_seed(self.settings.seed, f"arena-{what}", "/".join(map(str, where)))
@@ -203,9 +203,9 @@ class Chooser:
             random = generator(self.settings.seed, "arena-prompts", f"{rater}/{seen.count}/{i}/{j}")
             some = [prompts[k] for k in random.integers(len(prompts), size=_LOOKED_AT)]
             for candidates in (some, prompts):
-                found = [(p, pair) for p in candidates if (pair := self._pair(i, j, p)) and pair not in seen.items]
-                if found:
-                    return min(found, key=lambda each: (self._used[i, j, each[0]], seen.prompts[each[0]]))[1]
+                pairs = [(p, pair) for p in candidates if (pair := self._pair(i, j, p)) and pair not in seen.items]
+                if pairs:
+                    return min(pairs, key=lambda each: (self._used[i, j, each[0]], seen.prompts[each[0]]))[1]
         return None
 
     def _pair(self, i: int, j: int, prompt: str) -> tuple[int, int] | None:
@@ -255,8 +255,8 @@ def expected_gains(wins: Array, open_games: Array | None = None) -> Array:
     spread = np.diag(covariance)
     between = spread[:, None] + spread[None, :] - 2 * covariance
     moved = (seen[:, :, None] - seen[:, None, :]) ** 2  # [n - 1, n, n]
-    found: Array = each * np.einsum("k,kij->ij", weight, moved) / (1 + each * between)
-    return found
+    gains: Array = each * np.einsum("k,kij->ij", weight, moved) / (1 + each * between)
+    return gains
 
 
 def information(games: Array, t: Array, prior: float = 1.0) -> tuple[Array, Array]:

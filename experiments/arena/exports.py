@@ -104,7 +104,7 @@ def card_data(store: Store) -> dict[str, Any]:
     """The session in figures: no names, no lines, no links."""
     answers = store.answers()
     settings = store.settings
-    found: dict[str, Any] = {
+    data: dict[str, Any] = {
         "title": settings.title,
         "mode": settings.mode,
         "questions": list(settings.questions),
@@ -123,11 +123,11 @@ def card_data(store: Store) -> dict[str, Any]:
     }
     asked = figures.rater_figures(store, settings.questions[0], answers)
     repeats = sum(r.repeated for r in asked)
-    found["repeats"] = repeats
-    found["as before"] = sum((r.consistent or 0) * r.repeated for r in asked) / repeats if repeats else None
+    data["repeats"] = repeats
+    data["as before"] = sum((r.consistent or 0) * r.repeated for r in asked) / repeats if repeats else None
     if settings.mode == "pairs":
-        found["about"] = {q: _about(store, q, answers) for q in settings.questions}
-    return found
+        data["about"] = {q: _about(store, q, answers) for q in settings.questions}
+    return data
 
 
 def _about(store: Store, question: str, answers: list[Answered]) -> dict[str, Any]:
@@ -154,12 +154,12 @@ def _about(store: Store, question: str, answers: list[Answered]) -> dict[str, An
     }
 
 
-def _numbers(found: Interval | None) -> dict[str, float | None]:
-    if found is None:
+def _numbers(interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
         return {"value": None, "low": None, "high": None}
     return {
         name: round(value, 4) if math.isfinite(value) else None
-        for name, value in (("value", found.value), ("low", found.low), ("high", found.high))
+        for name, value in (("value", interval.value), ("low", interval.low), ("high", interval.high))
     }
 
 
@@ -182,7 +182,7 @@ def card(store: Store) -> str:
                 ", ".join(value) if isinstance(value, list) else f"{value:.2f}" if isinstance(value, float) else value
             )
             rows.append(f"| {name} | {'–' if shown in (None, '') else shown} |")
-    for question, found in about.items():
+    for question, numbers in about.items():
         rows += [
             "",
             f"## {question}",
@@ -190,24 +190,24 @@ def card(store: Store) -> str:
             "| system | tier | rating | wins or ties against the teacher |",
             "|---|---|---|---|",
         ]
-        for one in found["ratings"]:
-            wins = found["wins or ties against the teacher"].get(one["system"])
-            rows.append(f"| {one['system']} | {one['tier']} | {_told(one, 0)} | {_told(wins, 2)} |")
+        for rating in numbers["ratings"]:
+            wins = numbers["wins or ties against the teacher"].get(rating["system"])
+            rows.append(f"| {rating['system']} | {rating['tier']} | {_told(rating, 0)} | {_told(wins, 2)} |")
         rows += ["", "| agreement with a single person | | pairs |", "|---|---|---|"]
-        rows += [f"| {name} | {_told(one, 2)} | {one['pairs']} |" for name, one in found["critics"].items()]
-        one = found["two people agree"]
-        rows.append(f"| one person with another | {_told(one, 2)} | {one['pairs']} |")
-        rows.append(f"| ceiling | {_told(found['ceiling'], 2)} | {one['pairs']} |")
-        rows.append(f"| Krippendorff's alpha | {_told(found['alpha'], 2)} | {found['alpha']['pairs']} |")
+        rows += [f"| {name} | {_told(share, 2)} | {share['pairs']} |" for name, share in numbers["critics"].items()]
+        people = numbers["two people agree"]
+        rows.append(f"| one person with another | {_told(people, 2)} | {people['pairs']} |")
+        rows.append(f"| ceiling | {_told(numbers['ceiling'], 2)} | {people['pairs']} |")
+        rows.append(f"| Krippendorff's alpha | {_told(numbers['alpha'], 2)} | {numbers['alpha']['pairs']} |")
     return "\n".join(rows) + "\n"
 
 
-def _told(one: Mapping[str, Any] | None, digits: int) -> str:
-    if one is None or one["value"] is None:
+def _told(figure: Mapping[str, Any] | None, digits: int) -> str:
+    if figure is None or figure["value"] is None:
         return "–"
-    if one["low"] is None:
-        return f"{one['value']:.{digits}f}"
-    return f"{one['value']:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
+    if figure["low"] is None:
+        return f"{figure['value']:.{digits}f}"
+    return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
 FILES: dict[str, Callable[[Store], str]] = {

@@ -59,14 +59,14 @@ class Vote:
 
 def votes_of(store: Store, question: str, answers: Sequence[Answered] | None = None) -> list[Vote]:
     """First answers only, in the order in which they were given."""
-    found = []
+    votes = []
     for answer in store.answers() if answers is None else answers:
         ask, share = answer.ask, answer.share(question)
         if ask.b is None or ask.again is not None or share is None:
             continue
         a, b = store.lines[ask.a], store.lines[ask.b]
-        found.append(Vote(ask.rater, ask.a, ask.b, a.system, b.system, a.prompt, share, answer))
-    return found
+        votes.append(Vote(ask.rater, ask.a, ask.b, a.system, b.system, a.prompt, share, answer))
+    return votes
 
 
 def games(votes: Sequence[Vote], systems: Sequence[str]) -> Array:
@@ -98,14 +98,14 @@ def ratings(
     drawn = ELO * many_strengths(_resampled(own, place, seed, resamples), points / ELO)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     played = {name for v in own for name in (v.first, v.second)}
-    found = [
+    intervals = [
         Interval(float(points[k]), float(low[k]), float(high[k]))
         if systems[k] in played
         else Interval(0.0, -math.inf, math.inf)
         for k in range(n)
     ]
-    order = sorted(range(n), key=lambda k: -found[k].value)
-    return [Rating(k, found[k], tier) for k, tier in zip(order, tiers([found[k] for k in order]), strict=True)]
+    order = sorted(range(n), key=lambda k: -intervals[k].value)
+    return [Rating(k, intervals[k], tier) for k, tier in zip(order, tiers([intervals[k] for k in order]), strict=True)]
 
 
 def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resamples: int) -> Array:
@@ -186,10 +186,10 @@ class Agreement:
 
 
 def by_pair(votes: Sequence[Vote]) -> dict[tuple[int, int], list[Vote]]:
-    found: dict[tuple[int, int], list[Vote]] = defaultdict(list)
+    by_both: dict[tuple[int, int], list[Vote]] = defaultdict(list)
     for vote in votes:
-        found[vote.pair].append(vote)
-    return dict(found)
+        by_both[vote.pair].append(vote)
+    return dict(by_both)
 
 
 def agreement(votes: Sequence[Vote], *, seed: int = 0) -> Agreement:
@@ -227,8 +227,8 @@ def ceiling(same: float) -> float:
 
 def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
     grades = [[v.share for v in own] for own in several]
-    found = audit_stats.krippendorff_alpha(grades)
-    if found is None:
+    alpha = audit_stats.krippendorff_alpha(grades)
+    if alpha is None:
         return None
     # Alpha is made of sums over answers, so a resample is a weighted sum over sentences.
     number: dict[str, int] = {}
@@ -245,7 +245,7 @@ def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
         values = 1 - (within / count) / (2 * (squares - total**2 / count) / (count - 1))
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (math.nan, math.nan)
-    return Interval(found, float(low), float(high))
+    return Interval(alpha, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -264,10 +264,10 @@ class RaterFigures:
 
 
 def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> list[RaterFigures]:
-    by_ask = {found.ask.id: found for found in answers}
+    by_ask = {answer.ask.id: answer for answer in answers}
     of: dict[int, list[Answered]] = defaultdict(list)
-    for found in answers:
-        of[found.ask.rater].append(found)
+    for answer in answers:
+        of[answer.ask.rater].append(answer)
     made = []
     for rater, own in sorted(of.items()):
         again = [
@@ -320,25 +320,25 @@ def critic_figures(votes: Sequence[Vote], lines: Sequence[Line]) -> list[CriticF
     pairs = by_pair([vote for vote in votes if vote.decided])
     made = []
     for critic in critics_of(lines):
-        found = [(own, credit) for own in pairs.values() if (credit := _credit(critic, own, lines)) is not None]
-        several = [(own, credit) for own, credit in found if len(own) > 1]
+        credits = [(own, credit) for own in pairs.values() if (credit := _credit(critic, own, lines)) is not None]
+        several = [(own, credit) for own, credit in credits if len(own) > 1]
         both = [
             mean_interval([credit for _, credit in some], [own[0].prompt for own, _ in some])
-            for some in (found, several)
+            for some in (credits, several)
         ]
-        made.append(CriticFigures(critic, len(found), both[0], len(several), both[1]))
+        made.append(CriticFigures(critic, len(credits), both[0], len(several), both[1]))
     return made
 
 
 def agreement_of_critics(votes: Sequence[Vote], lines: Sequence[Line]) -> dict[str, float]:
     """The figure of `critic_figures` on all pairs, without its interval."""
     pairs = by_pair([vote for vote in votes if vote.decided]).values()
-    found = {}
+    shares = {}
     for critic in critics_of(lines):
         credits = [credit for own in pairs if (credit := _credit(critic, own, lines)) is not None]
         if credits:
-            found[critic] = sum(credits) / len(credits)
-    return found
+            shares[critic] = sum(credits) / len(credits)
+    return shares
 
 
 def _margin(critic: str, vote: Vote, lines: Sequence[Line]) -> float | None:
@@ -370,7 +370,7 @@ class Difference:
 
 def differences(votes: Sequence[Vote], lines: Sequence[Line], most: int = 6) -> list[Difference]:
     """Those first that most people were against; of equals, those on which the critic was surest."""
-    found, critics = [], critics_of(lines)
+    ranked, critics = [], critics_of(lines)
     for own in by_pair(votes).values():
         lead = sum(vote.share - 0.5 for vote in own)
         for critic in critics:
@@ -381,9 +381,9 @@ def differences(votes: Sequence[Vote], lines: Sequence[Line], most: int = 6) -> 
             best, named = (a, b) if lead > 0 else (b, a)
             ahead = sum((vote.share > 0.5) == (lead > 0) and vote.decided for vote in own)
             people = f"{ahead} of {len(own)}"
-            found.append((abs(lead), Difference(critic, own[0].prompt, best, named, people, abs(margin))))
-    found.sort(key=lambda each: (-each[0], -each[1].margin, each[1].preferred))
-    return [each for _, each in found[:most]]
+            ranked.append((abs(lead), Difference(critic, own[0].prompt, best, named, people, abs(margin))))
+    ranked.sort(key=lambda each: (-each[0], -each[1].margin, each[1].preferred))
+    return [each for _, each in ranked[:most]]
 
 
 # Over the answers

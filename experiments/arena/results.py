@@ -32,12 +32,12 @@ class Table:
     said: str = ""
 
 
-def share(found: Interval | None) -> str:
+def share(interval: Interval | None) -> str:
     """A share with its interval, in per cent."""
-    if found is None:
+    if interval is None:
         return "–"
-    bounds = "" if not math.isfinite(found.low) else f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
-    return f"{100 * found.value:.0f} %{bounds}"
+    bounds = "" if not math.isfinite(interval.low) else f" [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    return f"{100 * interval.value:.0f} %{bounds}"
 
 
 def results_view(store: Store) -> dict[str, Any]:
@@ -71,20 +71,20 @@ def results_view(store: Store) -> dict[str, Any]:
 
 def _facts(store: Store, answers: Sequence[Answered]) -> str:
     raters = len({x.ask.rater for x in answers})
-    said = f"{len(answers)} answers of {raters} {'rater' if raters == 1 else 'raters'}"
+    sentence = f"{len(answers)} answers of {raters} {'rater' if raters == 1 else 'raters'}"
     if answers:
-        said += f", the last {datetime.fromtimestamp(answers[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
-    return said + (". The session is closed." if store.closed else ".")
+        sentence += f", the last {datetime.fromtimestamp(answers[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
+    return sentence + (". The session is closed." if store.closed else ".")
 
 
 def _notes(store: Store, votes: Sequence[figures.Vote]) -> list[str]:
-    said = []
+    notes = []
     if not store.systems:
-        said.append("The pairs are blind: whose lines they are is not known here, so no system is rated.")
+        notes.append("The pairs are blind: whose lines they are is not known here, so no system is rated.")
     few = [name for name in store.systems if sum(name in (v.first, v.second) for v in votes) < 20]
     if votes and few:
-        said.append(f"Fewer than 20 answers are about {', '.join(few)}: their figures are guesses yet.")
-    return said
+        notes.append(f"Fewer than 20 answers are about {', '.join(few)}: their figures are guesses yet.")
+    return notes
 
 
 def _rated_over(raters_too: bool) -> str:
@@ -100,10 +100,10 @@ def _rated_over(raters_too: bool) -> str:
     )
 
 
-def _points(found: Interval) -> str:
-    if not math.isfinite(found.low):
+def _points(interval: Interval) -> str:
+    if not math.isfinite(interval.low):
         return "–"
-    return f"{found.value:+.0f} [{found.low:+.0f}, {found.high:+.0f}]"
+    return f"{interval.value:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}]"
 
 
 def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
@@ -113,15 +113,15 @@ def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[
         rated = figures.ratings(own, store.systems)
         name = NAMES[question].capitalize()
         rows = []
-        for one in rated:
-            system = store.systems[one.system]
+        for rating in rated:
+            system = store.systems[rating.system]
             played = sum(system in (v.first, v.second) and v.first != v.second for v in own)
             count, wins = figures.against_teacher(own, system)
             rate = "–" if system == TEACHER else f"{share(wins)} of {count}"
-            rows.append((system, str(one.tier), _points(one.points), rate, str(played)))
+            rows.append((system, str(rating.tier), _points(rating.points), rate, str(played)))
         head = ("system", "tier", "rating", "wins or ties against the teacher", "answers")
         tables.append(Table(name, head, rows))
-        shown = [one for one in rated if math.isfinite(one.points.low)]
+        shown = [rating for rating in rated if math.isfinite(rating.points.low)]
         if shown:
             dots = [
                 Dot(f"{store.systems[r.system]} (tier {r.tier})", r.points.value, r.points.low, r.points.high)
@@ -144,14 +144,14 @@ def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
                 for x in answers
                 if question in x.said and store.lines[x.ask.a].system == system and x.ask.again is None
             ]
-            found = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own])
+            interval = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own])
             name = system or "all lines"
-            if found is None:
+            if interval is None:
                 rows.append((name, "–", "0"))
                 continue
-            bounds = f" [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.low) else ""
-            rows.append((name, f"{found.value:.2f}{bounds}", str(len(own))))
-            dots.append(Dot(name, found.value, found.low, found.high))
+            bounds = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
+            rows.append((name, f"{interval.value:.2f}{bounds}", str(len(own))))
+            dots.append(Dot(name, interval.value, interval.low, interval.high))
         title = f"Mean grade, 0 to 4: {NAMES[question]}"
         tables.append(Table(title, ("system", "grade", "answers"), rows))
         if dots:
@@ -164,14 +164,21 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
     if store.settings.mode == "pairs":
         shared: list[tuple[str, ...]] = []
         for question, own in votes.items():
-            found = figures.agreement(own)
+            agreed = figures.agreement(own)
             alpha = (
                 "–"
-                if found.alpha is None
-                else (f"{found.alpha.value:.2f} [{found.alpha.low:.2f}, {found.alpha.high:.2f}]")
+                if agreed.alpha is None
+                else (f"{agreed.alpha.value:.2f} [{agreed.alpha.low:.2f}, {agreed.alpha.high:.2f}]")
             )
             shared.append(
-                (NAMES[question], share(found.same), str(found.decided), share(found.equal), str(found.pairs), alpha)
+                (
+                    NAMES[question],
+                    share(agreed.same),
+                    str(agreed.decided),
+                    share(agreed.equal),
+                    str(agreed.pairs),
+                    alpha,
+                )
             )
         tables.append(
             Table(
@@ -195,8 +202,8 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
         for r in figures.rater_figures(store, question, answers)
     ]
     head = ("rater", "answers", "skipped", "reported", "as before", "prefers line 1", "median time")
-    said = "“As before”: repeated pairs, with sides changed, that got the same answer to the first question."
-    tables.append(Table("Each rater", head, rows, said))
+    note = "“As before”: repeated pairs, with sides changed, that got the same answer to the first question."
+    tables.append(Table("Each rater", head, rows, note))
     return {"tables": tables, "pictures": []}
 
 
@@ -217,20 +224,20 @@ def _critics(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[
     tables: list[Table] = []
     pictures: list[Markup] = []
     for question, own in votes.items():
-        found = figures.critic_figures(own, store.lines)
-        if not found:
+        measured = figures.critic_figures(own, store.lines)
+        if not measured:
             continue
         people = figures.agreement(own)
-        rows = [(c.critic, share(c.agrees), str(c.pairs), share(c.agrees_shared), str(c.shared)) for c in found]
+        rows = [(c.critic, share(c.agrees), str(c.pairs), share(c.agrees_shared), str(c.shared)) for c in measured]
         rows.append(("one person with another", "", "", share(people.same), str(people.decided)))
         rows.append(("ceiling: the best possible critic", "", "", share(people.ceiling), str(people.decided)))
         head = ("who", "agrees with a person", "pairs", "on pairs of several raters", "pairs")
         tables.append(Table(NAMES[question].capitalize(), head, rows))
         if question == store.settings.questions[0]:
-            dots = [Dot(c.critic, c.agrees.value, c.agrees.low, c.agrees.high) for c in found if c.agrees]
-            for name, one in (("one person", people.same), ("ceiling", people.ceiling)):
-                if one is not None:
-                    dots.append(Dot(name, one.value, one.low, one.high))
+            dots = [Dot(c.critic, c.agrees.value, c.agrees.low, c.agrees.high) for c in measured if c.agrees]
+            for name, interval in (("one person", people.same), ("ceiling", people.ceiling)):
+                if interval is not None:
+                    dots.append(Dot(name, interval.value, interval.low, interval.high))
             if dots:
                 title = "Agreement with a single person"
                 pictures.append(Markup(dot_chart(dots, title=title, x_label="share of pairs", reference=0.5)))
@@ -240,14 +247,14 @@ def _critics(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[
 def _differ(store: Store, votes: Sequence[figures.Vote]) -> list[dict[str, str]]:
     return [
         {
-            "critic": one.critic,
-            "sentence": store.prompts[one.prompt][1],
-            "preferred": store.lines[one.preferred].text,
-            "named": store.lines[one.named].text,
-            "people": one.people,
-            "margin": f"by {one.margin:.2f}",
+            "critic": difference.critic,
+            "sentence": store.prompts[difference.prompt][1],
+            "preferred": store.lines[difference.preferred].text,
+            "named": store.lines[difference.named].text,
+            "people": difference.people,
+            "margin": f"by {difference.margin:.2f}",
         }
-        for one in figures.differences(votes, store.lines)
+        for difference in figures.differences(votes, store.lines)
     ]
 
 
@@ -261,7 +268,7 @@ def _course(store: Store, votes: Sequence[figures.Vote]) -> dict[str, Any]:
     critics = figures.critics_of(store.lines)
     if len(at) > 2 and critics:
         after = [figures.agreement_of_critics(votes[:count], store.lines) for count in at]
-        lines = [Line(name, at, [found.get(name, math.nan) for found in after]) for name in critics]
+        lines = [Line(name, at, [shares.get(name, math.nan) for shares in after]) for name in critics]
         pictures.append(
             Markup(line_chart(lines, title="Critics: agreement with people", x_label="answers", y_label="share"))
         )

@@ -62,8 +62,8 @@ _HEADERS = {
 # Pages
 
 
-def _message(status: int, title: str, said: str, link: str = "/judge", label: str = "Go on") -> Response:
-    return _page("message", status, title=title, said=said, link=link, label=label)
+def _message(status: int, title: str, text: str, link: str = "/judge", label: str = "Go on") -> Response:
+    return _page("message", status, title=title, said=text, link=link, label=label)
 
 
 def _page(name: str, status: int = 200, **view: object) -> Response:
@@ -156,7 +156,7 @@ class _App:
             return _page("rest", csrf=csrf, done=done, total=settings.per_rater)
         return self._asked(ask, csrf, done, {})
 
-    def _asked(self, ask: Ask, csrf: str, done: int, given: Mapping[str, str], status: int = 200) -> Response:
+    def _asked(self, ask: Ask, csrf: str, done: int, replies: Mapping[str, str], status: int = 200) -> Response:
         store = self.arena.store
         shown = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
         settings = store.settings
@@ -171,7 +171,7 @@ class _App:
             done=done,
             total=settings.per_rater,
             questions=[pages.QUESTIONS[settings.mode][q] | {"name": q} for q in settings.questions],
-            given=given,
+            given=replies,
         )
 
     async def answer(self, request: Request) -> Response:
@@ -222,8 +222,8 @@ class _App:
     # Whoever began it
 
     def _owner(self, request: Request) -> None:
-        given = request.path_params["token"].encode("utf-8", "replace")
-        if not hmac.compare_digest(given, self.arena.owner().encode()):
+        token = request.path_params["token"].encode("utf-8", "replace")
+        if not hmac.compare_digest(token, self.arena.owner().encode()):
             who = request.client.host if request.client else "?"
             if self.arena.shared and not self.arena.strangers.allows(who):
                 raise HTTPException(429)
@@ -282,8 +282,8 @@ _WRONG = {
 
 async def _wrong(_: Request, problem: Exception) -> Response:
     status = problem.status_code if isinstance(problem, HTTPException) else 500
-    title, said = _WRONG.get(status, _WRONG[404])
-    return _message(status, title, said, *(("/judge", "Go on") if status in (400, 403, 413) else ("", "")))
+    title, text = _WRONG.get(status, _WRONG[404])
+    return _message(status, title, text, *(("/judge", "Go on") if status in (400, 403, 413) else ("", "")))
 
 
 async def _disk(_: Request, problem: Exception) -> Response:
@@ -325,8 +325,8 @@ class _Guard:
         host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if not self.shared and name.strip("[]") not in LOOPBACK:
-            said = "This session is private to the machine it runs on. To share it, start it with --share."
-            await _message(403, "Not from here", said, "", "")(scope, receive, with_headers)
+            text = "This session is private to the machine it runs on. To share it, start it with --share."
+            await _message(403, "Not from here", text, "", "")(scope, receive, with_headers)
             return
         await self.app(scope, receive, with_headers)
 
@@ -360,17 +360,17 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Listening from now on; port 0 is a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named: only then asyncio turns off Nagle's algorithm, which held every page back for 40 ms.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((host, port))
-        found.listen(128)  # from now on, so that a link works as soon as it is printed
+        listener.bind((host, port))
+        listener.listen(128)  # from now on, so that a link works as soon as it is printed
     except OSError as problem:
-        found.close()
+        listener.close()
         raise InvalidOption(
             f"Nothing can be served at {host}, port {port}: {problem.strerror}. Give another --port (0 is a free one)."
         ) from None
-    return found
+    return listener
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
@@ -399,6 +399,6 @@ def serve(app: Starlette, at: socket.socket) -> None:
 def links(arena: Arena, base: str, tokens: Sequence[str] = ()) -> tuple[list[tuple[int, str]], str]:
     """Each rater's link (those of a file by their tokens), and that of the results."""
     store = arena.store
-    given = {store.rater_of(token): token for token in tokens}
-    found = [(rater.id, given.get(rater.id) or store.token(rater.id)) for rater in store.raters()]
-    return [(id, f"{base}/r/{token}") for id, token in found if token], f"{base}/results/{arena.owner()}"
+    known = {store.rater_of(token): token for token in tokens}
+    own_tokens = [(rater.id, known.get(rater.id) or store.token(rater.id)) for rater in store.raters()]
+    return [(id, f"{base}/r/{token}") for id, token in own_tokens if token], f"{base}/results/{arena.owner()}"

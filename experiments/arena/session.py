@@ -85,7 +85,7 @@ class Arena:
         """Made anew where another process has written to the store, such as `--forget`."""
         version = self.store.version()
         if self._chooser is None or version != self._version:
-            answers = {found.ask.id: found for found in self.store.answers()}
+            answers = {answer.ask.id: answer for answer in self.store.answers()}
             store = self.store
             self._chooser = rebuilt(store.lines, store.settings, store.plan, store.asks(), answers)
             self._version = version
@@ -96,11 +96,11 @@ class Arena:
 
     def ask_of(self, rater: int) -> Ask | None:
         """What the rater is asked now; None where they are done."""
-        found = self.store.open_ask(rater)
-        if found is None:
+        ask = self.store.open_ask(rater)
+        if ask is None:
             with self._written() as chooser:
-                found = self._next(chooser, rater)
-        return found
+                ask = self._next(chooser, rater)
+        return ask
 
     def answer(self, rater: int, nonce: str, form: Mapping[str, str]) -> None:
         """Write an answer, and what the rater is asked next, or nothing: Refused says why."""
@@ -126,10 +126,10 @@ class Arena:
             raise
 
     def _next(self, chooser: Chooser, rater: int) -> Ask | None:
-        found = chooser.next(rater)
-        if found is None:
+        choice = chooser.next(rater)
+        if choice is None:
             return None
-        ask = self.store.add_ask(rater, found.a, found.b, found.turned, found.again)
+        ask = self.store.add_ask(rater, choice.a, choice.b, choice.turned, choice.again)
         chooser.asked(ask)
         return ask
 

@@ -54,8 +54,8 @@ class Material:
     @property
     def systems(self) -> tuple[str, ...]:
         """In the order in which they were read, the teacher last."""
-        found = dict.fromkeys(line.system for line in self.lines if line.system)
-        return tuple(sorted(found, key=lambda name: name == TEACHER))
+        names = dict.fromkeys(line.system for line in self.lines if line.system)
+        return tuple(sorted(names, key=lambda name: name == TEACHER))
 
     def digest(self) -> str:
         """Tells one material from another."""
@@ -83,8 +83,8 @@ class Material:
 
     def named(self, prompt: str, text: str) -> int:
         """The place of a line of a plan: that of the system which wrote it, or a new one of nobody's."""
-        found = self._by_text.get((prompt, sound(text)))
-        return self.add(prompt, "", text) if found is None else found
+        line = self._by_text.get((prompt, sound(text)))
+        return self.add(prompt, "", text) if line is None else line
 
 
 def sound(text: str) -> str:
@@ -136,10 +136,10 @@ def _read_run(made: Material, folder: Path, alone: bool, teacher: bool) -> None:
                 made.add(made.prompt(line.prompt_id, line.prompt), system, line.text, scores)
 
 
-def _read_file(made: Material, given: str, pairs_only: bool = False) -> None:
-    name, equals, path = given.partition("=")
-    if not equals or Path(given).exists():
-        name, path = "", given
+def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
+    name, equals, path = source.partition("=")
+    if not equals or Path(source).exists():
+        name, path = "", source
     for place, row in _rows(Path(path)):
         try:
             if "first" in row and "second" in row:
@@ -209,7 +209,7 @@ def _check(made: Material) -> None:
     by_prompt: dict[str, set[str]] = {}
     for line in made.lines:
         by_prompt.setdefault(line.prompt, set()).add(line.system)
-    if len(made.systems) > 1 and all(len(found) < 2 for found in by_prompt.values()):
+    if len(made.systems) > 1 and all(len(lines) < 2 for lines in by_prompt.values()):
         raise InvalidOption(
             f"The systems {', '.join(made.systems)} have no prompt in common, so none of their lines can be compared. "
             "Have them write for the same prompts."

@@ -118,8 +118,8 @@ class Answered:
 
     def share(self, question: str) -> float | None:
         """How far line a won: 1, 0, or 0.5 for a tie; None where the question was not answered."""
-        said = SIDES.get(self.said.get(question, ""))
-        return None if said is None else 1 - said if self.ask.turned else said
+        side = SIDES.get(self.said.get(question, ""))
+        return None if side is None else 1 - side if self.ask.turned else side
 
 
 class Refused(Exception):
@@ -134,8 +134,8 @@ class Store:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
         if meta.get("form") != str(FORM):
             raise InvalidOption(f"'{path}' was written by another version of the arena (form {meta.get('form')}).")
-        given = json.loads(meta["settings"])
-        self.settings = Settings(**{**given, "questions": tuple(given["questions"])})
+        settings = json.loads(meta["settings"])
+        self.settings = Settings(**{**settings, "questions": tuple(settings["questions"])})
         self.secret = bytes.fromhex(meta["secret"])
         self.digest = meta["material"]
         self.begun = float(meta["begun"])
@@ -219,8 +219,8 @@ class Store:
 
     def sign(self, *what: object) -> str:
         """What nobody can write who has not read the store."""
-        said = "\x1f".join(map(str, what)).encode()
-        return hmac.new(self.secret, said, hashlib.sha256).hexdigest()[:32]
+        message = "\x1f".join(map(str, what)).encode()
+        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
 
     def token(self, rater: int) -> str | None:
         """The token of a rater's link, where this store made it; those of a file are kept as digests."""
@@ -297,18 +297,18 @@ class Store:
             raise Refused("replayed")
         return ask
 
-    def answer(self, ask: Ask, what: What, said: Mapping[str, str]) -> Answered:
+    def answer(self, ask: Ask, what: What, replies: Mapping[str, str]) -> Answered:
         """Inside `writing`. What is not an answer to a question of this session is refused."""
         allowed = SIDES if ask.b is not None else GRADES
-        if what == "answer" and any(said.get(q) not in allowed for q in self.settings.questions):
+        if what == "answer" and any(replies.get(q) not in allowed for q in self.settings.questions):
             raise Refused("incomplete")
-        kept = {q: said[q] for q in self.settings.questions} if what == "answer" else {}
-        found = Answered(ask, what, kept, time.time())
+        kept = {q: replies[q] for q in self.settings.questions} if what == "answer" else {}
+        answered = Answered(ask, what, kept, time.time())
         self._db.execute(
             "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)",
-            (ask.id, what, *(kept.get(q) for q in QUESTIONS), found.at),
+            (ask.id, what, *(kept.get(q) for q in QUESTIONS), answered.at),
         )
-        return found
+        return answered
 
     def undo(self, rater: int) -> bool:
         """Take back a rater's last answer: its pair is asked again, and what was asked after it is not. The old page's
@@ -355,8 +355,8 @@ class Store:
 def _add_raters(db: sqlite3.Connection, secret: bytes, tokens: Sequence[str] | int) -> None:
     there = int(db.execute("SELECT count(*) FROM raters").fetchone()[0])
     if isinstance(tokens, int):
-        said = [(n, f"rater\x1f{n}".encode()) for n in range(there + 1, tokens + 1)]
-        made = [(n, hmac.new(secret, what, hashlib.sha256).hexdigest()[:32]) for n, what in said]
+        messages = [(n, f"rater\x1f{n}".encode()) for n in range(there + 1, tokens + 1)]
+        made = [(n, hmac.new(secret, what, hashlib.sha256).hexdigest()[:32]) for n, what in messages]
     else:
         known = {row[0] for row in db.execute("SELECT token FROM raters")}
         fresh = [token for token in tokens if _digest(token) not in known]
@@ -396,6 +396,6 @@ def _ask(row: Sequence[Any]) -> Ask:
 
 
 def _answered(row: Sequence[Any]) -> Answered:
-    what, *said, at = row[8:]
-    kept = {q: str(value) for q, value in zip(QUESTIONS, said, strict=True) if value is not None}
+    what, *replies, at = row[8:]
+    kept = {q: str(value) for q, value in zip(QUESTIONS, replies, strict=True) if value is not None}
     return Answered(_ask(row), what, kept, at)

@@ -245,7 +245,7 @@ def evaluate(
     """Measure a student on held-out prompts: by any critic, or by a run's own, on its own prompts."""
     from humor_env.experiments.runs.measure_student import measure_student
 
-    found = measure_student(
+    numbers = measure_student(
         student,
         critic=critic,
         options=key_values(option),
@@ -259,9 +259,11 @@ def evaluate(
         out=out,
     )
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(numbers))
     else:
-        _show_numbers(f"{student} ({adapter}) by {found['critic']} on {found['split']} of {found['prompts']}", found)
+        _show_numbers(
+            f"{student} ({adapter}) by {numbers['critic']} on {numbers['split']} of {numbers['prompts']}", numbers
+        )
 
 
 def _show_numbers(title: str, numbers: Any) -> None:
@@ -284,12 +286,12 @@ def _listing(kind: str) -> Any:
     def command(as_json: AsJson = False) -> None:
         from humor_env.experiments.commands.listings import rows
 
-        found = rows(kind)
+        listed = rows(kind)
         if as_json:
-            typer.echo(json.dumps(found))
+            typer.echo(json.dumps(listed))
             return
-        width = max((len(row["name"]) for row in found), default=0)
-        for row in found:
+        width = max((len(row["name"]) for row in listed), default=0)
+        for row in listed:
             origin = "" if row["origin"] == "built in" else f"  ({row['origin']})"
             typer.echo(f"{row['name']:<{width}}  {row['summary']}{origin}")
 
@@ -327,8 +329,8 @@ def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, the precision that pays here, keys present or not, disk, and what will be slow."""
     from humor_env.experiments.commands.doctor import examine, show
 
-    found = examine()
-    typer.echo(json.dumps(found)) if as_json else show(found)
+    facts = examine()
+    typer.echo(json.dumps(facts)) if as_json else show(facts)
 
 
 # Commands with options of their own

@@ -90,9 +90,9 @@ def reproduce(
     """Run a paper's whole protocol, and lay each of its tables beside ours. Started again, it goes on."""
     from humor_env.experiments.reproduction.spec import load_scale
 
-    given = list(set_ or [])
-    given += [f"{name}={value}" for name, value in (("workers", workers), ("threads", threads)) if value is not None]
-    spec = load_scale(scale, given)
+    changes = list(set_ or [])
+    changes += [f"{name}={value}" for name, value in (("workers", workers), ("threads", threads)) if value is not None]
+    spec = load_scale(scale, changes)
     count = seeds or spec.seeds
     from humor_env.experiments.reproduction.reproduce import check_paper
     from humor_env.experiments.reproduction.reproduce import reproduce as run_protocol
@@ -101,8 +101,8 @@ def reproduce(
     if dry_run:
         from humor_env.experiments.reproduction.estimate import as_text, estimate
 
-        found = estimate(spec, count)
-        typer.echo(json.dumps(found) if as_json else as_text(found))
+        forecast = estimate(spec, count)
+        typer.echo(json.dumps(forecast) if as_json else as_text(forecast))
         return
     folder = out or Path("runs") / f"{paper}-{spec.name}"
     done = run_protocol(
@@ -112,8 +112,8 @@ def reproduce(
     if not as_json:
         typer.echo(f"Written to {folder}")
     if done.failed:
-        told = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
-        end(f"{len(done.failed)} cells failed ({told}). The same command tries them again.", FAILED)
+        failures = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
+        end(f"{len(done.failed)} cells failed ({failures}). The same command tries them again.", FAILED)
 
 
 def benchmark(
@@ -145,7 +145,7 @@ def benchmark(
 
     folder = out or (Path(spec) if Path(spec).is_dir() else None)
     if collect or (publish is not None and folder is not None):
-        found = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
+        bench = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
     else:
         loaded = load_benchmark_spec(spec, set_ or [])
         folder = folder or Path("runs") / loaded.name
@@ -153,7 +153,7 @@ def benchmark(
             for cell in loaded.cells(folder):
                 typer.echo(cell.name)
             return
-        found = engine.run_benchmark(
+        bench = engine.run_benchmark(
             loaded,
             folder,
             workers=workers,
@@ -162,12 +162,12 @@ def benchmark(
             say=lambda line: typer.echo(line, err=True),
         )
     if publish is not None:
-        engine.publish(found, publish)
-    typer.echo(f"Written to {found.folder / engine.PAGE}")
-    if found.failures:
-        name, why = next(iter(found.failures.items()))
+        engine.publish(bench, publish)
+    typer.echo(f"Written to {bench.folder / engine.PAGE}")
+    if bench.failures:
+        name, why = next(iter(bench.failures.items()))
         end(
-            f"{len(found.failures)} of {found.record['cells']} cells have no result, such as {name}: {why}. The same "
+            f"{len(bench.failures)} of {bench.record['cells']} cells have no result, such as {name}: {why}. The same "
             "command tries them again.",
             FAILED,
         )

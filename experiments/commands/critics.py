@@ -114,7 +114,7 @@ def audit(
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
     filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
-    found = measure(
+    report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
         rated,
         kind=kind,
@@ -125,14 +125,14 @@ def audit(
         context=context,
         seed=seed,
     )
-    found = _named(found, critic, options)
+    report = _named(report, critic, options)
     if out is not None:
-        _write(out, found, filled)
+        _write(out, report, filled)
     if as_json:
-        typer.echo(json.dumps(found.data()))
+        typer.echo(json.dumps(report.data()))
         return
-    typer.echo(found.markdown(), nl=False)
-    for number, example in enumerate(found.examples, 1):
+    typer.echo(report.markdown(), nl=False)
+    for number, example in enumerate(report.examples, 1):
         typer.echo(f"\n{number}. asked      {printable(example.asked, 1000)}")
         typer.echo(f"   people     {printable(example.preferred, 1000)}")
         typer.echo(f"   {kind:<10} {printable(example.named, 1000)}   (by {example.margin:.2f})")
@@ -295,24 +295,24 @@ def _beside(out: Path | None, name: str) -> Path:
     return (out.parent if out.suffix in (".json", ".md", ".html") else out) / stem
 
 
-def _named(found: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:
+def _named(report: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:
     """By the name and the options that the user gave."""
     from dataclasses import replace
 
     from humor_env.rewards.cards.card import plain_options
 
-    return replace(found, critic=critic, options=plain_options(options))
+    return replace(report, critic=critic, options=plain_options(options))
 
 
-def _write(out: Path, found: AuditReport, options: Mapping[str, Any]) -> None:
+def _write(out: Path, report: AuditReport, options: Mapping[str, Any]) -> None:
     from humor_env.rewards.cards.card import json_text, make_card, rounded
 
     if out.suffix == ".json":
-        out.write_text(json_text(rounded(found.data())), encoding="utf-8")
+        out.write_text(json_text(rounded(report.data())), encoding="utf-8")
     elif out.suffix == ".md":
-        out.write_text(found.markdown(), encoding="utf-8")
+        out.write_text(report.markdown(), encoding="utf-8")
     else:
-        made = make_card(found.critic, kind=found.kind, options=options, audits=[found])
+        made = make_card(report.critic, kind=report.kind, options=options, audits=[report])
         typer.echo(str(made.save(out)), err=True)
 
 

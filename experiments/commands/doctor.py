@@ -1,8 +1,8 @@
 """What this machine has and what will be slow on it: `humor-env doctor`.
 
-    found = examine()
-    found["precision"]["pays"]          # "bfloat16" or "float32": measured, not guessed
-    found["notes"]                      # sentences on what is missing and what it means
+    facts = examine()
+    facts["precision"]["pays"]          # "bfloat16" or "float32": measured, not guessed
+    facts["notes"]                      # sentences on what is missing and what it means
 
 Of keys it says only whether they are there.
 """
@@ -35,7 +35,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     memory = free_memory()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **versions()},
         "extras": {extra: _installed(name) for extra, name in EXTRAS.items()},
         "keys": {name: bool(os.environ.get(name)) for name in KEYS},
@@ -50,41 +50,41 @@ def examine() -> dict[str, Any]:
         },
         "pocket_students": {name: _has_student(name) for name in pocket.STUDENTS},
     }
-    found["notes"] = notes(found)
-    return found
+    facts["notes"] = notes(facts)
+    return facts
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
+def notes(facts: Mapping[str, Any]) -> list[str]:
     """What is missing or slow, and what to do about it."""
-    said = []
-    gpu = any(d["kind"] != "cpu" for d in found["devices"])
+    sentences = []
+    gpu = any(d["kind"] != "cpu" for d in facts["devices"])
     if not gpu:
-        said.append(
+        sentences.append(
             "No GPU: the pocket world takes minutes here; a real model of half a billion parameters takes seconds for "
             "each line, so keep to the pocket students or use a machine with a GPU."
         )
-    if found["torch_threads"] > found["cores"]:
-        said.append(
-            f"torch uses {found['torch_threads']} threads on {found['cores']} usable cores and will wait for itself: "
-            f"set OMP_NUM_THREADS={found['cores']}."
+    if facts["torch_threads"] > facts["cores"]:
+        sentences.append(
+            f"torch uses {facts['torch_threads']} threads on {facts['cores']} usable cores and will wait for itself: "
+            f"set OMP_NUM_THREADS={facts['cores']}."
         )
-    if not found["keys"]["ANTHROPIC_API_KEY"] and not found["keys"]["OPENAI_API_KEY"]:
-        said.append(
+    if not facts["keys"]["ANTHROPIC_API_KEY"] and not facts["keys"]["OPENAI_API_KEY"]:
+        sentences.append(
             "No key for a language-model service: critics and teachers can be the pocket world's, 'local:FOLDER', or "
             "'openai:MODEL@http://127.0.0.1:8000/v1' (a server of your own)."
         )
-    said += [
+    sentences += [
         f"The pocket student '{name}' is not here; humor-env pretrain-pocket --student {name} rebuilds it."
-        for name, present in found["pocket_students"].items()
+        for name, present in facts["pocket_students"].items()
         if not present
     ]
-    if found["disk_free_gb"]["here"] < 2:
-        said.append(f"Only {found['disk_free_gb']['here']} GB are free here: checkpoints may not fit.")
-    if found["disk_free_gb"]["model cache"] < 10 and gpu:
-        said.append(f"Only {found['disk_free_gb']['model cache']} GB are free for downloaded models.")
-    if found["memory_gb"] is not None and found["memory_gb"] < 2:
-        said.append(f"Only {found['memory_gb']} GB of memory are free; the pocket world wants about 2.")
-    return said
+    if facts["disk_free_gb"]["here"] < 2:
+        sentences.append(f"Only {facts['disk_free_gb']['here']} GB are free here: checkpoints may not fit.")
+    if facts["disk_free_gb"]["model cache"] < 10 and gpu:
+        sentences.append(f"Only {facts['disk_free_gb']['model cache']} GB are free for downloaded models.")
+    if facts["memory_gb"] is not None and facts["memory_gb"] < 2:
+        sentences.append(f"Only {facts['memory_gb']} GB of memory are free; the pocket world wants about 2.")
+    return sentences
 
 
 def usable_cores() -> int:
@@ -107,13 +107,13 @@ def _installed(name: str) -> str | None:
 
 
 def _devices(torch: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        found.append({"kind": "cuda", "name": facts.name, "memory_gb": round(facts.total_memory / _GB, 1)})
+        devices.append({"kind": "cuda", "name": facts.name, "memory_gb": round(facts.total_memory / _GB, 1)})
     if torch.backends.mps.is_available():
-        found.append({"kind": "mps", "name": "Apple GPU", "memory_gb": None})
-    return [*found, {"kind": "cpu", "name": platform.processor() or platform.machine(), "memory_gb": None}]
+        devices.append({"kind": "mps", "name": "Apple GPU", "memory_gb": None})
+    return [*devices, {"kind": "cpu", "name": platform.processor() or platform.machine(), "memory_gb": None}]
 
 
 def _cache() -> Path:
@@ -129,7 +129,7 @@ def _has_student(name: str) -> bool:
     return (pocket.FOLDER / "weights" / name / "config.json").is_file()
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(facts: Mapping[str, Any]) -> None:
     """For people: what there is, then the notes."""
     from rich.console import Console
 
@@ -138,16 +138,16 @@ def show(found: Mapping[str, Any]) -> None:
     def line(what: str, value: str) -> None:
         console.print(f"{what:<12} {value}", markup=False)
 
-    line("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
-    line("extras", ", ".join(f"{name} {version or 'no'}" for name, version in found["extras"].items()))
-    for device in found["devices"]:
+    line("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    line("extras", ", ".join(f"{name} {version or 'no'}" for name, version in facts["extras"].items()))
+    for device in facts["devices"]:
         memory = f", {device['memory_gb']} GB" if device["memory_gb"] else ""
         line("device", f"{device['kind']}: {device['name']}{memory}")
-    line("cores", f"{found['cores']} usable, torch uses {found['torch_threads']} threads")
-    measured = ", ".join(f"{name} {ms:g} ms" for name, ms in found["precision"]["milliseconds"].items())
-    line("precision", f"{found['precision']['pays']} pays on {found['precision']['device']} ({measured} for a product)")
-    line("keys", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in found["keys"].items()))
-    line("disk", ", ".join(f"{gb} GB free ({place})" for place, gb in found["disk_free_gb"].items()))
-    line("memory", "unknown" if found["memory_gb"] is None else f"{found['memory_gb']} GB free")
-    for note in found["notes"]:
+    line("cores", f"{facts['cores']} usable, torch uses {facts['torch_threads']} threads")
+    measured = ", ".join(f"{name} {ms:g} ms" for name, ms in facts["precision"]["milliseconds"].items())
+    line("precision", f"{facts['precision']['pays']} pays on {facts['precision']['device']} ({measured} for a product)")
+    line("keys", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in facts["keys"].items()))
+    line("disk", ", ".join(f"{gb} GB free ({place})" for place, gb in facts["disk_free_gb"].items()))
+    line("memory", "unknown" if facts["memory_gb"] is None else f"{facts['memory_gb']} GB free")
+    for note in facts["notes"]:
         console.print(f"\n{note}", markup=False)

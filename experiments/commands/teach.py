@@ -56,21 +56,23 @@ def fill_buffer(
     asked = [p for split in splits or [s for s in SPLITS if s in present] for p in prompt_set.split(split)][:limit]
     buffer = TeacherBuffer(path)
     is_model = teacher.partition(":")[0].partition("@")[0] in SERVICES
-    name, given = teacher, dict(options or {})
+    name, arguments = teacher, dict(options or {})
     if is_model:
         for option, instead in (("client", "--teacher"), ("n", "--lines")):
-            if option in given:
-                raise InvalidOption(f"--option {option}={given[option]}: this is what {instead} says. Give that alone.")
-        name, given = LANGUAGE_MODEL, {"client": teacher, "n": n, **given}
+            if option in arguments:
+                raise InvalidOption(
+                    f"--option {option}={arguments[option]}: this is what {instead} says. Give that alone."
+                )
+        name, arguments = LANGUAGE_MODEL, {"client": teacher, "n": n, **arguments}
     ledger = ledger or path.with_name(path.name + ".ledger.sqlite")
-    filled = fill(teachers, name, given, ledger=ledger, limits=limits or {}, scope=f"teach {path.name}")
+    filled = fill(teachers, name, arguments, ledger=ledger, limits=limits or {}, scope=f"teach {path.name}")
     if dry_run:
         lacking = [p for p in asked if len(buffer.lines_for(p.id)) < n]
         sentence = f"{len(lacking)} of {len(asked)} prompts lack some of their {n} lines in {path}"
         data: dict[str, Any] = {"prompts": len(asked), "lacking": len(lacking), "buffer": str(path)}
         if not is_model:
             return Outcome(f"{sentence}; the teacher '{teacher}' costs nothing.", data)
-        with nothing_written(teachers, name, given, ledger) as settings:
+        with nothing_written(teachers, name, arguments, ledger) as settings:
             estimate = teachers.make(name, **settings).estimate(lacking)
         return Outcome(f"{sentence}. {estimate}.", data | {"calls": estimate.calls, "cost": estimate.cost})
     path.parent.mkdir(parents=True, exist_ok=True)

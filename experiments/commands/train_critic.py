@@ -41,8 +41,8 @@ def run(
     config = _config(settings)
     sets = _sets(data, ledger, client)
     out.mkdir(parents=True, exist_ok=True)
-    for one in sets:
-        typer.echo(f"{one.name}: {len(one.ratings)} ratings, {len(one.comparisons)} pairs", err=True)
+    for ratings in sets:
+        typer.echo(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
     made = train(config, sets, out, _Screen())
     typer.echo(_as_data(made) if as_json else _in_words(made))
     if made.stopped:
@@ -53,8 +53,8 @@ def _config(settings: Mapping[str, Any]) -> TrainCriticConfig:
     from humor_env.rewards.trained.train_critic import TrainCriticConfig
 
     known = {field.name: field.type for field in fields(TrainCriticConfig)}
-    given = dict(settings)
-    for name, value in given.items():
+    values = dict(settings)
+    for name, value in values.items():
         if name not in known:
             raise InvalidOption(
                 f"train-critic has no setting '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
@@ -62,7 +62,7 @@ def _config(settings: Mapping[str, Any]) -> TrainCriticConfig:
         wanted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(known[name])]
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise InvalidOption(f"{name} is of the kind {known[name]}; found {value!r}.")
-    return TrainCriticConfig(**given)
+    return TrainCriticConfig(**values)
 
 
 def _sets(data: Sequence[str], ledger: Path | None, client: str | None) -> list[CriticSet]:
@@ -95,8 +95,8 @@ class _Screen:
         text = f"{member}step {now.step}/{now.steps}, loss {now.loss:.3f}, {now.seconds / 60:.1f} min"
         terminal = sys.stderr.isatty()
         if now.dev is not None:
-            found = f"dev pairs {100 * now.dev['pair_accuracy']:.1f} %, log loss {now.dev['loss']:.4f}"
-            typer.echo(("\r\033[K" if terminal else "") + f"{text}: {found}{' (best)' if now.best else ''}", err=True)
+            scores = f"dev pairs {100 * now.dev['pair_accuracy']:.1f} %, log loss {now.dev['loss']:.4f}"
+            typer.echo(("\r\033[K" if terminal else "") + f"{text}: {scores}{' (best)' if now.best else ''}", err=True)
         elif terminal:
             typer.echo(f"\r\033[K{text}", nl=False, err=True)
 

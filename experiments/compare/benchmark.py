@@ -82,8 +82,8 @@ def run_benchmark(
 def collect(folder: Path) -> Benchmark:
     """Write the files from the cells that are there: of a benchmark that is still running, or was moved."""
     spec = load_benchmark_spec(folder)
-    found = {cell.name: finished(cell) for cell in spec.cells(folder)}
-    outcomes = {name: done or Outcome(name, error="not done yet") for name, done in found.items()}
+    by_name = {cell.name: finished(cell) for cell in spec.cells(folder)}
+    outcomes = {name: done or Outcome(name, error="not done yet") for name, done in by_name.items()}
     before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return _write(spec, folder, outcomes, before)
 
@@ -141,24 +141,24 @@ def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list
     for name, outcome in outcomes.items():
         if outcome.error is not None:
             continue
-        found = outcome.result
+        result = outcome.result
         seed = int(name.rpartition("-")[2])
-        for system, numbers in found["systems"].items():
+        for system, numbers in result["systems"].items():
             prompts = prompts or numbers["prompts"]
             if numbers["prompts"] != prompts:
                 raise CheckpointError(f"The cell '{name}' was measured on other prompts than the ones before it.")
             if system == "teacher" and any(r["system"] == "teacher" and r["seed"] != seed for r in rows):
                 continue  # it is one and the same for all seeds
-            for source, said in numbers["feedback"].items():
+            for source, votes in numbers["feedback"].items():
                 learnt = system not in ("base", "teacher")
-                rows.append(_row(system, source, seed, numbers, said) | (_spent(found) if learnt else {}))
+                rows.append(_row(system, source, seed, numbers, votes) | (_spent(result) if learnt else {}))
                 if learnt:
                     head = {"system": system, "feedback": source, "seed": seed}
-                    curves += [head | point for point in found["curve"]]
+                    curves += [head | point for point in result["curve"]]
     return rows, curves, prompts
 
 
-def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], said: Mapping[str, Any]) -> Row:
+def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], votes: Mapping[str, Any]) -> Row:
     exact = numbers["exact"]
     row: Row = {
         "system": system,
@@ -166,25 +166,25 @@ def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], said: 
         "seed": seed,
         "score": _mean(numbers["scores"]),
         **{f"part/{name}": round(value, 4) for name, value in numbers["parts"].items()},
-        "feedback_score": None if said["score"] is None else round(said["score"], 4),
+        "feedback_score": None if votes["score"] is None else round(votes["score"], 4),
         "win_tie": _mean(win_or_tie(exact["wins"], exact["ties"])),
-        "win_tie_by_feedback": _mean(win_or_tie(said["wins"], said["ties"])),
+        "win_tie_by_feedback": _mean(win_or_tie(votes["wins"], votes["ties"])),
     }
     row |= {name: round(numbers[name], 4) for name in ("distinct_2", "self_overlap", "teacher_copies", "length_ratio")}
     row |= {"kl": round(numbers["kl"], 4)} if "kl" in numbers else {}
     row |= {"failures": numbers["failures"]}
     return row | {
         "scores": numbers["scores"],
-        "wins": said["wins"],
-        "ties": said["ties"],
+        "wins": votes["wins"],
+        "ties": votes["ties"],
         "wins_held_out": exact["wins"],
         "ties_held_out": exact["ties"],
-        "longer": said["longer"],
+        "longer": votes["longer"],
     }
 
 
-def _spent(found: Mapping[str, Any]) -> Row:
-    return {f"spent/{name}": value for name, value in found["spent"].items()} | {"ended": found["ended"]}
+def _spent(result: Mapping[str, Any]) -> Row:
+    return {f"spent/{name}": value for name, value in result["spent"].items()} | {"ended": result["ended"]}
 
 
 def win_or_tie(wins: Sequence[float | None], ties: Sequence[float]) -> list[float | None]:

@@ -52,11 +52,11 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     cell = CellRun(parts, seed, load_student(run_spec.student, seed))
     is_start = label == IMITATION_ROW
     try:
-        found = cell.learn_and_write(is_start=is_start)
+        written = cell.learn_and_write(is_start=is_start)
     finally:
         cell.trackers.close()
     systems = {}
-    for name, jokes in found.items():
+    for name, jokes in written.items():
         numbers = measured(jokes, parts)
         if name == cell.name:
             n = getattr(cell.config, "n", 0)  # of a choice the distance is known, of a learnt policy it is measured
@@ -64,9 +64,9 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
         numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
         numbers["feedback"] = {}
         for source, critic, judge in spec["sources"]:
-            said = beside_teacher(jokes, parts.teacher, make_judge(parts, judge))
+            verdicts = beside_teacher(jokes, parts.teacher, make_judge(parts, judge))
             scores = [j.score for j in make_critic(parts, critic)(jokes) if j.score is not None]
-            numbers["feedback"][source] = said | {"score": float(np.mean(scores)) if scores else None}
+            numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
         systems[label if name == cell.name else name] = numbers
     parts.close()
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
@@ -85,8 +85,8 @@ def _prepare(spec: Spec, folder: Path, seed: int) -> None:
 
 def start_of(spec: Mapping[str, Any], folder: Path) -> Path:
     """The student that the warm start's cell has saved."""
-    [found] = (folder / spec["start"]).resolve().glob("seed-*/student")
-    return found
+    [student] = (folder / spec["start"]).resolve().glob("seed-*/student")
+    return student
 
 
 def make_critic(parts: Ingredients, table: Mapping[str, Any]) -> Critic:
@@ -142,18 +142,22 @@ class CellRun(SeedRun):
         def on_the_way(student: Student) -> dict[str, float]:
             """On dev prompts: the held-out critic, the one that teaches, and the distance to the imitation."""
             prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
-            found = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
-            numbers = {"score": found.mean, "length_ratio": found.length_ratio, "distinct_2": found.distinct_2}
-            numbers |= {"meaning": found.parts["meaning"]} if "meaning" in found.parts else {}
-            teaching = [j.score for j in self._teaching(found.jokes) if j.score is not None]
+            evaluation = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
+            numbers = {
+                "score": evaluation.mean,
+                "length_ratio": evaluation.length_ratio,
+                "distinct_2": evaluation.distinct_2,
+            }
+            numbers |= {"meaning": evaluation.parts["meaning"]} if "meaning" in evaluation.parts else {}
+            teaching = [j.score for j in self._teaching(evaluation.jokes) if j.score is not None]
             numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
-            beside = beside_teacher(found.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
+            beside = beside_teacher(evaluation.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
             numbers |= (
                 {"held_out_wins": float(np.mean([w for w in beside if w is not None]))}
                 if any(w is not None for w in beside)
                 else {}
             )
-            numbers["kl"] = kl_per_line(student, found.jokes)
+            numbers["kl"] = kl_per_line(student, evaluation.jokes)
             return {n: v for n, v in numbers.items() if math.isfinite(v)}
 
         return on_the_way
@@ -166,27 +170,27 @@ class CellRun(SeedRun):
     def curve(self) -> list[dict[str, float]]:
         """What was measured on the way: step, what was spent until then, score, the feedback's opinion, distance."""
         seconds = {r["step"]: r["seconds/spent"] for r in self._records("timings") if "seconds/spent" in r}
-        found = []
+        points = []
         for record in self._records("metrics"):
             if "eval/score" in record:
                 point = {"step": record["step"], "seconds": seconds.get(record["step"], 0.0)}
                 point |= {n.partition("/")[2]: v for n, v in record.items() if n.startswith(("eval/", "spent/"))}
-                found.append({n: round(v, 4) for n, v in point.items()})
-        return found
+                points.append({n: round(v, 4) for n, v in point.items()})
+        return points
 
     def spent(self) -> dict[str, float]:
         """What learning took, over restarts."""
         metrics, timings = self._records("metrics"), self._records("timings")
-        found = {"steps": float(max((r["step"] for r in metrics), default=0))}
+        totals = {"steps": float(max((r["step"] for r in metrics), default=0))}
         for name, records, key in (
             ("samples", metrics, "spent/samples"),
             ("judgements", metrics, "spent/judgements"),
             ("seconds", timings, "seconds/spent"),
         ):
             counted = [r[key] for r in records if key in r]
-            found |= {name: round(counted[-1], 2)} if counted else {}
+            totals |= {name: round(counted[-1], 2)} if counted else {}
         costs = [r["critic/cost"] for r in metrics if "critic/cost" in r]
-        return found | ({"cost": round(sum(costs), 6)} if any(costs) else {})
+        return totals | ({"cost": round(sum(costs), 6)} if any(costs) else {})
 
     def _records(self, name: str) -> list[dict[str, float]]:
         path = self.folder / f"{name}.jsonl"

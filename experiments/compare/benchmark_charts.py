@@ -24,8 +24,8 @@ MOST = 8  # curves that an eye can tell apart
 def _scores(bench: Benchmark) -> str:
     dots = []
     for system in systems_of(bench):
-        found = score(system)
-        dots.append(Dot(system.label, found.value, found.low, found.high))
+        mean = score(system)
+        dots.append(Dot(system.label, mean.value, mean.low, mean.high))
     return dot_chart(dots, title="Held-out score", x_label="score, 95 % interval", digits=3)
 
 
@@ -41,8 +41,10 @@ def _learners(bench: Benchmark) -> list[System]:
     return [s for s in systems_of(bench) if s.name not in FIXED and curve_of(bench, s, "score")][:MOST]
 
 
-def _line(system: System, at: stats.Array, found: Sequence[stats.Interval]) -> Line:
-    return Line(system.label, at.tolist(), [f.value for f in found], [f.low for f in found], [f.high for f in found])
+def _line(system: System, at: stats.Array, intervals: Sequence[stats.Interval]) -> Line:
+    return Line(
+        system.label, at.tolist(), [f.value for f in intervals], [f.low for f in intervals], [f.high for f in intervals]
+    )
 
 
 def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
@@ -52,8 +54,8 @@ def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
             curves = curve_of(bench, system, "score", over)
             longest = max(max(x) for x, _ in curves)
             at = np.linspace(min(max(x[0] for x, _ in curves), longest), longest, 12)
-            found = stats.mean_curve(curves, at)
-            lines.append(_line(system, at, found))
+            intervals = stats.mean_curve(curves, at)
+            lines.append(_line(system, at, intervals))
         return line_chart(lines, title=f"Held-out score on dev prompts against {label}", x_label=label, y_label="score")
 
     return draw
@@ -65,8 +67,8 @@ def _profiles(bench: Benchmark) -> str:
     shown += [s for s in systems_of(bench) if s not in shown][: MOST - len(shown)]
     lines = []
     for system in shown:
-        found = stats.performance_profile(system.lines("scores"), at, resamples=300)
-        lines.append(_line(system, at, found))
+        intervals = stats.performance_profile(system.lines("scores"), at, resamples=300)
+        lines.append(_line(system, at, intervals))
     return line_chart(lines, title="How many lines score above", x_label="held-out score", y_label="share of lines")
 
 

@@ -188,10 +188,10 @@ class BenchmarkSpec(Table):
     def limits_of(self, learner: LearnerTable) -> dict[str, float]:
         """The same as hard limits, for learners whose steps do not follow from a budget too."""
         budget, share = self.budget, learner.budget
-        found: dict[str, float] = {}
+        limits: dict[str, float] = {}
         for name, most in (("max_samples", budget.samples), ("max_judgements", budget.judgements)):
-            found |= {} if most is None else {name: max(1, int(most * share))}
-        return found | ({} if budget.seconds is None else {"max_seconds": budget.seconds * share})
+            limits |= {} if most is None else {name: max(1, int(most * share))}
+        return limits | ({} if budget.seconds is None else {"max_seconds": budget.seconds * share})
 
 
 def critic_table(feedback: FeedbackTable) -> dict[str, Any]:
@@ -222,45 +222,45 @@ def fit_budget(
     learner: LearnerTable,
 ) -> dict[str, Any]:
     """The settings with steps, or prompts per round, and evaluations on the way as the budget has it."""
-    found = dict(settings)
+    fitted = dict(settings)
     fields = {f.name: f for f in dataclasses.fields(config)}
     hints = typing.get_type_hints(config)
 
     def value(name: str) -> Any:
-        return found[name] if name in found else _default(fields[name])
+        return fitted[name] if name in fitted else _default(fields[name])
 
     samples = None if budget.samples is None else int(budget.samples * learner.budget)
     judgements = None if budget.judgements is None else int(budget.judgements * learner.budget)
     if {"rounds", "prompts_per_round", "pairs"} <= set(fields):
         if "pairs_of" in fields and value("pairs_of") == "teacher":
-            return found  # the student writes nothing for it
-        _refuse(found, "prompts_per_round", learner)
+            return fitted  # the student writes nothing for it
+        _refuse(fitted, "prompts_per_round", learner)
         rounds = value("rounds")
-        candidates = found.get("pairs", {}).get("candidates", _default(fields["pairs"]).candidates)
+        candidates = fitted.get("pairs", {}).get("candidates", _default(fields["pairs"]).candidates)
         most = [samples // (rounds * candidates)] if samples is not None else []
         most += [judgements // rounds] if judgements is not None else []
         if most:
-            found["prompts_per_round"] = _at_least_one(min(most), learner, f"{rounds} rounds of {candidates} lines")
+            fitted["prompts_per_round"] = _at_least_one(min(most), learner, f"{rounds} rounds of {candidates} lines")
             # About two thirds of the prompts give a preference.
-            steps = value("epochs") * found["prompts_per_round"] * 2 // (3 * value("batch_size"))
-            found.setdefault("evaluate_every", max(1, steps // budget.evaluations))
+            steps = value("epochs") * fitted["prompts_per_round"] * 2 // (3 * value("batch_size"))
+            fitted.setdefault("evaluate_every", max(1, steps // budget.evaluations))
     elif {"steps", "batch_size"} <= set(fields):
-        _refuse(found, "steps", learner)
+        _refuse(fitted, "steps", learner)
         most = [samples] if samples is not None else []
         most += [judgements] if judgements is not None else []
         if most:
-            found["steps"] = _at_least_one(
+            fitted["steps"] = _at_least_one(
                 min(most) // value("batch_size"), learner, f"a step of {value('batch_size')}"
             )
             if "evaluate_every" in fields:
-                found.setdefault("evaluate_every", max(1, found["steps"] // budget.evaluations))
+                fitted.setdefault("evaluate_every", max(1, fitted["steps"] // budget.evaluations))
     else:
         for name, hint in hints.items():
             if dataclasses.is_dataclass(hint) and name != "sampling":
-                inner = fit_budget(hint, found.get(name, {}), budget, learner)  # type: ignore[arg-type]
+                inner = fit_budget(hint, fitted.get(name, {}), budget, learner)  # type: ignore[arg-type]
                 if inner:
-                    found[name] = inner
-    return found
+                    fitted[name] = inner
+    return fitted
 
 
 def _default(field: Any) -> Any:
@@ -285,17 +285,17 @@ def _known(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
     """What of the shared settings this learner has, in nested tables too."""
     hints = typing.get_type_hints(config)
     fields = {f.name for f in dataclasses.fields(config)}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in with_full_names(config, table).items():
         if name not in fields:
             continue
         inner = isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name])
-        found[name] = _known(hints[name], value) if inner else value
+        values[name] = _known(hints[name], value) if inner else value
     for name, hint in hints.items():
         # A learner in phases (BRIO, then DPO) takes them in each.
         if dataclasses.is_dataclass(hint) and name not in table and name not in ("sampling", "pairs"):
-            found[name] = _changed(hint, config, name) | _known(hint, table)  # type: ignore[arg-type]
-    return found
+            values[name] = _changed(hint, config, name) | _known(hint, table)  # type: ignore[arg-type]
+    return values
 
 
 def _changed(inner: Any, config: type, name: str) -> dict[str, Any]:
@@ -306,11 +306,11 @@ def _changed(inner: Any, config: type, name: str) -> dict[str, Any]:
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(under)
+    merged = dict(under)
     for name, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-        found[name] = _merged(found[name], value) if both else value
-    return found
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
 
 
 def bundled_benchmarks() -> list[str]:
@@ -345,9 +345,9 @@ def parse_benchmark(text: str, file: str = "benchmark", overrides: Sequence[str]
         _override(data, override)
     try:
         spec = check_table(BenchmarkSpec, data)
-    except ValidationError as found:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found.errors(include_url=False))
-        raise InvalidOption(f"The benchmark '{file}' cannot be read: {told}.") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise InvalidOption(f"The benchmark '{file}' cannot be read: {problems}.") from None
     assert isinstance(spec, BenchmarkSpec)
     _check_benchmark(spec, file)
     return spec
@@ -434,15 +434,15 @@ def _identities(name: str, options: Mapping[str, Any]) -> set[tuple[str, str]]:
         if isinstance(options.get(inner), str):
             return _identities(options[inner], options.get(f"{inner}_options") or {})
     members: Sequence[Any] = options.get("critics") or options.get("judges") or ()
-    found: set[tuple[str, str]] = set()
+    identities: set[tuple[str, str]] = set()
     for member in members:
         table = {"critic": member} if isinstance(member, str) else member
         if isinstance(table, Mapping):
             who = table.get("critic") or table.get("judge")
             inside: Mapping[str, Any] = dict(table).get("options") or {}
-            found |= _identities(str(who), inside)
-    if found:
-        return found
+            identities |= _identities(str(who), inside)
+    if identities:
+        return identities
     kind = registry.critics if name in registry.critics.names() else registry.judges
     called = getattr(kind.resolve(name), "name", None)
     which = "/".join(str(options[key]) for key in _IDENTITY if key in options)

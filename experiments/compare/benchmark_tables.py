@@ -60,11 +60,11 @@ class System:
 
 def systems_of(bench: Benchmark) -> list[System]:
     """Best held-out score first. What did not learn stands in one row, whoever else was asked about it."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    by_system: dict[tuple[str, str], list[Row]] = {}
     sources = [f.name for f in bench.spec.feedback]
     for row in bench.rows:
         if row["system"] not in FIXED or row["feedback"] == sources[0]:
-            found.setdefault((row["system"], row["feedback"]), []).append(row)
+            by_system.setdefault((row["system"], row["feedback"]), []).append(row)
     systems = [
         System(
             name if name in FIXED or len(sources) == 1 else f"{name}, {feedback}",
@@ -72,7 +72,7 @@ def systems_of(bench: Benchmark) -> list[System]:
             feedback,
             sorted(rows, key=lambda row: row["seed"]),
         )
-        for (name, feedback), rows in found.items()
+        for (name, feedback), rows in by_system.items()
     ]
     return sorted(systems, key=lambda s: -s.mean("score"))
 
@@ -91,10 +91,10 @@ def _plain(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "–"
 
 
-def _bounds(found: Interval, digits: int = 3, scale: float = 1.0) -> str:
-    if not np.isfinite(found.value):
+def _bounds(interval: Interval, digits: int = 3, scale: float = 1.0) -> str:
+    if not np.isfinite(interval.value):
         return "–"
-    value, low, high = (f"{scale * v:.{digits}f}" for v in (found.value, found.low, found.high))
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -216,8 +216,8 @@ def _difference(system: System, control: System) -> str:
         np.stack([x for r, x in zip(s.rows, s.lines("scores"), strict=True) if r["seed"] in shared])
         for s in (system, control)
     ]
-    found = stats.paired_difference(*pair)
-    return _bounds(found) + (" *" if found.low > 0 or found.high < 0 else "")
+    difference = stats.paired_difference(*pair)
+    return _bounds(difference) + (" *" if difference.low > 0 or difference.high < 0 else "")
 
 
 def _improved(system: System, control: System) -> str:
@@ -230,7 +230,7 @@ def curve_of(
     bench: Benchmark, system: System, key: str, over: str = "samples"
 ) -> list[tuple[list[float], list[float]]]:
     """A seed's points, each: what was spent, and what was measured. All begin with the imitation."""
-    found = []
+    curves = []
     for row in system.rows:
         points = [
             p
@@ -240,8 +240,8 @@ def curve_of(
             and over in p
         ]
         if points:
-            found.append(([p[over] for p in points], [p[key] for p in points]))
-    return found
+            curves.append(([p[over] for p in points], [p[key] for p in points]))
+    return curves
 
 
 def _efficiency(bench: Benchmark) -> str:
@@ -338,7 +338,7 @@ def results_page(bench: Benchmark) -> str:
     record: Mapping[str, Any] = bench.record
     budget = {k: v for k, v in bench.spec.budget.model_dump().items() if v is not None and k != "evaluations"}
     seeds = ", ".join(map(str, bench.spec.seeds))
-    told = [
+    sections = [
         f"# {bench.spec.title or bench.spec.name}",
         f"Seeds {seeds}; {len(record['prompts'])} held-out prompts, one line for each; measured by "
         f"`{bench.spec.held_out.critic}`, from which nobody learned. Budget of each learner after its warm start: "
@@ -347,21 +347,21 @@ def results_page(bench: Benchmark) -> str:
     ]
     if record["failures"]:
         failed = [f"- {name}: {why}" for name, why in record["failures"].items()]
-        told.append(f"**{len(failed)} of {record['cells']} cells have no result:**\n\n" + "\n".join(failed))
+        sections.append(f"**{len(failed)} of {record['cells']} cells have no result:**\n\n" + "\n".join(failed))
     if bench.rows:
-        told += [f"## {c.title}\n\n{make_table(bench, c.name)}" for c in bench.spec.compare]
+        sections += [f"## {c.title}\n\n{make_table(bench, c.name)}" for c in bench.spec.compare]
         several = len(bench.spec.feedback) > 1
         for name, (title, table) in TABLES.items():
             if name != "effects" or several:
-                told.append(f"## {title}\n\n{table(bench)}")
-    told.append(
+                sections.append(f"## {title}\n\n{table(bench)}")
+    sections.append(
         f"Made by `humor-env benchmark {bench.spec.name}`, commit {record['commit']}, "
         + ", ".join(
             f"{name} {version}" for name, version in record["versions"].items() if name in ("humor-env", "torch")
         )
         + f"; {record['cpu_seconds'] / 60:.0f} minutes of processor time in all."
     )
-    return "\n\n".join(told) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
@@ -376,8 +376,8 @@ def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
 
         return load_benchmark(results / name)
 
-    def put(found: re.Match[str]) -> str:
-        head, name, what, _, end = found.groups()
+    def put(match: re.Match[str]) -> str:
+        head, name, what, _, end = match.groups()
         if not (results / name).is_dir():
             return head + end
         if what in CHARTS:

@@ -97,8 +97,8 @@ def run_cells(
     def settle(outcome: Outcome) -> None:
         outcomes[outcome.name] = outcome
         took = f" in {outcome.seconds['wall']:.0f} s" if outcome.seconds else ""
-        told = f"failed: {outcome.error}" if outcome.error else f"done{took}"
-        say(f"{len(outcomes)}/{len(cells)} {outcome.name}: {told}")
+        outcome_text = f"failed: {outcome.error}" if outcome.error else f"done{took}"
+        say(f"{len(outcomes)}/{len(cells)} {outcome.name}: {outcome_text}")
 
     launch(launcher, ready, settle, workers=workers, threads=threads)
     return {cell.name: outcomes[cell.name] for cell in cells}
@@ -109,14 +109,14 @@ def finished(cell: Cell) -> Outcome | None:
     path = cell.folder / RESULT
     if not path.is_file():
         return None
-    found = read_json(path)
-    if found["cell"] != cell.asked:
-        changed = [key for key, value in cell.asked.items() if found["cell"].get(key) != value]
+    result = read_json(path)
+    if result["cell"] != cell.asked:
+        changed = [key for key, value in cell.asked.items() if result["cell"].get(key) != value]
         raise CheckpointError(
             f"'{cell.folder}' holds a result of other settings ({', '.join(changed)} changed). Give another folder, or "
             "delete this one to have the cell done again."
         )
-    return Outcome(cell.name, found["result"], None, found["seconds"], again=True)
+    return Outcome(cell.name, result["result"], None, result["seconds"], again=True)
 
 
 def execute(cell: Cell, threads: int) -> Outcome:

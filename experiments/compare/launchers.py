@@ -141,8 +141,8 @@ def _ray(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
                 continue
             if stopped:
                 raise KeyboardInterrupt
-            found = outcome_of(cell, 0)
-            settle(found if found.error is None or _seen(cell) else Outcome(cell.name, error=_NOT_SHARED))
+            outcome = outcome_of(cell, 0)
+            settle(outcome if outcome.error is None or _seen(cell) else Outcome(cell.name, error=_NOT_SHARED))
     finally:
         for reference in running:
             with suppress(Exception):

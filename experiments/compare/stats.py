@@ -146,11 +146,11 @@ def performance_profile(
 ) -> list[Interval]:
     """For each threshold the share of lines that score above it, over all seeds and prompts."""
     array = _matrix(scores)
-    found = []
+    profile = []
     for threshold in np.asarray(thresholds, dtype=np.float64):
         above = np.where(np.isfinite(array), (array > threshold).astype(np.float64), np.nan)
-        found.append(interval([above], mean, seed=seed, resamples=resamples, level=level))
-    return found
+        profile.append(interval([above], mean, seed=seed, resamples=resamples, level=level))
+    return profile
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ def bradley_terry(
     resampled = (weights @ flat.T).reshape(resamples, systems, systems)
     points = ELO * strengths(games.sum((-2, -1)), prior)
     drawn = ELO * np.stack([strengths(wins, prior) for wins in resampled])
-    found = [_interval(float(points[i]), drawn[:, i], level) for i in range(systems)]
-    order = sorted(range(systems), key=lambda i: -found[i].value)
-    return [Rating(i, found[i], tier) for i, tier in zip(order, tiers([found[i] for i in order]), strict=True)]
+    intervals = [_interval(float(points[i]), drawn[:, i], level) for i in range(systems)]
+    order = sorted(range(systems), key=lambda i: -intervals[i].value)
+    return [Rating(i, intervals[i], tier) for i, tier in zip(order, tiers([intervals[i] for i in order]), strict=True)]
 
 
 def _games(scores: Array) -> Array:
@@ -198,15 +198,15 @@ def _games(scores: Array) -> Array:
 def tiers(intervals: Sequence[Interval]) -> list[int]:
     """Of intervals in the order of their values, best first: a new tier begins where one does not overlap the first of
     the tier before."""
-    found: list[int] = []
+    numbers: list[int] = []
     first: Interval | None = None
-    for one in intervals:
-        if first is None or not one.overlaps(first):
-            first = one
-            found.append(found[-1] + 1 if found else 1)
+    for rating in intervals:
+        if first is None or not rating.overlaps(first):
+            first = rating
+            numbers.append(numbers[-1] + 1 if numbers else 1)
         else:
-            found.append(found[-1])
-    return found
+            numbers.append(numbers[-1])
+    return numbers
 
 
 def length_controlled(wins: ArrayLike, longer: ArrayLike, ridge: float = 1e-2) -> float:
@@ -257,12 +257,12 @@ def mean_curve(
     is straight; where a run has not begun or has ended, it has no say."""
     places = np.asarray(at, dtype=np.float64)
     rows = np.stack([np.interp(places, *_sorted(x, y), left=np.nan, right=np.nan) for x, y in curves])  # [S, X]
-    found = []
+    intervals = []
     for column in rows.T:
         known = column[np.isfinite(column)]
         nothing = Interval(float("nan"), float("nan"), float("nan"))
-        found.append(interval([known], seed=seed, resamples=resamples, level=level) if len(known) else nothing)
-    return found
+        intervals.append(interval([known], seed=seed, resamples=resamples, level=level) if len(known) else nothing)
+    return intervals
 
 
 def area_under(x: ArrayLike, y: ArrayLike, until: float) -> float:

@@ -164,10 +164,10 @@ class Scale:
         return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, most)
 
 
-def span(values: Iterable[float], given: tuple[float, float] | None = None, log: bool = False) -> tuple[float, float]:
+def span(values: Iterable[float], bounds: tuple[float, float] | None = None, log: bool = False) -> tuple[float, float]:
     """The range of an axis: as given, or what the values need with a little air."""
-    if given is not None:
-        return given
+    if bounds is not None:
+        return bounds
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     if not finite:
         return (1.0, 10.0) if log else (0.0, 1.0)

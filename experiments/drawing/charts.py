@@ -37,7 +37,6 @@ from humor_env.experiments.drawing.chart_parts import (
     text,
     text_width,
     thinned,
-    ticks,
     tight_span,
     wrap_svg,
 )
@@ -230,15 +229,7 @@ def dot_chart(
     values += [] if reference is None else [reference]
     low, high = span(values, x_range)
     x = Scale(low, high, pad + left_column, width - pad - right_column - 6)
-    parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
-    if len(series) > 1:
-        parts.append(legend.draw(pad, pad + 24))
-    x_ticks = x.ticks(max(3, int((x.end - x.start) / 52)))
-    for value, label in zip(x_ticks, axis_labels(x_ticks), strict=True):
-        parts.append(tag("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
-        parts.append(text(x(value), bottom + 18, label, "muted", "middle"))
-    if x_label:
-        parts.append(text((x.start + x.end) / 2, bottom + 37, x_label, "muted", "middle"))
+    parts = [_heading(title, legend, width, pad), _grid(x, 52, top, bottom, x_label)]
     if reference is not None:
         parts.append(tag("line", x1=x(reference), x2=x(reference), y1=top, y2=bottom, class_="even"))
     y = top
@@ -286,15 +277,7 @@ def bar_chart(
     left_column = min(max((text_width(bar.label) for bar in bars), default=0), width * 0.34) + 10
     right_column = max((text_width(t) for t in totals), default=0) + 8
     x = Scale(0.0, max([*sums, 0.0]) or 1.0, pad + left_column, width - pad - right_column)
-    parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
-    if len(names) > 1:
-        parts.append(legend.draw(pad, pad + 24))
-    x_ticks = ticks(x.low, x.high, max(3, int((x.end - x.start) / 60)))
-    for value, label in zip(x_ticks, axis_labels(x_ticks), strict=True):
-        parts.append(tag("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
-        parts.append(text(x(value), bottom + 18, label, "muted", "middle"))
-    if x_label:
-        parts.append(text((x.start + x.end) / 2, bottom + 37, x_label, "muted", "middle"))
+    parts = [_heading(title, legend, width, pad), _grid(x, 60, top, bottom, x_label)]
     for row, (bar, total, whole) in enumerate(zip(bars, totals, sums, strict=True)):
         y = top + tall * row
         shown = shortened(bar.label, left_column - 8)
@@ -322,6 +305,24 @@ def bar_chart(
         for bar in bars
     )
     return wrap_svg(title, in_words, parts, width, height)
+
+
+def _heading(title: str, legend: Legend, width: float, pad: float) -> str:
+    """The title of a chart of rows, and below it the legend where there is more than one name."""
+    heading = text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")
+    return heading + (legend.draw(pad, pad + 24) if len(legend.names) > 1 else "")
+
+
+def _grid(x: Scale, apart: float, top: float, bottom: float, x_label: str) -> str:
+    """The axis of a chart of rows: upright lines at least `apart` from each other, numbers and label below."""
+    parts = []
+    x_ticks = x.ticks(max(3, int((x.end - x.start) / apart)))
+    for value, label in zip(x_ticks, axis_labels(x_ticks), strict=True):
+        parts.append(tag("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
+        parts.append(text(x(value), bottom + 18, label, "muted", "middle"))
+    if x_label:
+        parts.append(text((x.start + x.end) / 2, bottom + 37, x_label, "muted", "middle"))
+    return "".join(parts)
 
 
 def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> str:

@@ -83,14 +83,14 @@ def pocket_run(
 ) -> PocketRun:
     """One seed of the main job, on the bundled student `student` ("causal", "seq2seq") or a model folder."""
     seconds: dict[str, float] = {}
-    one = Student.load(pocket.path(student) if student in ("causal", "seq2seq") else student, seed=seed)
+    writer = Student.load(pocket.path(student) if student in ("causal", "seq2seq") else student, seed=seed)
     prompts = load_prompts("pocket")
     held_out = prompts.split("test")
     critic = registry.critics.make("pocket")
     teacher = PocketTeacher(seed=seed)
     teacher_lines = [Joke(p, teacher.lines(p, 1)[0], "teacher") for p in held_out]
 
-    base = evaluate(one, held_out, critic, adapter=None, sampling=SAMPLING, seed=seed, name="base")
+    base = evaluate(writer, held_out, critic, adapter=None, sampling=SAMPLING, seed=seed, name="base")
     say(f"base: {base.mean:.3f}")
     log = RunLog(folder, echo=echo) if folder else Silent(echo)
     # A log of its own, as in a run's folder: a learner that begins forgets what its log holds of later steps.
@@ -98,7 +98,7 @@ def pocket_run(
     began = time.perf_counter()
     imitated = sft.train(
         imitation_config(student, seed),
-        one,
+        writer,
         teacher.demonstrations(prompts.split("train"), LINES_PER_PROMPT),
         teacher.demonstrations(prompts.split("dev"), 1),
         first_log,
@@ -107,14 +107,14 @@ def pocket_run(
     if imitated.stopped:
         raise KeyboardInterrupt
     seconds["imitation"] = time.perf_counter() - began
-    imitation = evaluate(one, held_out, critic, adapter=IMITATION, sampling=SAMPLING, seed=seed, name="imitation")
+    imitation = evaluate(writer, held_out, critic, adapter=IMITATION, sampling=SAMPLING, seed=seed, name="imitation")
     say(f"imitation: {imitation.mean:.3f} after {seconds['imitation']:.0f} s")
     began = time.perf_counter()
     config = settings or ppo_config(student, seed)
     learned = ppo.train(
         config,
         HumorVectorEnv(prompts, critic, num_envs=config.batch_size),
-        one,
+        writer,
         log,
         prompts=prompts.split("train"),
         checkpoints=CheckpointStore(folder / "ppo") if folder else None,
@@ -122,10 +122,10 @@ def pocket_run(
     if learned.stopped:
         raise KeyboardInterrupt
     seconds["ppo"] = time.perf_counter() - began
-    trained = evaluate(one, held_out, critic, sampling=SAMPLING, seed=seed, name="ppo")
+    trained = evaluate(writer, held_out, critic, sampling=SAMPLING, seed=seed, name="ppo")
     say(f"ppo: {trained.mean:.3f} after {seconds['ppo']:.0f} s")
     if folder:
-        one.save_pretrained(folder / "student")
+        writer.save_pretrained(folder / "student")
     return PocketRun(judged(teacher_lines, critic, name="teacher"), base, imitation, trained, seconds)
 
 

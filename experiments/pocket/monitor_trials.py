@@ -63,8 +63,8 @@ def make_critic(name: str) -> Critic:
 
         def gamed(jokes: Sequence[Joke]) -> list[Judgement]:
             return [
-                Judgement("gamed", 0.3 * (found.score or 0.0) + 0.7 * pays(joke))
-                for joke, found in zip(jokes, exact(jokes), strict=True)
+                Judgement("gamed", 0.3 * (judgement.score or 0.0) + 0.7 * pays(joke))
+                for joke, judgement in zip(jokes, exact(jokes), strict=True)
             ]
 
         return gamed
@@ -76,25 +76,31 @@ def make_critic(name: str) -> Critic:
 
 def imitate(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, float]:
     """The cell that the trials of one seed begin from."""
-    one, teacher, prompts = Student.load(path("causal"), seed=seed), PocketTeacher(seed=seed), load_prompts("pocket")
+    student, teacher, prompts = (
+        Student.load(path("causal"), seed=seed),
+        PocketTeacher(seed=seed),
+        load_prompts("pocket"),
+    )
     lines = teacher.demonstrations(prompts.split("train"), LINES_PER_PROMPT)
-    sft.train(imitation_config("causal", seed), one, lines, teacher.demonstrations(prompts.split("dev"), 1))
-    one.save_pretrained(folder / "student")
+    sft.train(imitation_config("causal", seed), student, lines, teacher.demonstrations(prompts.split("dev"), 1))
+    student.save_pretrained(folder / "student")
     return {}
 
 
 def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """One run past all its alarms: at each look the exact score on held-out prompts, and what the monitor saw."""
     prompts, critic, exact = load_prompts("pocket"), make_critic(spec["critic"]), registry.critics.make("pocket")
-    one = Student.load(folder.parent / "imitation" / "student", seed=seed)
-    one.start_policy_from_imitation()
+    student = Student.load(folder.parent / "imitation" / "student", seed=seed)
+    student.start_policy_from_imitation()
     held_out: list[float] = []
 
     class TestScores(Silent):
         def metrics(self, step: int, numbers: Mapping[str, float]) -> None:
             if step % spec["every"] == 0:
-                twice = [evaluate(one, prompts.split("test"), exact, sampling=SAMPLING, seed=s).mean for s in (0, 1)]
-                one.activate("policy")
+                twice = [
+                    evaluate(student, prompts.split("test"), exact, sampling=SAMPLING, seed=s).mean for s in (0, 1)
+                ]
+                student.activate("policy")
                 held_out.append(fmean(twice))
 
     (folder / FILE).unlink(missing_ok=True)  # of a try that was cut short
@@ -106,7 +112,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     log.metrics(0, {})
     config = replace(ppo_config("causal", seed), steps=spec["steps"], decay="constant")
     env = HumorVectorEnv(prompts, critic, num_envs=config.batch_size)
-    ppo.train(config, env, one, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))
+    ppo.train(config, env, student, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))
     looks = [json.loads(line) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
     return {
         "steps": [look["step"] for look in looks],
@@ -161,12 +167,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "|---|---:|---:|---|---:|---:|",
     ]
     for row in rows:
-        found = numbers(row)
-        at_alarm = "-" if found["at_alarm"] is None else f"{found['at_alarm']:.2f}"
-        scores = f"{found['first']:.2f}, {at_alarm}, {found['best']:.2f}, {found['last']:.2f}"
-        step = "none" if found["step"] is None else f"{found['step']:.0f}"
-        lost = "-" if found["step"] is None else f"{found['lost_at_alarm']:.0%}"
-        lines.append(f"| {row['critic']} | {row['seed']} | {step} | {scores} | {lost} | {found['lost_at_end']:.0%} |")
+        figures = numbers(row)
+        at_alarm = "-" if figures["at_alarm"] is None else f"{figures['at_alarm']:.2f}"
+        scores = f"{figures['first']:.2f}, {at_alarm}, {figures['best']:.2f}, {figures['last']:.2f}"
+        step = "none" if figures["step"] is None else f"{figures['step']:.0f}"
+        lost = "-" if figures["step"] is None else f"{figures['lost_at_alarm']:.0%}"
+        lines.append(f"| {row['critic']} | {row['seed']} | {step} | {scores} | {lost} | {figures['lost_at_end']:.0%} |")
     return "\n".join(lines)
 
 

@@ -114,6 +114,6 @@ def _rater(prompts: Sequence[Prompt], seed: int, ask: Ask, say: Say) -> None:
 
 def _one_of(ask: Ask, question: str, answers: Sequence[str]) -> str:
     """One of the answers, or "" to pass; anything else is asked again."""
-    while (said := ask(question).strip()) not in ("", *answers):
+    while (answer := ask(question).strip()) not in ("", *answers):
         question = f"One of {', '.join(answers)}, or nothing to pass: "
-    return said
+    return answer

@@ -315,7 +315,7 @@ def speak(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seed: int, batch: int = 64
 ) -> list[str]:
     """One line for each text, sampled at temperature 1."""
-    said: list[str] = []
+    written: list[str] = []
     speaker: Any = model  # the library's types do not say that a model generates
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(stream_seed(seed, "pocket-speak"))
@@ -333,8 +333,8 @@ def speak(
             inputs = tokenizer(part, padding=True, return_tensors="pt").to(model.device)
             out = speaker.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
             start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-            said += tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
-    return said
+            written += tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+    return written
 
 
 def measure(

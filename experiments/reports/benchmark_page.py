@@ -93,7 +93,7 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
         return [], ["The cells of this benchmark are not in its folder, so its lines cannot be shown."]
     notes: list[str] = []
     starts = {seed: _stages(cells / "imitation" / f"seed-{seed}") for seed in bench.spec.seeds}
-    found: list[RunData] = []
+    shown: list[RunData] = []
     for learner, feedback in bench.spec.pairs():
         label = learner.name if len(bench.spec.feedback) == 1 else f"{learner.name}, {feedback.name}"
         seeds = []
@@ -104,11 +104,11 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
                 own = run.seeds[0]
                 seeds.append(replace(own, name=f"seed-{seed}", stages={**starts[seed], **own.stages}, training=()))
         if seeds:
-            found.append(RunData(label, bench.folder, {}, {}, seeds, ()))
-    if sum(_lines(seed) for run in found for seed in run.seeds) > MOST_LINES:
-        found = [replace(run, seeds=run.seeds[:1]) for run in found]
+            shown.append(RunData(label, bench.folder, {}, {}, seeds, ()))
+    if sum(_lines(seed) for run in shown for seed in run.seeds) > MOST_LINES:
+        shown = [replace(run, seeds=run.seeds[:1]) for run in shown]
         notes.append("Very many lines: those of the first seed are browsed, the tables speak of all.")
-    return found, notes
+    return shown, notes
 
 
 def _lines(seed: SeedData) -> int:

@@ -64,27 +64,27 @@ class Picture:
 
 
 def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture]:
-    found = [_headline(runs, heads)] if heads else []
+    drawn = [_headline(runs, heads)] if heads else []
     for run in runs:
-        found += [*_score(run, len(runs) > 1), *_parts(run, len(runs) > 1)]
+        drawn += [*_score(run, len(runs) > 1), *_parts(run, len(runs) > 1)]
     for name, title, label, caption in _ONE_NUMBER:
-        found += _by_run(runs, name, title, label, caption)
+        drawn += _by_run(runs, name, title, label, caption)
     for run in runs:
-        found += _diversity(run, len(runs) > 1)
+        drawn += _diversity(run, len(runs) > 1)
     for run in runs:
-        found += [*_drift(run, len(runs) > 1), *_two_critics(run, len(runs) > 1)]
-        found += [*_imitation(run, len(runs) > 1), *_time(run, len(runs) > 1)]
-    return found
+        drawn += [*_drift(run, len(runs) > 1), *_two_critics(run, len(runs) > 1)]
+        drawn += [*_imitation(run, len(runs) > 1), *_time(run, len(runs) > 1)]
+    return drawn
 
 
 def result_picture(run: RunData) -> str:
     """The held-out score by stage beside the score while learning, and lines under it: a run in one picture."""
-    found = [_headline([run], headline(run)), *_score(run, False)]
-    rows = [[str(p.svg) for p in found]]
+    drawn = [_headline([run], headline(run)), *_score(run, False)]
+    rows = [[str(p.svg) for p in drawn]]
     groups = before_and_after(run)
     if groups:
         rows.append([samples(groups, title=f"Before and after {run.learner}", width=WIDTH * 2)])
-    return arranged(rows, title=f"{run.name}: {found[0].caption}")
+    return arranged(rows, title=f"{run.name}: {drawn[0].caption}")
 
 
 def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
@@ -96,15 +96,15 @@ def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
     before = {line.prompt_id: line for line in seed.stages.get(begun_from(seed.trained, seed.stages), ())}
     after = {line.prompt_id: line for line in seed.stages[seed.trained]}
     both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
-    found = [
+    chosen = [
         Sample(now.prompt, ((was.score, was.text), (now.score, now.text)))
         for was, now in both
         if was.score is not None and now.score is not None
     ]
-    found.sort(key=lambda sample: sample.lines[-1][0])
-    if len(found) < count:
+    chosen.sort(key=lambda sample: sample.lines[-1][0])
+    if len(chosen) < count:
         return []
-    return [found[len(found) * (2 * i + 1) // (2 * count)] for i in reversed(range(count))]
+    return [chosen[len(chosen) * (2 * i + 1) // (2 * count)] for i in reversed(range(count))]
 
 
 def _picture(section: str, svg: str, caption: str) -> Picture:
@@ -166,8 +166,8 @@ def _held_out_ends(run: RunData) -> list[float]:
     by_stage = {row.stage: row.score for row in headline(run)}
     start = by_stage.get("imitation") or by_stage.get("base")
     end = next((s for s in (seed.trained for seed in run.seeds) if s), None)
-    found = [start, by_stage.get(end or "")]
-    return [estimate.mean for estimate in found if estimate is not None and math.isfinite(estimate.mean)]
+    ends = [start, by_stage.get(end or "")]
+    return [estimate.mean for estimate in ends if estimate is not None and math.isfinite(estimate.mean)]
 
 
 def drift_marks(run: RunData) -> list[Mark]:
@@ -284,16 +284,16 @@ def _imitation(run: RunData, several: bool) -> list[Picture]:
 
 
 def _time(run: RunData, several: bool) -> list[Picture]:
-    found = []
+    drawn = []
     stages = [Bar(_seed_name(seed), dict(seed.seconds)) for seed in run.seeds if seed.seconds]
     if stages:
         svg = bar_chart(stages, title=_of(run, several, "Time by stage"), unit="s")
-        found.append(_picture("cost", svg, "Wall-clock seconds of the whole run."))
+        drawn.append(_picture("cost", svg, "Wall-clock seconds of the whole run."))
     phases = [Bar(_seed_name(seed), parts) for seed in run.seeds if (parts := phase_seconds(seed))]
     if phases:
         svg = bar_chart(phases, title=_of(run, several, "Time of learning by phase"), unit="s")
-        found.append(_picture("cost", svg, "The critic's time counts only where somebody had to wait for it."))
-    return found
+        drawn.append(_picture("cost", svg, "The critic's time counts only where somebody had to wait for it."))
+    return drawn
 
 
 def _seed_name(seed: SeedData) -> str:

@@ -115,8 +115,8 @@ def _order_bias(run: RunData) -> list[str]:
     """Of judges whose verdicts follow the order in which they are shown two lines."""
     last = [seed.metrics[-1] for seed in run.seeds if seed.metrics]
     teaching = max((share for row in last if (share := flips(row)) is not None), default=0.0)
-    stages = [found for seed in run.seeds for found in seed.numbers.values()]
-    measuring = max((share for found in stages if (share := flips(found)) is not None), default=0.0)
+    stages = [stage for seed in run.seeds for stage in seed.numbers.values()]
+    measuring = max((share for stage in stages if (share := flips(stage)) is not None), default=0.0)
     return [
         f"{run.name}: {share:.0%} of the verdicts of the judge that {what} change when the two lines are shown in the "
         "other order: it goes by the place of a line more than by its words."
@@ -144,7 +144,7 @@ def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> st
         "lowest": look.lowest[:SHOWN_FIRST],
         "flags": look.flaggings,
         "flag_stages": look.flag_stages,
-        "repeats": [(run.name, stage, found) for run, stage, found in look.repeats if found],
+        "repeats": [(run.name, stage, repeats) for run, stage, repeats in look.repeats if repeats],
         "critics": look.critics,
         "second_opinion": any(line.others for line in look.all_lines),
         "command": command,
@@ -213,7 +213,7 @@ def _about(run: RunData) -> dict[str, Any]:
     training = [str(c.get("name") or c.get("critic")) for c in spec.get("critic", [])]
     held_out = [str(c.get("name") or c.get("critic")) for c in spec.get("eval", {}).get("critic", [])]
     limits = ", ".join(f"{k} {v}" for k, v in spec.get("budget", {}).items())
-    found = [
+    rows = [
         ("learner", run.learner),
         ("student", spec.get("student", {}).get("model")),
         ("environment", spec.get("env", {}).get("id")),
@@ -229,13 +229,15 @@ def _about(run: RunData) -> dict[str, Any]:
         ("begun", record.get("started")),
     ]
     versions = record.get("versions", {})
-    told = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
-    facts = {name: value for name, value in found if value} | dict(record.get("facts", {}))
+    versions_used = (
+        ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else ""
+    )
+    facts = {name: value for name, value in rows if value} | dict(record.get("facts", {}))
     return {
         "name": run.name,
         "folder": str(run.folder),
         "facts": [Fact(name, str(value)) for name, value in facts.items()],
-        "versions": told,
+        "versions": versions_used,
         "repeat": record.get("repeat"),
         "spec": run.spec_text,
         "spent": _spent(run),
@@ -246,11 +248,11 @@ def _about(run: RunData) -> dict[str, Any]:
 
 def _spent(run: RunData) -> str:
     """What the training critic took, in words; nothing where it asked no language model."""
-    found = numbers.spent(run)
-    if not found.get("calls"):
+    spent = numbers.spent(run)
+    if not spent.get("calls"):
         return ""
-    cost = f"${found['cost']:.2f}" if "cost" in found else "a cost that is not known"
-    return f"the training critic made {found['calls']:.0f} calls of a language model for {cost}."
+    cost = f"${spent['cost']:.2f}" if "cost" in spent else "a cost that is not known"
+    return f"the training critic made {spent['calls']:.0f} calls of a language model for {cost}."
 
 
 def _steps(run: RunData) -> str:
@@ -277,12 +279,12 @@ class _Look:
         for index, run in enumerate(runs):
             for seed in run.seeds:
                 trained = seed.trained or next((s for s in ("imitation", "base") if s in seed.stages), "")
-                found = {}
+                flags = {}
                 for stage, lines in seed.stages.items():
-                    found[stage] = numbers.flagged(lines, gates)
+                    flags[stage] = numbers.flagged(lines, gates)
                     self.scanned += len(lines)
-                    self._count(counts, run if len(runs) > 1 else None, stage, found[stage])
-                self._held_out(index, run, seed, trained, found)
+                    self._count(counts, run if len(runs) > 1 else None, stage, flags[stage])
+                self._held_out(index, run, seed, trained, flags)
                 self._training(index, run, seed, gates)
             names = [s.trained for s in run.seeds if s.trained]
             if names:
@@ -303,17 +305,17 @@ class _Look:
         self.critics = sorted({line.critic for line in self.all_lines if line.critic})
 
     @staticmethod
-    def _count(counts: dict[tuple[str, str], list[int]], run: RunData | None, stage: str, found: Any) -> None:
+    def _count(counts: dict[tuple[str, str], list[int]], run: RunData | None, stage: str, flagged: Any) -> None:
         name = stage if run is None else f"{run.name}: {stage}"
-        counts.setdefault((name, ""), [0])[0] += len(found)
-        for flags, _ in found:
+        counts.setdefault((name, ""), [0])[0] += len(flagged)
+        for flags, _ in flagged:
             for flag in flags:
                 counts.setdefault((name, flag), [0])[0] += 1
 
-    def _held_out(self, index: int, run: RunData, seed: Any, trained: str, found: Mapping[str, Any]) -> None:
+    def _held_out(self, index: int, run: RunData, seed: Any, trained: str, flagged: Mapping[str, Any]) -> None:
         lines = {stage: {line.prompt_id: line for line in rows} for stage, rows in seed.stages.items()}
         for place, line in enumerate(seed.stages.get(trained, ())):
-            flags, why = found[trained][place]
+            flags, why = flagged[trained][place]
             before = lines.get(begun_from(trained, lines), {}).get(line.prompt_id)
             change = None
             if before is not None and before.score is not None and line.score is not None:
@@ -323,22 +325,24 @@ class _Look:
             if before is not None and change is not None and change <= -0.1:
                 self.worst.append({"run": run.name, "before": before, "now": line, "change": change})
             self.lowest.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
-            told = [_told(stage, table[line.prompt_id]) for stage, table in lines.items() if line.prompt_id in table]
-            main = next(i for i, t in enumerate(told) if t[0] == trained)
-            self._row("held-out", index, seed.name, line, told, main, flags, why, change)
+            versions = [
+                _told(stage, table[line.prompt_id]) for stage, table in lines.items() if line.prompt_id in table
+            ]
+            main = next(i for i, t in enumerate(versions) if t[0] == trained)
+            self._row("held-out", index, seed.name, line, versions, main, flags, why, change)
 
     def _training(self, index: int, run: RunData, seed: Any, gates: numbers.Gates) -> None:
         lines = numbers.recent(seed.training)
-        found = numbers.flagged(lines, gates)
+        flagged = numbers.flagged(lines, gates)
         self.scanned += len(lines)
         hacks = []
-        for place, (line, (flags, why)) in enumerate(zip(lines, found, strict=True)):
+        for place, (line, (flags, why)) in enumerate(zip(lines, flagged, strict=True)):
             if flags and line.score is not None and line.score >= 0.5:
                 self.suspects.append(numbers.Suspect(run.name, seed.name, f"step {line.step}", line, flags, why))
                 hacks.append(place)
         latest = range(max(0, len(lines) - MOST_TRAINING_LINES), len(lines))
         for place in sorted({*hacks[-MOST_TRAINING_LINES:], *latest}):
-            line, (flags, why) = lines[place], found[place]
+            line, (flags, why) = lines[place], flagged[place]
             self._row("training", index, seed.name, line, [_told(run.learner, line)], 0, flags, why, None)
 
     def _row(
@@ -347,14 +351,14 @@ class _Look:
         index: int,
         seed: str,
         line: Judged,
-        told: list[list[Any]],
+        versions: list[list[Any]],
         main: int,
         flags: Sequence[str],
         why: str,
         change: float | None,
     ) -> None:
         self.all_lines.append(line)
-        row: dict[str, Any] = {"k": kind, "r": index, "s": seed, "p": line.prompt, "l": told, "m": main}
+        row: dict[str, Any] = {"k": kind, "r": index, "s": seed, "p": line.prompt, "l": versions, "m": main}
         apart = numbers.disagreement(line)
         optional: dict[str, Any] = {"t": line.step or None, "f": list(flags) or None, "w": why or None}
         optional |= {"c": _short(change), "d": _short(apart)}

@@ -176,10 +176,10 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
             if isinstance(score, int | float):
                 key = (str(row.get("prompt_id")), str(row.get("text")), int(row.get("step") or 0))
                 others.setdefault(key, {})[str(row.get("critic", beside.stem))] = float(score)
-    found = []
+    judged = []
     for number, row in enumerate(rows, 1):
         try:
-            one = Judged(
+            line_judged = Judged(
                 prompt_id=str(row.get("prompt_id", row["prompt"])),
                 prompt=str(row["prompt"]),
                 text=str(row["text"]),
@@ -195,13 +195,13 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
                 f"Record {number} of '{path}' is not a judged line ({problem!r}): 'prompt', 'text' and 'score' were "
                 "expected. Remove that line, or repeat the run."
             ) from None
-        more = others.get((one.prompt_id, one.text, one.step))
-        found.append(one if not more else Judged(**{**_fields(one), "others": more}))
-    return found
+        more = others.get((line_judged.prompt_id, line_judged.text, line_judged.step))
+        judged.append(line_judged if not more else Judged(**{**_fields(line_judged), "others": more}))
+    return judged
 
 
-def _fields(one: Judged) -> dict[str, Any]:
-    return {name: getattr(one, name) for name in Judged.__dataclass_fields__}
+def _fields(judged: Judged) -> dict[str, Any]:
+    return {name: getattr(judged, name) for name in Judged.__dataclass_fields__}
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -244,10 +244,10 @@ def _record(path: Path) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except ValueError as problem:
         raise CheckpointError(f"'{path}' is damaged ({problem}). Resume or repeat the run to write it anew.") from None
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _text(path: Path) -> str:

@@ -127,9 +127,9 @@ def _headline(run: RunData, stage: str) -> Headline:
         by_seed=[_mean(list(table.values())) for table in tables],
         change=change,
         matches_teacher=matches,
-        distinct_2=_mean([distinct_n([line.text for line in one], 2) for one in lines]),
-        length_ratio=_mean([sum(len(r.text) for r in one) / max(1, sum(len(r.prompt) for r in one)) for one in lines]),
-        failures=sum(line.score is None for one in lines for line in one),
+        distinct_2=_mean([distinct_n([line.text for line in own], 2) for own in lines]),
+        length_ratio=_mean([sum(len(r.text) for r in own) / max(1, sum(len(r.prompt) for r in own)) for own in lines]),
+        failures=sum(line.score is None for own in lines for line in own),
         count=sum(map(len, lines)),
     )
 

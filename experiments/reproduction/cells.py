@@ -98,9 +98,9 @@ def write_allowance(spec: ScaleSpec, out: Path) -> None:
 def _open(record: Mapping[str, Any], out: Path, **others: Any) -> ScaleSpec:
     """The scale again, in the process of a cell."""
     budget = read_json(out / ALLOWANCE) if (out / ALLOWANCE).is_file() else {}
-    found = check_table(ScaleSpec, {"name": "cell", **record, **others, "budget": budget})
-    assert isinstance(found, ScaleSpec)
-    return found
+    spec = check_table(ScaleSpec, {"name": "cell", **record, **others, "budget": budget})
+    assert isinstance(spec, ScaleSpec)
+    return spec
 
 
 # Sentences and the teacher's lines
@@ -153,12 +153,12 @@ def open_material(spec: ScaleSpec, seed: int, out: Path) -> Material:
         world = load_prompts("pocket")
         prompts = {split: world.split(split)[: getattr(spec.data, f"pocket_{split}")] for split in SPLITS}
         teacher = PocketTeacher(seed=seed)
-        everything = [p for found in prompts.values() for p in found]
+        everything = [p for of_split in prompts.values() for p in of_split]
         return Material(prompts, TeacherBuffer(None, teacher.demonstrations(everything, spec.teacher.lines)))
     home = out / "cells" / "teacher"
     buffer = TeacherBuffer(home / "lines.jsonl")
     written = {s: [Prompt(**row) for row in rows] for s, rows in read_json(home / "prompts.json").items()}
-    return Material({s: tuple(p for p in found if p.id in buffer) for s, found in written.items()}, buffer)
+    return Material({s: tuple(p for p in of_split if p.id in buffer) for s, of_split in written.items()}, buffer)
 
 
 def training_prompts(material: Material, system: System, seed: int) -> list[Prompt]:
@@ -189,7 +189,7 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     judge = make_judge(spec, spec.critic, "critic", seed=seed, out=out)
     assert judge is not None
     numbers: dict[str, float] = {}
-    log = RunLog(folder, echo=lambda _, found: numbers.update(found), keep_jokes=False)
+    log = RunLog(folder, echo=lambda _, metrics: numbers.update(metrics), keep_jokes=False)
     store = CheckpointStore(folder / "checkpoints", keep_last=1)
     if system.kind in ("warm", "ft"):
         stage: Literal["warm_start", "more_imitation"] = "warm_start" if system.kind == "warm" else "more_imitation"
@@ -202,11 +202,11 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     else:
         # Feedback is for some of the prompts that were imitated, with their teacher's lines: all of them in the paper.
         prompts = prompts[: max(1, round(len(prompts) * spec.feedback.share))]
-        given: dict[str, Any] = {"prompts": prompts, "checkpoints": store}
+        extras: dict[str, Any] = {"prompts": prompts, "checkpoints": store}
         if system.kind in ("brio", "brio-dpo"):
-            given["demonstrations"] = material.demonstrations(prompts, spec.teacher.lines)
+            extras["demonstrations"] = material.demonstrations(prompts, spec.teacher.lines)
         learn = registry.learners.resolve(system.kind)
-        result = learn(spec.learner_config(system.kind, seed, **protocol(spec, system)), judge, student, log, **given)
+        result = learn(spec.learner_config(system.kind, seed, **protocol(spec, system)), judge, student, log, **extras)
     if result.stopped:
         raise KeyboardInterrupt
     _save(spec, system, student, folder)
@@ -218,16 +218,16 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
 
 def protocol(spec: ScaleSpec, system: System) -> dict[str, Any]:
     """What the paper's grid asks of a learner, over the settings that the scale gives it."""
-    given = spec.learners.get(system.kind, {})
+    settings = spec.learners.get(system.kind, {})
 
     def phase(table: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         pairs = {**table.get("pairs", {}), "length_filter": "after" if system.filtered else "off"}
         return {**table, "epochs": spec.feedback.epochs, "pairs": pairs, **more}
 
     if system.kind == "brio-dpo":
-        brio = phase(given.get("brio", {}), pairs_of="teacher")
-        return {"brio": brio, "dpo": phase(given.get("dpo", {}))}
-    return phase(given, rounds=system.rounds)
+        brio = phase(settings.get("brio", {}), pairs_of="teacher")
+        return {"brio": brio, "dpo": phase(settings.get("dpo", {}))}
+    return phase(settings, rounds=system.rounds)
 
 
 def _save(spec: ScaleSpec, system: System, student: Student, folder: Path) -> None:
@@ -250,8 +250,8 @@ def write_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], na
     writing, lines = spec.writing, list[str]()
     for start in range(0, len(prompts), writing.batch):
         texts = [p.text for p in prompts[start : start + writing.batch]]
-        found = beams(student, texts, width=writing.beams, max_new_tokens=writing.max_new_tokens, adapter=POLICY)
-        lines += [best[0] for best in found]
+        best_lines = beams(student, texts, width=writing.beams, max_new_tokens=writing.max_new_tokens, adapter=POLICY)
+        lines += [best[0] for best in best_lines]
     return [Joke(p, line, name) for p, line in zip(prompts, lines, strict=True)]
 
 
@@ -287,7 +287,7 @@ def _measure(
     }
     if spec.writing.sampled:
         ways["sampled"] = lambda: sample_lines(spec, student, prompts, folder.name, seed)
-    found: dict[str, Any] = {}
+    by_way: dict[str, Any] = {}
     for way, write in ways.items():
         jokes = write()
         _keep_lines(folder / f"lines-{split}-{way}.jsonl", jokes)
@@ -299,8 +299,8 @@ def _measure(
         if spec.teacher.teacher == "pocket":
             exact: Critic = registry.critics.make("pocket")
             values["exact score"] = [_rounded(judgement.score) for judgement in exact(jokes)]
-        found[way] = values
-    return found
+        by_way[way] = values
+    return by_way
 
 
 def win_ties(jokes: Sequence[Joke], judge: Judge | None, buffer: TeacherBuffer) -> list[float | None]:
@@ -339,15 +339,15 @@ def people_pairs(spec: ScaleSpec, material: Material, folder: Path) -> dict[str,
     prompts = material.prompts["test"]
     prompts = prompts[: spec.people.prompts or len(prompts)]
     wanted = {p.id for p in prompts}
-    found: dict[str, list[tuple[Joke, Joke]]] = {}
+    pairs: dict[str, list[tuple[Joke, Joke]]] = {}
     for system in (s for s in SYSTEMS if s.people):
         lines = read_lines(folder / system.name / "lines-test-beams.jsonl", material.prompts["test"], system.name)
-        found[system.name] = [
+        pairs[system.name] = [
             _blind(line, Joke(line.prompt, material.buffer.lines_for(line.prompt.id)[0], "teacher"))
             for line in lines
             if line.prompt.id in wanted
         ]
-    return found
+    return pairs
 
 
 def _blind(mine: Joke, theirs: Joke) -> tuple[Joke, Joke]:
@@ -362,9 +362,9 @@ def ask_people(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, 
     by_system = people_pairs(spec, material, folder.parent)
     people = {part: make_people(spec.people.who, part) for part in PARTS}
     rates = {
-        name: {part: _rates(found, _asked(people[part], found)) for part in PARTS} for name, found in by_system.items()
+        name: {part: _rates(jokes, _asked(people[part], jokes)) for part in PARTS} for name, jokes in by_system.items()
     }
-    pairs = [pair for found in by_system.values() for pair in found]
+    pairs = [pair for jokes in by_system.values() for pair in jokes]
     truth = {part: _asked(people[part], pairs) for part in PARTS}
     rows: dict[str, dict[str, list[float | None]]] = {}
     for part in PARTS:
@@ -405,24 +405,24 @@ def compare(
     bias: of the pairs on which people decided the question that the critic was asked, those where people prefer the
     shorter line and the critic the longer.
     """
-    found: dict[str, list[float | None]] = {
+    columns: dict[str, list[float | None]] = {
         "agree humor": [],
         "agree consistency": [],
         "position bias": [],
         "length bias": [],
     }
     for index, (pair, verdict) in enumerate(zip(pairs, verdicts, strict=True)):
-        said = _side(verdict)
+        side = _side(verdict)
         for name in ("humor", "consistency"):
             right = _side(truth[name][index])
-            asked = part in ("overall", name) and said is not None
-            found[f"agree {name}"].append(float(said == right) if asked and right else None)
+            asked = part in ("overall", name) and side is not None
+            columns[f"agree {name}"].append(float(side == right) if asked and right else None)
         flipped = verdict.flipped
-        found["position bias"].append(None if flipped is None else float(flipped))
+        columns["position bias"].append(None if flipped is None else float(flipped))
         right, longer = _side(truth[part][index]), _longer(pair)
-        wrong = right is not None and said == longer != 0 and right == -longer
-        found["length bias"].append(float(wrong) if right and said is not None else None)
-    return found
+        wrong = right is not None and side == longer != 0 and right == -longer
+        columns["length bias"].append(float(wrong) if right and side is not None else None)
+    return columns
 
 
 def _side(verdict: Verdict) -> int | None:

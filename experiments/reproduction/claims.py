@@ -141,20 +141,20 @@ class Found:
     finding: Finding
 
 
-def decide(found: Estimate | None) -> Finding:
-    if found is None:
+def decide(measured: Estimate | None) -> Finding:
+    if measured is None:
         return "not measured"
-    return "agrees" if found.low > 0 else "disagrees" if found.high < 0 else "undecided"
+    return "agrees" if measured.low > 0 else "disagrees" if measured.high < 0 else "undecided"
 
 
 def findings(results: Results, table: str) -> list[Found]:
-    told = [(c, estimate(results, c.terms)) for c in CLAIMS if c.table == table]
-    return [Found(claim, found, decide(found)) for claim, found in told]
+    estimates = [(c, estimate(results, c.terms)) for c in CLAIMS if c.table == table]
+    return [Found(claim, measured, decide(measured)) for claim, measured in estimates]
 
 
-def of_table(found: Sequence[Found]) -> Finding:
+def of_table(decided: Sequence[Found]) -> Finding:
     """The one word for a table."""
-    kinds = {f.finding for f in found} - {"not measured"}
+    kinds = {f.finding for f in decided} - {"not measured"}
     if not kinds:
         return "not measured"
     if "disagrees" in kinds:

@@ -1,7 +1,7 @@
 """What a reproduction would take, before anything is done: models, data, samples, calls, tokens and money.
 
-    found = estimate(load_scale("paper"), seeds=3)
-    print(as_text(found))
+    forecast = estimate(load_scale("paper"), seeds=3)
+    print(as_text(forecast))
 
 Calls are counted from the grid of systems: nothing is downloaded or asked. A sentence and a line are taken to be of
 `CHARACTERS` characters; input is guessed at 3.5 bytes a token and output is the most that is allowed, so tokens and
@@ -84,8 +84,8 @@ def estimate(spec: ScaleSpec, seeds: int) -> dict[str, Any]:
 def _sizes(spec: ScaleSpec) -> dict[str, int]:
     if spec.data.train is None:
         return {split: getattr(spec.data, f"pocket_{split}") for split in ("train", "dev", "test", "ood")}
-    found = {split: getattr(spec.data, split) for split in ("train", "dev", "test", "ood")}
-    return {split: source.count for split, source in found.items() if source is not None}
+    sources = {split: getattr(spec.data, split) for split in ("train", "dev", "test", "ood")}
+    return {split: source.count for split, source in sources.items() if source is not None}
 
 
 def _source(spec: ScaleSpec, split: str, size: int) -> str:
@@ -162,10 +162,10 @@ def _cost(
     calls = len(requests) * times
     read = round(sum(len((r.system + r.user_text).encode()) for r in requests) / 3.5) * times
     written = sum(r.max_tokens for r in requests) * times
-    found: dict[str, Any] = {"items": items, "calls": calls, "tokens read": read, "tokens written": written}
+    cost: dict[str, Any] = {"items": items, "calls": calls, "tokens read": read, "tokens written": written}
     service, _, rest = client.partition(":")
     if service == "local":
-        return found | {"dollars": 0.0}
+        return cost | {"dollars": 0.0}
     model = rest.partition("@")[0]
     if service.startswith("anthropic") and not model:
         from humor_env.llm.anthropic import DEFAULT_MODEL
@@ -173,24 +173,24 @@ def _cost(
         model = DEFAULT_MODEL
     price = price_of(model, options.get("options", {}).get("prices"))
     batch = service == "anthropic-batch"
-    return found | {"dollars": None if price is None else round(price.cost(read, written, batch=batch), 2)}
+    return cost | {"dollars": None if price is None else round(price.cost(read, written, batch=batch), 2)}
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(forecast: Mapping[str, Any]) -> str:
     """For a reader: who, what, how much."""
     lines = [
-        f"Scale '{found['scale']}', {found['seeds']} seeds, {found['cells']} cells. {found['about']}",
+        f"Scale '{forecast['scale']}', {forecast['seeds']} seeds, {forecast['cells']} cells. {forecast['about']}",
         "",
         "Models",
     ]
-    lines += [f"  {role:<14} {model}" for role, model in found["models"].items()]
-    lines += ["", "Data", *(f"  {split:<14} {said}" for split, said in found["data"].items())]
-    lines += ["", "The student's work", *(f"  {what:<20} {count:>12,}" for what, count in found["student"].items())]
+    lines += [f"  {role:<14} {model}" for role, model in forecast["models"].items()]
+    lines += ["", "Data", *(f"  {split:<14} {size}" for split, size in forecast["data"].items())]
+    lines += ["", "The student's work", *(f"  {what:<20} {count:>12,}" for what, count in forecast["student"].items())]
     lines += [
         "",
-        f"Questions, at most (pairs are asked in both orders; people would see {found['pairs for people']} pairs)",
+        f"Questions, at most (pairs are asked in both orders; people would see {forecast['pairs for people']} pairs)",
     ]
-    for role, cost in found["roles"].items():
+    for role, cost in forecast["roles"].items():
         if not cost["calls"]:
             lines.append(f"  {role:<10} {cost['items']:>10,} items, computed here: no calls")
             continue
@@ -199,9 +199,9 @@ def as_text(found: Mapping[str, Any]) -> str:
             f"  {role:<10} {cost['items']:>10,} items, {cost['calls']:,} calls, {cost['tokens read']:,} tokens read, "
             f"{cost['tokens written']:,} written, {money}"
         )
-    total = found["dollars"]
+    total = forecast["dollars"]
     unknown = "unknown, since a model has no price in prices.toml (not the same as free)"
     lines += ["", f"Money: {unknown if total is None else f'at most about ${total:,.2f}'}."]
-    if found["limit"]:
-        lines.append("Limits: " + ", ".join(f"{k} {v:g}" for k, v in found["limit"].items()) + ".")
+    if forecast["limit"]:
+        lines.append("Limits: " + ", ".join(f"{k} {v:g}" for k, v in forecast["limit"].items()) + ".")
     return "\n".join(lines)

@@ -42,16 +42,16 @@ def make_judge(
     changes: Mapping[str, Any] = {} if part == "overall" else getattr(table, part)
     if part != "overall" and not changes:
         return None
-    given = {**table.options, **changes}
+    arguments = {**table.options, **changes}
     known = inspect.signature(registry.judges.resolve(table.judge)).parameters
     if "seed" in known:
-        given.setdefault("seed", stream_seed(seed, role))
+        arguments.setdefault("seed", stream_seed(seed, role))
     if "ledger" in known:
-        given.setdefault("ledger", str(out / LEDGER))
+        arguments.setdefault("ledger", str(out / LEDGER))
     limits = budget_of(spec)
     if "budget" in known and limits:
-        given.setdefault("budget", limits)
-    return cast(Judge, registry.judges.make(table.judge, **given))
+        arguments.setdefault("budget", limits)
+    return cast(Judge, registry.judges.make(table.judge, **arguments))
 
 
 def budget_of(spec: ScaleSpec) -> dict[str, Any]:
@@ -103,11 +103,11 @@ class RatedJudge:
         return [self._verdict(a, b) for a, b in pairs]
 
     def _verdict(self, a: Joke, b: Joke) -> Verdict:
-        said = list(self.answers.get((a.prompt.id, a.text, b.text), []))
-        said += [1 - p for p in self.answers.get((a.prompt.id, b.text, a.text), [])]
-        if not said:
+        answers = list(self.answers.get((a.prompt.id, a.text, b.text), []))
+        answers += [1 - p for p in self.answers.get((a.prompt.id, b.text, a.text), [])]
+        if not answers:
             return Verdict(self.name, None, error="nobody rated this pair")
-        return Verdict(self.name, sum(said) / len(said), tie=sum(p == 0.5 for p in said) / len(said))
+        return Verdict(self.name, sum(answers) / len(answers), tie=sum(p == 0.5 for p in answers) / len(answers))
 
 
 CLAIMS = {
@@ -144,10 +144,10 @@ class ClozeJudge:
         )
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
-        found = self.perplexities([joke for pair in pairs for joke in pair])
+        perplexities = self.perplexities([joke for pair in pairs for joke in pair])
         return [
             Verdict(self.name, 0.5 if a == b else float(a < b), tie=float(a == b), flipped=False)
-            for a, b in zip(found[::2], found[1::2], strict=True)
+            for a, b in zip(perplexities[::2], perplexities[1::2], strict=True)
         ]
 
     def perplexities(self, jokes: Sequence[Joke]) -> list[float]:
@@ -158,7 +158,7 @@ class ClozeJudge:
         start = self.tokenizer.eos_token_id if start is None else start
         claims = [self.claim.replace("{input}", j.prompt.text).replace("{line}", j.text) for j in jokes]
         ids = [[start, *self.tokenizer(c, add_special_tokens=False)["input_ids"]] for c in claims]
-        found: list[float] = []
+        means: list[float] = []
         for begin in range(0, len(ids), self.batch):
             part = ids[begin : begin + self.batch]
             width = max(map(len, part))
@@ -170,8 +170,8 @@ class ClozeJudge:
             with torch.no_grad():
                 # Padding stands on the right, where causality keeps it out of sight.
                 logits = self.model(input_ids=tokens.to(self.device)).logits[:, :-1].float().cpu()
-            found += self._means(logits, tokens[:, 1:], mask[:, 1:])
-        return found
+            means += self._means(logits, tokens[:, 1:], mask[:, 1:])
+        return means
 
     def _means(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> list[float]:
         nll = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)

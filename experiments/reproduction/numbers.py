@@ -83,8 +83,8 @@ class Results:
 
     def values(self, ref: Ref) -> tuple[str, Values] | None:
         """What its items are called, and `[S, N]` values with NaN where there is none; None where no seed has any."""
-        found = [(seed, list(self._of_seed(seed, ref))) for seed in self.seeds]
-        rows = [row for _, row in found if row]
+        by_seed = [(seed, list(self._of_seed(seed, ref))) for seed in self.seeds]
+        rows = [row for _, row in by_seed if row]
         if not rows or not any(v is not None for row in rows for v in row):
             return None
         wide = np.full((len(rows), max(map(len, rows))), np.nan)
@@ -103,8 +103,8 @@ class Results:
             yield from cells.get("people", {}).get("systems", {}).get(ref.row, {}).get(ref.column, [])
         else:
             split = "ood" if ref.table == "3" else "test"
-            found = cells.get(ref.row, {}).get("splits", {}).get(split, {}).get(ref.way, {})
-            yield from found.get(ref.column, [])
+            columns = cells.get(ref.row, {}).get("splits", {}).get(split, {}).get(ref.way, {})
+            yield from columns.get(ref.column, [])
 
 
 def estimate(results: Results, terms: Terms) -> Estimate | None:
@@ -112,10 +112,10 @@ def estimate(results: Results, terms: Terms) -> Estimate | None:
     mean, draws = 0.0, np.zeros(RESAMPLES)
     seeds = items = 0
     for coefficient, ref in terms:
-        found = results.values(ref)
-        if found is None:
+        named_values = results.values(ref)
+        if named_values is None:
             return None
-        name, values = found
+        name, values = named_values
         mean += coefficient * float(np.nanmean(values))
         draws += coefficient * _means(name, values)
         seeds, items = len(values), max(items, int(np.isfinite(values).sum(axis=1).max()))
@@ -138,6 +138,6 @@ def _means(name: str, values: Values) -> Values:
 def _weights(name: str, size: int) -> Values:
     """How often each of `size` things is drawn in each resample."""
     draws = generator(0, f"reproduction/{name}", size).integers(size, size=(RESAMPLES, size))
-    found = np.zeros((RESAMPLES, size))
-    np.add.at(found, (np.arange(RESAMPLES)[:, None], draws), 1.0)
-    return found
+    weights = np.zeros((RESAMPLES, size))
+    np.add.at(weights, (np.arange(RESAMPLES)[:, None], draws), 1.0)
+    return weights

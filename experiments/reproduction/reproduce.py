@@ -144,14 +144,14 @@ def _write_pairs(spec: ScaleSpec, out: Path, seeds: Sequence[int], outcomes: Map
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """OUT [PAGE]: make the tables of a folder again, and write them into a page."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) not in (1, 2):
+    paths = list(sys.argv[1:] if arguments is None else arguments)
+    if len(paths) not in (1, 2):
         print("Usage: python -m humor_env.experiments.reproduction.reproduce OUT [PAGE.md]", file=sys.stderr)
         return 2
-    if len(given) == 1:
-        print(write_tables(Path(given[0]))[1], end="")
+    if len(paths) == 1:
+        print(write_tables(Path(paths[0]))[1], end="")
     else:
-        write_page(Path(given[0]), Path(given[1]))
+        write_page(Path(paths[0]), Path(paths[1]))
     return 0
 
 

@@ -27,12 +27,12 @@ _NOT_SAID = re.compile(r"^<[^>]*>$")  # <file_photo> and the like
 def read_sentences(data: DataSpec) -> dict[str, tuple[Prompt, ...]]:
     """The sentences of each split. Held-out splits choose first, so that training cannot take what tests them."""
     taken: set[str] = set()
-    found: dict[str, tuple[Prompt, ...]] = {}
+    by_split: dict[str, tuple[Prompt, ...]] = {}
     for split in ("test", "ood", "dev", "train"):
         source: SourceSpec | None = getattr(data, split)
         if source is not None:
-            found[split] = _sample(source, split, data.seed, taken)
-    return {split: found[split] for split in ("train", "dev", "test", "ood") if split in found}
+            by_split[split] = _sample(source, split, data.seed, taken)
+    return {split: by_split[split] for split in ("train", "dev", "test", "ood") if split in by_split}
 
 
 def _sample(source: SourceSpec, split: str, seed: int, taken: set[str]) -> tuple[Prompt, ...]:

@@ -153,8 +153,8 @@ def load_scale(what: str, overrides: Sequence[str] = ()) -> ScaleSpec:
         _set(data, override)
     try:
         spec = check_table(ScaleSpec, data)
-    except ValidationError as found:
-        problems = [f"'{'.'.join(map(str, e['loc']))}': {e['msg']}" for e in found.errors(include_url=False)]
+    except ValidationError as error:
+        problems = [f"'{'.'.join(map(str, e['loc']))}': {e['msg']}" for e in error.errors(include_url=False)]
         raise InvalidOption(f"The scale '{what}' has mistakes. " + "; ".join(problems) + ".") from None
     assert isinstance(spec, ScaleSpec)
     _check(spec)
@@ -199,10 +199,10 @@ def _check(spec: ScaleSpec) -> None:
     if unknown:
         near = did_you_mean(unknown[0], LEARNERS)
         raise InvalidOption(f"[learners] has no '{unknown[0]}'.{near} Known: {', '.join(LEARNERS)}.")
-    given = [part for part in (spec.data.train, spec.data.test, spec.data.ood) if part is not None]
-    if given and len(given) < 3:
+    sources = [part for part in (spec.data.train, spec.data.test, spec.data.ood) if part is not None]
+    if sources and len(sources) < 3:
         raise InvalidOption("[data] names some sources and not others: give train, test and ood, or none of them.")
-    if spec.teacher.teacher == "pocket" and given:
+    if spec.teacher.teacher == "pocket" and sources:
         raise InvalidOption("The pocket teacher writes only for the pocket world: leave [data] out, or name a model.")
     for judge in (spec.critic, spec.outside):
         registry.judges.resolve(judge.judge)
@@ -215,8 +215,8 @@ def _check(spec: ScaleSpec) -> None:
                 spec.imitation_config(table, 0)  # type: ignore[arg-type]
             else:
                 spec.learner_config(name, 0)
-        except ValidationError as found:
-            problem = found.errors(include_url=False)[0]
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
             where = ".".join([table, *([name] if name else []), *map(str, problem["loc"])])
             raise InvalidOption(f"[{where}]: {problem['msg']}.") from None
         except HumorEnvError as problem:

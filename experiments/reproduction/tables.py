@@ -78,8 +78,8 @@ def _table(results: Results, table: str) -> dict[str, Any]:
         for column in COLUMNS[table]:
             ref = Ref(table, row, column)
             compared = table != "1" or not (row.startswith("cloze") or row.startswith("mcp")) or _asks(row, column)
-            found = estimate(results, [(_scale(table), ref)]) if compared else None
-            cells[column] = {"paper": ref.published, "ours": _plain(found)}
+            ours = estimate(results, [(_scale(table), ref)]) if compared else None
+            cells[column] = {"paper": ref.published, "ours": _plain(ours)}
             if table == "2":
                 sampled = Ref(table, row, column, "sampled")
                 cells[column]["sampled"] = _plain(estimate(results, [(_scale(table), sampled)]))
@@ -103,26 +103,26 @@ def _scale(table: str) -> float:
     return 1.0 if table == "length" else 100.0
 
 
-def _plain(found: Estimate | None) -> dict[str, float] | None:
-    if found is None:
+def _plain(measured: Estimate | None) -> dict[str, float] | None:
+    if measured is None:
         return None
-    numbers = {"mean": found.mean, "low": found.low, "high": found.high}
-    return {k: round(v, 3) for k, v in numbers.items()} | {"seeds": found.seeds, "items": found.items}
+    numbers = {"mean": measured.mean, "low": measured.low, "high": measured.high}
+    return {k: round(v, 3) for k, v in numbers.items()} | {"seeds": measured.seeds, "items": measured.items}
 
 
-def _claim(found: Found, table: str) -> dict[str, Any]:
+def _claim(decided: Found, table: str) -> dict[str, Any]:
     ours = None
-    if found.found is not None:
+    if decided.found is not None:
         scale = _scale(table)
-        e = found.found
+        e = decided.found
         ours = _plain(Estimate(scale * e.mean, scale * e.low, scale * e.high, e.seeds, e.items))
-    claim = found.claim
+    claim = decided.claim
     paper = claim.published
     return {
         "text": claim.text,
         "paper": round(paper, 1) if paper is not None else claim.said or None,
         "ours": ours,
-        "finding": found.finding,
+        "finding": decided.finding,
     }
 
 
@@ -174,8 +174,8 @@ def _block(table: str, made: Mapping[str, Any]) -> str:
 
 def _counts(claims: Sequence[Mapping[str, Any]]) -> str:
     words = {"agrees": "agree", "disagrees": "disagree", "undecided": "undecided", "not measured": "not measured"}
-    told = [f"{n} {word}" for kind, word in words.items() if (n := sum(c["finding"] == kind for c in claims))]
-    return f" (of {len(claims)} claims {', '.join(told)})" if told else ""
+    counts = [f"{n} {word}" for kind, word in words.items() if (n := sum(c["finding"] == kind for c in claims))]
+    return f" (of {len(claims)} claims {', '.join(counts)})" if counts else ""
 
 
 def _grid(table: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -202,12 +202,12 @@ def _claim_row(claim: Mapping[str, Any], table: str) -> list[str]:
     return [claim["text"], shown, _interval(claim["ours"], table, "+"), claim["finding"]]
 
 
-def _interval(found: Mapping[str, float] | None, table: str, sign: str = "") -> str:
-    if found is None:
+def _interval(numbers: Mapping[str, float] | None, table: str, sign: str = "") -> str:
+    if numbers is None:
         return "–"
     digits = 2 if table == "length" else 1
     # Plus 0: a rounded -0.0 is no sign of anything.
-    mean, low, high = (f"{round(found[k], digits) + 0.0:{sign}.{digits}f}" for k in ("mean", "low", "high"))
+    mean, low, high = (f"{round(numbers[k], digits) + 0.0:{sign}.{digits}f}" for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 

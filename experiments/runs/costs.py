@@ -150,13 +150,13 @@ def _pairs(spec: Spec, parts: Any) -> int:
 
 def _sample(parts: Any) -> list[tuple[Joke, Joke]]:
     """Two lines for each of some prompts: the teacher's, or the prompt itself where there is none."""
-    found = []
+    pairs = []
     for prompt in parts.prompts.split(parts.spec.env.split)[:SAMPLE]:
         lines = list(parts.teacher.lines_for(prompt.id)) if parts.teacher else []
         lines = (lines or [f"{prompt.text} Twice."]) * 2
         # Never the same words: a critic knows the outcome of that without asking.
-        found.append((Joke(prompt, f"{lines[0]} "), Joke(prompt, lines[1])))
-    return found
+        pairs.append((Joke(prompt, f"{lines[0]} "), Joke(prompt, lines[1])))
+    return pairs
 
 
 def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
@@ -171,16 +171,18 @@ def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]],
             for (a, _), bs in zip(sample, known, strict=True)
             for b in bs
         ]
-        found: Estimate = judge.estimate(pairs)
+        estimated: Estimate = judge.estimate(pairs)
     elif not hasattr(critic, "estimate"):
         return None
     elif callable(getattr(critic, "requests", None)) and hasattr(critic, "votes"):
-        found = critic.estimate([(Joke(a.prompt, f"{a.text}!"), b) for a, b in sample])
+        estimated = critic.estimate([(Joke(a.prompt, f"{a.text}!"), b) for a, b in sample])
     else:
-        found = critic.estimate([joke for joke, _ in sample])
+        estimated = critic.estimate([joke for joke, _ in sample])
     share = lines / len(sample)
-    cost = None if found.cost is None else found.cost * share
-    return Item(what, who, lines, found.calls * share, found.input_tokens * share, found.output_tokens * share, cost)
+    cost = None if estimated.cost is None else estimated.cost * share
+    return Item(
+        what, who, lines, estimated.calls * share, estimated.input_tokens * share, estimated.output_tokens * share, cost
+    )
 
 
 def _name(critic: CriticSpec) -> str:
@@ -203,16 +205,16 @@ def _without_keys(spec: Spec) -> Spec:
 
 
 def _harmless(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    given = dict(options)
+    harmless = dict(options)
     if name in _SENDS:
-        given |= {"ledger": ":memory:", "options": {**given.get("options", {}), "must_have_key": False}}
-    judge = given.get("judge")
+        harmless |= {"ledger": ":memory:", "options": {**harmless.get("options", {}), "must_have_key": False}}
+    judge = harmless.get("judge")
     if isinstance(judge, str) and judge in _SENDS:
-        given["judge_options"] = _harmless(judge, given.get("judge_options", {}))
-    inner = given.get("critic")
-    if isinstance(inner, str) and (options := _harmless(inner, given.get("critic_options", {}))):
-        given["critic_options"] = options
-    return given
+        harmless["judge_options"] = _harmless(judge, harmless.get("judge_options", {}))
+    inner = harmless.get("critic")
+    if isinstance(inner, str) and (options := _harmless(inner, harmless.get("critic_options", {}))):
+        harmless["critic_options"] = options
+    return harmless
 
 
 def show(spec: Spec, items: Sequence[Item]) -> str:
@@ -231,9 +233,9 @@ def show(spec: Spec, items: Sequence[Item]) -> str:
     costs = [i.cost for i in items]
     total = None if any(c is None for c in costs) else sum(c or 0.0 for c in costs)
     limit = spec.budget.max_cost
-    told = "unknown: a model has no price in prices.toml" if total is None else f"at most about ${total:,.2f}"
+    cost_text = "unknown: a model has no price in prices.toml" if total is None else f"at most about ${total:,.2f}"
     return "\n".join(rows) + (
-        f"\n\n{spec.name}, {len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}: {told}"
+        f"\n\n{spec.name}, {len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}: {cost_text}"
         + (f"; the budget stops it at ${limit:,.2f}." if limit is not None else "; no limit is set in [budget].")
     )
 

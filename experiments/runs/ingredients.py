@@ -117,19 +117,19 @@ class Ingredients:
     def digests(self) -> dict[str, str]:
         """Short hashes of what the spec only names, by what it is."""
         splits = dict.fromkeys([self.spec.env.split, self.spec.eval.split])
-        found = {f"prompts of '{split}'": self.prompts.digest(split) for split in splits}
+        by_name = {f"prompts of '{split}'": self.prompts.digest(split) for split in splits}
         if self.demonstrations:
             texts = "\0".join(f"{d.prompt.id}\0{d.text}" for d in self.demonstrations)
-            found["teacher's lines"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
-        return found
+            by_name["teacher's lines"] = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+        return by_name
 
     @cached_property
     def env_options(self) -> dict[str, Any]:
         """The environment's own settings: those it is registered with, and over them the spec's."""
         spec = self.spec.env
         options = dict(gymnasium.spec(spec.id).kwargs)
-        given = {"attempts": spec.attempts, "max_chars": spec.max_chars, "split": spec.split}
-        return options | {k: v for k, v in given.items() if v is not None}
+        chosen = {"attempts": spec.attempts, "max_chars": spec.max_chars, "split": spec.split}
+        return options | {k: v for k, v in chosen.items() if v is not None}
 
     @cached_property
     def prompts(self) -> PromptSet:
@@ -148,9 +148,9 @@ class Ingredients:
             return None
         if spec.lines == "pocket":
             return pocket_lines(max(spec.per_prompt, spec.dev_per_prompt))
-        found = open_lines(spec.lines)
-        assert isinstance(found, TeacherBuffer)
-        return found
+        buffer = open_lines(spec.lines)
+        assert isinstance(buffer, TeacherBuffer)
+        return buffer
 
     @cached_property
     def demonstrations(self) -> tuple[Demonstration, ...]:
@@ -267,8 +267,8 @@ class Ingredients:
             return self.make_critic(entries[0])
         members = []
         for entry in entries:
-            given = {"name": entry.name, "weight": entry.weight, "gate": entry.gate, "required": entry.required}
-            members.append({"critic": self.make_critic(entry), **{k: v for k, v in given.items() if v is not None}})
+            settings = {"name": entry.name, "weight": entry.weight, "gate": entry.gate, "required": entry.required}
+            members.append({"critic": self.make_critic(entry), **{k: v for k, v in settings.items() if v is not None}})
         mixed: Critic = registry.critics.make("mix", critics=members)
         return mixed
 
@@ -277,7 +277,7 @@ class Ingredients:
             entry.critic, **self._filled(registry.critics, entry.critic, entry.options)
         )
         self._made.append(made)
-        self._fresh |= {id(one): one.get_state() for one in with_memory([made])}
+        self._fresh |= {id(member): member.get_state() for member in with_memory([made])}
         return made
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,22 +286,22 @@ class Ingredients:
         budget = self.spec.budget
         ledger = budget.ledger or self.folder / "ledger.sqlite"
         limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
-        given = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
+        filled = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
         known = parameters(kind, name)
-        inner = given.get("critic", known["critic"].default) if "critic" in known else None
+        inner = filled.get("critic", known["critic"].default) if "critic" in known else None
         if isinstance(inner, str) and "critic_options" in known:
-            given["critic_options"] = self._filled(registry.critics, inner, given.get("critic_options") or {})
+            filled["critic_options"] = self._filled(registry.critics, inner, filled.get("critic_options") or {})
         prompts = known.get("prompts")
-        if prompts is not None and prompts.default is prompts.empty and "prompts" not in given:
-            given["prompts"] = self.prompts
+        if prompts is not None and prompts.default is prompts.empty and "prompts" not in filled:
+            filled["prompts"] = self.prompts
             if "split" in known:
-                given.setdefault("split", self.spec.env.split)
+                filled.setdefault("split", self.spec.env.split)
         teacher = known.get("teacher")
-        if teacher is not None and teacher.default is teacher.empty and "teacher" not in given:
+        if teacher is not None and teacher.default is teacher.empty and "teacher" not in filled:
             if self.teacher is None:
                 raise InvalidOption(f"The critic '{name}' compares with a teacher's lines: the spec needs [teacher].")
-            given["teacher"] = self.teacher
-        return given
+            filled["teacher"] = self.teacher
+        return filled
 
     def make_envs(self, config: Any) -> list[Any]:
         """This process's share of the learner's batch, in `groups` environments."""
@@ -342,9 +342,9 @@ def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
     if spec.eval.sampling is not None:
         return Sampling(**spec.eval.sampling.model_dump())
     for holder in (config, getattr(config, "pairs", None)):
-        found = getattr(holder, "sampling", None)
-        if isinstance(found, Sampling):
-            return found
+        sampling = getattr(holder, "sampling", None)
+        if isinstance(sampling, Sampling):
+            return sampling
     return Sampling()
 
 

@@ -75,7 +75,7 @@ def measure_student(
             sampling = replace(sampling, temperature=temperature)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-        found = evaluate(
+        evaluation = evaluate(
             load_student(StudentSpec(model=str(folder) if path.is_dir() else student), seed),
             asked,
             made,
@@ -88,8 +88,8 @@ def measure_student(
         if parts is not None:
             parts.close()
     if out is not None:
-        records = [joke_record(0, j, v) for j, v in zip(found.jokes, found.judgements, strict=True)]
+        records = [joke_record(0, j, v) for j, v in zip(evaluation.jokes, evaluation.judgements, strict=True)]
         write_text(out, "".join(json.dumps(record) + "\n" for record in records))
-    numbers = {k: v if math.isfinite(v) else None for k, v in found.numbers().items()}
+    numbers = {k: v if math.isfinite(v) else None for k, v in evaluation.numbers().items()}
     by = {"critic": critic_name(made), "prompts": known.name, "split": split}
-    return {"count": len(found.jokes), **numbers, **by}
+    return {"count": len(evaluation.jokes), **numbers, **by}

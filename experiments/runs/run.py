@@ -247,9 +247,9 @@ class SeedRun:
             began = time.perf_counter()
             prompts, critic = self.parts.eval_prompts, self.parts.eval_critic
             if self.writer is not None:
-                found = judged(self.writer.write(prompts), critic, name=name, seed=self.seed)
+                evaluation = judged(self.writer.write(prompts), critic, name=name, seed=self.seed)
             else:
-                found = evaluate(
+                evaluation = evaluate(
                     self.student,
                     prompts,
                     critic,
@@ -260,7 +260,7 @@ class SeedRun:
                     backend=self.backend,
                 )
             self.seconds[f"evaluate {name}"] = round(time.perf_counter() - began, 3)
-            self._keep(found)
+            self._keep(evaluation)
         PartialState().wait_for_everyone()
 
     def _measure_teacher(self) -> None:
@@ -271,13 +271,13 @@ class SeedRun:
         if jokes:
             self._keep(judged(jokes, self.parts.eval_critic, name="teacher", seed=self.seed))
 
-    def _keep(self, found: Evaluation) -> None:
-        self.stages[found.name] = save_lines(found, self.folder)
-        self.trackers.results(found.name, self.stages[found.name])
+    def _keep(self, evaluation: Evaluation) -> None:
+        self.stages[evaluation.name] = save_lines(evaluation, self.folder)
+        self.trackers.results(evaluation.name, self.stages[evaluation.name])
         self._result(stopped=True)  # so far
         judge = critic_name(self.parts.eval_critic)
-        self.screen.say(f"seed {self.seed}, {found.name}: {found.mean:.3f} by {judge}")
-        share = flips(found.numbers())
+        self.screen.say(f"seed {self.seed}, {evaluation.name}: {evaluation.mean:.3f} by {judge}")
+        share = flips(evaluation.numbers())
         if share is not None and share > MOST_FLIPS:
             self.screen.say(
                 f"warning: {share:.0%} of the verdicts behind '{judge}' change with the order of the two lines: this "

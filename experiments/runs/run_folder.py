@@ -92,7 +92,7 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, 
     if out is not None:
         if (out / RECORD).exists():
             raise InvalidOption(f"'{out}' already holds a run. Give --resume to go on with it, or another --out.")
-        own = [found.name for name in (SPEC, RESULTS, "seed-*") for found in sorted(out.glob(name))]
+        own = [path.name for name in (SPEC, RESULTS, "seed-*") for path in sorted(out.glob(name))]
         if own:
             raise InvalidOption(
                 f"'{out}' is no run's folder and holds {', '.join(own[:3])}, which a run would write over. Give a "
@@ -167,7 +167,7 @@ def prepare_folder(
 def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     """What a resumed run reads or runs on that is not as it was before."""
     before = (record.get("parts") or [{}])[-1]
-    found = [
+    changes = [
         f"the {name} changed since the run was begun: what it learns from now on is of others than before."
         for name, digest in part["inputs"].items()
         if before.get("inputs", {}).get(name, digest) != digest
@@ -176,7 +176,7 @@ def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     other = [f"{name} was {old[name]}, is {new[name]}" for name in new if name in old and old[name] != new[name]]
     if record.get("commit") != part["commit"]:
         other.append(f"the commit was {record.get('commit')}, is {part['commit']}")
-    return found + ([f"the run goes on with other versions: {'; '.join(other)}."] if other else [])
+    return changes + ([f"the run goes on with other versions: {'; '.join(other)}."] if other else [])
 
 
 def _check_same(spec: Spec, folder: Path) -> None:
@@ -187,9 +187,9 @@ def _check_same(spec: Spec, folder: Path) -> None:
         if before.get(key) != now.get(key) and not any(key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE)
     ]
     if changed:
-        told = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
+        differences = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
         raise CheckpointError(
-            f"The run in '{folder}' was begun with other settings ({told}). Resume it with its own "
+            f"The run in '{folder}' was begun with other settings ({differences}). Resume it with its own "
             f"({folder / SPEC}; {', '.join(_MAY_CHANGE)} may change), or begin another one with --out."
         )
 
@@ -202,13 +202,13 @@ def _flat(table: Any, path: str = "") -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions that decide what a run computes."""
-    found = {"humor-env": humor_env.__version__}
+    installed = {"humor-env": humor_env.__version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def commit() -> str | None:
@@ -259,9 +259,9 @@ def run_of(path: Path) -> Path | None:
 def read_results(path: Path) -> Any:
     """The results of one seed."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if all(key in found for key in ("stages", "seconds", "steps")) and isinstance(found["stages"], dict):
-            return found
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if all(key in results for key in ("stages", "seconds", "steps")) and isinstance(results["stages"], dict):
+            return results
         problem: Exception | str = "it lacks stages, seconds or steps"
     except (OSError, ValueError, TypeError) as why:
         problem = why
@@ -274,17 +274,17 @@ def read_results(path: Path) -> Any:
 def student_folder(path: Path) -> Path:
     """The saved student in a run's folder, a seed's folder, or a student's own."""
     seeds = sorted(path.glob("seed-*/student/student.json"))
-    for found in (path, path / "student", *(s.parent for s in seeds[:1])):
-        if (found / "student.json").is_file():
-            if len(seeds) > 1 and found.parent.parent == path:
-                print(f"{path} has {len(seeds)} students; this is {found}.", file=sys.stderr)
-            return found
+    for folder in (path, path / "student", *(s.parent for s in seeds[:1])):
+        if (folder / "student.json").is_file():
+            if len(seeds) > 1 and folder.parent.parent == path:
+                print(f"{path} has {len(seeds)} students; this is {folder}.", file=sys.stderr)
+            return folder
     return path
 
 
 def jokes_folder(path: Path) -> Path:
     """The folder with a run's jokes.jsonl: the path itself, or its only seed's."""
-    seeds = sorted(found.parent for found in path.glob("seed-*/jokes.jsonl"))
+    seeds = sorted(lines_file.parent for lines_file in path.glob("seed-*/jokes.jsonl"))
     if len(seeds) > 1:
         raise InvalidOption(f"'{path}' has {len(seeds)} seeds; give one of them, such as {seeds[0]}.")
     return seeds[0] if seeds else path

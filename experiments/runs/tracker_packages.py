@@ -157,14 +157,14 @@ class WandB:
     def begin(self, names: RunNames, id: str | None) -> str:
         import wandb
 
-        found = id or uuid.uuid4().hex[:8]
+        run_id = id or uuid.uuid4().hex[:8]
         names.folder.mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(
             project=names.project,
             name=names.name,
             group=names.group,
             config=dict(names.config),
-            id=found,
+            id=run_id,
             resume="allow" if names.online else None,
             mode="online" if names.online else "offline",
             dir=str(names.folder),
@@ -175,7 +175,7 @@ class WandB:
         )
         # The warm start and the learner both count their steps from 1, and W&B's own step may only grow.
         self.run.define_metric("*", step_metric="step")
-        return found
+        return run_id
 
     def metrics(self, stage: str, step: int, numbers: Numbers) -> None:
         self.run.log({"step": step, **numbers})

@@ -157,8 +157,8 @@ class _Begun:
     @classmethod
     def read(cls, folder: Path, tracker: str) -> _Begun:
         try:
-            found = json.loads((folder / RECORD).read_text(encoding="utf-8"))[tracker]
-            return cls(folder, tracker, str(found["id"]), dict(found["last"]), list(found["results"]))
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))[tracker]
+            return cls(folder, tracker, str(record["id"]), dict(record["last"]), list(record["results"]))
         except (OSError, ValueError, KeyError, TypeError):  # a damaged one only costs a second run in the tracker
             return cls(folder, tracker, None, {}, [])
 

@@ -31,10 +31,10 @@ def rows_of(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                found = json.loads(line)
+                record = json.loads(line)
             except ValueError:  # what a kill has torn
                 continue
-            rows.append({"seed": _number(folder), **found})
+            rows.append({"seed": _number(folder), **record})
     if not rows:
         stages = sorted({p.stem.removeprefix("evaluation-") for s in seeds for p in s.glob("evaluation-*.jsonl")})
         has = f" It was measured at the stages {', '.join(stages)}: give --stage." if stages else ""

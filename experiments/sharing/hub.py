@@ -76,9 +76,9 @@ def _stage_student(what: Path, repo: str, folder: Path, merged: bool) -> None:
         described["base"] = base = None
         (folder / "student.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     for config in sorted(folder.glob("*/adapter_config.json")):
-        told = json.loads(config.read_text(encoding="utf-8"))
-        told["base_model_name_or_path"] = base or repo  # not the path that it had here
-        config.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        adapter_config = json.loads(config.read_text(encoding="utf-8"))
+        adapter_config["base_model_name_or_path"] = base or repo  # not the path that it had here
+        config.write_text(json.dumps(adapter_config, indent=2) + "\n", encoding="utf-8")
     for page in folder.glob("**/README.md"):  # PEFT's, full of "more information needed"
         page.unlink()
     if merged:

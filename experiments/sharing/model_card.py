@@ -110,23 +110,25 @@ def _licence(what: str) -> str:
         return OWN_DATA
     path = Path(what)
     if path.is_file():
-        found: Counter[str] = Counter()
+        licences: Counter[str] = Counter()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found[str(json.loads(line).get("licence") or "unknown")] += 1
+                licences[str(json.loads(line).get("licence") or "unknown")] += 1
             except (ValueError, AttributeError):
                 continue
-        known = [name for name, _ in found.most_common() if name != "unknown"]
+        known = [name for name, _ in licences.most_common() if name != "unknown"]
         if known:
             return ", ".join(known)
     return UNKNOWN
 
 
 def _critics(spec: Spec) -> list[str]:
-    found = []
+    sentences = []
     for what, critics in (("taught", spec.critic), ("measured", spec.eval.critic or spec.critic)):
-        found += [f"- `{c.critic}` {what} it{_options(c.options)}: {_verdict(c.critic, c.options)}" for c in critics]
-    return found
+        sentences += [
+            f"- `{c.critic}` {what} it{_options(c.options)}: {_verdict(c.critic, c.options)}" for c in critics
+        ]
+    return sentences
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -148,11 +150,11 @@ def _verdict(critic: str, options: Mapping[str, Any]) -> str:
 
 def _hacks(spec: Spec) -> list[str]:
     """What pays with the critics that taught, by their cards."""
-    found = []
+    sentences = []
     for critic in spec.critic or spec.eval.critic:
         card = find_card(critic.critic, critic.options)
-        found += [f"- `{critic.critic}`: {sentence}" for sentence in (card.failing if card else ())]
-    return list(dict.fromkeys(found)) or [
+        sentences += [f"- `{critic.critic}`: {sentence}" for sentence in (card.failing if card else ())]
+    return list(dict.fromkeys(sentences)) or [
         "None is known of the critics that taught it, which says little where they have no card: read the lines above."
     ]
 
@@ -163,8 +165,10 @@ def _results(stages: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str
         low, high = numbers.get("low"), numbers.get("high")
         interval = "too few lines for one" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
         score = numbers.get("score")
-        told = "nothing was judged" if score is None else f"{score:.3f}"
-        rows.append((name, told, interval, f"{numbers.get('count') or 0:.0f}", f"{numbers.get('failures') or 0:.0f}"))
+        score_text = "nothing was judged" if score is None else f"{score:.3f}"
+        rows.append(
+            (name, score_text, interval, f"{numbers.get('count') or 0:.0f}", f"{numbers.get('failures') or 0:.0f}")
+        )
     return rows or [("none", "it was not measured", "none", "0", "0")]
 
 
@@ -187,7 +191,7 @@ def dataset_card(file: Path, repo: str, rows: Sequence[Mapping[str, Any]]) -> st
         name: Counter(str(row[name]) for row in rows if row.get(name)) for name in ("source", "critic", "licence")
     }
     licence = ", ".join(values["licence"]) or UNKNOWN
-    told = [
+    facts = [
         ("rows", str(len(rows))),
         ("columns", ", ".join(columns)),
         ("written by", ", ".join(values["source"]) or "a student of humor_env or whoever the file does not name"),
@@ -202,7 +206,7 @@ def dataset_card(file: Path, repo: str, rows: Sequence[Mapping[str, Any]]) -> st
                 "\n".join(header),
                 f"# {repo.rpartition('/')[2]}",
                 f"Humorous lines with the sentences they were made from, one a row, kept by humor_env {__version__}.",
-                _table(("what", "is"), told),
+                _table(("what", "is"), facts),
                 f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("{repo}", split="train")\n```',
             ]
         )

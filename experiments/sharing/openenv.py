@@ -184,8 +184,10 @@ class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
     def get_metadata(self) -> EnvironmentMetadata:
         from humor_env import __version__
 
-        told = f"Make a literal sentence humorous; the critic '{self.task.critic_name}' scores the line from 0 to 1."
-        return EnvironmentMetadata(name="humor_env", description=told, version=__version__)
+        description = (
+            f"Make a literal sentence humorous; the critic '{self.task.critic_name}' scores the line from 0 to 1."
+        )
+        return EnvironmentMetadata(name="humor_env", description=description, version=__version__)
 
     # What OpenEnv calls a TaskProvider: the prompts by split and place.
 

@@ -1,8 +1,8 @@
 """From a learner's own config dataclass to a checked table of a spec, so that a new learner needs no change here.
 
-    config = config_class(train)                       # PPOConfig: the dataclass of `train`'s first parameter
-    found = make_config(config, {"steps": 5}, seed=0)  # PPOConfig(steps=5, ..., seed=0)
-    plain(found)                                       # {"steps": 5, "batch_size": 64, ...}: what a TOML file can hold
+    Config = config_class(train)                        # PPOConfig: the dataclass of `train`'s first parameter
+    config = make_config(Config, {"steps": 5}, seed=0)  # PPOConfig(steps=5, ..., seed=0)
+    plain(config)                                       # {"steps": 5, "batch_size": 64, ...}: what a TOML file can hold
 
 Fields are checked by their own types, without conversion: a text is never read as a number. The field `seed` is the
 run's to give. `lr` is understood where the dataclass says `learning_rate`.
@@ -43,20 +43,20 @@ def config_class(train: Callable[..., Any], name: str = "") -> type:
             f"The learner '{called}' is a {type(train).__name__}; expected a function train(config, …)."
         )
     first = next(iter(inspect.signature(train).parameters.values()), None)
-    found: Any = None if first is None else first.annotation
-    if isinstance(found, str):
-        holder = SimpleNamespace(__annotations__={"config": found})
+    annotation: Any = None if first is None else first.annotation
+    if isinstance(annotation, str):
+        holder = SimpleNamespace(__annotations__={"config": annotation})
         module = inspect.getmodule(inspect.unwrap(train))
         try:
-            found = typing.get_type_hints(holder, globalns=vars(module) if module else {})["config"]
+            annotation = typing.get_type_hints(holder, globalns=vars(module) if module else {})["config"]
         except NameError:
-            found = None
-    if not (inspect.isclass(found) and dataclasses.is_dataclass(found)):
+            annotation = None
+    if not (inspect.isclass(annotation) and dataclasses.is_dataclass(annotation)):
         raise InvalidOption(
             f"The learner '{called}' does not say what its settings are: annotate the first parameter of its train "
             "function with a dataclass, as in train(config: MyConfig, env, student, log)."
         )
-    return found
+    return annotation
 
 
 def settings_model(config: type) -> type[BaseModel]:
@@ -105,12 +105,12 @@ def make_config(config: type, table: Mapping[str, Any], seed: int | None = None)
 
 
 def _build(config: type, model: BaseModel) -> Any:
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     hints = typing.get_type_hints(config)
     for name in model.model_fields_set:
         value = getattr(model, name)
-        given[name] = _build(hints[name], value) if isinstance(value, BaseModel) else value
-    return config(**given)
+        values[name] = _build(hints[name], value) if isinstance(value, BaseModel) else value
+    return config(**values)
 
 
 def _with_seed(config: Any, seed: int) -> Any:
@@ -133,12 +133,12 @@ def with_full_names(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(config: Any) -> dict[str, Any]:
     """The dataclass as data for a TOML file, without the seed, without None, without what only code can build."""
-    found = {}
+    table = {}
     for field in dataclasses.fields(config):
         value = _MISSING if field.name in OURS else _plain_value(getattr(config, field.name))
         if value is not _MISSING and value is not None:
-            found[field.name] = value
-    return found
+            table[field.name] = value
+    return table
 
 
 def _plain_value(value: Any) -> Any:

@@ -28,10 +28,10 @@ def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Prefer
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The preferences '{path}' cannot be read: {problem}.") from None
     known = {p.id: p for p in prompts}
-    found = [_read(line, f"{path}, line {n}", known) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not found:
+    preferences = [_read(line, f"{path}, line {n}", known) for n, line in enumerate(lines, start=1) if line.strip()]
+    if not preferences:
         raise InvalidOption(f"The preferences '{path}' hold no line.")
-    return found
+    return preferences
 
 
 def _read(line: str, where: str, known: dict[str, Prompt]) -> Preference:

@@ -313,16 +313,16 @@ def _settings(
     except HumorEnvError as problem:
         problems.append(f"{source.where((*at, 'name'))}: {problem}")
         return {}
-    given = {k: v for k, v in table.items() if not (at == ("learner",) and k in BESIDE_SETTINGS)}
+    settings = {k: v for k, v in table.items() if not (at == ("learner",) and k in BESIDE_SETTINGS)}
     if at == ("learner",) and not isinstance(table.get("preferences", ""), str):
         problems.append(f"{source.where((*at, 'preferences'))}: 'learner.preferences' should be the path of a file.")
     for short, full in SHORT_FORMS.items():
-        if short in given and full in given and short not in {f.name for f in dataclasses.fields(config)}:
+        if short in settings and full in settings and short not in {f.name for f in dataclasses.fields(config)}:
             problems.append(
-                f"{source.where((*at, short))}: '{short}' and '{full}' are one setting: found {given[short]!r} and "
-                f"{given[full]!r}. Give one of them."
+                f"{source.where((*at, short))}: '{short}' and '{full}' are one setting: found {settings[short]!r} and "
+                f"{settings[full]!r}. Give one of them."
             )
-    named = with_full_names(config, given)
+    named = with_full_names(config, settings)
     before = len(problems)
     table_read = checked(settings_model(config), named, at, source, problems)
     if table_read is None or len(problems) > before:

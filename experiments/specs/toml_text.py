@@ -49,11 +49,11 @@ def key_lines(text: str) -> dict[Path, int]:
 
 def _statements(text: str) -> list[tuple[int, str]]:
     """Lines at which a statement begins: not those inside a multi-line text or a list that goes on."""
-    found = []
+    statements = []
     quote, depth, place = "", 0, 0
     for number, line in enumerate(text.split("\n"), start=1):
         if not quote and depth == 0:
-            found.append((number, line))
+            statements.append((number, line))
             if header := _HEADER.match(line):
                 line = line[header.end() :].lstrip("]")
         place = 0
@@ -80,27 +80,27 @@ def _statements(text: str) -> list[tuple[int, str]]:
             place += len(mark) or 1
         if len(quote) == 1:
             quote = ""  # a one-line text ends with its line
-    return found
+    return statements
 
 
 def _parts(dotted: str) -> Path:
     """A key as written, quotes and dots understood by the TOML reader itself."""
-    found: list[str | int] = []
+    keys: list[str | int] = []
     table: Any = tomllib.loads(f"{dotted} = 0")
     while isinstance(table, dict):
         [(part, table)] = table.items()
-        found.append(part)
-    return tuple(found)
+        keys.append(part)
+    return tuple(keys)
 
 
 def _counted(path: Path, arrays: Mapping[Path, int]) -> Path:
     """The path with the number of the latest element after each array of tables in it."""
-    found: Path = ()
+    counted: Path = ()
     for part in path:
-        found = (*found, part)
-        if found in arrays:
-            found = (*found, arrays[found])
-    return found
+        counted = (*counted, part)
+        if counted in arrays:
+            counted = (*counted, arrays[counted])
+    return counted
 
 
 def dumps(table: Mapping[str, Any]) -> str:

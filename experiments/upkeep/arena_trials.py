@@ -36,13 +36,13 @@ def judged(
     chooser, chance = Chooser(lines, settings), random.Random(f"{seed} {choose}")
     for count in range(answers):
         rater = 1 + count % RATERS
-        found = chooser.next(rater)
-        assert found is not None and found.b is not None
-        ask = Ask(count, rater, "", found.a, found.b, found.turned, None, 0.0)
+        choice = chooser.next(rater)
+        assert choice is not None and choice.b is not None
+        ask = Ask(count, rater, "", choice.a, choice.b, choice.turned, None, 0.0)
         chooser.asked(ask)
-        wins = chance.random() < 1 / (1 + math.exp(taste[lines[found.b].system] - taste[lines[found.a].system]))
-        said = "first" if wins != found.turned else "second"
-        chooser.answered(Answered(ask, "answer", {"humor": said}, 0.0))
+        wins = chance.random() < 1 / (1 + math.exp(taste[lines[choice.b].system] - taste[lines[choice.a].system]))
+        side = "first" if wins != choice.turned else "second"
+        chooser.answered(Answered(ask, "answer", {"humor": side}, 0.0))
         if goal is not None and count % 10 == 9 and widest_gap(chooser) <= goal:
             return count + 1, widest_gap(chooser)
     return answers, widest_gap(chooser)
@@ -60,18 +60,21 @@ def widest_gap(chooser: Chooser) -> float:
 def shares(strengths_of: Sequence[float], answers: int = ANSWERS, seeds: int = SEEDS) -> list[float]:
     """For each seed the adaptive choice's answers over those of random pairs, for the same interval."""
     taste = {f"system {place}": float(t) for place, t in enumerate(strengths_of)}
-    found = []
+    fractions = []
     for seed in range(seeds):
         _, goal = judged(taste, "random", answers, seed=seed)
-        found.append(judged(taste, "adaptive", 3 * answers, goal, seed)[0] / answers)
-    return found
+        fractions.append(judged(taste, "adaptive", 3 * answers, goal, seed)[0] / answers)
+    return fractions
 
 
 def main() -> None:
     for taste in TASTES:
-        found = shares(taste)
-        told = ", ".join(f"{t:g}" for t in taste)
-        print(f"| {told} | {np.mean(found):.0%} | {min(found):.0%} to {max(found):.0%} |", flush=True)
+        fractions = shares(taste)
+        shown = ", ".join(f"{t:g}" for t in taste)
+        print(
+            f"| {shown} | {np.mean(fractions):.0%} | {min(fractions):.0%} to {max(fractions):.0%} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

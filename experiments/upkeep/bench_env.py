@@ -129,8 +129,8 @@ def measure(steps: int, memory_steps: int) -> list[tuple[str, str, str, str]]:
     row("Tokens-v0 / CartPole", f"{cart / token:.2f}", "≥ 0.5", cart / token >= 0.5)
 
     size = raw.table.size
-    one, many = TokensVectorEnv(critic=free, num_envs=1), TokensVectorEnv(critic=free, num_envs=256)
-    vector_one = batched(one, chance.integers(0, size, size=(max(steps // 4, 100), 1)))
+    one_env, many = TokensVectorEnv(critic=free, num_envs=1), TokensVectorEnv(critic=free, num_envs=256)
+    vector_one = batched(one_env, chance.integers(0, size, size=(max(steps // 4, 100), 1)))
     vector_many = batched(many, chance.integers(0, size, size=(max(steps // 256, 100), 256)))
     sync = gymnasium.make_vec(
         "humor_env/Tokens-v0",
@@ -175,8 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     for heading in ("what", "measured", "wanted", "holds"):
         table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=True)
     rows = measure(options.steps, options.memory_steps)
-    for one in rows:
-        table.add_row(*one)
+    for cells in rows:
+        table.add_row(*cells)
     Console(width=118).print(table)
     return int(any(verdict == "NO" for *_, verdict in rows))
 

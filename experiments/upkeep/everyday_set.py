@@ -87,8 +87,8 @@ _BRITISH = re.compile(
 def american(text: str) -> str:
     """The text with American spelling; the words, and how they are capitalised, stay."""
 
-    def spelled(found: re.Match[str]) -> str:
-        word = found.group()
+    def spelled(match: re.Match[str]) -> str:
+        word = match.group()
         if word == "Grey":
             return word
         new = "gray" if word.lower() == "grey" else _AMERICAN[word.lower()]
@@ -107,8 +107,8 @@ def content(text: str) -> frozenset[str]:
 
 def grams(text: str, n: int = 3) -> frozenset[tuple[str, ...]]:
     """Runs of `n` words; a shorter text is one run."""
-    found = words(text)
-    return frozenset(zip(*(found[i:] for i in range(n)), strict=False)) or frozenset([tuple(found)])
+    tokens = words(text)
+    return frozenset(zip(*(tokens[i:] for i in range(n)), strict=False)) or frozenset([tuple(tokens)])
 
 
 def texts(record: Record) -> list[str]:
@@ -124,19 +124,19 @@ class Near:
         self._holders: dict[Any, list[int]] = defaultdict(list)
 
     def add(self, label: Any, text: str) -> None:
-        found = self._features(text)
-        for feature in found:
+        features = self._features(text)
+        for feature in features:
             self._holders[feature].append(len(self._added))
-        self._added.append((label, found))
+        self._added.append((label, features))
 
     def overlaps(self, text: str, limit: float) -> Iterator[tuple[float, Any]]:
         """(Jaccard overlap, label) of each text that overlaps with this one by at least `limit`."""
-        found = self._features(text)
-        shared = Counter(other for feature in found for other in self._holders.get(feature, ()))
+        features = self._features(text)
+        shared = Counter(other for feature in features for other in self._holders.get(feature, ()))
         for other, common in shared.items():
             label, theirs = self._added[other]
-            if common >= limit * (len(found) + len(theirs) - common):
-                yield common / (len(found) + len(theirs) - common), label
+            if common >= limit * (len(features) + len(theirs) - common):
+                yield common / (len(features) + len(theirs) - common), label
 
 
 class Across:
@@ -157,8 +157,8 @@ class Across:
         for text in texts(record):
             checks += [(self._sentences, text, LINE_SENTENCE), (self._lines, text, LINES_ACROSS)]
             checks.append((self._runs, text, RUNS_ACROSS))
-        for found, text, limit in checks:
-            yield from (label for _, label in found.overlaps(text, limit))
+        for index, text, limit in checks:
+            yield from (label for _, label in index.overlaps(text, limit))
 
 
 def faults(record: Record) -> Iterator[str]:
@@ -177,8 +177,8 @@ def faults(record: Record) -> Iterator[str]:
         if text != " ".join(text.split()) or not text.isprintable() or not text:
             yield f"'{text}' is not one clean line."
             continue
-        if found := FORBIDDEN.search(text) or CAPITALS.search(text):
-            yield f"'{found.group()}' in '{text}' is against the house rules."
+        if match := FORBIDDEN.search(text) or CAPITALS.search(text):
+            yield f"'{match.group()}' in '{text}' is against the house rules."
         if plain and not ((text[0].isupper() or text[0] in "'\"") and text.rstrip("\"'").endswith((".", "?"))):
             yield f"'{text}' is not a sentence with a capital at its start and a full stop at its end."
         if len(text.split()) > MAX_WORDS:
@@ -232,7 +232,7 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
             continue
         literal = american(raw["literal"])
         lines = [{"text": american(line["text"]), "device": line["device"]} for line in raw["lines"]]
-        twin = next((found for line in lines for found in runs.overlaps(line["text"], LINES)), None)
+        twin = next((overlap for line in lines for overlap in runs.overlaps(line["text"], LINES)), None)
         if twin:
             refused.append((literal, f"A line is too near '{twin[1]}' (overlap {twin[0]:.2f})."))
             continue
@@ -264,7 +264,7 @@ def _split(is_ood: bool, room: dict[str, int], neighbors: Sequence[tuple[str, st
 
 def load_records(path: Path) -> list[Record]:
     """The records of a JSON-lines file; a line that is not JSON is named."""
-    found = []
+    records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
@@ -274,8 +274,8 @@ def load_records(path: Path) -> list[Record]:
             raise PromptError(f"{path}, line {number}: not valid JSON ({problem.msg}).") from None
         if not isinstance(record, dict):
             raise PromptError(f"{path}, line {number}: expected one JSON object per line, found {line[:60]}")
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,8 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made, refused = add(existing, written)
     for literal, reason in refused:
         print(f"refused: {literal} {reason}", file=sys.stderr)
-    if found := list(tics(made)):
-        print("Nothing was written, as the lines would repeat themselves:", *found, sep="\n", file=sys.stderr)
+    if repeats := list(tics(made)):
+        print("Nothing was written, as the lines would repeat themselves:", *repeats, sep="\n", file=sys.stderr)
         return 1
     asked.set.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made), encoding="utf-8")
     sizes = Counter(record["split"] for record in made)

@@ -153,14 +153,14 @@ def _own_comments(holder: type) -> dict[str, str]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             lines[token.start[0]] = token.string.lstrip("# ").strip()
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     field = ""
     for number, line in enumerate(source.splitlines(), start=1):
         begun = re.match(r"    (\w+): ", line)
         field = begun[1] if begun else "" if re.match(r"    \S", line) and not line.startswith("    )") else field
-        if field and number in lines and field not in found:
-            found[field] = lines[number]
-    return found
+        if field and number in lines and field not in comments:
+            comments[field] = lines[number]
+    return comments
 
 
 def settings_table(learner: str, meanings: Meanings) -> str:
@@ -284,9 +284,9 @@ def _cell(text: str) -> str:
 def fill_page(text: str, make: Callable[[str, str], str]) -> str:
     """The page with what `make(kind, name)` gives in each marked place."""
 
-    def filled(found: re.Match[str]) -> str:
-        table = make(found[2], found[3] or "").strip()
-        return f"{found[1]}{chr(10) if table else ''}{table}{chr(10) * 2 if table else ''}{found[5]}"
+    def filled(match: re.Match[str]) -> str:
+        table = make(match[2], match[3] or "").strip()
+        return f"{match[1]}{chr(10) if table else ''}{table}{chr(10) * 2 if table else ''}{match[5]}"
 
     return _MARK.sub(filled, text)
 
@@ -320,9 +320,9 @@ class Tables:
         if kind == "results":
             return self.results.results_table(self.root)
         made = self.results.curve(self.root, name, page) if kind == "curve" else self.results.trials(self.root, page)
-        told, files = made
+        table, files = made
         self.files |= files
-        return told
+        return table
 
 
 def pages(root: Path) -> list[Path]:

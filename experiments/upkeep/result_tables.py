@@ -50,12 +50,12 @@ def curve(root: Path, learner: str, page: Path) -> tuple[str, dict[Path, str]]:
         return "", {}
     path = root / "docs" / "images" / f"curve-{learner.replace('+', 'p')}.svg"
     link = Path(os.path.relpath(path, page.parent)).as_posix()
-    told = (
+    text = (
         f"![Held-out score of {learner} against the lines it wrote to learn from, mean over seeds]({link})\n\n"
         f"Mean over seeds {', '.join(map(str, bench.spec.seeds))} with 95 % intervals on dev prompts, each seed faint; "
         f"from `humor-env benchmark {bench.spec.name}`."
     )
-    return told, {path: svg}
+    return text, {path: svg}
 
 
 def trials(root: Path, page: Path) -> tuple[str, dict[Path, str]]:
@@ -92,8 +92,8 @@ def _curve(bench: Benchmark, learner: str) -> str | None:
             continue
         lines += [Line(system.label, x, y, faint=True) for x, y in curves]
         at = np.linspace(max(x[0] for x, _ in curves), max(max(x) for x, _ in curves), 12)
-        found = stats.mean_curve(curves, at)
-        value, low, high = ([getattr(f, n) for f in found] for n in ("value", "low", "high"))
+        intervals = stats.mean_curve(curves, at)
+        value, low, high = ([getattr(f, n) for f in intervals] for n in ("value", "low", "high"))
         lines.append(Line(system.label, at.tolist(), value, low, high))
     if not lines:
         return None

@@ -67,12 +67,12 @@ def build_site(root: Path, out: Path, *, docs: Path | None = None) -> str:
             text=True,
             check=False,
         )
-        said = (done.stdout + done.stderr).strip()
+        output = (done.stdout + done.stderr).strip()
         if done.returncode:
-            raise InvalidOption(f"The site was not built.\n{said}")
+            raise InvalidOption(f"The site was not built.\n{output}")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(place / "site", out)
-    return said
+    return output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

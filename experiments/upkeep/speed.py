@@ -17,7 +17,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +28,9 @@ from rich.table import Table
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.upkeep import speed_shapes
+from humor_env.experiments.upkeep.speed_shapes import GROUP, seconds_by_trl, some_reward, whole_words
 
-COMPLETIONS, LENGTH, GROUP, PROMPT_TOKENS, VOCABULARY = 64, 32, 8, 16, 4096
+COMPLETIONS, LENGTH, PROMPT_TOKENS, VOCABULARY = 64, 32, 16, 4096
 EQUAL = (
     f"equal for all: 4-layer, 256-wide Llama with {VOCABULARY} tokens, fp32, LoRA r=16 on all linear layers, "
     f"{COMPLETIONS} completions of {LENGTH} tokens, {GROUP} for each prompt of {PROMPT_TOKENS} tokens, KL to the "
@@ -58,15 +58,9 @@ VARIANTS = (
 def dense_model() -> tuple[Any, Any]:
     """The benchmark's random model and a tokenizer of whole words."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = ["<pad>", "<s>", "</s>"] + [f"w{i}" for i in range(VOCABULARY - 3)]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
-    )
+    tokenizer = whole_words(VOCABULARY)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -86,10 +80,6 @@ def dense_model() -> tuple[Any, Any]:
 
 def dense_prompts() -> list[str]:
     return [" ".join(f"w{(37 * i + 11 * j) % 4000}" for j in range(PROMPT_TOKENS - 1)) for i in range(64)]
-
-
-def some_reward(text: str) -> float:
-    return (sum(map(ord, text)) % 97) / 96
 
 
 def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str, Any]:
@@ -151,8 +141,8 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
             def metrics(self, step: int, numbers: Any) -> None:
                 marks.append(time.perf_counter())
 
-        one = sft.SFTConfig(epochs=steps, batch_size=COMPLETIONS, micro_batch=32)
-        sft.train(one, student, lines[:COMPLETIONS], (), Clock())
+        imitation_config = sft.SFTConfig(epochs=steps, batch_size=COMPLETIONS, micro_batch=32)
+        sft.train(imitation_config, student, lines[:COMPLETIONS], (), Clock())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         return {"steps": [b - a for a, b in itertools.pairwise(marks)], "phases": [], "peak_kb": peak}
     if algorithm == "ppo":
@@ -170,8 +160,6 @@ def run_ours(algorithm: str, steps: int, pocket: bool, variant: str) -> dict[str
 def run_trl(algorithm: str, steps: int, pocket: bool, micro_batch: int) -> dict[str, Any]:
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -190,49 +178,16 @@ def run_trl(algorithm: str, steps: int, pocket: bool, micro_batch: int) -> dict[
         model, tokenizer = dense_model()
         rows = Dataset.from_list([{"prompt": text} for text in dense_prompts()])
         longest = LENGTH
-    marks: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.append(time.perf_counter())
-
-    def reward(completions: Sequence[Any], **_: Any) -> Any:
-        return [some_reward(c if isinstance(c, str) else c[0]["content"]) for c in completions]
-
-    config_class: Any
-    trainer_class: Any
-    config_class, trainer_class = (GRPOConfig, GRPOTrainer) if algorithm == "grpo" else (RLOOConfig, RLOOTrainer)
-    with tempfile.TemporaryDirectory() as folder:
-        config = config_class(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=COMPLETIONS // micro_batch,
-            num_generations=GROUP,
-            max_completion_length=longest,
-            beta=0.05,
-            learning_rate=1e-3,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1000,
-            disable_tqdm=True,
-            seed=0,
-        )
-        trainer = trainer_class(
-            model=model,
-            reward_funcs=reward,
-            args=config,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[Clock()],
-        )
-        began = time.perf_counter()
-        trainer.train()
-    return {"steps": [b - a for a, b in zip([began, *marks], marks, strict=False)], "phases": []}
+    seconds = seconds_by_trl(
+        (GRPOConfig, GRPOTrainer) if algorithm == "grpo" else (RLOOConfig, RLOOTrainer),
+        (model, tokenizer),
+        rows,
+        lines=COMPLETIONS,
+        micro_batch=micro_batch,
+        max_steps=steps,
+        max_completion_length=longest,
+    )
+    return {"steps": seconds, "phases": []}
 
 
 def run_one(name: str, steps: int) -> dict[str, Any]:
@@ -308,10 +263,10 @@ def main(
     peaks: dict[str, float] = {}
     for _ in range(rounds):
         for name in names:
-            found = in_own_process(name, steps)
-            seconds[name] += found["steps"][2:]
-            phases[name] += found["phases"][2:]
-            peaks[name] = found.get("peak_kb", 0) / 1024
+            timings = in_own_process(name, steps)
+            seconds[name] += timings["steps"][2:]
+            phases[name] += timings["phases"][2:]
+            peaks[name] = timings.get("peak_kb", 0) / 1024
     medians = {n: statistics.median(s) for n, s in seconds.items()}
     peak = matmul_peak()
     show(medians, phases, peak, peaks)
@@ -320,9 +275,9 @@ def main(
 
 
 def measure_shape(
-    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, one: str, out: Path | None
+    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, way: str, out: Path | None
 ) -> None:
-    """The same with a real model's shape. `one` is the contender that this process is to be."""
+    """The same with a real model's shape. `way` is the contender that this process is to be."""
     try:
         speed_shapes.shape_of(shape)
         speed_shapes.check_device(device)
@@ -330,19 +285,19 @@ def measure_shape(
             raise InvalidOption(f"--lines is a multiple of 32, found {lines}.")
     except InvalidOption as problem:
         raise typer.BadParameter(str(problem)) from None
-    if one:
-        print(json.dumps(speed_shapes.run_one(one, shape, device, lines, tokens, steps)))
+    if way:
+        print(json.dumps(speed_shapes.run_one(way, shape, device, lines, tokens, steps)))
         return
     options = [f"--shape={shape}", f"--device={device}", f"--lines={lines}", f"--tokens={tokens}"]
     names = only.split(",") if only else speed_shapes.contenders(device)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    timings: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            found[name].append(in_own_process(name, steps, *options))
+            timings[name].append(in_own_process(name, steps, *options))
     peaks = speed_shapes.device_peaks(device)
-    speed_shapes.show(shape, device, lines, tokens, found, peaks)
+    speed_shapes.show(shape, device, lines, tokens, timings, peaks)
     if out:
-        out.write_text(json.dumps({"found": found, "peaks": peaks, "options": options}, indent=1) + "\n")
+        out.write_text(json.dumps({"found": timings, "peaks": peaks, "options": options}, indent=1) + "\n")
 
 
 def show(

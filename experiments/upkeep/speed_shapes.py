@@ -75,18 +75,25 @@ def shape_of(name: str) -> Shape:
     return SHAPES[name]
 
 
+def whole_words(vocabulary: int) -> Any:
+    """A tokenizer that knows this many words, three special ones among them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>"] + [f"w{i}" for i in range(vocabulary - 3)]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+
+
 def make_model(shape: Shape, device: str) -> tuple[Any, Any]:
     """A model with random weights, and a tokenizer of whole words whose chat template begins with COMMON tokens."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    words = ["<pad>", "<s>", "</s>"] + [f"w{i}" for i in range(shape.vocabulary - 3)]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
-    )
+    tokenizer = whole_words(shape.vocabulary)
     head = " ".join(["<s>", *(f"w{i}" for i in range(COMMON - 1))])
     tokenizer.chat_template = head + " {% for m in messages %}{{ m['content'] }}{% endfor %} w1"
     configs: dict[str, tuple[Any, Any]] = {
@@ -163,13 +170,44 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
 
 def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm: bool) -> dict[str, Any]:
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     model, tokenizer = make_model(shape, device)
     texts = make_prompts(lines, shape.vocabulary - 100)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
+    before = _memory(device)
+    taken = seconds_by_trl(
+        (GRPOConfig, GRPOTrainer),
+        (model, tokenizer),
+        rows,
+        lines=lines,
+        micro_batch=min(lines, 32),
+        device=device,
+        max_steps=steps + WARM_UP,
+        max_completion_length=tokens,
+        use_vllm=vllm,
+        vllm_mode="colocate",
+    )
+    return {"steps": taken[WARM_UP:], "phases": [], "memory": _memory(device) - before}
+
+
+def seconds_by_trl(
+    classes: tuple[Any, Any],
+    model_and_tokenizer: tuple[Any, Any],
+    rows: Any,
+    *,
+    lines: int,
+    micro_batch: int,
+    device: str = "cpu",
+    **settings: Any,
+) -> list[float]:
+    """The seconds of each step of one of TRL's trainers. `classes` are its config and trainer, such as
+    (GRPOConfig, GRPOTrainer); `settings` are more fields of the config."""
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+
+    model, tokenizer = model_and_tokenizer
+    config_class, trainer_class = classes
     marks: list[float] = []
 
     class Clock(TrainerCallback):
@@ -180,19 +218,15 @@ def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
 
-    def rewards(completions: Any, **_: Any) -> list[float | None]:
-        return [some_reward(c[0]["content"]) for c in completions]
+    def rewards(completions: Sequence[Any], **_: Any) -> list[float | None]:
+        return [some_reward(c if isinstance(c, str) else c[0]["content"]) for c in completions]
 
-    before = _memory(device)
     with tempfile.TemporaryDirectory() as folder:
-        micro_batch = min(lines, 32)
-        config = GRPOConfig(
+        config = config_class(
             output_dir=folder,
-            max_steps=steps + WARM_UP,
             per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=lines // micro_batch,
             num_generations=GROUP,
-            max_completion_length=tokens,
             beta=0.05,
             learning_rate=1e-3,
             bf16=device == "cuda",
@@ -203,10 +237,9 @@ def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm
             logging_steps=1000,
             disable_tqdm=True,
             seed=0,
-            use_vllm=vllm,
-            vllm_mode="colocate",
+            **settings,
         )
-        trainer = GRPOTrainer(
+        trainer = trainer_class(
             model=model,
             reward_funcs=rewards,
             args=config,
@@ -217,8 +250,7 @@ def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm
         )
         began = time.perf_counter()
         trainer.train()
-    taken = [b - a for a, b in zip([began, *marks], marks, strict=False)]
-    return {"steps": taken[WARM_UP:], "phases": [], "memory": _memory(device) - before}
+    return [b - a for a, b in zip([began, *marks], marks, strict=False)]
 
 
 def contenders(device: str) -> list[str]:
@@ -305,36 +337,36 @@ def show(
     device: str,
     lines: int,
     tokens: int,
-    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    timings: Mapping[str, Sequence[Mapping[str, Any]]],
     peaks: Mapping[str, float],
 ) -> None:
-    """`found` holds each contender's rounds."""
+    """`timings` holds each contender's rounds."""
     console = Console(width=120)
     measured = f"{peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} GB/s measured in this run"
     console.print(
         f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} of "
         f"them common to all; GRPO with {GROUP} lines a prompt; {measured}"
     )
-    medians = {name: statistics.median(s for one in rounds for s in one["steps"]) for name, rounds in found.items()}
+    medians = {name: statistics.median(s for each in rounds for s in each["steps"]) for name, rounds in timings.items()}
     peer = medians.get("trl-grpo")
     table = Table("contender", "seconds a step", "tokens a second", "vs TRL's GRPO", "memory beyond the model, MiB")
-    for name, rounds in found.items():
+    for name, rounds in timings.items():
         table.add_row(
             name,
             f"{medians[name]:.3f}",
             f"{lines * tokens / medians[name]:.0f}",
             f"{peer / medians[name]:.2f}x" if peer and name.startswith("ours") else "",
-            f"{max(one['memory'] for one in rounds):.0f}",
+            f"{max(each['memory'] for each in rounds):.0f}",
         )
     console.print(table)
-    for name, rounds in found.items():
-        phases = [p for one in rounds for p in one["phases"]]
+    for name, rounds in timings.items():
+        phases = [p for each in rounds for p in each["phases"]]
         if not phases:
             continue
         least = floor(SHAPES[shape], device, lines, tokens, 1 if name.endswith("ppo") else GROUP, peaks)
-        said = []
+        phase_texts = []
         for phase, seconds in least.items():
             took = statistics.median(p[f"seconds/{phase}"] for p in phases)
-            said.append(f"{phase} {took:.3f} s (floor {seconds:.3f})")
+            phase_texts.append(f"{phase} {took:.3f} s (floor {seconds:.3f})")
         mismatch = max(p["update/first_mismatch"] for p in phases)
-        console.print(f"{name}: " + "; ".join(said) + f"; the largest update/first_mismatch {mismatch:.4f}")
+        console.print(f"{name}: " + "; ".join(phase_texts) + f"; the largest update/first_mismatch {mismatch:.4f}")
