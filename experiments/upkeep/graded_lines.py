@@ -106,8 +106,14 @@ def agreement(rows: Sequence[Row], question: str, seed: int = 0) -> tuple[float,
         tables[prompts[row["prompt_id"]], row[question][0], row[question][1]] += 1
     size = len(prompts)
     drawn = generator(seed, "kappa").multinomial(size, [1 / size] * size, size=RESAMPLES)
-    low, high = np.nanquantile(kappa(np.einsum("rc,cij->rij", drawn, tables)), [0.025, 0.975])
+    resampled = kappa(np.einsum("rc,cij->rij", drawn, tables))
+    resampled = resampled[~np.isnan(resampled)]
+    low, high = np.quantile(resampled, [0.025, 0.975]) if len(resampled) else (np.nan, np.nan)
     return float(kappa(tables.sum(0))), float(low), float(high)
+
+
+def in_words(value: float, low: float, high: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -119,7 +125,7 @@ def table(rows: Sequence[Row]) -> str:
     for writer in ["all", *sorted({row["kind"] for row in rows})]:
         own = [row for row in rows if writer in ("all", row["kind"])]
         means = [np.mean([row[name] for row in own]) for name in ("funny", "meaning", "score")]
-        kappas = ["{:.2f} ({:.2f} to {:.2f})".format(*agreement(own, question)) for question in HIGHEST]
+        kappas = [in_words(*agreement(own, question)) for question in HIGHEST]
         lines.append(f"| {writer} | {len(own):,} | " + " | ".join([*(f"{mean:.2f}" for mean in means), *kappas]) + " |")
     return "\n".join(lines)
 
