@@ -14,10 +14,11 @@ LINK := rm -rf $(LINKS) && mkdir -p $(LINKS)/humor_env && \
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test check format lint types fast bench docs fix clean
+.PHONY: help demo real test check format lint types fast bench docs fix clean
 
 help:
 	@echo "make demo   teach a small student to be funny in the pocket world, a few minutes"
+	@echo "make real   teach a real small language model to be funny in English, about an hour"
 	@echo "make test   all tests"
 	@echo "make check  formatting, lint, types and the fast tests"
 	@echo "make bench  how fast the environments, the critics and a training step are"
@@ -27,6 +28,11 @@ help:
 
 demo: $(READY)
 	@$(BIN)/humor-env demo
+
+# Stopped and started again it goes on where it was.
+real: $(READY)
+	@if test -e runs/real/spec.toml; then $(BIN)/humor-env train runs/real --resume; \
+	else $(BIN)/humor-env train everyday-smollm2 --out runs/real; fi
 
 test: $(READY)
 	$(PYTEST)

@@ -53,7 +53,7 @@ def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
         hidden=128,
         max_length=96,
         lora_rank=8,
-        epochs=8,
+        epochs=8 if question == "funny" else 5,
         batch_size=32,
         lr=1e-3,
         head_lr=1e-3,
@@ -66,7 +66,7 @@ def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
     )
     if name == "everyday":
         return common
-    return replace(common, model="smollm2", layers=15, lora_rank=4, pool="last", epochs=4, lr=5e-4)
+    return replace(common, model="smollm2", layers=12, lora_rank=4, pool="last", epochs=3, lr=5e-4)
 
 
 def set_of(rows: Sequence[Row], question: str) -> CriticSet:
@@ -79,13 +79,13 @@ def set_of(rows: Sequence[Row], question: str) -> CriticSet:
     return CriticSet(question, tuple(ratings))
 
 
-def train(name: str, seed: int) -> None:
-    """Train both questions and put what is small of them into the package."""
+def train(name: str, questions: Sequence[str], seed: int) -> None:
+    """Train a model for each question and put what is small of them into the package."""
     from humor_env.rewards.trained.critic_data import scale_of, split
     from humor_env.rewards.trained.train_critic import train as fit
 
     rows = [row for row in bundled() if row["use"] == name]
-    for question in QUESTIONS:
+    for question in questions:
         graded, config = set_of(rows, question), configuration(name, question, seed)
         with tempfile.TemporaryDirectory() as made:
             result = fit(config, [graded], made, on_progress=show)
@@ -177,11 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train one of the two into the package")
     training.add_argument("critic", choices=NAMES)
+    training.add_argument("--question", choices=QUESTIONS, help="only this one; both without it")
     training.add_argument("--seed", type=int, default=0)
     commands.add_parser("measure", help="agreement with the grades of test sentences")
     options = parser.parse_args(arguments)
     if options.command == "train":
-        train(options.critic, options.seed)
+        train(options.critic, [options.question] if options.question else QUESTIONS, options.seed)
     else:
         print(measure())
     return 0

@@ -52,6 +52,10 @@ _POCKET_ONLY = (
     "It reads sentences of the pocket world only, so nobody's ratings of other texts can be held against it.",
 )
 _GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
+_GRADED = (
+    "It learnt from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
+    "Other prompts are foreign to it: audit it on yours.",
+)
 _UNTRAINED = (
     "Untrained models of 2 to 9 billion parameters agreed with people on 50 to 57 % of pairs (HumorLoRA repository, "
     "2026): audit yours."
@@ -82,6 +86,12 @@ _NAMED = (
         setting="Every text on a prompt plays the others.",
         limits=(*_POCKET_ONLY, "A score compares siblings of one call and says nothing across calls."),
     ),
+    Setting("everyday", prompts=("everyday",), limits=_GRADED),
+    Setting(
+        "everyday-judge", prompts=("everyday",),
+        limits=(*_GRADED, "It measures what `everyday` has taught: a student must not learn from it."),
+    ),
+    Setting("everyday-judge", "judge", prompts=("everyday",), limits=_GRADED),
     Setting(
         "lift", options={"critic": "pocket", "prompts": "shown"}, prompts=("pocket",),
         setting="The critic 'pocket' under the own prompt and under four of the others.",
