@@ -75,7 +75,7 @@ class PromptSet:
         return f"PromptSet('{self.name}', {self._sizes()})"
 
     def _sizes(self) -> str:
-        return ", ".join(f"{split}: {len(found)}" for split, found in self._by_split.items())
+        return ", ".join(f"{split}: {len(prompts)}" for split, prompts in self._by_split.items())
 
     def split(self, split: str) -> tuple[Prompt, ...]:
         """The prompts of one split, in the set's own order; an empty split is an error."""
@@ -83,12 +83,12 @@ class PromptSet:
             raise InvalidOption(
                 f"No split is called '{split}'.{did_you_mean(split, SPLITS)} Known: {', '.join(SPLITS)}."
             )
-        found = self._by_split.get(split)
-        if not found:
+        prompts = self._by_split.get(split)
+        if not prompts:
             raise PromptError(
                 f"The prompt set '{self.name}' has no prompt in the split '{split}'. It has {self._sizes()}."
             )
-        return tuple(found)
+        return tuple(prompts)
 
     def get(self, prompt_id: str) -> Prompt:
         prompt = self._by_id.get(prompt_id)
@@ -176,15 +176,15 @@ def load_prompts(what: str | PromptSet | Iterable[str | Prompt], **options: Any)
     return _as_set("given", what)
 
 
-def _as_set(name: str, found: object) -> PromptSet:
-    if isinstance(found, PromptSet):
-        return found
-    if isinstance(found, (str, Mapping)) or not isinstance(found, Iterable):
+def _as_set(name: str, source: object) -> PromptSet:
+    if isinstance(source, PromptSet):
+        return source
+    if isinstance(source, (str, Mapping)) or not isinstance(source, Iterable):
         raise PromptError(
-            f"The prompts '{name}' are a PromptSet or a list of texts or Prompts, found {type(found).__name__}."
+            f"The prompts '{name}' are a PromptSet or a list of texts or Prompts, found {type(source).__name__}."
         )
     prompts = []
-    for index, item in enumerate(found):
+    for index, item in enumerate(source):
         if isinstance(item, str):
             item = Prompt(f"{name}-{index}", item)
         if not isinstance(item, Prompt):

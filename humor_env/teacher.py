@@ -157,12 +157,12 @@ class TeacherBuffer:
     def scored(self, critic: str | Critic, batch_size: int = 256, **options: Any) -> TeacherBuffer:
         """The same demonstrations in memory, each with the critic's score, or None where it could not judge."""
         judge = cast(Critic, critics.make(critic, **options))
-        found: list[Demonstration] = []
+        demonstrations: list[Demonstration] = []
         for start in range(0, len(self._items), batch_size):
             batch = self._items[start : start + batch_size]
             judgements = judge([Joke(d.prompt, d.text, author="teacher") for d in batch])
-            found += [replace(d, score=j.score) for d, j in zip(batch, judgements, strict=True)]
-        return TeacherBuffer(None, found)
+            demonstrations += [replace(d, score=j.score) for d, j in zip(batch, judgements, strict=True)]
+        return TeacherBuffer(None, demonstrations)
 
     def filter(
         self, critic: str | Critic | None = None, at_least: float = 0.5, batch_size: int = 256, **options: Any
@@ -268,13 +268,13 @@ def _first_new(buffer: TeacherBuffer, fresh: Sequence[Demonstration], room: int)
 
 def everyday_lines() -> TeacherBuffer:
     """The bundled everyday sentences with the paraphrases written for them, in memory."""
-    found = []
+    demonstrations = []
     text = files("humor_env.data").joinpath("everyday.jsonl").read_text(encoding="utf-8")
     for line in text.splitlines():
         row = json.loads(line)
         prompt = Prompt(row["id"], row["literal"], split=row["split"])
-        found += [Demonstration(prompt, each["text"], row["source"], row["licence"]) for each in row["lines"]]
-    return TeacherBuffer(None, found)
+        demonstrations += [Demonstration(prompt, each["text"], row["source"], row["licence"]) for each in row["lines"]]
+    return TeacherBuffer(None, demonstrations)
 
 
 @cache

@@ -375,7 +375,7 @@ def _written(table: TokenTable, ids: object) -> list[int]:
     if (
         not isinstance(ids, list)
         or len(ids) > table.max_tokens
-        or not all(isinstance(one, int) and 0 <= one < table.size for one in ids)
+        or not all(isinstance(token, int) and 0 <= token < table.size for token in ids)
     ):
         raise CheckpointError("The saved tokens do not fit this environment's tokenizer and max_tokens.")
     return ids

@@ -177,11 +177,11 @@ class AnthropicClient:
         try:
             message = await self._sdk.messages.create(**self.parameters(request))
         except anthropic.APIStatusError as problem:
-            said = problem.api_message or problem.type or "no explanation"
+            explanation = problem.api_message or problem.type or "no explanation"
             headers = problem.response.headers
             if headers.get("location"):
-                said = address.redirected(headers["location"])
-            raise from_status(self.where, problem.status_code, str(said), headers.get("retry-after")) from None
+                explanation = address.redirected(headers["location"])
+            raise from_status(self.where, problem.status_code, str(explanation), headers.get("retry-after")) from None
         except anthropic.CredentialsError:
             raise CallFailed("rejected", "Anthropic: the stored credentials cannot be used", status=401) from None
         except anthropic.AnthropicError as problem:

@@ -101,10 +101,10 @@ class AnthropicBatchClient(AnthropicClient):
             for batch, keys in batches.items():  # the service works on all of them meanwhile
                 await self._collect(batch, keys, work)
         except anthropic.APIStatusError as problem:
-            said = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
+            message = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
             if problem.status_code in (401, 402, 403):
-                raise CredentialError(f"{said}. Check the key, its rights and the account's credit.") from None
-            raise JudgingFailed(f"{said}. Batches that were taken are remembered: start again to go on.") from None
+                raise CredentialError(f"{message}. Check the key, its rights and the account's credit.") from None
+            raise JudgingFailed(f"{message}. Batches that were taken are remembered: start again to go on.") from None
         except anthropic.AnthropicError as problem:
             raise JudgingFailed(
                 f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "
