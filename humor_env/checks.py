@@ -24,12 +24,12 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.utils.env_checker import data_equivalence
 
 from humor_env import registry
-from humor_env.critic_memory import show, with_memory
-from humor_env.episode import checked_reply
+from humor_env.episodes.critic_memory import show, with_memory
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import HumorEnvError, InvalidAction, ResetNeeded
 from humor_env.findings import AWKWARD_TEXTS, Broken, Finding, report, short
 from humor_env.prompts import PromptSet, load_prompts
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Critic, Joke, Judge, Judgement, Prompt, Verdict, critic_name
 
 MAX_STEPS = 10_000  # an episode of words that has not ended by then does not end
@@ -47,8 +47,8 @@ def check_critic(
     """Try a critic on its contract and on awkward texts. `tolerance` is how far two scores of one joke may differ.
 
     A judgement with an error counts as sound for awkward texts (the critic may decline), an exception never does. A
-    critic with a memory (`humor_env.critic_memory`) is asked each time from the state it came in, and left in it; what
-    it will pay late in a run cannot be checked.
+    critic with a memory (`humor_env.episodes.critic_memory`) is asked each time from the state it came in, and left in
+    it; what it will pay late in a run cannot be checked.
     """
     asked = list(load_prompts(prompts))[:4]
     name = critic_name(critic)

@@ -3,7 +3,7 @@
     prompts = load_prompts("pocket")                          # bundled, or any registered name
     prompts = load_prompts("mine.jsonl")                      # one JSON object a line: {"text": "The bus was late."}
     prompts = load_prompts("hf:owner/dataset", text="sentence", limit=5000)
-    prompts = load_prompts("flute:sarcasm_train.jsonl")       # or "isarcasm:train.En.csv": see `humor_env.human_pairs`
+    prompts = load_prompts("flute:sarcasm_train.jsonl")       # or "isarcasm:train.En.csv": see `sources/human_pairs.py`
     stream = PromptStream(prompts.split("train"), seed=0)
     stream.next()                                             # every prompt once per epoch, each epoch in a new order
 
@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from humor_env import prompt_files, registry
+from humor_env import registry
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, did_you_mean
+from humor_env.shared.streams import generator, stream_seed
+from humor_env.sources import prompt_files
 from humor_env.spaces import is_encodable
-from humor_env.streams import generator, stream_seed
 from humor_env.types import SPLITS, Prompt
 
 _SPLIT_NAMES = {
@@ -162,7 +163,7 @@ class PromptStream:
 def load_prompts(what: str | PromptSet | Iterable[str | Prompt], **options: Any) -> PromptSet:
     """A prompt set from a name, a file, a Hugging Face dataset, or live texts (which land in the split "train")."""
     if isinstance(what, str):
-        from humor_env import human_pairs  # it makes prompt sets, so it imports this module
+        from humor_env.sources import human_pairs  # it makes prompt sets, so it imports this module
 
         if human_pairs.is_pairs(what):
             if options:

@@ -23,10 +23,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from humor_env import exports, human_pairs
+from humor_env import exports
 from humor_env.errors import InvalidOption, PromptError
-from humor_env.line_file import LineFile
 from humor_env.registry import critics
+from humor_env.shared.line_file import LineFile
+from humor_env.sources import human_pairs
 from humor_env.types import SPLITS, Critic, Demonstration, Joke, Prompt, critic_name
 
 
@@ -291,7 +292,8 @@ def pocket_lines(n: int = 3, seed: int = 0) -> TeacherBuffer:
 
 def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
     """Teacher lines from plain data: "pocket", "everyday" (both bundled), "isarcasm:FILE" and "flute:FILE" (see
-    `humor_env.human_pairs`), or the path of a buffer that exists. A live buffer, or anything with `lines_for`, passes.
+    `humor_env.sources.human_pairs`), or the path of a buffer that exists. A live buffer, or anything with `lines_for`,
+    passes.
     """
     if not isinstance(what, (str, os.PathLike)):
         return what

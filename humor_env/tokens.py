@@ -21,9 +21,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from humor_env.env import HumorEnv
+from humor_env.episodes.token_table import TokenTable
 from humor_env.errors import CheckpointError, InvalidAction, ResetNeeded
 from humor_env.prompts import PromptSet
-from humor_env.token_table import TokenTable
 from humor_env.types import Critic, Joke, Judgement, Prompt
 from humor_env.vector import HumorVectorEnv, some
 

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from humor_env.env import check_fingerprint, check_render_mode, new_stream, restored, scene
-from humor_env.episode import Episode, Task, check_options
+from humor_env.episodes.episode import Episode, Task, check_options
 from humor_env.errors import CheckpointError, InvalidAction, InvalidOption, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
 from humor_env.spaces import UnicodeText, refusal

@@ -16,9 +16,9 @@ from typing import Any
 
 from humor_env.errors import InvalidOption, did_you_mean, unknown_name
 from humor_env.llm.budget import Budget
-from humor_env.llm.limited import LimitedClient
+from humor_env.llm.clients.limited import LimitedClient
+from humor_env.llm.clients.retry import Policy
 from humor_env.llm.protocol import Client
-from humor_env.llm.retry import Policy
 from humor_env.registry import clients
 
 SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
@@ -60,15 +60,15 @@ def make_client(
 
 
 def _anthropic(service: str, model: str, client_options: dict[str, Any]) -> Client:
-    from humor_env.llm.anthropic import DEFAULT_MODEL, AnthropicClient
-    from humor_env.llm.batches import AnthropicBatchClient
+    from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient
+    from humor_env.llm.clients.batches import AnthropicBatchClient
 
     kind = AnthropicClient if service == "anthropic" else AnthropicBatchClient
     return kind(model or DEFAULT_MODEL, **_checked(kind, client_options))
 
 
 def _openai(model: str, client_options: dict[str, Any]) -> Client:
-    from humor_env.llm.openai import OpenAIClient
+    from humor_env.llm.clients.openai import OpenAIClient
 
     if not model:
         raise InvalidOption("An OpenAI-compatible server needs a model: 'openai:MODEL@http://127.0.0.1:8000/v1'.")
@@ -76,7 +76,7 @@ def _openai(model: str, client_options: dict[str, Any]) -> Client:
 
 
 def _local(folder: str, options: Mapping[str, Any]) -> Client:
-    from humor_env.llm.local import LocalClient
+    from humor_env.llm.clients.local import LocalClient
 
     if not folder:
         raise InvalidOption("A local model needs a folder or a model's name: 'local:path/to/model'.")

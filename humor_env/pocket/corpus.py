@@ -23,7 +23,7 @@ import numpy as np
 from humor_env.errors import InvalidOption
 from humor_env.pocket.lexicon import FILES, Lexicon, Reaction, Witness
 from humor_env.pocket.splits import noun
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 Item = TypeVar("Item")
 

@@ -28,7 +28,7 @@ from humor_env.pocket import load_world
 from humor_env.pocket.habits import Habit
 from humor_env.pocket.lexicon import Frame, Reaction, Subject, Witness
 from humor_env.pocket.world import PocketWorld
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Demonstration, Prompt
 
 Thing = TypeVar("Thing")

@@ -23,8 +23,8 @@ from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Budget, most_tokens
 from humor_env.llm.protocol import OnReply, Reply, Request, escaped
 from humor_env.llm.replies import read
-from humor_env.precision import in_paying_precision
-from humor_env.streams import stream_seed
+from humor_env.shared.precision import in_paying_precision
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Usage
 
 if TYPE_CHECKING:

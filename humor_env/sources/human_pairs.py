@@ -16,9 +16,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from humor_env import prompt_files
 from humor_env.errors import PromptError
 from humor_env.prompts import PromptSet, comparable, split_by_hash
+from humor_env.sources import prompt_files
 from humor_env.types import Demonstration, Prompt
 
 # How a file says that a row is sarcastic, and its columns of the literal and of the sarcastic side.

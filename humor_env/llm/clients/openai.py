@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from humor_env.errors import CredentialError, MissingExtra
-from humor_env.llm import address, background
 from humor_env.llm.budget import Budget, most_tokens, reported
-from humor_env.llm.failed_calls import failed_connection, from_status, garbled
+from humor_env.llm.clients import address, background
+from humor_env.llm.clients.failed_calls import failed_connection, from_status, garbled
+from humor_env.llm.clients.retry import Caller, OnWait, Policy
 from humor_env.llm.prices import price_of
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
-from humor_env.llm.retry import Caller, OnWait, Policy
 from humor_env.types import Usage
 
 SERVICE = "api.openai.com"

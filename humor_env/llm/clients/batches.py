@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
-from humor_env.llm import background
-from humor_env.llm.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
 from humor_env.llm.budget import Budget
-from humor_env.llm.failed_calls import redact
+from humor_env.llm.clients import background
+from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
+from humor_env.llm.clients.failed_calls import redact
+from humor_env.llm.clients.retry import Policy
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.protocol import OnReply, Reply, Request
-from humor_env.llm.retry import Policy
 from humor_env.types import NO_USAGE, Usage
 
 
