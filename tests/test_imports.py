@@ -175,7 +175,7 @@ def test_no_file_is_too_long_to_read():
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
-def test_no_folder_has_too_many_files_to_overlook():
+def test_no_folder_has_too_many_files():
     """A list of 25 names does not say which of them belong together: past 16 some need a folder of their own."""
     counts = collections.Counter(str(path.parent.relative_to(ROOT)) for path in FILES)
     assert {folder: count for folder, count in counts.items() if count > 16} == {}
