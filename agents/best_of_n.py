@@ -23,9 +23,9 @@ from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 

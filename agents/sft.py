@@ -33,7 +33,7 @@ from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_r
 from humor_env.agents.update.imitation import encode, sft_loss
 from humor_env.agents.update.minibatch import Minibatch, my_examples
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Demonstration
 
 

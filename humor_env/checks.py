@@ -24,12 +24,12 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.utils.env_checker import data_equivalence
 
 from humor_env import registry
-from humor_env.critic_memory import show, with_memory
-from humor_env.episode import checked_reply
+from humor_env.episodes.critic_memory import show, with_memory
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import HumorEnvError, InvalidAction, ResetNeeded
 from humor_env.findings import AWKWARD_TEXTS, Broken, Finding, report, short
 from humor_env.prompts import PromptSet, load_prompts
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Critic, Joke, Judge, Judgement, Prompt, Verdict, critic_name
 
 MAX_STEPS = 10_000  # an episode of words that has not ended by then does not end
@@ -47,17 +47,17 @@ def check_critic(
     """Try a critic on its contract and on awkward texts. `tolerance` is how far two scores of one joke may differ.
 
     A judgement with an error counts as sound for awkward texts (the critic may decline), an exception never does. A
-    critic with a memory (`humor_env.critic_memory`) is asked each time from the state it came in, and left in it; what
-    it will pay late in a run cannot be checked.
+    critic with a memory (`humor_env.episodes.critic_memory`) is asked each time from the state it came in, and left in
+    it; what it will pay late in a run cannot be checked.
     """
     asked = list(load_prompts(prompts))[:4]
     name = critic_name(critic)
     remembering = with_memory([critic])
-    before = [copy.deepcopy(one.get_state()) for one in remembering]
+    before = [copy.deepcopy(memory.get_state()) for memory in remembering]
 
     def go_back() -> None:
-        for one, state in zip(remembering, before, strict=True):
-            one.set_state(copy.deepcopy(state))
+        for memory, state in zip(remembering, before, strict=True):
+            memory.set_state(copy.deepcopy(state))
 
     def ask(jokes: Sequence[Joke]) -> list[Judgement]:
         go_back()
@@ -72,9 +72,9 @@ def check_critic(
         return f"as many judgements as jokes, for 0, 1, 2 and {len(jokes)}."
 
     def input_unharmed() -> str:
-        given = list(jokes)
-        ask(given)
-        if given != jokes:
+        copied = list(jokes)
+        ask(copied)
+        if copied != jokes:
             raise Broken("the list of jokes was changed: copy it before sorting or popping.")
         return "the list of jokes was left as it was."
 
@@ -110,7 +110,7 @@ def check_critic(
         return [judgement.score for judgement in checked_reply(critic, name, jokes, strict=True)]
 
     def states() -> list[object]:
-        return [one.get_state() for one in remembering]
+        return [memory.get_state() for memory in remembering]
 
     def asking() -> str:
         ask(jokes)
@@ -126,8 +126,8 @@ def check_critic(
         show(remembering, jokes)
         kept, first = json.dumps(states(), allow_nan=False), scores()
         go_back()
-        for one, state in zip(remembering, json.loads(kept), strict=True):
-            one.set_state(state)
+        for memory, state in zip(remembering, json.loads(kept), strict=True):
+            memory.set_state(state)
         if json.dumps(states(), allow_nan=False) != kept:
             raise Broken("get_state() after set_state(state) gives another state: a resumed run would differ.")
         if scores() != first:
@@ -169,16 +169,16 @@ def check_judge(
     texts = [(p, [Joke(p, line.format(p.text.rstrip("."))) for line in lines]) for p in asked]
     pairs = [pair for _, jokes in texts for pair in combinations(jokes, 2)]
 
-    def ask(given: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
-        found = list(judge(given))
-        if len(found) != len(given):
-            raise Broken(f"{len(given)} pairs got {len(found)} verdicts: one for each is expected, in order.")
-        for verdict in found:
+    def ask(asked: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
+        verdicts = list(judge(asked))
+        if len(verdicts) != len(asked):
+            raise Broken(f"{len(asked)} pairs got {len(verdicts)} verdicts: one for each is expected, in order.")
+        for verdict in verdicts:
             if not isinstance(verdict, Verdict):
                 raise Broken(f"a {type(verdict).__name__} came back; expected humor_env.Verdict objects.")
             if verdict.probability is None and verdict.error is None:
                 raise Broken("a verdict has neither a probability nor an error.")
-        return found
+        return verdicts
 
     def length() -> str:
         for count in (0, 1, 2, len(pairs)):
@@ -186,9 +186,9 @@ def check_judge(
         return f"as many verdicts as pairs, for 0, 1, 2 and {len(pairs)}."
 
     def input_unharmed() -> str:
-        given = list(pairs)
-        ask(given)
-        if given != pairs:
+        copied = list(pairs)
+        ask(copied)
+        if copied != pairs:
             raise Broken("the list of pairs was changed: copy it before sorting or popping.")
         return "the list of pairs was left as it was."
 
@@ -207,10 +207,10 @@ def check_judge(
 
     def both_ways() -> str:
         straight, turned = ask(pairs), ask([(b, a) for a, b in pairs])
-        for pair, one, other in zip(pairs, straight, turned, strict=True):
-            back = None if other.probability is None else 1 - other.probability
+        for pair, first, second in zip(pairs, straight, turned, strict=True):
+            back = None if second.probability is None else 1 - second.probability
             try:
-                _alike("shown the other way round", pair, one.probability, back, max(tolerance, 1e-6))
+                _alike("shown the other way round", pair, first.probability, back, max(tolerance, 1e-6))
             except Broken as broken:
                 raise Broken(f"{broken} Ask in both orders: humor_env.rewards.shared.both_orders.") from None
         return "a pair shown the other way round gets the opposite verdict."
@@ -251,16 +251,16 @@ def _alike(what: str, pair: tuple[Joke, Joke], a: float | None, b: float | None,
 
 def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Finding]:
     """Try a prompt set: a name, a file, `hf:` and a dataset's name, or live prompts."""
-    given = prompts if isinstance(prompts, (str, PromptSet)) else list(prompts)
+    source = prompts if isinstance(prompts, (str, PromptSet)) else list(prompts)
     loaded: list[PromptSet] = []
 
     def loads() -> str:
-        loaded.append(load_prompts(given))
+        loaded.append(load_prompts(source))
         return f"{loaded[0]!r}: ids are unique, no text is in two splits."
 
     def repeatable() -> str:
         again = load_prompts(prompts)
-        if again.prompts != load_prompts(given).prompts:
+        if again.prompts != load_prompts(source).prompts:
             raise Broken("loaded again, the prompts are others: a run could not be repeated or resumed.")
         return "loaded again, it holds the same prompts in the same order."
 

@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from humor_env.episode import Episode, Task, check_options, reset_info, step_info
+from humor_env.episodes.episode import Episode, Task, check_options, reset_info, step_info
 from humor_env.errors import CheckpointError, InvalidAction, InvalidRenderMode, PromptError, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
 from humor_env.spaces import refusal
@@ -28,7 +28,7 @@ RENDER_MODES = ("ansi", "human")
 
 
 class HumorEnv(gymnasium.Env[str, str]):
-    """One episode at a time. See `humor_env.episode` for rewards, and `info` for what the critic said.
+    """One episode at a time. See `humor_env.episodes.episode` for rewards, and `info` for what the critic said.
 
     `space="text"` uses Gymnasium's stock `Text` space; `attempts` above 1 lets the student revise its line.
     """

@@ -55,7 +55,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
             f"{unscored} of {len(items)} demonstrations have no score, and an episode needs a reward: "
             "use buffer.scored(critic).to_minari(...)."
         )
-    shown, said = [_storable(d.prompt.text) for d in items], [_storable(d.text) for d in items]
+    shown, lines = [_storable(d.prompt.text) for d in items], [_storable(d.text) for d in items]
     episodes = [
         EpisodeBuffer(
             id=i,
@@ -66,7 +66,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
             truncations=[False],
             infos={},
         )
-        for i, (d, prompt, line) in enumerate(zip(items, shown, said, strict=True))
+        for i, (d, prompt, line) in enumerate(zip(items, shown, lines, strict=True))
     ]
     with warnings.catch_warnings():
         # It wants an author's address and a link to code, which lines of text do not have.
@@ -75,7 +75,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
             dataset_id,
             episodes,
             observation_space=_text_space(shown),
-            action_space=_text_space(said),
+            action_space=_text_space(lines),
             algorithm_name=", ".join(sorted({d.source for d in items})),
             data_format=data_format,
         )
@@ -96,11 +96,11 @@ def register_minari_spaces() -> None:
     from humor_env.spaces import UnicodeText
 
     def write(space: UnicodeText, to_string: bool = True) -> dict[str, Any] | str:
-        told = {"type": "UnicodeText", "max_length": space.max_length, "min_length": space.min_length}
-        return json.dumps(told) if to_string else told
+        description = {"type": "UnicodeText", "max_length": space.max_length, "min_length": space.min_length}
+        return json.dumps(description) if to_string else description
 
-    def read(told: dict[str, Any]) -> UnicodeText:
-        return UnicodeText(told["max_length"], min_length=told["min_length"])
+    def read(description: dict[str, Any]) -> UnicodeText:
+        return UnicodeText(description["max_length"], min_length=description["min_length"])
 
     serialize_space.register(UnicodeText, write)
     deserialize_space.register("UnicodeText")(read)

@@ -3,7 +3,7 @@
     prompts = load_prompts("pocket")                          # bundled, or any registered name
     prompts = load_prompts("mine.jsonl")                      # one JSON object a line: {"text": "The bus was late."}
     prompts = load_prompts("hf:owner/dataset", text="sentence", limit=5000)
-    prompts = load_prompts("flute:sarcasm_train.jsonl")       # or "isarcasm:train.En.csv": see `humor_env.human_pairs`
+    prompts = load_prompts("flute:sarcasm_train.jsonl")       # or "isarcasm:train.En.csv": see `sources/human_pairs.py`
     stream = PromptStream(prompts.split("train"), seed=0)
     stream.next()                                             # every prompt once per epoch, each epoch in a new order
 
@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from humor_env import prompt_files, registry
+from humor_env import registry
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, did_you_mean
+from humor_env.shared.streams import generator, stream_seed
+from humor_env.sources import prompt_files
 from humor_env.spaces import is_encodable
-from humor_env.streams import generator, stream_seed
 from humor_env.types import SPLITS, Prompt
 
 _SPLIT_NAMES = {
@@ -75,7 +76,7 @@ class PromptSet:
         return f"PromptSet('{self.name}', {self._sizes()})"
 
     def _sizes(self) -> str:
-        return ", ".join(f"{split}: {len(found)}" for split, found in self._by_split.items())
+        return ", ".join(f"{split}: {len(prompts)}" for split, prompts in self._by_split.items())
 
     def split(self, split: str) -> tuple[Prompt, ...]:
         """The prompts of one split, in the set's own order; an empty split is an error."""
@@ -83,12 +84,12 @@ class PromptSet:
             raise InvalidOption(
                 f"No split is called '{split}'.{did_you_mean(split, SPLITS)} Known: {', '.join(SPLITS)}."
             )
-        found = self._by_split.get(split)
-        if not found:
+        prompts = self._by_split.get(split)
+        if not prompts:
             raise PromptError(
                 f"The prompt set '{self.name}' has no prompt in the split '{split}'. It has {self._sizes()}."
             )
-        return tuple(found)
+        return tuple(prompts)
 
     def get(self, prompt_id: str) -> Prompt:
         prompt = self._by_id.get(prompt_id)
@@ -162,7 +163,7 @@ class PromptStream:
 def load_prompts(what: str | PromptSet | Iterable[str | Prompt], **options: Any) -> PromptSet:
     """A prompt set from a name, a file, a Hugging Face dataset, or live texts (which land in the split "train")."""
     if isinstance(what, str):
-        from humor_env import human_pairs  # it makes prompt sets, so it imports this module
+        from humor_env.sources import human_pairs  # it makes prompt sets, so it imports this module
 
         if human_pairs.is_pairs(what):
             if options:
@@ -176,15 +177,15 @@ def load_prompts(what: str | PromptSet | Iterable[str | Prompt], **options: Any)
     return _as_set("given", what)
 
 
-def _as_set(name: str, found: object) -> PromptSet:
-    if isinstance(found, PromptSet):
-        return found
-    if isinstance(found, (str, Mapping)) or not isinstance(found, Iterable):
+def _as_set(name: str, source: object) -> PromptSet:
+    if isinstance(source, PromptSet):
+        return source
+    if isinstance(source, (str, Mapping)) or not isinstance(source, Iterable):
         raise PromptError(
-            f"The prompts '{name}' are a PromptSet or a list of texts or Prompts, found {type(found).__name__}."
+            f"The prompts '{name}' are a PromptSet or a list of texts or Prompts, found {type(source).__name__}."
         )
     prompts = []
-    for index, item in enumerate(found):
+    for index, item in enumerate(source):
         if isinstance(item, str):
             item = Prompt(f"{name}-{index}", item)
         if not isinstance(item, Prompt):

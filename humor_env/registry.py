@@ -61,11 +61,11 @@ class Registry:
 
     def entries(self) -> dict[str, Entry]:
         """All names: built in and registered ones first, then those of installed distributions."""
-        found = dict(self._entries)
+        entries = dict(self._entries)
         for point in entry_points(group=self.group):
-            if point.name not in found:
-                found[point.name] = Entry(point.name, point, "", _origin(point))
-        return found
+            if point.name not in entries:
+                entries[point.name] = Entry(point.name, point, "", _origin(point))
+        return entries
 
     def names(self) -> list[str]:
         return sorted(self.entries())
@@ -76,10 +76,10 @@ class Registry:
         if entry.summary or not isinstance(entry.target, EntryPoint):
             return entry.summary
         try:
-            found = entry.target.load()
+            target = entry.target.load()
         except Exception as problem:  # one broken distribution must not hide the others from a list
             return f"cannot be imported ({type(problem).__name__}: {problem})"
-        written = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
+        written = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
         # Not inspect.getdoc, which gives a class without a docstring its parent's.
         return (written.__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
@@ -89,9 +89,9 @@ class Registry:
         if entry is None:
             if ":" in name:
                 self._refuse_standard_library(name)
-                found = _import_object(self.kind, name)
-                self._check_meant(name, found)
-                return found
+                target = _import_object(self.kind, name)
+                self._check_meant(name, target)
+                return target
             raise unknown_name(self.kind, name, self.names(), "For your own, give package.module:name.")
         if isinstance(entry.target, EntryPoint):
             return entry.target.load()
@@ -107,23 +107,23 @@ class Registry:
                     f"A live {self.kind} takes no options ({', '.join(options)}): build it with them instead."
                 )
             return what
-        found = self.resolve(what)
-        if not _is_factory(found):
+        target = self.resolve(what)
+        if not _is_factory(target):
             if options:
                 raise InvalidOption(
                     f"The {self.kind} '{what}' is an object, not a class or a make_… function: "
                     f"it takes no options, but {', '.join(options)} were given."
                 )
-            return found
+            return target
         try:
-            inspect.signature(found).bind(**options)
+            inspect.signature(target).bind(**options)
         except TypeError as problem:
-            accepted = [p for p in inspect.signature(found).parameters if p not in ("args", "kwargs")]
+            accepted = [p for p in inspect.signature(target).parameters if p not in ("args", "kwargs")]
             raise InvalidOption(
                 f"The {self.kind} '{what}' cannot be made from the options {sorted(options)}: {problem}. "
                 f"It accepts: {', '.join(accepted) or 'no options'}."
             ) from None
-        return found(**options)
+        return target(**options)
 
     def _refuse_standard_library(self, path: str) -> None:
         # Before importing: some modules of the standard library do something when they are imported.
@@ -134,28 +134,28 @@ class Registry:
                 "written for humor_env."
             )
 
-    def _check_meant(self, path: str, found: Any) -> None:
+    def _check_meant(self, path: str, target: Any) -> None:
         """Refuse what was not written to be an object of this kind; nothing of it has been called yet."""
-        if not callable(found):  # such as a list of prompts: it runs nothing, and whoever uses it looks at what it is
+        if not callable(target):  # such as a list of prompts: it runs nothing, and whoever uses it looks at what it is
             return
-        home = _home(found)
+        home = _home(target)
         if not _knows_us(home):
             raise UnknownName(
                 f"'{path}' is no {self.kind}: it is defined in '{home}', which holds nothing of humor_env. If it is "
                 "yours, write `import humor_env` at the top of that module."
             )
-        if inspect.isclass(found) and self.methods and not _has_one(found, self.methods):
+        if inspect.isclass(target) and self.methods and not _has_one(target, self.methods):
             asked = " or ".join(f"{method}()" for method in self.methods)
-            raise UnknownName(f"'{path}' is no {self.kind}: the class {found.__name__} has no {asked}.")
+            raise UnknownName(f"'{path}' is no {self.kind}: the class {target.__name__} has no {asked}.")
 
 
-def _home(found: Any) -> str:
+def _home(target: Any) -> str:
     """The module that defines an object, or its class where it is an instance."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    if not (inspect.isclass(found) or inspect.isroutine(found)):
-        found = type(found)
-    return getattr(found, "__module__", None) or "builtins"
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not (inspect.isclass(target) or inspect.isroutine(target)):
+        target = type(target)
+    return getattr(target, "__module__", None) or "builtins"
 
 
 def _knows_us(module: str) -> bool:
@@ -171,13 +171,13 @@ def _knows_us(module: str) -> bool:
     return ours(module) or (module in sys.modules and any(map(is_ours, vars(sys.modules[module]).values())))
 
 
-def _has_one(found: type, methods: tuple[str, ...]) -> bool:
+def _has_one(target: type, methods: tuple[str, ...]) -> bool:
     # Not getattr: every class has a `__call__`, by which it is made.
-    return any(method in vars(cls) for cls in found.__mro__ for method in methods)
+    return any(method in vars(cls) for cls in target.__mro__ for method in methods)
 
 
-def _is_factory(found: Any) -> bool:
-    return inspect.isclass(found) or (inspect.isroutine(found) and found.__name__.startswith("make_"))
+def _is_factory(target: Any) -> bool:
+    return inspect.isclass(target) or (inspect.isroutine(target) and target.__name__.startswith("make_"))
 
 
 def _origin(point: EntryPoint) -> str:
@@ -189,7 +189,7 @@ def _import_object(kind: str, path: str) -> Any:
     if not module_name or not attribute:
         raise UnknownName(f"A {kind} of your own is written package.module:name; found '{path}'.")
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as problem:
         if problem.name and (module_name == problem.name or module_name.startswith(problem.name + ".")):
             raise UnknownName(
@@ -198,11 +198,11 @@ def _import_object(kind: str, path: str) -> Any:
             ) from None
         raise
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [n for n in vars(found) if not n.startswith("_")]
+        if not hasattr(target, part):
+            public = [n for n in vars(target) if not n.startswith("_")]
             raise unknown_name(f"object in {module_name}", attribute, public)
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 critics = Registry(

@@ -23,10 +23,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from humor_env import exports, human_pairs
+from humor_env import exports
 from humor_env.errors import InvalidOption, PromptError
-from humor_env.line_file import LineFile
 from humor_env.registry import critics
+from humor_env.shared.line_file import LineFile
+from humor_env.sources import human_pairs
 from humor_env.types import SPLITS, Critic, Demonstration, Joke, Prompt, critic_name
 
 
@@ -157,12 +158,12 @@ class TeacherBuffer:
     def scored(self, critic: str | Critic, batch_size: int = 256, **options: Any) -> TeacherBuffer:
         """The same demonstrations in memory, each with the critic's score, or None where it could not judge."""
         judge = cast(Critic, critics.make(critic, **options))
-        found: list[Demonstration] = []
+        demonstrations: list[Demonstration] = []
         for start in range(0, len(self._items), batch_size):
             batch = self._items[start : start + batch_size]
             judgements = judge([Joke(d.prompt, d.text, author="teacher") for d in batch])
-            found += [replace(d, score=j.score) for d, j in zip(batch, judgements, strict=True)]
-        return TeacherBuffer(None, found)
+            demonstrations += [replace(d, score=j.score) for d, j in zip(batch, judgements, strict=True)]
+        return TeacherBuffer(None, demonstrations)
 
     def filter(
         self, critic: str | Critic | None = None, at_least: float = 0.5, batch_size: int = 256, **options: Any
@@ -268,13 +269,13 @@ def _first_new(buffer: TeacherBuffer, fresh: Sequence[Demonstration], room: int)
 
 def everyday_lines() -> TeacherBuffer:
     """The bundled everyday sentences with the paraphrases written for them, in memory."""
-    found = []
+    demonstrations = []
     text = files("humor_env.data").joinpath("everyday.jsonl").read_text(encoding="utf-8")
     for line in text.splitlines():
         row = json.loads(line)
         prompt = Prompt(row["id"], row["literal"], split=row["split"])
-        found += [Demonstration(prompt, each["text"], row["source"], row["licence"]) for each in row["lines"]]
-    return TeacherBuffer(None, found)
+        demonstrations += [Demonstration(prompt, each["text"], row["source"], row["licence"]) for each in row["lines"]]
+    return TeacherBuffer(None, demonstrations)
 
 
 @cache
@@ -291,7 +292,8 @@ def pocket_lines(n: int = 3, seed: int = 0) -> TeacherBuffer:
 
 def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
     """Teacher lines from plain data: "pocket", "everyday" (both bundled), "isarcasm:FILE" and "flute:FILE" (see
-    `humor_env.human_pairs`), or the path of a buffer that exists. A live buffer, or anything with `lines_for`, passes.
+    `humor_env.sources.human_pairs`), or the path of a buffer that exists. A live buffer, or anything with `lines_for`,
+    passes.
     """
     if not isinstance(what, (str, os.PathLike)):
         return what

@@ -21,9 +21,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from humor_env.env import HumorEnv
+from humor_env.episodes.token_table import TokenTable
 from humor_env.errors import CheckpointError, InvalidAction, ResetNeeded
 from humor_env.prompts import PromptSet
-from humor_env.token_table import TokenTable
 from humor_env.types import Critic, Joke, Judgement, Prompt
 from humor_env.vector import HumorVectorEnv, some
 
@@ -375,7 +375,7 @@ def _written(table: TokenTable, ids: object) -> list[int]:
     if (
         not isinstance(ids, list)
         or len(ids) > table.max_tokens
-        or not all(isinstance(one, int) and 0 <= one < table.size for one in ids)
+        or not all(isinstance(token, int) and 0 <= token < table.size for token in ids)
     ):
         raise CheckpointError("The saved tokens do not fit this environment's tokenizer and max_tokens.")
     return ids

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from humor_env.env import check_fingerprint, check_render_mode, new_stream, restored, scene
-from humor_env.episode import Episode, Task, check_options
+from humor_env.episodes.episode import Episode, Task, check_options
 from humor_env.errors import CheckpointError, InvalidAction, InvalidOption, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
 from humor_env.spaces import UnicodeText, refusal
@@ -241,20 +241,20 @@ class HumorVectorEnv(VectorEnv):
     def step_infos(self, indices: Sequence[int]) -> Info:
         """The infos of a step for some sub-environments that `play` has just judged."""
         episodes = [self._episodes[i] for i in indices]
-        said = [judgement for i in indices if (judgement := self._said[i]) is not None]
+        judgements = [judgement for i in indices if (judgement := self._said[i]) is not None]
         infos = self._columns(
             indices,
             [
                 ("prompt_id", object, [e.prompt.id for e in episodes]),
                 ("attempt", np.int64, [e.attempt for e in episodes]),
                 # NaN, never 0, where the critic failed: a column of numbers cannot hold None.
-                ("score", np.float64, [np.nan if j.score is None else j.score for j in said]),
-                ("reason", object, [j.reason for j in said]),
-                ("judgement_failed", np.bool_, [j.score is None for j in said]),
-                ("error", object, [j.error for j in said]),
+                ("score", np.float64, [np.nan if j.score is None else j.score for j in judgements]),
+                ("reason", object, [j.reason for j in judgements]),
+                ("judgement_failed", np.bool_, [j.score is None for j in judgements]),
+                ("error", object, [j.error for j in judgements]),
             ],
         )
-        infos["parts"], infos["_parts"] = self._part_columns(indices, said)
+        infos["parts"], infos["_parts"] = self._part_columns(indices, judgements)
         return infos
 
     def _columns(self, indices: Sequence[int], named: list[tuple[str, Any, list[Any]]]) -> Info:
@@ -276,18 +276,18 @@ class HumorVectorEnv(VectorEnv):
         mask[where] = True
         return where, mask
 
-    def _part_columns(self, indices: Sequence[int], said: list[Judgement]) -> tuple[Info, np.ndarray]:
+    def _part_columns(self, indices: Sequence[int], judgements: list[Judgement]) -> tuple[Info, np.ndarray]:
         where, present = self._where(indices)
         parts: Info = {}
-        if not said:
+        if not judgements:
             return parts, present
-        names = said[0].parts.keys()
+        names = judgements[0].parts.keys()
         table: list[tuple[str, Any, np.ndarray, list[float]]]
-        if all(judgement.parts.keys() == names for judgement in said):
-            table = [(name, where, present, [judgement.parts[name] for judgement in said]) for name in names]
+        if all(judgement.parts.keys() == names for judgement in judgements):
+            table = [(name, where, present, [judgement.parts[name] for judgement in judgements]) for name in names]
         else:
             gathered: dict[str, tuple[list[int], list[float]]] = {}
-            for i, judgement in zip(indices, said, strict=True):
+            for i, judgement in zip(indices, judgements, strict=True):
                 for name, value in judgement.parts.items():
                     holders, values = gathered.setdefault(name, ([], []))
                     holders.append(i)
@@ -343,15 +343,15 @@ class HumorVectorEnv(VectorEnv):
     def _picked(self, wanted: Mapping[str, Any]) -> list[Prompt | None]:
         ids = wanted.get("prompt_ids")
         if ids is None:
-            one = wanted.get("prompt_id")
-            return [None if one is None else self.task.prompts.get(one)] * self.num_envs
+            prompt_id = wanted.get("prompt_id")
+            return [None if prompt_id is None else self.task.prompts.get(prompt_id)] * self.num_envs
         if "prompt_id" in wanted:
             raise InvalidOption("Give prompt_ids (one for each sub-environment) or prompt_id (one for all), not both.")
         if isinstance(ids, str) or len(ids) != self.num_envs:
             raise InvalidOption(
                 f"prompt_ids names one prompt (or None) for each of {self.num_envs} sub-environments, found {ids!r}."
             )
-        return [None if one is None else self.task.prompts.get(one) for one in ids]
+        return [None if prompt_id is None else self.task.prompts.get(prompt_id) for prompt_id in ids]
 
     def _check_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -360,7 +360,7 @@ class HumorVectorEnv(VectorEnv):
             return [int(seed) + i for i in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise InvalidOption(f"There are {self.num_envs} sub-environments, found {len(seed)} seeds.")
-        return [None if one is None else int(one) for one in seed]
+        return [None if number is None else int(number) for number in seed]
 
     def render(self) -> tuple[str, ...] | None:
         if self.render_mode != "ansi" or not self._episodes:
@@ -368,9 +368,9 @@ class HumorVectorEnv(VectorEnv):
         # Where autoreset has replaced the judged episode, the line it ended with is still what there is to see.
         return tuple(
             scene(episode, None)
-            if said is None or joke is None
-            else scene(Episode(joke.prompt, max(1, episode.attempt), line=joke.text), said)
-            for episode, joke, said in zip(self._episodes, self._wrote, self._said, strict=True)
+            if judgement is None or joke is None
+            else scene(Episode(joke.prompt, max(1, episode.attempt), line=joke.text), judgement)
+            for episode, joke, judgement in zip(self._episodes, self._wrote, self._said, strict=True)
         )
 
     def get_state(self) -> dict[str, Any]:
@@ -396,7 +396,7 @@ class HumorVectorEnv(VectorEnv):
             raise CheckpointError(
                 f"The saved state has {len(saved or ())} sub-environments, this environment has {self.num_envs}."
             )
-        triples = [restored(self.task, one) for one in saved]
+        triples = [restored(self.task, triple) for triple in saved]
         if any(stream is None or episode is None for _, stream, episode in triples):
             raise CheckpointError("The saved state lacks a sub-environment's episode.")
         self._seeds = list(state["seeds"])

@@ -20,7 +20,7 @@ from typing import Any, cast
 from humor_env.errors import BudgetExceeded, InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.shared.both_orders import Pair, ask_judge
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Judge, Verdict, critic_name
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)

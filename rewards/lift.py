@@ -22,11 +22,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import critics
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, critic_name
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
 
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import critics as registered
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Usage, critic_name

@@ -31,7 +31,7 @@ from typing import Any
 
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.rewards.shared.reading import ngrams, words
-from humor_env.text_stats import frames, line_key
+from humor_env.shared.text_stats import frames, line_key
 from humor_env.types import Joke, Judgement
 
 

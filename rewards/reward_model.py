@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
-from humor_env.precision import in_paying_precision
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
+from humor_env.shared.precision import in_paying_precision
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:

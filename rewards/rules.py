@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from humor_env import text_stats
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import as_read, hidden_characters, ngrams, words
+from humor_env.shared import text_stats
 from humor_env.teacher import TeacherBuffer, open_lines
 from humor_env.types import Joke, Judgement
 

@@ -15,7 +15,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import urlencode
 
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 
 HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 TEXT = re.compile(r'<(?:p|div) class="text[^>]*>(.*?)</(?:p|div)>', re.DOTALL)

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from humor_env.prompts import PromptSet
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke, Judgement, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent

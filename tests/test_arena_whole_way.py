@@ -12,7 +12,7 @@ from humor_env.experiments.arena import exports
 from humor_env.experiments.arena.sources import gather
 from humor_env.experiments.arena.store import Settings, Store
 from humor_env.experiments.commands.cli import app
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 
 SMALL = {"people.prompts": 8, "data.pocket_test": 8, "data.pocket_ood": 2, "data.pocket_train": 6, "data.pocket_dev": 2}
 

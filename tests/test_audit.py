@@ -14,7 +14,7 @@ from humor_env.rewards.audits import audit_stats as stats
 from humor_env.rewards.audits.audit import audit
 from humor_env.rewards.audits.report import AuditReport
 from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText, load_rated
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Judgement, Prompt, Verdict
 
 # The arithmetic

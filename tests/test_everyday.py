@@ -33,7 +33,7 @@ from humor_env.experiments.upkeep.everyday_set import (
     tics,
     words,
 )
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import SPLITS
 
 Record = dict[str, Any]

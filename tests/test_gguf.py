@@ -16,8 +16,6 @@ from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from humor_env import gguf as reading
-from humor_env import students
 from humor_env.agents import sft
 from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.sampling import Sampling
@@ -25,6 +23,8 @@ from humor_env.errors import StudentError
 from humor_env.experiments.commands.listings import rows
 from humor_env.experiments.runs.ingredients import check_student, load_student
 from humor_env.experiments.specs.spec import StudentSpec
+from humor_env.sources import gguf as reading
+from humor_env.sources import students
 from humor_env.types import Demonstration, Prompt
 
 gguf = pytest.importorskip("gguf")

@@ -1,6 +1,8 @@
 """Who may import whom, and what `import humor_env` may cost: read from the source, measured in fresh interpreters."""
 
 import ast
+import collections
+import configparser
 import json
 import statistics
 from pathlib import Path
@@ -173,6 +175,20 @@ def test_no_file_is_too_long_to_read():
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
+def test_no_folder_has_too_many_files():
+    """A list of 25 names does not say which of them belong together: past 16 some need a folder of their own."""
+    counts = collections.Counter(str(path.parent.relative_to(ROOT)) for path in FILES)
+    assert {folder: count for folder, count in counts.items() if count > 16} == {}
+
+
+def test_every_folder_is_installed():
+    """In a checkout a folder that setup.cfg forgets is imported all the same; from a wheel it is missing."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    assert sorted(listed) == sorted(module_of(path) for path in FILES if path.name == "__init__.py")
+
+
 @pytest.mark.parametrize(
     "path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "humor_env"], ids=lambda path: path.name
 )
@@ -233,8 +249,6 @@ def test_public_names_resolve():
 
 
 def test_the_version_is_said_once_in_each_place():
-    import configparser
-
     import humor_env
 
     setup = configparser.ConfigParser()

@@ -16,8 +16,8 @@ import pytest
 from fake_messages_server import Running, running
 
 from humor_env.llm import Request
-from humor_env.llm.anthropic import AnthropicClient
-from humor_env.llm.openai import OpenAIClient
+from humor_env.llm.clients.anthropic import AnthropicClient
+from humor_env.llm.clients.openai import OpenAIClient
 from humor_env.rewards.audits.injection import Hostile, Recorder, hostile_texts, run_injection, shape_problems
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import ScorerCritic
@@ -168,7 +168,7 @@ def test_a_local_model_reads_no_control_token_from_a_joke(tmp_path: Path) -> Non
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from humor_env.llm.local import LocalClient
+    from humor_env.llm.clients.local import LocalClient
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))

@@ -9,7 +9,7 @@ import pytest
 
 from humor_env.errors import InvalidOption
 from humor_env.llm import Request
-from humor_env.llm.anthropic import AnthropicClient, read_message
+from humor_env.llm.clients.anthropic import AnthropicClient, read_message
 from humor_env.llm.prices import Price, price_of
 from humor_env.llm.replies import ReplyError, check
 from humor_env.rewards.scorer import SCHEMA

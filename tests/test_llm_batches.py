@@ -10,7 +10,7 @@ from fake_messages_server import Running, running
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Ledger, Reply, Request, make_client
-from humor_env.llm.batches import AnthropicBatchClient
+from humor_env.llm.clients.batches import AnthropicBatchClient
 from humor_env.rewards.scorer import SCHEMA, ScorerCritic
 from humor_env.types import Joke, Prompt
 

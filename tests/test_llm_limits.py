@@ -19,7 +19,7 @@ from test_llm_local import save_tokenizer
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Reply, Request, make_client
-from humor_env.llm.address import allow_key_hosts, label, may_have_key
+from humor_env.llm.clients.address import allow_key_hosts, label, may_have_key
 from humor_env.llm.ledgered_client import Progress
 from humor_env.llm.protocol import OnReply
 from humor_env.rewards.scorer import symbol_schema
@@ -421,7 +421,7 @@ def test_a_spec_cannot_post_a_variable_of_its_choice(monkeypatch: pytest.MonkeyP
 
 
 def test_a_command_line_can_allow_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("humor_env.llm.address._allowed", set())
+    monkeypatch.setattr("humor_env.llm.clients.address._allowed", set())
     assert not may_have_key("https://Openrouter.ai/api/v1")
     allow_key_hosts("openrouter.ai")
     assert may_have_key("https://Openrouter.ai/api/v1")

@@ -11,7 +11,7 @@ import torch
 
 from humor_env.errors import InvalidOption
 from humor_env.llm import Request, make_client
-from humor_env.llm.local import ANSWER_PREFIX, LocalClient
+from humor_env.llm.clients.local import ANSWER_PREFIX, LocalClient
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import ScorerCritic, symbol_schema
 from humor_env.types import Joke, Prompt

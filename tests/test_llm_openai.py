@@ -12,7 +12,7 @@ from fake_messages_server import Running, running
 
 from humor_env.errors import CredentialError, InvalidOption
 from humor_env.llm import Request, make_client
-from humor_env.llm.openai import OpenAIClient, answer_probabilities
+from humor_env.llm.clients.openai import OpenAIClient, answer_probabilities
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import SCHEMA, ScorerCritic, symbol_schema
 from humor_env.types import Joke, Prompt

@@ -12,9 +12,9 @@ from fake_messages_server import Running, running
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Reply, Request, make_client
-from humor_env.llm.failed_calls import parse_retry_after, redact
-from humor_env.llm.retry import Policy
-from humor_env.llm.throttle import Throttle
+from humor_env.llm.clients.failed_calls import parse_retry_after, redact
+from humor_env.llm.clients.retry import Policy
+from humor_env.llm.clients.throttle import Throttle
 from humor_env.rewards.scorer import SCHEMA
 
 KEY = "sk-ant-secret-0123456789"

@@ -18,7 +18,7 @@ from humor_env.agents.feedback.metrics import (
 )
 from humor_env.agents.feedback.rollout import Rollout, SteppedEnv, check_failures, group_envs
 from humor_env.errors import JudgingFailed
-from humor_env.text_stats import ngram_set
+from humor_env.shared.text_stats import ngram_set
 from humor_env.types import Joke, Judgement, Prompt, Usage
 
 A, B = Prompt("a", "The meeting was slow."), Prompt("b", "My soup was cold.")

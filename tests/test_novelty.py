@@ -20,7 +20,7 @@ from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import IMITATION
 from humor_env.agents.student.sampling import Sampling
 from humor_env.checks import check_critic
-from humor_env.critic_memory import show, with_memory
+from humor_env.episodes.critic_memory import show, with_memory
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.registry import critics
 from humor_env.rewards.lift import LiftCritic

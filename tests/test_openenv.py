@@ -18,7 +18,7 @@ import uvicorn
 from openenv.core.generic_client import GenericEnvClient
 from typer.testing import CliRunner
 
-from humor_env.episode import Task
+from humor_env.episodes.episode import Episode, Task
 from humor_env.errors import InvalidOption
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.sharing.openenv import Bench, HumorEnvironment, JokeAction, JudgementFailed, make_app
@@ -62,7 +62,7 @@ def test_a_generic_client_plays_the_pocket_world():
     world = task("pocket")
     prompt = world.prompts.split("test")[3]
     line = pocket_lines(1).lines_for(prompt.id)[0]
-    own = PocketCritic()([world.joke(__import__("humor_env.episode").episode.Episode(prompt), line)])[0]
+    own = PocketCritic()([world.joke(Episode(prompt), line)])[0]
     with Served(world) as served, GenericEnvClient(base_url=served.url).sync() as env:
         shown = env.reset(split="test", index=3)
         assert shown.observation["prompt"] == prompt.text and not shown.done and shown.reward is None

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import llama, tokenizer
 
-from humor_env import precision
 from humor_env.agents.student import Student
-from humor_env.llm.local import LocalClient
+from humor_env.llm.clients.local import LocalClient
 from humor_env.rewards.audits.surprisal import ModelSurprisal
+from humor_env.shared import precision
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from humor_env import pocket
+from humor_env.episodes.token_table import load_tokenizer
 from humor_env.errors import InvalidOption, StudentError
 from humor_env.experiments.runs.ingredients import load_student
 from humor_env.experiments.specs.spec import StudentSpec
@@ -15,7 +16,6 @@ from humor_env.llm import make_client
 from humor_env.rewards.audits.surprisal import ModelSurprisal
 from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.rewards.trained.scoring_head import SCORING_FILE, Reading, load_model, new_model
-from humor_env.token_table import load_tokenizer
 from humor_env.types import Joke, Prompt
 
 JOKE = Joke(Prompt("p", "The meeting was slow."), "Glaciers overtook it.")

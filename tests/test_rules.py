@@ -6,8 +6,8 @@ from humor_env.env import HumorEnv
 from humor_env.errors import InvalidOption
 from humor_env.rewards.rules import GATES, RulesCritic
 from humor_env.rewards.shared.reading import hidden_characters, ngrams, well_formed, words
+from humor_env.shared.text_stats import missing_words
 from humor_env.teacher import TeacherBuffer, everyday_lines
-from humor_env.text_stats import missing_words
 from humor_env.types import Demonstration, Joke, Prompt
 
 PROMPT = Prompt("p", "The meeting on Monday was slow.")

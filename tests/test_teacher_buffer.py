@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from humor_env.errors import InvalidOption, MissingExtra, PromptError
-from humor_env.line_file import LineFile
+from humor_env.shared.line_file import LineFile
 from humor_env.teacher import Teacher, TeacherBuffer, everyday_lines, fill, open_lines, pocket_lines
 from humor_env.types import Demonstration, Joke, Judgement, Prompt
 
@@ -107,7 +107,7 @@ def test_a_file_that_may_only_be_read_is_read_and_left_as_it_is(tmp_path, monkey
             raise PermissionError(13, "Permission denied")
         return open(path, mode, **options)
 
-    monkeypatch.setattr("humor_env.line_file.open", read_only, raising=False)
+    monkeypatch.setattr("humor_env.shared.line_file.open", read_only, raising=False)
     for end, seen in ((b'{"torn', ["one", "two"]), (b"", ["one", "two"])):
         content = path.read_bytes()[:-1] + b"\n" + end
         path.write_bytes(content)
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("humor_env.line_file._write_all", full)
+        patch.setattr("humor_env.shared.line_file._write_all", full)
         with pytest.raises(OSError, match="No space"):
             buffer.add([demo("two")])
     assert path.read_bytes() == before

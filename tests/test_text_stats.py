@@ -2,9 +2,9 @@
 
 import pytest
 
-from humor_env import text_stats
 from humor_env.rewards.rules import RulesCritic
 from humor_env.rewards.shared import reading as rewards_words
+from humor_env.shared import text_stats
 from humor_env.types import Joke, Prompt
 
 

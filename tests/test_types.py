@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from humor_env.errors import ScoreError
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
 from humor_env.types import (
     NO_USAGE,
     Critic,

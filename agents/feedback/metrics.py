@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from humor_env import text_stats
 from humor_env.agents.feedback.rollout import Rollout
 from humor_env.agents.session.processes import gather_records, spread_over_processes, sum_over_processes
 from humor_env.agents.student.logprobs import kl_k1
+from humor_env.shared import text_stats
 from humor_env.types import Joke, Judgement, Prompt, Usage
 
 

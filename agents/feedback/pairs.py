@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from humor_env import text_stats
 from humor_env.agents.feedback.metrics import gather_jokes
 from humor_env.agents.feedback.rollout import check_failures, check_flip_share
 from humor_env.agents.session.config import check_bounds
@@ -28,9 +27,10 @@ from humor_env.agents.student import Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import CriticContractError, InvalidOption
-from humor_env.streams import stream_seed
+from humor_env.shared import text_stats
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, Verdict, critic_name
 
 COUNTS = ("samples", "alike", "uneven", "judged", "calls", "flipped", "ties", "failed", "preferences")

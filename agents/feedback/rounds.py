@@ -22,7 +22,7 @@ from torch import Tensor
 from humor_env.agents.feedback.pairs import Feedback, preference_record, read_preference
 from humor_env.errors import InvalidOption, TrainingStopped
 from humor_env.prompts import PromptStream
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Preference, Prompt
 
 

@@ -14,7 +14,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from humor_env import text_stats
 from humor_env.agents.session.line_features import (
     character_parts,
     is_surely_above_zero,
@@ -24,6 +23,7 @@ from humor_env.agents.session.line_features import (
     word_sets,
 )
 from humor_env.agents.session.monitor_config import MonitorConfig
+from humor_env.shared import text_stats
 from humor_env.types import Joke
 
 

@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from scipy.special import bdtrc, stdtrit
 
-from humor_env import text_stats
+from humor_env.shared import text_stats
 from humor_env.types import Joke
 
 

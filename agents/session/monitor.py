@@ -43,7 +43,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from humor_env import text_stats
 from humor_env.agents.session import alarms
 from humor_env.agents.session.alarms import Alarm
 from humor_env.agents.session.line_features import (
@@ -61,9 +60,10 @@ from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
-from humor_env.streams import stream_seed
+from humor_env.shared import text_stats
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
 RECENT = 256  # prompts whose last line, of those learnt from, is looked at: about a step's

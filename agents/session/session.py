@@ -33,7 +33,7 @@ from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.processes import keep_freed_memory
 from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import POLICY, Student
-from humor_env.critic_memory import show, with_memory
+from humor_env.episodes.critic_memory import show, with_memory
 from humor_env.errors import CheckpointError, TrainingStopped
 from humor_env.types import Joke, Judgement, Prompt
 

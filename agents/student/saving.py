@@ -27,10 +27,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from humor_env import students
 from humor_env.agents.student.settings import Lora
 from humor_env.errors import StudentError
-from humor_env.precision import in_paying_precision
+from humor_env.shared.precision import in_paying_precision
+from humor_env.sources import students
 
 DESCRIBED, TENSORS = "student.json", "student.safetensors"
 

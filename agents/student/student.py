@@ -33,7 +33,7 @@ from humor_env.agents.student.saving import copy_tensors, read_source, write_fol
 from humor_env.agents.student.settings import Lora
 from humor_env.agents.student.token_rows import Scored, TokenRows, length_sorted, make_rows, scatter, take_rows
 from humor_env.errors import StudentError
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 
 if TYPE_CHECKING:
     from humor_env.agents.student.sampling import Generation, Sampling
@@ -388,7 +388,7 @@ class Student:
         """A folder that `Student.load`, and plain PEFT and transformers, can read.
 
         `policy/` and `imitation/` are PEFT adapter folders. With `base=None` the base model is saved beside them;
-        otherwise it is only named (a hub name, a path, or one of `humor_env.students`).
+        otherwise it is only named (a hub name, a path, or one of `humor_env.sources.students`).
         """
         write_folder(
             Path(folder),

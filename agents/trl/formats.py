@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from humor_env.agents.feedback.rollout import check_failures, check_flips
 from humor_env.agents.student import Student
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import PromptError
 from humor_env.types import Critic, Demonstration, Joke, Judgement, Preference, Prompt, critic_name
 

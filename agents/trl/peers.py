@@ -33,7 +33,7 @@ from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.trl.formats import demonstrations_dataset, make_trl_reward, preferences_dataset, prompts_dataset
-from humor_env.critic_memory import show, with_memory
+from humor_env.episodes.critic_memory import show, with_memory
 from humor_env.errors import InvalidOption, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt
 

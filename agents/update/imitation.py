@@ -15,7 +15,7 @@ from torch import Tensor
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.student import Student
 from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Demonstration
 
 

@@ -50,8 +50,8 @@ from humor_env.agents.student.writer import Backend
 from humor_env.agents.update.minibatch import Minibatch, Part, ScoreOptions
 from humor_env.errors import TrainingStopped
 from humor_env.prompts import PromptStream
-from humor_env.streams import generator, stream_seed
-from humor_env.text_stats import ngram_set
+from humor_env.shared.streams import generator, stream_seed
+from humor_env.shared.text_stats import ngram_set
 from humor_env.types import Demonstration, Prompt
 
 MISMATCH_LIMIT = 0.1  # mean |log-ratio| between sampler and update above which they cannot be the same policy

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from humor_env.experiments.arena.sources import TEACHER, Line
 from humor_env.experiments.arena.store import Answered, Ask, Settings
 from humor_env.rewards.tournament import strengths
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
 
 _LOOKED_AT = 24  # prompts (or pairs) drawn to choose the least used from
 _BEFORE_AGAIN = 5  # asks between a pair and its repeat

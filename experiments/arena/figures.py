@@ -28,7 +28,7 @@ from humor_env.experiments.arena.store import Answered, Store
 from humor_env.experiments.compare.stats import ELO, Interval, Rating, tiers
 from humor_env.rewards.audits import audit_stats
 from humor_env.rewards.tournament import strengths
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 Array = NDArray[np.float64]
 ENOUGH_RATERS = 5  # below, an interval over raters would say more about chance than about people

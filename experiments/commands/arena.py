@@ -73,7 +73,7 @@ def arena(
         raise InvalidOption(f"--choose is adaptive or random; found {choose!r}. A plan of your own: --plan FILE.")
     from humor_env.experiments.arena import server
     from humor_env.experiments.arena.session import Arena
-    from humor_env.line_file import only_writer
+    from humor_env.shared.line_file import only_writer
 
     host = host or ("0.0.0.0" if share else "127.0.0.1")
     if not share and host not in server.LOOPBACK:

@@ -19,7 +19,7 @@ from typing import Any
 
 from humor_env import pocket
 from humor_env.experiments.runs.run_folder import versions
-from humor_env.precision import free_memory, measure
+from humor_env.shared.precision import free_memory, measure
 
 KEYS = {
     "ANTHROPIC_API_KEY": "the clients 'anthropic' and 'anthropic-batch'",

@@ -25,13 +25,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, PromptError, UnknownName
 from humor_env.experiments.options import fill, ledger_if_used, nothing_written
-from humor_env.line_file import only_writer
 from humor_env.llm.ledgered_client import Progress
-from humor_env.prompt_files import rows as table_rows
 from humor_env.registry import critics, judges
+from humor_env.shared.line_file import only_writer
+from humor_env.sources.prompt_files import rows as table_rows
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, Usage, critic_name
 
 TEXT_FIELDS = ("text", "joke", "line", "completion")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from humor_env import registry, students
+from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean, unknown_name
+from humor_env.sources import students
 
 _ENVS = {
     "humor_env/Paraphrase-v0": "a literal sentence in, a humorous one with the same meaning out",

@@ -84,7 +84,7 @@ def serve(
     import os
 
     os.environ["ENABLE_WEB_INTERFACE"] = "true" if web else "false"
-    from humor_env.episode import Task
+    from humor_env.episodes.episode import Task
     from humor_env.experiments.sharing.openenv import make_app
 
     task = Task(

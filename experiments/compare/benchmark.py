@@ -31,7 +31,7 @@ from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.compare.benchmark_spec import BenchmarkSpec, load_benchmark_spec
 from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
-from humor_env.line_file import only_writer
+from humor_env.shared.line_file import only_writer
 
 ROWS, TABLE, CURVES, PAGE = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md"
 # Line by line, in the order of the prompts in run.json.

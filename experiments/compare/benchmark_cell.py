@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from humor_env import text_stats
 from humor_env.agents.feedback.pairs import CriticAsJudge
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.errors import BudgetExceeded, CheckpointError
 from humor_env.experiments.compare.benchmark_spec import BEST_OF_N
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
@@ -35,6 +34,7 @@ from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
 from humor_env.experiments.runs.screen import Quiet
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps
+from humor_env.shared import text_stats
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge, critic_name
 

@@ -27,7 +27,7 @@ from scipy.stats import trim_mean
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.tournament import strengths
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 Array = NDArray[np.float64]
 RESAMPLES, LEVEL = 2000, 0.95

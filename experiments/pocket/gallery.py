@@ -12,7 +12,7 @@ import typer
 
 from humor_env import pocket
 from humor_env.pocket.teacher import PocketTeacher
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Joke, Prompt
 
 COMMAND = "python -m humor_env.experiments.pocket.gallery --out docs/gallery.md"

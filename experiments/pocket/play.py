@@ -17,7 +17,7 @@ from humor_env.experiments.options import printable
 from humor_env.pocket import load_world
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.rewards.pocket import CrowdJudge, PocketCritic
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Joke, Prompt
 
 Ask = Callable[[str], str]

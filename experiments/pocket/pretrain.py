@@ -39,7 +39,7 @@ from humor_env import pocket
 from humor_env.agents.session.processes import keep_freed_memory
 from humor_env.errors import InvalidOption
 from humor_env.pocket.corpus import Corpus, Line, fingerprint, spellings
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
 
 PAD, BOS, EOS, SAYS = "<pad>", "<s>", "</s>", "<|says|>"
 SPECIAL = (PAD, BOS, EOS, SAYS)  # ids 0 to 3

@@ -19,7 +19,7 @@ import numpy as np
 from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.rewards.rules import Fault
-from humor_env.text_stats import distinct_n, ngrams
+from humor_env.shared.text_stats import distinct_n, ngrams
 from humor_env.types import Joke, Prompt
 
 FAR = 0.3  # a critic's score this far above another's is worth a look

@@ -38,7 +38,7 @@ from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts
 from humor_env.rewards.win_tie import WinTieCritic
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
 from humor_env.teacher import TeacherBuffer, fill
 from humor_env.teacher_llm import LanguageModelTeacher
 from humor_env.types import SPLITS, Critic, Demonstration, Joke, Judge, Prompt, Verdict

@@ -168,7 +168,7 @@ def _cost(
         return cost | {"dollars": 0.0}
     model = rest.partition("@")[0]
     if service.startswith("anthropic") and not model:
-        from humor_env.llm.anthropic import DEFAULT_MODEL
+        from humor_env.llm.clients.anthropic import DEFAULT_MODEL
 
         model = DEFAULT_MODEL
     price = price_of(model, options.get("options", {}).get("prices"))

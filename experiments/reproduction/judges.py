@@ -20,7 +20,7 @@ from humor_env import pocket, registry
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.reproduction.spec import ClozeTable, JudgeTable, ScaleSpec
 from humor_env.rewards.pocket import PocketJudge
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke, Judge, Verdict
 
 if TYPE_CHECKING:

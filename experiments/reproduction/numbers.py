@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.reproduction.paper import PUBLISHED
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 RESULTS = "results.jsonl"
 RESAMPLES = 2000

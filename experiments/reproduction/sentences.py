@@ -14,10 +14,10 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from humor_env import prompt_files
 from humor_env.errors import PromptError
 from humor_env.experiments.reproduction.spec import DataSpec, SourceSpec
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
+from humor_env.sources import prompt_files
 from humor_env.types import Prompt
 
 _SPEAKER = re.compile(r"^[^:]{1,40}:\s*")

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from humor_env import text_stats
 from humor_env.agents.session.log import joke_record
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episode import checked_reply
+from humor_env.episodes.episode import checked_reply
 from humor_env.experiments.runs.interval import bootstrap_interval
-from humor_env.streams import stream_seed
+from humor_env.shared import text_stats
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 

@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 from gymnasium import spaces as gymnasium_spaces
 
-from humor_env import human_pairs, registry, students
+from humor_env import registry
 from humor_env.agents.session.limits import Limits
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.session.processes import process_count
@@ -30,7 +30,7 @@ from humor_env.agents.student import Lora, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.student.server import Server
 from humor_env.agents.student.writer import Backend
-from humor_env.critic_memory import with_memory
+from humor_env.episodes.critic_memory import with_memory
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
 from humor_env.experiments.options import fill, limits_of, parameters
 from humor_env.experiments.runs.trackers import check_installed
@@ -38,6 +38,7 @@ from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
+from humor_env.sources import human_pairs, students
 from humor_env.spaces import UnicodeText
 from humor_env.teacher import TeacherBuffer, open_lines, pocket_lines
 from humor_env.types import Critic, Demonstration, Judge, Preference, Prompt

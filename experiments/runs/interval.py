@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from humor_env.rewards.audits.audit_stats import FEWEST, percentile_bounds
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 
 def bootstrap_interval(

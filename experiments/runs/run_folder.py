@@ -34,7 +34,7 @@ import humor_env
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.options import ledger_if_used
 from humor_env.experiments.specs.spec import Spec, load_spec
-from humor_env.line_file import only_writer
+from humor_env.shared.line_file import only_writer
 
 SPEC, RECORD, RESULTS, LOCK = "spec.toml", "run.json", "results.json", ".lock"
 ROOT = Path("runs")

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from humor_env.episode import Episode, Task
+from humor_env.episodes.episode import Episode, Task
 from humor_env.errors import HumorEnvError, InvalidOption, MissingExtra
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Joke, Judgement
 
 try:

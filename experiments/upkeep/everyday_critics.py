@@ -26,7 +26,7 @@ import numpy as np
 from humor_env.experiments.upkeep.graded_lines import HIGHEST, Row, bundled
 from humor_env.rewards.audits.audit_stats import interval, pair_credit
 from humor_env.rewards.everyday import GRADES_FILE, QUESTIONS, WEIGHTS
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Joke, Prompt
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Any
 
 import humor_env
 from humor_env.errors import HumorEnvError, PromptError
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 
 Record = dict[str, Any]
 

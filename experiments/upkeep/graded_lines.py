@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 HIGHEST = {"funny": 4, "meaning": 2}
 PASSES = (("grades", "batches", "key"), ("grades2", "batches2", "key2"))

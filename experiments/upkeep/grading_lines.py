@@ -37,7 +37,7 @@ from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.student import Lora
 from humor_env.agents.student.writer import InProcess
 from humor_env.rewards.audits.probes import PROBES, Case
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Demonstration, Prompt
 

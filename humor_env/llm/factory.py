@@ -16,9 +16,9 @@ from typing import Any
 
 from humor_env.errors import InvalidOption, did_you_mean, unknown_name
 from humor_env.llm.budget import Budget
-from humor_env.llm.limited import LimitedClient
+from humor_env.llm.clients.limited import LimitedClient
+from humor_env.llm.clients.retry import Policy
 from humor_env.llm.protocol import Client
-from humor_env.llm.retry import Policy
 from humor_env.registry import clients
 
 SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
@@ -43,12 +43,12 @@ def make_client(
     if service == "local":
         return _local(rest.removeprefix(":"), {"budget": budget, **options})
     if service in ("anthropic", "anthropic-batch", "openai"):
-        given: dict[str, Any] = {"budget": budget, "must_have_key": must_have_key, **_with_policy(options)}
+        client_options: dict[str, Any] = {"budget": budget, "must_have_key": must_have_key, **_with_policy(options)}
         if url:
-            given["base_url"] = url
+            client_options["base_url"] = url
         if service == "openai":
-            return _openai(model, given)
-        return _anthropic(service, model, given)
+            return _openai(model, client_options)
+        return _anthropic(service, model, client_options)
     if ":" in what or what in clients.names():
         return _own(what, options, budget)
     raise unknown_name(
@@ -59,24 +59,24 @@ def make_client(
     )
 
 
-def _anthropic(service: str, model: str, given: dict[str, Any]) -> Client:
-    from humor_env.llm.anthropic import DEFAULT_MODEL, AnthropicClient
-    from humor_env.llm.batches import AnthropicBatchClient
+def _anthropic(service: str, model: str, client_options: dict[str, Any]) -> Client:
+    from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient
+    from humor_env.llm.clients.batches import AnthropicBatchClient
 
     kind = AnthropicClient if service == "anthropic" else AnthropicBatchClient
-    return kind(model or DEFAULT_MODEL, **_checked(kind, given))
+    return kind(model or DEFAULT_MODEL, **_checked(kind, client_options))
 
 
-def _openai(model: str, given: dict[str, Any]) -> Client:
-    from humor_env.llm.openai import OpenAIClient
+def _openai(model: str, client_options: dict[str, Any]) -> Client:
+    from humor_env.llm.clients.openai import OpenAIClient
 
     if not model:
         raise InvalidOption("An OpenAI-compatible server needs a model: 'openai:MODEL@http://127.0.0.1:8000/v1'.")
-    return OpenAIClient(model, **_checked(OpenAIClient, given))
+    return OpenAIClient(model, **_checked(OpenAIClient, client_options))
 
 
 def _local(folder: str, options: Mapping[str, Any]) -> Client:
-    from humor_env.llm.local import LocalClient
+    from humor_env.llm.clients.local import LocalClient
 
     if not folder:
         raise InvalidOption("A local model needs a folder or a model's name: 'local:path/to/model'.")
@@ -85,11 +85,11 @@ def _local(folder: str, options: Mapping[str, Any]) -> Client:
 
 def _own(what: str, options: Mapping[str, Any], budget: Budget | None) -> Client:
     """A client that a user wrote: it keeps the limits itself where it takes them, and is kept to them where not."""
-    found = clients.resolve(what)
+    target = clients.resolve(what)
     if budget is None:
         return clients.make(what, **options)
-    makes = inspect.isclass(found) or inspect.isroutine(found)
-    if makes and "budget" in inspect.signature(found).parameters:
+    makes = inspect.isclass(target) or inspect.isroutine(target)
+    if makes and "budget" in inspect.signature(target).parameters:
         return clients.make(what, **{"budget": budget, **options})
     return LimitedClient(clients.make(what, **options), budget)
 
@@ -102,12 +102,12 @@ def _with_policy(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "policy": Policy(**mine)} if mine else rest
 
 
-def _checked(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+def _checked(kind: Any, client_options: dict[str, Any]) -> dict[str, Any]:
     known = [name for name in inspect.signature(kind).parameters if name not in ("model", "api_key")]
-    for name in given:
+    for name in client_options:
         if name not in known:
             offered = sorted({*known, *(field.name for field in dataclasses.fields(Policy))} - {"policy"})
             raise InvalidOption(
                 f"{kind.__name__} has no option '{name}'.{did_you_mean(name, offered)} Known: {', '.join(offered)}."
             )
-    return given
+    return client_options

@@ -94,11 +94,11 @@ class Ledger:
         db = sqlite3.connect(self.path, timeout=_LONG, check_same_thread=False, isolation_level=None)
         try:
             # Before anything is changed: somebody else's file stays as it is, its journal mode too.
-            found = self._format(db)
+            version = self._format(db)
             db.execute("PRAGMA journal_mode = WAL")
             # With WAL this loses nothing when the process dies; only a power cut may cost the last moments.
             db.execute("PRAGMA synchronous = NORMAL")
-            if found == 0:
+            if version == 0:
                 db.executescript(f"BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {_FORMAT}; COMMIT;")
         except BaseException:
             db.close()
@@ -126,18 +126,21 @@ class Ledger:
 
     def _format(self, db: sqlite3.Connection) -> int:
         """The format of an open file, 0 where it is new; complains of a file that is no ledger of ours."""
-        found = int(db.execute("PRAGMA user_version").fetchone()[0])
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
-        if (found == 0 and tables and not tables <= TABLE_NAMES) or (found == _FORMAT and not tables >= TABLE_NAMES):
+        if (version == 0 and tables and not tables <= TABLE_NAMES) or (
+            version == _FORMAT and not tables >= TABLE_NAMES
+        ):
             raise InvalidOption(
                 f"'{self.path}' is an SQLite file of something else (it has "
                 f"{', '.join(sorted(tables)[:4]) or 'nothing'}), and was left as it is. Give the ledger another path."
             )
-        if found not in (0, _FORMAT):
+        if version not in (0, _FORMAT):
             raise InvalidOption(
-                f"The ledger '{self.path}' has format {found}; this version reads format {_FORMAT}. Give another path."
+                f"The ledger '{self.path}' has format {version}; this version reads format {_FORMAT}. "
+                "Give another path."
             )
-        return found
+        return version
 
     def __repr__(self) -> str:
         return f"Ledger({self.path!r})"
@@ -245,21 +248,21 @@ class Ledger:
     def find(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The stored replies among `keys`, with the usage that they once had. Rows that cannot be read are left out,
         and named in `damaged`: the next reply to them takes their place."""
-        found = self._find(keys)
+        replies = self._find(keys)
         with self._lock:
             waiting = {key: self._waiting[key][0] for key in keys if key in self._waiting}
-            found.update({key: reply_of(reply_columns(row)) for key, row in waiting.items()})
-        return found
+            replies.update({key: reply_of(reply_columns(row)) for key, row in waiting.items()})
+        return replies
 
     def _find(self, keys: Sequence[str]) -> dict[str, Reply]:
-        found: dict[str, Reply] = {}
+        replies: dict[str, Reply] = {}
         for key, *columns in self._select(f"key, {REPLY_COLUMNS}", "replies", keys):
             reply = reply_if_whole(columns)
             if reply is None:
                 self.damaged.add(key)
             else:
-                found[key] = reply
-        return found
+                replies[key] = reply
+        return replies
 
     def _select(self, columns: str, table: str, keys: Sequence[str]) -> Iterator[Row]:
         """The rows with these keys. SQLite takes only so many values at a time."""
@@ -328,13 +331,13 @@ class Ledger:
 
     def spent(self, purpose: str | None = None) -> Usage:
         """What all stored replies (of one purpose) cost when they were made."""
-        where, given = ("", ()) if purpose is None else (" WHERE purpose = ?", (purpose,))
+        where, parameters = ("", ()) if purpose is None else (" WHERE purpose = ?", (purpose,))
         self._try_waiting(_SHORT)
         row = self._do(
             lambda: self._db.execute(
                 "SELECT coalesce(sum(calls),0), coalesce(sum(input_tokens),0), coalesce(sum(output_tokens),0),"
                 f" coalesce(sum(cached_tokens),0), sum(cost), count(*) = count(cost) FROM replies{where}",
-                given,
+                parameters,
             ).fetchone()
         )
         return Usage(row[0], row[1], row[2], row[3], float(row[4] or 0.0) if row[5] else None)

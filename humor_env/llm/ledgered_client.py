@@ -110,18 +110,18 @@ class LedgeredClient:
                 f'A client\'s options are a table, such as {{dtype = "float32"}}; found {options!r}. (On a command '
                 "line it is written as in TOML, with = and not a colon.)"
             )
-        given = dict(options or {})
-        self.ask_again = _error_kinds(given.pop("ask_again", ()))
+        client_options = dict(options or {})
+        self.ask_again = _error_kinds(client_options.pop("ask_again", ()))
         self._made_ledger, self._made_client = not isinstance(ledger, Ledger), isinstance(client, str)
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
         if isinstance(client, str):
             self.budget = self._budget(budget)
-            must_have_key = given.pop("must_have_key", len(self.ledger) == 0)
+            must_have_key = client_options.pop("must_have_key", len(self.ledger) == 0)
             if client.partition(":")[0] == "anthropic-batch":
-                given.setdefault("ledger", self.ledger)
-            self.client: Client = make_client(client, budget=self.budget, must_have_key=must_have_key, **given)
+                client_options.setdefault("ledger", self.ledger)
+            self.client: Client = make_client(client, budget=self.budget, must_have_key=must_have_key, **client_options)
         else:
-            if budget is not None or given:
+            if budget is not None or client_options:
                 raise InvalidOption(
                     "A live client has its budget and options already: give them where the client is made."
                 )
@@ -145,8 +145,8 @@ class LedgeredClient:
         for name in budget or {}:
             if name not in known:
                 raise InvalidOption(f"A budget has no '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-        given = dict(budget or {})
-        return Budget(**given, ledger=self.ledger if "scope" in given else None)
+        limits = dict(budget or {})
+        return Budget(**limits, ledger=self.ledger if "scope" in limits else None)
 
     def close(self) -> None:
         try:
@@ -279,10 +279,10 @@ class LedgeredClient:
         if self._told_of_former or former == self.client.name:
             return
         self._told_of_former = True
-        found = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))
-        if found:
+        count = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))
+        if count:
             warnings.warn(
-                f"The ledger '{self.ledger.path}' has {found} of these replies without the address that gave "
+                f"The ledger '{self.ledger.path}' has {count} of these replies without the address that gave "
                 f"them; they are asked anew of {self.client.name}. If they are this server's, give the client's option "
                 "called = ''.",
                 stacklevel=4,
@@ -321,8 +321,8 @@ def _fits(reply: Reply, request: Request) -> bool:
     return True
 
 
-def _error_kinds(given: str | Sequence[str]) -> frozenset[str]:
-    kinds = [given] if isinstance(given, str) else list(given)
+def _error_kinds(names: str | Sequence[str]) -> frozenset[str]:
+    kinds = [names] if isinstance(names, str) else list(names)
     for kind in kinds:
         if kind not in get_args(ErrorKind):
             known = ", ".join(get_args(ErrorKind))

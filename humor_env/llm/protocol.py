@@ -109,7 +109,7 @@ def encode_data(data: Mapping[str, Any]) -> str:
     are written as escapes: the value stays the same, and neither a chat format's control tokens nor hidden
     characters reach the model as such. Other scripts stay as they are.
     """
-    text = _MARKUP.sub(lambda found: escaped(found[0]), json.dumps(data, ensure_ascii=False))
+    text = _MARKUP.sub(lambda match: escaped(match[0]), json.dumps(data, ensure_ascii=False))
     if text.isascii() and text.isprintable():
         return text
     return "".join(_visible(c) for c in text)

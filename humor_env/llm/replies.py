@@ -52,11 +52,11 @@ def parse(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         # Python would keep the last of two scores: which one was meant is not ours to choose.
         raise ReplyError("a field is given twice")
-    return found
+    return fields
 
 
 def _no_constant(name: str) -> float:

@@ -25,11 +25,11 @@ def load(package: str, name: str) -> str:
             raise InvalidOption(f"There is no prompt file '{name}'. Give a path to a text file, or a built-in name.")
         return path.read_text(encoding="utf-8")
     folder = files(package) / "templates"
-    found = folder / f"{name}.txt"
-    if not found.is_file():
+    template = folder / f"{name}.txt"
+    if not template.is_file():
         known = [entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")]
         raise unknown_name("prompt template", name, known, "For your own, give the path of a .txt file.")
-    return found.read_text(encoding="utf-8")
+    return template.read_text(encoding="utf-8")
 
 
 def fill(template: str, **values: object) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from humor_env.errors import InvalidOption
 from humor_env.pocket.lexicon import FILES, Lexicon, Reaction, Witness
 from humor_env.pocket.splits import noun
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 Item = TypeVar("Item")
 
@@ -222,9 +222,9 @@ class Corpus:
     def _literal(self, rng: np.random.Generator, subject: str, word: str, other_than: str = "") -> str:
         """A plain sentence, never one of `unread`."""
         while True:
-            said = _say(_pick(rng, self.plain), subject, word)
-            if said != other_than and said not in self.unread:
-                return said
+            sentence = _say(_pick(rng, self.plain), subject, word)
+            if sentence != other_than and sentence not in self.unread:
+                return sentence
 
     def _paraphrase(self, rng: np.random.Generator) -> tuple[str, str]:
         subject, complaint = _pick(rng, self.pairs)
@@ -276,8 +276,8 @@ class Corpus:
         subject = _pick(rng, self.subjects)
         known = self.permits[subject]
         if rng.random() < 0.4:
-            said = self._literal(rng, subject, self._word(rng, _pick(rng, known)))
-            return _pick(rng, SUBJECT_ASKED).format(subject=subject), said
+            sentence = self._literal(rng, subject, self._word(rng, _pick(rng, known)))
+            return _pick(rng, SUBJECT_ASKED).format(subject=subject), sentence
         some = rng.permutation(len(known))[: int(rng.integers(1, 4))]
         slots = {
             "subject": subject,

@@ -97,14 +97,14 @@ class Grammar:
         tokens = _TOKEN.findall(text.lower())
         if not tokens:
             return Reading("fragment", 0.0, trouble="it is empty")
-        skeleton, found = self._segment(tokens)
+        skeleton, phrases = self._segment(tokens)
         template = self._templates.get(tuple(skeleton))
         if template is not None:
             # The skeleton holds each slot exactly once, so these are complete.
-            subject = found[_SUBJECT][0]
-            complaint, adjective = found[_COMPLAINT][0]
+            subject = phrases[_SUBJECT][0]
+            complaint, adjective = phrases[_COMPLAINT][0]
             if isinstance(template, Frame):
-                witness, reaction = found[_WITNESS][0], found[_REACTION][0]
+                witness, reaction = phrases[_WITNESS][0], phrases[_REACTION][0]
                 if _same(text, self.joke(template, subject, adjective, witness, reaction)):
                     return Reading("joke", 1.0, subject, complaint, witness, reaction, template)
             elif _same(text, self.literal(template, subject, adjective)):
@@ -113,12 +113,14 @@ class Grammar:
         neighbours = self._neighbours
         known = sum(pair in neighbours for pair in pairwise(path))
         form = FRAGMENT_FORM * known / (len(path) - 1)
-        subject, said, witness, reaction = (items[0] if len(items) == 1 else None for items in found)
+        subject, complaints, witness, reaction = (items[0] if len(items) == 1 else None for items in phrases)
         trouble = "it is not a whole sentence of this world"
-        for items, what in zip(found, ("subject", "complaint", "witness", "reaction"), strict=True):
+        for items, what in zip(phrases, ("subject", "complaint", "witness", "reaction"), strict=True):
             if len(items) > 1:
                 trouble = f"it has more than one {what}"
-        return Reading("fragment", form, subject, said[0] if said else None, witness, reaction, trouble=trouble)
+        return Reading(
+            "fragment", form, subject, complaints[0] if complaints else None, witness, reaction, trouble=trouble
+        )
 
     def words(self, text: str) -> list[str]:
         """The lower-case words and signs of a text, as the reader sees them."""
@@ -133,7 +135,7 @@ class Grammar:
     def _segment(self, tokens: list[str]) -> tuple[list[str], list[list]]:
         """Tokens with each longest known phrase replaced by its mark, and the phrases found, by kind."""
         skeleton: list[str] = []
-        found: list[list] = [[], [], [], []]
+        phrases: list[list] = [[], [], [], []]
         tree, count, i = self._tree, len(tokens), 0
         while i < count:
             node = tree.get(tokens[i])
@@ -151,9 +153,9 @@ class Grammar:
             else:
                 kind, item = leaf
                 skeleton.append(_MARKS[kind])
-                found[kind].append(item)
+                phrases[kind].append(item)
             i = end
-        return skeleton, found
+        return skeleton, phrases
 
     def _add(self, template: Frame | Literal) -> None:
         skeleton: list[str] = []
@@ -162,9 +164,9 @@ class Grammar:
                 skeleton.append(f"<{piece.lower()}>")
                 continue
             tokens = _TOKEN.findall(piece.lower())
-            marked, found = self._segment(tokens)
+            marked, by_kind = self._segment(tokens)
             if marked != tokens:
-                phrases = [str(item) for items in found for item in items]
+                phrases = [str(item) for items in by_kind for item in items]
                 raise InvalidOption(
                     f"The template '{template.template}' contains a phrase of the lexicon outside its slots "
                     f"({'; '.join(phrases)}), so a sentence could be read in two ways. Reword the template."

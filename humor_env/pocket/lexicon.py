@@ -173,13 +173,13 @@ def _problems(lexicon: Lexicon) -> list[str]:
     """Everything that would make a sentence unreadable, a reference dangle, or a parse ambiguous."""
     domains = {d.name for d in lexicon.domains}
     complaints = {c.name for c in lexicon.complaints}
-    found: list[str] = []
+    problems: list[str] = []
 
     def known(kind: str, where: str, names: Iterable[str], names_known: set[str]) -> None:
         names = tuple(names)
         if len(set(names)) < len(names):
-            found.append(f"{where} lists a {kind} twice: {', '.join(names)}.")
-        found.extend(
+            problems.append(f"{where} lists a {kind} twice: {', '.join(names)}.")
+        problems.extend(
             f"{where} names the {kind} '{name}', which is not defined.{did_you_mean(name, names_known)}"
             for name in names
             if name not in names_known
@@ -206,33 +206,37 @@ def _problems(lexicon: Lexicon) -> list[str]:
     ]
     for text, owner in phrases:
         if not PHRASE.fullmatch(text):
-            found.append(f"'{text}' of {owner} is not plain words with single spaces (letters, apostrophes, hyphens).")
+            problems.append(
+                f"'{text}' of {owner} is not plain words with single spaces (letters, apostrophes, hyphens)."
+            )
         key = text.lower()
         if key in owners:
-            found.append(f"'{text}' of {owner} stands already in {owners[key]}: a phrase has one meaning.")
+            problems.append(f"'{text}' of {owner} stands already in {owners[key]}: a phrase has one meaning.")
         owners[key] = owner
 
     for literal in lexicon.literals:
         if literal.style not in STYLES:
-            found.append(f"literal '{literal.template}' has the style '{literal.style}'; known: {', '.join(STYLES)}.")
-        found.extend(_template_problems(literal.template, ("subject", "complaint")))
+            problems.append(
+                f"literal '{literal.template}' has the style '{literal.style}'; known: {', '.join(STYLES)}."
+            )
+        problems.extend(_template_problems(literal.template, ("subject", "complaint")))
     for frame in lexicon.frames:
-        found.extend(_template_problems(frame.template, ("subject", "complaint", "witness", "reaction")))
-    return found
+        problems.extend(_template_problems(frame.template, ("subject", "complaint", "witness", "reaction")))
+    return problems
 
 
 def _template_problems(template: str, slots: tuple[str, ...]) -> list[str]:
-    found = []
+    problems = []
     names = sorted(name.lower() for name in _SLOT.findall(template))
     if names != sorted(slots):
         expected = ", ".join(f"{{{slot}}}" for slot in slots)
-        found.append(f"template '{template}' needs each of {expected} exactly once.")
-    found.extend(
+        problems.append(f"template '{template}' needs each of {expected} exactly once.")
+    problems.extend(
         f"template '{template}' has the slot {{{name}}}; a slot is written lower-case or with one capital."
         for name in _SLOT.findall(template)
         if name not in (name.lower(), name.capitalize())
     )
     rest = _SLOT.sub("x", template)
     if not _TEMPLATE_REST.fullmatch(rest) or "  " in rest or rest != rest.strip():
-        found.append(f"template '{template}' has a sign other than letters, , . ? ! : ; ' - and single spaces.")
-    return found
+        problems.append(f"template '{template}' has a sign other than letters, , . ? ! : ; ' - and single spaces.")
+    return problems

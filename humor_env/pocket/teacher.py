@@ -28,7 +28,7 @@ from humor_env.pocket import load_world
 from humor_env.pocket.habits import Habit
 from humor_env.pocket.lexicon import Frame, Reaction, Subject, Witness
 from humor_env.pocket.world import PocketWorld
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Demonstration, Prompt
 
 Thing = TypeVar("Thing")
@@ -99,12 +99,12 @@ class PocketTeacher:
             # Free choice of the complaint; a word that must appear narrows it to what its witness stands for.
             fitting = [c for c in subject.complaints if any(c in w.traits for w in wanted)]
             name = _pick(draw, fitting or subject.complaints)
-        told, meant = subject, name
+        shown, meant = subject, name
         if draw() < self.lost_meaning_rate:
             wanted = []
             if draw() < 0.5:
                 others = [s for s in self.world.subjects_with(name) if s is not subject]
-                told = _pick(draw, others or [subject])
+                shown = _pick(draw, others or [subject])
             else:
                 meant = _pick(draw, [other for other in subject.complaints if other != name] or [name])
         about_witness = about_reaction = meant
@@ -120,7 +120,7 @@ class PocketTeacher:
         reaction = self._draw(draw, habits.reactions[about_reaction])
         frame = self._draw(draw, habits.frames)
         adjective = _pick(draw, lexicon.complaint(meant).adjectives)
-        return self.world.grammar.joke(frame, told, adjective, witness, reaction)
+        return self.world.grammar.joke(frame, shown, adjective, witness, reaction)
 
     def _draw(self, draw: Callable[[], float], habit: Habit[Item]) -> Item:
         if draw() >= self.cliche_rate:

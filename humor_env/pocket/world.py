@@ -129,11 +129,11 @@ class PocketWorld:
         frames = self.habits.frames
         by_template = {f"{key}|{f.template}": f for f in frames.ranked if f not in frames.worn}
         adjectives = self.lexicon.complaint(name).adjectives
-        said = {f"{key}|{a}": a for a in adjectives}
+        adjective_of = {f"{key}|{a}": a for a in adjectives}
         return self.grammar.joke(
             by_template[shuffled(by_template)[0]],
             subject,
-            said[shuffled(said)[0]],
+            adjective_of[shuffled(adjective_of)[0]],
             witness,
             by_text[shuffled(by_text)[0]],
         )

@@ -32,7 +32,7 @@ from humor_env.rewards.audits.surprisal import make_surprisal
 from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText
 from humor_env.rewards.shared.both_orders import Pair
 from humor_env.rewards.shared.reading import ngrams, words
-from humor_env.streams import generator, stream_seed
+from humor_env.shared.streams import generator, stream_seed
 from humor_env.types import Critic, Joke, Judge, Verdict, critic_name
 
 # Where a bin of rating gaps ends, as a share of the scale; the last is "a third and more" (a grade of 0 to 3).

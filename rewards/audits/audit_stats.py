@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -20,7 +20,7 @@ from humor_env.errors import CriticContractError
 from humor_env.rewards.audits import audit_stats as stats
 from humor_env.rewards.audits.report import ContextRow, ContextScores
 from humor_env.rewards.rated.other_prompt import under_prompt_of
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Critic, Joke, critic_name
 
 DRAWS = 4  # other prompts for each line

@@ -27,7 +27,7 @@ from humor_env.registry import critics
 from humor_env.rewards.audits.context import DRAWS, measure_context
 from humor_env.rewards.audits.page import percent, rho
 from humor_env.rewards.audits.report import ContextScores
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Critic, Demonstration, Joke, Judgement, Prompt, critic_name
 

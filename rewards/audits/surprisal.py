@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption
-from humor_env.precision import in_paying_precision
 from humor_env.rewards.shared.reading import well_formed, words
+from humor_env.shared.precision import in_paying_precision
 
 if TYPE_CHECKING:
     import torch

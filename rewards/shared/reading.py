@@ -12,7 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from humor_env.text_stats import UNSEEN, as_read, words
+from humor_env.shared.text_stats import UNSEEN, as_read, words
 
 __all__ = ["as_read", "hidden_characters", "ngrams", "well_formed", "words"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from humor_env.rewards.rated.other_prompt import under_prompt_of
 from humor_env.rewards.trained.critic_data import CriticSet, Target
 from humor_env.rewards.trained.scoring_head import MarkedRow, ScoringModel
-from humor_env.streams import generator
+from humor_env.shared.streams import generator
 from humor_env.types import Joke
 
 

@@ -18,7 +18,7 @@ from statistics import fmean, pvariance
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke
 
 # A spread is itself measured on few raters: it counts as if this many more had shown the typical one.

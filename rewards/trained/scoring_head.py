@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from humor_env import students
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
-from humor_env.precision import in_paying_precision
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
+from humor_env.shared.precision import in_paying_precision
+from humor_env.sources import students
 from humor_env.types import Joke
 
 HEAD_FILE, BODY, MEMBER = "head.safetensors", "body", "member-{}"

@@ -46,7 +46,7 @@ from humor_env.rewards.trained.critic_data import (
     targets,
 )
 from humor_env.rewards.trained.scoring_head import Reading, ScoringModel, new_model, save_model
-from humor_env.streams import stream_seed
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke
 
 RECORD_FILE = "training.json"

@@ -23,8 +23,8 @@ from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Budget, most_tokens
 from humor_env.llm.protocol import OnReply, Reply, Request, escaped
 from humor_env.llm.replies import read
-from humor_env.precision import in_paying_precision
-from humor_env.streams import stream_seed
+from humor_env.shared.precision import in_paying_precision
+from humor_env.shared.streams import stream_seed
 from humor_env.types import Usage
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ class LocalClient:
         if self.tokenizer.chat_template is None:
             return f"{request.system}\n\n{data}\n{answer}"
         rendered = self._rendered(request.system)
-        found = rendered.count(self._placeholder(request.system))
-        if found != 1:
+        count = rendered.count(self._placeholder(request.system))
+        if count != 1:
             raise InvalidOption(
-                f"The chat template of '{self.path}' gives the user's message back {found} times; expected once, "
+                f"The chat template of '{self.path}' gives the user's message back {count} times; expected once, "
                 "unchanged. Give another model, or mend its chat_template."
             )
         head, _, tail = rendered.partition(self._placeholder(request.system))
@@ -164,17 +164,17 @@ class LocalClient:
         from jinja2 import TemplateError
 
         word = self._placeholder(system)
-        two = [{"role": "system", "content": system}, {"role": "user", "content": word}]
-        one = [{"role": "user", "content": f"{system}\n\n{word}"}]
+        separate = [{"role": "system", "content": system}, {"role": "user", "content": word}]
+        single = [{"role": "user", "content": f"{system}\n\n{word}"}]
         problem: Exception | None = None
-        for messages in (two, one):
+        for messages in (separate, single):
             try:
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             except (TemplateError, TypeError, ValueError) as refused:
                 problem = refused
                 continue
             # A template may also leave the system turn out without a word: then no model would know its task.
-            if messages is one or system.strip().lower() in str(text).lower():
+            if messages is single or system.strip().lower() in str(text).lower():
                 return str(text)
         raise InvalidOption(
             f"The chat template of '{self.path}' takes neither a system turn nor a user turn with the instructions in "
@@ -199,15 +199,15 @@ class LocalClient:
             top = max(row.values())
             weights = {symbol: math.exp(value - top) for symbol, value in row.items()}
             total = sum(weights.values())
-            found = {symbol: weight / total for symbol, weight in weights.items()}
-            best = max(found, key=lambda symbol: found[symbol])
+            probabilities = {symbol: weight / total for symbol, weight in weights.items()}
+            best = max(probabilities, key=lambda symbol: probabilities[symbol])
             replies.append(
                 Reply(
                     ANSWER_PREFIX + best + '"}',
                     {"answer": best},
                     "end_turn",
                     usage=Usage(1, read_tokens, 0, 0, 0.0),
-                    probabilities=found,
+                    probabilities=probabilities,
                 )
             )
         return replies
@@ -274,16 +274,16 @@ class LocalClient:
             part = rows[start : start + self.batch_size]
             first = firsts[start : start + self.batch_size]
             ids, mask = self._padded([row[1] for row in part])
-            given: dict[str, torch.Tensor] = {"input_ids": ids, "attention_mask": mask}
+            inputs: dict[str, torch.Tensor] = {"input_ids": ids, "attention_mask": mask}
             if self.encoder_decoder:
                 source, source_mask = self._padded([row[0] for row in part])
-                given = {"input_ids": source, "attention_mask": source_mask, "decoder_input_ids": ids}
+                inputs = {"input_ids": source, "attention_mask": source_mask, "decoder_input_ids": ids}
             kept = list(range(ids.shape[1]))
             if selects:
                 kept = sorted({t for f, (_, tokens) in zip(first, part, strict=True) for t in range(f, len(tokens))})
-                given["logits_to_keep"] = torch.tensor(kept, device=self.device)
+                inputs["logits_to_keep"] = torch.tensor(kept, device=self.device)
             with torch.no_grad():
-                logits = self.model(**given).logits  # [B, len(kept), V]
+                logits = self.model(**inputs).logits  # [B, len(kept), V]
             for row, f, (_, tokens) in zip(logits, first, part, strict=True):
                 places = [kept.index(t) for t in range(f, len(tokens))]
                 outputs.append(row[places].float().log_softmax(-1).cpu())

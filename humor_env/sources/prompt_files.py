@@ -94,21 +94,21 @@ def _dataset_rows(name: str, config: str | None = None, revision: str | None = N
 
     try:
         if any((Path(name) / mark).exists() for mark in _SAVED_MARKS):
-            found = datasets.load_from_disk(name)
+            dataset = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name, config, revision=revision)
+            dataset = datasets.load_dataset(name, config, revision=revision)
     except Exception as problem:  # the library raises a dozen kinds, from hub, files, parsing and offline mode
         raise PromptError(
             f"The dataset '{name}' cannot be loaded ({type(problem).__name__}: {problem}). Expected the name of a "
             "dataset on the hub, or a folder of data files or one written by save_to_disk."
         ) from problem
-    if isinstance(found, datasets.Dataset):
+    if isinstance(dataset, datasets.Dataset):
         # A single saved table says nothing about splits: its rows are divided as a file's are.
-        for index, row in enumerate(found):
+        for index, row in enumerate(dataset):
             yield f"row {index}", None, dict(row)
         return
     # Where the whole dataset is called "train", that is the hub's way to say "not divided", not a claim.
-    divided = len(found) > 1
-    for split, table in found.items():
+    divided = len(dataset) > 1
+    for split, table in dataset.items():
         for index, row in enumerate(table):
             yield f"row {index} of {split}", split if divided else None, dict(row)

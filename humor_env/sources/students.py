@@ -89,7 +89,7 @@ def source(name: str) -> str:
     place = find(name)
     if not place.endswith(GGUF):
         return place
-    from humor_env.gguf import unpacked
+    from humor_env.sources.gguf import unpacked
 
     return str(unpacked(place))
 

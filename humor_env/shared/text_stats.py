@@ -80,8 +80,8 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    found = words(text)
-    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+    tokens = words(text)
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 def distinct_n(lines: Iterable[str], n: int) -> float:
@@ -128,8 +128,8 @@ def skeleton(text: str) -> list[str]:
 @lru_cache(maxsize=8192)  # a step, a critic and a monitor ask about the same lines
 def frames(text: str, n: int = 4) -> frozenset[str]:
     """The runs of `n` words of a text's skeleton in which at least half of the words are left: "was so _ that"."""
-    found = skeleton(text)
-    runs = (found[i : i + n] for i in range(len(found) - n + 1))
+    skeleton_words = skeleton(text)
+    runs = (skeleton_words[i : i + n] for i in range(len(skeleton_words) - n + 1))
     return frozenset(" ".join(run) for run in runs if 2 * run.count(BLANK) <= n)
 
 
@@ -140,8 +140,8 @@ def commonest_frame(lines: Sequence[str], n: int = 4) -> tuple[str, float]:
 
 def frame_variety(lines: Iterable[str], n: int = 4) -> float:
     """Different frames over all frames, each line's own counted once. Like `distinct_n` it falls with the sample."""
-    found = [frame for line in lines for frame in frames(line, n)]
-    return len(set(found)) / len(found) if found else 0.0
+    all_frames = [frame for line in lines for frame in frames(line, n)]
+    return len(set(all_frames)) / len(all_frames) if all_frames else 0.0
 
 
 def line_key(text: str) -> str:

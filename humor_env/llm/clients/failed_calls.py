@@ -13,7 +13,7 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-from humor_env.llm import address
+from humor_env.llm.clients import address
 from humor_env.llm.protocol import ErrorKind
 
 Trouble = Literal["absent", "timeout", "garbled"]

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from humor_env.errors import CredentialError
-from humor_env.llm import address, background
 from humor_env.llm.budget import Budget, most_tokens, reported
-from humor_env.llm.failed_calls import CallFailed, failed_connection, from_status, garbled
+from humor_env.llm.clients import address, background
+from humor_env.llm.clients.failed_calls import CallFailed, failed_connection, from_status, garbled
+from humor_env.llm.clients.retry import Caller, OnWait, Policy
 from humor_env.llm.prices import price_of
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
-from humor_env.llm.retry import Caller, OnWait, Policy
 from humor_env.types import Usage
 
 SERVICE = "api.anthropic.com"
@@ -177,11 +177,11 @@ class AnthropicClient:
         try:
             message = await self._sdk.messages.create(**self.parameters(request))
         except anthropic.APIStatusError as problem:
-            said = problem.api_message or problem.type or "no explanation"
+            explanation = problem.api_message or problem.type or "no explanation"
             headers = problem.response.headers
             if headers.get("location"):
-                said = address.redirected(headers["location"])
-            raise from_status(self.where, problem.status_code, str(said), headers.get("retry-after")) from None
+                explanation = address.redirected(headers["location"])
+            raise from_status(self.where, problem.status_code, str(explanation), headers.get("retry-after")) from None
         except anthropic.CredentialsError:
             raise CallFailed("rejected", "Anthropic: the stored credentials cannot be used", status=401) from None
         except anthropic.AnthropicError as problem:

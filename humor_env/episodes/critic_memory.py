@@ -29,14 +29,14 @@ class Remembering(Protocol):
 
 def with_memory(critics: Iterable[object]) -> list[Remembering]:
     """Those of the critics that have a memory, and those inside of them, each once and always in the same order."""
-    found: dict[int, Remembering] = {}
+    remembering: dict[int, Remembering] = {}
     for critic in critics:
         if isinstance(critic, Remembering):  # one that names others as well saves what they remember itself
-            found.setdefault(id(critic), critic)
+            remembering.setdefault(id(critic), critic)
         else:
             for inner in with_memory(getattr(critic, "inner_critics", ())):
-                found.setdefault(id(inner), inner)
-    return list(found.values())
+                remembering.setdefault(id(inner), inner)
+    return list(remembering.values())
 
 
 def show(critics: Iterable[Remembering], jokes: Sequence[Joke]) -> None:

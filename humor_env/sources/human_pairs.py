@@ -16,9 +16,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from humor_env import prompt_files
 from humor_env.errors import PromptError
 from humor_env.prompts import PromptSet, comparable, split_by_hash
+from humor_env.sources import prompt_files
 from humor_env.types import Demonstration, Prompt
 
 # How a file says that a row is sarcastic, and its columns of the literal and of the sarcastic side.
@@ -48,7 +48,7 @@ def pair_lines(what: str) -> tuple[Demonstration, ...]:
     """The sarcastic sides of a set's file, each with its literal sentence."""
     name, _, path = what.partition(":")
     mark, sarcastic, literal_column, line_column = _SETS[name]
-    found: list[Demonstration] = []
+    demonstrations: list[Demonstration] = []
     prompts: dict[str, Prompt] = {}
     for place, row in _rows(name, path):
         if str(row.get(mark)) != sarcastic:
@@ -58,10 +58,10 @@ def pair_lines(what: str) -> tuple[Demonstration, ...]:
             continue
         digest = hashlib.blake2b(comparable(literal).encode(), digest_size=6).hexdigest()
         prompt = prompts.setdefault(digest, Prompt(f"{name}-{digest}", literal, split=split_by_hash(literal)))
-        found.append(Demonstration(prompt, line, name, "its publisher's"))
-    if not found:
+        demonstrations.append(Demonstration(prompt, line, name, "its publisher's"))
+    if not demonstrations:
         raise PromptError(f"{path}: no row of {name} has a literal and a sarcastic side ({mark} is {sarcastic}).")
-    return tuple(found)
+    return tuple(demonstrations)
 
 
 def _rows(name: str, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

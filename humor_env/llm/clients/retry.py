@@ -34,11 +34,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
-from humor_env.llm import background
 from humor_env.llm.budget import Budget, LedgerBusy
-from humor_env.llm.failed_calls import CallFailed, garbled, redact
+from humor_env.llm.clients import background
+from humor_env.llm.clients.failed_calls import CallFailed, garbled, redact
+from humor_env.llm.clients.throttle import Throttle
 from humor_env.llm.protocol import OnReply, Reply, Request
-from humor_env.llm.throttle import Throttle
 from humor_env.types import NO_USAGE, Usage
 
 

@@ -22,8 +22,8 @@ from gymnasium import spaces
 from humor_env import registry
 from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
 from humor_env.prompts import PromptSet, load_prompts
+from humor_env.shared.text_stats import missing_words
 from humor_env.spaces import UnicodeText, is_encodable, text_space
-from humor_env.text_stats import missing_words
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 REASON_CHARS = 400  # how much of a critic's reason the next observation shows

@@ -105,10 +105,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Encoded:
     chat = bool(tokenizer.chat_template)
     framed = [_framed(tokenizer, prompt.text) for prompt in prompts]
     ids = tokenizer(framed, add_special_tokens=not chat)["input_ids"]
-    lengths = np.array([len(one) for one in ids], dtype=np.int64)
+    lengths = np.array([len(prompt_ids) for prompt_ids in ids], dtype=np.int64)
     table = np.full((len(ids), int(lengths.max())), padding, dtype=np.int32)
-    for row, one in zip(table, ids, strict=True):
-        row[: len(one)] = one
+    for row, prompt_ids in zip(table, ids, strict=True):
+        row[: len(prompt_ids)] = prompt_ids
     rows = {prompt.id: i for i, prompt in enumerate(prompts)}
     return Encoded(tokenizer, end, padding, rows, table, lengths, _byte_pieces(tokenizer))
 

@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from humor_env.errors import CredentialError, MissingExtra
-from humor_env.llm import address, background
 from humor_env.llm.budget import Budget, most_tokens, reported
-from humor_env.llm.failed_calls import failed_connection, from_status, garbled
+from humor_env.llm.clients import address, background
+from humor_env.llm.clients.failed_calls import failed_connection, from_status, garbled
+from humor_env.llm.clients.retry import Caller, OnWait, Policy
 from humor_env.llm.prices import price_of
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
-from humor_env.llm.retry import Caller, OnWait, Policy
 from humor_env.types import Usage
 
 SERVICE = "api.openai.com"
@@ -129,11 +129,11 @@ class OpenAIClient:
         """The service as messages name it."""
         return "OpenAI" if self._own or self._base_url is None else address.shown(self._base_url)
 
-    def _may_send_key(self, given: str | None, variable: str) -> bool:
+    def _may_send_key(self, api_key: str | None, variable: str) -> bool:
         """Whether a key goes along: never where a spec alone says so, be it the address or the variable's name."""
         if self._base_url is not None and address.may_have_key(self._base_url):
             return True
-        return variable == OWN_KEY and (self._own or not given)
+        return variable == OWN_KEY and (self._own or not api_key)
 
     def _connect(self) -> Any:
         try:
@@ -183,11 +183,11 @@ class OpenAIClient:
             answer = await self._sdk.chat.completions.create(**self.parameters(request))
         except openai.APIStatusError as problem:
             body = problem.body if isinstance(problem.body, dict) else {}
-            said = body.get("message") or body.get("detail") or "no explanation"
+            explanation = body.get("message") or body.get("detail") or "no explanation"
             headers = problem.response.headers
             if headers.get("location"):
-                said = address.redirected(headers["location"])
-            raise from_status(self.where, problem.status_code, str(said), headers.get("retry-after")) from None
+                explanation = address.redirected(headers["location"])
+            raise from_status(self.where, problem.status_code, str(explanation), headers.get("retry-after")) from None
         except openai.OpenAIError as problem:
             raise failed_connection(self.where, problem) from None
         choices = getattr(answer, "choices", None)
@@ -211,8 +211,8 @@ class OpenAIClient:
         reply = read(text, _STOPS.get(stop, stop) if isinstance(stop, str) else None, request, usage)
         if reply.failed or not request.choices or not self.probabilities:
             return reply
-        found = answer_probabilities(text, getattr(first, "logprobs", None), request.choices)
-        return Reply(text, reply.data, reply.stop_reason, usage=usage, probabilities=found)
+        probabilities = answer_probabilities(text, getattr(first, "logprobs", None), request.choices)
+        return Reply(text, reply.data, reply.stop_reason, usage=usage, probabilities=probabilities)
 
     def _usage(self, answer: Any, request: Request) -> Usage:
         """What the server says it used; what it leaves out, or gives as no count can be, is the most possible."""

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
-from humor_env.llm import background
-from humor_env.llm.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
 from humor_env.llm.budget import Budget
-from humor_env.llm.failed_calls import redact
+from humor_env.llm.clients import background
+from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
+from humor_env.llm.clients.failed_calls import redact
+from humor_env.llm.clients.retry import Policy
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.protocol import OnReply, Reply, Request
-from humor_env.llm.retry import Policy
 from humor_env.types import NO_USAGE, Usage
 
 
@@ -101,10 +101,10 @@ class AnthropicBatchClient(AnthropicClient):
             for batch, keys in batches.items():  # the service works on all of them meanwhile
                 await self._collect(batch, keys, work)
         except anthropic.APIStatusError as problem:
-            said = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
+            message = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
             if problem.status_code in (401, 402, 403):
-                raise CredentialError(f"{said}. Check the key, its rights and the account's credit.") from None
-            raise JudgingFailed(f"{said}. Batches that were taken are remembered: start again to go on.") from None
+                raise CredentialError(f"{message}. Check the key, its rights and the account's credit.") from None
+            raise JudgingFailed(f"{message}. Batches that were taken are remembered: start again to go on.") from None
         except anthropic.AnthropicError as problem:
             raise JudgingFailed(
                 f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "

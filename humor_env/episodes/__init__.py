@@ -1,0 +1,1 @@
+"""What the environments are made of: the rules of an episode, the token table, the state of critics with a memory."""
