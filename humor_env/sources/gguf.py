@@ -16,12 +16,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import MissingExtra, StudentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # How "gpt2" vocabularies are cut before merging, by the name that the file gives its own: single digits or not.
 _DIGITS_APART = {"smollm": True, "gpt-2": False, "default": False}
@@ -70,6 +70,9 @@ def unpacked(path: str | Path) -> Path:
 
 
 def _unpack(file: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -100,6 +103,7 @@ def _unpack(file: Path, target: Path) -> None:
 
 def _tokenizer(reader: Any, file: Path) -> PreTrainedTokenizerBase:
     """The file's own tokenizer, its special tokens and its chat template."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     def value(name: str) -> Any:
         field = reader.fields.get(f"tokenizer.{name}")

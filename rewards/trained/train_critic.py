@@ -40,14 +40,13 @@ from humor_env.rewards.trained.critic_batches import Example, OtherPrompts, batc
 from humor_env.rewards.trained.critic_data import (
     CriticSet,
     check_comparisons,
-    dev_pairs,
     scale_of,
     split,
     targets,
 )
+from humor_env.rewards.trained.dev_prompts import DevPrompts
 from humor_env.rewards.trained.scoring_head import Reading, ScoringModel, new_model, save_model
 from humor_env.shared.streams import stream_seed
-from humor_env.types import Joke
 
 RECORD_FILE = "training.json"
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -174,24 +173,24 @@ def train(
         if not models:
             wanted = [targets(one, scale) for one, scale in zip(parts, scales, strict=True)]
             examples = make_examples(model, parts, wanted, config.noise_weights)
-            looks = _Looks(model, dev, config)
-        looks.model = model
+            kept_aside = DevPrompts(model, dev, 2 * config.batch_size, config.dev_share)
+        kept_aside.model = model
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            fit = _Fit(config, model, examples, looks, len(sets), on_progress, member, seed)
+            fit = _Fit(config, model, examples, kept_aside, len(sets), on_progress, member, seed)
             fit.run()
         models.append(model)
         fits.append(fit)
-        looks.remember()
+        kept_aside.remember()
         if fit.stopped:
             break
-    calibration = looks.calibrate()
-    measured = looks.measure(calibration)
+    calibration = kept_aside.calibrate()
+    measured = kept_aside.measure(calibration)
     save_model(models, folder)
     calibration.save(folder)
     steps, stopped = sum(each.step for each in fits), fits[-1].stopped
     seconds = time.monotonic() - began
-    made = TrainedCritic(Path(folder), measured, calibration, steps, seconds, stopped, looks.verdicts(calibration))
+    made = TrainedCritic(Path(folder), measured, calibration, steps, seconds, stopped, kept_aside.verdicts(calibration))
     record = {
         "config": asdict(config),
         "sets": [
@@ -226,104 +225,21 @@ def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
     return model.to(config.device)
 
 
-class _Looks:
-    """The prompts kept aside, and what the model says of them."""
-
-    def __init__(self, model: ScoringModel, dev: Sequence[CriticSet], config: TrainCriticConfig) -> None:
-        self.model, self.dev = model, dev
-        self.batch_size = 2 * config.batch_size
-        self.pairs = [(number, pair) for number, one in enumerate(dev) for pair in dev_pairs(one)]
-        if not self.pairs:
-            raise InvalidOption(
-                "Among the prompts kept for stopping there are no two texts of unlike grades: give more data, or a "
-                f"larger dev_share than {config.dev_share}."
-            )
-        self.jokes: list[Joke] = [item.joke for one in dev for item in one.ratings]
-        self.jokes += [joke for one in dev for pair in one.comparisons for joke in (pair.a, pair.b)]
-        self.keys = [_key(joke) for joke in self.jokes]
-        self.rows = model.rows(self.jokes)
-        self.logits: dict[tuple[str, str], float] = {}
-        self.members: list[dict[tuple[str, str], float]] = []
-
-    def remember(self) -> None:
-        """This member is done: from here on the logits are the mean of all that are."""
-        self.members.append(self.logits)
-        self.logits = {key: fmean(each[key] for each in self.members) for key in self.logits}
-
-    def look(self, autocast: Callable[[], Any]) -> dict[str, float]:
-        """The pairs' log loss at the best temperature (the mean over sets) and accuracy."""
-        with autocast():
-            self.logits = dict(zip(self.keys, self.model.score_rows(self.rows, self.batch_size), strict=True))
-        found = []
-        for number in sorted({number for number, _ in self.pairs}):
-            differences, wins = self._differences(number)
-            scale = losses.fit_temperature(differences, wins)
-            found.append(losses.pair_log_loss(scale, differences, wins))
-        return {"loss": fmean(found), "pair_accuracy": self._accuracy(*self._differences())}
-
-    def _differences(self, number: int | None = None) -> tuple[list[float], list[float]]:
-        chosen = [pair for which, pair in self.pairs if number is None or which == number]
-        return (
-            [self.logits[_key(pair.a)] - self.logits[_key(pair.b)] for pair in chosen],
-            [pair.probability for pair in chosen],
-        )
-
-    @staticmethod
-    def _accuracy(differences: Sequence[float], wins: Sequence[float]) -> float:
-        return fmean((d > 0) == (p > 0.5) if d else 0.5 for d, p in zip(differences, wins, strict=True))
-
-    def calibrate(self) -> Calibration:
-        scale = losses.fit_temperature(*self._differences())
-        return Calibration(scale, -scale * fmean(self.logits[key] for key in self.keys))
-
-    def verdicts(self, calibration: Calibration) -> tuple[tuple[float, float], ...]:
-        return tuple(
-            (calibration.wins(self.logits[_key(pair.a)], self.logits[_key(pair.b)]), pair.probability)
-            for one in self.dev
-            for pair in one.comparisons
-            if pair.probability != 0.5
-        )
-
-    def measure(self, calibration: Calibration) -> dict[str, float]:
-        differences, wins = self._differences()
-        scaled = [calibration.scale * d for d in differences]
-        measured = {
-            "pairs": float(len(wins)),
-            "pair_accuracy": self._accuracy(differences, wins),
-            "log_loss": losses.pair_log_loss(calibration.scale, differences, wins),
-            "calibration_error_before": losses.pair_calibration_error(differences, wins),
-            "calibration_error": losses.pair_calibration_error(scaled, wins),
-        }
-        for one in self.dev:
-            if len(one.ratings) > 2:
-                from scipy.stats import spearmanr
-
-                said = [self.logits[_key(item.joke)] for item in one.ratings]
-                found = float(spearmanr(said, [item.score for item in one.ratings]).statistic)
-                if math.isfinite(found):
-                    measured[f"spearman_{one.name}"] = found
-        return measured
-
-
-def _key(joke: Joke) -> tuple[str, str]:
-    return joke.prompt.text, joke.text
-
-
 class _Fit:
-    """The loop: batches, losses, looks at dev, the best weights so far."""
+    """The loop: batches, losses, the dev pairs asked, the best weights so far."""
 
     def __init__(
         self,
         config: TrainCriticConfig,
         model: ScoringModel,
         examples: Sequence[Example],
-        looks: _Looks,
+        dev: DevPrompts,
         sets: int,
         on_progress: OnProgress | None,
         member: int,
         seed: int,
     ) -> None:
-        self.config, self.model, self.examples, self.looks = config, model, examples, looks
+        self.config, self.model, self.examples, self.dev = config, model, examples, dev
         self.on_progress, self.member, self.seed = on_progress, member, seed
         self.device = next(model.head.parameters()).device
         self.precision = _precision(config.precision, self.device)
@@ -357,7 +273,7 @@ class _Fit:
         except KeyboardInterrupt:
             self.stopped = True
         if not self.best:
-            self._look(math.nan)
+            self._ask_dev(math.nan)
         self._restore()
 
     def _run(self) -> None:
@@ -370,7 +286,7 @@ class _Fit:
                 self.step += 1
                 done = self.step == self.steps
                 if done or self.step % self.every == 0:
-                    self._look(fmean(running))
+                    self._ask_dev(fmean(running))
                     running = []
                     if done or (self.config.patience and self.since_best >= self.config.patience):
                         return
@@ -415,8 +331,8 @@ class _Fit:
             loss = loss + self.config.other_prompts * losses.bradley_terry_loss(own, elsewhere, torch.ones_like(own))
         return loss
 
-    def _look(self, loss: float) -> None:
-        dev = self.looks.look(self._autocast)
+    def _ask_dev(self, loss: float) -> None:
+        dev = self.dev.ask(self._autocast)
         better = dev["loss"] < self.best_loss
         if better or not self.best:
             self.best_loss, self.since_best = dev["loss"], 0
@@ -438,7 +354,7 @@ class _Fit:
                 if name in self.best:
                     parameter.copy_(self.best[name])
         self.model.eval()
-        self.looks.look(lambda: torch.autocast(self.device.type, enabled=False))
+        self.dev.ask(lambda: torch.autocast(self.device.type, enabled=False))
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
