@@ -53,7 +53,7 @@ def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
         hidden=128,
         max_length=96,
         lora_rank=8,
-        epochs=8 if question == "funny" else 5,
+        epochs=8 if question == "funny" else 4,
         batch_size=32,
         lr=1e-3,
         head_lr=1e-3,
@@ -66,7 +66,9 @@ def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
     )
     if name == "everyday":
         return common
-    return replace(common, model="smollm2", layers=12, lora_rank=4, pool="last", epochs=3, lr=5e-4)
+    return replace(
+        common, model="smollm2", layers=8, lora_rank=4, pool="last", epochs=3 if question == "funny" else 2, lr=5e-4
+    )
 
 
 def set_of(rows: Sequence[Row], question: str) -> CriticSet:
