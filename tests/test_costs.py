@@ -45,6 +45,28 @@ def test_each_line_of_each_step_is_one_question():
     assert item.cost == pytest.approx((item.input_tokens * 1 + item.output_tokens * 5) / 1e6)
 
 
+def test_what_the_monitor_asks_is_priced():
+    """Before the first step and after each second one of five: three times 20 lines, each under its own and two other
+    prompts, by the critic that teaches and by the one that is held against it; two seeds. It was left out once."""
+    critic = f'[[critic]]\ncritic = "scorer"\noptions = {CHEAP}'
+    monitor = f"""
+        [monitor]
+        every = 2
+        lines = 20
+        others = 2
+        [[monitor.critic]]
+        critic = "scorer"
+        options = {{ client = "anthropic:claude-haiku-4-5" }}
+    """
+    made = spec('name = "grpo"\nsteps = 5\nbatch_size = 16', critic, monitor)
+    learning, *watched = costs.estimate_spec(made)
+    assert learning.what == "learning"
+    assert [(item.what, item.lines) for item in watched] == [("monitor", 2 * 3 * 20 * 3)]
+    other = monitor.replace("claude-haiku-4-5", "claude-sonnet-4-5")
+    made = spec('name = "grpo"\nsteps = 5\nbatch_size = 16', critic, other)
+    assert [item.what for item in costs.estimate_spec(made)] == ["learning", "monitor", "monitor"]
+
+
 def test_comparing_with_the_teacher_asks_in_both_orders():
     rest = f"""
         [[eval.critic]]

@@ -48,7 +48,7 @@ class Item:
 
 
 def estimate_spec(spec: Spec) -> list[Item]:
-    """An item for each language model in learning and in evaluation, over all seeds."""
+    """An item for each language model in learning, in evaluation and in the monitor, over all seeds."""
     from humor_env.experiments.runs.ingredients import Ingredients
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,6 +62,10 @@ def estimate_spec(spec: Spec) -> list[Item]:
                 items.append(_item("learning", parts.spec.judge.judge, parts.judge, sample, _pairs(spec, parts)))
             measured = parts.spec.eval.critic or parts.spec.critic
             items += [_item("evaluation", _name(c), parts.make_critic(c), sample, evaluated) for c in measured]
+            if (watched := _watched_lines(spec, parts)) and parts.spec.monitor is not None:
+                held_out = parts.spec.monitor.critic or parts.spec.eval.critic
+                watching = [*parts.spec.critic, *(c for c in held_out if c not in parts.spec.critic)]
+                items += [_item("monitor", _name(c), parts.make_critic(c), sample, watched) for c in watching]
         finally:
             parts.close()
     count = len(spec.seeds)
@@ -140,6 +144,15 @@ def _dev_lines(spec: Spec, parts: Any) -> int:
     return steps // every * min(dev, spec.eval.dev_limit) if every else 0
 
 
+def _watched_lines(spec: Spec, parts: Any) -> int:
+    """Lines that the monitor has judged in one seed, each under its own and under other prompts."""
+    monitor, steps = spec.monitor, getattr(spec.learner_config(spec.seeds[0]), "steps", 0)
+    if monitor is None or not steps:
+        return 0
+    lines = min(monitor.lines, len(parts.prompts.split(monitor.split)))
+    return int((1 + steps // monitor.every) * lines * (1 + monitor.others))
+
+
 def _pairs(spec: Spec, parts: Any) -> int:
     """Pairs that the judge is asked about in one seed, where each prompt gives one in each round."""
     config = spec.learner_config(spec.seeds[0])
@@ -195,12 +208,17 @@ def _without_keys(spec: Spec) -> Spec:
     about."""
     critics = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.critic]
     measuring = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.eval.critic]
+    monitor = spec.monitor
+    if monitor is not None:
+        held_out = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in monitor.critic]
+        monitor = monitor.model_copy(update={"critic": held_out})
     judge = spec.judge
     if judge is not None:
         judge = JudgeSpec(judge=judge.judge, options=_harmless(judge.judge, judge.options))
     teacher = None if spec.teacher is None else spec.teacher.model_copy(update={"filter": None})
     eval_ = spec.eval.model_copy(update={"critic": measuring})
-    changed: Spec = spec.model_copy(update={"critic": critics, "eval": eval_, "judge": judge, "teacher": teacher})
+    update = {"critic": critics, "eval": eval_, "judge": judge, "teacher": teacher, "monitor": monitor}
+    changed: Spec = spec.model_copy(update=update)
     return changed
 
 
