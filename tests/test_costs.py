@@ -49,14 +49,14 @@ def test_what_the_monitor_asks_is_priced():
     """Before the first step and after each second one of five: three times 20 lines, each under its own and two other
     prompts, by the critic that teaches and by the one that is held against it; two seeds. It was left out once."""
     critic = f'[[critic]]\ncritic = "scorer"\noptions = {CHEAP}'
-    monitor = f"""
+    monitor = """
         [monitor]
         every = 2
         lines = 20
         others = 2
         [[monitor.critic]]
         critic = "scorer"
-        options = {{ client = "anthropic:claude-haiku-4-5" }}
+        options = { client = "anthropic:claude-haiku-4-5" }
     """
     made = spec('name = "grpo"\nsteps = 5\nbatch_size = 16', critic, monitor)
     learning, *watched = costs.estimate_spec(made)
