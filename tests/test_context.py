@@ -112,7 +112,7 @@ def test_the_probes_and_their_tables_have_a_row_of_it():
     cases = pocket_cases(n=10)
     blind = run_probes(critic(lambda j: 0.5), cases, [])
     assert blind.context.share == 0.5 and not blind.held
-    assert "does not read the prompt (its own preferred 50.0 %)" in blind.summary()
+    assert "does not read the prompt (prefers the line's own in 50.0 %)" in blind.summary()
     assert "| *context* | the teacher's line scores higher with its own prompt: 50.0 % [20.0, 80.0]" in blind.markdown()
     exact = run_probes("pocket", cases, [])
     assert exact.context.held is True and exact.held
