@@ -130,7 +130,7 @@ def test_an_audit_has_it_with_grades_and_it_survives_a_file():
     assert AuditReport.load(report.data()).context == report.context
     page = report.markdown()
     assert "prefers the line's own prompt in 100.0 % [90.0, 100.0]" in page.splitlines()[0]
-    assert "| graded 1.4 and more | 16 | 100.0 % [81.2, 100.0] | +0.80 |" in page
+    assert "| graded 1.4 or more | 16 | 100.0 % [81.2, 100.0] | +0.80 |" in page
     old = report.data()
     del old["context"]  # of version 0.1
     assert AuditReport.load(old).context is None
@@ -141,7 +141,7 @@ def test_a_card_says_what_will_happen_to_a_student(tmp_path):
     made = make_card(critic(lambda j: 0.5), name="blind", prompts=["pocket"])
     [said] = [sentence for sentence in made.failing if "its own prompt" in sentence]
     assert "in 50 % of cases (chance: 50 %)" in said
-    assert "a student that learns from it long enough will answer every prompt with the one line" in said
+    assert "A student that learns from it long enough will answer every prompt with the same line" in said
     assert "| pocket | 40 | 50.0 % [42.5, 57.5] | +0.00 [-0.07, +0.07] | NO |" in card_markdown(made)
     made.save(tmp_path)
     assert Card.load(tmp_path / "blind.json").failing == made.failing

@@ -156,8 +156,8 @@ def _calibrated(about: Mapping[str, Any]) -> str:
         return ""
     return (
         "\n\nThe training judge of this scale was set to err against the exact judge as often as the paper's critic "
-        "did against people (76 % agreement, 15 % flips, 20 % length errors). So its levels in Table 1 are inputs; only "
-        "the differences between questions and critics are results."
+        "did against people (76 % agreement, 15 % flips, 20 % length errors). So its levels in Table 1 are inputs; "
+        "only the differences between questions and critics are results."
     )
 
 
