@@ -48,8 +48,8 @@ def test_few_items_get_no_tight_interval():
     four = audit(Critic(lambda t: 0.9 if "funny" in t else 0.2), RatedSet("set", pairs=some_pairs(4), scale=(0.0, 3.0)))
     assert (four.pairs.accuracy, four.pairs.interval, four.beats_coin) == (1.0, None, None)
     assert four.summary() == (
-        "mine on set: 100.0 % of 4 pairs; rank correlation +0.93, 8 texts (too few to tell it from a coin); "
-        "its own prompt preferred 50.0 %"
+        "mine on set: 100.0 % of 4 pairs; rank correlation +0.93, 8 texts (too few to tell whether it beats chance); "
+        "prefers the line's own prompt in 50.0 %"
     )
     assert "[100.0, 100.0]" not in four.markdown()
 
@@ -210,7 +210,7 @@ def test_a_critic_that_is_always_right_and_one_that_measures_length():
     assert ruler.pairs.controlled == 0.5
     assert right.pairs.controlled == 1.0
     rows = {row.name: row for row in ruler.references}
-    assert rows["coin"].accuracy == 0.5
+    assert rows["chance"].accuracy == 0.5
     assert rows["the longer line"].accuracy == ruler.pairs.accuracy
     assert rows["the longer line"].interval == ruler.pairs.interval
     assert rows["the shorter line"].accuracy == pytest.approx(0.25)
@@ -332,7 +332,7 @@ def test_single_texts_their_kinds_their_offence_and_their_length():
     assert report.texts.partial is None or abs(report.texts.partial) < 1e-9
     assert set(report.texts.by_kind) == {"pun", "control"}
     assert report.pairs.count == 15  # every pair of six puns, none with a control
-    assert any("within the kind 'pun'" in note for note in report.notes)
+    assert any("for the kind 'pun'" in note for note in report.notes)
 
 
 def test_pairs_are_made_within_prompts_where_there_are_any():

@@ -112,12 +112,12 @@ def test_the_probes_and_their_tables_have_a_row_of_it():
     cases = pocket_cases(n=10)
     blind = run_probes(critic(lambda j: 0.5), cases, [])
     assert blind.context.share == 0.5 and not blind.held
-    assert "does not read the prompt (its own preferred 50.0 %)" in blind.summary()
+    assert "does not read the prompt (prefers the line's own in 50.0 %)" in blind.summary()
     assert "| *context* | the teacher's line scores higher with its own prompt: 50.0 % [20.0, 80.0]" in blind.markdown()
     exact = run_probes("pocket", cases, [])
     assert exact.context.held is True and exact.held
     both = compare_markdown([blind, exact])
-    assert "| *context: its own prompt preferred* | **50%** | 100% |" in both
+    assert "| *context: own prompt scored higher* | **50%** | 100% |" in both
     assert f"| *lift over other prompts* | +0.00 | {exact.context.lift:+.2f} |" in both
     assert run_probes("pocket", cases, [], draws=0).context is None
 
@@ -129,8 +129,8 @@ def test_an_audit_has_it_with_grades_and_it_survives_a_file():
     assert report.context.by_grade[-1].low == pytest.approx(1.4) and report.context.by_grade[-1].count == 16
     assert AuditReport.load(report.data()).context == report.context
     page = report.markdown()
-    assert "its own prompt preferred 100.0 % [90.0, 100.0]" in page.splitlines()[0]
-    assert "| graded 1.4 and more | 16 | 100.0 % [81.2, 100.0] | +0.80 |" in page
+    assert "prefers the line's own prompt in 100.0 % [90.0, 100.0]" in page.splitlines()[0]
+    assert "| graded 1.4 or more | 16 | 100.0 % [81.2, 100.0] | +0.80 |" in page
     old = report.data()
     del old["context"]  # of version 0.1
     assert AuditReport.load(old).context is None
@@ -140,8 +140,8 @@ def test_an_audit_has_it_with_grades_and_it_survives_a_file():
 def test_a_card_says_what_will_happen_to_a_student(tmp_path):
     made = make_card(critic(lambda j: 0.5), name="blind", prompts=["pocket"])
     [said] = [sentence for sentence in made.failing if "its own prompt" in sentence]
-    assert "in 50 % of cases, where a coin has 50 %" in said
-    assert "a student that learns from it long enough will answer every prompt with the one line" in said
+    assert "in 50 % of cases (chance: 50 %)" in said
+    assert "A student that learns from it long enough will answer every prompt with the same line" in said
     assert "| pocket | 40 | 50.0 % [42.5, 57.5] | +0.00 [-0.07, +0.07] | NO |" in card_markdown(made)
     made.save(tmp_path)
     assert Card.load(tmp_path / "blind.json").failing == made.failing

@@ -29,7 +29,7 @@ def test_the_code_on_the_page_runs(clean_registry, capsys):
         exec(block, names)
     said = capsys.readouterr().out
     assert "FAIL" not in said
-    assert "dry: falls for" in said
+    assert "dry: rewards" in said
     joke = Joke(Prompt("p", "The meeting was slow."), "The meeting was so slow that glaciers overtook it.")
     [judgement] = registry.critics.make("dry")([joke])
     assert judgement.score == 1.0

@@ -125,7 +125,7 @@ def test_all_is_asked_in_one_call_and_reported():
     assert report.fell_for() == ["emoji"]
     assert not report.held
     assert report.summary() == (
-        "scores: falls for emoji; refuses fresh; does not read the prompt (its own preferred 50.0 %)"
+        "scores: rewards emoji; rejects fresh; does not read the prompt (prefers the line's own in 50.0 %)"
     )
     assert report.table()[0] == {
         "probe": "emoji", "what": "many", "kind": "hack", "cases": 10, "failed": 0,
@@ -181,7 +181,7 @@ def test_bad_use_is_refused():
 def test_the_command_prints_tables():
     code, printed, _ = command("--critic", "rules", "--option", 'gates=["emoji"]', "--prompts", "everyday")
     assert code == 0
-    assert printed.startswith("rules: falls for ")
+    assert printed.startswith("rules: rewards ")
     assert "emoji" not in printed
     code, printed, _ = command("--prompts", "everyday", "--markdown")
     assert code == 0

@@ -1,5 +1,5 @@
-"""The commands about critics: `audit` (does it agree with people?), `probes` (which hacks does it pay?), `card` (a page
-with both) and `train-critic`.
+"""The commands about critics: `audit` (does it agree with people?), `probes` (which hacks does it reward?), `card` (a
+page with both) and `train-critic`.
 
     humor-env audit --critic rules --data humicroedit --file task-2_dev.csv
     humor-env probes --critic rules --prompts everyday
@@ -94,7 +94,7 @@ def audit(
     list_sets: Annotated[bool, typer.Option("--list", help="List the sets that can be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Does a critic agree with people? Pair accuracy on a human-rated set, beside a coin, a ruler and a person."""
+    """Does a critic agree with people? Pair accuracy on a human-rated set, beside chance, length and a person."""
     from humor_env.errors import InvalidOption
     from humor_env.registry import critics, judges
     from humor_env.rewards.audits.audit import audit as measure
@@ -193,7 +193,7 @@ def card(
     max_cost: MaxCost = None,
     as_json: AsJson = False,
 ) -> None:
-    """A page to publish with a run: which hacks a critic pays, whether it agrees with people, what is not known."""
+    """A page to publish with a run: which hacks a critic rewards, whether it agrees with people, what is not known."""
     from humor_env.errors import InvalidOption
     from humor_env.rewards.cards.built_in import built_in_cards
     from humor_env.rewards.cards.card import make_card
@@ -235,7 +235,7 @@ def card(
 
 
 def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
-    """Before a run: which of the critics that pay have no card, or one that fails."""
+    """Before a run: which of the critics in the score have no card, or one that fails."""
     from humor_env.rewards.cards.built_in import Entry, card_warnings
 
     entries = [Entry(c.critic, c.options, gate=c.gate is not None and c.weight is None) for c in spec.critic]
@@ -265,10 +265,10 @@ def _index(cards: Sequence[Card], out: Path) -> None:
     )
     table = markdown_table(Table("", ("card", "what it is", "verdict", "why"), rows, "llll"))
     about = (
-        "What each built-in critic and judge falls for. A card that fails is a warning, not a ban: put gates in front "
-        'of the critic, and watch the run. "Not tried" means that nobody has asked it, for the reason given.'
+        "What each built-in critic and judge rewards that it should not. A failing card is a warning: put gates in "
+        'front of the critic, and monitor the run. "Not tried" means that it was not called, for the reason given.'
     )
-    text = f"# Critic cards\n\n{about}\n\n{table}\n\nAll of them are made again by:\n\n    {COMMAND}\n"
+    text = f"# Critic cards\n\n{about}\n\n{table}\n\nTo regenerate all of them:\n\n    {COMMAND}\n"
     (out / "index.md").write_text(text, encoding="utf-8")
 
 

@@ -69,7 +69,9 @@ def _profiles(bench: Benchmark) -> str:
     for system in shown:
         intervals = stats.performance_profile(system.lines("scores"), at, resamples=300)
         lines.append(_line(system, at, intervals))
-    return line_chart(lines, title="How many lines score above", x_label="held-out score", y_label="share of lines")
+    return line_chart(
+        lines, title="Share of lines above each score", x_label="held-out score", y_label="share of lines"
+    )
 
 
 def _overoptimisation(bench: Benchmark) -> str:
@@ -85,9 +87,9 @@ def _overoptimisation(bench: Benchmark) -> str:
         points.append(Points(system.label, xs, ys))
     return scatter_chart(
         points,
-        title="The judge that teaches, less the held-out one",
+        title="Training judge minus held-out judge",
         x_label="√KL to the imitation",
-        y_label="difference of win rates",
+        y_label="difference in win rates",
     )
 
 
@@ -98,7 +100,10 @@ CHARTS: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
     "judgements-chart": ("Score against judgements", _curves("judgements", "judgements")),
     "seconds-chart": ("Score against seconds of learning", _curves("seconds", "seconds of learning")),
     "profiles-chart": ("Share of lines above each score", _profiles),
-    "overoptimisation-chart": ("How much more the teaching judge likes it, against distance", _overoptimisation),
+    "overoptimisation-chart": (
+        "Win rate by the training judge minus that by the held-out judge, against √KL",
+        _overoptimisation,
+    ),
 }
 
 

@@ -137,10 +137,10 @@ def _win_tie(bench: Benchmark) -> str:
         systems_of(bench),
         {
             "win or tie, held-out judge": rate("held out"),
-            "win or tie, the judge that taught": rate("feedback"),
-            "win, held-out, at equal length": controlled("wins_held_out"),
-            "win, taught, at equal length": controlled("wins"),
-            "length / prompt's": _of("length_ratio", 2),
+            "win or tie, training judge": rate("feedback"),
+            "win at equal length, held-out judge": controlled("wins_held_out"),
+            "win at equal length, training judge": controlled("wins"),
+            "length ÷ prompt's length": _of("length_ratio", 2),
         },
     )
 
@@ -152,7 +152,7 @@ def _texts(bench: Benchmark) -> str:
             "distinct-2": _of("distinct_2"),
             "self-overlap": _of("self_overlap"),
             "copies of the teacher": lambda s: "–" if s.name == "teacher" else _plain(s.mean("teacher_copies")),
-            "length / prompt's": _of("length_ratio", 2),
+            "length ÷ prompt's length": _of("length_ratio", 2),
             "KL to imitation": _of("kl", 1),
             "failed judgements": _of("failures", 0),
         },
@@ -263,11 +263,11 @@ def _efficiency(bench: Benchmark) -> str:
         )
 
     columns = {f"after {share * budget:,.0f} {over}": at(share) for share in shares}
-    return _table(systems, {**columns, "mean on the way": area})
+    return _table(systems, {**columns, "mean over the budget": area})
 
 
 def _overoptimisation(bench: Benchmark) -> str:
-    """At the end: how far each went, and whether the judge that taught still agrees with the one that did not."""
+    """At the end: how far each went, and whether the training judge still agrees with the held-out one."""
 
     def gap(s: System) -> str:
         return _bounds(stats.paired_difference(s.lines("wins"), s.lines("wins_held_out")), 0, 100)
@@ -276,7 +276,7 @@ def _overoptimisation(bench: Benchmark) -> str:
         [s for s in systems_of(bench) if s.name != "teacher"],
         {
             "√KL": lambda s: _plain(float(np.sqrt(max(0.0, s.mean("kl")))) if np.isfinite(s.mean("kl")) else np.nan, 2),
-            "wins, the judge that taught": lambda s: _bounds(stats.interval([s.lines("wins")]), 0, 100),
+            "wins, training judge": lambda s: _bounds(stats.interval([s.lines("wins")]), 0, 100),
             "wins, held-out judge": lambda s: _bounds(stats.interval([s.lines("wins_held_out")]), 0, 100),
             "gap": gap,
         },
@@ -284,16 +284,16 @@ def _overoptimisation(bench: Benchmark) -> str:
 
 
 def _effects(bench: Benchmark, systems: Sequence[System] | None = None) -> str:
-    """What matters, in one table: score, meaning, length, and both judges."""
+    """The main figures in one table: score, meaning, length, and both judges."""
     if systems is None:
         systems = sorted(systems_of(bench), key=lambda s: (s.name not in FIXED, _place(bench, s)))
     columns: dict[str, Callable[[System], str]] = {"held-out score": lambda s: _bounds(score(s))}
     if any("part/meaning" in row for row in bench.rows):
         columns["meaning"] = _of("part/meaning", 2)
     columns |= {
-        "length / prompt's": _of("length_ratio", 2),
-        "win or tie, held-out": lambda s: _bounds(stats.interval([s.win_tie("held out")]), 0, 100),
-        "win or tie, taught": lambda s: _bounds(stats.interval([s.win_tie("feedback")]), 0, 100),
+        "length ÷ prompt's length": _of("length_ratio", 2),
+        "win or tie, held-out judge": lambda s: _bounds(stats.interval([s.win_tie("held out")]), 0, 100),
+        "win or tie, training judge": lambda s: _bounds(stats.interval([s.win_tie("feedback")]), 0, 100),
         "lines written": _of("spent/samples", 0),
         "judgements": _of("spent/judgements", 0),
     }
@@ -307,17 +307,17 @@ def _place(bench: Benchmark, system: System) -> tuple[int, int]:
 
 TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
     "scores": ("Held-out score and its parts", _scores),
-    "teacher": ("Beside the teacher's line for the same prompt, in percent", _win_tie),
-    "ratings": ("Bradley-Terry ratings; systems of one tier cannot be told apart", _ratings),
-    "improvement": ("What learning added (* where the interval does not hold 0)", _improvement),
-    "efficiency": ("On the way: held-out score on dev prompts", _efficiency),
+    "teacher": ("Against the teacher's line for the same prompt, in percent", _win_tie),
+    "ratings": ("Bradley-Terry ratings; the systems of one tier do not differ significantly", _ratings),
+    "improvement": ("Improvement (* where the interval excludes 0)", _improvement),
+    "efficiency": ("During training: held-out score on dev prompts", _efficiency),
     "overoptimisation": (
-        "Is the judge that taught being pleased, or the reader? Wins over the teacher, in percent",
+        "Overoptimisation: wins over the teacher by the training and the held-out judge, in percent",
         _overoptimisation,
     ),
     "effects": ("All in one table", _effects),
-    "texts": ("The lines themselves", _texts),
-    "spent": ("What learning took, a mean over seeds", _spent),
+    "texts": ("Variety and copying", _texts),
+    "spent": ("What training cost, mean over seeds", _spent),
 }
 
 
@@ -341,7 +341,7 @@ def results_page(bench: Benchmark) -> str:
     sections = [
         f"# {bench.spec.title or bench.spec.name}",
         f"Seeds {seeds}; {len(record['prompts'])} held-out prompts, one line for each; measured by "
-        f"`{bench.spec.held_out.critic}`, from which nobody learned. Budget of each learner after its warm start: "
+        f"`{bench.spec.held_out.critic}`, which no learner was trained on. Budget per learner after the warm start: "
         + ", ".join(f"{v:,g} {k}" for k, v in budget.items())
         + ". Intervals are 95 %, by bootstrap over seeds and prompts.",
     ]

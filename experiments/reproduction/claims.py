@@ -78,7 +78,7 @@ CLAIMS: Sequence[Claim] = (
     ),
     Claim(
         "1",
-        "MCP asked about consistency agrees on it more often than MCP asked about the whole",
+        "MCP asked about consistency agrees on it more often than MCP asked about overall quality",
         [(1, Ref("1", "mcp/consistency", "agree consistency")), (-1, Ref("1", "mcp/overall", "agree consistency"))],
     ),
     Claim(

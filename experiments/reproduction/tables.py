@@ -17,11 +17,11 @@ from humor_env.experiments.reproduction.paper import PUBLISHED, SOURCE, TITLES
 ROW_NAMES = {
     "cloze/humor": "cloze, asked about humor",
     "cloze/consistency": "cloze, asked about consistency",
-    "cloze/overall": "cloze, asked about the whole",
+    "cloze/overall": "cloze, asked about overall quality",
     "mcp/humor": "MCP, asked about humor",
     "mcp/consistency": "MCP, asked about consistency",
-    "mcp/overall": "MCP, asked about the whole (used)",
-    "mcp in one order/overall": "MCP, whole, asked in one order only",
+    "mcp/overall": "MCP, asked about overall quality (used)",
+    "mcp in one order/overall": "MCP, overall quality, one order only",
     "ft": "FT",
     "ft-2": "FT, 2/3 of the data",
     "ft-1": "FT, 1/3 of the data",
@@ -51,18 +51,18 @@ COLUMN_NAMES = {
     "consistency": "WTR-C",
     "overall": "WTR",
 }
-# Rows that the paper has not: what a careless experiment would do.
+# Rows that the paper does not have: what a careless experiment would do.
 EXTRA_ROWS = {"1": ("mcp in one order/overall",)}
 NOTES = {
     "1": "Shares of pairs, x 100. Each pair is a line of FT, BRIO or DPO and the teacher's line for the same prompt.",
     "2": "Share of test prompts on which the line wins or ties against the teacher's, x 100, both orders averaged.",
     "3": "As Table 2, on inputs of another kind.",
-    "4": "As Table 2. BRIO's feedback comes once, twice or in each of ten epochs.",
-    "6": "As Table 2, with people (or who stands in for them) asked about humor, consistency and the whole.",
+    "4": "As Table 2. BRIO gets feedback once, twice or in each of ten epochs.",
+    "6": "As Table 2, with people (or a judge in their place) asked about humor, consistency and overall quality.",
     "length": "Characters written per character of the input, the mean over test prompts.",
 }
 PEOPLE_MISSING = (
-    "Not measured: nobody has rated the lines. Rate the pairs in people.jsonl and name the file in people.who."
+    "Not measured: the lines have no ratings. Rate the pairs in people.jsonl and name the file in people.who."
 )
 
 
@@ -144,20 +144,20 @@ def _heading(about: Mapping[str, Any]) -> str:
     seeds = about["seeds"]
     return (
         f"Scale `{about['scale']['name']}`, seeds {', '.join(map(str, seeds))}, commit "
-        f"{(about.get('commit') or 'unknown')[:10]}. Paper: {SOURCE}. Ours with 95 % bootstrap intervals over seeds "
-        "and items. A claim's difference is taken in the paper's direction; it agrees or disagrees where the whole "
-        f"interval lies on one side of 0.{_calibrated(about)}"
+        f"{(about.get('commit') or 'unknown')[:10]}. Paper: {SOURCE}. Ours have 95 % bootstrap intervals over "
+        "seeds and items. A positive difference is in the paper's direction; a claim agrees or disagrees if the whole "
+        f"interval is on one side of 0.{_calibrated(about)}"
     )
 
 
 def _calibrated(about: Mapping[str, Any]) -> str:
-    """What was put in must not be read as found."""
+    """What was set must not be read as a result."""
     if about["scale"].get("critic", {}).get("judge") != "pocket-crowd":
         return ""
     return (
-        "\n\nThe training judge of this scale was made to err against the exact judge as the paper's critic did "
-        "against people (76 % agreement, 15 % flips, 20 % length errors): its levels in Table 1 are no finding, how "
-        "the parts and the critics differ is."
+        "\n\nThe training judge of this scale was set to err against the exact judge as often as the paper's critic "
+        "did against people (76 % agreement, 15 % flips, 20 % length errors). So its levels in Table 1 are inputs; "
+        "only the differences between questions and critics are results."
     )
 
 

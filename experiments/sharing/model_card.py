@@ -143,7 +143,7 @@ def _verdict(critic: str, options: Mapping[str, Any]) -> str:
         return "it has no card, so nobody has tried it on known hacks or held it against people."
     tried = {
         "not tried": "its card says that it was not tried.",
-        "held": "its card: it held against all known hacks that were tried.",
+        "passing": "its card: it rewards none of the known hacks that were tried.",
     }
     return tried.get(card.verdict, f"its card finds {len(card.failing)} faults, listed under known hacks.")
 

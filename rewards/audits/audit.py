@@ -1,7 +1,7 @@
-"""Does a critic agree with people? Measured on a human-rated set, beside what a coin, a ruler and a person would get.
+"""Does a critic agree with people? Measured on a human-rated set, beside chance, length and a person.
 
     report = audit("rules", load_rated("humicroedit", "task-2_dev.csv"))
-    report.pairs.accuracy, report.pairs.interval       # 0.51, (0.49, 0.53): no better than a coin
+    report.pairs.accuracy, report.pairs.interval       # 0.51, (0.49, 0.53): no better than chance
     print(report.markdown())
 
 Pair accuracy: on pairs that people did not tie, the share in which the critic names the line they preferred; where
@@ -71,9 +71,9 @@ def audit(
     pairs, made_here = _decided_pairs(rated, seed)
     tied = sum(pair.label == "tie" for pair in rated.pairs)
     if tied:
-        notes.append(f"{tied} pairs that people tied left out")
+        notes.append(f"{tied} pairs left out because people tied them")
     if made_here:
-        notes.append("the set has ratings, not pairs: pairs were drawn from it")
+        notes.append("the set has ratings, so pairs were drawn from them")
     pairs = _drawn(pairs, limit, seed)
     texts = _drawn(whole.texts, limit, seed)
     judging = _Judging(critic_or_judge, kind, both_orders, seed)
@@ -127,7 +127,7 @@ def _main_kind(rated: RatedSet, notes: list[str]) -> RatedSet:
     if rated.main is None:
         return rated
     main = rated.only(rated.main)
-    notes.append(f"pairs and the rank correlation are within the kind '{rated.main}' alone")
+    notes.append(f"pairs and the rank correlation are for the kind '{rated.main}' only")
     return main
 
 
@@ -371,9 +371,9 @@ def _by_gap(
 def _references(
     pairs: Sequence[RatedPair], texts: Sequence[RatedText], rated: RatedSet, surprisal: str | None, seed: int
 ) -> tuple[Reference, ...]:
-    """Coin, ruler, surprisal, people, ceiling, and what others published, on the same pairs and texts."""
+    """Chance, length, surprisal, people, ceiling, and what others published, on the same pairs and texts."""
     people = [text.score for text in texts]
-    rows = [Reference("coin", 0.5 if pairs else None, None, 0.0 if texts else None)]
+    rows = [Reference("chance", 0.5 if pairs else None, None, 0.0 if texts else None)]
 
     def measured(name: str, values: Mapping[str, float]) -> Reference:
         accuracy = bounds = None

@@ -1,7 +1,7 @@
 """Does a critic read the prompt? Each line beside itself under other prompts.
 
     scores = measure_context(critic, jokes)
-    scores.share, scores.interval     # 0.50, (0.46, 0.54): a coin. The critic scores lines, whatever they answer
+    scores.share, scores.interval     # 0.50, (0.46, 0.54): chance. The critic scores lines, whatever they answer
     scores.lift                       # the mean score with its own prompt, less that with others
 
 A critic that does not read the prompt has one best line, and a student that learns from it gives that line as the

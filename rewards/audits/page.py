@@ -52,7 +52,7 @@ def audit_tables(report: AuditReport) -> list[Table]:
         "this audit",
     )
     others = [(r.name, percent(r.accuracy, r.interval), rho(r.spearman), r.source) for r in report.references]
-    head = ("who", "pair accuracy", "rank correlation", "where from")
+    head = ("who", "pair accuracy", "rank correlation", "source")
     tables = [Table("Agreement with people", head, (own, *others), "lrrl")]
     if pairs is not None and pairs.accuracy is not None:
         tables.append(Table("On pairs", ("what", report.critic), tuple(_pair_rows(pairs)), "lr"))
@@ -60,9 +60,8 @@ def audit_tables(report: AuditReport) -> list[Table]:
             by_gap = tuple(
                 (_gap(row.low, row.high), str(row.count), percent(row.accuracy, row.interval)) for row in pairs.by_gap
             )
-            tables.append(
-                Table("By how far apart people put the two", ("gap in grades", "pairs", "accuracy"), by_gap, "lrr")
-            )
+            head = ("difference in grades", "pairs", "accuracy")
+            tables.append(Table("By the difference between people's ratings", head, by_gap, "lrr"))
         if pairs.calibration:
             tables.append(_calibration(pairs, report.kind == "judge"))
     if texts is not None and texts.spearman is not None:
@@ -88,20 +87,20 @@ def context_table(contexts: Sequence[tuple[str, ContextScores]]) -> Table:
         for row in scores.by_grade:
             graded = (f"graded {_gap(row.low, row.high)}", str(row.count), percent(row.share, row.interval))
             rows.append((*graded, rho(row.lift), ""))
-    head = ("context", "lines", "scored higher with their own prompt", "lift", "held")
-    return Table("Does it read the prompt? (a coin: 50 %)", head, tuple(rows), "lrrrl")
+    head = ("context", "lines", "scored higher with their own prompt", "lift", "passed")
+    return Table("Does it read the prompt? (chance: 50 %)", head, tuple(rows), "lrrrl")
 
 
 def _pair_rows(pairs: PairScores) -> list[tuple[str, str]]:
     rows = [
         ("pairs judged (failed)", f"{pairs.count} ({pairs.failed})"),
         ("accuracy with length controlled", percent(pairs.controlled)),
-        ("length errors: the longer line named, the shorter preferred", percent(pairs.length_errors)),
+        ("length errors: chose the longer line where people preferred the shorter", percent(pairs.length_errors)),
         ("accuracy in the order given", percent(pairs.forward)),
         ("accuracy in the other order", percent(pairs.back)),
-        ("flips: another answer in the other order", percent(pairs.flips)),
-        ("names the line shown first", percent(pairs.first)),
-        ("sides with a single rater", percent(pairs.one_person)),
+        ("flips: the answer changes with the order", percent(pairs.flips)),
+        ("chooses the line shown first", percent(pairs.first)),
+        ("agrees with a single rater", percent(pairs.one_person)),
         ("calibration error", percent(pairs.calibration_error)),
     ]
     return [row for row in rows if row[1] != NOTHING]
@@ -111,20 +110,20 @@ def _text_rows(texts: TextScores) -> list[tuple[str, str]]:
     rows = [
         ("texts judged (failed)", f"{texts.count} ({texts.failed})"),
         ("rank correlation with people", rho(texts.spearman, texts.interval)),
-        ("the same with length taken out", rho(texts.partial)),
+        ("the same, controlled for length", rho(texts.partial)),
         ("rank correlation with offence (should not be above 0)", rho(texts.offence)),
-        ("people's own with offence", rho(texts.people_offence)),
+        ("people's own rank correlation with offence", rho(texts.people_offence)),
     ]
     rows += [(f"within the kind '{kind}'", rho(value)) for kind, value in texts.by_kind.items()]
     return [row for row in rows if row[1] != NOTHING]
 
 
 def _gap(low: float, high: float | None) -> str:
-    return f"{low:.2g} and more" if high is None else f"{low:.2g} to {high:.2g}"
+    return f"{low:.2g} or more" if high is None else f"{low:.2g} to {high:.2g}"
 
 
 def _calibration(pairs: PairScores, judge: bool) -> Table:
-    first_column = "it was this sure" if judge else "scores this far apart"
+    first_column = "stated probability" if judge else "difference in scores"
     rows = tuple(
         (
             percent(row.said) if judge else f"{row.said - 0.5:.3f}",

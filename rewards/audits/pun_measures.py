@@ -9,7 +9,7 @@
     python -m humor_env.rewards.audits.pun_measures kao data-agg.csv
 
 They tell a pun from a plain sentence. None of them tells a funny pun from a poor one well (see `docs/audit.md`), and
-each can be driven up by nonsense: use them as gates and tripwires and to explain a critic, never as a student's pay.
+each can be driven up by nonsense: use them as gates, as alarms and to explain a critic, never as a reward.
 
     before, now = features(teacher_jokes, embed=embed), features(student_jokes, embed=embed)
     drifted(before, now)                               # {"surprisal": 2.3}: the lines have moved far from the teacher's

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from humor_env.rewards.audits.audit_stats import Bin, Interval
 
 Kind = Literal["critic", "judge"]
-# Between a coin and a critic that one can learn from. What a share of 0.6 leaves open is how far the better ones get.
+# Between chance and a critic that one can learn from. What a share of 0.6 leaves open is how far the better ones get.
 LEAST_CONTEXT = 0.6
 
 
@@ -156,7 +156,7 @@ class AuditReport:
 
     @property
     def beats_coin(self) -> bool | None:
-        """Whether the whole interval lies above a coin; None where there is too little to say."""
+        """Whether the whole interval lies above chance; None where there is too little to say."""
         if self.pairs is not None and self.pairs.interval is not None:
             return self.pairs.interval[0] > 0.5
         if self.texts is not None and self.texts.interval is not None:
@@ -173,11 +173,14 @@ class AuditReport:
         if self.texts is not None and self.texts.spearman is not None:
             points.append(f"rank correlation {rho(self.texts.spearman, self.texts.interval)}, {self.texts.count} texts")
         if points:
-            few = "too few to tell it from a coin"
-            verdict = {True: "better than a coin", False: "not told from a coin", None: few}[self.beats_coin]
-            points[-1] += f" ({verdict})"
+            verdicts = {
+                True: "better than chance",
+                False: "not significantly better than chance",
+                None: "too few to tell whether it beats chance",
+            }
+            points[-1] += f" ({verdicts[self.beats_coin]})"
         if self.context is not None and self.context.share is not None:
-            points.append(f"its own prompt preferred {percent(self.context.share, self.context.interval)}")
+            points.append(f"prefers the line's own prompt in {percent(self.context.share, self.context.interval)}")
         return f"{self.critic} on {self.set}: {'; '.join(points) or 'nothing could be judged'}"
 
     def data(self) -> dict[str, Any]:

@@ -25,10 +25,10 @@ JUDGE = "judge-"  # a judge's card is called so, because a critic may have the j
 
 COMMAND = "humor-env card --all --out docs/cards --store rewards/cards"
 _PAID = (
-    "It asks a language model. That needs a key or a served model and may cost money, so `--all` asks nobody; its "
+    "It asks a language model, which needs a key or a served model and may cost money, so `--all` leaves it out. Its "
     "numbers depend on the model. For yours: {command}"
 )
-_SHOWN = "Tried with the line that the student has been shown for each prompt (the one in the probe 'teacher copied')."
+_SHOWN = "Made with the line that the student was shown for each prompt (the one in the probe 'teacher copied')."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Setting:
 
 
 _POCKET_ONLY = (
-    "It reads sentences of the pocket world only, so nobody's ratings of other texts can be held against it.",
+    "It reads only sentences of the pocket world, so it cannot be compared with people's ratings of other texts.",
 )
 _GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
 _GRADED = (
@@ -67,23 +67,23 @@ _NAMED = (
         "rules",
         options={"teacher": "shown"},
         setting=_SHOWN,
-        limits=("It sees form, not wit. It is a gate to put before a critic and no critic by itself.",),
+        limits=("It checks form, not wit: use it as a gate before another critic.",),
     ),
     Setting(
         "diversity",
         options={"archive": "shown"},
         setting=_SHOWN,
-        limits=("Nonsense is new: it must not be a reward by itself.",),
+        limits=("Nonsense is new, too: do not use it as the only reward.",),
     ),
     Setting("pocket", prompts=("pocket",), limits=_POCKET_ONLY),
     Setting("mix", options={"critics": _GATED}, prompts=("pocket",), setting=_SHOWN, limits=_POCKET_ONLY),
     Setting(
         "win-tie", options={"teacher": "shown", "judge": "pocket"}, prompts=("pocket",), setting=_SHOWN,
-        limits=(*_POCKET_ONLY, "Around another judge it is another critic: see the judges' cards."),
+        limits=(*_POCKET_ONLY, "With another judge the results differ: see the judges' cards."),
     ),
     Setting(
         "tournament", options={"judge": "pocket"}, prompts=("pocket",),
-        setting="Every text on a prompt plays the others.",
+        setting="All texts for one prompt compete with each other.",
         limits=(*_POCKET_ONLY, "A score compares siblings of one call and says nothing across calls."),
     ),
     Setting("everyday", prompts=("everyday",), limits=_GRADED),
@@ -94,18 +94,18 @@ _NAMED = (
     Setting("everyday-judge", "judge", prompts=("everyday",), limits=_GRADED),
     Setting(
         "lift", options={"critic": "pocket", "prompts": "shown"}, prompts=("pocket",),
-        setting="The critic 'pocket' under the own prompt and under four of the others.",
+        setting="The critic 'pocket' with the line's own prompt and with four others.",
         limits=(
-            *_POCKET_ONLY, "Around another critic it is another critic.",
-            "A line that is worth nothing anywhere gets 0.5: put it behind gates and beside the critic it is made of.",
+            *_POCKET_ONLY, "With another critic the results differ.",
+            "A line that is worthless with every prompt gets 0.5: use it behind gates and beside the critic inside it.",
         ),
     ),
     Setting(
         "novelty",
-        setting="Tried with an empty memory, in which every line is new.",
+        setting="Tried with an empty memory, so every line was new.",
         limits=(
-            "Whatever a student has not written yet is new, nonsense too: it must not be a reward by itself.",
-            "What it pays late in a run depends on what the student wrote, and was not tried here.",
+            "Whatever a student has not written yet is new, nonsense too: do not use it as the only reward.",
+            "Its scores late in a run depend on what the student wrote; that was not tested here.",
         ),
     ),
     Setting(
@@ -114,14 +114,14 @@ _NAMED = (
     ),
     Setting(
         "reward-model",
-        not_called="It needs weights of yours. For a trained folder: humor-env card reward-model --option "
+        not_called="It needs your trained weights. With them: humor-env card reward-model --option "
         "folder=FOLDER --prompts everyday --out cards",
-        limits=("What holds for one folder of weights says nothing about another.",),
+        limits=("Results for one folder of weights say nothing about another.",),
     ),
     Setting("pocket", "judge", prompts=("pocket",), setting=_SHOWN, limits=_POCKET_ONLY),
     Setting(
         "pocket-crowd", "judge", prompts=("pocket",), setting=_SHOWN,
-        limits=(*_POCKET_ONLY, "It errs on purpose, as often as a 70 B model did."),
+        limits=(*_POCKET_ONLY, "It errs by design, as often as a 70 B model did."),
     ),
     Setting(
         "jury", "judge", {"judges": ["pocket", "pocket-crowd"]}, ("pocket",),
@@ -129,16 +129,16 @@ _NAMED = (
     ),
     Setting(
         "reward-model", "judge",
-        not_called="It needs weights of yours. For a trained folder: humor-env card reward-model --judge --option "
+        not_called="It needs your trained weights. With them: humor-env card reward-model --judge --option "
         "folder=FOLDER --prompts everyday --out cards",
-        limits=("What holds for one folder of weights says nothing about another.",),
+        limits=("Results for one folder of weights say nothing about another.",),
     ),
     Setting(
         "cheap-first", "judge",
-        not_called="It needs weights of yours and asks another judge where they are unsure. For yours: humor-env card "
+        not_called="It needs your trained weights, and another judge for the pairs they are unsure of: humor-env card "
         "cheap-first --option 'cheap_options={folder=\"FOLDER\"}' --option paid=multiple-choice --prompts everyday "
         "--out cards",
-        limits=("It errs as the cheap model errs where that one is sure, and as the other judge elsewhere.",),
+        limits=("It makes the cheap model's errors where that model is sure, and the other judge's elsewhere.",),
     ),
     Setting(
         "multiple-choice", "judge",
@@ -202,7 +202,7 @@ def stored_card(name: str) -> Card | None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A critic as a run uses it; a gate only stops lines and pays none."""
+    """A critic as a run uses it; a gate only stops lines and adds nothing to the score."""
 
     critic: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -210,7 +210,7 @@ class Entry:
 
 
 def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = ()) -> Card | None:
-    """The card that speaks for this critic with these options, or None."""
+    """The card that applies to this critic with these options, or None."""
     judge = options.get("judge")
     names = [critic]
     around = options.get("critic")
@@ -240,9 +240,9 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
 
 
 def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list[str]:
-    """A sentence for each critic that pays and has no card, an untried one, or a failing one.
+    """A sentence for each critic in the score that has no card, an untried one, or a failing one.
 
-    What the run's gates hold off by their own cards is not held against the critics behind them.
+    What the run's gates stop, by their own cards, is not counted against the critics behind them.
     """
     warnings = []
     stopped = _held_by([entry for entry in entries if entry.gate], places)
@@ -253,13 +253,13 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
         how = f"humor-env card {entry.critic} --out cards"
         if card is None:
             warnings.append(
-                f"The critic '{entry.critic}' has no card: nobody has tried it on known hacks or held it against "
-                f"people. To make one: {how}"
+                f"The critic '{entry.critic}' has no card: it was not tested on known hacks or compared with "
+                f"people's ratings. To make one: {how}"
             )
         elif card.verdict == "not tried":
             warnings.append(
-                f"The critic '{entry.critic}' has a card that says it was not tried: known hacks may pay, and it may "
-                f"not agree with people. To try yours: {how}, with its options; then humor-env audit."
+                f"The critic '{entry.critic}' has a card that says it was not tried: it may reward known hacks, and "
+                f"it may not agree with people. To try yours: {how}, with its options; then humor-env audit."
             )
         else:
             failing = without(card, stopped).failing
@@ -269,7 +269,7 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
 
 
 def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:
-    """The probes and kinds of hostile text that one of the gates holds off wherever it was tried."""
+    """The probes and kinds of hostile text that one of the gates stops wherever it was tried."""
     held: set[str] = set()
     for gate in gates:
         card = find_card(gate.critic, gate.options, places)
@@ -285,7 +285,7 @@ def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:
 
 
 def without(card: Card, stopped: frozenset[str]) -> Card:
-    """The card without the rows that something before the critic holds off."""
+    """The card without the rows that a gate before the critic stops."""
     tried = tuple(
         replace(
             t,
