@@ -680,7 +680,7 @@ def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
             assert one.page.title == f"Pair {count[n + 1] + 2} of 100"
     tokens = [link.rpartition("/")[2] for link in (*server.links, server.results)]
     logged = (tmp_path / "errors.txt").read_text()
-    assert "To go on: humor-env arena --store arena.sqlite" in logged
+    assert "To continue: humor-env arena --store arena.sqlite" in logged
     assert not any(token in logged for token in tokens)
     assert not any(token in second.output for token in tokens)
 
