@@ -285,9 +285,7 @@ def test_teach_fills_a_buffer_and_asks_only_for_what_is_missing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     arguments = ("teach", "lines.jsonl", "--split", "test", "--limit", 3, "--lines", 2)
     said = cli(*arguments, "--dry-run")
-    assert said.startswith(
-        "3 of 3 prompts lack some of their 2 lines in lines.jsonl; the teacher 'pocket' costs nothing"
-    )
+    assert said.startswith("3 of 3 prompts have fewer than 2 lines in lines.jsonl; the teacher 'pocket' costs nothing")
     assert not list(tmp_path.iterdir())
     assert json.loads(cli(*arguments, "--json")) == {
         "asked": 3,

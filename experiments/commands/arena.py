@@ -79,9 +79,9 @@ def arena(
 
     host = host or ("0.0.0.0" if share else "127.0.0.1")
     if not share and host not in server.LOOPBACK:
-        raise InvalidOption(f"'{host}' lets other machines in. Say so with --share.")
+        raise InvalidOption(f"'{host}' is reachable from other machines. Add --share to allow that.")
     tokens = _tokens(raters, share)
-    refusal = f"Another server is at work on '{store}'. Stop it, or give another --store."
+    refusal = f"Another server is using '{store}'. Stop it, or give another --store."
     store.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(store.with_name(store.name + ".lock"), refusal):
         material = None
@@ -133,10 +133,10 @@ def _look_after(store: Store, export: Path | None, forget: int | None, close: bo
         if store.rater(forget) is None:
             raise InvalidOption(f"There is no rater {forget}: they are numbered from 1 to {len(store.raters())}.")
         gone = store.forget(forget)
-        typer.echo(f"Deleted: {gone} answers of rater {forget}. Files that were exported before still hold them.")
+        typer.echo(f"Deleted: {gone} answers of rater {forget}. Files that were exported earlier still contain them.")
     if close or reopen:
         store.set_closed(close)
-        typer.echo("Closed: no more answers are taken." if close else "Open again.")
+        typer.echo("Closed: no more answers are accepted." if close else "Open: answers are accepted again.")
     if export is not None:
         from humor_env.experiments.arena import exports
 
@@ -163,7 +163,7 @@ def _tokens(raters: str, share: bool) -> list[str] | int:
             + (f"line {lines.index(wrong) + 1} is not." if wrong is not None else "there is none.")
         )
     if len(set(tokens)) < len(tokens):
-        raise InvalidOption(f"{raters}: a token stands there twice, and each rater needs one of their own.")
+        raise InvalidOption(f"{raters}: the same token appears twice; each rater needs their own.")
     return tokens
 
 

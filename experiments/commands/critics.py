@@ -165,7 +165,7 @@ def probes(
     cases, limits = CASES[prompts](), limits_of(max_calls, max_tokens, max_cost)
     if critic is None:
         if option or limits:
-            raise InvalidOption("Options and limits are those of one critic: which? Give --critic NAME.")
+            raise InvalidOption("--option and the limits apply to one critic. Give --critic NAME.")
         reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
         typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return

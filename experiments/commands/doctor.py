@@ -65,7 +65,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
         )
     if facts["torch_threads"] > facts["cores"]:
         sentences.append(
-            f"torch uses {facts['torch_threads']} threads on {facts['cores']} usable cores and will wait for itself: "
+            f"torch uses {facts['torch_threads']} threads on {facts['cores']} usable cores, which slows it down: "
             f"set OMP_NUM_THREADS={facts['cores']}."
         )
     if not facts["keys"]["ANTHROPIC_API_KEY"] and not facts["keys"]["OPENAI_API_KEY"]:

@@ -101,7 +101,7 @@ def serve(
     import uvicorn
 
     alone = host in ("127.0.0.1", "::1", "localhost")
-    reach = "this machine alone" if alone else "EVERYBODY who can reach this machine; it asks nobody who they are"
+    reach = "this machine only" if alone else "EVERYBODY who can reach this machine, without a login"
     typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Ctrl-C ends it.", err=True)
     uvicorn.run(application, host=host, port=port, log_level="warning")
 
