@@ -1,4 +1,4 @@
-# Each target sets up all it needs: an own .venv with the versions in constraints.txt. Wanted: Python 3.11 or newer with pip.
+# Each target sets up all it needs: an own .venv with the versions in constraints.txt. Needs Python 3.11 or newer with pip.
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -23,8 +23,8 @@ help:
 	@echo "make check  formatting, lint, types and the fast tests"
 	@echo "make bench  how fast the environments, the critics and a training step are"
 	@echo "make docs   the documentation as a site, in site/index.html"
-	@echo "make fix    let ruff reformat and mend what it can"
-	@echo "make clean  remove .venv and what tools left behind"
+	@echo "make fix    let ruff reformat and fix what it can"
+	@echo "make clean  remove .venv and the files that tools left behind"
 
 demo: $(READY)
 	@$(BIN)/humor-env demo

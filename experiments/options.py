@@ -24,22 +24,25 @@ if TYPE_CHECKING:
 FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a dotted key.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the spec, such as learner.steps=20."),
+]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the critic or judge.")
 ]
-MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls of a language model.")]
-MaxTokens = Annotated[int | None, typer.Option(min=0, help="Most tokens, read and written.")]
-MaxCost = Annotated[float | None, typer.Option(min=0, help="Most US dollars.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")]
-Seed = Annotated[int, typer.Option(min=0)]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Stop after this many calls of a language model.")]
+MaxTokens = Annotated[int | None, typer.Option(min=0, help="Stop after this many tokens, read and written.")]
+MaxCost = Annotated[float | None, typer.Option(min=0, help="Stop after this many US dollars.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")]
 Jokes = Annotated[Path, typer.Argument(help="A JSONL file of jokes, or the folder of a run or seed.")]
 Critic = Annotated[str, typer.Option(help="A registered name or package.module:name.")]
-Output = Annotated[Path | None, typer.Option(help="FILE.CRITIC.jsonl beside the file, where not given.")]
-Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept; beside the output, where not given.")]
-Chunk = Annotated[int, typer.Option(min=1, help="Jokes per call of the critic.")]
-Workers = Annotated[int, typer.Option(min=1, help="Cells at a time.")]
-Threads = Annotated[int, typer.Option(min=1, help="Torch threads of each.")]
+Output = Annotated[Path | None, typer.Option(help="Default: FILE.CRITIC.jsonl beside the file.")]
+Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept. Default: beside the output.")]
+Chunk = Annotated[int, typer.Option(min=1, help="Jokes for each call of the critic.")]
+Workers = Annotated[int, typer.Option(min=1, help="Cells that run at the same time.")]
+Threads = Annotated[int, typer.Option(min=1, help="Torch threads of each cell.")]
 Launcher = Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")]
 
 
@@ -91,7 +94,7 @@ def parameters(kind: Registry, name: str) -> Mapping[str, inspect.Parameter]:
     """What the class or `make_` function of that name takes; nothing of a critic that is ready made."""
     target = kind.resolve(name)
     if not callable(target):
-        raise CriticContractError(f"The {kind.kind} '{name}' is a {type(target).__name__}, which nobody can call.")
+        raise CriticContractError(f"The {kind.kind} '{name}' is a {type(target).__name__}, which is not callable.")
     if not inspect.isclass(target) and not getattr(target, "__name__", "").startswith("make_"):
         return {}
     try:
@@ -111,7 +114,7 @@ def fill(
     must_spend: bool = True,
 ) -> dict[str, Any]:
     """The options with the ledger and the limits, where they are taken and not given; so too for a judge or a critic
-    that a critic asks. With `must_spend` limits that nobody would keep are a mistake."""
+    that a critic asks. With `must_spend` limits that nothing enforces are a mistake."""
     filled, taken = dict(options), parameters(kind, name)
     if "ledger" in taken:
         filled.setdefault("ledger", str(ledger))

@@ -607,7 +607,7 @@ def test_the_store_is_its_owners_alone_and_another_one_is_refused(tmp_path, monk
         (["--file", "more.jsonl", "--store", "new", "--mode", "stars"], "--mode is pairs or ratings"),
         (["--file", "more.jsonl", "--store", "new", "--ask", "wit"], "--ask is one of humor"),
         (["--file", "more.jsonl", "--store", "new", "--repeats", "0.9"], "a share from 0 to 0.5"),
-        (["--file", "more.jsonl", "--store", "new", "--host", "0.0.0.0"], "Say so with --share"),
+        (["--file", "more.jsonl", "--store", "new", "--host", "0.0.0.0"], "Add --share"),
         (["--store", "new"], "There is nothing to judge"),
         (["--file", "more.jsonl", "--store", "new", "--teacher"], "--teacher: no run has"),
     ]:
@@ -659,7 +659,7 @@ def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
     while sum(said) < 24:
         threads[0].join(0.01)
     second = CliRunner().invoke(app, ["arena", "--store", str(tmp_path / "arena.sqlite"), "--port", "0"])
-    assert second.exit_code == 2 and "Another server is at work on" in second.output
+    assert second.exit_code == 2 and "Another server is using" in second.output
     server.kill()
     for thread in threads:
         thread.join()
@@ -680,7 +680,7 @@ def test_a_server_that_is_killed_has_every_answer_and_raters_go_on(tmp_path):
             assert one.page.title == f"Pair {count[n + 1] + 2} of 100"
     tokens = [link.rpartition("/")[2] for link in (*server.links, server.results)]
     logged = (tmp_path / "errors.txt").read_text()
-    assert "To go on: humor-env arena --store arena.sqlite" in logged
+    assert "To continue: humor-env arena --store arena.sqlite" in logged
     assert not any(token in logged for token in tokens)
     assert not any(token in second.output for token in tokens)
 

@@ -124,8 +124,9 @@ def test_nothing_is_offered_that_is_not_there_and_nothing_is_hidden():
 
 
 def without_card_warning(said):
-    """A run first says that its critic has no card, then how far it is; what it says else is the rest."""
-    warning, _, rest = said.partition("\n")
+    """A run first says where it is written, that its critic has no card, and its progress; the rest is returned."""
+    first, warning, rest = said.split("\n", 2)
+    assert first.startswith("Run '"), "the first line is not a warning"
     assert warning.startswith("warning: The critic ") and " card " in warning
     return "".join(line for line in rest.splitlines(keepends=True) if not PROGRESS.match(line))
 
@@ -284,9 +285,7 @@ def test_teach_fills_a_buffer_and_asks_only_for_what_is_missing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     arguments = ("teach", "lines.jsonl", "--split", "test", "--limit", 3, "--lines", 2)
     said = cli(*arguments, "--dry-run")
-    assert said.startswith(
-        "3 of 3 prompts lack some of their 2 lines in lines.jsonl; the teacher 'pocket' costs nothing"
-    )
+    assert said.startswith("3 of 3 prompts have fewer than 2 lines in lines.jsonl; the teacher 'pocket' costs nothing")
     assert not list(tmp_path.iterdir())
     assert json.loads(cli(*arguments, "--json")) == {
         "asked": 3,
@@ -344,7 +343,7 @@ def test_a_language_model_teaches_within_a_budget(tmp_path, monkeypatch):
         assert (foretold["lacking"], foretold["calls"], Writer.calls) == (3, 3, 0)
         assert foretold["cost"] > 0
         assert not list(tmp_path.iterdir())
-        assert "higher limit goes on" in cli(*arguments, *teacher, "--max-calls", 1, code=3)
+        assert "higher limit to continue" in cli(*arguments, *teacher, "--max-calls", 1, code=3)
         done = json.loads(cli(*arguments, *teacher, "--max-calls", 3, "--json"))
         # The first call's reply came from the ledger.
         assert (done["lines"], Writer.calls, done["calls"]) == (6, 3, 2)
@@ -401,7 +400,7 @@ NOT_CALLABLE = 3
     [
         ("too_few", "was asked about 2 jokes and returned 1 judgements"),
         ("numbers_only", "must return humor_env.Judgement objects, found a float"),
-        ("NOT_CALLABLE", "is a int, which nobody can call"),
+        ("NOT_CALLABLE", "is a int, which is not callable"),
     ],
 )
 def test_critics_are_held_to_their_contract_wherever_they_are_asked(critic, told, world, tmp_path):  # noqa: F811
@@ -438,6 +437,37 @@ def test_you_are_the_student():
     assert "the teacher wrote:" in said
     assert "\x1b" not in said
     assert "mean score" not in played("student", ["", ""])
+
+
+def test_a_person_can_win_with_the_words_that_are_shown():
+    """Nothing said which words the judge knows: "so slow that we celebrated two birthdays in it" got 0.02, and so did
+    whatever else a person thought of."""
+    first = played("student", [], 1)
+    way, who, did_what = (
+        next(row.split(title, 1)[1].strip() for row in first.splitlines() if row.startswith(f"  {title}"))
+        for title in ("one way", "WHO", "DID WHAT")
+    )
+    lines = [
+        way.replace("WHO", witness).replace("DID WHAT", reaction)
+        for witness in who.split(" | ")
+        for reaction in did_what.split(" | ")
+    ]
+    assert len(lines) == 36
+    # Half of each list fits, so a quarter of the pairs. The full stop may be left out.
+    said = [played("student", [line.rstrip(".")], 1) for line in lines]
+    assert sum("You win. Your mean score is" in s for s in said) == 9
+    assert not any("the judge finds no" in s for s in said)
+
+
+def test_what_the_judge_cannot_read_is_named_and_a_question_mark_lists_what_fits():
+    said = played("student", ["?", "The salsa was so bland that we celebrated two birthdays in it."], 1)
+    assert said.count("  WHO ") == 2
+    assert "the judge finds no witness and no reaction that it knows" in said
+    assert "not in this order" in played("student", ["Bland, the salsa: bacteria climbed walls with it"], 1)
+
+
+def test_a_round_that_is_skipped_shows_the_teachers_line():
+    assert played("student", [""], 1).count("the teacher wrote:") == 1
 
 
 def test_you_are_the_critic_and_the_best_answer_is_counted():
@@ -529,7 +559,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(spec, tmp_path):
     _, said = process.communicate(timeout=240)
     assert process.returncode == 130, said
     steps = len(metrics.read_text().splitlines())
-    assert without_card_warning(said) == f"Stopped after step {steps}. To go on: humor-env train runs/tiny --resume\n"
+    assert (
+        without_card_warning(said) == f"Stopped after step {steps}. To continue: humor-env train runs/tiny --resume\n"
+    )
     assert [p.name for p in (metrics.parent / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
     assert "Written to runs/tiny" in cli("train", "runs/tiny", "--resume", "--set", f"learner.steps={steps + 1}")
     assert len(metrics.read_text().splitlines()) == steps + 1
@@ -542,7 +574,7 @@ def test_a_full_disk_is_a_sentence():
         process = start("critics", stdout=full)
         _, said = process.communicate(timeout=240)
     assert process.returncode == 1, said
-    assert said.startswith("The disk refuses to be written to: No space left on device. Free some space")
+    assert said.startswith("Nothing can be written to the disk: No space left on device. Free some space")
     assert len(said.splitlines()) == 1
 
 

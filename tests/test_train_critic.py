@@ -472,7 +472,7 @@ def test_the_command_trains_and_says_what_came_out(tmp_path):
     for extra, words in (
         ([], "is there already"),
         (["--set", "batchsize=1"], "Did you mean"),
-        (["--set", "lr=fast"], "lr is of the kind float"),
+        (["--set", "lr=fast"], "lr must be of type float"),
         (["--data", "ratings"], "SET=FILE"),
     ):
         place = str(tmp_path / ("out" if not extra else "other"))

@@ -30,37 +30,39 @@ def add_commands(app: typer.Typer) -> None:
 def arena(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs, or of a reproduction.")] = None,
     file: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]FILE", help="Lines to judge, or pairs; again for each file.")
+        list[str] | None, typer.Option(metavar="[NAME=]FILE", help="Lines or pairs to judge; repeatable.")
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="Show the teacher's held-out lines too.")] = False,
-    system: Annotated[list[str] | None, typer.Option(help="Only these systems; again for each.")] = None,
-    critic: Annotated[
-        list[str] | None, typer.Option(help="A critic that costs nothing, to hold against people; again for each.")
-    ] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Show only this system; repeatable.")] = None,
+    critic: Annotated[list[str] | None, typer.Option(help="A free critic to compare with people; repeatable.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A fixed plan: JSON lines with prompt, first and second.")] = None,
-    store: Annotated[Path, typer.Option(help="Where answers are kept. Started again on it, a session goes on.")] = Path(
+    store: Annotated[Path, typer.Option(help="Where answers are kept. Run again with it, a session continues.")] = Path(
         "arena.sqlite"
     ),
-    raters: Annotated[str, typer.Option(help="How many raters, or a file with a token a line.")] = "1",
+    raters: Annotated[str, typer.Option(help="How many raters, or a file with one token per line.")] = "1",
     mode: Annotated[str, typer.Option(help="pairs, or ratings: single lines from 0 to 4.")] = "pairs",
     ask: Annotated[
-        list[str] | None, typer.Option(help="humor, consistency, overall; the first two where not given.")
+        list[str] | None, typer.Option(help="humor, consistency or overall; repeatable. Default: the first two.")
     ] = None,
-    per_rater: Annotated[int, typer.Option(min=1, help="Most that one rater is asked.")] = 100,
-    repeats: Annotated[float, typer.Option(help="The share of pairs that come again, sides changed.")] = 0.1,
-    overlap: Annotated[float, typer.Option(help="The share of pairs that others were asked too.")] = 0.3,
-    choose: Annotated[str, typer.Option(help="adaptive (what tells most), or random.")] = "adaptive",
+    per_rater: Annotated[int, typer.Option(min=1, help="Most pairs that one rater is asked.")] = 100,
+    repeats: Annotated[float, typer.Option(help="The share of pairs shown again with sides swapped.")] = 0.1,
+    overlap: Annotated[float, typer.Option(help="The share of pairs that other raters judge too.")] = 0.3,
+    choose: Annotated[str, typer.Option(help="adaptive (the most informative pair), or random.")] = "adaptive",
     title: Annotated[str, typer.Option(help="The title of the results.")] = "Which is funnier?",
-    share: Annotated[bool, typer.Option("--share", help="Let other machines in. For a lab, not the internet.")] = False,
-    host: Annotated[str | None, typer.Option(help="The address to listen at; 127.0.0.1, or all with --share.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is a free one.")] = 8765,
-    export: Annotated[Path | None, typer.Option(help="Write the files of the session to this folder, and end.")] = None,
-    forget: Annotated[int | None, typer.Option(min=1, help="Delete all answers of this rater, and end.")] = None,
-    close: Annotated[bool, typer.Option("--close", help="Take no more answers, and end.")] = False,
-    reopen: Annotated[bool, typer.Option("--reopen", help="Take answers again, and end.")] = False,
+    share: Annotated[bool, typer.Option("--share", help="Accept other machines. For a lab, not the internet.")] = False,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1, or all with --share.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8765,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the files of the session to this folder, and exit.")
+    ] = None,
+    forget: Annotated[int | None, typer.Option(min=1, help="Delete all answers of this rater, and exit.")] = None,
+    close: Annotated[bool, typer.Option("--close", help="Accept no more answers, and exit.")] = False,
+    reopen: Annotated[bool, typer.Option("--reopen", help="Accept answers again, and exit.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """People judge blind on a web page: which line is funnier, and which keeps the meaning."""
+    """Let people judge lines blind on a web page: which is funnier, and which keeps the meaning."""
     from humor_env.experiments.arena.store import Settings, Store
 
     if export is not None or forget is not None or close or reopen:
@@ -77,9 +79,9 @@ def arena(
 
     host = host or ("0.0.0.0" if share else "127.0.0.1")
     if not share and host not in server.LOOPBACK:
-        raise InvalidOption(f"'{host}' lets other machines in. Say so with --share.")
+        raise InvalidOption(f"'{host}' is reachable from other machines. Add --share to allow that.")
     tokens = _tokens(raters, share)
-    refusal = f"Another server is at work on '{store}'. Stop it, or give another --store."
+    refusal = f"Another server is using '{store}'. Stop it, or give another --store."
     store.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(store.with_name(store.name + ".lock"), refusal):
         material = None
@@ -123,7 +125,7 @@ def arena(
             shown = _shown_host(host)
             _say(made, f"http://{shown}:{at.getsockname()[1]}", share, [] if isinstance(tokens, int) else tokens)
             server.serve(server.make_app(made), at)
-            typer.echo(f"Stopped. To go on: humor-env arena --store {store}", err=True)
+            typer.echo(f"Stopped. To continue: humor-env arena --store {store}", err=True)
 
 
 def _look_after(store: Store, export: Path | None, forget: int | None, close: bool, reopen: bool) -> None:
@@ -131,10 +133,10 @@ def _look_after(store: Store, export: Path | None, forget: int | None, close: bo
         if store.rater(forget) is None:
             raise InvalidOption(f"There is no rater {forget}: they are numbered from 1 to {len(store.raters())}.")
         gone = store.forget(forget)
-        typer.echo(f"Deleted: {gone} answers of rater {forget}. Files that were exported before still hold them.")
+        typer.echo(f"Deleted: {gone} answers of rater {forget}. Files that were exported earlier still contain them.")
     if close or reopen:
         store.set_closed(close)
-        typer.echo("Closed: no more answers are taken." if close else "Open again.")
+        typer.echo("Closed: no more answers are accepted." if close else "Open: answers are accepted again.")
     if export is not None:
         from humor_env.experiments.arena import exports
 
@@ -161,7 +163,7 @@ def _tokens(raters: str, share: bool) -> list[str] | int:
             + (f"line {lines.index(wrong) + 1} is not." if wrong is not None else "there is none.")
         )
     if len(set(tokens)) < len(tokens):
-        raise InvalidOption(f"{raters}: a token stands there twice, and each rater needs one of their own.")
+        raise InvalidOption(f"{raters}: the same token appears twice; each rater needs their own.")
     return tokens
 
 

@@ -18,7 +18,7 @@ from humor_env.experiments.options import FAILED, AsJson, Options, key_values
 
 def add_commands(app: typer.Typer) -> None:
     check_app = typer.Typer(
-        no_args_is_help=True, help="Is my critic, judge, prompt set or environment sound? One finding a line."
+        no_args_is_help=True, help="Check a critic, judge, prompt set or environment of your own. One finding per line."
     )
     check_app.command("critic", epilog="Examples: humor-env check critic rules · check critic my_package.critics:Dry")(
         check_critic
@@ -42,7 +42,7 @@ def check_critic(
     tolerance: Annotated[float, typer.Option(min=0, help="How far two scores of one joke may differ.")] = 1e-9,
     as_json: AsJson = False,
 ) -> None:
-    """Try a critic on its contract and on awkward texts."""
+    """Check a critic: the rules it must follow, and awkward texts."""
     from humor_env import registry
     from humor_env.checks import check_critic as check
 
@@ -56,7 +56,7 @@ def check_judge(
     tolerance: Annotated[float, typer.Option(min=0, help="How far two verdicts on one pair may differ.")] = 1e-9,
     as_json: AsJson = False,
 ) -> None:
-    """Try a judge of pairs on its contract, in both orders and on awkward texts."""
+    """Check a judge: the rules it must follow, both orders, and awkward texts."""
     from humor_env import registry
     from humor_env.checks import check_judge as check
 
@@ -67,7 +67,7 @@ def check_prompts(
     what: Annotated[str, typer.Argument(help="A registered set, a file, or hf:owner/dataset.")],
     as_json: AsJson = False,
 ) -> None:
-    """Try a prompt set: ids, splits, texts, and that it is the same when loaded again."""
+    """Check a prompt set: ids, splits, texts, and that loading it again gives the same."""
     from humor_env.checks import check_prompts as check
 
     _findings(check(what), as_json)
@@ -80,7 +80,7 @@ def check_env(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try an environment on Gymnasium's checks and on ours."""
+    """Check an environment with Gymnasium's checks and with ours."""
     from humor_env.checks import check_env as check
     from humor_env.experiments.commands.listings import make_env
 

@@ -73,7 +73,10 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             end("Stopped.", STOPPED)
         except BudgetExceeded as problem:
-            end(f"{problem} What was paid for is kept; the same command with a higher limit goes on.", OVER_BUDGET)
+            end(
+                f"{problem} What was paid for is kept: run the same command with a higher limit to continue.",
+                OVER_BUDGET,
+            )
         except HumorEnvError as problem:
             end(str(problem), FAILED if type(problem).__name__ in _FAILURES else MISTAKE)
         except FileNotFoundError as problem:
@@ -88,8 +91,8 @@ class Commands(TyperGroup):
                 raise
             where = f" ('{problem.filename}')" if problem.filename else ""
             end(
-                f"The disk refuses to be written to{where}: {problem.strerror}. Free some space or give another folder "
-                "with --out; a run that was begun goes on with --resume.",
+                f"Nothing can be written to the disk{where}: {problem.strerror}. Free some space, or choose another "
+                "folder with --out. A run that had started continues with --resume.",
                 FAILED,
             )
         except RuntimeError as problem:
@@ -112,7 +115,7 @@ def _point_to_set(problem: Any) -> None:
     """Somebody who gave a setting of the learner as an option is told where it goes."""
     name = problem.option_name.lstrip("-").replace("-", "_")
     if problem.ctx is not None and problem.ctx.info_name == "train" and not problem.possibilities:
-        problem.message += f". What a spec says is set with --set, such as --set learner.{name}=…"
+        problem.message += f". Settings of a spec are changed with --set, for example --set learner.{name}=…"
 
 
 app = typer.Typer(
@@ -121,17 +124,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     # Its own tracebacks would print local variables, and a key may be among them.
     pretty_exceptions_enable=False,
-    help="""Humor as reinforcement learning: a student, a teacher, a critic.
+    help="""Train small language models to be funny: a student writes, a critic scores, the student learns.
 
 [bold]First steps[/bold]
 
-  humor-env demo                              see it work
+  humor-env demo                         a small student learns, in a few minutes
 
-  humor-env train pocket-quickstart           a whole run from a bundled spec
+  humor-env train pocket-quickstart      run one of the bundled specs
 
-  humor-env play                              you are the student, or the critic
+  humor-env play                         write or judge lines yourself
 
-  humor-env doctor                            what this machine has, and what will be slow""",
+  humor-env doctor                       what this machine can do""",
 )
 
 
@@ -154,14 +157,16 @@ def _begin(version: Annotated[bool, typer.Option("--version", help="Print the ve
 def train(
     spec: Annotated[str, typer.Argument(help="A TOML file, a run's folder, or the name of a bundled spec.")],
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME where not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print all that it decides.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the spec, print it with all defaults and what it costs, and stop.")
+    ] = False,
     card: Annotated[list[Path] | None, typer.Option(help="A critic card (.json), or a folder of them.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="Also report to trackio, tensorboard or wandb.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a spec: warm start, learner, held-out evaluation. Ctrl-C finishes the step and saves."""
+    """Train a student as a spec says, and evaluate it on held-out prompts. Ctrl-C finishes the step and saves."""
     from humor_env.experiments.runs.run import join_processes, run, same_folder
     from humor_env.experiments.specs.spec import load_spec
 
@@ -188,11 +193,12 @@ def train(
         if is_main_process() and not resume:
             from humor_env.experiments.commands.critics import warn_of_critics
 
+            typer.echo(f"Run '{printable(loaded.name)}', written to {printable(str(folder))}", err=True)
             warn_of_critics(loaded, card or [])
         try:
             results = run(loaded, folder, resume=resume, screen=make_screen())
         except KeyboardInterrupt:
-            end(f"Stopped. To go on: humor-env train {folder} --resume", STOPPED)
+            end(f"Stopped. To continue: humor-env train {folder} --resume", STOPPED)
             return
     if not is_main_process():
         return
@@ -201,7 +207,7 @@ def train(
     else:
         _show_results(results, folder)
     if results[-1].stopped:
-        end(f"Stopped after step {results[-1].steps or 0}. To go on: humor-env train {folder} --resume", STOPPED)
+        end(f"Stopped after step {results[-1].steps or 0}. To continue: humor-env train {folder} --resume", STOPPED)
 
 
 def _show_results(results: Sequence[SeedResult], folder: Path) -> None:
@@ -230,19 +236,25 @@ def _interval(numbers: Any) -> str:
 )
 def evaluate(
     student: Annotated[str, typer.Argument(help="A run's or student's folder, pocket:NAME, or a Hugging Face model.")],
-    critic: Annotated[str | None, typer.Option(help="A critic's name; the run's own, or pocket, by default.")] = None,
+    critic: Annotated[
+        str | None, typer.Option(help="The name of a critic. Default: the run's own, else pocket.")
+    ] = None,
     option: Options = None,
-    prompts: Annotated[str | None, typer.Option(help="A set, a file, hf:owner/dataset; the run's by default.")] = None,
-    split: Annotated[str | None, typer.Option(help="The run's own, or test, where not given.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A set, a file or hf:owner/dataset. Default: the run's own.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the run's own, else test.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts.")] = None,
     adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The run's own, or 48.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="The run's own, or 1.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The run's own, or 0.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest line. Default: the run's own, else 48.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Default: the run's own, else 1.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the run's own, else 0.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write each line and its judgement here, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a student on held-out prompts: by any critic, or by a run's own, on its own prompts."""
+    """Evaluate a student on held-out prompts, with the run's own critic and prompts or with others."""
     from humor_env.experiments.runs.measure_student import measure_student
 
     numbers = measure_student(
@@ -299,26 +311,26 @@ def _listing(kind: str) -> Any:
 
 
 for _kind, _what in (
-    ("critics", "Critics by name: whoever scores a joke."),
-    ("judges", "Judges by name: whoever says which of two is better."),
-    ("envs", "Environments by Gymnasium id."),
-    ("learners", "Learning algorithms by name."),
-    ("prompts", "Prompt sets by name."),
-    ("specs", "Bundled specs for `humor-env train`."),
-    ("students", "Students by name, with licence and size."),
+    ("critics", "List the critics: they score jokes."),
+    ("judges", "List the judges: they say which of two jokes is better."),
+    ("envs", "List the environments, by Gymnasium id."),
+    ("learners", "List the learning algorithms."),
+    ("prompts", "List the prompt sets."),
+    ("specs", "List the bundled specs for `humor-env train`."),
+    ("students", "List the students, with size and licence."),
 ):
     app.command(_kind, help=_what)(_listing(_kind))
 
 
 @app.command(epilog="Examples: humor-env play · humor-env play --as critic --rounds 10")
 def play(
-    as_: Annotated[str, typer.Option("--as", help="student: you write. critic: you choose blind. rater: you rate.")] = (
-        "student"
-    ),
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    as_: Annotated[
+        str, typer.Option("--as", help="student: you write. critic: you choose the better line. rater: you rate.")
+    ] = ("student"),
+    rounds: Annotated[int, typer.Option(min=1, help="Sentences to play.")] = 5,
     seed: Seed = 0,
 ) -> None:
-    """The pocket world in the terminal: be the student or the critic, and see what the exact judge says."""
+    """Be the student or the critic yourself, in the terminal, and compare with the exact judge."""
     from humor_env.experiments.pocket.play import play as begin
 
     begin(as_, rounds, seed)
@@ -326,7 +338,7 @@ def play(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, the precision that pays here, keys present or not, disk, and what will be slow."""
+    """Show what this machine has: versions, devices, fastest precision, keys, disk; and what will be slow."""
     from humor_env.experiments.commands.doctor import examine, show
 
     facts = examine()
@@ -341,7 +353,7 @@ _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": 
 
 @app.command(context_settings=_PASS_ON)
 def demo(ctx: typer.Context) -> None:
-    """See it work, with nothing but this package. `humor-env demo --help` lists its options."""
+    """Train a small student in a few minutes. `humor-env demo --help` lists the options."""
     from humor_env.experiments.pocket import demo as demonstration
 
     sys.argv[0] = "humor-env demo"
@@ -350,7 +362,7 @@ def demo(ctx: typer.Context) -> None:
 
 @app.command("pretrain-pocket", context_settings=_PASS_ON)
 def pretrain_pocket(ctx: typer.Context) -> None:
-    """Rebuild a bundled pocket student from its lexicon. `humor-env pretrain-pocket --help` lists its options."""
+    """Rebuild a bundled pocket student from its lexicon. `humor-env pretrain-pocket --help` lists the options."""
     from humor_env.experiments.pocket import pretrain as pretraining
 
     sys.argv[0] = "humor-env pretrain-pocket"

@@ -47,11 +47,11 @@ def add_commands(app: typer.Typer) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs (or of single seeds), side by side.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page: report.html in the run's folder, where not given.")
+        Path | None, typer.Option(help="The page to write. Default: report.html in the run's folder.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Also one run's result as an SVG file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the result of one run as an SVG file.")] = None,
 ) -> None:
-    """One HTML page of a run, or of several side by side: curves, intervals, suspected hacks, every joke."""
+    """Make one HTML page of a run, or of several side by side: curves, intervals, suspected hacks, every joke."""
     from humor_env.experiments.reports.report import default_path, write_picture, write_report
 
     typer.echo(f"report: {write_report(runs, out or default_path(runs))}")
@@ -62,9 +62,9 @@ def report(
 def gallery(
     count: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts and lines.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A Markdown page; printed where not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A Markdown file to write. Default: print.")] = None,
 ) -> None:
-    """Lines of the pocket world to read: what base, teacher and a perfect student make of the same sentences."""
+    """Show lines of the pocket world: the same sentences by the base model, the teacher and a perfect student."""
     from humor_env.experiments.pocket.gallery import gallery as make_page
 
     page = make_page(count, seed)
@@ -79,15 +79,15 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="Which paper: small-but-funny.")],
     scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file like theirs.")] = "pocket",
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to n - 1.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder; runs/PAPER-SCALE where not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/PAPER-SCALE.")] = None,
     set_: Set = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells that run at the same time.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each cell.")] = None,
     launcher: Launcher = "local",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a paper's whole protocol, and lay each of its tables beside ours. Started again, it goes on."""
+    """Run a paper's whole protocol, and show each of its tables beside ours. Run again after a stop, it continues."""
     from humor_env.experiments.reproduction.spec import load_scale
 
     changes = list(set_ or [])
@@ -113,13 +113,13 @@ def reproduce(
         typer.echo(f"Written to {folder}")
     if done.failed:
         failures = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
-        end(f"{len(done.failed)} cells failed ({failures}). The same command tries them again.", FAILED)
+        end(f"{len(done.failed)} cells failed ({failures}). Run the same command to try them again.", FAILED)
 
 
 def benchmark(
     spec: Annotated[str | None, typer.Argument(help="A TOML file, a benchmark's folder, or a bundled name.")] = None,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder; runs/NAME where not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/NAME.")] = None,
     workers: Workers = 2,
     threads: Threads = 1,
     launcher: Launcher = "local",
@@ -127,10 +127,10 @@ def benchmark(
         bool, typer.Option("--collect", help="Only write the files from the cells done so far.")
     ] = False,
     publish: Annotated[Path | None, typer.Option(help="Copy the small result files to this folder.")] = None,
-    tables: Annotated[Path | None, typer.Option(help="Fill this page's tables from result files, and no more.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Only fill the tables of this page from result files.")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Compare learners under one budget, judged by who trained none of them. Started again, it goes on."""
+    """Compare learners under one budget, by a critic that none learned from. Run again after a stop, it continues."""
     if tables is not None:
         from humor_env.experiments.compare.benchmark_tables import fill_page
 

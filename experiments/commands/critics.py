@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from humor_env.rewards.audits.report import AuditReport, Kind
     from humor_env.rewards.cards.card import Card
 
-LedgerHere = Annotated[Path | None, typer.Option("--ledger", help="Where a language model's replies are kept.")]
-IsJudge = Annotated[bool, typer.Option("--judge", help="The name is a judge of pairs (where it is a critic's too).")]
+LedgerHere = Annotated[Path | None, typer.Option("--ledger", help="Where replies of a language model are kept.")]
+IsJudge = Annotated[bool, typer.Option("--judge", help="Take the judge of that name, where there is a critic too.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -65,25 +65,25 @@ def add_commands(app: typer.Typer) -> None:
 
 def audit(
     critic: Annotated[str | None, typer.Option(help="A critic's or judge's name, or package.module:name.")] = None,
-    data: Annotated[str | None, typer.Option(help="The human-rated set's name; --list shows all.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="Its file as published; again for each further file.")] = None,
+    data: Annotated[str | None, typer.Option(help="The human-rated set; --list shows all.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Its file as published; repeatable.")] = None,
     option: Options = None,
     data_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the set's loader, such as ranks.")
     ] = None,
     judge: IsJudge = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most pairs, and most texts, drawn at random.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="Ask a critic in one order only: half the price.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many pairs and texts, drawn at random.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Ask in one order only: half the price.")] = False,
     surprisal: Annotated[
         str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
     ] = "unigram",
     context: Annotated[
-        int, typer.Option(min=0, help="Other prompts that each line is tried under: does it read the prompt?")
+        int, typer.Option(min=0, help="Try each line under this many other prompts: does the critic read the prompt?")
     ] = 4,
     seed: Seed = 0,
-    examples: Annotated[
-        int, typer.Option(min=0, help="Show this many pairs it was sure and wrong about. They may be offensive.")
-    ] = 0,
+    examples: Annotated[int, typer.Option(min=0, help="Show this many confident mistakes. They may be offensive.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="A .json or .md file for the figures, or a folder for the whole card.")
     ] = None,
@@ -94,7 +94,7 @@ def audit(
     list_sets: Annotated[bool, typer.Option("--list", help="List the sets that can be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Does a critic agree with people? Pair accuracy on a human-rated set, beside chance, length and a person."""
+    """Measure whether a critic agrees with people, on a human-rated set, beside simple baselines."""
     from humor_env.errors import InvalidOption
     from humor_env.registry import critics, judges
     from humor_env.rewards.audits.audit import audit as measure
@@ -140,7 +140,7 @@ def audit(
 
 def probes(
     critic: Annotated[
-        str | None, typer.Option(help="A registered name or package.module:name; all documented ones where not given.")
+        str | None, typer.Option(help="A registered name or package.module:name. Default: all documented ones.")
     ] = None,
     option: Options = None,
     prompts: Annotated[str, typer.Option(help="pocket or everyday.")] = "pocket",
@@ -150,7 +150,7 @@ def probes(
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
 ) -> None:
-    """Try critics on known ways to please them without being funny."""
+    """Try critics on known hacks: lines that score without being funny."""
     from humor_env.errors import InvalidOption, unknown_name
     from humor_env.registry import critics
     from humor_env.rewards.audits.probes import (
@@ -165,7 +165,7 @@ def probes(
     cases, limits = CASES[prompts](), limits_of(max_calls, max_tokens, max_cost)
     if critic is None:
         if option or limits:
-            raise InvalidOption("Options and limits are those of one critic: which? Give --critic NAME.")
+            raise InvalidOption("--option and the limits apply to one critic. Give --critic NAME.")
         reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
         typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
@@ -185,7 +185,9 @@ def card(
         list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json; else printed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json. Default: print.")
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
@@ -193,7 +195,7 @@ def card(
     max_cost: MaxCost = None,
     as_json: AsJson = False,
 ) -> None:
-    """A page to publish with a run: which hacks a critic rewards, whether it agrees with people, what is not known."""
+    """Make a critic's card: which hacks it pays, whether it agrees with people, what is not known."""
     from humor_env.errors import InvalidOption
     from humor_env.rewards.cards.built_in import built_in_cards
     from humor_env.rewards.cards.card import make_card
@@ -335,25 +337,25 @@ def _without_secrets(command: str) -> str:
 
 
 def train_critic(
-    out: Annotated[Path, typer.Argument(help="The critic's folder; it must not hold anything yet.")],
+    out: Annotated[Path, typer.Argument(help="The critic's folder: new or empty.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="SET=FILE", help="A human-rated set and its file; again for more files and sets."),
+        typer.Option(metavar="SET=FILE", help="A human-rated set and its file; repeatable."),
     ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Learn a paid judge's verdicts from its ledger.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Learn from a paid judge's verdicts in this ledger.")] = None,
     client: Annotated[str | None, typer.Option(help="Whose verdicts, where the ledger holds several.")] = None,
     model: Annotated[str, typer.Option(help="minilm, a folder, a Hugging Face name, or package.module:name.")] = (
         "minilm"
     ),
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, for each member.")] = 2.0,
-    members: Annotated[int, typer.Option(min=1, help="Models whose numbers are averaged.")] = 1,
+    members: Annotated[int, typer.Option(min=1, help="Models in the ensemble; their scores are averaged.")] = 1,
     seed: Seed = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting: lr=5e-5, lora_rank=16 …")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a critic on people's ratings and pairs, or on a paid judge's verdicts. Ctrl-C saves what it has."""
+    """Train a critic on people's ratings or a paid judge's verdicts. Ctrl-C saves what it has learned so far."""
     from humor_env.experiments.commands.train_critic import run
 
     settings = {"model": model, "epochs": epochs, "members": members, "seed": seed, **key_values(set_, "--set")}

@@ -65,7 +65,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
         )
     if facts["torch_threads"] > facts["cores"]:
         sentences.append(
-            f"torch uses {facts['torch_threads']} threads on {facts['cores']} usable cores and will wait for itself: "
+            f"torch uses {facts['torch_threads']} threads on {facts['cores']} usable cores, which slows it down: "
             f"set OMP_NUM_THREADS={facts['cores']}."
         )
     if not facts["keys"]["ANTHROPIC_API_KEY"] and not facts["keys"]["OPENAI_API_KEY"]:
@@ -83,7 +83,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
     if facts["disk_free_gb"]["model cache"] < 10 and gpu:
         sentences.append(f"Only {facts['disk_free_gb']['model cache']} GB are free for downloaded models.")
     if facts["memory_gb"] is not None and facts["memory_gb"] < 2:
-        sentences.append(f"Only {facts['memory_gb']} GB of memory are free; the pocket world wants about 2.")
+        sentences.append(f"Only {facts['memory_gb']} GB of memory are free; the pocket world needs about 2.")
     return sentences
 
 
@@ -145,7 +145,10 @@ def show(facts: Mapping[str, Any]) -> None:
         line("device", f"{device['kind']}: {device['name']}{memory}")
     line("cores", f"{facts['cores']} usable, torch uses {facts['torch_threads']} threads")
     measured = ", ".join(f"{name} {ms:g} ms" for name, ms in facts["precision"]["milliseconds"].items())
-    line("precision", f"{facts['precision']['pays']} pays on {facts['precision']['device']} ({measured} for a product)")
+    line(
+        "precision",
+        f"{facts['precision']['pays']} is fastest on {facts['precision']['device']} ({measured} for a product)",
+    )
     line("keys", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in facts["keys"].items()))
     line("disk", ", ".join(f"{gb} GB free ({place})" for place, gb in facts["disk_free_gb"].items()))
     line("memory", "unknown" if facts["memory_gb"] is None else f"{facts['memory_gb']} GB free")

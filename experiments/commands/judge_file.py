@@ -39,7 +39,7 @@ TEXT_FIELDS = ("text", "joke", "line", "completion")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a file of jokes: its number from 1, the record as it stands there, the joke, and an older score."""
+    """One line of a file of jokes: its number from 1, the record as it was read, the joke, and an older score."""
 
     number: int
     record: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What came of a file. `resumed` lines were judged by an earlier call."""
+    """The result for a file. `resumed` lines were judged by an earlier call."""
 
     jokes: int
     resumed: int
@@ -76,8 +76,8 @@ class Agreement:
 
         return (
             f"{self.jokes} jokes with both scores: rank correlation {shown(self.spearman)}, means "
-            f"{shown(self.mean_before)} and {shown(self.mean_after)}; of {self.pairs} pairs of siblings, a share of "
-            f"{shown(self.same_order)} is put in the same order"
+            f"{shown(self.mean_before)} and {shown(self.mean_after)}; of {self.pairs} pairs of lines for one prompt, "
+            f"both put a share of {shown(self.same_order)} in the same order"
         )
 
 

@@ -1,4 +1,4 @@
-"""The commands about files of lines: `judge` and `rescore` score one, `teach` has one written.
+"""The commands for files of lines: `judge` and `rescore` score one, `teach` fills one with a teacher's lines.
 
     humor-env judge jokes.jsonl --critic rules
     humor-env rescore runs/pocket-quickstart --critic rules
@@ -36,13 +36,13 @@ from humor_env.experiments.options import (
 def add_commands(app: typer.Typer) -> None:
     app.command(
         "judge",
-        help="Score a file of jokes with any critic; started again, it goes on where it was.",
+        help="Score a file of jokes with any critic. Run again after a stop, it continues.",
         epilog="Examples: humor-env judge jokes.jsonl --critic pocket · humor-env judge jokes.jsonl --critic scorer "
         "--option client=anthropic --max-cost 2 --dry-run",
     )(_scoring(compare=False))
     app.command(
         "rescore",
-        help="Judge a finished run's jokes by another critic, and say how far the two agree.",
+        help="Score a finished run's jokes with another critic, and show how far the two agree.",
         epilog="Example: humor-env rescore runs/pocket-quickstart --critic rules",
     )(_scoring(compare=True))
     app.command(
@@ -85,25 +85,25 @@ def _scoring(compare: bool) -> Callable[..., None]:
 
 
 def teach(
-    buffer: Annotated[Path, typer.Argument(help="The buffer to fill: a JSONL file, made where there is none.")],
+    buffer: Annotated[Path, typer.Argument(help="The JSONL file to fill; created if it does not exist.")],
     teacher: Annotated[
         str,
         typer.Option(help="pocket, anthropic:MODEL, openai:MODEL@URL, local:FOLDER, or package.module:name."),
     ] = "pocket",
     prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
-    split: Annotated[list[str] | None, typer.Option(help="Which splits; all of them where not given.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only this split; repeatable. Default: all.")] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines for each prompt.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts, the first ones.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, this many.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the teacher.")] = None,
-    licence: Annotated[str | None, typer.Option(help="The licence of the lines.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept; beside the buffer by default.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The licence to record for the lines.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept. Default: beside the buffer.")] = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fill a teacher buffer: asks only for what is missing, so it can be stopped and started again."""
+    """Have a teacher write lines into a file. It asks only for lines that are missing, so it can be stopped."""
     from humor_env.experiments.commands.teach import fill_buffer
 
     outcome = fill_buffer(

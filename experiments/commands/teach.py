@@ -61,14 +61,14 @@ def fill_buffer(
         for option, instead in (("client", "--teacher"), ("n", "--lines")):
             if option in arguments:
                 raise InvalidOption(
-                    f"--option {option}={arguments[option]}: this is what {instead} says. Give that alone."
+                    f"--option {option}={arguments[option]}: {instead} already sets this. Leave the option out."
                 )
         name, arguments = LANGUAGE_MODEL, {"client": teacher, "n": n, **arguments}
     ledger = ledger or path.with_name(path.name + ".ledger.sqlite")
     filled = fill(teachers, name, arguments, ledger=ledger, limits=limits or {}, scope=f"teach {path.name}")
     if dry_run:
         lacking = [p for p in asked if len(buffer.lines_for(p.id)) < n]
-        sentence = f"{len(lacking)} of {len(asked)} prompts lack some of their {n} lines in {path}"
+        sentence = f"{len(lacking)} of {len(asked)} prompts have fewer than {n} lines in {path}"
         data: dict[str, Any] = {"prompts": len(asked), "lacking": len(lacking), "buffer": str(path)}
         if not is_model:
             return Outcome(f"{sentence}; the teacher '{teacher}' costs nothing.", data)

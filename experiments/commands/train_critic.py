@@ -61,7 +61,7 @@ def _config(settings: Mapping[str, Any]) -> TrainCriticConfig:
             )
         wanted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(known[name])]
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise InvalidOption(f"{name} is of the kind {known[name]}; found {value!r}.")
+            raise InvalidOption(f"{name} must be of type {known[name]}; found {value!r}.")
     return TrainCriticConfig(**values)
 
 
@@ -120,7 +120,7 @@ def _in_words(made: TrainedCritic) -> str:
     dev = made.dev
     lines = [
         f"{'Stopped' if made.stopped else 'Trained'} for {made.steps} steps, {made.seconds / 60:.1f} minutes.",
-        f"On the {dev['pairs']:.0f} pairs of the prompts kept aside: {100 * dev['pair_accuracy']:.1f} % right; "
+        f"On the {dev['pairs']:.0f} pairs of the prompts that were held out: {100 * dev['pair_accuracy']:.1f} % right; "
         f"calibration error {dev['calibration_error']:.3f} (before: {dev['calibration_error_before']:.3f}).",
     ]
     lines += [
@@ -128,7 +128,7 @@ def _in_words(made: TrainedCritic) -> str:
         for name, value in dev.items()
         if name.startswith("spearman_")
     ]
-    lines.append("These prompts chose when to stop: report a figure of another file, with the line below.")
+    lines.append("These prompts decided when to stop, so report figures from another file, with the command below.")
     if made.verdicts:
         cheap, paid = zip(*made.verdicts, strict=True)
         lines += ["", "As the cheap judge of cheap-first, on these pairs:", "", render(gate_table(cheap, paid)), ""]

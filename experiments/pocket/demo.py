@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_demo(console, options.student, options.seed, out, options.threads)
     except KeyboardInterrupt:
         again = f"humor-env demo --student {options.student} --seed {options.seed} --out {shlex.quote(str(out))}"
-        console.print(Text(f"Stopped. To go on: {again}"), soft_wrap=True)
+        console.print(Text(f"Stopped. To continue: {again}"), soft_wrap=True)
         raise SystemExit(130) from None
 
 

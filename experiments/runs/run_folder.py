@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what it says of itself, and whether it may be gone on with.
+"""The folder of a run: where it is, what it says of itself, and whether it may be resumed.
 
 runs/pocket-quickstart/
     spec.toml                 the resolved spec: `humor-env train runs/pocket-quickstart/spec.toml` repeats the run
@@ -91,7 +91,7 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, 
         return folder
     if out is not None:
         if (out / RECORD).exists():
-            raise InvalidOption(f"'{out}' already holds a run. Give --resume to go on with it, or another --out.")
+            raise InvalidOption(f"'{out}' already holds a run. Give --resume to continue it, or another --out.")
         own = [path.name for name in (SPEC, RESULTS, "seed-*") for path in sorted(out.glob(name))]
         if own:
             raise InvalidOption(
@@ -101,7 +101,7 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, 
         return out
     if Path(what).is_dir() and _own_folder(what) is not None:
         raise InvalidOption(
-            f"'{what}' is the folder of a run. To go on with it: humor-env train {what} --resume. To repeat it "
+            f"'{what}' is the folder of a run. To continue it: humor-env train {what} --resume. To repeat it "
             f"in another folder: humor-env train {Path(what) / SPEC}."
         )
     number = 1

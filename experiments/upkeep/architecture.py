@@ -1,4 +1,4 @@
-"""The picture of the house in docs/architecture.md, drawn from the import statements.
+"""The layers of the code in docs/architecture.md, drawn from the import statements.
 
     python -m humor_env.experiments.upkeep.architecture            # rewrites it
     python -m humor_env.experiments.upkeep.architecture --check    # says whether it is out of date
@@ -98,7 +98,7 @@ def _reached(start: Room, below: Mapping[Room, set[Room]]) -> set[Room]:
 
 
 def picture(root: Path) -> str:
-    """One block of text: folders from the top of the house to its ground, their floors, and what stands on what."""
+    """One block of text: the folders from the top layer to the lowest, their layers, and what imports what."""
     files = rooms(root)
     to, floor = arrows(files), floors(arrows(files))
     rows: list[str] = []
@@ -106,7 +106,7 @@ def picture(root: Path) -> str:
         inside = [room for room in files if room[0] == folder]
         others = {t[0] for room in inside for t in to[room]} - {folder}
         stands = " and ".join(other + "/" for other in FOLDERS if other in others)
-        rows.append(f"{folder}/" + (f"   stands on {stands}" if stands else "   stands on nothing of ours"))
+        rows.append(f"{folder}/   imports {stands or 'none of the others'}")
         for room in sorted(inside, key=lambda room: (-floor[room], room[1])):
             named = []
             for target in sorted((t for t in to[room] if t[0] == folder), key=lambda t: (-floor[t], t[1])):

@@ -216,7 +216,7 @@ def spec_table(part: str, meanings: Meanings) -> str:
         home, _, name = path.rpartition(".")
         if (home or "top") != part:
             continue
-        default = "needed" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         meaning = comments.get(name) or meanings.of("spec", path)
         rows.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {_cell(meaning)} |")
     if not rows:

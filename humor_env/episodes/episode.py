@@ -173,7 +173,7 @@ def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke], *, strict: b
     failed, so that one joke does not end a batch. Where every answer is odd, or `strict` is set, it is an error.
     """
     if not callable(critic):
-        raise CriticContractError(f"The critic '{name}' is a {type(critic).__name__}, which nobody can call.")
+        raise CriticContractError(f"The critic '{name}' is a {type(critic).__name__}, which is not callable.")
     reply = critic(jokes)
     if not isinstance(reply, (list, tuple)):
         raise CriticContractError(
