@@ -6,6 +6,7 @@ what other libraries' judges end with there.
 
 import asyncio
 import contextlib
+from argparse import Namespace
 
 import pytest
 from fake_messages_server import Server, running
@@ -82,9 +83,7 @@ def test_the_model_may_be_served_by_the_very_loop_that_asks():
     """A plain call would wait for itself for ever; in a thread it is answered."""
 
     async def both():
-        options = __import__("argparse").Namespace(
-            fail=0.0, seed=0, faults="", keep_bodies=False, latency=0.0, judge="content"
-        )
+        options = Namespace(fail=0.0, seed=0, faults="", keep_bodies=False, latency=0.0, judge="content")
         listening = await asyncio.start_server(Server(options).connection, "127.0.0.1", 0)
         async with listening:
             port = listening.sockets[0].getsockname()[1]
