@@ -9,7 +9,7 @@ import pytest
 from fake_messages_server import running
 from test_llm_limits import OWN, a_client, asked, no_keys, tiny_model  # noqa: F401 (fixtures)
 
-from humor_env.errors import InvalidOption
+from humor_env.errors import BudgetExceeded, InvalidOption
 from humor_env.llm import Budget, Ledger, LedgeredClient, make_client
 from humor_env.llm.pace import Pace
 from humor_env.types import Usage
@@ -129,10 +129,12 @@ def test_all_models_of_a_run_keep_one_pace(tmp_path):
 
 
 def test_a_pace_and_a_limit_hold_together():
-    """A call that the limit refuses takes no turn, and is refused and not waited for."""
-    budget = Budget(max_calls=1, requests_per_minute=1)
+    """A call that the limit refuses takes no turn from those that it allows."""
+    budget = Budget(max_tokens=50, requests_per_minute=1)
+    with pytest.raises(BudgetExceeded, match="max_tokens"):
+        budget.reserve(60, None)
     ticket = budget.reserve(10, None)
-    assert ticket is not None and budget.reserve(10, None) is None
+    assert ticket is not None and budget.reserve(10, None) is None  # allowed, and not yet its turn
     budget.settle(ticket, Usage(1, 5, 5))
     assert budget.account.calls == 1
     whole_batch = [Budget(requests_per_minute=1).reserve(10, None, paced=False) for _ in range(2)]
