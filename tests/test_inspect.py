@@ -15,6 +15,7 @@ pytest.importorskip("inspect_ai")
 from fake_messages_server import running
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import ModelOutput, get_model
+from inspect_ai.model._providers.mockllm import MockLLM
 
 from humor_env.errors import InvalidOption, UnknownName
 from humor_env.experiments.sharing.inspect_task import INSTRUCTION, as_score, humor_paraphrase
@@ -28,10 +29,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = load_prompts("pocket")
 
 
+# The mock model counts the tokens that it read with a table from the network.
+UNCOUNTED = """
+from inspect_ai.model import ModelUsage
+from inspect_ai.model._providers.mockllm import MockLLM
+
+async def uncounted(self, output, input, tools):
+    output.usage = output.usage or ModelUsage()
+
+MockLLM._ensure_default_usage = uncounted
+"""
+
+
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch, tmp_path):
+def offline(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INSPECT_DISPLAY", "none")
+    monkeypatch.setattr(MockLLM, "_ensure_default_usage", MockLLM._ensure_default_usage)
+    exec(UNCOUNTED, {})
 
 
 def ran(task, outputs, limit):
@@ -135,9 +150,12 @@ def test_inspect_finds_the_task_by_its_name(tmp_path, monkeypatch):
     (made / "entry_points.txt").write_text(f"[inspect_ai]\n{found}\n")
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(made.parent)])
     monkeypatch.setenv("PYTHONPATH", path)
-    command = "eval humor_env/humor_paraphrase --model mockllm/model --limit 2 -T prompts=pocket -T critic=pocket"
+    command = (
+        "inspect eval humor_env/humor_paraphrase --model mockllm/model --limit 2 -T prompts=pocket -T critic=pocket"
+    )
+    program = f"{UNCOUNTED}\nimport sys\nfrom inspect_ai._cli.main import main\nsys.argv = {command.split()!r}\nmain()"
     said = subprocess.run(
-        [sys.executable, "-m", "inspect_ai", *command.split(), "--display", "plain"],
+        [sys.executable, "-c", program, "--display", "plain"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -93,7 +93,7 @@ def test_every_client_keeps_the_pace(service, tiny_model, slowness):  # noqa: F8
 
 
 def test_requests_begin_evenly_at_the_service():
-    with running() as server:
+    with running("--judge", "always-1") as server:
         client = make_client(f"openai:m@{server.url}/v1", requests_per_minute=RATE, concurrency=8)
         start = time.monotonic()
         client(asked(12))
@@ -104,7 +104,7 @@ def test_requests_begin_evenly_at_the_service():
 
 def test_waiting_for_ones_own_pace_is_not_the_services_fault():
     """The second try had to wait for its turn beyond the deadline, and was sent with no time left."""
-    with running("--keep-bodies") as server:
+    with running("--judge", "always-1") as server:
         server.script("429", "ok")
         options = {"timeout": 2.0, "deadline": 2.5, "first_wait": 0.01, "concurrency": 1}
         client = make_client(f"anthropic:m@{server.url}", requests_per_minute=20, **options)
