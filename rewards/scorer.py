@@ -8,12 +8,17 @@ The score is the weighted mean of the parts, each a whole number from 0 to 5 div
 wit, meaning mostly kept": it is absolute, not a comparison with anyone. A model that gives probabilities is asked
 one question at a time, and each part is the *mean* of its answer's distribution, which tells more than the top answer.
 
+Questions of your own, in plain words, stand beside these or in their place; each part is named after its question:
+
+    ScorerCritic(questions={"turn": "how well does the end turn on the beginning?"}, weights={"wit": 2, "turn": 1})
+
 A refusal, a reply of the wrong form or a service out of reach is a failed judgement, never a score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +40,31 @@ QUESTIONS = {
 }
 MOST = 5
 _SYMBOLS = tuple(str(n) for n in range(MOST + 1))
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["reason", *WEIGHTS],
-    # The reason comes first, so that it is written before the numbers and not to defend them.
-    "properties": {
-        "reason": {"type": "string"},
-        **{name: {"type": "integer", "enum": list(range(MOST + 1))} for name in WEIGHTS},
-    },
-}
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
+_TAKEN = ("reason", "answer")  # fields of a reply that are no part
+
+
+def reply_schema(parts: Iterable[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["reason", *parts],
+        # The reason comes first, so that it is written before the numbers and not to defend them.
+        "properties": {
+            "reason": {"type": "string"},
+            **{name: {"type": "integer", "enum": list(range(MOST + 1))} for name in parts},
+        },
+    }
+
+
+SCHEMA = reply_schema(WEIGHTS)
 
 
 class ScorerCritic:
     """`rubric` is a built-in template's name or the path of your own; `options` go to the client.
+
+    `questions` are further ones, or other words for those that there are. With them, exactly the parts in `weights` are
+    asked for; a weight of 0 asks and reports, and does not count.
 
     `over_budget` says what happens when a limit is reached: "stop" raises (all that was paid for is in the ledger),
     "unscored" leaves the rest without a score. Jokes longer than `longest` characters are not sent: unscored too.
@@ -60,6 +76,7 @@ class ScorerCritic:
         *,
         rubric: str | None = None,
         weights: Mapping[str, float] | None = None,
+        questions: Mapping[str, str] | None = None,
         words: int = 20,
         max_tokens: int = 300,
         longest: int = 4000,
@@ -71,7 +88,9 @@ class ScorerCritic:
         name: str = "scorer",
     ) -> None:
         self.name = name
-        self.weights = _checked_weights(weights)
+        own = _checked_questions(questions)
+        self.questions = {**QUESTIONS, **own}
+        self.weights = _checked_weights(weights, self.questions)
         self.max_tokens, self.longest = max_tokens, longest
         self.desk = LedgeredClient(
             f"scorer {VERSION}",
@@ -83,12 +102,20 @@ class ScorerCritic:
             on_progress=on_progress,
         )
         self._by_symbol = self.desk.client.probabilities
-        template = load("humor_env.rewards", rubric or ("scorer_symbol" if self._by_symbol else "scorer"))
-        self._systems = (
-            {part: fill(template, question=QUESTIONS[part]) for part in self.weights}
-            if self._by_symbol
-            else {"": fill(template, words=words)}
-        )
+        built_in = "scorer_symbol" if self._by_symbol else "scorer_questions" if own else "scorer"
+        template = load("humor_env.rewards", rubric or built_in)
+        asked = list(self.weights if own else WEIGHTS)
+        self._schema = reply_schema(asked)
+        if self._by_symbol:
+            self._systems = {part: fill(template, question=self.questions[part]) for part in self.weights}
+            return
+        if own and "{{questions}}" not in template:
+            raise InvalidOption(
+                f"The rubric '{rubric}' has no place for questions: write {{{{questions}}}} where they belong, and "
+                "{{parts}} for their names."
+            )
+        listed = "\n".join(f'- "{part}": {self.questions[part]}' for part in asked)
+        self._systems = {"": fill(template, words=words, questions=listed, parts=", ".join(f'"{p}"' for p in asked))}
 
     def __call__(self, jokes: Sequence[Joke], /) -> list[Judgement]:
         asked = [joke for joke in jokes if len(joke.text) <= self.longest]
@@ -106,7 +133,7 @@ class ScorerCritic:
         """What is sent for a joke: one request, or one for each part where the model gives probabilities."""
         data = {"task": joke.prompt.task, "input": joke.prompt.text, "line": joke.text}
         if not self._by_symbol:
-            return [Request(system, data, SCHEMA, self.max_tokens) for system in self._systems.values()]
+            return [Request(system, data, self._schema, self.max_tokens) for system in self._systems.values()]
         schema = symbol_schema(_SYMBOLS)
         return [Request(system, data, schema, 16, _SYMBOLS) for system in self._systems.values()]
 
@@ -155,16 +182,37 @@ def _mean(reply: Reply) -> float:
     return float(reply.data["answer"]) if reply.data is not None else 0.0
 
 
-def _checked_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+def _checked_questions(questions: Mapping[str, str] | None) -> dict[str, str]:
+    if questions is not None and not isinstance(questions, Mapping):
+        raise InvalidOption(
+            f'questions is {questions!r}; expected a table such as {{turn = "how well does the end turn?"}}.'
+        )
+    for name, question in (questions or {}).items():
+        if not isinstance(name, str) or not _NAME.match(name) or name in _TAKEN:
+            raise InvalidOption(
+                f"A question is called {name!r}; expected small letters, digits and _, a letter first, at most 40, and "
+                f"not {' or '.join(_TAKEN)}."
+            )
+        if not isinstance(question, str) or not question.strip():
+            raise InvalidOption(f"The question '{name}' is {question!r}; expected a sentence that a number answers.")
+    return {name: " ".join(question.split()) for name, question in (questions or {}).items()}
+
+
+def _checked_weights(weights: Mapping[str, float] | None, questions: Mapping[str, str]) -> dict[str, float]:
     """Weights by part, summing to 1. Parts without a weight are not asked for where parts are asked one by one."""
     by_part = dict(WEIGHTS if weights is None else weights)
     for part, weight in by_part.items():
-        if part not in WEIGHTS:
+        if part not in questions:
             raise InvalidOption(
-                f"The scorer has no part '{part}'.{did_you_mean(part, WEIGHTS)} Known: {list(WEIGHTS)}."
+                f"The scorer has no part '{part}'.{did_you_mean(part, questions)} Known: {list(questions)}. "
+                f'For your own, give questions = {{ {part} = "…" }}.'
             )
         if not weight >= 0:
             raise InvalidOption(f"The weight of '{part}' is {weight}; expected a number from 0 on.")
+    for part in questions:
+        if part not in by_part and part not in QUESTIONS:
+            # A guess would change the weights of all others.
+            raise InvalidOption(f"The question '{part}' has no weight. Name all in weights = {{ {part} = 1, … }}.")
     total = sum(by_part.values())
     if total <= 0:
         raise InvalidOption("All weights are 0: give at least one part a weight.")

@@ -112,6 +112,25 @@ def test_a_scorer_that_is_asked_part_by_part_is_put_together_again(tmp_path):
     assert [r.score for r in only_wit.ratings] == pytest.approx([0.8])
 
 
+def test_a_scorers_own_questions_teach_as_well(tmp_path):
+    """Only the four built-in parts of a reply were read: a ledger of own questions gave nothing."""
+
+    class Writer(Speaker):
+        probabilities = False
+
+        def __call__(self, requests, on_reply=None):
+            replies = [Reply("", {"reason": "dry", "turn": 4, "short": 1}, "end_turn") for _ in requests]
+            for index, reply in enumerate(replies):
+                on_reply(index, reply)
+            return replies
+
+    ledger, weights = Ledger(tmp_path / "v.sqlite"), {"turn": 3, "short": 1}
+    critic = ScorerCritic(Writer(None), questions={"turn": "?", "short": "?"}, weights=weights, ledger=ledger)
+    [judgement] = critic([Joke(P, TEXTS[0])])
+    [found] = from_ledger(ledger, weights=weights)
+    assert [r.score for r in found.ratings] == pytest.approx([0.65]) == [judgement.score]  # (3 x 4/5 + 1/5) / 4
+
+
 def test_ledgers_without_verdicts_and_of_several_models_are_explained(tmp_path):
     with pytest.raises(InvalidOption, match="There is no ledger"):
         from_ledger(tmp_path / "none.sqlite")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_injection import Recorder
 
 from humor_env.errors import InvalidOption, UnknownName
+from humor_env.experiments.specs.spec import parse_spec
 from humor_env.llm import Reply, Request
 from humor_env.llm.protocol import OnReply
 from humor_env.llm.template import fill, load
 from humor_env.registry import critics
+from humor_env.rewards.audits.injection import shape_problems
 from humor_env.rewards.scorer import QUESTIONS, ScorerCritic
 from humor_env.types import Joke, Prompt, Usage
 
@@ -140,3 +143,103 @@ def test_the_rubrics_name_the_fields_that_are_sent() -> None:
     for name in ("scorer", "scorer_symbol"):
         for field in ScorerCritic(Recorder(ANSWER)).requests(JOKE)[0].data:
             assert f'"{field}"' in load("humor_env.rewards", name)
+
+
+OWN = {"turn": "how well does the end turn on the beginning?", "short": "how free is it of words that do nothing?"}
+TURNING = '{"reason": "dry", "wit": 4, "turn": 1, "short": 5}'
+
+
+def test_questions_of_ones_own_are_asked_and_weighed() -> None:
+    """Exactly the parts with a weight are asked for, and the form of the reply names them and no other."""
+    client = Recorder(TURNING)
+    critic = ScorerCritic(client, questions=OWN, weights={"wit": 2, "turn": 2, "short": 0})
+    [judgement] = critic([JOKE])
+    assert judgement.parts == {"wit": 0.8, "turn": 0.2, "short": 1.0}
+    assert judgement.score == pytest.approx(0.5, abs=1e-12)  # (0.8 + 0.2) / 2; a weight of 0 does not count
+    [request] = client.asked
+    assert request.schema is not None and request.schema["required"] == ["reason", "wit", "turn", "short"]
+    assert '- "turn": how well does the end turn on the beginning?' in request.system
+    assert "originality" not in request.system and 'then "wit", "turn", "short"' in request.system
+    for reply in (TURNING.replace("short", "shrt"), ANSWER, TURNING.replace("1,", "6,")):
+        [judgement] = ScorerCritic(Recorder(reply), questions=OWN, weights=critic.weights)([JOKE])
+        assert judgement.failed and (judgement.error or "").startswith("invalid")
+
+
+def test_with_probabilities_a_question_of_ones_own_is_one_request() -> None:
+    client = Sure(probabilities=True)
+    critic = ScorerCritic(client, questions={"turn": OWN["turn"]}, weights={"wit": 1, "turn": 3})
+    [judgement] = critic([JOKE])
+    assert judgement.parts == {"wit": 0.5, "turn": 1.0}
+    assert judgement.score == pytest.approx(0.875, abs=1e-12)  # 0.5 / 4 + 1.0 * 3 / 4
+    assert [question in r.system for r, question in zip(client.asked, (QUESTIONS["wit"], OWN["turn"]), strict=True)]
+    assert critic.estimate([Joke(JOKE.prompt, "Another line.")]).calls == 2
+
+
+def test_a_built_in_question_may_be_put_otherwise_and_is_another_question_to_the_ledger() -> None:
+    plain, other = ScorerCritic(Recorder(ANSWER)), ScorerCritic(Recorder(ANSWER), questions={"wit": "is it dry?"})
+    assert other.weights == plain.weights
+    assert '- "wit": is it dry?' in other.requests(JOKE)[0].system
+    assert '- "meaning": how well does the line keep' in other.requests(JOKE)[0].system
+    assert plain.desk.key(plain.requests(JOKE)[0]) != other.desk.key(other.requests(JOKE)[0])
+
+
+def test_a_dry_run_counts_own_questions() -> None:
+    """More questions, more tokens to read; the same number of calls, since all are asked at once."""
+    plain = ScorerCritic(Recorder(ANSWER)).estimate([JOKE])
+    many = {f"q{n}": "is this a long question about the line that nobody would ask in earnest?" for n in range(20)}
+    more = ScorerCritic(Recorder(ANSWER), questions=many, weights=dict.fromkeys(many, 1)).estimate([JOKE])
+    assert more.calls == plain.calls == 1
+    assert more.input_tokens > plain.input_tokens + 20 * 10
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"questions": {"turn": "?"}}, "'turn' has no weight"),
+        ({"questions": {"turn": "?"}, "weights": {"trun": 1}}, "Did you mean 'turn'"),
+        ({"questions": {"turn": " "}, "weights": {"turn": 1}}, "expected a sentence"),
+        ({"questions": {"Turn it": "?"}, "weights": {"Turn it": 1}}, "small letters"),
+        ({"questions": {"reason": "why?"}, "weights": {"reason": 1}}, "not reason or answer"),
+        ({"questions": "turn", "weights": {"turn": 1}}, "expected a table"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidOption, match=said):
+        ScorerCritic(Recorder(), **options)
+
+
+def test_a_rubric_of_ones_own_needs_a_place_for_questions_of_ones_own(tmp_path: Path) -> None:
+    """The questions would be weighed without having been asked."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Rate it in {{words}} words.")
+    with pytest.raises(InvalidOption, match=r"write \{\{questions\}\} where"):
+        ScorerCritic(Recorder(), rubric=str(mine), questions=OWN, weights={"turn": 1, "short": 1})
+    mine.write_text("Rate:\n{{questions}}\nThen {{parts}}.")
+    critic = ScorerCritic(Recorder(), rubric=str(mine), questions={"turn": "a\n turn?"}, weights={"turn": 1})
+    assert critic.requests(JOKE)[0].system == 'Rate:\n- "turn": a turn?\nThen "turn".'
+
+
+def test_no_joke_changes_what_is_asked_by_questions_of_ones_own() -> None:
+    assert shape_problems(lambda client: ScorerCritic(client, questions=OWN, weights={"turn": 1, "short": 1})) == []
+
+
+def test_a_spec_names_questions_and_weights() -> None:
+    spec = parse_spec(
+        """
+        name = "own"
+        [teacher]
+        lines = "pocket"
+        [learner]
+        name = "grpo"
+        [[critic]]
+        critic = "scorer"
+        [critic.options]
+        client = "test_injection:Recorder"
+        questions = { turn = "how well does it turn?" }
+        weights = { turn = 1 }
+        """
+    )
+    [critic] = spec.critic
+    made = critics.make(critic.critic, **critic.options)
+    assert made.weights == {"turn": 1.0}
+    assert '"turn": how well does it turn?' in made.requests(JOKE)[0].system

@@ -55,7 +55,8 @@ def make_judge(
 
 
 def budget_of(spec: ScaleSpec) -> dict[str, Any]:
-    limits = {name: getattr(spec.budget, name) for name in ("max_calls", "max_tokens", "max_cost")}
+    names = ("max_calls", "max_tokens", "max_cost", "requests_per_minute", "tokens_per_minute")
+    limits = {name: getattr(spec.budget, name) for name in names}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     return {**limits, "scope": SCOPE} if limits else {}
 

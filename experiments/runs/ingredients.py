@@ -287,6 +287,8 @@ class Ingredients:
         budget = self.spec.budget
         ledger = budget.ledger or self.folder / "ledger.sqlite"
         limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
+        pace = {"requests_per_minute": budget.requests_per_minute, "tokens_per_minute": budget.tokens_per_minute}
+        limits |= {key: value for key, value in pace.items() if value is not None}
         filled = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
         known = parameters(kind, name)
         inner = filled.get("critic", known["critic"].default) if "critic" in known else None

@@ -147,7 +147,9 @@ class BudgetSpec(Table):
 
     `max_samples` (lines the student writes to learn from), `max_judgements` (answers of the critic about a line, or of
     the judge about a pair) and `max_seconds` (of the training loop) bound the learner, each seed for itself, over
-    restarts; the warm start and evaluations do not count. The step that reaches a limit is the last one."""
+    restarts; the warm start and evaluations do not count. The step that reaches a limit is the last one.
+
+    `requests_per_minute` and `tokens_per_minute` are the pace of all language models of one process together."""
 
     max_calls: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -156,6 +158,8 @@ class BudgetSpec(Table):
     max_samples: Count | None = None
     max_judgements: Count | None = None
     max_seconds: Annotated[float, Field(gt=0)] | None = None
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
 
 
 class MonitorSpec(_MonitorConfig):

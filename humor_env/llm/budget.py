@@ -9,6 +9,8 @@ reply allowed. After it the reservation is replaced by what the service says it 
 (no answer, a lost connection) may have been billed: its worst case stays counted against the limit. So does every part
 of the usage that the service leaves out, or gives as something that no count of tokens can be (`reported`).
 
+`requests_per_minute` and `tokens_per_minute` bound the pace (see pace.py): a call that comes too early waits its turn.
+
 With `ledger=` and a `scope` the account is kept in the ledger's file, so that the limit holds across restarts and
 between processes; a process that is killed leaves its reservations counted.
 """
@@ -24,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from humor_env.errors import BudgetExceeded, HumorEnvError, InvalidOption
+from humor_env.llm.pace import Booked, Pace, shared_pace
 from humor_env.types import NO_USAGE, Usage
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class Reservation:
 
     tokens: int
     cost: float
+    pace: Booked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class Budget:
         max_tokens: int | None = None,
         max_cost: float | None = None,
         *,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
         ledger: Ledger | None = None,
         scope: str = "",
     ) -> None:
@@ -103,6 +109,8 @@ class Budget:
             raise InvalidOption("A budget that is kept in a ledger needs both the ledger and a scope to keep it under.")
         self.max_calls, self.max_tokens, self.max_cost = max_calls, max_tokens, max_cost
         self._ledger, self._scope = ledger, scope
+        self.pace: Pace | None = None
+        self.keep_pace(requests_per_minute, tokens_per_minute)
         self._lock = threading.Lock()
         self._account = Account()
         self._open: dict[int, Reservation] = {}
@@ -110,6 +118,16 @@ class Budget:
         self._spent = NO_USAGE
         # Settled here, but not yet in the ledger, which could not be written then: calls, tokens, dollars.
         self._owed = (0, 0, 0.0)
+
+    def keep_pace(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:
+        """From now on no more than that many requests and tokens a minute; the clients of one account share it."""
+        if requests_per_minute is None and tokens_per_minute is None:
+            return
+        if self._ledger is None or self._ledger.path == ":memory:":
+            self.pace = Pace(requests_per_minute, tokens_per_minute)
+        else:
+            where = f"{self._ledger.path}\n{self._scope}"
+            self.pace = shared_pace(where, requests_per_minute, tokens_per_minute)
 
     @property
     def spent(self) -> Usage:
@@ -125,8 +143,8 @@ class Budget:
     def calls_left(self) -> int | None:
         return None if self.max_calls is None else max(0, self.max_calls - self.account.calls)
 
-    def reserve(self, tokens: int, cost: float | None, *, patience: float = 60.0) -> int | None:
-        """A ticket for one call; None where it may fit once calls in the air are settled.
+    def reserve(self, tokens: int, cost: float | None, *, patience: float = 60.0, paced: bool = True) -> int | None:
+        """A ticket for one call; None where it may fit once calls in the air are settled, or is not its turn yet.
 
         Raises BudgetExceeded where it cannot fit any more, LedgerBusy where the ledger stays locked for `patience`
         seconds.
@@ -134,20 +152,23 @@ class Budget:
         until = time.monotonic() + patience
         while True:
             try:
-                return self._reserve(tokens, cost)
+                return self._reserve(tokens, cost, self.pace if paced else None)
             except LedgerBusy:
                 if time.monotonic() >= until:
                     raise
             time.sleep(0.05)
 
-    def _reserve(self, tokens: int, cost: float | None) -> int | None:
+    def _reserve(self, tokens: int, cost: float | None, pace: Pace | None) -> int | None:
         if cost is None and self.max_cost is not None:
             raise InvalidOption(
                 "A limit in money cannot be kept for a model whose price is unknown. Give its price "
                 "(prices = {model = {input = ..., output = ...}}, dollars per million), or limit calls or tokens."
             )
-        worst = Reservation(tokens, cost or 0.0)
         with self._lock:
+            booked = None if pace is None else pace.enter(tokens)
+            if pace is not None and booked is None:
+                return None
+            worst = Reservation(tokens, cost or 0.0, booked)
             refused: list[str] = []
 
             def book(account: Account) -> Account | None:
@@ -155,7 +176,13 @@ class Budget:
                 refused.extend(self._over(wanted))
                 return None if refused else wanted
 
-            if self._change(book):
+            entered = False
+            try:
+                entered = self._change(book)
+            finally:
+                if pace is not None and booked is not None and not entered:
+                    pace.cancel(booked)
+            if entered:
                 self._next += 1
                 self._open[self._next] = worst
                 return self._next
@@ -168,11 +195,13 @@ class Budget:
         with self._lock:
             worst = self._open.pop(ticket)
             if usage is None:
+                self._paid(worst, None)
                 self._spent += Usage(calls=1)
                 return
             used = usage.input_tokens + usage.output_tokens
             if not 0 <= used <= 2 * LARGEST_COUNT:
                 used = worst.tokens
+            self._paid(worst, used)
             known = usage.cost is not None and usage.cost >= 0 and math.isfinite(usage.cost)
             cost = usage.cost if known and usage.cost is not None else worst.cost
             self._give_back(0, worst.tokens - used, worst.cost - cost)
@@ -182,7 +211,13 @@ class Budget:
         """Give back a reservation of a call that was not made after all."""
         with self._lock:
             worst = self._open.pop(ticket)
+            if self.pace is not None and worst.pace is not None:
+                self.pace.cancel(worst.pace)
             self._give_back(1, worst.tokens, worst.cost)
+
+    def _paid(self, worst: Reservation, used: int | None) -> None:
+        if self.pace is not None and worst.pace is not None:
+            self.pace.settle(worst.pace, used)
 
     def portions(self, worst: Sequence[tuple[int, float | None]]) -> Iterator[tuple[list[int], list[int]]]:
         """For calls made in this process, as many at a time as the limits allow: their indices and tickets.
@@ -205,7 +240,7 @@ class Budget:
                     yield indices, tickets  # once these are settled there may be room
                     indices, tickets = [], []
                 else:
-                    time.sleep(0.05)  # another thread's calls are open
+                    time.sleep(0.05)  # another thread's calls are open, or it is not our turn
             indices.append(index)
             tickets.append(ticket)
         if tickets:

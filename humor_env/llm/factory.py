@@ -26,17 +26,27 @@ _SERVICE = re.compile(rf"({'|'.join(SERVICES)})((?:[:@].*)?)\Z", re.DOTALL)
 
 
 def make_client(
-    what: str | Client, *, budget: Budget | None = None, must_have_key: bool = True, **options: Any
+    what: str | Client,
+    *,
+    budget: Budget | None = None,
+    must_have_key: bool = True,
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
+    **options: Any,
 ) -> Client:
     """A client for `SERVICE[:MODEL][@URL]`, for `package.module:name`, or the live client that was given.
 
     `options` go to the client's class; those of the retry policy (concurrency, timeout, deadline, ...) may be among
-    them. Without `must_have_key` a missing key is only complained of when something is to be sent.
+    them. `requests_per_minute` and `tokens_per_minute` hold for every client. Without `must_have_key` a missing key is
+    only complained of when something is to be sent.
     """
     if not isinstance(what, str):
-        if options or budget is not None:
+        if options or any(given is not None for given in (budget, requests_per_minute, tokens_per_minute)):
             raise InvalidOption("A live client takes no options: give them where it is made.")
         return what
+    if requests_per_minute is not None or tokens_per_minute is not None:
+        budget = budget or Budget()
+        budget.keep_pace(requests_per_minute, tokens_per_minute)
     named = _SERVICE.match(what)
     service, rest = (named[1], named[2]) if named else ("", what)
     model, _, url = rest.removeprefix(":").partition("@")
@@ -106,7 +116,8 @@ def _checked(kind: Any, client_options: dict[str, Any]) -> dict[str, Any]:
     known = [name for name in inspect.signature(kind).parameters if name not in ("model", "api_key")]
     for name in client_options:
         if name not in known:
-            offered = sorted({*known, *(field.name for field in dataclasses.fields(Policy))} - {"policy"})
+            pace = ("requests_per_minute", "tokens_per_minute")
+            offered = sorted({*known, *pace, *(field.name for field in dataclasses.fields(Policy))} - {"policy"})
             raise InvalidOption(
                 f"{kind.__name__} has no option '{name}'.{did_you_mean(name, offered)} Known: {', '.join(offered)}."
             )

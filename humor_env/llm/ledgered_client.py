@@ -137,7 +137,7 @@ class LedgeredClient:
     def _budget(self, budget: Budget | Mapping[str, Any] | None) -> Budget:
         if isinstance(budget, Budget):
             return budget
-        known = ("max_calls", "max_tokens", "max_cost", "scope")
+        known = ("max_calls", "max_tokens", "max_cost", "requests_per_minute", "tokens_per_minute", "scope")
         if budget is not None and not isinstance(budget, Mapping):
             raise InvalidOption(
                 f"A budget is a table of {', '.join(known)}, such as {{max_calls = 5}}; found {budget!r}."

@@ -107,7 +107,7 @@ def _parts(item: Stored) -> dict[str, float]:
     """What one reply says: all parts, or the one whose question the instructions hold."""
     data = item.reply.data or {}
     if "answer" not in data:
-        return {part: data[part] / MOST for part in WEIGHTS if part in data}
+        return {part: value / MOST for part, value in data.items() if part != "reason"}
     asked = [part for part, question in QUESTIONS.items() if question in item.instructions]
     shares = item.reply.probabilities or {str(data["answer"]): 1.0}
     return {part: sum(int(symbol) * p for symbol, p in shares.items()) / MOST for part in asked}

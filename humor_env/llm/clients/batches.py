@@ -142,7 +142,7 @@ class AnthropicBatchClient(AnthropicClient):
             for key in keys:
                 tokens, cost = self.worst_case(work.requests[key])
                 # On the loop that all clients share: a locked ledger is not waited for here.
-                ticket = self.budget.reserve(tokens, None if cost is None else cost / 2, patience=0.5)
+                ticket = self.budget.reserve(tokens, None if cost is None else cost / 2, patience=0.5, paced=False)
                 if ticket is None:
                     raise BudgetExceeded("The batch as a whole may not fit the budget. Raise it, or send fewer jokes.")
                 taken.append(ticket)

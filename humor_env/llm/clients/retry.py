@@ -209,11 +209,13 @@ class _Batch:
         while True:
             await self.throttle.enter(again=attempts > 0)
             try:
+                waits_since = time.monotonic()
                 ticket = await self._reserve(request)
                 if ticket is None:
                     return last
                 sent_at, answered = time.monotonic(), self.throttle.successes
-                deadline = deadline or sent_at + self.policy.deadline
+                # Time that our own limits took is not the service's.
+                deadline = sent_at + self.policy.deadline if deadline is None else deadline + sent_at - waits_since
                 outcome = await self._attempt(request, ticket, min(self.policy.timeout, deadline - sent_at))
             finally:
                 self.throttle.leave()

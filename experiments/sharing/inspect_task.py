@@ -1,0 +1,129 @@
+"""Inspect AI: how funny is any model that Inspect knows, judged by any critic of ours.
+
+    inspect eval humor_env/humor_paraphrase --model openai/gpt-4o-mini -T prompts=everyday -T critic=rules
+
+Inspect finds the task and the scorer by an entry point; the rest of the package does not import this file. All samples
+share one critic, and what is waiting when it is free is judged in one call. A judgement that failed leaves its sample
+unscored: it is counted by Inspect and is in no mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import anyio.to_thread
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer, stderr
+from inspect_ai.solver import TaskState, generate
+
+from humor_env import episode
+from humor_env.errors import InvalidOption
+from humor_env.experiments.runs.interval import bootstrap_interval
+from humor_env.prompts import load_prompts
+from humor_env.types import Joke, Judgement
+
+VERSION = 1
+"""Of the task: raised when the instruction or the way of asking changes, so that older results are not compared."""
+INSTRUCTION = "Say what the sentence says as one funny sentence. Answer with that sentence and nothing else."
+_STOPS = {"stop": "end", "max_tokens": "length", "model_length": "length"}
+
+
+@metric(name="mean")
+def score_mean() -> Metric:
+    """The mean score; NaN and not 0 where no sample has one."""
+
+    def compute(scores: list[SampleScore]) -> float:
+        return sum(one.score.as_float() for one in scores) / len(scores) if scores else math.nan
+
+    return compute
+
+
+@metric
+def interval() -> Metric:
+    """The 95 % interval of the mean over prompts, as a run's report has it; NaN for too few of them."""
+
+    def compute(scores: list[SampleScore]) -> Mapping[str, float | None]:
+        low, high = bootstrap_interval([one.score.as_float() for one in scores])
+        return {"low": low, "high": high}
+
+    return compute
+
+
+@metric
+def judging_cost() -> Metric:
+    """Dollars that judging the scored samples cost; NaN where the price of a model is not known."""
+
+    def compute(scores: list[SampleScore]) -> float:
+        costs = [(one.score.metadata or {}).get("cost", 0.0) for one in scores]
+        return math.nan if None in costs else float(sum(costs))
+
+    return compute
+
+
+@scorer(metrics=[score_mean(), stderr(), interval(), judging_cost()])
+def critic_scorer(
+    critic: str = "rules", critic_options: dict[str, Any] | None = None, prompts: str = "everyday", split: str = "test"
+) -> Scorer:
+    """A critic of ours as a scorer, for samples whose id is a prompt's of this set."""
+    from humor_env.experiments.sharing.openenv import Bench
+
+    world = episode.Task(prompts, critic, split=split, critic_options=critic_options, max_chars=100_000)
+    bench = Bench(world)
+
+    async def score(state: TaskState, target: Target) -> Score:
+        text = state.output.completion.strip()
+        stop = _STOPS.get(str(state.output.stop_reason))
+        joke = Joke(world.prompts.get(str(state.sample_id)), text, "student", stop)
+        return as_score(await anyio.to_thread.run_sync(bench.judge(joke).result), text)
+
+    return score
+
+
+def as_score(judgement: Judgement, text: str) -> Score:
+    """A judgement in Inspect's words, with what it cost."""
+    usage = judgement.usage
+    # What asked no model cost nothing; None is a price that nobody knows.
+    spent = {"cost": usage.cost if usage.calls else 0.0, "calls": usage.calls}
+    told = {"critic": judgement.critic, **spent, "tokens": usage.input_tokens + usage.output_tokens}
+    if judgement.score is None:
+        return Score.unscored(reason="grader_failed", answer=text, explanation=judgement.error, metadata=told)
+    told["parts"] = dict(judgement.parts)
+    return Score(value=judgement.score, answer=text, explanation=judgement.reason or None, metadata=told)
+
+
+@task
+def humor_paraphrase(
+    prompts: str = "everyday",
+    split: str = "test",
+    critic: str = "rules",
+    critic_options: dict[str, Any] | None = None,
+    instruction: str = INSTRUCTION,
+) -> Task:
+    """Write a funny paraphrase of each sentence of a prompt set's split; a critic scores the lines.
+
+    The version names the task's own and the digest of the prompts: results of different versions met different ones.
+    """
+    found = load_prompts(prompts)
+    chosen = found.split(split)
+    if not chosen:
+        raise InvalidOption(f"The prompt set '{prompts}' has no prompts in its split '{split}'.")
+    samples = [
+        Sample(
+            id=prompt.id,
+            input=[ChatMessageSystem(content=instruction), ChatMessageUser(content=prompt.text)],
+            metadata={"prompt": prompt.text, "task": prompt.task},
+        )
+        for prompt in chosen
+    ]
+    digest = found.digest(split)
+    return Task(
+        dataset=MemoryDataset(samples, name=f"{found.name}/{split}"),
+        solver=generate(),
+        scorer=critic_scorer(critic, critic_options, prompts, split),
+        version=f"{VERSION}-{digest}",
+        metadata={"prompts": found.name, "split": split, "digest": digest, "instruction": instruction},
+    )
