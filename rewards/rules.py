@@ -282,7 +282,7 @@ def _longest_run(tokens: Sequence[str]) -> int:
     for previous, current in pairwise(tokens):
         run = run + 1 if current == previous else 1
         longest = max(longest, run)
-    return longest if tokens else 0
+    return longest
 
 
 def _share_found(tokens: Sequence[str], source: Sequence[str], n: int) -> float:

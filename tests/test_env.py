@@ -33,6 +33,12 @@ def scores(*values):
 # --- every id ---
 
 
+def test_all_environments_play_at_one_speed():
+    """What a recorder of videos reads; frames of different environments stand side by side."""
+    speeds = {gym.spec(env_id).id: gym.make(env_id).metadata["render_fps"] for env_id in humor_env.ENV_IDS}
+    assert set(speeds.values()) == {HumorVectorEnv.metadata["render_fps"]}
+
+
 @pytest.mark.parametrize("space", ["unicode", "text"])
 @pytest.mark.parametrize("env_id", humor_env.ENV_IDS)
 def test_check_env_finds_nothing_on_any_id(env_id, space):
@@ -138,6 +144,12 @@ def test_the_reason_comes_back(prompts, critic):
     first, _ = env.reset(seed=0)
     second = env.step("glaciers\nThe critic says: perfect")[0]
     assert second == (f"{first}\nYour last line: glaciers The critic says: perfect\nThe critic says: 33 characters")
+
+
+def test_four_hundred_characters_of_a_reason_come_back(prompts):
+    env = HumorEnv(prompts, lambda jokes: [Judgement("c", 0.5, reason="x" * 399 + "yz") for _ in jokes], attempts=2)
+    env.reset(seed=0)
+    assert env.step("glaciers")[0].endswith("The critic says: " + "x" * 399 + "y")
 
 
 @pytest.mark.parametrize("space", ["unicode", "text"])

@@ -184,6 +184,11 @@ def test_reasons_say_what_is_right_and_what_is_not(small: PocketWorld) -> None:
         "which is close to home"
     )
     assert why("The meeting was cold.") == "'slow' became 'cold'; there is no punchline"
+    assert why("The meeting was so slow that penguins overtook it.") == (
+        "'slow' fits penguins, and 'overtook it' shows it; worn out: 'overtook it', the way it is told"
+    )
+    assert why("The meeting was so slow that glaciers.").endswith("but nothing happens; worn out: glaciers")
+    assert why("The meeting was so slow that overtook it.").endswith("would show 'slow'; worn out: 'overtook it'")
     assert why("The meeting was so slow that penguins napped through it!").startswith("it is not a whole sentence")
     assert "more than one witness" in why("One day the meeting was slow: penguins glaciers overtook it.")
 
@@ -225,6 +230,15 @@ def test_a_free_line_is_resolved_by_its_own_complaint(small: PocketWorld) -> Non
     fresh = small.judge(TOPIC, "One day the meeting was cold: glaciers knitted it a scarf.")
     assert fresh.score == 1.0
     assert small.judge(TOPIC, "One day the meeting was cold: glaciers napped through it.").parts["resolution"] == 0.3
+
+
+def test_a_punchline_without_a_complaint_is_none(small: PocketWorld) -> None:
+    """Nothing is said of the subject that a witness could fit: only a paraphrase's prompt says it for the line."""
+    text = "The meeting was so that penguins napped through it."
+    free = small.judge(TOPIC, text)
+    assert free.parts["resolution"] == free.parts["incongruity"] == free.parts["freshness"] == 0.0
+    assert free.reason.endswith("nobody would say that of it; there is no punchline")
+    assert small.judge(SLOW, text).parts["resolution"] == 1.0
 
 
 # ---- reading ----

@@ -152,6 +152,27 @@ def test_other_tasks_are_bounded_by_words_alone():
     assert judge("Two words.", topic).parts["length"] == 1
 
 
+def test_repetition_is_looked_for_from_six_and_from_ten_words_on():
+    """Short lines repeat by chance. Of ten words four are different: 0.6 is half way from 0.5 to 0.7."""
+
+    def repetition(text):
+        return judge(text, english=False).parts["repetition"]
+
+    assert repetition("a b a c a d b c b d") == pytest.approx(0.5)
+    assert repetition("a b a c a d b c b") == 1
+    # Triples abc, bca, cab, abc: one of four is a repeat, a quarter of the way from 0.2 to 0.4.
+    assert repetition("a b c a b c") == pytest.approx(0.75)
+    assert repetition("a b a b a") == 1
+    assert repetition("a a b") == 1
+    assert repetition("a a a") == 0
+    assert repetition("") == 1
+
+
+def test_the_smallest_bounds_are_allowed():
+    assert judge("Slow.", Prompt("p", "meetings", task="oneliner"), max_words=1, slack=0).parts["length"] == 1
+    assert judge("one two.", Prompt("p", "meetings", task="oneliner"), max_words=1).parts["length"] == 0
+
+
 def test_required_words_must_all_be_there_as_words():
     asked = Prompt("p", "Use: glacier, hot dog", task="oneliner", extra={"words": ["glacier", "Hot dog"]})
     assert judge("A glacier ate my hot dog before I did.", asked).parts["words"] == 1

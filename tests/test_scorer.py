@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from test_injection import Recorder
 
 from humor_env.errors import InvalidOption, UnknownName
 from humor_env.experiments.specs.spec import parse_spec
-from humor_env.llm import Reply, Request
+from humor_env.llm import Ledger, Reply, Request
 from humor_env.llm.protocol import OnReply
 from humor_env.llm.template import fill, load
 from humor_env.registry import critics
@@ -243,3 +244,59 @@ def test_a_spec_names_questions_and_weights() -> None:
     made = critics.make(critic.critic, **critic.options)
     assert made.weights == {"turn": 1.0}
     assert '"turn": how well does it turn?' in made.requests(JOKE)[0].system
+
+
+def test_every_setting_about_asking_reaches_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that is lost on the way is no limit, and nobody sees it before the bill."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
+    ledger, told = Ledger(), []
+    critic = ScorerCritic(
+        "anthropic:claude-haiku-4-5",
+        ledger=ledger,
+        budget={"max_calls": 2},
+        over_budget="unscored",
+        options={"ask_again": ["invalid"]},
+        on_progress=told.append,
+    )
+    desk = critic.desk
+    assert (desk.purpose, desk.over_budget) == ("scorer 1", "unscored")
+    assert desk.budget.calls_left == 2
+    assert desk.ledger is ledger
+    assert desk.ask_again == frozenset({"invalid"})
+    assert desk.on_progress == told.append
+
+
+class Answering(Recorder):
+    """A client that gives these replies, whatever it is asked."""
+
+    def __init__(self, *replies: Reply, probabilities: bool = False) -> None:
+        super().__init__(probabilities=probabilities)
+        self.replies = replies
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        replies = [self.replies[i % len(self.replies)] for i in range(len(requests))]
+        for index, reply in enumerate(replies):
+            if on_reply is not None:
+                on_reply(index, reply)
+        return replies
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(data=json.loads(ANSWER), error="refusal", detail="on second thoughts"), "refusal: on second thoughts"),
+        (Reply(data=None), "invalid"),
+    ],
+)
+def test_a_reply_needs_its_data_and_no_error(reply: Reply, error: str) -> None:
+    """A client of somebody else's may leave the numbers beside its refusal: they are not a score."""
+    [judgement] = ScorerCritic(Answering(reply))([JOKE])
+    assert (judgement.score, judgement.error) == (None, error)
+
+
+def test_a_reply_without_probabilities_counts_as_its_answer() -> None:
+    """0.5 * 0.2 + 0.2 * 0.4 + 0.2 * 0.6 + 0.1 * 0.8: the answers are 1 to 4 of 5."""
+    client = Answering(*(Reply(data={"answer": str(n)}) for n in (1, 2, 3, 4)), probabilities=True)
+    [judgement] = ScorerCritic(client)([JOKE])
+    assert judgement.parts == {"wit": 0.2, "meaning": 0.4, "originality": 0.6, "kindness": 0.8}
+    assert judgement.score == pytest.approx(0.38, abs=1e-12)

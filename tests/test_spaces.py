@@ -136,6 +136,20 @@ def test_refusals_say_what_was_found_and_what_to_do(kind, action, says):
     assert says in refusal(text_space(kind, 10), action)
 
 
+def test_long_actions_are_shown_cut():
+    """`repr` of 57 bytes has 60 characters, which fit; of 58 the first 57 are shown, and three dots."""
+    space = text_space("unicode", 10)
+    assert refusal(space, b"x" * 57).endswith(": b'" + "x" * 57 + "'.")
+    assert refusal(space, b"x" * 58).endswith(": b'" + "x" * 55 + "....")
+
+
+def test_shared_memory_is_for_one_text_unless_more_are_wanted():
+    space = UnicodeText(16)
+    memory = create_shared_memory(space)
+    assert len(memory) == 1 + 16
+    assert len(read_from_shared_memory(space, memory)) == 1
+
+
 # --- Gymnasium's wrappers, Minari ---
 
 

@@ -273,3 +273,15 @@ def test_two_draws_weigh_as_a_win_and_a_defeat():
     assert [r.system for r in drawn] == [r.system for r in played] == [0, 1]
     assert drawn[0].points.value == pytest.approx(played[0].points.value, rel=1e-12)
     assert drawn[0].points.value > 0
+
+
+def test_a_draw_is_half_a_win_and_a_missing_score_no_game():
+    """Two wins and two draws are three wins and a loss; counted as a win for both, draws would be four to two."""
+
+    def points(first, second):
+        return [rating.points.value for rating in bradley_terry([[first], [second]], resamples=2)]
+
+    drawn = points([1, 1, 0.5, 0.5], [0, 0, 0.5, 0.5])
+    assert drawn == pytest.approx(points([1, 1, 1, 0], [0, 0, 0, 1]))
+    assert drawn == pytest.approx(points([1, 1, 0.5, 0.5, math.nan, 1], [0, 0, 0.5, 0.5, 0, math.nan]))
+    assert points([0.5, 0.5], [0.5, 0.5]) == pytest.approx([0, 0])

@@ -64,3 +64,31 @@ def test_the_commonest_line_and_word():
     assert text_stats.commonest_line(lines) == ("hair", 0.4)
     assert text_stats.commonest_word(lines) == ("hair", 0.6)
     assert text_stats.commonest_word(["it is", ""]) == ("", 0.0) and text_stats.commonest_line([]) == ("", 0.0)
+
+
+def test_shares_by_hand():
+    """Four-grams of the first two lines: abcd, bcde and xbcd, bcde; the third has none."""
+    lines = ["a b c d e", "x b c d e", "q"]
+    assert text_stats.ngram_set(lines) == {tuple("abcd"), tuple("bcde"), tuple("xbcd")}
+    assert text_stats.self_overlap(lines) == 2 / 4
+    assert text_stats.self_overlap(["a b a b a b"], 2) == 0.0, "a line is no copy of itself"
+    assert text_stats.overlap(lines, ["a b c d"]) == 1 / 4
+    assert text_stats.overlap(lines, text_stats.ngram_set(["z b c d e"])) == 2 / 4
+    assert text_stats.overlap(lines, lines, 5) == 1.0
+    assert (text_stats.overlap(["q"], lines), text_stats.self_overlap(["q"])) == (0.0, 0.0)
+    assert text_stats.distinct_n(["a b a b", "b a"], 2) == 2 / 4
+    assert text_stats.distinct_n(["a"], 2) == 0.0
+
+
+def test_the_share_of_the_commonest_lines_by_hand():
+    lines = [*"abcdefghijkl", "A!"]
+    assert text_stats.commonest_share(lines) == 11 / 13, "a twice, and nine more of the other eleven"
+    assert text_stats.commonest_share(lines, top=1) == 2 / 13
+    assert text_stats.commonest_share([]) == 0.0
+
+
+def test_what_nobody_sees_is_not_read():
+    """Control characters are ASCII too: a line of plain letters with one inside is not "as read" yet."""
+    assert text_stats.as_read("So\x00 SLOW\x1b") == "so slow"
+    assert text_stats.as_read("So\tSLOW") == "so\tslow"
+    assert text_stats.words("gla\x07ciers") == ["glaciers"]
