@@ -137,3 +137,37 @@ def test_a_stopped_run_goes_on_with_what_it_has(tmp_path: Path, student: str, mo
     assert not (tmp_path / "stopped" / "lines.jsonl").exists()
     assert run(tmp_path / "stopped") == run(tmp_path / "whole")
     assert json.loads(run(tmp_path / "whole").splitlines()[0])["id"] == "line-0000"
+
+
+def test_broken_lines_are_made_of_a_teachers_words() -> None:
+    sentences = choose(0, grading_lines.PER_SPLIT)
+    rows = list(grading_lines.broken(sentences, 40, 0))
+    assert rows == list(grading_lines.broken(sentences, 40, 0))
+    assert Counter(row["writer"] for row in rows) == {"shuffled": 20, "spliced": 20}
+    split_of = {prompt.id: prompt.split for prompt, _ in sentences}
+    lines = everyday_lines()
+    for row in rows:
+        own = [line.split() for line in lines.lines_for(row["prompt_id"])]
+        words = row["line"].split()
+        if row["writer"] == "shuffled":
+            assert sorted(words) in [sorted(line) for line in own]
+        else:
+            others = [p.id for p, _ in sentences if p.split == split_of[row["prompt_id"]]]
+            ends = {word for prompt in others for word in lines.lines_for(prompt)[0].split()}
+            assert words[0] in {line[0] for line in own}
+            assert words[-1] in ends
+
+
+def test_lines_of_other_writers_are_added_behind_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prompt = choose(0, grading_lines.PER_SPLIT)[0][0].id
+    added = tmp_path / "more.jsonl"
+    rows = [{"prompt_id": prompt, "line": "So it was.", "writer": "hand"}, {"prompt_id": "no-such", "line": "x"}]
+    added.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for place in ("a", "b"):
+        arguments = [str(tmp_path / place), "--release", "--blocks", "1"]
+        assert grading_lines.main(arguments) == 0
+        before = read(tmp_path / place / "batches")
+        assert grading_lines.main([*arguments, "--add", str(added)]) == 0
+        after = read(tmp_path / place / "batches")
+        assert after[: len(before)] == before
+        assert [row["line"] for row in after[len(before) :]] == ["So it was."]

@@ -8,6 +8,8 @@ one, two and three passes of imitation at three temperatures, one that has learn
 and programs that break lines in known ways. `lines.jsonl` says who wrote what; graders get only `batches/` and
 `batches2/`, two independent shuffles with the sentence and the line. `key.jsonl` and `key2.jsonl` lead back.
 
+Lines of other writers come in by `--add`: those of a student that has learnt from a critic, or written by hand.
+
 The work is done in blocks of sentences, each with all writers, and `--blocks` says how many are wanted. Lines are kept
 under `work/`, so that a stopped run goes on. What is new at the end of a run, or with `--release` while another still
 writes, is shuffled and added behind the batches that graders may have already.
@@ -292,6 +294,26 @@ def written_by_students(
         yield from read_jsonl(file)
 
 
+def broken(sentences: Sequence[tuple[Prompt, str]], count: int, seed: int) -> Iterator[Row]:
+    """The teacher's lines with their words out of order, or the beginning of one and the end of another: in the
+    teacher's words and manner, and no English. A critic that cannot read grammar pays a small student for those."""
+    lines = _everyday()
+    order = generator(seed, "grading-broken").permutation(len(sentences))[:count]
+    for place, i in enumerate(order):
+        prompt = sentences[i][0]
+        draw = generator(seed, "grading-broken", prompt.id)
+        words = lines.lines_for(prompt.id)[int(draw.integers(3))].split()
+        if place % 2:
+            start = int(draw.integers(1, 3))
+            inner = [words[start:][k] for k in draw.permutation(len(words) - start)]
+            yield {"prompt_id": prompt.id, "line": " ".join([*words[:start], *inner]), "writer": "shuffled"}
+        else:
+            same_split = [other for other, _ in sentences if other.split == prompt.split and other.id != prompt.id]
+            end = lines.lines_for(same_split[int(draw.integers(len(same_split)))].id)[0].split()
+            spliced = [*words[: len(words) // 2], *end[len(end) // 2 :]]
+            yield {"prompt_id": prompt.id, "line": " ".join(spliced), "writer": "spliced"}
+
+
 def release(folder: Path, found: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
     """Add to the lines and batches what is not in them yet. What was released once never changes."""
     file = folder / "lines.jsonl"
@@ -330,32 +352,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"how many of the {BLOCKS} blocks to write")
     parser.add_argument("--release", action="store_true", help="write nothing, release what is written")
+    parser.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="files of further lines: prompt_id, line, writer"
+    )
+    parser.add_argument("--broken", type=int, default=0, help="how many sentences get a line in broken English")
     parser.add_argument("--taught", type=int, default=320, help="lines in a pass of imitation; may differ by block")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of imitation")
     parser.add_argument("--at-once", type=int, default=128)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    sentences = choose(given.seed, PER_SPLIT)
+    sentences = choose(options.seed, PER_SPLIT)
     # Shuffled before turns are given, so that no writer and no block meets more of one split or one critic.
-    order = generator(given.seed, "grading-turns").permutation(len(sentences))
+    order = generator(options.seed, "grading-turns").permutation(len(sentences))
     sentences = [sentences[i] for i in order]
     prompts = {prompt.id: (prompt, use) for prompt, use in sentences}
-    work = given.folder / "work"
+    work = options.folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    shop = None if given.release else Workshop(given.student, work, given.seed, given.taught, given.rate)
+    shop = None if options.release else Workshop(options.student, work, options.seed, options.taught, options.rate)
 
-    found: list[Row] = []
+    written: list[Row] = []
     size = -(-len(sentences) // BLOCKS)
-    for block in range(given.blocks):
-        plan = turns(sentences[block * size : (block + 1) * size], given.seed, block * size)
-        found += written_by_students(shop, plan, work, block, given.at_once)
+    for block in range(options.blocks):
+        plan = turns(sentences[block * size : (block + 1) * size], options.seed, block * size)
+        written += written_by_students(shop, plan, work, block, options.at_once)
         for name in plan:
             if isinstance(name, str):
-                found += [
+                written += [
                     {"prompt_id": p.id, "line": line, "writer": name} | ({"trick": trick} if trick else {})
-                    for p, line, trick in by_program(name, plan[name], given.seed)
+                    for p, line, trick in by_program(name, plan[name], options.seed)
                 ]
-    rows = release(given.folder, found, prompts, given.seed)
+    written += [row for file in options.add for row in read_jsonl(file) if row["prompt_id"] in prompts]
+    written += broken(sentences, options.broken, options.seed)
+    rows = release(options.folder, written, prompts, options.seed)
     writers = dict(Counter(row["writer"] for row in rows))
     say(f"{len(rows)} lines for {len({row['prompt_id'] for row in rows})} sentences: {writers}")
     return 0
