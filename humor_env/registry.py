@@ -217,7 +217,7 @@ critics = Registry(
         "reward-model": ("humor_env.rewards.reward_model:RewardModelCritic", "a trained scoring head, from a folder"),
         "diversity": (
             "humor_env.rewards.diversity:DiversityCritic",
-            "how new a line is beside siblings and an archive",
+            "how much a line differs from its siblings and an archive",
         ),
         "everyday": (
             "humor_env.rewards.everyday:EverydayCritic",
@@ -227,10 +227,10 @@ critics = Registry(
             "humor_env.rewards.everyday:EverydayJudgeCritic",
             "the same question, held out: measures students, never trains them",
         ),
-        "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score, less its score under other prompts"),
+        "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score minus that with other prompts"),
         "novelty": (
             "humor_env.rewards.novelty:NoveltyCritic",
-            "what the student itself keeps writing pays less and less; it remembers",
+            "lowers the score of what the student keeps writing; it has a memory",
         ),
         "mix": ("humor_env.rewards.mix:MixCritic", "a weighted sum of critics with gates"),
     },
@@ -252,7 +252,7 @@ judges = Registry(
         "reward-model": ("humor_env.rewards.reward_model:RewardModelJudge", "a trained scoring head on pairs"),
         "cheap-first": (
             "humor_env.rewards.cheap_first:CheapFirstJudge",
-            "a cheap judge, and a paid one where it is not sure",
+            "a cheap judge, and a paid one where it is unsure",
         ),
     },
     ("__call__",),

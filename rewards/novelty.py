@@ -1,4 +1,4 @@
-"""What the student itself keeps writing pays less and less: a critic with a memory.
+"""A critic with a memory: it lowers the score of what the student keeps writing.
 
     critic = NoveltyCritic(lines=2048)
     critic(jokes)                # 1: nothing like it among the last lines. Asking changes nothing

@@ -146,4 +146,4 @@ def test_a_card_says_what_will_happen_to_a_student(tmp_path):
     made.save(tmp_path)
     assert Card.load(tmp_path / "blind.json").failing == made.failing
     report = AuditReport("mine", "critic", "votes", {}, None, None, (), None, context=ContextScores(9, 0, 4, 0.52))
-    assert "On votes it scores a line higher" in Card("mine", "critic", audits=(report,)).failing[0]
+    assert "On votes it hardly reads the prompt" in Card("mine", "critic", audits=(report,)).failing[0]
