@@ -1,10 +1,13 @@
 """Imitation: it learns, stops in time, and touches only what it should."""
 
+import json
+
 import pytest
 import torch
 from tiny import llama, prompts, student, tokenizer
 
 from humor_env.agents import sft
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.token_rows import TokenRows
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
@@ -72,6 +75,22 @@ def test_a_student_without_padding_learns_alike():
         sft.train(sft.SFTConfig(epochs=1, batch_size=4), one, lines)
         finals.append(one.state())
     assert all(torch.allclose(finals[0][n], finals[1][n], atol=1e-6) for n in finals[0])
+
+
+def test_imitation_leaves_its_timings_as_learners_do(tmp_path):
+    """`sft` left no timings.jsonl. Speed times seconds gives back what each step read: three lines, then the fourth."""
+    lines = [Demonstration(p, "Glaciers overtook it." * (i + 1), "t") for i, p in enumerate(prompts(4))]
+    one = student()
+    sft.train(sft.SFTConfig(epochs=1, batch_size=3), one, lines, log=RunLog(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    seconds = [row["seconds/step"] for row in rows]
+    assert [row["samples_per_second"] * s for row, s in zip(rows, seconds, strict=True)] == pytest.approx([3, 1])
+    read = sum(row["tokens_per_second"] * s for row, s in zip(rows, seconds, strict=True))
+    assert read == pytest.approx(float(sft.encode(one, lines).action_mask.sum()))
+    assert 0 < rows[0]["seconds/update"] <= rows[0]["seconds/spent"] < rows[1]["seconds/spent"]
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    assert "sft/loss" in metrics and "second" not in metrics
 
 
 def test_nothing_to_imitate_is_explained():
