@@ -10,6 +10,7 @@ from humor_env.agents import sft
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.token_rows import TokenRows
+from humor_env.agents.update.imitation import ImitationLoss
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.types import Demonstration
 
@@ -75,6 +76,38 @@ def test_a_student_without_padding_learns_alike():
         sft.train(sft.SFTConfig(epochs=1, batch_size=4), one, lines)
         finals.append(one.state())
     assert all(torch.allclose(finals[0][n], finals[1][n], atol=1e-6) for n in finals[0])
+
+
+def test_imitation_beside_a_learner_fades_and_adds_to_its_gradients():
+    """With all lines in each batch the gradient of step 2 is weight x decay^2 times that of the whole loss."""
+    lines = [Demonstration(p, "Glaciers overtook it." * (i + 1), "t") for i, p in enumerate(prompts(3))]
+    one = student()
+    rows = sft.encode(one, lines)
+    one.activate("policy")
+    parameters = list(one.adapter_parameters("policy").values())
+    one.train_only(parameters)
+
+    def gradients(backward):
+        for parameter in parameters:
+            parameter.grad = None
+        backward()
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    whole = gradients(
+        lambda: sft.sft_loss(one.score(rows).logprobs, rows.action_mask, rows.action_mask.sum()).backward()
+    )
+    config = sft.SFTConfig(batch_size=3, micro_batch=2)
+    beside = ImitationLoss(one, lines, config, weight=0.8, decay=0.5)
+    assert torch.allclose(gradients(lambda: beside.backward(0)), 0.8 * whole, atol=1e-6)
+    assert torch.allclose(gradients(lambda: beside.backward(2)), 0.2 * whole, atol=1e-6)
+    assert torch.allclose(gradients(lambda: [beside.backward(0), beside.backward(1)]), 1.2 * whole, atol=1e-6)
+    fewer = ImitationLoss(one, lines, config, weight=1.0, decay=1.0, batch_size=2)
+    found = [gradients(lambda at=at: fewer.backward(at)) for at in range(4)]
+    assert not torch.allclose(found[0], whole, atol=1e-6)
+    assert any(not torch.equal(found[0], other) for other in found[1:]), "each step draws its own lines"
+    nothing = ImitationLoss(one, lines, config, weight=0.0, decay=0.5)
+    assert nothing.rows is None
+    nothing.backward(0)
 
 
 def test_imitation_leaves_its_timings_as_learners_do(tmp_path):
