@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -119,6 +120,7 @@ def train(
 
     with student.using(adapter), control:
         while step < total and not control.ending:
+            began = perf_counter()
             epoch, within = divmod(step, per_epoch)
             shuffled = generator(config.seed, "sft", epoch).permutation(len(demonstrations))
             batch = torch.from_numpy(shuffled[within * config.batch_size : (within + 1) * config.batch_size])
@@ -140,6 +142,14 @@ def train(
             if not torch.isfinite(torch.tensor(last)):
                 raise TrainingStopped(f"The imitation loss became {last} at step {step}: lower the learning rate.")
             numbers = {"sft/loss": last, "sft/grad_norm": norm, "sft/epoch": step / per_epoch}
+            seconds = perf_counter() - began
+            numbers |= {
+                "seconds/update": seconds,
+                "seconds/step": seconds,
+                "seconds/spent": control.seconds,
+                "tokens_per_second": float(minibatch.tokens) / seconds,
+                "samples_per_second": len(batch) / seconds,
+            }
             log.metrics(step, numbers | control.measure_drift(step, student, adapter))
             control.check(asks=False)
             if step % per_epoch == 0 and dev_rows is not None:

@@ -15,14 +15,16 @@ import cell_jobs
 import pytest
 import tiny
 
-from humor_env.errors import CheckpointError, InvalidOption
+from humor_env.errors import CheckpointError, HumorEnvError, InvalidOption
 from humor_env.experiments.compare import benchmark_tables
 from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
 from humor_env.experiments.compare.benchmark_cell import beside_teacher, train_and_measure
 from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
+from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 from humor_env.experiments.compare.benchmark_spec import bundled_benchmarks, load_benchmark_spec, parse_benchmark
 from humor_env.experiments.compare.bias_judges import OneOrder
 from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, run_cells
+from humor_env.experiments.runs.costs import in_words
 from humor_env.experiments.specs.spec import load_spec
 from humor_env.prompts import load_prompts
 from humor_env.rewards.pocket import CrowdJudge, PocketJudge
@@ -90,6 +92,48 @@ def text(student: str = "pocket:causal", learners: str = LEARNERS, **changes: st
         assert before in found
         found = found.replace(before, after)
     return found
+
+
+# What it would take
+
+
+def test_a_dry_run_prints_calls_tokens_dollars_and_time(monkeypatch):
+    """It printed the names of its cells. Of one seed, by hand: six held-out prompts, four dev prompts measured twice.
+
+    Learning: PPO has 48 lines scored and DPO 8 pairs judged (six candidates each). Measuring: of the warm start's three
+    systems 18 lines by the critic and 18 pairs by the judge; of each learner 6 and 6, and 8 dev lines. In both orders.
+    """
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec: 0.5)
+    judge = 'judge = "multiple-choice"\noptions = { client = "anthropic:claude-haiku-4-5" }'
+    learners = LEARNERS[LEARNERS.index('[[learners]]\nname = "ppo"') :]
+    changes = {
+        'judge = "pocket-crowd"': judge,
+        "[shared.student]": '[shared.env]\nprompts = "everyday"\n\n[shared.student]',
+        'critic = "pocket"': 'critic = "rules"',
+        "per_prompt = 1": 'lines = "everyday"\nper_prompt = 1',
+        "seeds = [0]": "seeds = [0, 1]",
+    }
+    bench = parse_benchmark(text(learners=learners, **changes))
+    said, lacking = forecast_benchmark(bench, workers=2)
+    assert lacking == []
+    table = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "| crowd |" in line]
+    assert [row[:4] for row in table] == [
+        ["measuring", "crowd", str(2 * (36 + 2 * (12 + 8))), str(2 * 2 * (36 + 2 * (12 + 8)))],
+        ["learning", "crowd", str(2 * (48 + 8)), str(2 * 2 * (48 + 8))],
+    ]
+    assert float(table[1][6]) > 0 and "2 seeds: at most about $" in said
+    assert "6 cells; the learners write about 192 lines" in said
+    taught = len(load_prompts("everyday").split("train"))
+    seconds = 0.5 * (0.75 * taught + 2 * 6 + 2 * (2 * 48 + 6 + 8))  # of two seeds, by two workers
+    assert f"with 2 workers, that takes roughly {in_words(seconds)}" in said
+
+
+def test_a_dry_run_finds_what_would_stop_a_cell():
+    judge = 'judge = "multiple-choice"\noptions = { client = "local:/nope" }'
+    bench = parse_benchmark(text(**{'judge = "pocket-crowd"': judge}))
+    with pytest.raises(HumorEnvError, match="There is no folder '/nope'"):
+        forecast_benchmark(bench, workers=1)
 
 
 # Cells

@@ -102,6 +102,20 @@ def test_ranking_and_imitation_both_move_the_student():
     assert unranked[10]["update/ranking_loss"] > 2 * numbers[10]["update/ranking_loss"]
 
 
+def test_the_average_length_may_be_given_and_a_step_imitates_so_many_lines():
+    """Six lines a step and one line a step are different steps; all of a step's pairs are the same."""
+    taught = [Demonstration(p, f"My soup was slow {i}.", "t") for i, p in enumerate(prompts(6))]
+
+    def after(count):
+        one, log = student(), Kept()
+        config = BRIOConfig(epochs=1, batch_size=6, learning_rate=1e-2, average_length=7.5, imitation_batch_size=count)
+        train(config, None, one, log, preferences=some_preferences(), demonstrations=taught)
+        assert log.numbers[1]["update/average_length"] == 7.5
+        return log.numbers[1]["update/grad_norm"]
+
+    assert after(6) == after(7) != after(1)
+
+
 def test_teacher_pairs_rank_the_teachers_lines():
     """No line is asked of the student, and only lines of the teacher are ranked."""
     taught = [Demonstration(p, text, "t") for p in prompts(4) for text in ("aa aa", "bb bb")]
@@ -120,7 +134,14 @@ def test_teacher_pairs_rank_the_teachers_lines():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pairs_of": "nobody"}, {"pairs_of": "teacher", "rounds": 2}, {"average_length": 0}, {"epochs": 0}]
+    "wrong",
+    [
+        {"pairs_of": "nobody"},
+        {"pairs_of": "teacher", "rounds": 2},
+        {"average_length": 0},
+        {"epochs": 0},
+        {"imitation_batch_size": 0},
+    ],
 )
 def test_impossible_settings_are_explained(wrong):
     with pytest.raises(InvalidOption):

@@ -38,6 +38,15 @@ def test_dpo_loss_by_hand():
     assert float(whole) == pytest.approx(math.log(2) / 8)
 
 
+def test_equal_gains_are_not_ranked_right():
+    """At the reference nothing is ranked yet: 0 is no lead. An empty line has a gain of 0, not of 0 / 0."""
+    mask = torch.tensor([[1.0, 1], [0, 0]])
+    for loss in ("sigmoid", "ipo"):
+        value, sums = dpo_loss(torch.zeros(2, 2), torch.zeros(2, 2), mask, 1.0, beta=0.5, loss=loss)
+        assert (float(sums["ranked_right"]), float(sums["margin"])) == (0, 0)
+        assert float(value) == pytest.approx(math.log(2) if loss == "sigmoid" else 1.0)
+
+
 def test_label_smoothing_by_hand():
     logprobs, mask = torch.tensor([[0.6], [-0.2]]), torch.ones(2, 1)
     smoothed = dpo_loss(logprobs, torch.zeros(2, 1), mask, 1.0, beta=0.5, label_smoothing=0.2)[0]
@@ -164,7 +173,15 @@ def test_seq2seq_learns_alike():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"beta": 0}, {"label_smoothing": 0.5}, {"loss": "hinge"}, {"rounds": 11}, {"batch_size": 0}]
+    "wrong",
+    [
+        {"beta": 0},
+        {"label_smoothing": 0.5},
+        {"label_smoothing": -0.1},
+        {"loss": "hinge"},
+        {"rounds": 11},
+        {"batch_size": 0},
+    ],
 )
 def test_impossible_settings_are_explained(wrong):
     with pytest.raises(InvalidOption):

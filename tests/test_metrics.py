@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from humor_env.agents.feedback.metrics import (
     text_numbers,
     value_numbers,
 )
-from humor_env.agents.feedback.rollout import Rollout, SteppedEnv, check_failures, group_envs
+from humor_env.agents.feedback.rollout import Rollout, SteppedEnv, check_failures, check_flips, group_envs
 from humor_env.errors import JudgingFailed
 from humor_env.shared.text_stats import ngram_set
 from humor_env.types import Joke, Judgement, Prompt, Usage
@@ -80,6 +81,9 @@ def test_numbers_of_texts_by_hand():
     assert numbers["text/teacher_overlap"] == pytest.approx(1 / 5)
     assert numbers["text/self_overlap"] == 0.0
     assert numbers["text/commonest_share"] == 1.0
+    assert numbers["text/commonest_line"] == 1 / 4
+    # "so _ so _"; "so _ that it" and "_ that it _"; "the _ was _"; "my _ was _": each once.
+    assert (numbers["text/commonest_frame"], numbers["text/frame_variety"]) == (1 / 4, 1.0)
     # Trigrams that the prompt holds too: none; none; "soup was cold" of two; both of two.
     assert numbers["text/prompt_overlap"] == pytest.approx((0 + 0 + 1 / 2 + 1) / 4)
     # One judged line alone has no spread; the other two differ.
@@ -128,6 +132,8 @@ def test_numbers_of_values_by_hand():
     assert numbers["reward/per_line_after_kl"] == pytest.approx(1.5 / 3)
     flat = value_numbers(rollout(), torch.ones(4, 4), token_rewards)
     assert flat["value/explained_variance"] == 0.0
+    one = rollout(valid=torch.tensor([False, False, True, False]))
+    assert value_numbers(one, returns, token_rewards) == {"reward/per_line_after_kl": 1.5}, "one value has no spread"
     nobody = value_numbers(rollout(valid=torch.zeros(4, dtype=torch.bool)), returns, torch.zeros(4, 4))
     assert nobody == {"reward/per_line_after_kl": 0.0}
 
@@ -217,3 +223,55 @@ def test_one_environment_or_several():
     found = group_envs((playing, Plain()))
     assert found[0] is playing
     assert isinstance(found[1], SteppedEnv)
+
+
+def test_flips_of_a_mix_are_those_of_its_worst_judge():
+    """Six verdicts that flip on the whole of one judge's pairs and on none of the other's."""
+
+    def told(*parts):
+        return [Judgement("mix", 0.5, {"wit": 1.0, **part}) for part in parts]
+
+    worst = {"a.flips": 1.0, "b.flips": 0.0}
+    with pytest.raises(JudgingFailed, match=r"'mix' prefers a place: 6 of 6 of its verdicts"):
+        check_flips(told(*[worst] * 6), 0.9)
+    check_flips(told(*[worst] * 6), 1.0)
+    check_flips(told(*[worst] * 5), 0.5)
+    check_flips(told(*[worst] * 5, {}, {"noflips": 1.0}), 0.5)
+    check_flips(told(*[worst] * 3, *[{"flips": 0.0}] * 3), 0.5)
+    # Shares of several lines of the teacher: 5 x 1 + 0.5 of six.
+    with pytest.raises(JudgingFailed, match=r"92% of 6 of its verdicts .* share of 50%"):
+        check_flips(told(*[{"flips": 1.0}] * 5, {"flips": 0.5}), 0.5)
+
+
+class Stepped:
+    """A vector environment of three, whose step ends the first by its own rules and the last by a limit."""
+
+    num_envs, single_action_space = 3, None
+
+    def reset(self, *, seed=None, options=None):
+        return ("a", "b", "c"), {"options": options}
+
+    def step(self, texts):
+        self.seen = list(texts)
+        self.last_jokes = [Joke(A, text) for text in texts]
+        self.last_judgements = [Judgement("c", 0.1 * (i + 1)) for i in range(3)]
+        return ("a2", "b2", "c2"), np.array([0.1, 0.2, 0.3]), [True, False, False], [False, False, True], {}
+
+
+def test_an_environment_of_gymnasium_is_played_in_part():
+    """Only some sub-environments are asked about; the others are stepped with what they said last."""
+    inner = Stepped()
+    env = SteppedEnv(inner)
+    assert env.reset(options={"x": 1}) == (("a", "b", "c"), {"options": {"x": 1}})
+    rewards, ended = env.play([0, 1, 2], ["one", "two", "three"], ["end", "length", "end"])
+    assert (rewards.tolist(), ended, env.observations) == ([0.1, 0.2, 0.3], [0, 2], ("a2", "b2", "c2"))
+    rewards, ended = env.play([2, 1], ["new three", "new two"], ["length", None])
+    assert inner.seen == ["one", "new two", "new three"]
+    assert (rewards.tolist(), ended) == ([0.3, 0.2], [2])
+    assert [(j.text, j.stop_reason) for j in env.last_jokes] == [("new three", "length"), ("new two", None)]
+    assert [j.score for j in env.last_judgements] == pytest.approx([0.3, 0.2])
+    env.play([1], ["x"])
+    assert env.last_jokes[0].stop_reason is None
+    env.reset()
+    env.play([0], ["y"])
+    assert inner.seen == ["y", "", ""]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -38,13 +39,18 @@ def tracked():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, so that no build folder is left in the checkout."""
+def source(tmp_path_factory):
+    """A copy, so that no build folder is left in the checkout."""
     copy = tmp_path_factory.mktemp("source")
     for path in tracked():
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         (copy / path).write_bytes((ROOT / path).read_bytes())
-    return build(copy, tmp_path_factory.mktemp("wheel"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    return build(source, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_all_packages_and_data(wheel):
@@ -57,6 +63,27 @@ def test_the_wheel_holds_all_packages_and_data(wheel):
     assert sorted(expected - inside) == []
     assert any(name.endswith("humor_env/data/LICENSE") for name in inside)
     assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"humor_env"}
+
+
+def test_the_wheel_names_its_licence_as_an_expression(wheel):
+    """It stood in the old field `License`, which services read as free text."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(name).decode().splitlines()
+    assert "License-Expression: Apache-2.0 AND CC-BY-4.0" in lines
+    assert not [line for line in lines if line.startswith("License:")]
+
+
+def test_the_source_archive_holds_no_tests_that_cannot_run(source, tmp_path):
+    """It held tests/test_*.py, and neither conftest.py nor what they import."""
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        inside = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"setup.cfg", "README.md", "humor_env/env.py", "rewards/rules.py"} <= inside
+    assert not [name for name in inside if name.startswith("tests")]
 
 
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path, run_python):

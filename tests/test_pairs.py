@@ -130,6 +130,9 @@ def test_too_many_failures_end_the_run():
         teacher_pairs(Scripted(a=None, b=0.9), lines_of(("aa", "ax"), ("bb", "bx")), PairConfig(max_failure_share=0.4))
 
 
+EDGE = PairConfig(least_edge=0.25)
+
+
 class ByPlace:
     """It likes what is shown first, a little better for some letters: so it flips on every pair, and still answers."""
 
@@ -167,6 +170,29 @@ def test_a_critic_as_judge():
     assert verdicts[4].tie == 1.0
 
 
+def test_a_critic_as_judge_keeps_what_it_cost_and_why_it_failed():
+    def critic(jokes):
+        return [
+            Judgement("c", None, error=f"no {j.text}", usage=Usage(calls=1))
+            if "?" in j.text
+            else Judgement("c", len(j.text) / 4, usage=Usage(calls=2))
+            for j in jokes
+        ]
+
+    a, b, broken = jokes("aaa", "aa", "?")
+    at_the_gap, failed, both = CriticAsJudge(critic, gap=0.25)([(a, b), (a, broken), (broken, broken)])
+    assert (at_the_gap.probability, at_the_gap.tie, at_the_gap.usage.calls) == (0.5, 1.0, 4)
+    assert (failed.error, failed.usage.calls, both.error) == ("no ?", 3, "no ?")
+    assert CriticAsJudge(critic)([(a, a)])[0].probability == 0.5
+
+
+def test_a_verdict_at_the_edge_is_a_tie_and_a_line_keeps_its_author():
+    found = teacher_pairs(Scripted(a=0.75, b=0.25, c=0.76), lines_of(*(("aa", "ax"), ("bb", "bx"), ("cc", "cx"))), EDGE)
+    assert [(p.chosen, p.probability) for p in found.preferences] == [("cc", 0.76)]
+    assert found.counts["ties"] == 2
+    assert {joke.author for joke in found.jokes} == {"t"}
+
+
 SHORT = Sampling(max_new_tokens=8)
 
 
@@ -187,6 +213,10 @@ def test_candidates_depend_on_seed_round_and_place_only():
     assert texts(write_candidates(one, prompts(5)[2:], other, seed=0, name="0", first=2)) == whole[2:]
     assert texts(write_candidates(one, prompts(5), config, seed=0, name="1")) != whole
     assert texts(write_candidates(one, prompts(5), config, seed=1, name="0")) != whole
+    few = PairConfig(sampling=SHORT, micro_batch=2)  # fewer at once than one prompt has candidates
+    assert texts(write_candidates(one, prompts(5)[:2], few, seed=0, name="0")) == whole[:2]
+    for how in ("sampling", "beams"):
+        assert write_candidates(one, [], PairConfig(sampling=SHORT, how=how), seed=0, name="0") == []
 
 
 @pytest.mark.parametrize("how", ["sampling", "beams"])
@@ -213,6 +243,7 @@ def test_preferences_survive_json():
     [
         *({"candidates": 1}, {"how": "magic"}, {"length_filter": "maybe"}, {"shortest_ratio": 1.1}),
         *({"least_edge": 0.5}, {"max_failure_share": -0.1}, {"diversity": float("nan")}),
+        *({"ngram": 0}, {"micro_batch": 0}, {"longest_ratio": 0.9}, {"shortest_ratio": -0.1}, {"least_edge": -0.1}),
     ],
 )
 def test_impossible_settings_are_explained(wrong):
@@ -294,3 +325,18 @@ def test_rounds_go_on_from_their_state():
     assert walk(resumed, [5, 3])[0] == walk(whole, [5, 3])[0]
     assert [p.id for p in resumed.take_prompts()] == [p.id for p in whole.take_prompts()]
     assert resumed.numbers() == whole.numbers()
+
+
+def test_a_round_takes_as_many_prompts_as_it_is_told_and_goes_on_from_there():
+    rounds = Rounds(prompts(6), epochs=2, rounds=2, batch_size=2, seed=0, prompts_per_round=3)
+    first, second = rounds.take_prompts(), rounds.take_prompts()
+    assert sorted(p.id for p in first + second) == [f"p{i}" for i in range(6)]
+    assert len(first) == 3
+    assert len(Rounds(prompts(6), epochs=1, rounds=1, batch_size=2, seed=0).take_prompts()) == 6
+    rounds.begin(given(4))
+    rounds.begin(given(3))
+    assert rounds.numbers()["feedback/rounds"] == 2
+    assert rounds.numbers()["feedback/round_preferences"] == 3
+    assert rounds.numbers()["feedback/preferences"] == 7
+    with pytest.raises(InvalidOption, match="needs prompts"):
+        Rounds([], epochs=1, rounds=1, batch_size=2, seed=0).take_prompts()

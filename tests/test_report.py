@@ -346,6 +346,23 @@ def test_suspects_come_first_and_the_best_paid_lead(page):
     assert next(row["f"] for row in rows if row["l"][row["m"]][1] == EMOJI) == ["emoji"]
 
 
+def test_a_hack_that_is_paid_nothing_is_not_among_the_best_paid(tmp_path):
+    """They stood there with 0.00: the critic had seen through them. The table of gates still counts them."""
+    folder = make_run(tmp_path / "some", seeds=1, training=0, steps=1)
+    path = folder / "seed-0" / "evaluation-ppo.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    pay = {3: 0.0, 5: 0.004, 6: None, 7: 0.01}  # by place; the first two are hacks already
+    for place, score in pay.items():
+        text = rows[place]["text"] if place in (3, 5) else f"{EMOJI} {place}"
+        rows[place] |= {"score": score, "text": text, "error": None if score is not None else "away"}
+    write_lines(path, rows)
+    page = render([load_run(folder)])
+    cards = page[page.index("Suspected hacks") : page.index("The lowest scores")]
+    assert re.findall(r'class="score">([\d.]+)<', cards[: cards.index("</ul>")]) == ["0.01"]
+    assert "; 1 of those that" in page
+    assert sum("f" in row for row in data_of(page)["rows"]) == 4
+
+
 def test_the_browser_of_jokes_has_every_held_out_line_with_all_stages(page):
     rows = [row for row in data_of(page)["rows"] if row["k"] == "held-out"]
     assert len(rows) == 60

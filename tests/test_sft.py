@@ -1,12 +1,16 @@
 """Imitation: it learns, stops in time, and touches only what it should."""
 
+import json
+
 import pytest
 import torch
 from tiny import llama, prompts, student, tokenizer
 
 from humor_env.agents import sft
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.token_rows import TokenRows
+from humor_env.agents.update.imitation import ImitationLoss
 from humor_env.errors import InvalidOption, PromptError, TrainingStopped
 from humor_env.types import Demonstration
 
@@ -72,6 +76,54 @@ def test_a_student_without_padding_learns_alike():
         sft.train(sft.SFTConfig(epochs=1, batch_size=4), one, lines)
         finals.append(one.state())
     assert all(torch.allclose(finals[0][n], finals[1][n], atol=1e-6) for n in finals[0])
+
+
+def test_imitation_beside_a_learner_fades_and_adds_to_its_gradients():
+    """With all lines in each batch the gradient of step 2 is weight x decay^2 times that of the whole loss."""
+    lines = [Demonstration(p, "Glaciers overtook it." * (i + 1), "t") for i, p in enumerate(prompts(3))]
+    one = student()
+    rows = sft.encode(one, lines)
+    one.activate("policy")
+    parameters = list(one.adapter_parameters("policy").values())
+    one.train_only(parameters)
+
+    def gradients(backward):
+        for parameter in parameters:
+            parameter.grad = None
+        backward()
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    whole = gradients(
+        lambda: sft.sft_loss(one.score(rows).logprobs, rows.action_mask, rows.action_mask.sum()).backward()
+    )
+    config = sft.SFTConfig(batch_size=3, micro_batch=2)
+    beside = ImitationLoss(one, lines, config, weight=0.8, decay=0.5)
+    assert torch.allclose(gradients(lambda: beside.backward(0)), 0.8 * whole, atol=1e-6)
+    assert torch.allclose(gradients(lambda: beside.backward(2)), 0.2 * whole, atol=1e-6)
+    assert torch.allclose(gradients(lambda: [beside.backward(0), beside.backward(1)]), 1.2 * whole, atol=1e-6)
+    fewer = ImitationLoss(one, lines, config, weight=1.0, decay=1.0, batch_size=2)
+    found = [gradients(lambda at=at: fewer.backward(at)) for at in range(4)]
+    assert not torch.allclose(found[0], whole, atol=1e-6)
+    assert any(not torch.equal(found[0], other) for other in found[1:]), "each step draws its own lines"
+    nothing = ImitationLoss(one, lines, config, weight=0.0, decay=0.5)
+    assert nothing.rows is None
+    nothing.backward(0)
+
+
+def test_imitation_leaves_its_timings_as_learners_do(tmp_path):
+    """`sft` left no timings.jsonl. Speed times seconds gives back what each step read: three lines, then the fourth."""
+    lines = [Demonstration(p, "Glaciers overtook it." * (i + 1), "t") for i, p in enumerate(prompts(4))]
+    one = student()
+    sft.train(sft.SFTConfig(epochs=1, batch_size=3), one, lines, log=RunLog(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    seconds = [row["seconds/step"] for row in rows]
+    assert [row["samples_per_second"] * s for row, s in zip(rows, seconds, strict=True)] == pytest.approx([3, 1])
+    read = sum(row["tokens_per_second"] * s for row, s in zip(rows, seconds, strict=True))
+    assert read == pytest.approx(float(sft.encode(one, lines).action_mask.sum()))
+    assert 0 < rows[0]["seconds/update"] <= rows[0]["seconds/spent"] < rows[1]["seconds/spent"]
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    assert "sft/loss" in metrics and "second" not in metrics
 
 
 def test_nothing_to_imitate_is_explained():

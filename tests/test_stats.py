@@ -34,6 +34,18 @@ def test_interquartile_mean_by_hand():
     assert interquartile_mean(np.array([[1, 2, 3, 4.0], [0, 0, 10, 90.0]])).tolist() == [2.5, 5.0]
 
 
+def test_a_seed_without_any_score_is_left_out_of_the_interquartile_mean():
+    """It was NaN for all seeds, where the mean leaves the missing one out as the file promises."""
+    assert interquartile_mean(np.array([math.nan, 1, 2, 3, 4.0])) == 2.5
+    assert interquartile_mean(np.array([[50, math.nan, 1, 3, 10, 2], [math.nan] * 5 + [7]])).tolist() == [5.0, 7.0]
+    assert np.isnan(interquartile_mean(np.array([math.nan, math.nan])))
+    scores = np.random.default_rng(0).random((5, 20))
+    scores[2] = math.nan
+    found, without = interval([scores], interquartile_mean), interval([scores[[0, 1, 3, 4]]], interquartile_mean)
+    assert found.value == without.value
+    assert found.low <= found.value <= found.high
+
+
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     """200 made-up benchmarks of five seeds and forty prompts; both kinds of luck are as large as can be told apart."""
     source = np.random.default_rng(0)
@@ -275,13 +287,9 @@ def test_two_draws_weigh_as_a_win_and_a_defeat():
     assert drawn[0].points.value > 0
 
 
-def test_a_draw_is_half_a_win_and_a_missing_score_no_game():
-    """Two wins and two draws are three wins and a loss; counted as a win for both, draws would be four to two."""
-
+def test_a_missing_score_is_no_game():
     def points(first, second):
         return [rating.points.value for rating in bradley_terry([[first], [second]], resamples=2)]
 
-    drawn = points([1, 1, 0.5, 0.5], [0, 0, 0.5, 0.5])
-    assert drawn == pytest.approx(points([1, 1, 1, 0], [0, 0, 0, 1]))
-    assert drawn == pytest.approx(points([1, 1, 0.5, 0.5, math.nan, 1], [0, 0, 0.5, 0.5, 0, math.nan]))
+    assert points([1, 0.5, math.nan, 1], [0, 0.5, 0, math.nan]) == pytest.approx(points([1, 0.5], [0, 0.5]))
     assert points([0.5, 0.5], [0.5, 0.5]) == pytest.approx([0, 0])

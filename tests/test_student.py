@@ -3,12 +3,13 @@ import copy
 import pytest
 import torch
 from peft import PeftModel
-from tiny import bart, llama, stir, student, tokenizer
+from tiny import bart, llama, prompts, stir, student, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
+from humor_env.agents.student.writer import write_jokes
 from humor_env.errors import StudentError
 
 FAMILIES = ["causal", "seq2seq"]
@@ -207,6 +208,54 @@ def test_adapters_are_drawn_from_the_seed_alone():
     a, b, c = (next(iter(s.adapter_parameters(POLICY).values())) for s in (one, same, other))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def grown(words):
+    """The same tokenizer with a word more than the model has room for."""
+    words.add_tokens(["glacier"])
+    return words
+
+
+def test_a_token_that_the_model_does_not_know_is_explained():
+    """A tokenizer larger than the vocabulary ended in an IndexError at the first sample. Texts without it are fine."""
+    words = grown(tokenizer())
+    model = llama(len(words) - 1)
+    one = Student(model, words)
+    one.rows_from_text(["The meeting"], ["So cold."])
+    says = rf"'glacier' the number {len(words) - 1} in .*below {len(words) - 1} only"
+    with pytest.raises(StudentError, match=says):
+        one.encode_prompt("The glacier was slow.")
+    with pytest.raises(StudentError, match=says):
+        one.rows_from_text(["The meeting"], ["A glacier overtook it."])
+    words.pad_token = "glacier"
+    with pytest.raises(StudentError, match="in its special tokens"):
+        Student(llama(len(words) - 1), words)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_line_beyond_the_context_is_explained(family):
+    """It was learnt from in silence, where a prompt of that length is refused. The context holds 128 tokens."""
+    one = student(family)
+    word = next(t for t in ("x", "a") if len(one.encode_response(t)) == 2)
+    room = 128 - (len(one.decoder_prefix) if one.is_seq2seq else len(one.encode_prompt("My soup")))
+    assert len(one.encode_response(word * room)) == room + 1
+    one.rows_from_text(["My soup"], [word * room])
+    with pytest.raises(StudentError, match=rf"The line has {room + 1} tokens.* context holds 128: '{word * 9}"):
+        one.rows_from_text(["My soup"] * 2, ["fine", word * (room + 1)])
+
+
+def test_a_student_whose_weights_are_no_numbers_is_explained():
+    """It was evaluated without a word: all its lines were the same token, over and over."""
+    one = student()
+    asked, chance = prompts(2), torch.full((2, 4), 0.5)
+    sampling = Sampling(max_new_tokens=4)
+    assert len(write_jokes(one, asked, sampling, chance, author="a")) == 2
+    with torch.no_grad():
+        one.base.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(StudentError, match="probabilities are not numbers"):
+        write_jokes(one, asked, sampling, chance, author="a")
+    with pytest.raises(StudentError, match="probabilities are not numbers"):
+        write_jokes(one, asked, Sampling(max_new_tokens=4, temperature=0), chance, author="a")
 
 
 def test_a_prompt_longer_than_the_context_is_explained():

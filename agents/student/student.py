@@ -164,6 +164,18 @@ class Student:
             self.decoder_prefix = (int(start),) if forced is None else (int(start), int(forced))
         config = self.base.config.get_text_config()
         self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        self.vocabulary = int(self.base.get_input_embeddings().weight.shape[0])
+        self._check_known([*self.end_tokens[:1], self.pad_token, *self.decoder_prefix], "its special tokens")
+
+    def _check_known(self, ids: Sequence[int], where: str) -> None:
+        """A tokenizer may know more tokens than the model, as long as they are never used."""
+        if ids and max(ids) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise StudentError(
+                f"The student's tokenizer gives the token {token!r} the number {max(ids)} in {where}, and its model "
+                f"knows the numbers below {self.vocabulary} only. Take the tokenizer that belongs to the model, or "
+                "enlarge the model: model.resize_token_embeddings(len(tokenizer))."
+            )
 
     def _hidden_width(self) -> int:
         return int(self.base.get_output_embeddings().weight.shape[1])
@@ -253,6 +265,7 @@ class Student:
     def encode_prompt(self, observation: str) -> list[int]:
         """The tokens before the response: chat template where there is one, the text and a line end otherwise."""
         ids = prompt_tokens(self.tokenizer, observation, self.instruction, is_seq2seq=self.is_seq2seq)
+        self._check_known(ids, f"{observation[:80]!r}")
         room = self.context if self.is_seq2seq else self.context - 1
         if len(ids) > room:
             raise StudentError(
@@ -262,8 +275,9 @@ class Student:
 
     def encode_response(self, text: str) -> list[int]:
         """A line as the student would write it, its end token included."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [int(i) for i in ids] + [self.end_token]
+        ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        self._check_known(ids, f"{text[:80]!r}")
+        return [*ids, self.end_token]
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -273,7 +287,17 @@ class Student:
         return make_rows(prompts, responses, self.pad_token, self.device)
 
     def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> TokenRows:
-        return self.rows([self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines])
+        prompts, responses = [self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines]
+        for prompt, response, line in zip(prompts, responses, lines, strict=True):
+            # Without the end token: a line of the student's own may have been cut by the context.
+            read = len(self.decoder_prefix) if self.is_seq2seq else len(prompt)
+            if read + len(response) - 1 > self.context:
+                before = "" if self.is_seq2seq else f" after a prompt of {len(prompt)}"
+                raise StudentError(
+                    f"The line has {len(response) - 1} tokens{before}, the student's context holds {self.context}: "
+                    f"{line[:80]!r}… Leave such lines out, or take a student with a longer context."
+                )
+        return self.rows(prompts, responses)
 
     # -- scoring --------------------------------------------------------------------------------------------------
 

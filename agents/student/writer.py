@@ -16,6 +16,7 @@ from torch import Tensor
 from humor_env.agents.student.sampling import Generation, Sampling, sample
 from humor_env.agents.student.static_writer import StaticWriter, unsuitable
 from humor_env.agents.student.student import POLICY, Student
+from humor_env.errors import StudentError
 from humor_env.types import Joke, Prompt
 
 
@@ -94,6 +95,11 @@ def write_jokes(
         part = prompts[start : start + at_once]
         chance = uniforms[start : start + at_once]
         lines = backend.generate([p.text for p in part], sampling, chance, adapter=adapter)
+        if lines.logprobs.numel() and bool(lines.logprobs.isnan().any()):
+            raise StudentError(
+                "The student's probabilities are not numbers: a weight is NaN or infinite, or its precision is too "
+                'small for its values. Load it with dtype = "float32"; if that does not help, its weights are damaged.'
+            )
         jokes += [
             Joke(prompt, text, author, why)
             for prompt, text, why in zip(part, lines.texts, lines.stop_reasons, strict=True)

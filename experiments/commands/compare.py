@@ -23,6 +23,7 @@ from humor_env.experiments.options import (
     Threads,
     Workers,
     end,
+    printable,
 )
 
 
@@ -150,6 +151,12 @@ def benchmark(
         loaded = load_benchmark_spec(spec, set_ or [])
         folder = folder or Path("runs") / loaded.name
         if dry_run:
+            from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
+
+            forecast, lacking = forecast_benchmark(loaded, workers=workers)
+            typer.echo(printable(forecast), err=True)
+            for sentence in lacking:
+                typer.echo(f"warning: {printable(sentence)}", err=True)
             for cell in loaded.cells(folder):
                 typer.echo(cell.name)
             return

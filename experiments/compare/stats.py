@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
-from scipy.stats import trim_mean
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.tournament import strengths
@@ -54,8 +53,12 @@ def mean(values: Array) -> Array:
 
 
 def interquartile_mean(values: Array) -> Array:
-    """The mean of the middle half, over the last axis: neither one lucky seed nor one that failed decides it."""
-    return np.asarray(trim_mean(values, 0.25, axis=-1))
+    """The mean of the middle half of what is not missing, over the last axis; NaN where all is. Neither one lucky seed
+    nor one that failed decides it."""
+    count = np.isfinite(values).sum(-1, keepdims=True)
+    cut, place = count // 4, np.arange(np.shape(values)[-1])
+    middle = (place >= cut) & (place < count - cut)
+    return mean(np.where(middle, np.sort(values, axis=-1), np.nan))  # what is missing is sorted to the end
 
 
 def interval(

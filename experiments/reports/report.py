@@ -320,7 +320,7 @@ class _Look:
             change = None
             if before is not None and before.score is not None and line.score is not None:
                 change = line.score - before.score
-            if flags:
+            if flags and round(line.score or 0.0, 2) > 0:  # what is paid nothing, no learner finds
                 self.suspects.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
             if before is not None and change is not None and change <= -0.1:
                 self.worst.append({"run": run.name, "before": before, "now": line, "change": change})

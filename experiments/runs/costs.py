@@ -46,42 +46,48 @@ class Item:
     output_tokens: float
     cost: float | None
 
+    def times(self, count: int) -> Item:
+        """The same, so many times."""
+        numbers = (self.calls * count, self.input_tokens * count, self.output_tokens * count)
+        return Item(self.what, self.who, self.lines * count, *numbers, None if self.cost is None else self.cost * count)
+
+    def __add__(self, other: Item) -> Item:
+        known = self.cost is not None and other.cost is not None
+        return Item(
+            self.what,
+            self.who,
+            self.lines + other.lines,
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            (self.cost or 0.0) + (other.cost or 0.0) if known else None,
+        )
+
 
 def estimate_spec(spec: Spec) -> list[Item]:
     """An item for each language model in learning, in evaluation and in the monitor, over all seeds."""
     from humor_env.experiments.runs.ingredients import Ingredients
 
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Ingredients(_without_keys(spec), Path(scratch))
+        parts = Ingredients(without_keys(spec), Path(scratch))
         try:
-            learning = _lines_to_learn_from(spec, parts)
-            evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + _dev_lines(spec, parts)
-            sample = _sample(parts)
-            items = [_item("learning", _name(c), parts.make_critic(c), sample, learning) for c in parts.spec.critic]
+            learning = lines_to_learn_from(spec, parts)
+            evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + dev_lines(spec, parts)
+            sample = sample_pairs(parts)
+            items = [item_of("learning", name_of(c), parts.make_critic(c), sample, learning) for c in parts.spec.critic]
             if parts.judge is not None and parts.spec.judge is not None:
-                items.append(_item("learning", parts.spec.judge.judge, parts.judge, sample, _pairs(spec, parts)))
+                items.append(
+                    item_of("learning", parts.spec.judge.judge, parts.judge, sample, pairs_to_judge(spec, parts))
+                )
             measured = parts.spec.eval.critic or parts.spec.critic
-            items += [_item("evaluation", _name(c), parts.make_critic(c), sample, evaluated) for c in measured]
+            items += [item_of("evaluation", name_of(c), parts.make_critic(c), sample, evaluated) for c in measured]
             if (watched := _watched_lines(spec, parts)) and parts.spec.monitor is not None:
                 held_out = parts.spec.monitor.critic or parts.spec.eval.critic
                 watching = [*parts.spec.critic, *(c for c in held_out if c not in parts.spec.critic)]
-                items += [_item("monitor", _name(c), parts.make_critic(c), sample, watched) for c in watching]
+                items += [item_of("monitor", name_of(c), parts.make_critic(c), sample, watched) for c in watching]
         finally:
             parts.close()
-    count = len(spec.seeds)
-    return [
-        Item(
-            item.what,
-            item.who,
-            item.lines * count,
-            item.calls * count,
-            item.input_tokens * count,
-            item.output_tokens * count,
-            None if item.cost is None else item.cost * count,
-        )
-        for item in items
-        if item is not None
-    ]
+    return [item.times(len(spec.seeds)) for item in items if item is not None]
 
 
 def check_without_paying(spec: Spec) -> list[str]:
@@ -103,7 +109,7 @@ def check_without_paying(spec: Spec) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         # Lines are filtered by asking a critic, so the filter is only made.
         wanted = spec.teacher.filter if spec.teacher is not None else None
-        parts = Ingredients(_without_keys(spec), Path(scratch))
+        parts = Ingredients(without_keys(spec), Path(scratch))
         try:
             parts.check()
             if wanted is not None:
@@ -127,7 +133,7 @@ def _clients(spec: Spec) -> list[str]:
     return inside(spec.model_dump())
 
 
-def _lines_to_learn_from(spec: Spec, parts: Any) -> int:
+def lines_to_learn_from(spec: Spec, parts: Any) -> int:
     """Lines that the training critics are asked about in one seed."""
     config = spec.learner_config(spec.seeds[0])
     steps, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
@@ -136,7 +142,7 @@ def _lines_to_learn_from(spec: Spec, parts: Any) -> int:
     return int(getattr(config, "n", 0) * len(parts.eval_prompts))
 
 
-def _dev_lines(spec: Spec, parts: Any) -> int:
+def dev_lines(spec: Spec, parts: Any) -> int:
     """Lines measured on the way, in one seed."""
     config = spec.learner_config(spec.seeds[0])
     every, steps = getattr(config, "evaluate_every", 0), getattr(config, "steps", 0)
@@ -153,7 +159,7 @@ def _watched_lines(spec: Spec, parts: Any) -> int:
     return int((1 + steps // monitor.every) * lines * (1 + monitor.others))
 
 
-def _pairs(spec: Spec, parts: Any) -> int:
+def pairs_to_judge(spec: Spec, parts: Any) -> int:
     """Pairs that the judge is asked about in one seed, where each prompt gives one in each round."""
     config = spec.learner_config(spec.seeds[0])
     phases = [c for n in ("brio", "dpo") if (c := getattr(config, n, None)) is not None] or [config]
@@ -161,7 +167,7 @@ def _pairs(spec: Spec, parts: Any) -> int:
     return sum((getattr(c, "prompts_per_round", 0) or prompts) * getattr(c, "rounds", 1) for c in phases)
 
 
-def _sample(parts: Any) -> list[tuple[Joke, Joke]]:
+def sample_pairs(parts: Any) -> list[tuple[Joke, Joke]]:
     """Two lines for each of some prompts: the teacher's, or the prompt itself where there is none."""
     pairs = []
     for prompt in parts.prompts.split(parts.spec.env.split)[:SAMPLE]:
@@ -172,10 +178,10 @@ def _sample(parts: Any) -> list[tuple[Joke, Joke]]:
     return pairs
 
 
-def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
+def item_of(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
     """None where the critic asks nobody."""
     if isinstance(critic, LiftCritic):  # each line is asked about under its own prompt and under others
-        return _item(what, who, critic.critic, sample, lines * (1 + critic.others))
+        return item_of(what, who, critic.critic, sample, lines * (1 + critic.others))
     judge: Any = getattr(critic, "judge", None)
     if hasattr(judge, "estimate"):  # win-tie: each line meets some of the teacher's
         known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
@@ -198,12 +204,12 @@ def _item(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]],
     )
 
 
-def _name(critic: CriticSpec) -> str:
+def name_of(critic: CriticSpec) -> str:
     inner = critic.options.get("judge", critic.options.get("critic"))
     return critic.critic if not isinstance(inner, str) else f"{critic.critic}, {inner}"
 
 
-def _without_keys(spec: Spec) -> Spec:
+def without_keys(spec: Spec) -> Spec:
     """The spec with clients that need no key, ledgers that leave no file, and a teacher whose lines nobody is asked
     about."""
     critics = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.critic]
@@ -236,8 +242,13 @@ def _harmless(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(spec: Spec, items: Sequence[Item]) -> str:
+    return show_items(spec.name, items, len(spec.seeds), spec.budget.max_cost)
+
+
+def show_items(name: str, items: Sequence[Item], seeds: int, limit: float | None, limited: str = "it") -> str:
+    """The table and its sum; `limit` in dollars stops what is `limited`."""
     if not items:
-        return f"{spec.name}: no language model is asked; it costs nothing but time."
+        return f"{name}: no language model is asked; it costs nothing but time."
     rows = [
         "| part | who | lines or pairs | calls | tokens read | tokens written, at most | dollars, at most |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -250,11 +261,10 @@ def show(spec: Spec, items: Sequence[Item]) -> str:
         )
     costs = [i.cost for i in items]
     total = None if any(c is None for c in costs) else sum(c or 0.0 for c in costs)
-    limit = spec.budget.max_cost
     cost_text = "unknown: a model has no price in prices.toml" if total is None else f"at most about ${total:,.2f}"
     return "\n".join(rows) + (
-        f"\n\n{spec.name}, {len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}: {cost_text}"
-        + (f"; the budget stops it at ${limit:,.2f}." if limit is not None else "; no limit is set in [budget].")
+        f"\n\n{name}, {seeds} seed{'s' if seeds > 1 else ''}: {cost_text}"
+        + (f"; the budget stops {limited} at ${limit:,.2f}." if limit is not None else "; no limit is set in [budget].")
     )
 
 
@@ -267,9 +277,9 @@ def forecast(spec: Spec) -> str:
     except CredentialError:
         money = f"{spec.name}: what it would cost is not known without the key."
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Ingredients(_without_keys(spec), Path(scratch))
-        lines, measured = _lines_to_learn_from(spec, parts), len(parts.eval_prompts)
-        stages, lessons = 2 + spec.imitates + bool(parts.teacher), _lessons(spec, parts)
+        parts = Ingredients(without_keys(spec), Path(scratch))
+        lines, measured = lines_to_learn_from(spec, parts), len(parts.eval_prompts)
+        stages, imitated = 2 + spec.imitates + bool(parts.teacher), lessons(spec, parts)
     seeds = len(spec.seeds)
     each = seconds_to_write(spec)
     if each is None:
@@ -278,7 +288,7 @@ def forecast(spec: Spec) -> str:
             "timings.jsonl."
         )
     else:
-        whole = rough_seconds(each, lines, measured=measured, stages=stages, lessons=lessons)
+        whole = rough_seconds(each, lines, measured=measured, stages=stages, lessons=imitated)
         time = (
             f"On this machine that takes roughly {in_words(whole * seeds)}, by how fast the student wrote {_TRIED} "
             "lines just now; waiting for language models comes on top."
@@ -305,7 +315,7 @@ def seconds_to_write(spec: Spec) -> float | None:
         return None
     sampling = evaluation_sampling(spec, spec.learner_config(spec.seeds[0]))
     with tempfile.TemporaryDirectory() as scratch:
-        prompts = Ingredients(_without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
+        prompts = Ingredients(without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
     asked = [prompts[i % len(prompts)] for i in range(_TRIED)]
     student = load_student(spec.student, spec.seeds[0])
     uniforms = draw_uniforms(_TRIED, sampling.max_new_tokens, torch.Generator().manual_seed(0))
@@ -330,7 +340,7 @@ def in_words(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
-def _lessons(spec: Spec, parts: Any) -> int:
+def lessons(spec: Spec, parts: Any) -> int:
     """The teacher's lines that are imitated in one seed, each as often as it is."""
     from humor_env.agents.sft import SFTConfig
 

@@ -1,0 +1,129 @@
+"""What a benchmark would take: cells, calls, tokens, dollars and rough time, before a cent is spent.
+
+    forecast_benchmark(load_benchmark_spec("pocket-learners"), workers=2)      # `humor-env benchmark --dry-run`
+
+Every run is made as far as it can be made without asking anybody, so that what would stop the last cell is found before
+the first. Counts are bounds from above, as in `runs/costs.py`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from humor_env.agents.feedback.pairs import CriticAsJudge
+from humor_env.errors import CredentialError
+from humor_env.experiments.compare.benchmark_spec import (
+    IMITATION,
+    BenchmarkSpec,
+    FeedbackTable,
+    critic_table,
+    judge_table,
+)
+from humor_env.experiments.compare.bias_judges import OneOrder
+from humor_env.experiments.runs import costs
+from humor_env.experiments.runs.ingredients import Ingredients
+from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec
+
+
+def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list[str]]:
+    """The forecast in words, and what the benchmark would need and this machine lacks now, such as a key."""
+    start = bench._parsed(bench.imitation_run(bench.seeds[0]), IMITATION)
+    runs = [(bench.run_spec(learner, source, bench.seeds[0]), [source]) for learner, source in bench.pairs()]
+    lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
+    each = costs.seconds_to_write(start)
+    seconds, written = 0.0, 0
+    found: dict[tuple[str, str], costs.Item] = {}
+    unknown = False
+    for spec, sources in ((start, list(bench.feedback)), *runs):
+        with tempfile.TemporaryDirectory() as scratch:
+            parts = Ingredients(costs.without_keys(spec), Path(scratch))
+            try:
+                on_the_way = _dev_lines(spec, parts, bench.budget.evaluations)
+                for item in _items(spec, parts, sources, on_the_way, systems=3 if spec is start else 1):
+                    known = found.get((item.what, item.who))
+                    found[item.what, item.who] = item if known is None else known + item
+            except CredentialError:
+                unknown = True
+            lines, measured = _lines(spec, parts), len(parts.eval_prompts)
+            lessons = costs.lessons(spec, parts) if spec is start else 0
+            parts.close()
+        written += lines
+        # The warm start's cell writes for the base too; the teacher's lines are there.
+        stages = 3 if spec is start else 2
+        seconds += costs.rough_seconds(each or 0.0, lines, measured=measured, stages=stages, lessons=lessons)
+        seconds += (each or 0.0) * on_the_way
+    count = len(bench.seeds)
+    cells = count * (1 + len(runs))
+    money = "what it would cost is not known without the key." if unknown else ""
+    if not unknown:
+        money = costs.show_items(
+            bench.name,
+            [item.times(count) for item in found.values()],
+            count,
+            bench.budget.cost,
+            f"each of {cells} runs",
+        )
+    time = "How long that takes depends on the student and the machine: its weights are large or not here."
+    if each is not None:
+        time = (
+            f"On this machine, with {workers} worker{'s' if workers > 1 else ''}, that takes roughly "
+            f"{costs.in_words(seconds * count / workers)}, by how fast the student wrote just now; waiting for "
+            "language models comes on top."
+        )
+    text = f"{money}\n{cells} cells; the learners write about {written * count:,} lines to learn from. {time}"
+    return text, list(dict.fromkeys(lacking))
+
+
+def _lines(spec: Spec, parts: Any) -> int:
+    """Lines that a cell's student writes in order to learn from them."""
+    return costs.lines_to_learn_from(spec, parts) or spec.budget.max_samples or spec.budget.max_judgements or 0
+
+
+def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
+    """Lines measured on the way. How many steps a learner of pairs takes depends on the judge: it is measured about as
+    often as [budget] has it."""
+    counted = costs.dev_lines(spec, parts)
+    if counted or not getattr(spec.learner_config(spec.seeds[0]), "rounds", 0):
+        return counted
+    return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit)
+
+
+def _items(spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, systems: int) -> Iterator[costs.Item]:
+    """For one seed: what the feedback is asked in learning, and what it and the held-out critic are asked in measuring,
+    where each line meets the teacher's too."""
+    sample, lines = costs.sample_pairs(parts), systems * len(parts.eval_prompts)
+    scored = costs.lines_to_learn_from(spec, parts)
+    asked: list[tuple[str, str, Any, int]] = []
+    held_out = parts.spec.eval.critic[0]
+    asked.append(("held out", costs.name_of(held_out), parts.make_critic(held_out), 3 * (lines + dev)))
+    for source in sources:
+        critic, judge = _made(parts, source)
+        learning = 0 if systems > 1 else scored
+        pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
+        asked += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
+        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, lines)]
+    for what, who, whom, count in asked:
+        if isinstance(whom, CriticAsJudge):
+            whom, count = whom.critic, 2 * count
+        elif isinstance(whom, OneOrder):  # counted as if it asked in both
+            whom = whom.judge
+        item = costs.item_of(what, who, whom, sample, count) if count else None
+        if item is not None:
+            yield replace(item, lines=count)
+
+
+def _made(parts: Any, source: FeedbackTable) -> tuple[Any, Any]:
+    """The feedback as a critic and as a judge, neither of which needs a key or leaves a file."""
+    critic, judge = critic_table(source), judge_table(source)
+    made = parts.spec.model_copy(
+        update={
+            "critic": [CriticSpec(critic=critic["critic"], options=critic["options"])],
+            "judge": JudgeSpec(judge=judge["judge"], options=judge["options"]),
+        }
+    )
+    inner = Ingredients(costs.without_keys(made), parts.folder)
+    return inner.make_critic(inner.spec.critic[0]), inner.judge
