@@ -135,7 +135,7 @@ def test_a_price_that_nobody_knows_is_no_price():
 def test_what_there_is_not_is_explained():
     with pytest.raises(UnknownName, match="Did you mean 'rules'"):
         humor_paraphrase(prompts="pocket", critic="rulse")
-    with pytest.raises((InvalidOption, UnknownName), match="pocket"):
+    with pytest.raises(InvalidOption, match="Did you mean 'test'"):
         humor_paraphrase(prompts="pocket", critic="pocket", split="tset")
 
 
@@ -150,16 +150,10 @@ def test_inspect_finds_the_task_by_its_name(tmp_path, monkeypatch):
     (made / "entry_points.txt").write_text(f"[inspect_ai]\n{found}\n")
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(made.parent)])
     monkeypatch.setenv("PYTHONPATH", path)
-    command = (
-        "inspect eval humor_env/humor_paraphrase --model mockllm/model --limit 2 -T prompts=pocket -T critic=pocket"
-    )
+    command = "inspect eval humor_env/humor_paraphrase --model mockllm/model --limit 2 --display plain"
+    command += " -T prompts=pocket -T critic=pocket"
     program = f"{UNCOUNTED}\nimport sys\nfrom inspect_ai._cli.main import main\nsys.argv = {command.split()!r}\nmain()"
-    said = subprocess.run(
-        [sys.executable, "-c", program, "--display", "plain"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
     assert said.returncode == 0, said.stderr + said.stdout
     assert "humor_paraphrase" in said.stdout
     assert list(Path("logs").glob("*.eval"))

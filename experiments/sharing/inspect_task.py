@@ -21,7 +21,6 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import TaskState, generate
 
 from humor_env import episode
-from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.prompts import load_prompts
 from humor_env.types import Joke, Judgement
@@ -108,16 +107,13 @@ def humor_paraphrase(
     The version names the task's own and the digest of the prompts: results of different versions met different ones.
     """
     found = load_prompts(prompts)
-    chosen = found.split(split)
-    if not chosen:
-        raise InvalidOption(f"The prompt set '{prompts}' has no prompts in its split '{split}'.")
     samples = [
         Sample(
             id=prompt.id,
             input=[ChatMessageSystem(content=instruction), ChatMessageUser(content=prompt.text)],
             metadata={"prompt": prompt.text, "task": prompt.task},
         )
-        for prompt in chosen
+        for prompt in found.split(split)
     ]
     digest = found.digest(split)
     return Task(
