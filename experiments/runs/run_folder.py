@@ -138,7 +138,7 @@ def prepare_folder(
     inputs: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write the spec and the record, or check that they are those of the run that is gone on with. `inputs` are digests
+    """Write the spec and the record, or check that they are those of the run that is resumed. `inputs` are digests
     of what the spec only names: where they or the versions are others than when the run began, `say` is told."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     part = {"from": now, "versions": versions(), "commit": commit(), "inputs": dict(inputs or {})}
