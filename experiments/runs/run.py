@@ -281,7 +281,7 @@ class SeedRun:
         if share is not None and share > MOST_FLIPS:
             self.screen.say(
                 f"warning: {share:.0%} of the verdicts behind '{judge}' change with the order of the two lines: this "
-                "score says little."
+                "score means little."
             )
 
     def _result(self, *, stopped: bool) -> SeedResult:

@@ -176,7 +176,7 @@ def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     other = [f"{name} was {old[name]}, is {new[name]}" for name in new if name in old and old[name] != new[name]]
     if record.get("commit") != part["commit"]:
         other.append(f"the commit was {record.get('commit')}, is {part['commit']}")
-    return changes + ([f"the run goes on with other versions: {'; '.join(other)}."] if other else [])
+    return changes + ([f"the run continues with other versions: {'; '.join(other)}."] if other else [])
 
 
 def _check_same(spec: Spec, folder: Path) -> None:

@@ -243,7 +243,7 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
         how = f"humor-env card {entry.critic} --out cards"
         if card is None:
             warnings.append(
-                f"The critic '{entry.critic}' has no card: nobody has tried it on known hacks or held it against "
+                f"The critic '{entry.critic}' has no card: it was not tested on known hacks or compared with "
                 f"people. To make one: {how}"
             )
         elif card.verdict == "not tried":
