@@ -7,7 +7,7 @@
 
 The prompt is asked without examples, as in the paper: n creative, humorous versions with the same meaning, as a
 numbered list. Refusals are dropped and counted (about 3 to 4 % of inputs in the paper). Every reply is in the ledger
-before it is used, so an interrupted collection goes on where it was and pays for nothing twice.
+before it is used, so an interrupted collection continues and pays for nothing twice.
 """
 
 from __future__ import annotations

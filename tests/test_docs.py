@@ -174,8 +174,7 @@ def test_every_fence_is_a_block_that_is_understood():
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         fences = len(re.findall(r"^ *```", text, re.MULTILINE))
-        bare = len(re.findall(r"^```\n.*?^```$", text, re.MULTILINE | re.DOTALL)) if page == "docs/index.md" else 0
-        assert fences == 2 * (len(list(blocks(page))) + bare), page
+        assert fences == 2 * len(list(blocks(page))), page
         assert {block.kind for block in blocks(page)} <= {"python", "bash", "sh", "toml", "text"}, page
 
 

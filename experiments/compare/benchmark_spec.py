@@ -270,7 +270,7 @@ def _default(field: Any) -> Any:
 def _refuse(settings: Mapping[str, Any], name: str, learner: LearnerTable) -> None:
     if name in settings:
         raise InvalidOption(
-            f"The learner '{learner.name}' sets {name} = {settings[name]}, which follows from [budget]: leave it away, "
+            f"The learner '{learner.name}' sets {name} = {settings[name]}, which follows from [budget]: leave it out, "
             "or give the learner a `budget` share."
         )
 

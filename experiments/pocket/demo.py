@@ -1,9 +1,9 @@
-"""The main job, with nothing but this package: a student imitates its teacher, then learns from a critic.
+"""The demo, which needs only this package: a student imitates its teacher, then learns from a critic.
 
     python -m humor_env.experiments.pocket.demo --seed 0
 
 No network, key or download; a few minutes on two cores. At the end: a table base -> imitation -> PPO, judged by the
-pocket world's exact judge on sentences nobody trained on, ten of the student's lines before and after, and a report.
+pocket world's exact judge on held-out sentences, ten of the student's lines before and after, and a report.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ STEPS = 160  # two thirds of the main job's, so that it takes less than four min
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Teach a small student to be funny in the pocket world.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--student", choices=("causal", "seq2seq"), default="causal")
-    parser.add_argument("--out", type=Path, help="the folder for all that is kept; a new runs/demo by default")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser = argparse.ArgumentParser(description="Train a small student to be funny in the pocket world.")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is random")
+    parser.add_argument("--student", choices=("causal", "seq2seq"), default="causal", help="which bundled one")
+    parser.add_argument("--out", type=Path, help="the folder to write; default: a new runs/demo")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads; default: all cores")
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error("--threads is at least 1")

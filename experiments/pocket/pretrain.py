@@ -365,8 +365,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     defaults = Recipe()
     parser = argparse.ArgumentParser(description="Rebuild a bundled pocket student from the lexicon.")
     parser.add_argument("--student", choices=pocket.STUDENTS, default=defaults.student)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights, made if missing")
-    parser.add_argument("--seconds", type=float, help="stop sooner than the recipe's steps, with the same cooling")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights, created if it does not exist")
+    parser.add_argument(
+        "--seconds", type=float, help="stop earlier than the recipe's steps, with the same learning-rate schedule"
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=defaults.threads)

@@ -2,7 +2,7 @@
 
     results = run(load_spec("pocket-quickstart"), Path("runs/first"))
     results[0].stages["ppo"]["score"]           # the held-out critic's mean on held-out prompts
-    run(spec, Path("runs/first"), resume=True)  # goes on where it was stopped
+    run(spec, Path("runs/first"), resume=True)  # continues a run that was stopped
 
 What a learner is given is decided by the names of its parameters, so that a new one needs no change here: OFFERS lists
 them.
@@ -281,7 +281,7 @@ class SeedRun:
         if share is not None and share > MOST_FLIPS:
             self.screen.say(
                 f"warning: {share:.0%} of the verdicts behind '{judge}' change with the order of the two lines: this "
-                "score says little."
+                "score means little."
             )
 
     def _result(self, *, stopped: bool) -> SeedResult:

@@ -138,7 +138,7 @@ def prepare_folder(
     inputs: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write the spec and the record, or check that they are those of the run that is gone on with. `inputs` are digests
+    """Write the spec and the record, or check that they are those of the run that is resumed. `inputs` are digests
     of what the spec only names: where they or the versions are others than when the run began, `say` is told."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     part = {"from": now, "versions": versions(), "commit": commit(), "inputs": dict(inputs or {})}
@@ -176,7 +176,7 @@ def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     other = [f"{name} was {old[name]}, is {new[name]}" for name in new if name in old and old[name] != new[name]]
     if record.get("commit") != part["commit"]:
         other.append(f"the commit was {record.get('commit')}, is {part['commit']}")
-    return changes + ([f"the run goes on with other versions: {'; '.join(other)}."] if other else [])
+    return changes + ([f"the run continues with other versions: {'; '.join(other)}."] if other else [])
 
 
 def _check_same(spec: Spec, folder: Path) -> None:

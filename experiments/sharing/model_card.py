@@ -140,7 +140,7 @@ def _options(options: Mapping[str, Any]) -> str:
 def _verdict(critic: str, options: Mapping[str, Any]) -> str:
     card = find_card(critic, options)
     if card is None:
-        return "it has no card, so nobody has tried it on known hacks or held it against people."
+        return "it has no card, so it was not tested on known hacks or compared with people."
     tried = {
         "not tried": "its card says that it was not tried.",
         "passing": "its card: it rewards none of the known hacks that were tried.",

@@ -245,7 +245,7 @@ class LedgeredClient:
             nonlocal failed, spent
             key = keys[index]
             kept = self.ledger.put(key, self.purpose, self.client.name, requests[index], reply, over=key in over)
-            # Another process may have stored its reply first: use that one, and own up to what ours cost.
+            # Another process may have stored its reply first: use that one, and report what ours cost.
             fresh[key] = replace(kept, usage=reply.usage, replayed=False)
             failed += kept.failed
             spent += reply.usage

@@ -5,7 +5,7 @@
 A server of your own needs no key. OpenAI's own service takes it from OPENAI_API_KEY; any other address gets a key (that
 one, or the one in the variable that `key_variable` names) only where the user has allowed its host: see address.py.
 With `probabilities=True` replies carry how likely each answer symbol was, where the server returns log-probabilities
-(vLLM and llama.cpp do; a server that ignores the wish gives plain votes).
+(vLLM and llama.cpp do; a server that ignores the request gives plain votes).
 """
 
 from __future__ import annotations
