@@ -53,12 +53,12 @@ def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
         hidden=128,
         max_length=96,
         lora_rank=8,
-        epochs=8 if question == "funny" else 4,
+        epochs=3 if question == "funny" else 2,
         batch_size=32,
         lr=1e-3,
         head_lr=1e-3,
         dev_share=0.1,
-        evaluations=1,
+        evaluations=2,
         patience=3,
         # A line keeps the meaning of its own sentence, and not of another; how funny it is does not depend on it.
         other_prompts=1.0 if question == "meaning" else 0.0,
@@ -67,7 +67,7 @@ def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
     if name == "everyday":
         return common
     return replace(
-        common, model="smollm2", layers=8, lora_rank=4, pool="last", epochs=3 if question == "funny" else 2, lr=5e-4
+        common, model="smollm2", layers=6, lora_rank=4, pool="last", epochs=2 if question == "funny" else 1, lr=5e-4
     )
 
 
