@@ -12,9 +12,11 @@ import pytest
 from tiny import bart, llama, tokenizer
 
 from humor_env import pocket, registry
+from humor_env.agents import ppo
 from humor_env.agents.student import Student
+from humor_env.agents.update.on_policy import OnPolicySession as Session
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, StudentError, UnknownName
-from humor_env.experiments.runs import screen
+from humor_env.experiments.runs import micro_batches, screen
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.measure_student import measure_student
 from humor_env.experiments.runs.run import run
@@ -602,3 +604,31 @@ def test_damaged_results_of_a_seed_are_told_with_the_way_out(text, tmp_path, con
     (tmp_path / "run" / "seed-0" / "results.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"results.json' is damaged .* remove that file and resume"):
         run(spec, tmp_path / "run")
+
+
+def test_auto_is_chosen_once_for_a_run(text, tmp_path, monkeypatch):
+    """What is free on another day may be less: a resumed run goes on with the micro-batch that it began with."""
+    auto = ["learner.micro_batch='auto'", "teacher.imitation.micro_batch='auto'"]
+    spec, folder = parse_spec(text, auto), tmp_path / "run"
+    STOP_AT.append(3)
+    assert run(spec, folder)[0].stopped
+    record = json.loads((folder / "run.json").read_text())
+    assert record["micro_batch"] == {"learner.micro_batch": 4, "teacher.imitation.micro_batch": 4}
+    assert 'micro_batch = "auto"' in (folder / "spec.toml").read_text()
+    seen = []
+    monkeypatch.setattr(micro_batches, "free_memory_of", lambda device: 0)
+    monkeypatch.setattr(ppo, "OnPolicySession", lambda config, *a, **k: seen.append(config) or Session(config, *a, **k))
+    STOP_AT.clear()
+    [resumed] = run(load_spec(folder), folder, resume=True)
+    assert (resumed.steps, seen[0].micro_batch) == (4, 4)
+    [small] = run(spec, tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "run.json").read_text())["micro_batch"]["learner.micro_batch"] == 1
+    assert (small.steps, seen[1].micro_batch) == (4, 1)
+
+
+def test_a_base_in_float16_is_refused_before_anything_is_measured(text, tmp_path):
+    """It was measured first, and refused when the warm start began."""
+    with pytest.raises(StudentError, match=r"float16.*bfloat16"):
+        run(parse_spec(text, ["student.dtype='float16'"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not CALLS

@@ -52,7 +52,7 @@ def estimate_spec(spec: Spec) -> list[Item]:
     from humor_env.experiments.runs.ingredients import Ingredients
 
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Ingredients(_without_keys(spec), Path(scratch))
+        parts = Ingredients(without_keys(spec), Path(scratch))
         try:
             learning = _lines_to_learn_from(spec, parts)
             evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + _dev_lines(spec, parts)
@@ -99,7 +99,7 @@ def check_without_paying(spec: Spec) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         # Lines are filtered by asking a critic, so the filter is only made.
         wanted = spec.teacher.filter if spec.teacher is not None else None
-        parts = Ingredients(_without_keys(spec), Path(scratch))
+        parts = Ingredients(without_keys(spec), Path(scratch))
         try:
             parts.check()
             if wanted is not None:
@@ -190,7 +190,7 @@ def _name(critic: CriticSpec) -> str:
     return critic.critic if not isinstance(inner, str) else f"{critic.critic}, {inner}"
 
 
-def _without_keys(spec: Spec) -> Spec:
+def without_keys(spec: Spec) -> Spec:
     """The spec with clients that need no key, ledgers that leave no file, and a teacher whose lines nobody is asked
     about."""
     critics = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.critic]
@@ -249,7 +249,7 @@ def forecast(spec: Spec) -> str:
     except CredentialError:
         money = f"{spec.name}: what it would cost is not known without the key."
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Ingredients(_without_keys(spec), Path(scratch))
+        parts = Ingredients(without_keys(spec), Path(scratch))
         lines, measured = _lines_to_learn_from(spec, parts), len(parts.eval_prompts)
         stages, lessons = 2 + spec.imitates + bool(parts.teacher), _lessons(spec, parts)
     seeds = len(spec.seeds)
@@ -287,7 +287,7 @@ def seconds_to_write(spec: Spec) -> float | None:
         return None
     sampling = evaluation_sampling(spec, spec.learner_config(spec.seeds[0]))
     with tempfile.TemporaryDirectory() as scratch:
-        prompts = Ingredients(_without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
+        prompts = Ingredients(without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
     asked = [prompts[i % len(prompts)] for i in range(_TRIED)]
     student = load_student(spec.student, spec.seeds[0])
     uniforms = draw_uniforms(_TRIED, sampling.max_new_tokens, torch.Generator().manual_seed(0))
