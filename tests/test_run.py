@@ -1,10 +1,12 @@
 """A spec, run: what it leaves behind, that it repeats and resumes exactly, what is refused before any work is done."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -632,3 +634,20 @@ def test_a_base_in_float16_is_refused_before_anything_is_measured(text, tmp_path
         run(parse_spec(text, ["student.dtype='float16'"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not CALLS
+
+
+def test_one_student_is_in_memory_at_a_time(text, tmp_path, monkeypatch):
+    """The first seed's student stayed to the end, and each one until after the next was loaded: three of them."""
+    alive, before_each = weakref.WeakSet(), []
+
+    def load(spec, seed):
+        gc.collect()
+        before_each.append(len(alive))
+        one = load_student(spec, seed)
+        alive.add(one)
+        return one
+
+    monkeypatch.setattr("humor_env.experiments.runs.run.load_student", load)
+    short = ["seeds=[0, 1, 2]", "learner.steps=1", "teacher.imitate=false", "eval.limit=1"]
+    run(parse_spec(text, short), tmp_path / "run")
+    assert before_each == [0, 0, 0]

@@ -99,11 +99,14 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
             say(f"{key} is {number}")
     PartialState().wait_for_everyone()
     results: list[SeedResult] = []
+    student: Student | None = first
+    del first
     for seed in spec.seeds:
-        student = first if seed == spec.seeds[0] else load_student(spec.student, seed)
+        student = student or load_student(spec.student, seed)
         results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
         if is_main_process():
             write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
+        student = None  # before the next is loaded: two would take twice the memory
         if results[-1].stopped:
             break
     parts.close()
