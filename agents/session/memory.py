@@ -83,13 +83,15 @@ def step_memory(
     trained = _trained(student, full)
     bases: list[Tensor] = [layer.get_base_layer().weight for layer in student.lora_layers]
     merged = sum(_bytes(weight) for weight in bases)
-    captured = student.device.type == "cuda"  # there the merged weights and the cache stay between the steps
-    cache = rows * _cache_bytes(student, length) if rows else 0
+    cache = rows * _cache_bytes(student, length)
     vocabulary, width = student.base.get_output_embeddings().weight.shape
     widest = max(max(weight.shape) for weight in bases)
-    writing = merged + cache + rows * (vocabulary * _LOGITS_WRITTEN + length.prompt * widest * _FLOAT) if rows else 0
-    # A merge is worked out in float32, a layer at a time.
-    writing += 3 * _FLOAT * max(weight.numel() for weight in bases)
+    logits = rows * vocabulary * _LOGITS_WRITTEN
+    # A captured step keeps all that it writes into, merged weights included, from one step of learning to the next.
+    captured = merged + cache + logits if student.device.type == "cuda" and rows else 0
+    writing = 0 if captured else cache + logits
+    # A merge, for writing and for the reference's pass, is worked out in float32, a layer at a time.
+    writing += merged + 3 * _FLOAT * max(weight.numel() for weight in bases) + rows * length.prompt * widest * _FLOAT
     saved = _saved_bytes(student, length, trained, values=not full, entropy=entropy)
     slopes = length.response * width * student.base.dtype.itemsize
     in_passing = _IN_PASSING * length.whole * widest * _FLOAT
@@ -100,7 +102,7 @@ def step_memory(
         most = rows * logits_row or 1 << 62
     return StepMemory(
         weights=sum(_bytes(p) for p in _unique([*student.model.parameters(), *student.value_head.parameters()])),
-        training=sum(3 * _bytes(p) for p in trained) + (merged + cache if captured and rows else 0),
+        training=sum(3 * _bytes(p) for p in trained) + captured,
         writing=writing,
         row=saved + slopes + in_passing,
         logits_row=logits_row,
