@@ -86,7 +86,6 @@ def test_a_step_takes_what_was_said(name, micro_batch):
         ppo.train(config, vector_env(32, letters_critic(), count=32), one, prompts=asked)
     assert said.weights == allocated.weights
     found, expected = allocated.most, said.needed(micro_batch)
-    print(f"\n{name} {micro_batch}: {found:,} found, {expected:,} said ({expected / found:.2f}) {said}")
     assert found / 2 < expected < 2 * found
 
 

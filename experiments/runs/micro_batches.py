@@ -54,7 +54,7 @@ def choose(parts: Ingredients, student: Student) -> dict[str, int]:
 
 def with_numbers(spec: Spec, chosen: Mapping[str, int]) -> Spec:
     """The spec with these settings, named by their dotted keys."""
-    data = copy.deepcopy({"learner": spec.learner, "teacher": spec.teacher and spec.teacher.model_dump()})
+    data: Any = copy.deepcopy({"learner": spec.learner, "teacher": spec.teacher and spec.teacher.model_dump()})
     for key, number in chosen.items():
         *tables, name = key.split(".")
         table: Any = data
