@@ -28,6 +28,7 @@ from torch.nn.functional import logsigmoid
 
 from humor_env.agents.feedback.pairs import student_pairs
 from humor_env.agents.session.checkpoint import CheckpointStore
+from humor_env.agents.session.config import rows_at_once
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, TrainResult
@@ -116,7 +117,7 @@ def train(
             # 3. Reference. Not merged: the update does not merge either, so that the first margins are 0.
             rows = encode_pairs(student, round.preferences)
             ref_logprobs = student.score_in_batches(
-                rows, adapter=IMITATION, micro_batch=config.micro_batch, merge=False
+                rows, adapter=IMITATION, micro_batch=rows_at_once(config), merge=False
             ).logprobs
 
             for batch in round.minibatches(rows, lines_each=2):

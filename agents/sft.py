@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.session.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
-from humor_env.agents.session.config import check_bounds
+from humor_env.agents.session.config import MicroBatch, check_bounds, rows_at_once
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.processes import keep_freed_memory, process_count
 from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.student import IMITATION, Student
-from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows, widths_of
 from humor_env.agents.update.imitation import encode, sft_loss
 from humor_env.agents.update.minibatch import Minibatch, my_examples
-from humor_env.errors import InvalidOption, PromptError, TrainingStopped
+from humor_env.errors import InvalidOption, PromptError, StudentError, TrainingStopped
 from humor_env.shared.streams import generator
 from humor_env.types import Demonstration
 
@@ -42,7 +42,7 @@ from humor_env.types import Demonstration
 class SFTConfig:
     epochs: int = 3
     batch_size: int = 64
-    micro_batch: int = 64
+    micro_batch: MicroBatch = 64
     learning_rate: float = 2e-3
     decay: str = "cosine"
     warmup_steps: int = 10
@@ -81,7 +81,7 @@ def train(
     """Train `imitation` on the demonstrations and start `policy` from it."""
     if not demonstrations:
         raise PromptError("There is nothing to imitate: the teacher buffer holds no line for this split.")
-    log, control = log or Silent(), control or RunControl()
+    log, control, at_once = log or Silent(), control or RunControl(), rows_at_once(config)
     keep_freed_memory()
     rows = encode(student, demonstrations)
     dev_rows = encode(student, dev) if dev else None
@@ -130,7 +130,7 @@ def train(
                 )
                 group["lr"] *= control.rate
             mine = my_examples(batch).to(student.device)
-            order = [mine[part] for part in length_sorted(take_rows(rows, mine), config.micro_batch)]
+            order = [mine[part] for part in length_sorted(take_rows(rows, mine), at_once)]
             minibatch = Minibatch(student, optimizer, rows, order)
             for part in minibatch:
                 loss = sft_loss(part.logprobs, part.mask, minibatch.tokens)
@@ -154,7 +154,7 @@ def train(
             control.check(asks=False)
             if step % per_epoch == 0 and dev_rows is not None:
                 with control.paused():
-                    dev_loss = dev_nll(student, dev_rows, config.micro_batch)
+                    dev_loss = dev_nll(student, dev_rows, at_once)
                 log.metrics(step, {"sft/dev_loss": dev_loss})
                 if dev_loss < best_loss:
                     best_loss, best_epoch = dev_loss, epoch + 1
@@ -177,13 +177,12 @@ def train(
 
 def dev_nll(student: Student, rows: TokenRows, micro_batch: int) -> float:
     """The mean of -log p per response token, with the active adapter."""
-    total = count = 0.0
+    order, sums = length_sorted(rows, micro_batch), []
     with torch.no_grad():
-        for index in length_sorted(rows, micro_batch):
-            part = take_rows(rows, index)
-            total -= float(student.score(part).logprobs.sum())
-            count += float(part.action_mask.sum())
-    return total / count
+        for index, width in zip(order, widths_of(rows, order), strict=True):
+            sums.append(student.score(take_rows(rows, index, width)).logprobs.sum())
+    total = sum(-each for each in torch.stack(sums).tolist())
+    return float(total / int(rows.action_mask.sum()))
 
 
 def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:
@@ -193,6 +192,13 @@ def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:
 
 
 def _make_optimizer(config: SFTConfig, student: Student) -> tuple[dict[int, str], torch.optim.Optimizer]:
+    if config.full and student.base.dtype.itemsize < torch.float32.itemsize:
+        # AdamW's second moment decays by a thousandth a step, which 16 bits round to nothing.
+        precision = str(student.base.dtype).removeprefix("torch.")
+        raise StudentError(
+            f"full = true trains the base's own weights, which are in {precision}: "
+            'small steps are lost in 16 bits. Set [student] dtype = "float32", or leave full out and train an adapter.'
+        )
     parameters = _trained(student, config.full)
     student.train_only(list(parameters.values()))
     optimizer = torch.optim.AdamW(

@@ -31,6 +31,7 @@ from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import OnPolicyConfig
 from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
+from humor_env.agents.session.memory import RowLength, step_memory
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
@@ -307,6 +308,14 @@ def test_a_whole_run(text, other, tmp_path):  # noqa: F811 - the fixture
     [result] = run_spec(parse_spec(text, short), tmp_path / "run")
     assert result.steps == 1
     assert set(result.stages) >= {"base", "imitation", "ppo"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_how_much_memory_a_step_takes(family, places):
+    here, there = (step_memory(warm_student(device, family), RowLength(9, 6), rows=4) for device in places)
+    assert (here.training, here.writing) == (there.training, there.writing)
+    assert there.weights >= here.weights  # of an encoder-decoder, embeddings that are one come apart when moved there
+    assert there.row == pytest.approx(here.row, rel=0.5)  # attention may be another there
 
 
 @pytest.mark.parametrize("family", FAMILIES)

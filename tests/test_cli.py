@@ -502,6 +502,13 @@ def test_doctor_says_what_is_there_without_saying_a_key(monkeypatch):
     assert "sk-secret" not in said + json.dumps(found)
 
 
+def test_doctor_says_how_much_memory_a_step_takes():
+    said = json.loads(cli("doctor", "--spec", "pocket-quickstart", "--set", "learner.micro_batch=auto", "--json"))
+    warm_start, learner = said["a_step_takes"]
+    assert re.fullmatch(r"teacher\.imitation: about [\d.]+ [MG]B with micro_batch 64; [\d.]+ GB are there", warm_start)
+    assert re.fullmatch(r"learner: about [\d.]+ [MG]B with micro_batch (64|32); [\d.]+ GB are there", learner)
+
+
 def test_doctors_notes_follow_what_was_found():
     fine = {
         "devices": [{"kind": "cuda", "name": "x", "memory_gb": 80}, {"kind": "cpu", "name": "y", "memory_gb": None}],

@@ -56,3 +56,18 @@ def test_it_is_what_doctor_shows():
     from humor_env.experiments.commands import doctor
 
     assert doctor.examine()["precision"] is precision.measure("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_container_has_what_its_limit_leaves(tmp_path):
+    """The machine's memory was taken for the container's: what was chosen to fit it ended in a kill."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    assert precision.free_memory(tmp_path) == 8000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("3000000\n")
+    (group / "memory.stat").write_text("anon 2000000\nfile 500000\n")
+    for limit, free in (("max", 8000 * 1024), ("4000000", 1_500_000), ("2000000", 0), ("90000000", 8000 * 1024)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        assert precision.free_memory(tmp_path) == free
+    assert precision.free_memory(tmp_path / "nowhere") is None

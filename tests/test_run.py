@@ -1,10 +1,12 @@
 """A spec, run: what it leaves behind, that it repeats and resumes exactly, what is refused before any work is done."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 from tiny import bart, llama, tokenizer
 
 from humor_env import pocket, registry
+from humor_env.agents import ppo
 from humor_env.agents.student import Student
+from humor_env.agents.update.on_policy import OnPolicySession as Session
 from humor_env.errors import CheckpointError, InvalidOption, PromptError, StudentError, UnknownName
-from humor_env.experiments.runs import screen
+from humor_env.experiments.runs import micro_batches, screen
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.measure_student import measure_student
 from humor_env.experiments.runs.run import run
@@ -602,3 +606,48 @@ def test_damaged_results_of_a_seed_are_told_with_the_way_out(text, tmp_path, con
     (tmp_path / "run" / "seed-0" / "results.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"results.json' is damaged .* remove that file and resume"):
         run(spec, tmp_path / "run")
+
+
+def test_auto_is_chosen_once_for_a_run(text, tmp_path, monkeypatch):
+    """What is free on another day may be less: a resumed run goes on with the micro-batch that it began with."""
+    auto = ["learner.micro_batch='auto'", "teacher.imitation.micro_batch='auto'"]
+    spec, folder = parse_spec(text, auto), tmp_path / "run"
+    STOP_AT.append(3)
+    assert run(spec, folder)[0].stopped
+    record = json.loads((folder / "run.json").read_text())
+    assert record["micro_batch"] == {"learner.micro_batch": 4, "teacher.imitation.micro_batch": 4}
+    assert 'micro_batch = "auto"' in (folder / "spec.toml").read_text()
+    seen = []
+    monkeypatch.setattr(micro_batches, "free_memory_of", lambda device: 0)
+    monkeypatch.setattr(ppo, "OnPolicySession", lambda config, *a, **k: seen.append(config) or Session(config, *a, **k))
+    STOP_AT.clear()
+    [resumed] = run(load_spec(folder), folder, resume=True)
+    assert (resumed.steps, seen[0].micro_batch) == (4, 4)
+    [small] = run(spec, tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "run.json").read_text())["micro_batch"]["learner.micro_batch"] == 1
+    assert (small.steps, seen[1].micro_batch) == (4, 1)
+
+
+def test_a_base_in_float16_is_refused_before_anything_is_measured(text, tmp_path):
+    """It was measured first, and refused when the warm start began."""
+    with pytest.raises(StudentError, match=r"float16.*bfloat16"):
+        run(parse_spec(text, ["student.dtype='float16'"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not CALLS
+
+
+def test_one_student_is_in_memory_at_a_time(text, tmp_path, monkeypatch):
+    """The first seed's student stayed to the end, and each one until after the next was loaded: three of them."""
+    alive, before_each = weakref.WeakSet(), []
+
+    def load(spec, seed):
+        gc.collect()
+        before_each.append(len(alive))
+        one = load_student(spec, seed)
+        alive.add(one)
+        return one
+
+    monkeypatch.setattr("humor_env.experiments.runs.run.load_student", load)
+    short = ["seeds=[0, 1, 2]", "learner.steps=1", "teacher.imitate=false", "eval.limit=1"]
+    run(parse_spec(text, short), tmp_path / "run")
+    assert before_each == [0, 0, 0]

@@ -6,11 +6,13 @@ from peft import PeftModel
 from tiny import bart, llama, prompts, stir, student, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from humor_env.agents import sft
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
 from humor_env.agents.student.writer import write_jokes
 from humor_env.errors import StudentError
+from humor_env.types import Demonstration, Prompt
 
 FAMILIES = ["causal", "seq2seq"]
 PROMPTS = ["The meeting was slow.", "My soup", "A much longer sentence about the meeting that was slow."]
@@ -374,6 +376,20 @@ def test_a_float16_base_writes_but_is_not_trained():
     one.train_only(())
     with pytest.raises(StudentError, match=r"float16.*bfloat16"):
         one.train_only(list(one.adapter_parameters(POLICY).values()))
+
+
+def test_all_weights_are_trained_in_32_bits_only():
+    """AdamW's second moment decays by a thousandth a step. In bfloat16, of which all moments then were, the smallest
+    change of a number is a 256th of it: the moment never fell again, and steps below that size were lost."""
+    moment = torch.tensor(1.0).bfloat16()
+    assert moment * 0.999 == moment
+    words = tokenizer()
+    one = Student(llama(len(words)).bfloat16(), words)
+    lines = [Demonstration(Prompt("p", "The meeting was slow."), "So cold.", "t")]
+    with pytest.raises(StudentError, match=r"full = true.*bfloat16.*float32"):
+        sft.train(sft.SFTConfig(full=True), one, lines)
+    sft.train(sft.SFTConfig(epochs=1), one, lines)
+    assert {t.dtype for t in one.state().values()} == {torch.float32}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.student.sampling import Sampling
@@ -26,6 +26,8 @@ _FROM_ZERO = (
 _ABOVE_ZERO = ("max_grad_norm", "clip", "clip_high", "value_clip", "kl_limit", "kl_target", "kl_stop", "kl_horizon")
 _SHARES = ("gamma", "lam", "imitation_decay", "max_failure_share", "max_flip_share")
 _DECAYS = ("constant", "linear", "cosine")
+AUTO: Literal["auto"] = "auto"
+MicroBatch = int | Literal["auto"]  # "auto": the largest that fits, chosen by a run before its first step
 
 
 def check_bounds(config: Any, *counts: str) -> None:
@@ -33,6 +35,10 @@ def check_bounds(config: Any, *counts: str) -> None:
     for setting in dataclasses.fields(config):
         name, value = setting.name, getattr(config, setting.name)
         if value is None:
+            continue
+        if name == "micro_batch" and isinstance(value, str):
+            if value != AUTO:
+                raise InvalidOption(f'micro_batch is a whole number from 1 on, or "auto"; found {value!r}.')
             continue
         if name in counts and value < 1:
             raise InvalidOption(f"{name} must be at least 1, found {value}.")
@@ -48,11 +54,26 @@ def check_bounds(config: Any, *counts: str) -> None:
             raise InvalidOption(f"decay is 'constant', 'linear' or 'cosine', found '{value}'.")
 
 
+def rows_at_once(config: HasMicroBatch) -> int:
+    """The number of rows that `micro_batch` says. Where it still says "auto", nobody has chosen one."""
+    if isinstance(config.micro_batch, int):
+        return config.micro_batch
+    raise InvalidOption(
+        'micro_batch = "auto" is chosen by `humor-env train`. In code choose it yourself, with step_memory of '
+        "humor_env.agents.session.memory, or give a number."
+    )
+
+
+class HasMicroBatch(Protocol):
+    @property
+    def micro_batch(self) -> MicroBatch: ...
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
     """What every learner of the policy has. `decay` is of the learning rate: "constant", "linear" or "cosine"."""
 
-    micro_batch: int = 32  # rows in memory at once
+    micro_batch: MicroBatch = 32  # rows in memory at once; "auto": as many as fit
     learning_rate: float = 1e-3
     warmup_steps: int = 0
     decay: str = "constant"

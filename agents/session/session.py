@@ -27,7 +27,7 @@ from humor_env.agents.session.checkpoint import (
     random_states,
     restore_random_states,
 )
-from humor_env.agents.session.config import LearnerConfig
+from humor_env.agents.session.config import LearnerConfig, rows_at_once
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent, flush_log
 from humor_env.agents.session.processes import keep_freed_memory
@@ -94,6 +94,7 @@ class Session(ABC):
         saved: Mapping[str, Stateful] | None = None,
     ) -> None:
         keep_freed_memory()
+        rows_at_once(config)  # before anything is written or asked
         self.config, self.student, self.stream = config, student, stream
         self.log_to = log or Silent()
         self.checkpoints, self.measure, self.control = checkpoints, evaluate, control or RunControl()
@@ -238,7 +239,8 @@ class Session(ABC):
 
     def _check_health(self, kl_per_token: float, kl_limit: float) -> None:
         """Stop the run on a weight that is not finite or a KL past its limit; the last good checkpoint is named."""
-        if not all(torch.isfinite(p).all() for p in self.policy.values()):
+        # One question for all of them: a GPU answers none before it has done what it was given to do.
+        if not bool(torch.stack([torch.isfinite(p).all() for p in self.policy.values()]).all()):
             why = "a weight is no longer finite"
         elif kl_per_token > kl_limit:
             why = f"the KL is {kl_per_token:.2f} a token, past the limit of {kl_limit:g}"

@@ -31,7 +31,15 @@ from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
 from humor_env.agents.student.saving import copy_tensors, read_source, write_folder
 from humor_env.agents.student.settings import Lora
-from humor_env.agents.student.token_rows import Scored, TokenRows, length_sorted, make_rows, scatter, take_rows
+from humor_env.agents.student.token_rows import (
+    Scored,
+    TokenRows,
+    length_sorted,
+    make_rows,
+    scatter,
+    take_rows,
+    widths_of,
+)
 from humor_env.errors import StudentError
 from humor_env.shared.streams import stream_seed
 
@@ -241,13 +249,18 @@ class Student:
         marker = f".{adapter}."
         return {n.replace(marker, "."): p for n, p in self.model.named_parameters() if marker in n and "lora_" in n}
 
-    def train_only(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Exactly these get gradients."""
-        if parameters and self.base.dtype == torch.float16:
+    def check_trainable(self) -> None:
+        """Refuse a precision in which learning would quietly go wrong."""
+        if self.base.dtype == torch.float16:
             raise StudentError(
                 "The student's base is in float16, in which small gradients become 0: it can write and be measured, "
                 'not trained. Set [student] dtype = "bfloat16", of the same size, or "float32".'
             )
+
+    def train_only(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Exactly these get gradients."""
+        if parameters:
+            self.check_trainable()
         self.model.requires_grad_(False)
         self.value_head.requires_grad_(False)
         for parameter in parameters:
@@ -363,10 +376,9 @@ class Student:
         all_entropy = torch.zeros(shape, device=self.device) if entropy else None
         context = self.merged(adapter) if merge else self.using(adapter)
         with torch.no_grad(), context:
-            for index in micro_batches:
-                part = take_rows(rows, index)
+            for index, width in zip(micro_batches, widths_of(rows, micro_batches), strict=True):
+                part = take_rows(rows, index, width)
                 scored = self.score(part, values=values, entropy=entropy, temperature=temperature)
-                width = part.tokens.shape[1]
                 for whole, piece in (
                     (logprobs, scored.logprobs),
                     (all_values, scored.values),

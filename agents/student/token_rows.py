@@ -1,7 +1,8 @@
 """Rows of tokens, prompt then response, and what a pass says about them. The layout that all learners share.
 
 part = take_rows(rows, index)                         # trimmed of columns nobody uses
-for index in length_sorted(rows, 32): ...             # micro-batches of alike lengths
+order = length_sorted(rows, 32)                       # micro-batches of alike lengths
+for index, width in zip(order, widths_of(rows, order)): ...
 """
 
 from __future__ import annotations
@@ -50,12 +51,23 @@ def make_rows(
     return TokenRows(tokens.to(device), attention.to(device), action_mask.to(device))
 
 
-def take_rows(rows: TokenRows, index: Tensor) -> TokenRows:
-    """These rows, trimmed of columns in which none of them has a real token (padding on the right only)."""
+def take_rows(rows: TokenRows, index: Tensor, width: int | None = None) -> TokenRows:
+    """These rows, trimmed of columns in which none of them has a real token (padding on the right only). `width` is
+    what `widths_of` gave: with it a GPU is not asked, and goes on working meanwhile."""
+    if width is None:
+        [width] = widths_of(rows, [index])
     attention = rows.attention[index]
-    used = attention.any(dim=0).nonzero()
-    width = int(used[-1]) + 1 if len(used) else attention.shape[1]
     return TokenRows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
+
+
+def widths_of(rows: TokenRows, order: Sequence[Tensor]) -> list[int]:
+    """How many columns the rows of each micro-batch use, in one question to the device."""
+    columns = rows.attention.shape[1]
+    if not columns or not len(rows.attention) or not order:
+        return [columns] * len(order)
+    used = (rows.attention.bool() * torch.arange(1, columns + 1, device=rows.attention.device)).amax(1)
+    widths = torch.stack([used[index].amax() if len(index) else used[0] * 0 for index in order]).tolist()
+    return [int(width) or columns for width in widths]
 
 
 def length_sorted(rows: TokenRows, micro_batch: int) -> list[Tensor]:

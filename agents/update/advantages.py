@@ -67,6 +67,7 @@ def gae(
 
 def _last_first(following: Tensor) -> list[Tensor]:
     """Rows in batches such that what follows a row is in an earlier batch."""
+    device, following = following.device, following.cpu()  # read once: what follows asks again and again
     done = following < 0
     batches = [done.nonzero().squeeze(1)]
     while not bool(done.all()):
@@ -75,7 +76,7 @@ def _last_first(following: Tensor) -> list[Tensor]:
             raise ValueError("`following` runs in a circle: an attempt cannot come after itself")
         batches.append(ready.nonzero().squeeze(1))
         done = done | ready
-    return batches
+    return [batch.to(device) for batch in batches]
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
@@ -92,6 +93,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 def group_advantages(rewards: Tensor, group: Tensor, valid: Tensor, *, scale: bool) -> Tensor:
     """GRPO's: reward minus its group's mean, over the group's deviation where `scale`. Unscored rows get 0."""
+    device, rewards, group, valid = rewards.device, rewards.cpu(), group.cpu(), valid.cpu()
     advantages = torch.zeros_like(rewards)
     for g in group.unique():
         rows = (group == g) & valid
@@ -99,11 +101,12 @@ def group_advantages(rewards: Tensor, group: Tensor, valid: Tensor, *, scale: bo
             continue
         centred = rewards[rows] - rewards[rows].mean()
         advantages[rows] = centred / (rewards[rows].std() + 1e-4) if scale else centred
-    return advantages
+    return advantages.to(device)
 
 
 def leave_one_out(rewards: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     """RLOO's: reward minus the mean of the *other* scored siblings. Unscored and lone rows get 0."""
+    device, rewards, group, valid = rewards.device, rewards.cpu(), group.cpu(), valid.cpu()
     advantages = torch.zeros_like(rewards)
     for g in group.unique():
         rows = (group == g) & valid
@@ -111,4 +114,4 @@ def leave_one_out(rewards: Tensor, group: Tensor, valid: Tensor) -> Tensor:
         if count < 2:
             continue
         advantages[rows] = (rewards[rows] - rewards[rows].mean()) * count / (count - 1)
-    return advantages
+    return advantages.to(device)

@@ -29,7 +29,7 @@ from humor_env.agents.feedback.metrics import example_numbers
 from humor_env.agents.feedback.pairs import Feedback, PairConfig
 from humor_env.agents.feedback.rounds import Rounds
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.config import LearnerConfig
+from humor_env.agents.session.config import LearnerConfig, rows_at_once
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.session import Evaluate, Session
@@ -154,7 +154,7 @@ class FeedbackRound:
                 session.student,
                 session.optimizer,
                 rows,
-                pairs_together(rows, mine, lines_each, session.config.micro_batch),
+                pairs_together(rows, mine, lines_each, rows_at_once(session.config)),
                 examples=len(mine),
             )
 

@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from humor_env.agents.session.config import MicroBatch, rows_at_once
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.student import Student
-from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows, widths_of
 from humor_env.shared.streams import generator
 from humor_env.types import Demonstration
 
@@ -35,7 +36,7 @@ class BatchedConfig(Protocol):
     def batch_size(self) -> int: ...
 
     @property
-    def micro_batch(self) -> int: ...
+    def micro_batch(self) -> MicroBatch: ...
 
     @property
     def seed(self) -> int: ...
@@ -57,7 +58,7 @@ class ImitationLoss:
         self.student = student
         self.weight, self.decay = weight, decay
         self.batch_size = config.batch_size if batch_size is None else batch_size
-        self.micro_batch, self.seed = config.micro_batch, config.seed
+        self.micro_batch, self.seed = rows_at_once(config), config.seed
         self.rows: TokenRows | None = encode(student, demonstrations) if weight and demonstrations else None
 
     def backward(self, step: int) -> None:
@@ -68,6 +69,7 @@ class ImitationLoss:
         chosen = generator(self.seed, "imitation", step).permutation(len(rows.tokens))[: self.batch_size]
         batch = take_rows(rows, torch.from_numpy(chosen).to(rows.tokens.device))
         count = batch.action_mask.sum() * process_count()
-        for local in length_sorted(batch, self.micro_batch):
-            part = take_rows(batch, local)
+        order = length_sorted(batch, self.micro_batch)
+        for local, width in zip(order, widths_of(batch, order), strict=True):
+            part = take_rows(batch, local, width)
             (weight * sft_loss(self.student.score(part).logprobs, part.action_mask, count)).backward()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from humor_env.agents.session.processes import local_share, process_count, sum_gradients, sum_over_processes
 from humor_env.agents.student import Student
-from humor_env.agents.student.token_rows import TokenRows, take_rows
+from humor_env.agents.student.token_rows import TokenRows, take_rows, widths_of
 from humor_env.types import Preference
 
 
@@ -93,14 +93,14 @@ class Minibatch:
 
     def __iter__(self) -> Iterator[Part]:
         self.optimizer.zero_grad(set_to_none=True)
-        for index in self.order:
-            rows = take_rows(self.rows, index)
+        for index, width in zip(self.order, widths_of(self.rows, self.order), strict=True):
+            rows = take_rows(self.rows, index, width)
             scored = self.student.score(rows, **self.options)
             nothing = scored.logprobs.new_zeros(0)
             yield Part(
                 index,
-                rows.tokens.shape[1],
-                self.mask[index, : rows.tokens.shape[1]],
+                width,
+                self.mask[index, :width],
                 scored.logprobs,
                 nothing if scored.values is None else scored.values,
                 nothing if scored.entropy is None else scored.entropy,
@@ -115,9 +115,10 @@ class Minibatch:
         self.optimizer.step()
         device = self.rows.tokens.device
         totals = [torch.as_tensor(t, dtype=torch.float32, device=device) for t in self._totals.values()]
-        summed = sum_over_processes(torch.stack(totals)).tolist() if totals else []
-        self.sums = dict(zip(self._totals, summed, strict=True))
-        self.norm = float(norm)
+        summed = [sum_over_processes(torch.stack(totals))] if totals else []
+        # Read in one go: each read waits for all that the device was given to do.
+        *sums, self.norm = torch.cat([*summed, norm.detach().to(device).reshape(1)]).tolist()
+        self.sums = dict(zip(self._totals, sums, strict=True))
 
 
 def my_examples(examples: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from humor_env.agents.feedback.metrics import (
 )
 from humor_env.agents.feedback.rollout import Rollout, TextVectorEnv, collect, group_envs
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.session.config import OnPolicyConfig
+from humor_env.agents.session.config import OnPolicyConfig, rows_at_once
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log
 from humor_env.agents.session.processes import local_share, sum_over_processes
@@ -137,7 +137,7 @@ class OnPolicyStep:
             values=values,
             old_logprobs=not config.one_pass if old_logprobs is None else old_logprobs,
             reference=reference,
-            micro_batch=config.micro_batch,
+            micro_batch=rows_at_once(config),
             max_failure_share=config.max_failure_share,
             max_flip_share=config.max_flip_share,
             backend=session.backend,
@@ -164,7 +164,7 @@ class OnPolicyStep:
         self.pass_sums = {}
         for index in [rows] if rows is not None else self._random_rows(len(rollout), epoch):
             index = index.to(rollout.tokens.device)
-            order = [index[part] for part in length_sorted(take_rows(rollout.rows, index), config.micro_batch)]
+            order = [index[part] for part in length_sorted(take_rows(rollout.rows, index), rows_at_once(config))]
             batch = PolicyMinibatch(
                 self.session.student,
                 self.session.optimizer,

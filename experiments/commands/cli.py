@@ -101,7 +101,8 @@ class Commands(TyperGroup):
                 raise
             end(
                 "The GPU's memory is full. Lower learner.micro_batch (the step stays the same), or "
-                'student.dtype = "bfloat16", or teacher.imitation.micro_batch.',
+                'student.dtype = "bfloat16", or teacher.imitation.micro_batch. micro_batch = "auto" takes what fits; '
+                "`humor-env doctor --spec SPEC` says how much a step takes.",
                 FAILED,
             )
         except Exception as problem:
@@ -337,11 +338,16 @@ def play(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    spec: Annotated[str | None, typer.Option(help="Say how much memory a step of this spec takes.")] = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what this machine has: versions, devices, fastest precision, keys, disk; and what will be slow."""
-    from humor_env.experiments.commands.doctor import examine, show
+    from humor_env.experiments.commands.doctor import examine, memory_of, show
 
-    facts = examine()
+    needed = [] if spec is None else memory_of(spec, set_ or [])
+    facts = examine() | ({"a_step_takes": needed} if needed else {})
     typer.echo(json.dumps(facts)) if as_json else show(facts)
 
 

@@ -3,6 +3,7 @@
     facts = examine()
     facts["precision"]["pays"]          # "bfloat16" or "float32": measured, not guessed
     facts["notes"]                      # sentences on what is missing and what it means
+    memory_of("pocket-quickstart")      # what a step of a spec takes: `humor-env doctor --spec NAME`
 
 Of keys it says only whether they are there.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,25 @@ def examine() -> dict[str, Any]:
     }
     facts["notes"] = notes(facts)
     return facts
+
+
+def memory_of(spec: str, overrides: Sequence[str] = ()) -> list[str]:
+    """A sentence for each learner of a spec: what a step of it takes, and what is there. The student is loaded for it,
+    and one row goes through it."""
+    from humor_env.agents.session.memory import free_memory_of
+    from humor_env.experiments.runs.costs import without_keys
+    from humor_env.experiments.runs.ingredients import Ingredients, device_of, load_student
+    from humor_env.experiments.runs.micro_batches import memory_sentences
+    from humor_env.experiments.specs.spec import load_spec
+
+    loaded = load_spec(spec, overrides)
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Ingredients(without_keys(loaded), Path(scratch))
+        try:
+            free = free_memory_of(device_of(loaded.student))
+            return memory_sentences(parts, load_student(loaded.student, loaded.seeds[0]), free)
+        finally:
+            parts.close()
 
 
 def notes(facts: Mapping[str, Any]) -> list[str]:
@@ -152,5 +173,7 @@ def show(facts: Mapping[str, Any]) -> None:
     line("keys", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in facts["keys"].items()))
     line("disk", ", ".join(f"{gb} GB free ({place})" for place, gb in facts["disk_free_gb"].items()))
     line("memory", "unknown" if facts["memory_gb"] is None else f"{facts['memory_gb']} GB free")
+    for sentence in facts.get("a_step_takes", ()):
+        line("a step takes", sentence)
     for note in facts["notes"]:
         console.print(f"\n{note}", markup=False)

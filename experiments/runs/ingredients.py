@@ -351,15 +351,18 @@ def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
     return Sampling()
 
 
+def device_of(spec: StudentSpec) -> torch.device:
+    return PartialState().device if spec.device == "auto" else torch.device(spec.device)
+
+
 def load_student(spec: StudentSpec, seed: int) -> Student:
     """The student on its device, with an error that names the model where it cannot be loaded."""
     lora = None
     if spec.lora is not None:
         lora = Lora(**spec.lora.model_dump())
     try:
-        device = PartialState().device if spec.device == "auto" else torch.device(spec.device)
         return Student.load(
-            spec.model, lora=lora, instruction=spec.instruction, device=device, dtype=spec.dtype, seed=seed
+            spec.model, lora=lora, instruction=spec.instruction, device=device_of(spec), dtype=spec.dtype, seed=seed
         )
     except (OSError, ValueError, RuntimeError, AssertionError) as problem:  # the last: torch without CUDA
         if isinstance(problem, StudentError):

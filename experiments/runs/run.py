@@ -35,12 +35,21 @@ from humor_env.agents.student.writer import Backend
 from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
-from humor_env.experiments.runs.run_folder import RESULTS, prepare_folder, read_json, read_results, write_json
+from humor_env.experiments.runs.micro_batches import choose, with_numbers
+from humor_env.experiments.runs.run_folder import (
+    RECORD,
+    RESULTS,
+    prepare_folder,
+    read_json,
+    read_results,
+    write_json,
+)
 from humor_env.experiments.runs.screen import MOST_FLIPS, Quiet, Screen, flips
 from humor_env.experiments.runs.trackers import Trackers
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
 from humor_env.types import Joke, critic_name
 
+WRITERS = ("best-of-n",)  # learners that leave the student's weights alone
 OFFERS = (
     *("config", "env", "student", "log", "prompts", "demonstrations", "dev", "checkpoints", "evaluate"),
     *("critic", "judge", "teacher", "control", "backend", "preferences"),
@@ -77,16 +86,27 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     # Before the folder becomes a run's: a mistake leaves nothing that would be in the way.
     parts.check()
     first = load_student(spec.student, spec.seeds[0])
+    if spec.imitates or spec.learner_name not in WRITERS:
+        first.check_trainable()
+    # As it was chosen when the run began, whatever is free now.
+    at_once = read_json(folder / RECORD).get("micro_batch", {}) if resume else choose(parts, first)
+    parts.spec = with_numbers(spec, at_once)
     if is_main_process():
         say = screen.say if screen else Quiet().say
-        prepare_folder(spec, folder, resume=resume, machine=_machine(), inputs=parts.digests(), say=say)
+        machine = _machine() | ({"micro_batch": at_once} if at_once else {})
+        prepare_folder(spec, folder, resume=resume, machine=machine, inputs=parts.digests(), say=say)
+        for key, number in at_once.items():
+            say(f"{key} is {number}")
     PartialState().wait_for_everyone()
     results: list[SeedResult] = []
+    student: Student | None = first
+    del first
     for seed in spec.seeds:
-        student = first if seed == spec.seeds[0] else load_student(spec.student, seed)
+        student = student or load_student(spec.student, seed)
         results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
         if is_main_process():
             write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
+        student = None  # before the next is loaded: two would take twice the memory
         if results[-1].stopped:
             break
     parts.close()

@@ -59,11 +59,18 @@ def in_paying_precision(model: Model, device: str | torch.device) -> Model:
     return model.float() if room is None or 2 * 4 * narrow < room else model
 
 
-def free_memory() -> int | None:
-    """Bytes that a process can have on this machine; None where nothing tells."""
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a process can have on this machine, or in this container; None where nothing tells."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
     except (OSError, StopIteration, ValueError):
         return None
-    return kilobytes * 1024
+    try:
+        group = root / "sys/fs/cgroup"
+        limit = int((group / "memory.max").read_text())  # "max" is none
+        counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Files that the kernel keeps at hand count as used, and are given up for whoever needs the room.
+        return min(free, max(0, limit - int((group / "memory.current").read_text()) + int(counted["file"])))
+    except (OSError, KeyError, ValueError):
+        return free
