@@ -43,7 +43,7 @@ def results_table(root: Path) -> str:
     return (
         "\n".join(rows) + f"\n\nThe exact judge on {prompts} held-out prompts, seeds {seeds}; "
         f"every learner had the same feedback and {bench.spec.budget.samples or 0:,} lines to learn from: "
-        f"`humor-env benchmark {bench.spec.name}`. [All learners, all columns](docs/benchmark.md)."
+        f"`humor-env benchmark {bench.spec.name}`. docs/benchmark.md has all learners and columns."
     )
 
 
