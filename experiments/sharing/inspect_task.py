@@ -87,11 +87,12 @@ def as_score(judgement: Judgement, text: str) -> Score:
     usage = judgement.usage
     # What asked no model cost nothing; None is a price that nobody knows.
     spent = {"cost": usage.cost if usage.calls else 0.0, "calls": usage.calls}
-    told = {"critic": judgement.critic, **spent, "tokens": usage.input_tokens + usage.output_tokens}
+    tokens = usage.input_tokens + usage.output_tokens
+    facts: dict[str, Any] = {"critic": judgement.critic, **spent, "tokens": tokens}
     if judgement.score is None:
-        return Score.unscored(reason="grader_failed", answer=text, explanation=judgement.error, metadata=told)
-    told["parts"] = dict(judgement.parts)
-    return Score(value=judgement.score, answer=text, explanation=judgement.reason or None, metadata=told)
+        return Score.unscored(reason="grader_failed", answer=text, explanation=judgement.error, metadata=facts)
+    facts["parts"] = dict(judgement.parts)
+    return Score(value=judgement.score, answer=text, explanation=judgement.reason or None, metadata=facts)
 
 
 @task

@@ -60,8 +60,8 @@ def audit_tables(report: AuditReport) -> list[Table]:
             by_gap = tuple(
                 (_gap(row.low, row.high), str(row.count), percent(row.accuracy, row.interval)) for row in pairs.by_gap
             )
-            head = ("difference in grades", "pairs", "accuracy")
-            tables.append(Table("By the difference between people's ratings", head, by_gap, "lrr"))
+            gap_head = ("difference in grades", "pairs", "accuracy")
+            tables.append(Table("By the difference between people's ratings", gap_head, by_gap, "lrr"))
         if pairs.calibration:
             tables.append(_calibration(pairs, report.kind == "judge"))
     if texts is not None and texts.spearman is not None:
