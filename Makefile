@@ -18,7 +18,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 help:
 	@echo "make demo   teach a small student to be funny in the pocket world, a few minutes"
-	@echo "make real   teach a real small language model to be funny in English, about an hour"
+	@echo "make real   teach a real small language model in English: docs/real-english.md"
 	@echo "make test   all tests"
 	@echo "make check  formatting, lint, types and the fast tests"
 	@echo "make bench  how fast the environments, the critics and a training step are"
