@@ -36,7 +36,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
     each = costs.seconds_to_write(start)
     seconds, written = 0.0, 0
-    found: dict[tuple[str, str], costs.Item] = {}
+    items: dict[tuple[str, str], costs.Item] = {}
     unknown = False
     for spec, sources in ((start, list(bench.feedback)), *runs):
         with tempfile.TemporaryDirectory() as scratch:
@@ -44,8 +44,8 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
             try:
                 on_the_way = _dev_lines(spec, parts, bench.budget.evaluations)
                 for item in _items(spec, parts, sources, on_the_way, systems=3 if spec is start else 1):
-                    known = found.get((item.what, item.who))
-                    found[item.what, item.who] = item if known is None else known + item
+                    known = items.get((item.what, item.who))
+                    items[item.what, item.who] = item if known is None else known + item
             except CredentialError:
                 unknown = True
             lines, measured = _lines(spec, parts), len(parts.eval_prompts)
@@ -62,7 +62,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     if not unknown:
         money = costs.show_items(
             bench.name,
-            [item.times(count) for item in found.values()],
+            [item.times(count) for item in items.values()],
             count,
             bench.budget.cost,
             f"each of {cells} runs",

@@ -45,11 +45,11 @@ def choose(parts: Ingredients, student: Student) -> dict[str, int]:
     if not asked:
         return {}
     free = free_memory_of(student.device)
-    found = {}
+    chosen = {}
     for place, config in asked.items():
         expected = _expected(config, parts, student)
-        found[f"{place}.micro_batch"] = expected.memory.micro_batch_that_fits(free, expected.most)
-    return {key: min(other[key] for other in gather_object([found])) for key in found}
+        chosen[f"{place}.micro_batch"] = expected.memory.micro_batch_that_fits(free, expected.most)
+    return {key: min(other[key] for other in gather_object([chosen])) for key in chosen}
 
 
 def with_numbers(spec: Spec, chosen: Mapping[str, int]) -> Spec:

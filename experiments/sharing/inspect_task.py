@@ -107,20 +107,20 @@ def humor_paraphrase(
 
     The version names the task's own and the digest of the prompts: results of different versions met different ones.
     """
-    found = load_prompts(prompts)
+    prompt_set = load_prompts(prompts)
     samples = [
         Sample(
             id=prompt.id,
             input=[ChatMessageSystem(content=instruction), ChatMessageUser(content=prompt.text)],
             metadata={"prompt": prompt.text, "task": prompt.task},
         )
-        for prompt in found.split(split)
+        for prompt in prompt_set.split(split)
     ]
-    digest = found.digest(split)
+    digest = prompt_set.digest(split)
     return Task(
-        dataset=MemoryDataset(samples, name=f"{found.name}/{split}"),
+        dataset=MemoryDataset(samples, name=f"{prompt_set.name}/{split}"),
         solver=generate(),
         scorer=critic_scorer(critic, critic_options, prompts, split),
         version=f"{VERSION}-{digest}",
-        metadata={"prompts": found.name, "split": split, "digest": digest, "instruction": instruction},
+        metadata={"prompts": prompt_set.name, "split": split, "digest": digest, "instruction": instruction},
     )

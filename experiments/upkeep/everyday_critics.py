@@ -130,11 +130,11 @@ def measure(seed: int = 0) -> str:
     prompts = [row["prompt_id"] for row in rows]
     grades = {question: np.array([np.mean(row[question]) for row in rows]) for question in QUESTIONS}
     grades["score"] = np.array([row["score"] for row in rows])
-    said: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Any]] = {}
     for name in NAMES:
         judgements = critics.make(name)([joke_of(row) for row in rows])
-        said[name] = {question: np.array([j.parts[question] for j in judgements]) for question in QUESTIONS}
-        said[name]["score"] = np.array([j.score for j in judgements], dtype=float)
+        answers[name] = {question: np.array([j.parts[question] for j in judgements]) for question in QUESTIONS}
+        answers[name]["score"] = np.array([j.score for j in judgements], dtype=float)
     lines = [
         f"{len(rows)} lines of {len(set(prompts))} sentences of which neither critic has seen a grade.\n",
         "| who | question | rank correlation | pairs of one sentence, right |",
@@ -142,7 +142,7 @@ def measure(seed: int = 0) -> str:
     ]
     for question in ("score", *QUESTIONS):
         for name in NAMES:
-            numbers = figures(said[name][question], grades[question], prompts, seed)
+            numbers = figures(answers[name][question], grades[question], prompts, seed)
             lines.append(f"| `{name}` with both passes | {question} | {numbers[0]} | {numbers[1]} |")
         passes = [[row["raters" if question == "score" else question][k] for row in rows] for k in (0, 1)]
         numbers = figures(np.array(passes[1], dtype=float), np.array(passes[0], dtype=float), prompts, seed)
@@ -151,7 +151,10 @@ def measure(seed: int = 0) -> str:
     lines += ["", "| writer | lines | grades | `everyday` | `everyday-judge` |", "|---|---:|---:|---:|---:|"]
     for writer in writers:
         own = np.array([row["kind"] == writer for row in rows])
-        means = [grades["score"][own].mean() / HIGHEST["funny"], *(said[name]["score"][own].mean() for name in NAMES)]
+        means = [
+            grades["score"][own].mean() / HIGHEST["funny"],
+            *(answers[name]["score"][own].mean() for name in NAMES),
+        ]
         lines.append(f"| {writer} | {own.sum()} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
     return "\n".join(lines)
 

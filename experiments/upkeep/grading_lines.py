@@ -112,10 +112,10 @@ def choose(seed: int, per_split: dict[str, int]) -> list[tuple[Prompt, str]]:
     chosen: list[tuple[Prompt, str]] = []
     prompts = _everyday().prompts()
     for split, count in per_split.items():
-        found = [p for p in prompts if p.split == split]
-        order = generator(seed, "grading-sentences", split).permutation(len(found))[:count]
+        of_split = [p for p in prompts if p.split == split]
+        order = generator(seed, "grading-sentences", split).permutation(len(of_split))[:count]
         for place, i in enumerate(order):
-            chosen.append((found[i], "evaluation" if split == "test" else CRITICS[place % len(CRITICS)]))
+            chosen.append((of_split[i], "evaluation" if split == "test" else CRITICS[place % len(CRITICS)]))
     return chosen
 
 
@@ -314,13 +314,13 @@ def broken(sentences: Sequence[tuple[Prompt, str]], count: int, seed: int) -> It
             yield {"prompt_id": prompt.id, "line": " ".join(spliced), "writer": "spliced"}
 
 
-def release(folder: Path, found: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
+def release(folder: Path, written: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
     """Add to the lines and batches what is not in them yet. What was released once never changes."""
     file = folder / "lines.jsonl"
     rows = read_jsonl(file) if file.is_file() else []
     before = len(rows)
     seen = {(row["prompt_id"], row["line"]) for row in rows}
-    for row in sorted(found, key=lambda r: r["prompt_id"]):
+    for row in sorted(written, key=lambda r: r["prompt_id"]):
         prompt, use = prompts[row["prompt_id"]]
         if (prompt.id, row["line"]) not in seen and row["line"]:
             seen.add((prompt.id, row["line"]))

@@ -94,14 +94,14 @@ def group_of(joke: Joke) -> str:
     return " ".join(words).casefold()
 
 
-def from_rated(found: RatedSet) -> CriticSet:
+def from_rated(rated: RatedSet) -> CriticSet:
     """A loaded set as training material: of its main kind where it mixes several, its pairs as comparisons."""
-    if found.main is not None:
-        found = found.only(found.main)
+    if rated.main is not None:
+        rated = rated.only(rated.main)
     return CriticSet(
-        found.name,
-        tuple(_rating(text) for text in found.texts),
-        tuple(Comparison(*pair.jokes, _PROBABILITY[pair.label]) for pair in found.pairs),
+        rated.name,
+        tuple(_rating(text) for text in rated.texts),
+        tuple(Comparison(*pair.jokes, _PROBABILITY[pair.label]) for pair in rated.pairs),
     )
 
 

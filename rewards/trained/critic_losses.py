@@ -65,13 +65,13 @@ def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]
     spread = math.sqrt(math.fsum(d * d for d in differences) / len(differences)) or 1.0
     shown, outcomes = [*differences, spread, spread], [*probabilities, 0.5, 0.5]
     # In units of the differences' own size, from "never sure" to "always sure".
-    found = minimize_scalar(
+    fit = minimize_scalar(
         lambda x: pair_log_loss(math.exp(x) / spread, shown, outcomes),
         bounds=(math.log(0.01), math.log(100.0)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(math.exp(found.x) / spread)
+    return float(math.exp(fit.x) / spread)
 
 
 def pair_calibration_error(differences: Sequence[float], probabilities: Sequence[float], bins: int = 10) -> float:

@@ -56,11 +56,11 @@ def from_ledger(
         client = clients[0]
     if client not in clients:
         raise unknown_name("client in this ledger", client, clients)
-    found = [
+    sets = [
         CriticSet(f"{PAIRS.strip()} of {client}", (), _comparisons([s for s in pairs if s.client == client])),
         CriticSet(f"{SCORES.strip()} of {client}", _ratings([s for s in scores if s.client == client], weights)),
     ]
-    return [one for one in found if len(one)]
+    return [each for each in sets if len(each)]
 
 
 def _joke(data: Mapping[str, str], text: str) -> Joke:
@@ -140,23 +140,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=2400, help="pairs that the crowd judge is asked about")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     cheap: list[float] = []
     paid: list[float] = []
     exact: list[float] = []
-    for seed in range(given.seeds):
-        asked = ask(CrowdJudge(seed=seed), calibration_pairs(given.pairs, seed))
+    for seed in range(options.seeds):
+        asked = ask(CrowdJudge(seed=seed), calibration_pairs(options.pairs, seed))
         [learnt], [kept] = split([asked], 0.25, seed)
         with tempfile.TemporaryDirectory() as folder:
             config = TrainCriticConfig(
-                model=pocket.path("causal"), form="pair", epochs=given.epochs, lr=1e-3, seed=seed, max_length=64
+                model=pocket.path("causal"), form="pair", epochs=options.epochs, lr=1e-3, seed=seed, max_length=64
             )
             train(config, [learnt], folder)
             pairs = [(item.a, item.b) for item in kept.comparisons]
             cheap += [verdict.probability or 0.0 for verdict in RewardModelJudge(folder)(pairs)]
         paid += [item.probability for item in kept.comparisons]
         exact += [verdict.probability or 0.0 for verdict in PocketJudge()(pairs)]
-    print(f"{len(paid)} pairs on prompts that the cheap judge did not learn from, {given.seeds} seeds")
+    print(f"{len(paid)} pairs on prompts that the cheap judge did not learn from, {options.seeds} seeds")
     print(render(gate_table(cheap, paid, exact), "the crowd", "the exact judge"))
 
 

@@ -113,7 +113,7 @@ def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: in
     if not jokes:
         return []
     if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
-        found = tokenizer(
+        encoded = tokenizer(
             befores,
             afters,
             truncation="longest_first",
@@ -123,7 +123,7 @@ def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: in
         )
         rows = []
         for i, (went, came) in enumerate(ranges):
-            owner, offsets = found.sequence_ids(i), found["offset_mapping"][i]
+            owner, offsets = encoded.sequence_ids(i), encoded["offset_mapping"][i]
             marks = [
                 [
                     place
@@ -132,7 +132,7 @@ def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: in
                 ]
                 for text, r in ((0, went), (1, came))
             ]
-            rows.append(MarkedRow(found["input_ids"][i], found["token_type_ids"][i], *marks))
+            rows.append(MarkedRow(encoded["input_ids"][i], encoded["token_type_ids"][i], *marks))
         return rows
     return _one_after_the_other(tokenizer, befores, afters, ranges, max_length)
 
@@ -257,13 +257,13 @@ def find_model(name: str) -> str:
     import importlib
 
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        named = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
         raise UnknownName(
             f"The model '{name}' names an object of an installed package, and it is not there ({problem}). Install the "
             "package, or give a folder or a Hugging Face name."
         ) from None
-    return str(found() if callable(found) else found)
+    return str(named() if callable(named) else named)
 
 
 def new_model(
@@ -348,9 +348,9 @@ def save_model(members: Sequence[ScoringModel], folder: str | os.PathLike[str]) 
         place = target / MEMBER.format(number)
         model.body.save_pretrained(place / BODY)
         save_file({name: value.contiguous() for name, value in model.head.state_dict().items()}, place / HEAD_FILE)
-    told = {"format": _FORMAT, "members": len(members), **asdict(members[0].reading)}
+    settings = {"format": _FORMAT, "members": len(members), **asdict(members[0].reading)}
     # Last, so that a folder with this file is whole.
-    (target / SCORING_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (target / SCORING_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu") -> Ensemble:
@@ -360,11 +360,11 @@ def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str 
 
     source = Path(folder)
     try:
-        told = json.loads((source / SCORING_FILE).read_text(encoding="utf-8"))
-        if told["format"] != _FORMAT or int(told["members"]) < 1:
-            raise ValueError(f"format {told['format']}, members {told['members']}")
-        reading = Reading(**{field.name: told[field.name] for field in fields(Reading) if field.name in told})
-        places = [source / MEMBER.format(number) for number in range(int(told["members"]))]
+        settings = json.loads((source / SCORING_FILE).read_text(encoding="utf-8"))
+        if settings["format"] != _FORMAT or int(settings["members"]) < 1:
+            raise ValueError(f"format {settings['format']}, members {settings['members']}")
+        reading = Reading(**{field.name: settings[field.name] for field in fields(Reading) if field.name in settings})
+        places = [source / MEMBER.format(number) for number in range(int(settings["members"]))]
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(source, places[0]), trust_remote_code=False)
         return Ensemble([_load_member(place, tokenizer, reading, dtype, device) for place in places])
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as problem:
