@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from humor_env.episodes.episode import Episode, Task
 from humor_env.errors import InvalidOption
 from humor_env.experiments.commands.cli import app
-from humor_env.experiments.sharing.openenv import Bench, HumorEnvironment, JokeAction, JudgementFailed, make_app
+from humor_env.experiments.sharing.openenv import HumorEnvironment, JokeAction, JudgementFailed, make_app
+from humor_env.experiments.sharing.shared_critic import SharedCritic
 from humor_env.rewards.pocket import PocketCritic
 from humor_env.teacher import pocket_lines
 
@@ -73,7 +74,7 @@ def test_a_generic_client_plays_the_pocket_world():
 
 
 def test_a_seed_gives_the_same_prompt_and_an_index_the_one_of_the_split(critic, prompts):
-    env = HumorEnvironment(Bench(task(critic, prompts)))
+    env = HumorEnvironment(SharedCritic(task(critic, prompts)))
     assert env.reset(seed=5).prompt_id == env.reset(seed=5).prompt_id
     assert len({env.reset(seed=i).prompt_id for i in range(20)}) > 5
     assert env.reset(split="ood", index=2).prompt_id == "ood-2"
@@ -82,7 +83,7 @@ def test_a_seed_gives_the_same_prompt_and_an_index_the_one_of_the_split(critic, 
 
 
 def test_a_failed_judgement_is_an_error_and_never_a_number(critic, prompts):
-    env = HumorEnvironment(Bench(task(critic, prompts)))
+    env = HumorEnvironment(SharedCritic(task(critic, prompts)))
     env.reset(seed=1)
     with pytest.raises(JudgementFailed, match=r"no score \(no answer\)"):
         env.step(JokeAction(text="please fail"))

@@ -20,7 +20,7 @@ from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
-from humor_env import episode
+from humor_env.episodes import episode
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.prompts import load_prompts
 from humor_env.types import Joke, Judgement
@@ -68,16 +68,16 @@ def critic_scorer(
     critic: str = "rules", critic_options: dict[str, Any] | None = None, prompts: str = "everyday", split: str = "test"
 ) -> Scorer:
     """A critic of ours as a scorer, for samples whose id is a prompt's of this set."""
-    from humor_env.experiments.sharing.openenv import Bench
+    from humor_env.experiments.sharing.shared_critic import SharedCritic
 
     world = episode.Task(prompts, critic, split=split, critic_options=critic_options, max_chars=100_000)
-    bench = Bench(world)
+    shared = SharedCritic(world)
 
     async def score(state: TaskState, target: Target) -> Score:
         text = state.output.completion.strip()
         stop = _STOPS.get(str(state.output.stop_reason))
         joke = Joke(world.prompts.get(str(state.sample_id)), text, "student", stop)
-        return as_score(await anyio.to_thread.run_sync(bench.judge(joke).result), text)
+        return as_score(await anyio.to_thread.run_sync(shared.judge(joke).result), text)
 
     return score
 

@@ -14,8 +14,6 @@ it would teach the student that its line was bad.
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import uuid
 from concurrent.futures import Future
 from typing import Any
@@ -24,8 +22,9 @@ import numpy as np
 
 from humor_env.episodes.episode import Episode, Task
 from humor_env.errors import HumorEnvError, InvalidOption, MissingExtra
+from humor_env.experiments.sharing.shared_critic import SharedCritic
 from humor_env.shared.streams import generator
-from humor_env.types import Joke, Judgement
+from humor_env.types import Judgement
 
 try:
     from openenv.core.env_server.http_server import create_app
@@ -45,7 +44,6 @@ else:
     _lacking = None
 
 SPLITS = ("train", "dev", "test", "ood")
-AT_ONCE = 256  # jokes in one call of the critic
 
 
 class JudgementFailed(HumorEnvError):
@@ -74,46 +72,14 @@ class JokeState(State):
     over: bool = True
 
 
-class Bench:
-    """The one critic that all sessions share, on a thread of its own."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.waiting: queue.Queue[tuple[Joke, Future[Judgement]]] = queue.Queue()
-        threading.Thread(target=self._work, name="critic", daemon=True).start()
-
-    def judge(self, joke: Joke) -> Future[Judgement]:
-        future: Future[Judgement] = Future()
-        self.waiting.put((joke, future))
-        return future
-
-    def _work(self) -> None:
-        while True:
-            batch = [self.waiting.get()]
-            while len(batch) < AT_ONCE and not self.waiting.empty():
-                batch.append(self.waiting.get())
-            # A session that was ended meanwhile no longer wants its answer.
-            batch = [(joke, future) for joke, future in batch if future.set_running_or_notify_cancel()]
-            if not batch:
-                continue
-            try:
-                judgements = self.task.judge([joke for joke, _ in batch])
-            except Exception as problem:
-                for _, future in batch:
-                    future.set_exception(problem)
-            else:
-                for (_, future), judgement in zip(batch, judgements, strict=True):
-                    future.set_result(judgement)
-
-
 class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
     """One session. `reset` takes `split`, `index` (of the split's prompts) or `prompt_id`; a seed chooses a prompt."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, critic: SharedCritic) -> None:
         super().__init__(transform=None, rubric=None)
-        self.bench, self.task = bench, bench.task
+        self.critic, self.task = critic, critic.task
         self.chance = np.random.default_rng()
         self.episode: Episode | None = None
         self._state = JokeState(split=self.task.split)
@@ -160,7 +126,7 @@ class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
             raise InvalidOption(
                 f"The line has {len(action.text)} characters; at most {self.task.max_chars} are judged."
             )
-        return self.episode, self.bench.judge(self.task.joke(self.episode, action.text))
+        return self.episode, self.critic.judge(self.task.joke(self.episode, action.text))
 
     def _count(self, episode: Episode, text: str, judgement: Judgement) -> JokeObservation:
         reward, over = episode.advance(text, judgement, self.task.attempts)
@@ -210,9 +176,9 @@ def make_app(task: Task, *, sessions: int = 64) -> Any:
     """The FastAPI app that serves the task to so many sessions at once."""
     if _lacking is not None:
         raise MissingExtra(f"OpenEnv cannot be used ({_lacking}). Install it with: pip install 'humor-env[openenv]'")
-    bench = Bench(task)
+    critic = SharedCritic(task)
     return create_app(
-        lambda: HumorEnvironment(bench),
+        lambda: HumorEnvironment(critic),
         JokeAction,
         JokeObservation,
         env_name="humor_env",
