@@ -52,6 +52,10 @@ _POCKET_ONLY = (
     "It reads only sentences of the pocket world, so it cannot be compared with people's ratings of other texts.",
 )
 _GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
+_BY_A_MODEL = (
+    "A model gives its scores, and their last digits differ between machines, so `--all` leaves it out. To make the "
+    "card here: humor-env card {command} --prompts everyday --out cards. What is known: docs/real-english.md."
+)
 _GRADED = (
     "It learnt from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
     "Other prompts are foreign to it: audit it on yours.",
@@ -86,12 +90,15 @@ _NAMED = (
         setting="All texts for one prompt compete with each other.",
         limits=(*_POCKET_ONLY, "A score compares siblings of one call and says nothing across calls."),
     ),
-    Setting("everyday", prompts=("everyday",), limits=_GRADED),
+    Setting("everyday", prompts=("everyday",), limits=_GRADED, not_called=_BY_A_MODEL.format(command="everyday")),
     Setting(
-        "everyday-judge", prompts=("everyday",),
+        "everyday-judge", prompts=("everyday",), not_called=_BY_A_MODEL.format(command="everyday-judge"),
         limits=(*_GRADED, "It measures what `everyday` has taught: a student must not learn from it."),
     ),
-    Setting("everyday-judge", "judge", prompts=("everyday",), limits=_GRADED),
+    Setting(
+        "everyday-judge", "judge", prompts=("everyday",), limits=_GRADED,
+        not_called=_BY_A_MODEL.format(command="everyday-judge --judge"),
+    ),
     Setting(
         "lift", options={"critic": "pocket", "prompts": "shown"}, prompts=("pocket",),
         setting="The critic 'pocket' with the line's own prompt and with four others.",
