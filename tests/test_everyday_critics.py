@@ -84,18 +84,20 @@ def test_each_critic_has_its_own_body_and_at_most_four_megabytes() -> None:
 
 
 @pytest.mark.slow
-def test_the_held_out_judge_prefers_the_teacher_in_either_order() -> None:
-    """Its body is SmolLM2, from the package or the Hub."""
+def test_the_held_out_judge_prefers_a_good_line_in_either_order() -> None:
+    """Its body is SmolLM2, from the package or the Hub. Over a small student's line, as a rule and no more than that:
+    docs/real-english.md has how often it errs."""
     pytest.importorskip("gguf")
     judge = judges.make("everyday-judge")
     rows = [row for row in bundled() if row["use"] == "evaluation"]
-    best = {row["prompt_id"]: row for row in rows if row["kind"] == "teacher" and row["score"] >= 2}
+    best = {row["prompt_id"]: row for row in rows if row["kind"] == "written, good"}
     worse = {row["prompt_id"]: row for row in rows if row["kind"] in ("raw", "imitation-1", "imitation-2")}
     pairs = [
         (everyday_critics.joke_of(best[prompt]), everyday_critics.joke_of(worse[prompt]))
         for prompt in best
         if prompt in worse
-    ][:20]
+    ]
+    assert len(pairs) >= 20
     forwards, backwards = judge(pairs), judge([(b, a) for a, b in pairs])
     assert np.mean([verdict.probability for verdict in forwards]) > 0.55
     for one, other in zip(forwards, backwards, strict=True):
