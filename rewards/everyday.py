@@ -31,6 +31,7 @@ from humor_env.types import Joke, Judgement, Verdict
 
 WEIGHTS = "weights"  # folder of this package: a critic's name, then a question's, then what train-critic writes
 QUESTIONS = ("funny", "meaning")
+TIE = 0.02  # scores that are closer are a tie for the judge
 GRADES_FILE = "grades.json"  # beside the weights: how a logit becomes a grade
 
 
@@ -87,7 +88,7 @@ class EverydayJudge:
 
     name = "everyday-judge"
 
-    def __init__(self, tie: float = 0.02, batch_size: int = 64, device: str = "auto") -> None:
+    def __init__(self, tie: float = TIE, batch_size: int = 64, device: str = "auto") -> None:
         if not 0 <= tie < 1:
             raise InvalidOption(f"tie is a difference of scores, at least 0 and below 1; found {tie}.")
         self.tie = tie

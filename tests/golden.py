@@ -157,7 +157,7 @@ class SpecRun:
 
 @dataclass(frozen=True)
 class Resumed(SpecRun):
-    """The same, stopped by Ctrl-C in its second step and then gone on with."""
+    """The same, stopped by Ctrl-C in its second step and then resumed."""
 
     def __call__(self, world: Path, folder: Path) -> Record:
         from humor_env.experiments.runs.run import run

@@ -512,7 +512,7 @@ def test_lines_beside_the_teacher_are_asked_in_both_orders_and_copies_draw():
     assert found["longer"] == [0, len("The walrus.") - len(theirs[1]), 5]
     # A tie is half of a win in `wins`, and a whole one in the paper's metric.
     assert win_or_tie([0.5, 0.0, None, 0.9], [1.0, 0.0, 0.0, 0.4]) == [1.0, 0.0, None, 1.0]
-    # A judge that likes the first place only: both orders undo it.
+    # A judge that always prefers the line shown first: asking in both orders cancels that.
     biased = CrowdJudge(noise=0.0, length_bias=0.0, position_bias=50.0)
     assert beside_teacher(jokes[1:2], teacher, biased)["wins"] == [0.5]
     once = OneOrder("pocket-crowd", {"noise": 0.0, "length_bias": 0.0, "position_bias": 50.0})

@@ -76,7 +76,7 @@ def test_what_is_declared_has_a_lowest_version():
 def test_the_lowest_versions_work_together(tmp_path):
     if pip("download", "--quiet", "--no-deps", "--retries", "0", "-d", str(tmp_path), "sniffio").returncode:
         pytest.skip("no package index can be reached")
-    target = Path(os.environ.get("HUMOR_ENV_LOWEST_FOLDER", tmp_path / "lowest"))  # one that is there is gone on with
+    target = Path(os.environ.get("HUMOR_ENV_LOWEST_FOLDER", tmp_path / "lowest"))  # an existing one is reused
     ours = [lowest(found) for found in declared() if found.name not in LEFT_AS_IT_IS]
     install(target, ours)
     for _ in range(4):  # what these ask for asks for more

@@ -31,7 +31,7 @@ from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec
 
 def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list[str]]:
     """The forecast in words, and what the benchmark would need and this machine lacks now, such as a key."""
-    start = bench._parsed(bench.imitation_run(bench.seeds[0]), IMITATION)
+    start = bench.parsed(bench.imitation_run(bench.seeds[0]), IMITATION)
     runs = [(bench.run_spec(learner, source, bench.seeds[0]), [source]) for learner, source in bench.pairs()]
     lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
     each = costs.seconds_to_write(start)

@@ -134,7 +134,7 @@ class BenchmarkSpec(Table):
 
     def run_spec(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> Spec:
         """One run, complete but for its student: the cell puts the imitation's in its place."""
-        return self._parsed(self.learner_run(learner, feedback, seed), f"learner '{learner.name}'")
+        return self.parsed(self.learner_run(learner, feedback, seed), f"learner '{learner.name}'")
 
     def learner_run(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> dict[str, Any]:
         """The same as plain data that says only what differs from the defaults."""
@@ -163,7 +163,7 @@ class BenchmarkSpec(Table):
             data["budget"] = dict(data.get("budget", {})) | {"max_cost": self.budget.cost}
         return data
 
-    def _parsed(self, data: Mapping[str, Any], what: str) -> Spec:
+    def parsed(self, data: Mapping[str, Any], what: str) -> Spec:
         return parse_spec(dumps(data), file=f"benchmark '{self.name}', {what}")
 
     def cells(self, root: Path) -> list[Cell]:
@@ -409,7 +409,7 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
         if feedback.one_order and feedback.judge is None:
             raise InvalidOption(f"'{file}': the feedback '{feedback.name}' has no judge to ask in one order.")
         refuse_training_critic(spec.held_out, feedback)
-    spec._parsed(spec.imitation_run(spec.seeds[0]), IMITATION)
+    spec.parsed(spec.imitation_run(spec.seeds[0]), IMITATION)
     for learner, feedback in spec.pairs():
         spec.run_spec(learner, feedback, spec.seeds[0])
 

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from humor_env.experiments.upkeep.graded_lines import HIGHEST, Row, bundled
-from humor_env.rewards.audits.audit_stats import interval, pair_credit
+from humor_env.rewards.audits.audit_stats import interval, pair_credit, spearman, spearman_interval
 from humor_env.rewards.everyday import GRADES_FILE, QUESTIONS, WEIGHTS
-from humor_env.shared.streams import generator
 from humor_env.types import Joke, Prompt
 
 if TYPE_CHECKING:
@@ -160,21 +159,24 @@ def measure(seed: int = 0) -> str:
 
 
 def figures(numbers: Any, grades: Any, prompts: Sequence[str], seed: int) -> tuple[str, str]:
-    from scipy.stats import spearmanr
-
-    index = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    members = [[i for i, prompt in enumerate(prompts) if index[prompt] == k] for k in range(len(index))]
-    draw = generator(seed, "everyday critics")
-    values = []
-    for _ in range(1000):
-        chosen = [i for k in draw.integers(len(members), size=len(members)) for i in members[k]]
-        values.append(spearmanr(numbers[chosen], grades[chosen]).statistic)
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    pairs = [(a, b) for own in members for n, a in enumerate(own) for b in own[n + 1 :] if grades[a] != grades[b]]
+    """Rank correlation and share of pairs of one sentence, each with its interval over sentences, in words."""
+    correlation, ranked = spearman(numbers, grades), spearman_interval(numbers, grades, prompts, seed)
+    pairs = [
+        (a, b)
+        for a in range(len(prompts))
+        for b in range(a + 1, len(prompts))
+        if prompts[a] == prompts[b] and grades[a] != grades[b]
+    ]
     credit = pair_credit([numbers[a] - numbers[b] for a, b in pairs], [grades[a] - grades[b] for a, b in pairs])
-    bounds = interval(credit, [prompts[a] for a, _ in pairs], seed)
-    of_pairs = f"{credit.mean():.2f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
-    return f"{spearmanr(numbers, grades).statistic:.2f} ({low:.2f} to {high:.2f})", of_pairs
+    return with_bounds(correlation, ranked), with_bounds(
+        credit.mean(), interval(credit, [prompts[a] for a, _ in pairs], seed)
+    )
+
+
+def with_bounds(value: float | None, bounds: tuple[float, float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

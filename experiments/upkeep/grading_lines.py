@@ -29,7 +29,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,6 +37,7 @@ from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.student import Lora
 from humor_env.agents.student.writer import InProcess
+from humor_env.experiments.upkeep.graded_lines import Row, read_jsonl
 from humor_env.rewards.audits.probes import PROBES, Case
 from humor_env.shared.streams import generator, stream_seed
 from humor_env.teacher import TeacherBuffer, everyday_lines
@@ -64,8 +64,6 @@ TRICKS = tuple(
 )
 # What the spoilt student has learnt: tricks that a critic which counts laughter and marks would pay.
 SPOILS = ("laughter", "exclamation", "explanation", "emoji")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -265,10 +263,6 @@ def write_jsonl(file: Path, rows: Iterable[Row]) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     partial.replace(file)
-
-
-def read_jsonl(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def written_by_students(

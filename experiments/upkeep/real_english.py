@@ -21,10 +21,10 @@ import numpy as np
 
 from humor_env.experiments.compare import stats
 from humor_env.experiments.runs.run_folder import RESULTS, read_results
+from humor_env.rewards.everyday import TIE
 from humor_env.shared import text_stats
 
 SHOWN = 20
-TIE = 0.02  # as the judge `everyday-judge` has it
 MARK = re.compile(r"(<!-- real: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Lines = Sequence[Mapping[str, Any]]

@@ -11,17 +11,17 @@ the ledger, never from a temperature of 0.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from humor_env.errors import CredentialError
 from humor_env.llm.budget import Budget, most_tokens, reported
 from humor_env.llm.clients import address, background
 from humor_env.llm.clients.failed_calls import CallFailed, failed_connection, from_status, garbled
-from humor_env.llm.clients.retry import Caller, OnWait, Policy
+from humor_env.llm.clients.retry import Caller, Policy
+from humor_env.llm.clients.sdk_client import SdkClient
 from humor_env.llm.prices import price_of
-from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.llm.protocol import Reply, Request
 from humor_env.llm.replies import read
 from humor_env.types import Usage
 
@@ -34,7 +34,7 @@ NO_KEY = (
 )
 
 
-class AnthropicClient:
+class AnthropicClient(SdkClient):
     """`effort` and `thinking` are sent only where given: what a model allows differs.
 
     An address other than the service's own is part of `name`, and so of the ledger's key: two servers are two critics,
@@ -59,6 +59,7 @@ class AnthropicClient:
         called: str | None = None,
         api_key: str | None = None,
     ) -> None:
+        super().__init__(policy, budget)
         self.model = model
         settings = "".join(f" {k}={v}" for k, v in (("effort", effort), ("thinking", thinking)) if v is not None)
         self._base_url = base_url or os.environ.get("ANTHROPIC_BASE_URL") or None
@@ -69,40 +70,10 @@ class AnthropicClient:
         self.name = f"anthropic:{model}{'@' + at if at else ''}{settings}"
         self.former_name = f"anthropic:{model}{settings}"
         self.price = price_of(model, prices)
-        self.policy = policy or Policy()
-        self.budget = budget or Budget()
         self._effort, self._thinking, self._cache_ttl = effort, thinking, cache_ttl
-        self.on_wait: OnWait | None = None
-        self._connecting = threading.Lock()
-        self._caller: Caller | None = None
-        self._sdk: Any = None
-        self._sdk_loop: Any = None
         self._api_key = api_key
         if must_have_key:
             self._connect()
-
-    def __repr__(self) -> str:
-        return f"AnthropicClient({self.name!r})"
-
-    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-        self._connect()
-        assert self._caller is not None
-        self._caller.on_wait = self.on_wait
-        return self._caller.ask(requests, on_reply)
-
-    def close(self) -> None:
-        sdk, self._sdk = self._sdk, None
-        if sdk is not None and self._sdk_loop is background.loop():
-            background.run(sdk.close())
-
-    @property
-    def lacks_key(self) -> bool:
-        """Whether a call would fail for want of a key."""
-        try:
-            self._connect()
-        except CredentialError:
-            return True
-        return False
 
     def parameters(self, request: Request) -> dict[str, Any]:
         """The body that is sent. All that is untrusted stands in the one user turn, as JSON."""

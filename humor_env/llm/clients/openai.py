@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +20,10 @@ from humor_env.errors import CredentialError, MissingExtra
 from humor_env.llm.budget import Budget, most_tokens, reported
 from humor_env.llm.clients import address, background
 from humor_env.llm.clients.failed_calls import failed_connection, from_status, garbled
-from humor_env.llm.clients.retry import Caller, OnWait, Policy
+from humor_env.llm.clients.retry import Caller, Policy
+from humor_env.llm.clients.sdk_client import SdkClient
 from humor_env.llm.prices import price_of
-from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.llm.protocol import Reply, Request
 from humor_env.llm.replies import read
 from humor_env.types import Usage
 
@@ -33,7 +33,7 @@ _STOPS = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal
 _ANSWER = re.compile(r'"answer"\s*:\s*"')
 
 
-class OpenAIClient:
+class OpenAIClient(SdkClient):
     """`structured=False` leaves the schema out, for servers that refuse it; replies are checked against it anyway.
 
     An address other than OpenAI's own is part of `name`, and so of the ledger's key: two servers are two critics,
@@ -56,6 +56,7 @@ class OpenAIClient:
         must_have_key: bool = True,
         called: str | None = None,
     ) -> None:
+        super().__init__(policy, budget)
         self.model = model
         self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self._own = address.is_own(self._base_url, SERVICE)
@@ -66,39 +67,9 @@ class OpenAIClient:
         self.former_name = f"openai:{model}{settings}"
         self.probabilities = probabilities
         self.price = price_of(model, prices)
-        self.policy = policy or Policy()
-        self.budget = budget or Budget()
         self._structured, self._temperature, self._key_variable = structured, temperature, key_variable
-        self.on_wait: OnWait | None = None
-        self._connecting = threading.Lock()
-        self._caller: Caller | None = None
-        self._sdk: Any = None
-        self._sdk_loop: Any = None
         if must_have_key:
             self._connect()
-
-    def __repr__(self) -> str:
-        return f"OpenAIClient({self.name!r})"
-
-    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-        self._connect()
-        assert self._caller is not None
-        self._caller.on_wait = self.on_wait
-        return self._caller.ask(requests, on_reply)
-
-    def close(self) -> None:
-        sdk, self._sdk = self._sdk, None
-        if sdk is not None and self._sdk_loop is background.loop():
-            background.run(sdk.close())
-
-    @property
-    def lacks_key(self) -> bool:
-        """Whether a call would fail for want of a key."""
-        try:
-            self._connect()
-        except CredentialError:
-            return True
-        return False
 
     def parameters(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
