@@ -82,7 +82,8 @@ settings = { epochs = 2 }
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("students") / "tiny"
-    tiny.student().save_pretrained(folder)
+    # Of one byte a token: the teacher's longest lines must fit.
+    tiny.student(context=256).save_pretrained(folder)
     return str(folder)
 
 

@@ -407,7 +407,7 @@ def test_a_dry_run_names_models_data_and_money(name: str, tmp_path: Path, monkey
 
 def save_student(folder: Path) -> str:
     words = tiny.tokenizer()
-    tiny.llama(len(words)).save_pretrained(folder)
+    tiny.llama(len(words), context=256).save_pretrained(folder)
     words.save_pretrained(folder)
     return str(folder)
 

@@ -41,7 +41,7 @@ def tokenizer(pad: str | None = "<pad>") -> PreTrainedTokenizerFast:
     )
 
 
-def llama(vocabulary: int = 320, seed: int = 0) -> LlamaForCausalLM:
+def llama(vocabulary: int = 320, seed: int = 0, context: int = 128) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -50,7 +50,7 @@ def llama(vocabulary: int = 320, seed: int = 0) -> LlamaForCausalLM:
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=128,
+            max_position_embeddings=context,
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
@@ -89,9 +89,10 @@ def student(
     rank: int = 4,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    context: int = 128,
 ) -> Student:
     words = tokenizer(pad)
-    model = llama(len(words)) if family == "causal" else bart(len(words))
+    model = llama(len(words), context=context) if family == "causal" else bart(len(words))
     return Student(model, words, lora=Lora(rank=rank, alpha=2 * rank), seed=seed, device=device)
 
 
