@@ -48,7 +48,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
                     items[item.what, item.who] = item if known is None else known + item
             except CredentialError:
                 unknown = True
-            lines, measured = _lines(spec, parts), len(parts.eval_prompts)
+            lines, measured = _lines(spec, parts), costs.tested_lines(spec, parts)
             lessons = costs.lessons(spec, parts) if spec is start else 0
             parts.close()
         written += lines
@@ -89,13 +89,13 @@ def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
     counted = costs.dev_lines(spec, parts)
     if counted or not getattr(spec.learner_config(spec.seeds[0]), "rounds", 0):
         return counted
-    return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit)
+    return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit) * spec.eval.dev_lines
 
 
 def _items(spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, systems: int) -> Iterator[costs.Item]:
     """For one seed: what the feedback is asked in learning, and what it and the held-out critic are asked in measuring,
     where each line meets the teacher's too."""
-    sample, lines = costs.sample_pairs(parts), systems * len(parts.eval_prompts)
+    sample, lines = costs.sample_pairs(parts), systems * costs.tested_lines(spec, parts)
     scored = costs.lines_to_learn_from(spec, parts)
     asked: list[tuple[str, str, Any, int]] = []
     held_out = parts.spec.eval.critic[0]

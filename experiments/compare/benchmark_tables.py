@@ -40,10 +40,13 @@ class System:
     name: str
     feedback: str
     rows: Sequence[Row]
+    prompts: int
 
     def lines(self, key: str) -> Array:
-        """`[seeds, prompts]`, NaN where there is no number."""
-        return np.array([[np.nan if v is None else v for v in row[key]] for row in self.rows], dtype=np.float64)
+        """`[seeds, prompts]`, or `[seeds, prompts, lines]` where there are several; NaN where there is no number."""
+        flat = np.array([[np.nan if v is None else v for v in row[key]] for row in self.rows], dtype=np.float64)
+        several = flat.shape[1] > self.prompts
+        return flat.reshape(len(flat), self.prompts, -1) if several else flat
 
     def numbers(self, key: str) -> Array:
         return np.array([np.nan if row.get(key) is None else row[key] for row in self.rows], dtype=np.float64)
@@ -71,6 +74,7 @@ def systems_of(bench: Benchmark) -> list[System]:
             name,
             feedback,
             sorted(rows, key=lambda row: row["seed"]),
+            len(bench.record["prompts"]),
         )
         for (name, feedback), rows in by_system.items()
     ]
@@ -150,6 +154,7 @@ def _texts(bench: Benchmark) -> str:
         systems_of(bench),
         {
             "distinct-2": _of("distinct_2"),
+            **({"commonest line": _of("commonest_line")} if any("commonest_line" in row for row in bench.rows) else {}),
             "self-overlap": _of("self_overlap"),
             "copies of the teacher": lambda s: "–" if s.name == "teacher" else _plain(s.mean("teacher_copies")),
             "length ÷ prompt's length": _of("length_ratio", 2),
@@ -176,8 +181,7 @@ def _spent(bench: Benchmark) -> str:
 def ratings_of(bench: Benchmark) -> list[tuple[System, stats.Rating]]:
     """Bradley-Terry over all systems; one that was not run with a seed does not play in it."""
     systems = systems_of(bench)
-    prompts = len(bench.record["prompts"])
-    array = np.full((len(systems), len(bench.spec.seeds), prompts), np.nan)
+    array = np.full((len(systems), len(bench.spec.seeds), *systems[0].lines("scores").shape[1:]), np.nan)
     for i, system in enumerate(systems):
         by_seed = dict(zip((row["seed"] for row in system.rows), system.lines("scores"), strict=True))
         for j, seed in enumerate(bench.spec.seeds):
@@ -333,17 +337,26 @@ def make_table(bench: Benchmark, name: str) -> str:
     return TABLES[name][1](bench)
 
 
+def lines_of(bench: Benchmark) -> int:
+    """How many lines each held-out prompt has."""
+    prompts = len(bench.record["prompts"])
+    return len(bench.rows[0]["scores"]) // prompts if bench.rows and prompts else 1
+
+
 def results_page(bench: Benchmark) -> str:
     """RESULTS.md: every table, and what made it."""
     record: Mapping[str, Any] = bench.record
     budget = {k: v for k, v in bench.spec.budget.model_dump().items() if v is not None and k != "evaluations"}
     seeds = ", ".join(map(str, bench.spec.seeds))
+    prompts, several = len(record["prompts"]), lines_of(bench)
     sections = [
         f"# {bench.spec.title or bench.spec.name}",
-        f"Seeds {seeds}; {len(record['prompts'])} held-out prompts, one line for each; measured by "
+        f"Seeds {seeds}; {prompts} held-out prompts, {'one line' if several == 1 else f'{several} lines'} for each; "
+        "measured by "
         f"`{bench.spec.held_out.critic}`, which no learner was trained on. Budget per learner after the warm start: "
         + ", ".join(f"{v:,g} {k}" for k, v in budget.items())
-        + ". Intervals are 95 %, by bootstrap over seeds and prompts.",
+        + ". Intervals are 95 %, by bootstrap over seeds and prompts"
+        + (", a prompt with all its lines." if several > 1 else "."),
     ]
     if record["failures"]:
         failed = [f"- {name}: {why}" for name, why in record["failures"].items()]
