@@ -173,9 +173,10 @@ def _paired(
     measured = [seed.stages for seed in run.seeds if stage in seed.stages]
     if not measured or any(other not in stages for stages in measured):
         return None
-    tables = []
+    tables: list[dict[str, float]] = []
     for stages in measured:
-        beside, table = lines_by_prompt(stages[other]), {}
+        beside = lines_by_prompt(stages[other])
+        table: dict[str, float] = {}
         for prompt, own in lines_by_prompt(stages[stage]).items():
             pairs = [(line, line_beside(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
             known = [compare(a.score, b.score) for a, b in pairs if b and a.score is not None and b.score is not None]
