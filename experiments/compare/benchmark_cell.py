@@ -23,7 +23,7 @@ from humor_env.agents.feedback.pairs import CriticAsJudge
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.errors import BudgetExceeded, CheckpointError
-from humor_env.experiments.compare.benchmark_spec import BEST_OF_N
+from humor_env.experiments.compare.benchmark_spec import BEST_OF_N, WRITTEN_AGAIN
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
@@ -34,6 +34,7 @@ from humor_env.experiments.runs.screen import Quiet
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps
 from humor_env.shared import text_stats
+from humor_env.shared.streams import stream_seed
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge
 
@@ -51,7 +52,7 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     cell = CellRun(parts, seed, load_student(run_spec.student, seed))
     is_start = label == IMITATION_ROW
     try:
-        written = cell.learn_and_write(is_start=is_start)
+        written = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
     finally:
         cell.trackers.close()
     systems = {}
@@ -68,6 +69,10 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
             numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
         _line_by_line(numbers, jokes, run_spec.eval.lines)
         systems[label if name == cell.name else name] = numbers
+    if WRITTEN_AGAIN in written:
+        judges = {source: make_judge(parts, judge) for source, _, judge in spec["sources"]}
+        pairs = list(zip(written[WRITTEN_AGAIN], written[cell.name], strict=True))
+        against_itself(systems[WRITTEN_AGAIN], systems[label], pairs, judges)
     parts.close()
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return {"systems": systems, "curve": cell.curve(), "spent": cell.spent(), "ended": cell.why}
@@ -86,6 +91,27 @@ def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) ->
         *((verdicts, ("wins", "ties", "longer")) for verdicts in (numbers["exact"], *numbers["feedback"].values())),
     ):
         table |= {key: [table[key][i] for i in order] for key in keys}
+
+
+def against_itself(
+    again: dict[str, Any], first: Mapping[str, Any], pairs: Sequence[tuple[Joke, Joke]], judges: Mapping[str, Judge]
+) -> None:
+    """Add what becomes of a policy's lines beside others of its own for the same prompts: by the scores that the
+    held-out critic has given, and by each source of feedback."""
+    verdicts: list[tuple[float | None, float]] = []
+    for a, b in zip(again["scores"], first["scores"], strict=True):
+        known = a is not None and b is not None
+        verdicts.append(((float(a > b) + float(a >= b)) / 2 if known else None, float(a == b)))
+    again["exact"] |= {"wins_itself": [win for win, _ in verdicts], "ties_itself": [tie for _, tie in verdicts]}
+    different = [i for i, (a, b) in enumerate(pairs) if a.text.strip() != b.text.strip()]
+    for source, judge in judges.items():
+        # The same words are a draw by definition, here as beside the teacher.
+        wins: list[float | None] = [0.5] * len(pairs)
+        ties = [1.0] * len(pairs)
+        for i, verdict in zip(different, judge([pairs[i] for i in different]) if different else [], strict=True):
+            wins[i] = None if verdict.probability is None else round(verdict.probability, 3)
+            ties[i] = round(verdict.tie, 3)
+        again["feedback"][source] |= {"wins_itself": wins, "ties_itself": ties}
 
 
 def _prepare(spec: Spec, folder: Path, seed: int) -> None:
@@ -125,9 +151,9 @@ class CellRun(SeedRun):
         super().__init__(parts, seed, student, Quiet())
         self.name = self.spec.learner_name
 
-    def learn_and_write(self, *, is_start: bool) -> dict[str, list[Joke]]:
+    def learn_and_write(self, *, is_start: bool, twice: bool = False) -> dict[str, list[Joke]]:
         """Train; then the lines for the held-out prompts, by name. The warm start also has those of base and teacher,
-        and is the one that is saved."""
+        and is the one that is saved; with `twice` it writes its own again, with other random numbers."""
         if is_start:
             self._measure("base", None)
             self._measure_teacher()
@@ -139,10 +165,13 @@ class CellRun(SeedRun):
         except BudgetExceeded as problem:
             self.why = str(problem)
         self._measure(self.name, POLICY)
+        if twice:
+            self._measure(f"{self.name}-again", POLICY, stream_seed(self.seed, "noise floor"))
         if is_start:
             self.student.save_pretrained(self.folder / "student")
         names = ["base", "teacher", self.name] if is_start else [self.name]
-        return {name: self._lines(name) for name in names if (self.folder / f"evaluation-{name}.jsonl").is_file()}
+        lines = {name: self._lines(name) for name in names if (self.folder / f"evaluation-{name}.jsonl").is_file()}
+        return lines | ({WRITTEN_AGAIN: self._lines(f"{self.name}-again")} if twice else {})
 
     def _lines(self, name: str) -> list[Joke]:
         prompts = {p.id: p for p in self.parts.eval_prompts}

@@ -268,7 +268,8 @@ class SeedRun:
 
         return measured
 
-    def _measure(self, name: str, adapter: str | None) -> None:
+    def _measure(self, name: str, adapter: str | None, seed: int | None = None) -> None:
+        """Write, judge and keep the lines of a stage; with the run's own random numbers, unless a seed is given."""
         if name not in self.stages and is_main_process():
             began = time.perf_counter()
             prompts, critic, lines = self.parts.eval_prompts, self.parts.eval_critic, self.spec.eval.lines
@@ -282,7 +283,7 @@ class SeedRun:
                     critic,
                     adapter=adapter,
                     sampling=self.sampling,
-                    seed=self.seed,
+                    seed=self.seed if seed is None else seed,
                     name=name,
                     backend=self.backend,
                     lines=lines,
