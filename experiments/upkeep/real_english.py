@@ -22,11 +22,13 @@ import numpy as np
 
 from humor_env.experiments.compare import stats
 from humor_env.experiments.runs.run_folder import RESULTS, read_results
+from humor_env.experiments.upkeep.reference_tables import fill_page
 from humor_env.rewards.everyday import TIE
 from humor_env.shared import text_stats
+from humor_env.shared.markdown import table_cell
 
 SHOWN = 20
-MARK = re.compile(r"(<!-- real: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (real): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -120,20 +122,9 @@ def line_table(stages: Mapping[str, list[Lines]]) -> str:
     rows = ["| sentence | after imitation | | after " + learner.upper() + " | |", "|---|---|---:|---|---:|"]
     for line in (judged[place] for place in places):
         old = before[line["prompt_id"]]
-        rows.append(
-            f"| {cell(line['prompt'])} | {cell(old['text'])} | {old['score']:.2f} | {cell(line['text'])} "
-            f"| {line['score']:.2f} |"
-        )
+        prompt, was, now = (table_cell(text) for text in (line["prompt"], old["text"], line["text"]))
+        rows.append(f"| {prompt} | {was} | {old['score']:.2f} | {now} | {line['score']:.2f} |")
     return "\n".join(rows)
-
-
-def cell(text: str) -> str:
-    """A line of a model within a table: no markup of its own."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", " ".join(text.split()))
-
-
-def filled(page: str, tables: Mapping[str, str]) -> str:
-    return MARK.sub(lambda mark: f"{mark[1]}\n{tables[mark[2]]}\n\n{mark[4]}", page)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = read_run(options.run)
     tables = {"scores": score_table(stages), "lines": line_table(stages)}
     if options.page:
-        options.page.write_text(filled(options.page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        page = fill_page(options.page.read_text(encoding="utf-8"), lambda _, name: tables[name], MARK)
+        options.page.write_text(page, encoding="utf-8")
     else:
         print("\n\n".join(tables.values()))
     return 0
