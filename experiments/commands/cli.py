@@ -246,6 +246,9 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: the run's own, else test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts.")] = None,
+    lines: Annotated[
+        int | None, typer.Option(min=1, help="Lines written for each prompt. Default: the run's own, else 1.")
+    ] = None,
     adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest line. Default: the run's own, else 48.")
@@ -269,6 +272,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        lines=lines,
         out=out,
     )
     if as_json:

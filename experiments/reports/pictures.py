@@ -26,7 +26,7 @@ from humor_env.experiments.drawing.charts import (
     samples,
     scatter_chart,
 )
-from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from
+from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from, lines_by_prompt
 from humor_env.experiments.reports.report_numbers import (
     Curve,
     Headline,
@@ -93,9 +93,9 @@ def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
     seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
     if seed is None or seed.trained is None:
         return []
-    before = {line.prompt_id: line for line in seed.stages.get(begun_from(seed.trained, seed.stages), ())}
-    after = {line.prompt_id: line for line in seed.stages[seed.trained]}
-    both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
+    before = lines_by_prompt(seed.stages.get(begun_from(seed.trained, seed.stages), ()))
+    after = lines_by_prompt(seed.stages[seed.trained])
+    both = [(before[i][0], after[i][0]) for i in sorted(before.keys() & after.keys())]  # a prompt is shown once
     chosen = [
         Sample(now.prompt, ((was.score, was.text), (now.score, now.text)))
         for was, now in both

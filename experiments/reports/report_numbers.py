@@ -16,7 +16,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
+from humor_env.experiments.reports.report_data import (
+    REFERENCES,
+    Judged,
+    Row,
+    RunData,
+    SeedData,
+    begun_from,
+    line_beside,
+    lines_by_prompt,
+)
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.rewards.rules import Fault
 from humor_env.shared.text_stats import distinct_n, ngrams
@@ -44,7 +53,7 @@ class Headline:
     score: Estimate
     by_seed: Sequence[float]
     change: Estimate | None  # from what it began as (the imitation, or else the base), prompt by prompt
-    matches_teacher: Estimate | None  # share of prompts on which it scores at least what the teacher's line does
+    matches_teacher: Estimate | None  # share of lines that score at least what the teacher's for that prompt does
     distinct_2: float | None
     length_ratio: float | None
     failures: int
@@ -115,10 +124,8 @@ def _headline(run: RunData, stage: str) -> Headline:
     start = begun_from(stage, there)
     change = None
     if stage not in REFERENCES or stage == "imitation":
-        before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]
-        change = _paired(tables, before, lambda now, then: now - then, lowest=-1.0)
-    teacher = [by_prompt(s.stages["teacher"]) for s in run.seeds if "teacher" in s.stages and stage in s.stages]
-    matches = None if stage == "teacher" else _paired(tables, teacher, lambda now, then: float(now >= then))
+        change = _paired(run, stage, start, lambda now, then: now - then, lowest=-1.0)
+    matches = None if stage == "teacher" else _paired(run, stage, "teacher", lambda now, then: float(now >= then))
     lines = [seed.stages[stage] for seed in run.seeds if stage in seed.stages]
     return Headline(
         run=run.name,
@@ -159,14 +166,23 @@ def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def _paired(
-    now: Sequence[Mapping[str, float]],
-    then: Sequence[Mapping[str, float]],
-    compare: Callable[[float, float], float],
-    lowest: float = 0.0,
+    run: RunData, stage: str, other: str, compare: Callable[[float, float], float], lowest: float = 0.0
 ) -> Estimate | None:
-    if len(now) != len(then) or not now:
+    """Each line of a stage beside the other's for the same prompt, the first beside the first; a prompt counts by the
+    mean of its lines."""
+    measured = [seed.stages for seed in run.seeds if stage in seed.stages]
+    if not measured or any(other not in stages for stages in measured):
         return None
-    tables = [{p: compare(a[p], b[p]) for p in a if p in b} for a, b in zip(now, then, strict=True)]
+    tables: list[dict[str, float]] = []
+    for stages in measured:
+        beside = lines_by_prompt(stages[other])
+        table: dict[str, float] = {}
+        for prompt, own in lines_by_prompt(stages[stage]).items():
+            pairs = [(line, line_beside(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
+            known = [compare(a.score, b.score) for a, b in pairs if b and a.score is not None and b.score is not None]
+            if known:
+                table[prompt] = _mean(known)
+        tables.append(table)
     values = _over_seeds(tables)
     return interval(values, lowest) if values else None
 

@@ -278,17 +278,19 @@ def _shown(default: Any) -> str:
 
 
 def _cell(text: str) -> str:
+    """Our own words, whose `code` and [links] are meant: `shared.markdown` is for the words of others."""
     return text.replace("|", "\\|")
 
 
-def fill_page(text: str, make: Callable[[str, str], str]) -> str:
-    """The page with what `make(kind, name)` gives in each marked place."""
+def fill_page(text: str, make: Callable[[str, str], str], mark: re.Pattern[str] = _MARK) -> str:
+    """The page with what `make(kind, name)` gives in each marked place. The groups of `mark` are the opening comment,
+    kind, name, what stands there now, and the closing comment."""
 
     def filled(match: re.Match[str]) -> str:
         table = make(match[2], match[3] or "").strip()
         return f"{match[1]}{chr(10) if table else ''}{table}{chr(10) * 2 if table else ''}{match[5]}"
 
-    return _MARK.sub(filled, text)
+    return mark.sub(filled, text)
 
 
 class Tables:
