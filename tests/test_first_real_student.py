@@ -42,8 +42,8 @@ def test_weights_are_those_of_the_model_by_hand() -> None:
     head: a normalisation of 2 x 32, 32 weights and a bias, in float32."""
     base = 2000 * 32 + 32 + 5 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
     adapters = 2 * 5 * 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
-    assert memory_of(TINY).weights == 2 * base + 4 * adapters + 4 * 97
-    assert memory_of(TINY, torch.float32).weights == 4 * base + 4 * adapters + 4 * 97
+    assert memory_of(TINY).weights == 4 * base + 4 * adapters + 4 * 97
+    assert memory_of(TINY, torch.bfloat16).weights == 2 * base + 4 * adapters + 4 * 97
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@
 
 The sum is that of `humor-env doctor --spec`, which loads the student. Here no weights are at hand: a model with the
 same widths and vocabulary and one layer, and one with two, are filled with zeros, and all other layers take as much as
-the second. What a GPU keeps beside (the captured writing) is counted, as `doctor` does on one.
+the second. What a GPU keeps beside (the captured writing) is counted, as `doctor` does on one. The table is for float32:
+a processor that computes bfloat16 slowly would take an hour for it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class _OnGpu:
         return getattr(self._student, name)
 
 
-def with_layers(size: Size, layers: int, dtype: torch.dtype = torch.bfloat16) -> StepMemory:
+def with_layers(size: Size, layers: int, dtype: torch.dtype = torch.float32) -> StepMemory:
     """The memory of a step of such a student with so many layers."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -88,7 +89,7 @@ def with_layers(size: Size, layers: int, dtype: torch.dtype = torch.bfloat16) ->
     return step_memory(student, ROW, rows=LINES)
 
 
-def memory_of(size: Size, dtype: torch.dtype = torch.bfloat16) -> StepMemory:
+def memory_of(size: Size, dtype: torch.dtype = torch.float32) -> StepMemory:
     """That of all layers: the first, and as often as needed what the second added."""
     one, two = (dataclasses.asdict(with_layers(size, layers, dtype)) for layers in (1, 2))
     return StepMemory(**{name: one[name] + (size.layers - 1) * (two[name] - one[name]) for name in one})
