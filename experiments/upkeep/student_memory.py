@@ -4,8 +4,8 @@
 
 The sum is that of `humor-env doctor --spec`, which loads the student. Here no weights are at hand: a model with the
 same widths and vocabulary and one layer, and one with two, are filled with zeros, and all other layers take as much as
-the second. What a GPU keeps beside (the captured writing) is counted, as `doctor` does on one. The table is for float32:
-a processor that computes bfloat16 slowly would take an hour for it.
+the second. What a GPU keeps beside (the captured writing) is counted, as `doctor` does on one. The table is for
+float32: a processor that computes bfloat16 slowly would take an hour for it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ SIZES = (
     Size("SmolLM2-135M-Instruct", "llama", 30, 576, 1536, 9, 3, 49152, True),
     Size("Qwen2.5-0.5B-Instruct", "qwen2", 24, 896, 4864, 14, 2, 151936, True),
     Size("Qwen2.5-1.5B-Instruct", "qwen2", 28, 1536, 8960, 12, 2, 151936, True),
-    Size("Qwen2.5-3B-Instruct", "qwen2", 36, 2048, 11008, 16, 2, 151936, True),
-    Size("Qwen2.5-7B-Instruct", "qwen2", 28, 3584, 18944, 28, 4, 152064, False),
 )
 
 
