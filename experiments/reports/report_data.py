@@ -37,6 +37,7 @@ class Judged:
     reason: str
     step: int = 0
     stop_reason: str | None = None
+    error: str = ""
     others: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -189,6 +190,7 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
                 reason=str(row.get("reason") or row.get("error") or ""),
                 step=int(row.get("step") or 0),
                 stop_reason=row.get("stop_reason"),
+                error=str(row.get("error") or ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(

@@ -10,6 +10,7 @@ Pure functions from `RunData` to small records; no HTML and no files.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,9 @@ def _headline(run: RunData, stage: str) -> Headline:
     change = None
     if stage not in REFERENCES or stage == "imitation":
         before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]
-        change = _paired(tables, before, lambda now, then: now - then, lowest=-1.0)
+        change = paired(tables, before)
     teacher = [by_prompt(s.stages["teacher"]) for s in run.seeds if "teacher" in s.stages and stage in s.stages]
-    matches = None if stage == "teacher" else _paired(tables, teacher, lambda now, then: float(now >= then))
+    matches = None if stage == "teacher" else paired(tables, teacher, lambda now, then: float(now >= then), lowest=0.0)
     lines = [seed.stages[stage] for seed in run.seeds if stage in seed.stages]
     return Headline(
         run=run.name,
@@ -158,12 +159,13 @@ def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
     return [_mean(scores) for scores in scores_of.values()]
 
 
-def _paired(
+def paired(
     now: Sequence[Mapping[str, float]],
     then: Sequence[Mapping[str, float]],
-    compare: Callable[[float, float], float],
-    lowest: float = 0.0,
+    compare: Callable[[float, float], float] = operator.sub,
+    lowest: float = -1.0,
 ) -> Estimate | None:
+    """The mean of the comparison, prompt by prompt within each seed; None where nothing can be paired."""
     if len(now) != len(then) or not now:
         return None
     tables = [{p: compare(a[p], b[p]) for p in a if p in b} for a, b in zip(now, then, strict=True)]
