@@ -68,7 +68,7 @@ def side(run: RunData, stage: str = "") -> Side:
 def compare(run: RunData, other: RunData) -> Comparison:
     mine, theirs = side(run), side(other)
     why = _not_comparable(mine, theirs)
-    differences = Table("Difference", (), ()) if why else difference(run, other)
+    differences = Table("Held-out lines", (), ()) if why else difference(run, other)
     return Comparison(run.name, other.name, differences, what_differs(run, other), why)
 
 
@@ -112,7 +112,7 @@ def difference(run: RunData, other: RunData) -> Table:
         f"{mine.run} ({mine.stage}) minus {theirs.run} ({theirs.stage}), prompt by prompt. Intervals are 95 %, {luck}. "
         "A row is marked where its interval lies on one side of 0."
     )
-    return Table("Difference", ("number", mine.run, theirs.run, "difference", "prompts"), rows, caption)
+    return Table("Held-out lines", ("number", mine.run, theirs.run, "difference", "prompts"), rows, caption)
 
 
 def _row(what: str, mine: Side, theirs: Side, table_of: Callable[[Sequence[Judged]], Mapping[str, float]]) -> TableRow:
@@ -121,14 +121,15 @@ def _row(what: str, mine: Side, theirs: Side, table_of: Callable[[Sequence[Judge
     shared = sorted(means[0].keys() & means[1].keys())
     if not shared:
         return TableRow([what, "–", "–", "–", "0"])
-    if _same_seeds(mine, theirs):
+    differences = [means[0][p] - means[1][p] for p in shared]
+    if _same_seeds(mine, theirs) and max(differences) - min(differences) > 1e-9:
         from humor_env.experiments.compare.stats import paired_difference
 
         scores = [[[each[seed].get(p, math.nan) for p in shared] for seed in tables[0]] for each in tables]
         found = paired_difference(scores[0], scores[1])
         change = Estimate(found.value, found.low, found.high)
     else:
-        change = interval([means[0][p] - means[1][p] for p in shared], lowest=-1.0)
+        change = interval(differences, lowest=-1.0)  # where all are alike, by the rule of three
     sides = [f"{statistics.fmean(each[p] for p in shared):.3f}" for each in means]
     apart = change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
     return TableRow([what, *sides, with_interval(change), str(len(shared))], apart)

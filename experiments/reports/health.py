@@ -39,7 +39,7 @@ TRAINER = (
     Vital("kl/per_token", "KL to the imitation", "nats a token", "past learner.kl_limit the run stops"),
     Vital("kl/per_line", "KL to the imitation", "nats a line"),
     Vital("kl/weight", "weight of the KL", "per nat"),
-    Vital("update/approx_kl", "KL of one batch’s update", "nats a token"),
+    Vital("update/approx_kl", "KL of one update", "nats a token"),
     Vital("update/clip_share", "clip share", "share of tokens", "above 0.3: the steps are too large", most=0.3),
     Vital("update/ratio_deviation", "distance of the ratio from 1", "mean"),
     Vital("update/grad_norm", "gradient norm", "before clipping"),
@@ -75,11 +75,12 @@ def trainer_table(run: RunData, title: str) -> Table:
         ends = [pick(zip(c.values, c.steps, strict=True)) for c in curves for pick in (min, max)]
         extremes = [f"{_short(value)} at {step:g}" for value, step in (min(ends), max(ends))]
         odd = not vital.least <= thirds[-1] <= vital.most
-        rows.append(TableRow([vital.name, *map(_short, thirds), *extremes, vital.unit, vital.hint], odd))
+        name = f"{vital.name}, {vital.unit}" if vital.unit else vital.name
+        rows.append(TableRow([name, *map(_short, thirds), *extremes], odd, vital.hint))
     several = " Means over seeds; the extremes are those of any seed." if len(run.seeds) > 1 else ""
     return Table(
         title,
-        ("number", "first third", "middle", "last third", "lowest, at step", "highest, at step", "unit", "watch for"),
+        ("number, unit", "first third", "middle", "last third", "lowest, at step", "highest, at step"),
         rows,
         f"The steps in three parts. A marked row has ended where it is worth a look.{several}",
     )
@@ -215,15 +216,17 @@ def judge_table(run: RunData, title: str) -> Table:
         "ties": [None if j.ties is None else percent(j.ties) for j in found],
         "calls": [None if j.calls is None else f"{j.calls:,}" for j in found],
         "cost": [None if j.cost is None else f"${j.cost:,.2f}" for j in found],
-        "a thousand": [None if (c := j.cost_per_thousand) is None else f"${c:,.2f}" for j in found],
+        "cost per 1,000": [None if (c := j.cost_per_thousand) is None else f"${c:,.2f}" for j in found],
     }
     shown = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
     odd = [2 * j.failed > j.asked or (j.flips or 0.0) > MOST_FLIPS for j in found]
     rows = [TableRow([cells[i] or "–" for cells in shown.values()], odd[i]) for i in range(len(found))]
-    return Table(
-        title,
-        list(shown),
-        rows,
-        "Failed: no score came back; refused: because the model declined. Flips: verdicts that change when the two "
-        "lines are shown in the other order. A thousand: dollars for so many judgements.",
-    )
+    return Table(title, list(shown), rows, " ".join(words for name, words in _MEANING.items() if name in shown))
+
+
+_MEANING = {
+    "failed": "Failed: no score came back.",
+    "refused": "Refused: the model declined to answer.",
+    "flips": "Flips: verdicts that change when the two lines are shown in the other order.",
+    "cost per 1,000": "Cost per 1,000: dollars for so many judgements.",
+}

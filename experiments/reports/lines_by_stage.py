@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from humor_env.experiments.reports.report_data import Judged, RunData, SeedData, begun_from
 from humor_env.experiments.reports.report_numbers import Estimate, paired, recent
 from humor_env.experiments.reports.tables import Table, TableRow, percent
-from humor_env.shared.text_stats import frames
+from humor_env.shared.text_stats import BLANK, frames
 
 MOST_FRAMES = 8
 
@@ -186,7 +186,9 @@ def frame_table(run: RunData, title: str) -> Table:
     chosen_from = late if groups.get(late) else "training, last third"
     shares = {group: _frame_shares(texts) for group, texts in groups.items() if texts}
     listed: list[str] = []
-    for frame, share in sorted(shares.get(chosen_from, {}).items(), key=lambda each: (-each[1], each[0])):
+    for frame, share in sorted(
+        shares.get(chosen_from, {}).items(), key=lambda each: (-each[1], each[0].count(BLANK), each[0])
+    ):
         if len(listed) == MOST_FRAMES or share < 0.02:
             break
         if not any(_moved_by_a_word(frame, other) for other in listed):

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,15 @@ def _same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
 
 
 def _tables(runs: Sequence[RunData], makers: Mapping[str, Callable[[RunData, str], Table]]) -> list[Table]:
-    """The tables that have rows; where there are several runs, the title of each says whose it is."""
+    """The tables that have rows; where there are several runs, the title of each says whose it is, and how to read
+    them is told once."""
     several = len(runs) > 1
-    made = [make(run, f"{title}: {run.name}" if several else title) for title, make in makers.items() for run in runs]
-    return [table for table in made if table.rows]
+    shown: list[Table] = []
+    for title, make in makers.items():
+        made = [make(run, f"{title}: {run.name}" if several else title) for run in runs]
+        made = [table for table in made if table.rows]
+        shown += [replace(table, caption="") if place else table for place, table in enumerate(made)]
+    return shown
 
 
 def _order_bias(run: RunData) -> list[str]:
@@ -218,8 +223,6 @@ _OF_RUNS = ("comparisons", "same", "score_tables", "frames", "trainer", "judge")
 
 def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
     """Two folders may have one name; their paths tell them apart."""
-    from dataclasses import replace
-
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs]
 
@@ -432,9 +435,15 @@ def _ends(judged: Sequence[numbers.Suspect]) -> tuple[list[numbers.Suspect], lis
     """The best and the worst held-out lines of the students, each text once and none in both."""
     scored = [found for found in judged if found.line.score is not None]
     scored.sort(key=lambda found: (found.line.score, found.run, found.line.prompt_id, found.seed))
-    different = list({found.line.text: found for found in scored}.values())
-    count = min(SHOWN_FIRST, len(different) // 2)
-    return different[::-1][:count], different[:count]
+    # Of a text that was written for several prompts its best line and its worst, for the last one in an order stays.
+    best = {found.line.text: found for found in scored}
+    worst = {found.line.text: found for found in reversed(scored)}
+    count = min(SHOWN_FIRST, len(best) // 2)
+    return sorted(best.values(), key=_score, reverse=True)[:count], sorted(worst.values(), key=_score)[:count]
+
+
+def _score(found: numbers.Suspect) -> float:
+    return found.line.score or 0.0
 
 
 def _told(stage: str, line: Judged) -> list[Any]:

@@ -1,6 +1,6 @@
 """A table of a report as plain text, cell by cell, and the two ways in which numbers are written in one.
 
-Table("Parts", ("part", "imitation", "ppo"), [Row(("form", "0.90", "0.95"))])
+Table("Parts", ("part", "imitation", "ppo"), [TableRow(("form", "0.90", "0.95"))])
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TableRow:
-    """Cells as they are printed, the row's name first; a row `worth_a_look` is marked."""
+    """Cells as they are printed, the row's name first, and a `hint` in small print below the name; a row `worth_a_look`
+    is marked."""
 
     cells: Sequence[str]
     worth_a_look: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True)
