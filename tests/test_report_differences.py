@@ -92,6 +92,22 @@ def test_what_differs_in_their_specs_is_listed(tmp_path):
     assert "&lt;b&gt;form" in page and "<b>form" not in page
 
 
+def test_prompts_of_both_go_from_the_most_gained_to_the_most_lost(tmp_path):
+    new, old = (make_run(tmp_path / name, seeds=1, prompts=9) for name in ("new", "old"))
+    for folder, score in ((new, 0.4), (old, 0.0)):
+        path = folder / "seed-0" / "evaluation-ppo.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        # The old run's line of prompt n scores 0.1 n, and nobody judged the last one.
+        change = [{"score": score or n / 10, "text": f"{folder.name} {n}"} for n in range(9)]
+        change[8] |= {"score": None, "error": "away"}
+        write_lines(path, [row | more for row, more in zip(rows, change, strict=True)])
+    shown = compare(load_run(new), load_run(old)).prompts
+    assert [each.versions[1].text for each in shown] == [f"old {n}" for n in (0, 2, 3, 4, 6, 7)]
+    assert [(v.when, v.text) for v in shown[0].versions] == [("new", "new 0"), ("old", "old 0")]
+    page = render([load_run(new), load_run(old)])
+    assert "The same prompts by both" in page
+
+
 def test_settings_have_dotted_names():
     spec = {"a": {"b": 1, "c": {"d": [1, 2]}}, "critic": [{"critic": "x"}, {"critic": "y"}], "empty": []}
     assert flat(spec) == {"a.b": 1, "a.c.d": [1, 2], "critic.1.critic": "x", "critic.2.critic": "y", "empty": []}

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from humor_env.experiments.reports.lines_by_stage import last_stage, parts_by_prompt, with_interval
+from humor_env.experiments.reports.lines_by_stage import (
+    SamePrompt,
+    Version,
+    last_stage,
+    parts_by_prompt,
+    spread,
+    with_interval,
+)
 from humor_env.experiments.reports.report_data import Judged, RunData
 from humor_env.experiments.reports.report_numbers import Estimate, by_prompt, interval
 from humor_env.experiments.reports.tables import Table, TableRow
@@ -29,12 +36,14 @@ NOT_SET = "not set"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run minus another one: the table of differences, what differs in how they were made, or why there is none."""
+    """One run minus another one: the table of differences, the same prompts by both, and what differs in how they were
+    made; or why there is no difference."""
 
     run: str
     other: str
     differences: Table
     what_differs: Table
+    prompts: Sequence[SamePrompt] = ()
     why_none: str = ""
 
 
@@ -68,8 +77,10 @@ def side(run: RunData, stage: str = "") -> Side:
 def compare(run: RunData, other: RunData) -> Comparison:
     mine, theirs = side(run), side(other)
     why = _not_comparable(mine, theirs)
-    differences = Table("Held-out lines", (), ()) if why else difference(run, other)
-    return Comparison(run.name, other.name, differences, what_differs(run, other), why)
+    differs = what_differs(run, other)
+    if why:
+        return Comparison(run.name, other.name, Table("Held-out lines", (), ()), differs, why_none=why)
+    return Comparison(run.name, other.name, difference(run, other), differs, prompts_of_both(mine, theirs))
 
 
 def _not_comparable(mine: Side, theirs: Side) -> str:
@@ -113,6 +124,25 @@ def difference(run: RunData, other: RunData) -> Table:
         "A row is marked where its interval lies on one side of 0."
     )
     return Table("Held-out lines", ("number", mine.run, theirs.run, "difference", "prompts"), rows, caption)
+
+
+def prompts_of_both(mine: Side, theirs: Side, count: int = 6) -> list[SamePrompt]:
+    """What the two students wrote for the same prompts, evenly spread from the most gained to the most lost."""
+    lines = [{line.prompt_id: line for line in next(iter(each.seeds.values()))} for each in (mine, theirs)]
+    gains = {
+        prompt: a - b
+        for prompt in lines[0].keys() & lines[1].keys()
+        if (a := lines[0][prompt].score) is not None and (b := lines[1][prompt].score) is not None
+    }
+    ranked = sorted(gains, key=lambda prompt: (-gains[prompt], prompt))
+    names = [each.run for each in (mine, theirs)]
+    return [
+        SamePrompt(
+            lines[0][prompt].prompt,
+            [Version(name, of[prompt].score, of[prompt].text) for name, of in zip(names, lines, strict=True)],
+        )
+        for prompt in spread(ranked, count)
+    ]
 
 
 def _row(what: str, mine: Side, theirs: Side, table_of: Callable[[Sequence[Judged]], Mapping[str, float]]) -> TableRow:
