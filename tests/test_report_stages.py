@@ -150,6 +150,15 @@ def test_the_best_lines_stand_beside_the_worst_each_text_once(tmp_path):
     assert re.findall(r"Line \d", worst.split("</ul>")[0]) == ["Line 1", "Line 2", "Line 3"]
 
 
+def test_lines_of_one_score_have_no_best_and_no_worst(tmp_path):
+    """A student whose every line scored 0 had best and worst lines, and "100% at its lowest"."""
+    folder = make_run(tmp_path / "some", seeds=1, prompts=8, training=0)
+    held_out(folder, "ppo", lambda place: {"score": 0.25})
+    page = render([load_run(folder)])
+    assert "The best lines" not in page and "The lowest scores" not in page
+    assert "ppo: all at 0.25." in page
+
+
 def test_sections_with_nothing_in_them_are_left_out(tmp_path):
     """A bare log showed "No times were kept." and an empty browser of jokes."""
     write_lines(tmp_path / "log" / "metrics.jsonl", [{"step": s, "reward/mean": s / 9} for s in range(1, 10)])

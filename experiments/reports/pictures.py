@@ -275,6 +275,9 @@ def _ends(groups: Mapping[str, Sequence[float]]) -> str:
     told = []
     for name, found in groups.items():
         low, high = min(found), max(found)
+        if low == high:
+            told.append(f"{name}: all at {low:.2f}")
+            continue
         shares = [percent(sum(abs(v - end) < 1e-6 for v in found) / len(found)) for end in (low, high)]
         told.append(f"{name}: {shares[0]} at its lowest, {low:.2f}, and {shares[1]} at its highest, {high:.2f}")
     return "; ".join(told) + "."

@@ -432,8 +432,11 @@ class _Look:
 
 
 def _ends(judged: Sequence[numbers.Suspect]) -> tuple[list[numbers.Suspect], list[numbers.Suspect]]:
-    """The best and the worst held-out lines of the students, each text once and none in both."""
+    """The best and the worst held-out lines of the students, each text once and none in both; none where all have one
+    score."""
     scored = [found for found in judged if found.line.score is not None]
+    if len({found.line.score for found in scored}) < 2:
+        return [], []
     scored.sort(key=lambda found: (found.line.score, found.run, found.line.prompt_id, found.seed))
     # Of a text that was written for several prompts its best line and its worst, for the last one in an order stays.
     best = {found.line.text: found for found in scored}
