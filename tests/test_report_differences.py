@@ -80,15 +80,18 @@ def test_what_differs_in_their_specs_is_listed(tmp_path):
     (old / "spec.toml").write_text(spec + "[eval.critic.options]\npart = '<b>form</b>'\n")
     record = json.loads((old / "run.json").read_text())
     (old / "run.json").write_text(json.dumps(record | {"commit": "def", "versions": {"torch": "3"}}))
-    rows = [list(row.cells) for row in compare(load_run(new), load_run(old)).what_differs.rows]
-    assert rows == [
-        ["eval.critic.1.options.part", "not set", "<b>form</b>"],
-        ["learner.kl_weight", "not set", "0.2"],
+    found = compare(load_run(new), load_run(old))
+    assert [list(row.cells) for row in found.what_differs.rows] == [
         ["learner.steps", "60", "80"],
         ["commit", "abc", "def"],
         ["version of torch", "2", "3"],
     ]
+    assert [list(row.cells) for row in found.only_in_one.rows] == [
+        ["eval.critic.1.options.part", "not set", "<b>form</b>"],
+        ["learner.kl_weight", "not set", "0.2"],
+    ]
     page = render([load_run(new), load_run(old)])
+    assert "Settings that only one of them has: 2" in page
     assert "&lt;b&gt;form" in page and "<b>form" not in page
 
 

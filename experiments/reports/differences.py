@@ -43,6 +43,7 @@ class Comparison:
     other: str
     differences: Table
     what_differs: Table
+    only_in_one: Table
     prompts: Sequence[SamePrompt] = ()
     why_none: str = ""
 
@@ -77,10 +78,10 @@ def side(run: RunData, stage: str = "") -> Side:
 def compare(run: RunData, other: RunData) -> Comparison:
     mine, theirs = side(run), side(other)
     why = _not_comparable(mine, theirs)
-    differs = what_differs(run, other)
+    differs, one_only = what_differs(run, other), only_in_one(run, other)
     if why:
-        return Comparison(run.name, other.name, Table("Held-out lines", (), ()), differs, why_none=why)
-    return Comparison(run.name, other.name, difference(run, other), differs, prompts_of_both(mine, theirs))
+        return Comparison(run.name, other.name, Table("Held-out lines", (), ()), differs, one_only, why_none=why)
+    return Comparison(run.name, other.name, difference(run, other), differs, one_only, prompts_of_both(mine, theirs))
 
 
 def _not_comparable(mine: Side, theirs: Side) -> str:
@@ -184,17 +185,25 @@ def _characters(lines: Sequence[Judged]) -> float:
 
 
 def what_differs(run: RunData, other: RunData) -> Table:
-    """Every setting of the two specs that is not the same, then commit, machine and versions."""
+    """Every setting that both specs have and that is not the same, then commit, machine and versions."""
     mine, theirs = (flat(each.spec) for each in (run, other))
-    keys = [key for key in {**mine, **theirs} if key != "name" and mine.get(key) != theirs.get(key)]
-    rows = [TableRow([key, _shown(mine.get(key)), _shown(theirs.get(key))]) for key in sorted(keys)]
+    both = sorted(key for key in mine.keys() & theirs.keys() if key != "name" and mine[key] != theirs[key])
+    rows = [TableRow([key, _shown(mine[key]), _shown(theirs[key])]) for key in both]
     made = [{k: r.record.get(k) for k in ("commit", "device", "platform")} | _versions(r) for r in (run, other)]
     for key in dict.fromkeys([*made[0], *made[1]]):
         a, b = (each.get(key) for each in made)
         if a != b:
             rows.append(TableRow([key, _shown(a), _shown(b)]))
-    caption = "Settings, code and versions that are not the same in both; all others are."
+    caption = "Settings, code and versions that are not the same in both."
     return Table("What differs", ("setting", run.name, other.name), rows, caption)
+
+
+def only_in_one(run: RunData, other: RunData) -> Table:
+    """Settings that the other spec lacks, such as those of another learner: a run writes all that it could set."""
+    mine, theirs = (flat(each.spec) for each in (run, other))
+    keys = sorted(mine.keys() ^ theirs.keys())
+    rows = [TableRow([key, _shown(mine.get(key)), _shown(theirs.get(key))]) for key in keys]
+    return Table("Settings that only one of them has", ("setting", run.name, other.name), rows)
 
 
 def _versions(run: RunData) -> dict[str, Any]:
