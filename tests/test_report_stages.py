@@ -148,6 +148,8 @@ def test_the_best_lines_stand_beside_the_worst_each_text_once(tmp_path):
     best, worst = page.split("The best lines")[1].split("The lowest scores")
     assert re.findall(r"Line \d", best) == ["Line 7", "Line 6", "Line 5"]
     assert re.findall(r"Line \d", worst.split("</ul>")[0]) == ["Line 1", "Line 2", "Line 3"]
+    # Of the text that was written twice, 0.0 and 0.1, the worst.
+    assert re.findall(r'class="score">([\d.]+)<', worst.split("</ul>")[0]) == ["0.00", "0.20", "0.30"]
 
 
 def test_lines_of_one_score_have_no_best_and_no_worst(tmp_path):
