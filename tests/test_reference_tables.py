@@ -8,7 +8,9 @@ import pytest
 
 from humor_env import registry
 from humor_env.errors import InvalidOption
+from humor_env.experiments.upkeep import client_tables
 from humor_env.experiments.upkeep import reference_tables as tables
+from humor_env.llm.factory import SERVICES, make_client
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT)}
@@ -35,7 +37,7 @@ def test_the_page_explains_every_number_that_the_learner_logs(learner, tmp_path)
 
 
 def test_settings_and_spec_tables_are_up_to_date():
-    kinds = ("learners", "settings", "spec", "costs", "results", "curve", "trials")
+    kinds = ("learners", "clients", "settings", "spec", "costs", "results", "curve", "trials")
     stale = tables.rewrite(ROOT, check=True, kinds=kinds)
     assert stale == [], "python -m humor_env.experiments.upkeep.reference_tables"
 
@@ -46,6 +48,25 @@ def test_every_table_of_an_experiment_file_is_on_its_page():
         home, _, name = key.rpartition(".")
         assert f"| `{name}` |" in marked("spec", home or "top"), key
     assert set(re.findall(r"<!-- spec (\S+) -->", page)) == {k.rpartition(".")[0] or "top" for k in tables.spec_keys()}
+
+
+def test_every_client_string_stands_in_the_table_with_all_its_options():
+    """`client` was an option worth knowing, and explained nowhere: not the strings, not what each takes."""
+    text = tables.clients_table(MEANINGS)
+    for service in SERVICES:
+        assert f'| `"{service}:' in text
+        for name in client_tables.options_of(service):
+            [row] = [row for row in text.splitlines() if row.startswith(f"| `{name}` |")]
+            assert "| all |" in row or f"`{service}`" in row
+    named = {name for service in SERVICES for name in client_tables.options_of(service)}
+    assert set(MEANINGS.tables["clients"]) == named
+    assert "ledger" not in named
+
+
+@pytest.mark.parametrize("service", ["anthropic", "openai"])
+def test_the_factory_takes_every_option_of_the_table(service):
+    """With its default, which is what a user changes; the client is made without a key and sends nothing."""
+    make_client(f"{service}:some-model", must_have_key=False, **client_tables.options_of(service)).close()
 
 
 def test_a_page_says_what_its_learner_learns_from(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from report_runs import HOSTILE, STAGES, make_run, score_of, text_of, write_lines
 
 from humor_env.experiments.drawing.charts import Values, histogram
+from humor_env.experiments.reports.differences import compare
 from humor_env.experiments.reports.lines_by_stage import (
     floor_table,
     frame_table,
@@ -14,9 +15,10 @@ from humor_env.experiments.reports.lines_by_stage import (
     same_prompts,
     same_prompts_while_learning,
 )
-from humor_env.experiments.reports.pictures import pictures
+from humor_env.experiments.reports.pictures import before_and_after, pictures
 from humor_env.experiments.reports.report import render
 from humor_env.experiments.reports.report_data import load_run
+from humor_env.experiments.reports.report_numbers import headline
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +169,49 @@ def test_sections_with_nothing_in_them_are_left_out(tmp_path):
     page = render([load_run(tmp_path / "log")])
     assert re.findall(r'<section id="(\w+)"', page) == ["result", "curves", "made"]
     assert re.findall(r'href="#(\w+)"', page) == ["main", "result", "curves", "made"]
+
+
+# Several lines for each prompt
+
+
+def two_lines(folder, stage, first, second):
+    """Lines of these scores, two for each prompt; nobody judged the second one of the last prompt."""
+    path = folder / "seed-0" / f"evaluation-{stage}.jsonl"
+    rows = []
+    for row in map(json.loads, path.read_text().splitlines()):
+        parts = {"form": 0.0 if stage == "ppo" else 1.0, "meaning": 0.9 if stage == "ppo" else 0.5}
+        rows.append(row | {"score": first})
+        rows.append(row | {"score": second, "text": f"Another {len(rows)}.", "parts": parts})
+    rows[-1] |= {"score": None, "parts": {}, "error": "away"}
+    write_lines(path, rows)
+
+
+def test_a_report_on_two_lines_for_each_prompt(tmp_path):
+    """A prompt counts by the mean of its lines. By hand, twelve prompts: 0.6 eleven times and once 0.5 minus 0.3 is
+    0.292 (over lines it would be 0.296, of the last lines 0.4); line by line from the imitation 0.45 and once 0.4."""
+    new, old = (make_run(tmp_path / name, seeds=1, prompts=12) for name in ("new", "old"))
+    two_lines(new, "ppo", 0.5, 0.7)
+    two_lines(new, "imitation", 0.1, 0.2)
+    held_out(old, "ppo", lambda place: {"score": 0.3})
+    run, other = load_run(new), load_run(old)
+
+    found = compare(run, other)
+    rows = {row.cells[0]: row.cells for row in found.differences.rows}
+    assert rows["score"][1:3] == ["0.592", "0.300"] and rows["score"][4] == "12"
+    assert rows["score"][3].startswith("+0.292 [+0.27")
+    assert rows["form"][3].startswith("-0.458 [") and rows["meaning"][3].startswith("+0.183 [")
+    assert next(row for row in headline(run) if row.stage == "ppo").change.mean == pytest.approx(5.35 / 12)
+    form, meaning = (row.cells for row in part_table(run, "Parts").rows)
+    assert form[5].startswith("-0.458 [") and meaning[5].startswith("+0.183 [")
+
+    # A prompt is shown once, by its first line; shares and the browser of jokes have every line.
+    once = [each.text for shown in [*same_prompts(run, 12), *found.prompts] for each in shown.versions]
+    once += [text for sample in before_and_after(run) for _, text in sample.lines]
+    assert len(once) == 12 * 4 + 6 * 2 + 3 * 2 and not any(text.startswith("Another") for text in once)
+    histograms = "".join(p.svg for p in pictures([run], []) if p.section == "scores")
+    assert "ppo: 52.2% from 0.5 to 0.6" in histograms and "ppo: 47.8% from 0.7 to 0.8" in histograms
+    assert next(row for row in floor_table(run, "Ends").rows if row.cells[0] == "ppo").cells[4] == "23"
+    page = render([run, other])
+    names = ("result", "difference", "first", "same", "scores", "curves", "trainer", "judge", "cost", "jokes", "made")
+    assert re.findall(r'<section id="(\w+)"', page) == list(names)
+    assert page.count('"k":"held-out","r":0') == 24 and page.count('"k":"held-out","r":1') == 12

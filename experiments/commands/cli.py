@@ -246,6 +246,9 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: the run's own, else test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts.")] = None,
+    lines: Annotated[
+        int | None, typer.Option(min=1, help="Lines written for each prompt. Default: the run's own, else 1.")
+    ] = None,
     adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest line. Default: the run's own, else 48.")
@@ -269,6 +272,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        lines=lines,
         out=out,
     )
     if as_json:
@@ -323,18 +327,23 @@ for _kind, _what in (
     app.command(_kind, help=_what)(_listing(_kind))
 
 
-@app.command(epilog="Examples: humor-env play · humor-env play --as critic --rounds 10")
+@app.command(
+    epilog="Examples: humor-env play · humor-env play --as critic --rounds 10 · humor-env play --prompts everyday"
+)
 def play(
     as_: Annotated[
         str, typer.Option("--as", help="student: you write. critic: you choose the better line. rater: you rate.")
     ] = ("student"),
     rounds: Annotated[int, typer.Option(min=1, help="Sentences to play.")] = 5,
+    prompts: Annotated[
+        str, typer.Option(help="pocket: an exact judge, which knows some words. everyday: any words, a small critic.")
+    ] = "pocket",
     seed: Seed = 0,
 ) -> None:
-    """Be the student or the critic yourself, in the terminal, and compare with the exact judge."""
+    """Be the student or the critic yourself, in the terminal: in the pocket world, or in real English."""
     from humor_env.experiments.pocket.play import play as begin
 
-    begin(as_, rounds, seed)
+    begin(as_, rounds, seed, prompts=prompts)
 
 
 @app.command()

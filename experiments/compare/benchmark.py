@@ -28,14 +28,15 @@ from typing import Any
 import numpy as np
 
 from humor_env.errors import CheckpointError, InvalidOption
-from humor_env.experiments.compare.benchmark_spec import BenchmarkSpec, load_benchmark_spec
+from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN, BenchmarkSpec, load_benchmark_spec
 from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
 from humor_env.shared.line_file import only_writer
 
 ROWS, TABLE, CURVES, PAGE = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md"
-# Line by line, in the order of the prompts in run.json.
-BY_LINE = ("scores", "wins", "ties", "wins_held_out", "ties_held_out", "longer")
+# Line by line, in the order of the prompts in run.json: of the first prompt all lines, then those of the second.
+_ITSELF = ("wins_itself", "ties_itself", "wins_itself_held_out", "ties_itself_held_out")
+BY_LINE = ("scores", "wins", "ties", "wins_held_out", "ties_held_out", "longer", *_ITSELF)
 Row = dict[str, Any]
 
 
@@ -150,7 +151,7 @@ def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list
             if system == "teacher" and any(r["system"] == "teacher" and r["seed"] != seed for r in rows):
                 continue  # it is one and the same for all seeds
             for source, votes in numbers["feedback"].items():
-                learnt = system not in ("base", "teacher")
+                learnt = system not in ("base", "teacher", WRITTEN_AGAIN)
                 rows.append(_row(system, source, seed, numbers, votes) | (_spent(result) if learnt else {}))
                 if learnt:
                     head = {"system": system, "feedback": source, "seed": seed}
@@ -160,19 +161,24 @@ def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list
 
 def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], votes: Mapping[str, Any]) -> Row:
     exact = numbers["exact"]
+    prompts = len(numbers["prompts"])
     row: Row = {
         "system": system,
         "feedback": source,
         "seed": seed,
-        "score": _mean(numbers["scores"]),
+        "score": _mean(numbers["scores"], prompts),
         **{f"part/{name}": round(value, 4) for name, value in numbers["parts"].items()},
         "feedback_score": None if votes["score"] is None else round(votes["score"], 4),
-        "win_tie": _mean(win_or_tie(exact["wins"], exact["ties"])),
-        "win_tie_by_feedback": _mean(win_or_tie(votes["wins"], votes["ties"])),
+        "win_tie": _mean(win_or_tie(exact["wins"], exact["ties"]), prompts),
+        "win_tie_by_feedback": _mean(win_or_tie(votes["wins"], votes["ties"]), prompts),
     }
-    row |= {name: round(numbers[name], 4) for name in ("distinct_2", "self_overlap", "teacher_copies", "length_ratio")}
+    texts = ("distinct_2", "commonest_line", "self_overlap", "teacher_copies", "length_ratio")
+    row |= {name: round(numbers[name], 4) for name in texts if name in numbers}
     row |= {"kl": round(numbers["kl"], 4)} if "kl" in numbers else {}
     row |= {"failures": numbers["failures"]}
+    if system == WRITTEN_AGAIN:
+        row |= {name: votes[name] for name in ("wins_itself", "ties_itself")}
+        row |= {f"{name}_held_out": exact[name] for name in ("wins_itself", "ties_itself")}
     return row | {
         "scores": numbers["scores"],
         "wins": votes["wins"],
@@ -192,8 +198,11 @@ def win_or_tie(wins: Sequence[float | None], ties: Sequence[float]) -> list[floa
     return [None if p is None else min(1.0, p + t / 2) for p, t in zip(wins, ties, strict=True)]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
+def _mean(values: Sequence[float | None], prompts: int) -> float | None:
+    """Over prompts, each by the mean of its lines."""
+    lines = len(values) // max(1, prompts)
+    by_prompt = [[v for v in values[at : at + lines] if v is not None] for at in range(0, len(values), max(1, lines))]
+    known = [np.mean(own) for own in by_prompt if own]
     return round(float(np.mean(known)), 4) if known else None
 
 

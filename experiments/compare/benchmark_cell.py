@@ -22,12 +22,11 @@ import numpy as np
 from humor_env.agents.feedback.pairs import CriticAsJudge
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
-from humor_env.episodes.episode import checked_reply
 from humor_env.errors import BudgetExceeded, CheckpointError
-from humor_env.experiments.compare.benchmark_spec import BEST_OF_N
+from humor_env.experiments.compare.benchmark_spec import BEST_OF_N, WRITTEN_AGAIN
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.compare.stats import best_of_n_kl
-from humor_env.experiments.runs.evaluate import evaluate
+from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.run import SeedRun
 from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
@@ -35,8 +34,9 @@ from humor_env.experiments.runs.screen import Quiet
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps
 from humor_env.shared import text_stats
+from humor_env.shared.streams import stream_seed
 from humor_env.teacher import TeacherBuffer
-from humor_env.types import Critic, Joke, Judge, critic_name
+from humor_env.types import Critic, Joke, Judge
 
 
 def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     cell = CellRun(parts, seed, load_student(run_spec.student, seed))
     is_start = label == IMITATION_ROW
     try:
-        written = cell.learn_and_write(is_start=is_start)
+        written = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
     finally:
         cell.trackers.close()
     systems = {}
@@ -65,12 +65,53 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
         numbers["feedback"] = {}
         for source, critic, judge in spec["sources"]:
             verdicts = beside_teacher(jokes, parts.teacher, make_judge(parts, judge))
-            scores = [j.score for j in make_critic(parts, critic)(jokes) if j.score is not None]
+            scores = [j.score for j in judge_apart(make_critic(parts, critic), jokes) if j.score is not None]
             numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
+        _line_by_line(numbers, jokes, run_spec.eval.lines)
         systems[label if name == cell.name else name] = numbers
+    if WRITTEN_AGAIN in written:
+        judges = {source: make_judge(parts, judge) for source, _, judge in spec["sources"]}
+        pairs = list(zip(written[WRITTEN_AGAIN], written[cell.name], strict=True))
+        against_itself(systems[WRITTEN_AGAIN], systems[label], pairs, judges)
     parts.close()
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return {"systems": systems, "curve": cell.curve(), "spent": cell.spent(), "ended": cell.why}
+
+
+def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) -> None:
+    """Put what is known of each line in the order of prompts, `lines` for each, so that line k of one system meets line
+    k of another. A teacher with fewer lines for a prompt begins with its first again."""
+    own: dict[str, list[int]] = {}
+    for i, joke in enumerate(jokes):
+        own.setdefault(joke.prompt.id, []).append(i)
+    order = [places[line % len(places)] for places in own.values() for line in range(lines)]
+    numbers["prompts"] = list(own)
+    for table, keys in (
+        (numbers, ("scores",)),
+        *((verdicts, ("wins", "ties", "longer")) for verdicts in (numbers["exact"], *numbers["feedback"].values())),
+    ):
+        table |= {key: [table[key][i] for i in order] for key in keys}
+
+
+def against_itself(
+    again: dict[str, Any], first: Mapping[str, Any], pairs: Sequence[tuple[Joke, Joke]], judges: Mapping[str, Judge]
+) -> None:
+    """Add what becomes of a policy's lines beside others of its own for the same prompts: by the scores that the
+    held-out critic has given, and by each source of feedback."""
+    verdicts: list[tuple[float | None, float]] = []
+    for a, b in zip(again["scores"], first["scores"], strict=True):
+        known = a is not None and b is not None
+        verdicts.append(((float(a > b) + float(a >= b)) / 2 if known else None, float(a == b)))
+    again["exact"] |= {"wins_itself": [win for win, _ in verdicts], "ties_itself": [tie for _, tie in verdicts]}
+    different = [i for i, (a, b) in enumerate(pairs) if a.text.strip() != b.text.strip()]
+    for source, judge in judges.items():
+        # The same words are a draw by definition, here as beside the teacher.
+        wins: list[float | None] = [0.5] * len(pairs)
+        ties = [1.0] * len(pairs)
+        for i, verdict in zip(different, judge([pairs[i] for i in different]) if different else [], strict=True):
+            wins[i] = None if verdict.probability is None else round(verdict.probability, 3)
+            ties[i] = round(verdict.tie, 3)
+        again["feedback"][source] |= {"wins_itself": wins, "ties_itself": ties}
 
 
 def _prepare(spec: Spec, folder: Path, seed: int) -> None:
@@ -110,9 +151,9 @@ class CellRun(SeedRun):
         super().__init__(parts, seed, student, Quiet())
         self.name = self.spec.learner_name
 
-    def learn_and_write(self, *, is_start: bool) -> dict[str, list[Joke]]:
+    def learn_and_write(self, *, is_start: bool, twice: bool = False) -> dict[str, list[Joke]]:
         """Train; then the lines for the held-out prompts, by name. The warm start also has those of base and teacher,
-        and is the one that is saved."""
+        and is the one that is saved; with `twice` it writes its own again, with other random numbers."""
         if is_start:
             self._measure("base", None)
             self._measure_teacher()
@@ -124,10 +165,13 @@ class CellRun(SeedRun):
         except BudgetExceeded as problem:
             self.why = str(problem)
         self._measure(self.name, POLICY)
+        if twice:
+            self._measure(f"{self.name}-again", POLICY, stream_seed(self.seed, "noise floor"))
         if is_start:
             self.student.save_pretrained(self.folder / "student")
         names = ["base", "teacher", self.name] if is_start else [self.name]
-        return {name: self._lines(name) for name in names if (self.folder / f"evaluation-{name}.jsonl").is_file()}
+        lines = {name: self._lines(name) for name in names if (self.folder / f"evaluation-{name}.jsonl").is_file()}
+        return lines | ({WRITTEN_AGAIN: self._lines(f"{self.name}-again")} if twice else {})
 
     def _lines(self, name: str) -> list[Joke]:
         prompts = {p.id: p for p in self.parts.eval_prompts}
@@ -142,7 +186,14 @@ class CellRun(SeedRun):
         def on_the_way(student: Student) -> dict[str, float]:
             """On dev prompts: the held-out critic, the one that teaches, and the distance to the imitation."""
             prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
-            evaluation = evaluate(student, prompts, self.parts.eval_critic, sampling=self.sampling, seed=self.seed)
+            evaluation = evaluate(
+                student,
+                prompts,
+                self.parts.eval_critic,
+                sampling=self.sampling,
+                seed=self.seed,
+                lines=self.spec.eval.dev_lines,
+            )
             numbers = {
                 "score": evaluation.mean,
                 "length_ratio": evaluation.length_ratio,
@@ -206,14 +257,14 @@ def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:
 
 def measured(jokes: Sequence[Joke], parts: Ingredients) -> dict[str, Any]:
     """What the held-out critic says, part by part, and what needs no critic."""
-    judgements = checked_reply(parts.eval_critic, critic_name(parts.eval_critic), jokes)
+    judgements = judge_apart(parts.eval_critic, jokes)
     texts = [j.text for j in jokes]
     names = dict.fromkeys(n for j in judgements for n in j.parts)
     return {
-        "prompts": [j.prompt.id for j in jokes],
         "scores": [None if j.score is None else round(j.score, 4) for j in judgements],
         "parts": {n: float(np.mean([j.parts[n] for j in judgements if n in j.parts])) for n in names},
         "distinct_2": text_stats.distinct_n(texts, 2),
+        "commonest_line": text_stats.commonest_line(texts)[1],
         "self_overlap": text_stats.self_overlap(texts),
         "teacher_copies": float(np.mean([j.text.strip() in _taught(parts.teacher, j) for j in jokes])),
         "length_ratio": sum(map(len, texts)) / max(1, sum(len(j.prompt.text) for j in jokes)),
@@ -226,9 +277,13 @@ def _taught(teacher: TeacherBuffer | None, joke: Joke) -> set[str]:
 
 
 def beside_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
-    """Each line beside the teacher's first for its prompt: the probability that it wins (a tie is half a win), the
-    tie's share, and how much longer it is, in characters. None where there is no teacher's line or no verdict."""
-    lines = [(teacher.lines_for(j.prompt.id) if teacher else [])[:1] for j in jokes]
+    """Each line beside one of the teacher's for its prompt, the first beside the first: the probability that it wins (a
+    tie is half a win), the tie's share, and how much longer it is, in characters. None where there is no teacher's line
+    or no verdict. Where the teacher has fewer lines, it begins with its first again."""
+    lines = []
+    for joke, place in zip(jokes, line_places(jokes), strict=True):
+        known = teacher.lines_for(joke.prompt.id) if teacher else []
+        lines.append([known[place % len(known)]] if known else [])
     # The same words are a draw by definition: not worth asking.
     asked = [i for i, line in enumerate(lines) if line and line[0].strip() != jokes[i].text.strip()]
     verdicts = judge([(jokes[i], Joke(jokes[i].prompt, lines[i][0], "teacher")) for i in asked]) if asked else []

@@ -12,6 +12,7 @@ import numpy as np
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.compare import stats
+from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN
 from humor_env.experiments.compare.benchmark_tables import FIXED, System, curve_of, ratings_of, score, systems_of
 from humor_env.experiments.drawing.charts import Dot, Line, Points, dot_chart, line_chart, scatter_chart, standalone
 
@@ -63,8 +64,9 @@ def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
 
 def _profiles(bench: Benchmark) -> str:
     at = np.linspace(0, 1, 21)[:-1]
-    shown = [s for s in systems_of(bench) if s.name in FIXED or s.name.startswith("best-of")]
-    shown += [s for s in systems_of(bench) if s not in shown][: MOST - len(shown)]
+    systems = [s for s in systems_of(bench) if s.name != WRITTEN_AGAIN]
+    shown = [s for s in systems if s.name in FIXED or s.name.startswith("best-of")]
+    shown += [s for s in systems if s not in shown][: MOST - len(shown)]
     lines = []
     for system in shown:
         intervals = stats.performance_profile(system.lines("scores"), at, resamples=300)

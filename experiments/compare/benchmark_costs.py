@@ -38,22 +38,23 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     seconds, written = 0.0, 0
     items: dict[tuple[str, str], costs.Item] = {}
     unknown = False
+    # The warm start's cell also has the base, the teacher and, where it writes twice, the imitation again.
+    systems = 4 if bench.noise_floor else 3
     for spec, sources in ((start, list(bench.feedback)), *runs):
         with tempfile.TemporaryDirectory() as scratch:
             parts = Ingredients(costs.without_keys(spec), Path(scratch))
             try:
                 on_the_way = _dev_lines(spec, parts, bench.budget.evaluations)
-                for item in _items(spec, parts, sources, on_the_way, systems=3 if spec is start else 1):
+                for item in _items(spec, parts, sources, on_the_way, systems=systems if spec is start else 1):
                     known = items.get((item.what, item.who))
                     items[item.what, item.who] = item if known is None else known + item
             except CredentialError:
                 unknown = True
-            lines, measured = _lines(spec, parts), len(parts.eval_prompts)
+            lines, measured = _lines(spec, parts), costs.tested_lines(spec, parts)
             lessons = costs.lessons(spec, parts) if spec is start else 0
             parts.close()
         written += lines
-        # The warm start's cell writes for the base too; the teacher's lines are there.
-        stages = 3 if spec is start else 2
+        stages = systems if spec is start else 2  # one of which nobody writes
         seconds += costs.rough_seconds(each or 0.0, lines, measured=measured, stages=stages, lessons=lessons)
         seconds += (each or 0.0) * on_the_way
     count = len(bench.seeds)
@@ -89,13 +90,13 @@ def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
     counted = costs.dev_lines(spec, parts)
     if counted or not getattr(spec.learner_config(spec.seeds[0]), "rounds", 0):
         return counted
-    return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit)
+    return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit) * spec.eval.dev_lines
 
 
 def _items(spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, systems: int) -> Iterator[costs.Item]:
     """For one seed: what the feedback is asked in learning, and what it and the held-out critic are asked in measuring,
     where each line meets the teacher's too."""
-    sample, lines = costs.sample_pairs(parts), systems * len(parts.eval_prompts)
+    sample, lines = costs.sample_pairs(parts), systems * costs.tested_lines(spec, parts)
     scored = costs.lines_to_learn_from(spec, parts)
     asked: list[tuple[str, str, Any, int]] = []
     held_out = parts.spec.eval.critic[0]
@@ -105,7 +106,8 @@ def _items(spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, sy
         learning = 0 if systems > 1 else scored
         pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
         asked += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
-        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, lines)]
+        beside = lines + (costs.tested_lines(spec, parts) if systems == 4 else 0)  # its own lines, too
+        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, beside)]
     for what, who, whom, count in asked:
         if isinstance(whom, CriticAsJudge):
             whom, count = whom.critic, 2 * count

@@ -17,6 +17,9 @@ The budget is what one learner may take of its feedback after the warm start, eq
 - `seconds` (of the training loop, evaluations excluded) and `cost` (US dollars, all that the run asks of paid models
   included) end a run early: it is measured where it stood.
 
+`noise_floor = true` has the imitation's lines for the held-out prompts written twice, with other random numbers: how
+far the two lie apart is what no difference between learners should be mistaken for.
+
 Steps and prompts per round follow from it and cannot be typed. Best-of-n learns nothing: what it writes and has judged
 for each line, for ever, is told in the results instead.
 """
@@ -46,6 +49,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 JOB = "humor_env.experiments.compare.benchmark_cell:train_and_measure"
 IMITATION, BEST_OF_N = "imitation", "best-of-n"
+WRITTEN_AGAIN = "imitation-again"  # the row of the same weights with other random numbers
 ONE_ORDER = "humor_env.experiments.compare.bias_judges:OneOrder"
 CRITIC_JUDGE = "humor_env.experiments.compare.bias_judges:make_critic_judge"
 # What tells two models behind one kind of critic apart.
@@ -108,6 +112,7 @@ class BenchmarkSpec(Table):
     shared: dict[str, Any] = {}
     budget: BudgetTable
     held_out: HeldOutTable
+    noise_floor: bool = False
     feedback: Annotated[list[FeedbackTable], Field(min_length=1)]
     learner: dict[str, Any] = {}
     learners: Annotated[list[LearnerTable], Field(min_length=1)]
@@ -173,6 +178,7 @@ class BenchmarkSpec(Table):
             start = f"{IMITATION}/seed-{seed}"
             sources = [[f.name, critic_table(f), judge_table(f)] for f in self.feedback]
             spec: dict[str, Any] = {"run": self.imitation_run(seed), "label": IMITATION, "sources": sources}
+            spec |= {"noise_floor": True} if self.noise_floor else {}
             cells.append(Cell(start, root / "cells" / start, JOB, spec, seed))
             for learner, feedback in self.pairs():
                 name = f"{learner.name}/{feedback.name}/seed-{seed}"
@@ -381,7 +387,7 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise InvalidOption(f"'{file}': two {what} are called '{twice[0]}'.")
-    reserved = [x.name for x in spec.learners if x.name in (IMITATION, "base", "teacher", "cells")]
+    reserved = [x.name for x in spec.learners if x.name in (IMITATION, WRITTEN_AGAIN, "base", "teacher", "cells")]
     if reserved:
         raise InvalidOption(
             f"'{file}': '{reserved[0]}' is what the benchmark calls its own row; give the learner another name."
@@ -397,6 +403,7 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
     if spec.budget.samples is None and spec.budget.judgements is None:
         raise InvalidOption(f"'{file}': [budget] needs samples or judgements, from which steps follow.")
     rows = {IMITATION, "base", "teacher", *(x.name for x in spec.learners)}
+    rows |= {WRITTEN_AGAIN} if spec.noise_floor else set()
     for table in spec.compare:
         for name in table.systems:
             if name not in rows:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,14 @@ import numpy as np
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.compare import stats
+from humor_env.experiments.compare.benchmark_spec import IMITATION, WRITTEN_AGAIN
 from humor_env.experiments.compare.stats import Array, Interval
 
 if TYPE_CHECKING:
     from humor_env.experiments.compare.benchmark import Benchmark, Row
 
-FIXED = ("base", "teacher", "imitation")
+FIXED = ("base", "teacher", IMITATION, WRITTEN_AGAIN)
+AGAIN_LABEL = "imitation, written again"
 MARK = re.compile(r"(<!-- benchmark: (\S+?)/(\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -40,10 +42,13 @@ class System:
     name: str
     feedback: str
     rows: Sequence[Row]
+    prompts: int
 
     def lines(self, key: str) -> Array:
-        """`[seeds, prompts]`, NaN where there is no number."""
-        return np.array([[np.nan if v is None else v for v in row[key]] for row in self.rows], dtype=np.float64)
+        """`[seeds, prompts]`, or `[seeds, prompts, lines]` where there are several; NaN where there is no number."""
+        flat = np.array([[np.nan if v is None else v for v in row[key]] for row in self.rows], dtype=np.float64)
+        several = flat.shape[1] > self.prompts
+        return flat.reshape(len(flat), self.prompts, -1) if several else flat
 
     def numbers(self, key: str) -> Array:
         return np.array([np.nan if row.get(key) is None else row[key] for row in self.rows], dtype=np.float64)
@@ -52,9 +57,11 @@ class System:
         values = self.numbers(key)
         return float(stats.mean(values)) if np.isfinite(values).any() else float("nan")
 
-    def win_tie(self, whose: str) -> Array:
-        """P(win) + P(tie) line by line, by the held-out judge or the feedback's."""
-        wins, ties = ("wins_held_out", "ties_held_out") if whose == "held out" else ("wins", "ties")
+    def win_tie(self, whose: str, other: str = "") -> Array:
+        """P(win) + P(tie) line by line, by the held-out judge or the feedback's; beside the teacher's line, or (other
+        "_itself") beside the policy's own of the first time."""
+        judge = "_held_out" if whose == "held out" else ""
+        wins, ties = (f"{kind}{other}{judge}" for kind in ("wins", "ties"))
         return np.minimum(1.0, self.lines(wins) + self.lines(ties) / 2)
 
 
@@ -67,14 +74,21 @@ def systems_of(bench: Benchmark) -> list[System]:
             by_system.setdefault((row["system"], row["feedback"]), []).append(row)
     systems = [
         System(
-            name if name in FIXED or len(sources) == 1 else f"{name}, {feedback}",
+            _label(name, feedback, several=len(sources) > 1),
             name,
             feedback,
             sorted(rows, key=lambda row: row["seed"]),
+            len(bench.record["prompts"]),
         )
         for (name, feedback), rows in by_system.items()
     ]
     return sorted(systems, key=lambda s: -s.mean("score"))
+
+
+def _label(name: str, feedback: str, *, several: bool) -> str:
+    if name == WRITTEN_AGAIN:
+        return AGAIN_LABEL
+    return f"{name}, {feedback}" if several and name not in FIXED else name
 
 
 Columns = Mapping[str, Callable[[System], str]]
@@ -150,6 +164,7 @@ def _texts(bench: Benchmark) -> str:
         systems_of(bench),
         {
             "distinct-2": _of("distinct_2"),
+            **({"commonest line": _of("commonest_line")} if any("commonest_line" in row for row in bench.rows) else {}),
             "self-overlap": _of("self_overlap"),
             "copies of the teacher": lambda s: "–" if s.name == "teacher" else _plain(s.mean("teacher_copies")),
             "length ÷ prompt's length": _of("length_ratio", 2),
@@ -159,8 +174,30 @@ def _texts(bench: Benchmark) -> str:
     )
 
 
+def _noise(bench: Benchmark) -> str:
+    """What the same policy gives that has written twice: no smaller difference between two systems means anything."""
+    by_name = {s.name: s for s in systems_of(bench)}
+    again, first = by_name.get(WRITTEN_AGAIN), by_name.get(IMITATION)
+    columns: dict[str, Callable[[System], str]] = {
+        "held-out score": lambda s: _bounds(score(s)),
+        "score over imitation": lambda s: _difference(s, first) if first else "–",
+        "win or tie with imitation, held-out judge": lambda s: _itself(s, "held out"),
+    }
+    for feedback in [f.name for f in bench.spec.feedback]:
+        rows = [row for row in bench.rows if (row["system"], row["feedback"]) == (WRITTEN_AGAIN, feedback)]
+        whose = "training judge" if len(bench.spec.feedback) == 1 else feedback
+        columns[f"win or tie with imitation, {whose}"] = lambda s, rows=rows: _itself(  # type: ignore[misc]
+            replace(s, rows=rows), "feedback"
+        )
+    return _table([again] if again else [], columns)
+
+
+def _itself(system: System, whose: str) -> str:
+    return _bounds(stats.interval([system.win_tie(whose, "_itself")]), 0, 100)
+
+
 def _spent(bench: Benchmark) -> str:
-    learnt = [s for s in systems_of(bench) if s.name not in ("base", "teacher")]
+    learnt = [s for s in systems_of(bench) if s.name not in ("base", "teacher", WRITTEN_AGAIN)]
     columns: dict[str, Callable[[System], str]] = {
         "lines written": _of("spent/samples", 0),
         "judgements": _of("spent/judgements", 0),
@@ -174,10 +211,10 @@ def _spent(bench: Benchmark) -> str:
 
 
 def ratings_of(bench: Benchmark) -> list[tuple[System, stats.Rating]]:
-    """Bradley-Terry over all systems; one that was not run with a seed does not play in it."""
-    systems = systems_of(bench)
-    prompts = len(bench.record["prompts"])
-    array = np.full((len(systems), len(bench.spec.seeds), prompts), np.nan)
+    """Bradley-Terry over all systems; one that was not run with a seed does not play in it, and no policy plays
+    twice."""
+    systems = [s for s in systems_of(bench) if s.name != WRITTEN_AGAIN]
+    array = np.full((len(systems), len(bench.spec.seeds), *systems[0].lines("scores").shape[1:]), np.nan)
     for i, system in enumerate(systems):
         by_seed = dict(zip((row["seed"] for row in system.rows), system.lines("scores"), strict=True))
         for j, seed in enumerate(bench.spec.seeds):
@@ -273,7 +310,7 @@ def _overoptimisation(bench: Benchmark) -> str:
         return _bounds(stats.paired_difference(s.lines("wins"), s.lines("wins_held_out")), 0, 100)
 
     return _table(
-        [s for s in systems_of(bench) if s.name != "teacher"],
+        [s for s in systems_of(bench) if s.name not in ("teacher", WRITTEN_AGAIN)],
         {
             "√KL": lambda s: _plain(float(np.sqrt(max(0.0, s.mean("kl")))) if np.isfinite(s.mean("kl")) else np.nan, 2),
             "wins, training judge": lambda s: _bounds(stats.interval([s.lines("wins")]), 0, 100),
@@ -316,6 +353,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
         _overoptimisation,
     ),
     "effects": ("All in one table", _effects),
+    "noise": ("Noise: the same policy, written twice with other random numbers", _noise),
     "texts": ("Variety and copying", _texts),
     "spent": ("What training cost, mean over seeds", _spent),
 }
@@ -333,17 +371,26 @@ def make_table(bench: Benchmark, name: str) -> str:
     return TABLES[name][1](bench)
 
 
+def lines_of(bench: Benchmark) -> int:
+    """How many lines each held-out prompt has."""
+    prompts = len(bench.record["prompts"])
+    return len(bench.rows[0]["scores"]) // prompts if bench.rows and prompts else 1
+
+
 def results_page(bench: Benchmark) -> str:
     """RESULTS.md: every table, and what made it."""
     record: Mapping[str, Any] = bench.record
     budget = {k: v for k, v in bench.spec.budget.model_dump().items() if v is not None and k != "evaluations"}
     seeds = ", ".join(map(str, bench.spec.seeds))
+    prompts, several = len(record["prompts"]), lines_of(bench)
     sections = [
         f"# {bench.spec.title or bench.spec.name}",
-        f"Seeds {seeds}; {len(record['prompts'])} held-out prompts, one line for each; measured by "
+        f"Seeds {seeds}; {prompts} held-out prompts, {'one line' if several == 1 else f'{several} lines'} for each; "
+        "measured by "
         f"`{bench.spec.held_out.critic}`, which no learner was trained on. Budget per learner after the warm start: "
         + ", ".join(f"{v:,g} {k}" for k, v in budget.items())
-        + ". Intervals are 95 %, by bootstrap over seeds and prompts.",
+        + ". Intervals are 95 %, by bootstrap over seeds and prompts"
+        + (", a prompt with all its lines." if several > 1 else "."),
     ]
     if record["failures"]:
         failed = [f"- {name}: {why}" for name, why in record["failures"].items()]
@@ -352,6 +399,8 @@ def results_page(bench: Benchmark) -> str:
         sections += [f"## {c.title}\n\n{make_table(bench, c.name)}" for c in bench.spec.compare]
         several = len(bench.spec.feedback) > 1
         for name, (title, table) in TABLES.items():
+            if name == "noise" and not bench.spec.noise_floor:
+                continue
             if name != "effects" or several:
                 sections.append(f"## {title}\n\n{table(bench)}")
     sections.append(

@@ -1,6 +1,7 @@
 """Statistics for few seeds and many prompts: pure functions from arrays to numbers with intervals.
 
     interval([scores])                        # scores [seeds, prompts]: mean, and its 95 % bootstrap interval
+    interval([scores])                        # or [seeds, prompts, lines]: a prompt counts by the mean of its lines
     interval([scores], interquartile_mean)
     probability_of_improvement(a, b)          # a, b [seeds, prompts]: how likely is a run of a to beat one of b?
     paired_difference(a, b)                   # same seeds, same prompts
@@ -11,6 +12,8 @@ Interquartile mean, stratified bootstrap, probability of improvement and perform
 others 2021 ("Deep Reinforcement Learning at the Edge of the Statistical Precipice"). Their package rliable 1.2.0 is on
 PyPI, but needs arch, pandas and seaborn (and so matplotlib) for a few dozen lines of NumPy: these are written here, and
 differ in one thing: prompts are resampled beside seeds, because a held-out set is a sample too.
+
+Lines for one prompt are not independent tests: prompts are drawn whole, with all their lines.
 
 NaN is a score that is missing (a failed judgement) and is left out. All chance comes from `seed`.
 """
@@ -71,7 +74,8 @@ def interval(
 ) -> Interval:
     """A statistic of the scores of runs, and its bootstrap interval.
 
-    Each stratum (a task, a critic) is `[seeds]`, or `[seeds, prompts]`, whose rows are averaged. Runs are resampled
+    Each stratum (a task, a critic) is `[seeds]`, or `[seeds, prompts]`, whose rows are averaged, or `[seeds, prompts,
+    lines]`, where the lines of a prompt are averaged first. Runs are resampled
     within their stratum, prompts alike for all runs of it: the two kinds of luck are crossed, not nested.
     """
     arrays = [_matrix(stratum) for stratum in strata]
@@ -84,9 +88,12 @@ def interval(
 def _matrix(scores: ArrayLike) -> Array:
     array = np.asarray(scores, dtype=np.float64)
     array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or not array.size:
-        raise InvalidOption(f"Scores are [seeds] or [seeds, prompts] and not empty; found the shape {array.shape}.")
-    return array
+    if array.ndim not in (2, 3) or not array.size:
+        raise InvalidOption(
+            f"Scores are [seeds], [seeds, prompts] or [seeds, prompts, lines] and not empty; found the shape "
+            f"{array.shape}."
+        )
+    return mean(array) if array.ndim == 3 else array
 
 
 def _draws(source: np.random.Generator, resamples: int, count: int) -> NDArray[np.int64]:
@@ -137,7 +144,8 @@ def _share_above(a: Array, b: Array) -> Array:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> Interval:
-    """The mean of a - b where seeds and prompts are the same in both: what they share cancels out."""
+    """The mean of a - b where seeds and prompts are the same in both: what they share cancels out. Of prompts with
+    several lines the means are compared."""
     first, second = _matrix(a), _matrix(b)
     if first.shape != second.shape:
         raise InvalidOption(f"Pairs need the same seeds and prompts; found {first.shape} and {second.shape}.")
@@ -148,7 +156,7 @@ def performance_profile(
     scores: ArrayLike, thresholds: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> list[Interval]:
     """For each threshold the share of lines that score above it, over all seeds and prompts."""
-    array = _matrix(scores)
+    array = np.asarray(scores, dtype=np.float64)
     profile = []
     for threshold in np.asarray(thresholds, dtype=np.float64):
         above = np.where(np.isfinite(array), (array > threshold).astype(np.float64), np.nan)
@@ -170,12 +178,13 @@ def bradley_terry(
     scores: ArrayLike, *, seed: int = 0, resamples: int = 500, level: float = LEVEL, prior: float = 1.0
 ) -> list[Rating]:
     """Ratings of systems, best first, from scores `[systems, seeds, prompts]`: on each prompt of each seed the higher
-    score wins, equal ones draw. `prior` games against an average system keep the strength of one that always wins
+    score wins, equal ones draw. With `[systems, seeds, prompts, lines]` line k meets line k, and all of a prompt's
+    games together count as one. `prior` games against an average system keep the strength of one that always wins
     finite."""
     array = np.asarray(scores, dtype=np.float64)
-    if array.ndim != 3 or len(array) < 2:
+    if array.ndim not in (3, 4) or len(array) < 2:
         raise InvalidOption(f"Ratings need [systems, seeds, prompts] with two systems or more; found {array.shape}.")
-    systems, seeds, prompts = array.shape
+    systems, seeds, prompts = array.shape[:3]
     games = _games(array)
     source = generator(seed, "bradley-terry")
     by_seed, by_prompt = _weights(source, resamples, seeds), _weights(source, resamples, prompts)
@@ -195,7 +204,7 @@ def _games(scores: Array) -> Array:
     difference = scores[:, None] - scores[None, :]
     wins = np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), 0.0)
     wins[np.arange(len(scores)), np.arange(len(scores))] = 0.0
-    return wins
+    return wins if scores.ndim == 3 else np.asarray(wins.mean(-1))
 
 
 def tiers(intervals: Sequence[Interval]) -> list[int]:

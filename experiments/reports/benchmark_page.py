@@ -38,7 +38,8 @@ def benchmark_view(folder: Path) -> tuple[dict[str, Any], list[RunData]]:
     runs, notes = _systems(bench)
     notes += [f"{name} has no result: {why}" for name, why in bench.failures.items()]
     several = len(bench.spec.feedback) > 1
-    names = [name for name in TABLES if bench.rows and (name != "effects" or several)]
+    left_out = {*(() if several else ("effects",)), *(() if bench.spec.noise_floor else ("noise",))}
+    names = [name for name in TABLES if bench.rows and name not in left_out]
     tables = [(TABLES[name][0], markdown_rows(TABLES[name][1](bench))) for name in names]
     drawn = [(what, draw(bench)) for what, draw in CHARTS.values()] if bench.rows else []
     charts = [Picture("result", Markup(svg), what) for what, svg in drawn if NOTHING not in svg]
@@ -120,4 +121,6 @@ def _stages(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         return {}
     stages = load_run(folder).seeds[0].stages
-    return {"imitation" if name == "sft" else name: lines for name, lines in stages.items()}
+    # Written twice, it would stand among the learners; the table of noise has it.
+    kept = {name: lines for name, lines in stages.items() if name != "sft-again"}
+    return {"imitation" if name == "sft" else name: lines for name, lines in kept.items()}

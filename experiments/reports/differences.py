@@ -25,7 +25,7 @@ from humor_env.experiments.reports.lines_by_stage import (
     spread,
     with_interval,
 )
-from humor_env.experiments.reports.report_data import Judged, RunData
+from humor_env.experiments.reports.report_data import Judged, RunData, first_lines
 from humor_env.experiments.reports.report_numbers import Estimate, by_prompt, interval
 from humor_env.experiments.reports.tables import Table, TableRow
 from humor_env.shared.text_stats import distinct_n
@@ -129,7 +129,7 @@ def difference(run: RunData, other: RunData) -> Table:
 
 def prompts_of_both(mine: Side, theirs: Side, count: int = 6) -> list[SamePrompt]:
     """What the two students wrote for the same prompts, evenly spread from the most gained to the most lost."""
-    lines = [{line.prompt_id: line for line in next(iter(each.seeds.values()))} for each in (mine, theirs)]
+    lines = [first_lines(next(iter(each.seeds.values()))) for each in (mine, theirs)]
     gains = {
         prompt: a - b
         for prompt in lines[0].keys() & lines[1].keys()

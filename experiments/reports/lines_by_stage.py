@@ -13,8 +13,9 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from humor_env.experiments.reports.report_data import Judged, RunData, SeedData, begun_from
+from humor_env.experiments.reports.report_data import Judged, RunData, SeedData, begun_from, first_lines
 from humor_env.experiments.reports.report_numbers import Estimate, paired, recent
 from humor_env.experiments.reports.tables import Table, TableRow, percent
 from humor_env.shared.text_stats import BLANK, frames
@@ -38,12 +39,12 @@ class SamePrompt:
 
 
 def same_prompts(run: RunData, count: int = 6) -> list[SamePrompt]:
-    """Held-out prompts with the line of every stage: not picked, but evenly spread over the first seed's lines by the
-    last student's score, the best first. None where only one stage was measured."""
+    """Held-out prompts with the first line of every stage: not picked, but evenly spread over the first seed's lines
+    by the last student's score, the best first. None where only one stage was measured."""
     seed = next((s for s in run.seeds if s.stages.get(last_stage(s))), None)
     if seed is None:
         return []
-    tables = {stage: {line.prompt_id: line for line in lines} for stage, lines in seed.stages.items()}
+    tables = {stage: first_lines(lines) for stage, lines in seed.stages.items()}
     late = tables[last_stage(seed)]
     if len([stage for stage in tables if stage != "teacher"]) < 2:
         return []
@@ -155,11 +156,15 @@ def part_table(run: RunData, title: str) -> Table:
         values = [[line.parts[name] for line in lines_of_stage(run, stage) if name in line.parts] for stage in stages]
         cells = [name.replace("_", " "), *(f"{statistics.fmean(v):.3f}" if v else "–" for v in values)]
         if changes:
-            change = paired(*([parts_by_prompt(s.stages.get(w, ()), name) for s in run.seeds] for w in (late, before)))
+            change = paired(run, late, before, value=partial(_part, name=name))
             cells.append("–" if change is None else with_interval(change))
         rows.append(TableRow(cells))
     head = ["part", *stages, *([f"change from {before}"] if changes else [])]
     return Table(title, head, rows, "Means of the held-out judge’s parts; the change with its 95 % interval.")
+
+
+def _part(line: Judged, name: str) -> float | None:
+    return line.parts.get(name)
 
 
 def parts_by_prompt(lines: Sequence[Judged], name: str) -> dict[str, float]:

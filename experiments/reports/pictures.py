@@ -35,7 +35,7 @@ from humor_env.experiments.reports.lines_by_stage import (
     stage_names,
     thirds_of_training,
 )
-from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from
+from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from, first_lines
 from humor_env.experiments.reports.report_numbers import (
     Curve,
     Headline,
@@ -129,8 +129,8 @@ def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
     seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
     if seed is None or seed.trained is None:
         return []
-    before = {line.prompt_id: line for line in seed.stages.get(begun_from(seed.trained, seed.stages), ())}
-    after = {line.prompt_id: line for line in seed.stages[seed.trained]}
+    before = first_lines(seed.stages.get(begun_from(seed.trained, seed.stages), ()))
+    after = first_lines(seed.stages[seed.trained])
     both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
     chosen = [
         Sample(now.prompt, ((was.score, was.text), (now.score, now.text)))

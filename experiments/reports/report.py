@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -37,7 +38,15 @@ from humor_env.experiments.reports.lines_by_stage import (
     same_prompts_while_learning,
 )
 from humor_env.experiments.reports.pictures import Picture, pictures, result_picture
-from humor_env.experiments.reports.report_data import REFERENCES, Judged, RunData, begun_from, load_run
+from humor_env.experiments.reports.report_data import (
+    REFERENCES,
+    Judged,
+    RunData,
+    begun_from,
+    line_beside,
+    lines_by_prompt,
+    load_run,
+)
 from humor_env.experiments.reports.tables import Table, percent
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
@@ -379,10 +388,17 @@ class _Look:
                 counts.setdefault((name, flag), [0])[0] += 1
 
     def _held_out(self, index: int, run: RunData, seed: Any, trained: str, flagged: Mapping[str, Any]) -> None:
-        lines = {stage: {line.prompt_id: line for line in rows} for stage, rows in seed.stages.items()}
+        lines = {stage: lines_by_prompt(rows) for stage, rows in seed.stages.items()}
+        seen: Counter[str] = Counter()
         for place, line in enumerate(seed.stages.get(trained, ())):
             flags, why = flagged[trained][place]
-            before = lines.get(begun_from(trained, lines), {}).get(line.prompt_id)
+            beside = {
+                stage: other
+                for stage, table in lines.items()
+                if (other := line_beside(table.get(line.prompt_id, ()), seen[line.prompt_id])) is not None
+            }
+            seen[line.prompt_id] += 1
+            before = beside.get(begun_from(trained, lines))
             change = None
             if before is not None and before.score is not None and line.score is not None:
                 change = line.score - before.score
@@ -391,9 +407,7 @@ class _Look:
             if before is not None and change is not None and change <= -0.1:
                 self.worst.append({"run": run.name, "before": before, "now": line, "change": change})
             self.judged.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
-            versions = [
-                _told(stage, table[line.prompt_id]) for stage, table in lines.items() if line.prompt_id in table
-            ]
+            versions = [_told(stage, other) for stage, other in beside.items()]
             main = next(i for i, t in enumerate(versions) if t[0] == trained)
             self._row("held-out", index, seed.name, line, versions, main, flags, why, change)
 

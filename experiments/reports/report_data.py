@@ -64,6 +64,25 @@ class SeedData:
         return next((n for n in [*self.stages, *self.numbers] if n not in REFERENCES), None)
 
 
+def lines_by_prompt(lines: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """A stage's lines by the prompt they are for: `eval.lines` of them, or as many as the teacher has."""
+    by_prompt: dict[str, list[Judged]] = {}
+    for line in lines:
+        by_prompt.setdefault(line.prompt_id, []).append(line)
+    return by_prompt
+
+
+def first_lines(lines: Sequence[Judged]) -> dict[str, Judged]:
+    """The line that is shown where a prompt is shown once: its first, so that none is picked."""
+    return {prompt: own[0] for prompt, own in lines_by_prompt(lines).items()}
+
+
+def line_beside(own: Sequence[Judged], place: int) -> Judged | None:
+    """Of a prompt's lines the one that stands beside another stage's line `place`; where there are fewer, it begins
+    with the first again."""
+    return own[place % len(own)] if own else None
+
+
 def begun_from(stage: str, stages: Collection[str]) -> str:
     """The stage that a learner's result is compared with: imitation, where there was one."""
     return "imitation" if stage != "imitation" and "imitation" in stages else "base"

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from humor_env.experiments.reports.report_data import REFERENCES, Judged, Row, RunData, SeedData, begun_from
+from humor_env.experiments.reports.report_data import (
+    REFERENCES,
+    Judged,
+    Row,
+    RunData,
+    SeedData,
+    begun_from,
+    line_beside,
+    lines_by_prompt,
+)
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.rewards.rules import Fault
 from humor_env.shared.text_stats import distinct_n, ngrams
@@ -45,7 +54,7 @@ class Headline:
     score: Estimate
     by_seed: Sequence[float]
     change: Estimate | None  # from what it began as (the imitation, or else the base), prompt by prompt
-    matches_teacher: Estimate | None  # share of prompts on which it scores at least what the teacher's line does
+    matches_teacher: Estimate | None  # share of lines that score at least what the teacher's for that prompt does
     distinct_2: float | None
     length_ratio: float | None
     failures: int
@@ -116,10 +125,8 @@ def _headline(run: RunData, stage: str) -> Headline:
     start = begun_from(stage, there)
     change = None
     if stage not in REFERENCES or stage == "imitation":
-        before = [by_prompt(seed.stages[start]) for seed in run.seeds if start in seed.stages and stage in seed.stages]
-        change = paired(tables, before)
-    teacher = [by_prompt(s.stages["teacher"]) for s in run.seeds if "teacher" in s.stages and stage in s.stages]
-    matches = None if stage == "teacher" else paired(tables, teacher, lambda now, then: float(now >= then), lowest=0.0)
+        change = paired(run, stage, start)
+    at_least = None if stage == "teacher" else paired(run, stage, "teacher", lambda now, then: float(now >= then), 0.0)
     lines = [seed.stages[stage] for seed in run.seeds if stage in seed.stages]
     return Headline(
         run=run.name,
@@ -127,7 +134,7 @@ def _headline(run: RunData, stage: str) -> Headline:
         score=interval(_over_seeds(tables), seed=_seed_of(run)),
         by_seed=[_mean(list(table.values())) for table in tables],
         change=change,
-        matches_teacher=matches,
+        matches_teacher=at_least,
         distinct_2=_mean([distinct_n([line.text for line in own], 2) for own in lines]),
         length_ratio=_mean([sum(len(r.text) for r in own) / max(1, sum(len(r.prompt) for r in own)) for own in lines]),
         failures=sum(line.score is None for own in lines for line in own),
@@ -159,18 +166,36 @@ def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
     return [_mean(scores) for scores in scores_of.values()]
 
 
+def _score(line: Judged) -> float | None:
+    return line.score
+
+
 def paired(
-    now: Sequence[Mapping[str, float]],
-    then: Sequence[Mapping[str, float]],
+    run: RunData,
+    stage: str,
+    other: str,
     compare: Callable[[float, float], float] = operator.sub,
     lowest: float = -1.0,
+    value: Callable[[Judged], float | None] = _score,
 ) -> Estimate | None:
-    """The mean of the comparison, prompt by prompt within each seed; None where nothing can be paired."""
-    if len(now) != len(then) or not now:
+    """The mean of the comparison within each seed; None where nothing can be paired. Each line of a stage stands beside
+    the other's for the same prompt, the first beside the first; a prompt counts by the mean of its lines."""
+    measured = [seed.stages for seed in run.seeds if stage in seed.stages]
+    if not measured or any(other not in stages for stages in measured):
         return None
-    tables = [{p: compare(a[p], b[p]) for p in a if p in b} for a, b in zip(now, then, strict=True)]
-    values = _over_seeds(tables)
-    return interval(values, lowest) if values else None
+    tables: list[dict[str, float]] = []
+    for stages in measured:
+        beside = lines_by_prompt(stages[other])
+        table: dict[str, float] = {}
+        for prompt, own in lines_by_prompt(stages[stage]).items():
+            pairs = [(line, line_beside(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
+            values = [(value(line), value(then)) for line, then in pairs if then is not None]
+            known = [compare(a, b) for a, b in values if a is not None and b is not None]
+            if known:
+                table[prompt] = _mean(known)
+        tables.append(table)
+    means = _over_seeds(tables)
+    return interval(means, lowest) if means else None
 
 
 def interval(values: Sequence[float], lowest: float = 0.0, seed: int = 0) -> Estimate:

@@ -72,7 +72,7 @@ def estimate_spec(spec: Spec) -> list[Item]:
         parts = Ingredients(without_keys(spec), Path(scratch))
         try:
             learning = lines_to_learn_from(spec, parts)
-            evaluated = len(parts.eval_prompts) * (2 + spec.imitates + bool(parts.teacher)) + dev_lines(spec, parts)
+            evaluated = tested_lines(spec, parts) * (2 + spec.imitates + bool(parts.teacher)) + dev_lines(spec, parts)
             sample = sample_pairs(parts)
             items = [item_of("learning", name_of(c), parts.make_critic(c), sample, learning) for c in parts.spec.critic]
             if parts.judge is not None and parts.spec.judge is not None:
@@ -139,7 +139,12 @@ def lines_to_learn_from(spec: Spec, parts: Any) -> int:
     steps, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
     if steps and batch:
         return int(steps * batch * (spec.env.attempts or 1))
-    return int(getattr(config, "n", 0) * len(parts.eval_prompts))
+    return int(getattr(config, "n", 0) * tested_lines(spec, parts))
+
+
+def tested_lines(spec: Spec, parts: Any) -> int:
+    """Lines that one stage of one seed writes to be measured."""
+    return len(parts.eval_prompts) * spec.eval.lines
 
 
 def dev_lines(spec: Spec, parts: Any) -> int:
@@ -147,7 +152,7 @@ def dev_lines(spec: Spec, parts: Any) -> int:
     config = spec.learner_config(spec.seeds[0])
     every, steps = getattr(config, "evaluate_every", 0), getattr(config, "steps", 0)
     dev = sum(p.split == "dev" for p in parts.prompts)
-    return steps // every * min(dev, spec.eval.dev_limit) if every else 0
+    return steps // every * min(dev, spec.eval.dev_limit) * spec.eval.dev_lines if every else 0
 
 
 def _watched_lines(spec: Spec, parts: Any) -> int:
@@ -278,7 +283,7 @@ def forecast(spec: Spec) -> str:
         money = f"{spec.name}: what it would cost is not known without the key."
     with tempfile.TemporaryDirectory() as scratch:
         parts = Ingredients(without_keys(spec), Path(scratch))
-        lines, measured = lines_to_learn_from(spec, parts), len(parts.eval_prompts)
+        lines, prompts = lines_to_learn_from(spec, parts), len(parts.eval_prompts)
         stages, imitated = 2 + spec.imitates + bool(parts.teacher), lessons(spec, parts)
     seeds = len(spec.seeds)
     each = seconds_to_write(spec)
@@ -288,14 +293,14 @@ def forecast(spec: Spec) -> str:
             "timings.jsonl."
         )
     else:
-        whole = rough_seconds(each, lines, measured=measured, stages=stages, lessons=imitated)
+        whole = rough_seconds(each, lines, measured=prompts * spec.eval.lines, stages=stages, lessons=imitated)
         time = (
             f"On this machine that takes roughly {in_words(whole * seeds)}, by how fast the student wrote {_TRIED} "
             "lines just now; waiting for language models comes on top."
         )
     return (
         f"{money}\nThe learner writes about {lines * seeds:,} lines to learn from, and each stage is measured on "
-        f"{measured:,} prompts. {time}"
+        f"{prompts:,} prompts{f', {spec.eval.lines} lines for each' if spec.eval.lines > 1 else ''}. {time}"
     )
 
 

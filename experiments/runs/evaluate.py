@@ -4,14 +4,17 @@
     measured.mean, measured.interval    # mean score and its 95 % bootstrap interval over prompts
     measured.parts["meaning"], measured.distinct_2, measured.jokes
 
-Chance is one number per prompt and position, derived from the seed alone: the raw base, the imitation and the trained
-policy are measured with the same random numbers.
+Chance is one number per prompt, line and position, derived from the seed alone: the raw base, the imitation and the
+trained policy are measured with the same random numbers. With several lines for each prompt the first is the one that
+an evaluation of one line has, and a prompt counts by the mean of its lines: intervals are over prompts, for four lines
+to one prompt are not four independent tests.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,12 @@ import numpy as np
 import torch
 
 from humor_env.agents.session.log import joke_record
+from humor_env.agents.session.session import Writer
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episodes.episode import checked_reply
+from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
@@ -45,7 +50,9 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.scores)) if self.scores else float("nan")
+        """Over prompts, each by the mean of its lines."""
+        scores = prompt_means(self.jokes, self.judgements)
+        return float(np.mean(scores)) if scores else float("nan")
 
     @property
     def failures(self) -> int:
@@ -86,23 +93,75 @@ def evaluate(
     name: str = "",
     batch: int = 128,
     backend: Backend | None = None,
+    lines: int = 1,
 ) -> Evaluation:
-    """One sampled line per prompt, judged."""
+    """`lines` sampled lines for each prompt, judged."""
     sampling = sampling or Sampling()
-    source = torch.Generator().manual_seed(stream_seed(seed, "evaluation"))
-    uniforms = draw_uniforms(len(prompts), sampling.max_new_tokens, source)
     author = name or (adapter or "base")
-    jokes = write_jokes(
-        student, prompts, sampling, uniforms, author=author, adapter=adapter, at_once=batch, backend=backend
-    )
-    return judged(jokes, critic, name=author, seed=seed)
+
+    def write(line: int) -> list[Joke]:
+        source = torch.Generator().manual_seed(stream_seed(seed, "evaluation", line))
+        uniforms = draw_uniforms(len(prompts), sampling.max_new_tokens, source)
+        return write_jokes(
+            student, prompts, sampling, uniforms, author=author, adapter=adapter, at_once=batch, backend=backend
+        )
+
+    return judged(_by_prompt([write(line) for line in _places(lines)]), critic, name=author, seed=seed)
+
+
+def written_by(writer: Writer, prompts: Sequence[Prompt], *, lines: int, seed: int) -> list[Joke]:
+    """`lines` lines for each prompt, by what writes in the student's place, such as best-of-n. Each is asked for by
+    itself: a critic that compares the candidates for one prompt compares those of one line."""
+    seeds = [stream_seed(seed, "evaluation", line) if line else None for line in _places(lines)]
+    return _by_prompt([writer.write(prompts, seed=own) for own in seeds])
+
+
+def _places(lines: int) -> range:
+    if lines < 1:
+        raise InvalidOption(f"An evaluation writes at least 1 line for each prompt, not {lines}.")
+    return range(lines)
+
+
+def _by_prompt(written: Sequence[Sequence[Joke]]) -> list[Joke]:
+    """First the lines of the first prompt, then those of the second."""
+    return [joke for own in zip(*written, strict=True) for joke in own]
 
 
 def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -> Evaluation:
     """The evaluation of lines that are already written, such as the teacher's."""
-    judgements = checked_reply(critic, critic_name(critic), jokes) if jokes else []
-    scores = [j.score for j in judgements if j.score is not None]
+    judgements = judge_apart(critic, jokes)
+    scores = prompt_means(jokes, judgements)
     return Evaluation(name, tuple(jokes), tuple(judgements), bootstrap_interval(scores, seed=seed))
+
+
+def judge_apart(critic: Critic, jokes: Sequence[Joke]) -> list[Judgement]:
+    """The critic's judgements; it never sees two lines for one prompt at once. A critic that compares siblings, or
+    lowers the score of what repeats, then says of each line what it says where there is one."""
+    judgements: dict[int, Judgement] = {}
+    turns = line_places(jokes)
+    for turn in range(max(turns, default=-1) + 1):
+        now = [i for i, own in enumerate(turns) if own == turn]
+        judgements |= zip(now, checked_reply(critic, critic_name(critic), [jokes[i] for i in now]), strict=True)
+    return [judgements[i] for i in range(len(jokes))]
+
+
+def line_places(jokes: Sequence[Joke]) -> list[int]:
+    """For each line, how many of its prompt's lines stand before it."""
+    before: Counter[str] = Counter()
+    places = []
+    for joke in jokes:
+        places.append(before[joke.prompt.id])
+        before[joke.prompt.id] += 1
+    return places
+
+
+def prompt_means(jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> list[float]:
+    """The mean score of each prompt's lines; a prompt of which no line could be judged is left out."""
+    scores: dict[str, list[float]] = {}
+    for joke, judgement in zip(jokes, judgements, strict=True):
+        if judgement.score is not None:
+            scores.setdefault(joke.prompt.id, []).append(judgement.score)
+    return [float(np.mean(own)) for own in scores.values()]
 
 
 def save_lines(measured: Evaluation, folder: Path) -> dict[str, float | None]:

@@ -39,6 +39,7 @@ def measure_student(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
+    lines: int | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """The numbers of one evaluation, and what it was done with; None where there is no number to give. What is not said
@@ -68,6 +69,7 @@ def measure_student(
         known = parts.prompts if parts and prompts is None else load_prompts(prompts or "pocket")
         split = split or (own.eval.split if own and prompts is None else "test")
         asked = known.split(split)[: limit or (own.eval.limit if own and prompts is None else None)]
+        lines = lines or (own.eval.lines if own and prompts is None else 1)
         sampling = evaluation_sampling(own, own.learner_config(seed)) if own else Sampling()
         if max_new_tokens is not None:
             sampling = replace(sampling, max_new_tokens=max_new_tokens)
@@ -83,6 +85,7 @@ def measure_student(
             sampling=sampling,
             seed=seed,
             name=adapter,
+            lines=lines,
         )
     finally:
         if parts is not None:

@@ -33,7 +33,7 @@ from humor_env.agents.sft import SFTConfig
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.writer import Backend
 from humor_env.errors import InvalidOption
-from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines
+from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines, written_by
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 from humor_env.experiments.runs.micro_batches import choose, with_numbers
 from humor_env.experiments.runs.run_folder import (
@@ -256,18 +256,26 @@ class SeedRun:
             if self.backend is not None:
                 self.backend.refresh()
             evaluation = evaluate(
-                student, prompts, critic, sampling=self.sampling, seed=self.seed, backend=self.backend
+                student,
+                prompts,
+                critic,
+                sampling=self.sampling,
+                seed=self.seed,
+                backend=self.backend,
+                lines=self.spec.eval.dev_lines,
             )
             return {k: v for k, v in evaluation.numbers().items() if math.isfinite(v)}
 
         return measured
 
-    def _measure(self, name: str, adapter: str | None) -> None:
+    def _measure(self, name: str, adapter: str | None, seed: int | None = None) -> None:
+        """Write, judge and keep the lines of a stage; with the run's own random numbers, unless a seed is given."""
         if name not in self.stages and is_main_process():
             began = time.perf_counter()
-            prompts, critic = self.parts.eval_prompts, self.parts.eval_critic
+            prompts, critic, lines = self.parts.eval_prompts, self.parts.eval_critic, self.spec.eval.lines
             if self.writer is not None:
-                evaluation = judged(self.writer.write(prompts), critic, name=name, seed=self.seed)
+                written = written_by(self.writer, prompts, lines=lines, seed=self.seed)
+                evaluation = judged(written, critic, name=name, seed=self.seed)
             else:
                 evaluation = evaluate(
                     self.student,
@@ -275,19 +283,21 @@ class SeedRun:
                     critic,
                     adapter=adapter,
                     sampling=self.sampling,
-                    seed=self.seed,
+                    seed=self.seed if seed is None else seed,
                     name=name,
                     backend=self.backend,
+                    lines=lines,
                 )
             self.seconds[f"evaluate {name}"] = round(time.perf_counter() - began, 3)
             self._keep(evaluation)
         PartialState().wait_for_everyone()
 
     def _measure_teacher(self) -> None:
-        teacher = self.parts.teacher
+        """As many of its lines as the others write, where it has so many: none is judged twice."""
+        teacher, most = self.parts.teacher, self.spec.eval.lines
         if teacher is None or "teacher" in self.stages or not is_main_process():
             return
-        jokes = [Joke(p, lines[0], "teacher") for p in self.parts.eval_prompts if (lines := teacher.lines_for(p.id))]
+        jokes = [Joke(p, line, "teacher") for p in self.parts.eval_prompts for line in teacher.lines_for(p.id)[:most]]
         if jokes:
             self._keep(judged(jokes, self.parts.eval_critic, name="teacher", seed=self.seed))
 

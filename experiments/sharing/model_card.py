@@ -17,6 +17,7 @@ from humor_env import __version__
 from humor_env.experiments.runs.run_folder import read_json, read_results
 from humor_env.experiments.specs.spec import Spec, load_spec
 from humor_env.rewards.cards.built_in import find_card
+from humor_env.shared.markdown import table_cell
 
 OURS = ("pocket", "everyday", "oneliners")
 OWN_DATA = "CC-BY-4.0, written by the authors of humor_env"
@@ -216,10 +217,4 @@ def dataset_card(file: Path, repo: str, rows: Sequence[Mapping[str, Any]]) -> st
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in body)
-
-
-def _cell(text: str) -> str:
-    """A stranger's text in a table: no markup, no line breaks."""
-    plain = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return plain if len(plain) <= 300 else plain[:299] + "…"
+    return "\n".join(f"| {' | '.join(table_cell(cell, 300) for cell in row)} |" for row in body)

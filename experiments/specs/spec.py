@@ -131,12 +131,15 @@ class SamplingSpec(_Sampling):
 
 
 class EvalSpec(Table):
-    """Measured on `limit` prompts of `split` by `[[eval.critic]]` (the training critics, where none is given), written
-    as the learner samples, or by `[eval.sampling]`. `evaluate_every` measures on `dev_limit` dev prompts on the way."""
+    """Measured on `limit` prompts of `split`, `lines` lines for each, by `[[eval.critic]]` (the training critics, where
+    none is given), written as the learner samples, or by `[eval.sampling]`. `evaluate_every` measures on `dev_limit`
+    dev prompts on the way, `dev_lines` lines for each."""
 
     split: Split = "test"
     limit: Count | None = None
+    lines: Count = 1
     dev_limit: Count = 64
+    dev_lines: Count = 1
     sampling: SamplingSpec | None = None
     critic: list[CriticSpec] = []
 

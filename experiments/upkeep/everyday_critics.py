@@ -1,40 +1,42 @@
-"""The two `everyday` critics, trained from the bundled grades, and how they do on grades of other sentences.
+"""The two `everyday` critics, fitted to the bundled grades, and how they do on grades of other sentences.
 
-    python -m humor_env.experiments.upkeep.everyday_critics train everyday          # 10 minutes on two cores
-    python -m humor_env.experiments.upkeep.everyday_critics train everyday-judge    # an hour
-    python -m humor_env.experiments.upkeep.everyday_critics measure                 # the tables of docs/critics.md
+    python -m humor_env.experiments.upkeep.everyday_critics train everyday          # ten minutes on two cores
+    python -m humor_env.experiments.upkeep.everyday_critics train everyday-judge
+    python -m humor_env.experiments.upkeep.everyday_critics measure                 # the tables of docs/real-english.md
 
 The sentences whose lines were graded are divided: `everyday` learns from one half, `everyday-judge` from the other, and
-both are measured on test sentences, of which neither has seen a grade. Each question is a model of its own.
+both are measured on test sentences, of which neither has seen a grade. Nearly all of the time goes into reading the
+lines; `--states FOLDER` keeps what was read, so that another head is fitted in a minute.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from statistics import pvariance
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from humor_env.experiments.upkeep.graded_lines import HIGHEST, Row, bundled
 from humor_env.rewards.audits.audit_stats import interval, pair_credit, spearman, spearman_interval
-from humor_env.rewards.everyday import GRADES_FILE, QUESTIONS, WEIGHTS
+from humor_env.rewards.everyday import QUESTIONS, WEIGHTS
 from humor_env.types import Joke, Prompt
 
 if TYPE_CHECKING:
-    from humor_env.rewards.trained.critic_data import CriticSet
-    from humor_env.rewards.trained.train_critic import TrainCriticConfig, TrainProgress
+    from torch import Tensor
 
-NAMES = ("everyday", "everyday-judge")
+# Layers of SmolLM2 that each critic reads, of 30: chosen on dev among 6, 12, 18, 24 and 30 (experiments/LOG.md).
+LAYERS = {"everyday": 12, "everyday-judge": 18}
+NAMES = tuple(LAYERS)
 EVALUATION = "evaluation"
-# The folder of the source, not of an installed copy: what is trained here is to be committed.
+INSTRUCTION = (
+    "You're an AI assistant for text re-writing. Rewrite the input text to make it funnier while preserving its main "
+    "points."
+)
+# The folder of the source, not of an installed copy: what is fitted here is to be committed.
 TARGET = Path(__file__).resolve().parents[2] / "rewards" / WEIGHTS
 
 
@@ -42,82 +44,46 @@ def joke_of(row: Row) -> Joke:
     return Joke(Prompt(row["prompt_id"], row["prompt"]), row["text"], author=row["kind"])
 
 
-def configuration(name: str, question: str, seed: int) -> TrainCriticConfig:
-    from humor_env.rewards.trained.train_critic import TrainCriticConfig
-
-    common = TrainCriticConfig(
-        model="minilm",
-        form="pair",
-        pool="mean",
-        hidden=128,
-        max_length=96,
-        lora_rank=8,
-        epochs=3 if question == "funny" else 2,
-        batch_size=32,
-        lr=1e-3,
-        head_lr=1e-3,
-        dev_share=0.1,
-        evaluations=2,
-        patience=3,
-        # A line keeps the meaning of its own sentence, and not of another; how funny it is does not depend on it.
-        other_prompts=1.0 if question == "meaning" else 0.0,
-        seed=seed,
-    )
-    if name == "everyday":
-        return common
-    return replace(
-        common, model="smollm2", layers=6, lora_rank=4, pool="last", epochs=2 if question == "funny" else 1, lr=5e-4
-    )
+def shares_of(rows: Sequence[Row]) -> Any:
+    """`[N, Q]`: the mean grade of the two passes as a share of the highest."""
+    return np.array([[np.mean(row[q]) / HIGHEST[q] for q in QUESTIONS] for row in rows], dtype=np.float32)
 
 
-def set_of(rows: Sequence[Row], question: str) -> CriticSet:
-    from humor_env.rewards.trained.critic_data import CriticSet, Rating
+def train(name: str, seed: int, kept: Path | None) -> None:
+    """Fit a head for both questions and put it into the package."""
+    import torch
 
-    ratings = [
-        Rating(joke_of(row), float(np.mean(row[question])), len(row[question]), 2 * pvariance(row[question]))
-        for row in rows
-    ]
-    return CriticSet(question, tuple(ratings))
-
-
-def train(name: str, questions: Sequence[str], seed: int) -> None:
-    """Train a model for each question and put what is small of them into the package."""
-    from humor_env.rewards.trained.critic_data import scale_of, split
-    from humor_env.rewards.trained.train_critic import train as fit
+    from humor_env.rewards.trained.state_reader import GradeHead, HeadConfig
 
     rows = [row for row in bundled() if row["use"] == name]
-    for question in questions:
-        graded, config = set_of(rows, question), configuration(name, question, seed)
-        with tempfile.TemporaryDirectory() as made:
-            result = fit(config, [graded], made, on_progress=show)
-            print(f"{name}, {question}: {result.steps} steps, {result.seconds / 60:.1f} min, {result.dev}", flush=True)
-            scale = scale_of(split([graded], config.dev_share, config.seed)[0][0])
-            assert scale is not None
-            shares = {"slope": scale.deviation / HIGHEST[question], "offset": scale.mean / HIGHEST[question]}
-            pack(Path(made), TARGET / name / question, shares)
+    reading = {"model": "smollm2", "layers": LAYERS[name], "instruction": INSTRUCTION}
+    states, shares = states_of(name, rows, reading, kept), torch.tensor(shares_of(rows))
+    dev = torch.tensor([row["split"] == "dev" for row in rows])
+    config = HeadConfig(seed=seed)
+    trial = GradeHead.fit(states[~dev], shares[~dev], QUESTIONS, config)
+    guessed, graded = trial(states[dev]).numpy(), shares[dev].numpy()
+    prompts = [row["prompt_id"] for row in rows if row["split"] == "dev"]
+    for k, question in enumerate(QUESTIONS):
+        print(f"{name}, {question}, dev: {figures(guessed[:, k], graded[:, k], prompts, seed)}")
+    GradeHead.fit(states, shares, QUESTIONS, config).save(TARGET / name, reading)
 
 
-def show(now: TrainProgress) -> None:
-    if now.dev is not None:
-        right = f"{now.dev['pair_accuracy']:.3f} of dev pairs, log loss {now.dev['loss']:.4f}"
-        print(f"  step {now.step}/{now.steps}, {now.seconds / 60:.1f} min: loss {now.loss:.3f}, {right}", flush=True)
-
-
-def pack(made: Path, target: Path, shares: dict[str, float]) -> None:
-    """Weights in 16 bits, without the tokenizer, which the body has, and without pages and notes."""
-    import torch
+def states_of(name: str, rows: Sequence[Row], reading: dict[str, Any], kept: Path | None) -> Tensor:
+    """What the body reads, from `kept` where it is there already."""
     from safetensors.torch import load_file, save_file
 
-    shutil.rmtree(target, ignore_errors=True)
-    kept = ["scoring.json", "calibration.json", "training.json"]
-    kept += [str(file.relative_to(made)) for file in made.glob("member-*/body/adapter_config.json")]
-    for name in kept:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(made / name, target / name)
-    for file in made.glob("member-*/**/*.safetensors"):
-        halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in load_file(file).items()}
-        save_file(halves, target / file.relative_to(made))
-    (target / GRADES_FILE).write_text(json.dumps(shares, indent=1) + "\n", encoding="utf-8")
+    from humor_env.rewards.trained.state_reader import StateReader
+
+    file = kept / f"{name}.safetensors" if kept else None
+    if file is not None and file.is_file():
+        return load_file(file)["states"].float()
+    began = time.monotonic()
+    states = StateReader(**reading, batch_size=32).states([joke_of(row) for row in rows])
+    print(f"{name}: {len(rows)} lines read in {(time.monotonic() - began) / 60:.1f} minutes")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"states": states}, file)
+    return states
 
 
 def measure(seed: int = 0) -> str:
@@ -182,14 +148,14 @@ def with_bounds(value: float | None, bounds: tuple[float, float] | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="everyday_critics", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train one of the two into the package")
+    training = commands.add_parser("train", help="fit one of the two into the package")
     training.add_argument("critic", choices=NAMES)
-    training.add_argument("--question", choices=QUESTIONS, help="only this one; both without it")
     training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--states", type=Path, metavar="FOLDER", help="keep what was read, and use what is there")
     commands.add_parser("measure", help="agreement with the grades of test sentences")
     options = parser.parse_args(arguments)
     if options.command == "train":
-        train(options.critic, [options.question] if options.question else QUESTIONS, options.seed)
+        train(options.critic, options.seed, options.states)
     else:
         print(measure())
     return 0

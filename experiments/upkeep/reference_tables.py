@@ -4,7 +4,7 @@
     python -m humor_env.experiments.upkeep.reference_tables --check    # says which are out of date
 
 A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`,
-`learners`) and `<!-- end -->`.
+`learners`, `clients`) and `<!-- end -->`.
 Names, types and defaults are read from the dataclasses and models; which numbers a learner logs is found out by running
 it for a step; what they mean is one line each in docs/meanings.toml, and a name without a line is an error.
 """
@@ -36,11 +36,13 @@ import humor_env
 from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.specs.learner_settings import OURS, config_class
+from humor_env.experiments.upkeep.client_tables import clients_table
 
 ROOT = Path(humor_env.__file__).resolve().parent.parent
 END = "<!-- end -->"
 _MARK = re.compile(
-    r"(<!-- (learners|metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)(.*?)(<!-- end -->)",
+    r"(<!-- (learners|clients|metrics|settings|spec|costs|results|curve|trials)(?: ([\w+.-]+))? -->\n)"
+    r"(.*?)(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -278,17 +280,19 @@ def _shown(default: Any) -> str:
 
 
 def _cell(text: str) -> str:
+    """Our own words, whose `code` and [links] are meant: `shared.markdown` is for the words of others."""
     return text.replace("|", "\\|")
 
 
-def fill_page(text: str, make: Callable[[str, str], str]) -> str:
-    """The page with what `make(kind, name)` gives in each marked place."""
+def fill_page(text: str, make: Callable[[str, str], str], mark: re.Pattern[str] = _MARK) -> str:
+    """The page with what `make(kind, name)` gives in each marked place. The groups of `mark` are the opening comment,
+    kind, name, what stands there now, and the closing comment."""
 
     def filled(match: re.Match[str]) -> str:
         table = make(match[2], match[3] or "").strip()
         return f"{match[1]}{chr(10) if table else ''}{table}{chr(10) * 2 if table else ''}{match[5]}"
 
-    return _MARK.sub(filled, text)
+    return mark.sub(filled, text)
 
 
 class Tables:
@@ -305,6 +309,8 @@ class Tables:
     def make(self, kind: str, name: str, *, page: Path) -> str:
         if kind == "learners":
             return learners_table(page.parent)
+        if kind == "clients":
+            return clients_table(self.meanings)
         if kind == "metrics":
             return metrics_table(name, logged_by(name, self.scratch / name), self.meanings)
         if kind == "settings":

@@ -100,6 +100,10 @@ _NAMED = (
         not_called=_BY_A_MODEL.format(command="everyday-judge --judge"),
     ),
     Setting(
+        "fluency", prompts=("everyday",), not_called=_BY_A_MODEL.format(command="fluency"),
+        limits=("It does not know what is funny or true to the sentence: use it as a gate, not as a reward.",),
+    ),
+    Setting(
         "lift", options={"critic": "pocket", "prompts": "shown"}, prompts=("pocket",),
         setting="The critic 'pocket' with the line's own prompt and with four others.",
         limits=(

@@ -293,7 +293,7 @@ def new_model(
         raise InvalidOption(
             f"The tokenizer of '{name}' cannot tell where its tokens stand in the text; use a fast one."
         )
-    _keep_layers(body, reading.layers)
+    keep_layers(body, reading.layers)
     if next(body.parameters()).device.type == "cpu":
         body.set_attn_implementation("eager")  # faster than the fused one for short texts on a processor
     # The fresh head and adapters come from the seed, whatever was drawn before.
@@ -312,7 +312,7 @@ def new_model(
         return ScoringModel(body, tokenizer, reading, dropout)
 
 
-def _keep_layers(body: Any, count: int) -> None:
+def keep_layers(body: Any, count: int) -> None:
     """Drop all layers above the first `count`."""
     if not count:
         return
@@ -395,7 +395,7 @@ def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, devi
         body: Any = AutoModel.from_pretrained(
             _data_of(str(base)), dtype=kind, use_safetensors=True, trust_remote_code=False
         )
-        _keep_layers(body, reading.layers)
+        keep_layers(body, reading.layers)
         body = PeftModel.from_pretrained(body, str(inside))
     else:
         body = AutoModel.from_pretrained(str(inside), dtype=kind, use_safetensors=True, trust_remote_code=False)
