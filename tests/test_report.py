@@ -337,7 +337,7 @@ def test_suspects_come_first_and_the_best_paid_lead(page):
     assert text.index("Look here first") < text.index("Learning\n")
     where = text.index("Suspected hacks")
     assert where < text.index("emoji: 2 emoji", where) < text.index("The lowest scores")
-    cards = page[page.index("Suspected hacks") : page.index("The lowest scores")]
+    cards = page[page.index("Suspected hacks") : page.index("The best lines")]
     paid = [float(score) for score in re.findall(r'class="score">([\d.]+)<', cards)]
     assert len(paid) == 8 and paid == sorted(paid, reverse=True) and paid[0] > paid[-1]
     rows = data_of(page)["rows"]

@@ -3,6 +3,7 @@
 humor-env benchmark pocket-learners --workers 2
 humor-env reproduce small-but-funny --scale pocket --seeds 3
 humor-env report runs/pocket-quickstart
+humor-env report runs/new --against runs/old
 """
 
 from __future__ import annotations
@@ -40,22 +41,27 @@ def add_commands(app: typer.Typer) -> None:
         "critic.options.client=local:Qwen/Qwen2.5-7B-Instruct"
     )(reproduce)
     app.command(
-        epilog="Examples: humor-env report runs/pocket-quickstart · humor-env report runs/ppo runs/grpo --out both.html"
+        epilog="Examples: humor-env report runs/pocket-quickstart · humor-env report runs/ppo --against runs/grpo · "
+        "humor-env report runs/ppo runs/grpo runs/dpo --out all.html"
     )(report)
     app.command(epilog="Examples: humor-env gallery --count 5 · humor-env gallery --out gallery.md")(gallery)
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs (or of single seeds), side by side.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another run: show the difference from it with its interval, and what differs in the specs."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The page to write. Default: report.html in the run's folder.")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw the result of one run as an SVG file.")] = None,
 ) -> None:
-    """Make one HTML page of a run, or of several side by side: curves, intervals, suspected hacks, every joke."""
+    """Make one HTML page of a run, or of several side by side: curves, intervals, health, suspects, every joke."""
     from humor_env.experiments.reports.report import default_path, write_picture, write_report
 
-    typer.echo(f"report: {write_report(runs, out or default_path(runs))}")
+    typer.echo(f"report: {write_report(runs, out or default_path(runs, against), against)}")
     if picture is not None:
         typer.echo(f"picture: {write_picture(runs, picture)}")
 

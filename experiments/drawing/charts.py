@@ -43,7 +43,7 @@ from humor_env.experiments.drawing.chart_parts import (
 
 __all__ = [
     *("Bar", "Dot", "Line", "Mark", "Points", "Sample", "arranged", "bar_chart", "dot_chart", "line_chart", "samples"),
-    *("scatter_chart", "standalone", "style", "write_svg"),
+    *("Values", "histogram", "scatter_chart", "standalone", "style", "write_svg"),
 ]
 WIDTH, HEIGHT = 480.0, 300.0
 _WHOLE = re.compile(
@@ -103,6 +103,14 @@ class Points:
     y: Sequence[float]
     labels: Sequence[str] = ()
     joined: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers whose spread is shown, under one name."""
+
+    name: str
+    values: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -303,6 +311,61 @@ def bar_chart(
         f"{bar.label}: "
         + ", ".join(f"{name} {number(value)}{unit and ' ' + unit}" for name, value in bar.parts.items())
         for bar in bars
+    )
+    return wrap_svg(title, in_words, parts, width, height)
+
+
+def histogram(
+    groups: Sequence[Values],
+    *,
+    title: str,
+    x_label: str = "score",
+    description: str = "",
+    x_range: tuple[float, float] = (0.0, 1.0),
+    bins: int = 10,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> str:
+    """What per cent of each group's values lies in each part of the range, groups side by side. A value at an inner
+    edge belongs to the part above it; values outside widen the range."""
+    finite = [[v for v in group.values if math.isfinite(v)] for group in groups]
+    names = [group.name for group in groups]
+    every = [*x_range, *(v for values in finite for v in values)]
+    low, high = min(every), max(every)
+    shares = []
+    for values in finite:
+        # Rounded, so that 0.3 of a range that ends at 1 lies at its edge and not a hair below it.
+        places = [min(bins - 1, int(round((v - low) / (high - low) * bins, 9))) for v in values]
+        shares.append([100 * places.count(i) / len(values) if values else 0.0 for i in range(bins)])
+    top = max((share for group in shares for share in group), default=0.0) or 1.0
+    legend = Legend(names, width - 28, line=False)
+    height += max(0.0, legend.height - 20)
+    box = frame(title, x_label, "% of lines", (low, high), (0.0, top * 1.06), legend, width, height)
+    parts = [box.furniture]
+    part_width = (high - low) / bins
+    for i, (name, group) in enumerate(zip(names, shares, strict=True)):
+        bars = []
+        for place, share in enumerate(group):
+            if share <= 0:
+                continue
+            left = low + part_width * (place + 0.06 + 0.88 * i / len(groups))
+            hint = f"{name}: {number(share)}% from {number(low + part_width * place)} to "
+            hint += number(low + part_width * (place + 1))
+            bars.append(
+                tag(
+                    *("rect", tag("title", escape(hint))),
+                    **{"x": box.x(left), "y": box.y(share), "rx": 1},
+                    width=box.x(left + 0.88 * part_width / len(groups)) - box.x(left),
+                    height=box.y(0.0) - box.y(share),
+                    class_="bar",
+                )
+            )
+        parts.append(tag("g", "".join(bars) or " ", class_=f"s{i % COLOURS}"))
+    if not any(finite):
+        parts.append(_nothing(box))
+    in_words = description or "; ".join(
+        f"{name}: {len(values)} lines, {number(group[0])}% in the lowest part and {number(group[-1])}% in the highest"
+        for name, values, group in zip(names, finite, shares, strict=True)
     )
     return wrap_svg(title, in_words, parts, width, height)
 

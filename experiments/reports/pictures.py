@@ -6,7 +6,7 @@ for picture in pictures(runs, headline_rows): page.add(picture.section, picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -19,14 +19,23 @@ from humor_env.experiments.drawing.charts import (
     Mark,
     Points,
     Sample,
+    Values,
     arranged,
     bar_chart,
     dot_chart,
+    histogram,
     line_chart,
     samples,
     scatter_chart,
 )
-from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from, lines_by_prompt
+from humor_env.experiments.reports.lines_by_stage import (
+    last_stage,
+    lines_of_stage,
+    scores,
+    stage_names,
+    thirds_of_training,
+)
+from humor_env.experiments.reports.report_data import RunData, SeedData, begun_from, first_lines
 from humor_env.experiments.reports.report_numbers import (
     Curve,
     Headline,
@@ -39,15 +48,42 @@ from humor_env.experiments.reports.report_numbers import (
     smooth,
     window_for,
 )
+from humor_env.experiments.reports.tables import percent
 
 MOST_PARTS = 8
-# The metric, the picture's title, the y label, and what a reader should see in it.
+# The metric, the section, the picture's title, the y label, and what a reader should see in it.
 _ONE_NUMBER = (
-    ("kl/per_line", "Distance to the imitation", "KL, nats a line", "How far the student went from its warm start."),
-    ("length/tokens", "Length", "tokens a line", "A steady climb or fall may be a habit that pleases the critic."),
-    ("update/entropy", "Entropy", "nats a token", "Near 0 the student has stopped trying anything else."),
-    ("failures/share", "Failed judgements", "share of lines", "They are left out of learning and of every mean."),
+    (
+        "kl/per_line",
+        "trainer",
+        "Distance to the imitation",
+        "KL, nats a line",
+        "How far the student went from its start.",
+    ),
+    ("update/clip_share", "trainer", "Clip share", "share of tokens", "Tokens whose ratio left the clip range."),
+    (
+        *("value/explained_variance", "trainer", "Explained variance", "share"),
+        "How much of the returns the values predict: 0 is none, below 0 they do harm.",
+    ),
+    ("update/grad_norm", "trainer", "Gradient norm", "norm before clipping", "A jump is where a run may break."),
+    ("update/entropy", "trainer", "Entropy", "nats a token", "Near 0 the student has stopped trying anything else."),
+    ("tokens_per_second", "trainer", "Speed", "tokens a second", "Of whole steps: writing, judging and learning."),
+    (
+        "length/tokens",
+        "curves",
+        "Length",
+        "tokens a line",
+        "A steady climb or fall may be a habit that pleases the critic.",
+    ),
+    (
+        "failures/share",
+        "judge",
+        "Failed judgements",
+        "share of lines",
+        "They are left out of learning and of every mean.",
+    ),
 )
+_SOME_NOT_ZERO = ("failures/share", "update/clip_share")  # drawn only where there was any
 _DIVERSITY = (
     ("text/distinct_2", "different word pairs"),
     ("text/self_overlap", "4-grams shared by lines"),
@@ -58,7 +94,7 @@ _DIVERSITY = (
 
 @dataclass(frozen=True)
 class Picture:
-    section: str  # "result", "curves" or "cost"
+    section: str  # "result", "scores", "curves", "trainer", "judge" or "cost"
     svg: Markup
     caption: str
 
@@ -66,9 +102,9 @@ class Picture:
 def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture]:
     drawn = [_headline(runs, heads)] if heads else []
     for run in runs:
-        drawn += [*_score(run, len(runs) > 1), *_parts(run, len(runs) > 1)]
-    for name, title, label, caption in _ONE_NUMBER:
-        drawn += _by_run(runs, name, title, label, caption)
+        drawn += [*_score(run, len(runs) > 1), *_parts(run, len(runs) > 1), *_histograms(run, len(runs) > 1)]
+    for name, section, title, label, caption in _ONE_NUMBER:
+        drawn += _by_run(runs, name, section, title, label, caption)
     for run in runs:
         drawn += _diversity(run, len(runs) > 1)
     for run in runs:
@@ -93,9 +129,9 @@ def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
     seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
     if seed is None or seed.trained is None:
         return []
-    before = lines_by_prompt(seed.stages.get(begun_from(seed.trained, seed.stages), ()))
-    after = lines_by_prompt(seed.stages[seed.trained])
-    both = [(before[i][0], after[i][0]) for i in sorted(before.keys() & after.keys())]  # a prompt is shown once
+    before = first_lines(seed.stages.get(begun_from(seed.trained, seed.stages), ()))
+    after = first_lines(seed.stages[seed.trained])
+    both = [(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
     chosen = [
         Sample(now.prompt, ((was.score, was.text), (now.score, now.text)))
         for was, now in both
@@ -197,19 +233,54 @@ def _parts(run: RunData, several: bool) -> list[Picture]:
     return [_picture("curves", svg, f"What the gain is made of.{left}")]
 
 
-def _by_run(runs: Sequence[RunData], name: str, title: str, label: str, caption: str) -> list[Picture]:
+def _by_run(runs: Sequence[RunData], name: str, section: str, title: str, label: str, caption: str) -> list[Picture]:
     lines = []
     for run in runs:
-        curves = [c for seed in run.seeds if (c := series(seed.metrics, name)).steps]
+        curves = [c for seed in run.seeds if (c := series([*seed.metrics, *seed.timings], name)).steps]
         if not curves:
             continue
         what = run.name if len(runs) > 1 else title.lower()
         lines += [Line(what, c.steps, c.values, faint=True) for c in curves]
         mean = smooth(mean_curve(curves), window_for(curves[0]))
         lines.append(Line(what, mean.steps, mean.values))
-    if not lines or (name == "failures/share" and not any(v for line in lines for v in line.y)):
+    if not lines or (name in _SOME_NOT_ZERO and not any(v for line in lines for v in line.y)):
         return []
-    return [_picture("curves", line_chart(lines, title=title, y_label=label), caption)]
+    return [_picture(section, line_chart(lines, title=title, y_label=label), caption)]
+
+
+def _histograms(run: RunData, several: bool) -> list[Picture]:
+    """The held-out scores before and after learning, and the training critic's early and late."""
+    stages = stage_names(run)
+    late = next((stage for seed in run.seeds if (stage := last_stage(seed))), "")
+    shown = [stage for stage in dict.fromkeys((begun_from(late, stages), late)) if stage in stages]
+    held_out = {stage: scores(lines_of_stage(run, stage)) for stage in shown}
+    training = {part: scores(lines) for part, lines in thirds_of_training(run).items()}
+    drawn = []
+    for title, groups, caption in (
+        ("Held-out scores", held_out, "All held-out lines of these stages, all seeds together."),
+        (
+            "Scores while learning",
+            training,
+            "The training critic on the lines of the first and last third of the steps.",
+        ),
+    ):
+        if all(groups.values()) and groups:
+            svg = histogram([Values(name, found) for name, found in groups.items()], title=_of(run, several, title))
+            drawn.append(_picture("scores", svg, f"{caption} {_ends(groups)}"))
+    return drawn
+
+
+def _ends(groups: Mapping[str, Sequence[float]]) -> str:
+    """The lowest and the highest score of each group, and how many of its lines have it."""
+    told = []
+    for name, found in groups.items():
+        low, high = min(found), max(found)
+        if low == high:
+            told.append(f"{name}: all at {low:.2f}")
+            continue
+        shares = [percent(sum(abs(v - end) < 1e-6 for v in found) / len(found)) for end in (low, high)]
+        told.append(f"{name}: {shares[0]} at its lowest, {low:.2f}, and {shares[1]} at its highest, {high:.2f}")
+    return "; ".join(told) + "."
 
 
 def _diversity(run: RunData, several: bool) -> list[Picture]:

@@ -2,6 +2,7 @@
 
     write_report([Path("runs/pocket-quickstart")], Path("report.html"))
     humor-env report runs/a runs/b --out compare.html
+    humor-env report runs/new --against runs/old         # the same two, and new minus old with its interval
 
 The page asks nothing of a network and says so to the browser: its content-security policy allows only its own style and
 its own script, both by their hash. What a model wrote is never markup: the template escapes, charts escape, and the
@@ -15,8 +16,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ from humor_env.errors import InvalidOption
 from humor_env.experiments.drawing.charts import style, write_svg
 from humor_env.experiments.reports import report_numbers as numbers
 from humor_env.experiments.reports.benchmark_page import benchmark_view, is_benchmark
+from humor_env.experiments.reports.differences import compare
+from humor_env.experiments.reports.health import judge_table, trainer_table
+from humor_env.experiments.reports.lines_by_stage import (
+    SamePrompt,
+    floor_table,
+    frame_table,
+    last_stage,
+    part_table,
+    same_prompts,
+    same_prompts_while_learning,
+)
 from humor_env.experiments.reports.pictures import Picture, pictures, result_picture
 from humor_env.experiments.reports.report_data import (
     REFERENCES,
@@ -35,6 +47,7 @@ from humor_env.experiments.reports.report_data import (
     lines_by_prompt,
     load_run,
 )
+from humor_env.experiments.reports.tables import Table, percent
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
@@ -56,20 +69,23 @@ class Fact:
     value: str
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Read the runs, write the page, return its path."""
+def write_report(folders: Sequence[Path], out: Path, against: Path | None = None) -> Path:
+    """Read the runs, write the page, return its path. `against` is one more run, which each is compared with."""
     if not folders:
         raise InvalidOption("Give at least one run's folder.")
     if out.is_dir():
         out = out / "report.html"
-    command = command_for(folders, out)
-    benchmarks = [folder for folder in folders if is_benchmark(folder)]
-    if benchmarks and len(folders) > 1:
+    command = command_for(folders, out, against)
+    every = [*folders, *([] if against is None else [against])]
+    if len({folder.resolve() for folder in every}) < len(every):
+        raise InvalidOption("The same folder was given twice: a run has no difference from itself. Name each run once.")
+    benchmarks = [folder for folder in every if is_benchmark(folder)]
+    if benchmarks and len(every) > 1:
         raise InvalidOption(f"'{benchmarks[0]}' is a benchmark, and a benchmark has a page of its own: give it alone.")
     page = (
         render_benchmark(benchmarks[0], command=command)
         if benchmarks
-        else render([load_run(folder) for folder in folders], command=command)
+        else render([load_run(folder) for folder in every], command=command, against=against is not None)
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -89,13 +105,14 @@ def write_picture(folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def default_path(folders: Sequence[Path]) -> Path:
+def default_path(folders: Sequence[Path], against: Path | None = None) -> Path:
     """Beside what it tells of; of several runs, where the reader stands."""
-    return Path(folders[0], "report.html") if len(folders) == 1 else Path("report.html")
+    return Path(folders[0], "report.html") if len(folders) == 1 and against is None else Path("report.html")
 
 
-def command_for(folders: Sequence[Path], out: Path) -> str:
-    return " ".join(["humor-env report", *(_quoted(str(f)) for f in folders), "--out", _quoted(str(out))])
+def command_for(folders: Sequence[Path], out: Path, against: Path | None = None) -> str:
+    compared = [] if against is None else ["--against", _quoted(str(against))]
+    return " ".join(["humor-env report", *(_quoted(str(f)) for f in folders), *compared, "--out", _quoted(str(out))])
 
 
 def _quoted(word: str) -> str:
@@ -104,8 +121,9 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def render(runs: Sequence[RunData], *, command: str = "") -> str:
-    """The page. The same runs give the same page, byte for byte."""
+def render(runs: Sequence[RunData], *, command: str = "", against: bool = False) -> str:
+    """The page. The same runs give the same page, byte for byte. With `against` each run is compared with the last
+    one; two runs always are."""
     runs = _named_apart(runs)
     heads = [row for run in runs for row in numbers.headline(run)]
     view = {
@@ -116,8 +134,53 @@ def render(runs: Sequence[RunData], *, command: str = "") -> str:
         "tables": [],
         "pictures": pictures(runs, heads),
         "notes": [note for run in runs for note in [*run.notes, *_order_bias(run)]],
+        "comparisons": [compare(run, runs[-1]) for run in runs[:-1]] if against or len(runs) == 2 else [],
+        "same": [shown for run in runs for shown in _same_prompts(run, len(runs) > 1)],
+        "score_tables": _tables(runs, {"Floor and ceiling": floor_table, "Parts by stage": part_table}),
+        "frames": _tables(runs, {"Frames": frame_table}),
+        "trainer": _tables(runs, {"Numbers of the trainer": trainer_table}),
+        "judge": _tables(runs, {"Judges": judge_table}),
     }
     return _whole(view, runs, command)
+
+
+@dataclass(frozen=True)
+class SamePrompts:
+    """Prompts with what was written for each, from early to late."""
+
+    title: str
+    caption: str
+    prompts: Sequence[SamePrompt]
+
+
+def _same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
+    of = f": {run.name}" if several else ""
+    found = (
+        SamePrompts(
+            f"Held-out prompts, stage by stage{of}",
+            "Not picked: evenly spread from the best to the worst line of the last student. Scores are the held-out "
+            "judge’s.",
+            same_prompts(run),
+        ),
+        SamePrompts(
+            f"Training prompts, early and late{of}",
+            "Prompts that came up again. Scores are the training critic’s.",
+            same_prompts_while_learning(run),
+        ),
+    )
+    return [shown for shown in found if shown.prompts]
+
+
+def _tables(runs: Sequence[RunData], makers: Mapping[str, Callable[[RunData, str], Table]]) -> list[Table]:
+    """The tables that have rows; where there are several runs, the title of each says whose it is, and how to read
+    them is told once."""
+    several = len(runs) > 1
+    shown: list[Table] = []
+    for title, make in makers.items():
+        made = [make(run, f"{title}: {run.name}" if several else title) for run in runs]
+        made = [table for table in made if table.rows]
+        shown += [replace(table, caption="") if place else table for place, table in enumerate(made)]
+    return shown
 
 
 def _order_bias(run: RunData) -> list[str]:
@@ -144,13 +207,15 @@ def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> st
     from humor_env.rewards.rules import RulesCritic
 
     look = _Look(runs, RulesCritic().faults)
-    view = dict(view) | {
+    view = {name: [] for name in _OF_RUNS} | dict(view)
+    view |= {
         "several": len(runs) > 1,
         "suspects": look.suspects[:SHOWN_FIRST],
         "suspect_count": len(look.suspects),
         "scanned": look.scanned,
         "worst": look.worst[:SHOWN_FIRST],
-        "lowest": look.lowest[:SHOWN_FIRST],
+        "best_lines": look.best,
+        "worst_lines": look.lowest,
         "flags": look.flaggings,
         "flag_stages": look.flag_stages,
         "repeats": [(run.name, stage, repeats) for run, stage, repeats in look.repeats if repeats],
@@ -162,10 +227,11 @@ def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> st
     return _page(view, {"runs": [run.name for run in runs], "rows": look.rows})
 
 
+_OF_RUNS = ("comparisons", "same", "score_tables", "frames", "trainer", "judge")  # a benchmark's page has none
+
+
 def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
     """Two folders may have one name; their paths tell them apart."""
-    from dataclasses import replace
-
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs]
 
@@ -178,7 +244,7 @@ def _page(view: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = _number
-    environment.filters["percent"] = lambda share: f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
+    environment.filters["percent"] = percent
     css = style() + (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     template = environment.from_string((TEMPLATES / "report.html.j2").read_text(encoding="utf-8"))
@@ -280,14 +346,14 @@ class _Look:
         self.rows: list[dict[str, Any]] = []
         self.suspects: list[numbers.Suspect] = []
         self.worst: list[dict[str, Any]] = []
-        self.lowest: list[numbers.Suspect] = []
+        self.judged: list[numbers.Suspect] = []
         self.all_lines: list[Judged] = []
         self.scanned = 0
         self.repeats = []
         counts: dict[tuple[str, str], list[int]] = {}
         for index, run in enumerate(runs):
             for seed in run.seeds:
-                trained = seed.trained or next((s for s in ("imitation", "base") if s in seed.stages), "")
+                trained = last_stage(seed)
                 flags = {}
                 for stage, lines in seed.stages.items():
                     flags[stage] = numbers.flagged(lines, gates)
@@ -301,7 +367,7 @@ class _Look:
         # The best paid first: a fault that costs nothing is what a learner will find.
         self.suspects.sort(key=lambda s: (-(s.line.score or 0.0), s.run, s.seed, s.line.prompt_id))
         self.worst.sort(key=lambda row: row["change"])
-        self.lowest.sort(key=lambda s: (s.line.score if s.line.score is not None else 2.0, s.run, s.line.prompt_id))
+        self.best, self.lowest = _ends(self.judged)
         self.flag_stages = list(dict.fromkeys(stage for stage, _ in counts))
         gates_seen = sorted({gate for _, gate in counts if gate})
         self.flaggings = [
@@ -340,7 +406,7 @@ class _Look:
                 self.suspects.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
             if before is not None and change is not None and change <= -0.1:
                 self.worst.append({"run": run.name, "before": before, "now": line, "change": change})
-            self.lowest.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
+            self.judged.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
             versions = [_told(stage, other) for stage, other in beside.items()]
             main = next(i for i, t in enumerate(versions) if t[0] == trained)
             self._row("held-out", index, seed.name, line, versions, main, flags, why, change)
@@ -377,6 +443,24 @@ class _Look:
         optional: dict[str, Any] = {"t": line.step or None, "f": list(flags) or None, "w": why or None}
         optional |= {"c": _short(change), "d": _short(apart)}
         self.rows.append(row | {k: v for k, v in optional.items() if v is not None})
+
+
+def _ends(judged: Sequence[numbers.Suspect]) -> tuple[list[numbers.Suspect], list[numbers.Suspect]]:
+    """The best and the worst held-out lines of the students, each text once and none in both; none where all have one
+    score."""
+    scored = [found for found in judged if found.line.score is not None]
+    if len({found.line.score for found in scored}) < 2:
+        return [], []
+    scored.sort(key=lambda found: (found.line.score, found.run, found.line.prompt_id, found.seed))
+    # Of a text that was written for several prompts its best line and its worst, for the last one in an order stays.
+    best = {found.line.text: found for found in scored}
+    worst = {found.line.text: found for found in reversed(scored)}
+    count = min(SHOWN_FIRST, len(best) // 2)
+    return sorted(best.values(), key=_score, reverse=True)[:count], sorted(worst.values(), key=_score)[:count]
+
+
+def _score(found: numbers.Suspect) -> float:
+    return found.line.score or 0.0
 
 
 def _told(stage: str, line: Judged) -> list[Any]:

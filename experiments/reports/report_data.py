@@ -37,6 +37,7 @@ class Judged:
     reason: str
     step: int = 0
     stop_reason: str | None = None
+    error: str = ""
     others: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -69,6 +70,11 @@ def lines_by_prompt(lines: Sequence[Judged]) -> dict[str, list[Judged]]:
     for line in lines:
         by_prompt.setdefault(line.prompt_id, []).append(line)
     return by_prompt
+
+
+def first_lines(lines: Sequence[Judged]) -> dict[str, Judged]:
+    """The line that is shown where a prompt is shown once: its first, so that none is picked."""
+    return {prompt: own[0] for prompt, own in lines_by_prompt(lines).items()}
 
 
 def line_beside(own: Sequence[Judged], place: int) -> Judged | None:
@@ -203,6 +209,7 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
                 reason=str(row.get("reason") or row.get("error") or ""),
                 step=int(row.get("step") or 0),
                 stop_reason=row.get("stop_reason"),
+                error=str(row.get("error") or ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(

@@ -10,6 +10,7 @@ Pure functions from `RunData` to small records; no HTML and no files.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,8 +125,8 @@ def _headline(run: RunData, stage: str) -> Headline:
     start = begun_from(stage, there)
     change = None
     if stage not in REFERENCES or stage == "imitation":
-        change = _paired(run, stage, start, lambda now, then: now - then, lowest=-1.0)
-    matches = None if stage == "teacher" else _paired(run, stage, "teacher", lambda now, then: float(now >= then))
+        change = paired(run, stage, start)
+    at_least = None if stage == "teacher" else paired(run, stage, "teacher", lambda now, then: float(now >= then), 0.0)
     lines = [seed.stages[stage] for seed in run.seeds if stage in seed.stages]
     return Headline(
         run=run.name,
@@ -133,7 +134,7 @@ def _headline(run: RunData, stage: str) -> Headline:
         score=interval(_over_seeds(tables), seed=_seed_of(run)),
         by_seed=[_mean(list(table.values())) for table in tables],
         change=change,
-        matches_teacher=matches,
+        matches_teacher=at_least,
         distinct_2=_mean([distinct_n([line.text for line in own], 2) for own in lines]),
         length_ratio=_mean([sum(len(r.text) for r in own) / max(1, sum(len(r.prompt) for r in own)) for own in lines]),
         failures=sum(line.score is None for own in lines for line in own),
@@ -165,11 +166,20 @@ def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
     return [_mean(scores) for scores in scores_of.values()]
 
 
-def _paired(
-    run: RunData, stage: str, other: str, compare: Callable[[float, float], float], lowest: float = 0.0
+def _score(line: Judged) -> float | None:
+    return line.score
+
+
+def paired(
+    run: RunData,
+    stage: str,
+    other: str,
+    compare: Callable[[float, float], float] = operator.sub,
+    lowest: float = -1.0,
+    value: Callable[[Judged], float | None] = _score,
 ) -> Estimate | None:
-    """Each line of a stage beside the other's for the same prompt, the first beside the first; a prompt counts by the
-    mean of its lines."""
+    """The mean of the comparison within each seed; None where nothing can be paired. Each line of a stage stands beside
+    the other's for the same prompt, the first beside the first; a prompt counts by the mean of its lines."""
     measured = [seed.stages for seed in run.seeds if stage in seed.stages]
     if not measured or any(other not in stages for stages in measured):
         return None
@@ -179,12 +189,13 @@ def _paired(
         table: dict[str, float] = {}
         for prompt, own in lines_by_prompt(stages[stage]).items():
             pairs = [(line, line_beside(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
-            known = [compare(a.score, b.score) for a, b in pairs if b and a.score is not None and b.score is not None]
+            values = [(value(line), value(then)) for line, then in pairs if then is not None]
+            known = [compare(a, b) for a, b in values if a is not None and b is not None]
             if known:
                 table[prompt] = _mean(known)
         tables.append(table)
-    values = _over_seeds(tables)
-    return interval(values, lowest) if values else None
+    means = _over_seeds(tables)
+    return interval(means, lowest) if means else None
 
 
 def interval(values: Sequence[float], lowest: float = 0.0, seed: int = 0) -> Estimate:

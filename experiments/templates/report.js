@@ -3,6 +3,15 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
+  const themes = ["auto", "light", "dark"];
+  at("theme").addEventListener("click", () => {
+    const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % themes.length];
+    if (next === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = next;
+    at("theme").textContent = "Theme: " + next;
+  });
+
+  if (!at("rows")) return; // no line was kept
   const PAGE = 50;
   const make = (tag, text, class_) => {
     const found = document.createElement(tag);
@@ -137,12 +146,4 @@
     if (next) next.querySelector("summary").focus();
   });
   update();
-
-  const themes = ["auto", "light", "dark"];
-  at("theme").addEventListener("click", () => {
-    const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % themes.length];
-    if (next === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = next;
-    at("theme").textContent = "Theme: " + next;
-  });
 })();
