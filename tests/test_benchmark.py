@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from humor_env.errors import CheckpointError, HumorEnvError, InvalidOption
-from humor_env.experiments.compare import benchmark_tables
+from humor_env.experiments.compare import benchmark_pages, benchmark_tables
 from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
 from humor_env.experiments.compare.benchmark_cell import against_itself, beside_teacher, train_and_measure
 from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
@@ -434,12 +434,12 @@ def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder):
         "# Results\n\n<!-- benchmark: tiny/scores -->\nold\n<!-- end -->\n\n<!-- benchmark: tiny/samples-chart -->\n"
         "<!-- end -->\n\n<!-- benchmark: missing/scores -->\n<!-- end -->\n"
     )
-    assert benchmark_tables.fill_page(page_path) == 2
+    assert benchmark_pages.fill_page(page_path) == 2
     filled = page_path.read_text()
     assert benchmark_tables.make_table(loaded, "scores") in filled and "old" not in filled
     assert "](results/tiny/samples-chart.svg)" in filled
     assert (tmp_path / "docs/results/tiny/samples-chart.svg").read_text().startswith("<?xml")
-    assert benchmark_tables.fill_page(page_path) == 0
+    assert benchmark_pages.fill_page(page_path) == 0
     for name in CHARTS:
         assert "</svg>" in make_chart(loaded, name)
     with pytest.raises(InvalidOption, match="No table"):
@@ -611,8 +611,8 @@ def test_a_judge_without_one_order_cannot_be_asked_in_one():
 
 def test_the_pages_tables_are_those_of_the_result_files():
     page = DOCS / "benchmark.md"
-    assert benchmark_tables.MARK.search(page.read_text(encoding="utf-8")), "the page asks for no table"
-    after, charts = benchmark_tables.filled(page.read_text(encoding="utf-8"), DOCS / "results")
+    assert benchmark_pages.MARK.search(page.read_text(encoding="utf-8")), "the page asks for no table"
+    after, charts = benchmark_pages.filled(page.read_text(encoding="utf-8"), DOCS / "results")
     assert page.read_text(encoding="utf-8") == after, "run: humor-env benchmark --tables docs/benchmark.md"
     for path, svg in charts.items():
         assert path.read_text(encoding="utf-8") == svg, "run: humor-env benchmark --tables docs/benchmark.md"

@@ -51,11 +51,7 @@ CIRCLES = {
     ): "`Student.generate` is the short way to the writer, which needs a student",
     ("human_pairs", "prompts"): "`load_prompts` knows the forms of its sets; the sets are made of prompt sets",
     ("jobs", "launchers"): "`run_cells` picks a launcher by name; a launcher executes cells",
-    (
-        "benchmark",
-        "benchmark_charts",
-        "benchmark_tables",
-    ): "a benchmark writes its page; the page's types are a benchmark's",
+    ("benchmark", "benchmark_tables"): "a benchmark writes its page; the page's types are a benchmark's",
 }
 
 # Loaded only where they are used, so that `import humor_env` stays light.

@@ -182,7 +182,7 @@ def test_overoptimisation_by_hand():
 
 def test_scores_of_a_wrong_shape_are_refused():
     with pytest.raises(InvalidOption, match=r"\[seeds, prompts\]"):
-        interval([np.zeros((2, 2, 2))])
+        interval([np.zeros((2, 2, 2, 2))])
     with pytest.raises(InvalidOption, match="two systems"):
         bradley_terry(np.zeros((1, 2, 3)))
 

@@ -139,7 +139,7 @@ def benchmark(
 ) -> None:
     """Compare learners under one budget, by a critic that none learned from. Run again after a stop, it continues."""
     if tables is not None:
-        from humor_env.experiments.compare.benchmark_tables import fill_page
+        from humor_env.experiments.compare.benchmark_pages import fill_page
 
         changed = fill_page(tables)
         typer.echo(f"{tables}: {changed} tables written" if changed else f"{tables}: all tables are up to date")

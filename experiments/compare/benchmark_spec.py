@@ -39,6 +39,7 @@ from pydantic import Field, ValidationError
 
 from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
+from humor_env.experiments.compare.identities import identities_of
 from humor_env.experiments.compare.jobs import Cell
 from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, plain, with_full_names
@@ -52,8 +53,6 @@ IMITATION, BEST_OF_N = "imitation", "best-of-n"
 WRITTEN_AGAIN = "imitation-again"  # the row of the same weights with other random numbers
 ONE_ORDER = "humor_env.experiments.compare.bias_judges:OneOrder"
 CRITIC_JUDGE = "humor_env.experiments.compare.bias_judges:make_critic_judge"
-# What tells two models behind one kind of critic apart.
-_IDENTITY = ("client", "model", "path", "folder")
 
 
 class BudgetTable(Table):
@@ -423,9 +422,9 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
 
 def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> None:
     """A judge that taught has been pleased on purpose: its praise is no measurement."""
-    measuring = _identities(held_out.critic, held_out.options)
-    teaching = _identities(feedback.critic, feedback.critic_options) if feedback.critic else set()
-    teaching |= _identities(feedback.judge, feedback.options) if feedback.judge else set()
+    measuring = identities_of(held_out.critic, held_out.options)
+    teaching = identities_of(feedback.critic, feedback.critic_options) if feedback.critic else set()
+    teaching |= identities_of(feedback.judge, feedback.options) if feedback.judge else set()
     both = sorted(measuring & teaching)
     if both:
         who = " with ".join(part for part in both[0] if part)
@@ -433,24 +432,3 @@ def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> N
             f"'{who}' teaches (feedback '{feedback.name}') and would also measure: it cannot be called held out. Give "
             "[held_out] a critic that no learner was trained on."
         )
-
-
-def _identities(name: str, options: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Who judges in the end: of a win-tie critic, its judge; of a mix, its members; by what they call themselves."""
-    for inner in ("judge", "critic"):
-        if isinstance(options.get(inner), str):
-            return _identities(options[inner], options.get(f"{inner}_options") or {})
-    members: Sequence[Any] = options.get("critics") or options.get("judges") or ()
-    identities: set[tuple[str, str]] = set()
-    for member in members:
-        table = {"critic": member} if isinstance(member, str) else member
-        if isinstance(table, Mapping):
-            who = table.get("critic") or table.get("judge")
-            inside: Mapping[str, Any] = dict(table).get("options") or {}
-            identities |= _identities(str(who), inside)
-    if identities:
-        return identities
-    kind = registry.critics if name in registry.critics.names() else registry.judges
-    called = getattr(kind.resolve(name), "name", None)
-    which = "/".join(str(options[key]) for key in _IDENTITY if key in options)
-    return {(called if isinstance(called, str) else name, which)}

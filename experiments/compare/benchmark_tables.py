@@ -1,22 +1,13 @@
-"""The tables of a benchmark, from its result files and never typed: RESULTS.md, and those on a page of the docs.
+"""The tables of a benchmark, from its result files and never typed.
 
-    results_page(load_benchmark(folder))              # RESULTS.md
-    fill_page(Path("docs/benchmark.md"))              # `humor-env benchmark --tables docs/benchmark.md`
-
-A page says where a table or a chart belongs; what stands between the two comments is replaced. Results are looked for
-in `results/NAME` beside the page, charts are written there too:
-
-    <!-- benchmark: pocket-learners/scores -->
-    <!-- end -->
+results_page(load_benchmark(folder))              # RESULTS.md
+make_table(load_benchmark(folder), "scores")      # one of them, for a page of the docs: see benchmark_pages.py
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +22,6 @@ if TYPE_CHECKING:
 
 FIXED = ("base", "teacher", IMITATION, WRITTEN_AGAIN)
 AGAIN_LABEL = "imitation, written again"
-MARK = re.compile(r"(<!-- benchmark: (\S+?)/(\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -411,41 +401,3 @@ def results_page(bench: Benchmark) -> str:
         + f"; {record['cpu_seconds'] / 60:.0f} minutes of processor time in all."
     )
     return "\n\n".join(sections) + "\n"
-
-
-def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
-    """The page with its tables, and the charts it shows, by path. Where results are missing nothing is put in."""
-    from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
-
-    charts: dict[Path, str] = {}
-
-    @lru_cache
-    def load(name: str) -> Benchmark:
-        from humor_env.experiments.compare.benchmark import load_benchmark
-
-        return load_benchmark(results / name)
-
-    def put(match: re.Match[str]) -> str:
-        head, name, what, _, end = match.groups()
-        if not (results / name).is_dir():
-            return head + end
-        if what in CHARTS:
-            path = results / name / f"{what}.svg"
-            charts[path] = make_chart(load(name), what)
-            body = f"![{CHARTS[what][0]}]({results.name}/{name}/{what}.svg)"
-        else:
-            body = make_table(load(name), what)
-        return f"{head}\n{body}\n\n{end}"
-
-    return MARK.sub(put, page), charts
-
-
-def fill_page(page: Path) -> int:
-    """Write a page's tables and charts from the result files beside it; how many changed."""
-    before = page.read_text(encoding="utf-8")
-    after, charts = filled(before, page.parent / "results")
-    changed = sum(a != b for a, b in zip(MARK.findall(before), MARK.findall(after), strict=True))
-    page.write_text(after, encoding="utf-8")
-    for path, svg in charts.items():
-        path.write_text(svg, encoding="utf-8")
-    return changed

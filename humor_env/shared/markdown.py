@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, put into a Markdown page: a model's line, a name from a file.
+r"""Text that somebody else wrote, put into a Markdown page: a model's line, a name from a file.
 
 table_cell("*a* | b")        # r"\*a\* \| b", which a page shows as it was written
 """
