@@ -114,8 +114,9 @@ def first_lines(lines: Lines) -> dict[str, Mapping[str, Any]]:
 
 
 def line_table(stages: Mapping[str, list[Lines]]) -> str:
-    """Of the first seed."""
-    [learner] = [stage for stage in in_order(stages) if stage not in ("base", "imitation", "teacher")]
+    """Of the first seed, and of the learner with the highest score where there are several."""
+    learners = [stage for stage in in_order(stages) if stage not in ("base", "imitation", "teacher")]
+    learner = max(learners, key=lambda stage: float(np.nanmean(numbers(stages[stage], "score"))))
     before, after = first_lines(stages["imitation"][0]), first_lines(stages[learner][0])
     judged = sorted((line for line in after.values() if line["score"] is not None), key=lambda line: line["score"])
     places = np.linspace(len(judged) - 1, 0, min(SHOWN, len(judged))).round().astype(int)
