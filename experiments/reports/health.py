@@ -207,7 +207,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def judge_table(run: RunData, title: str) -> Table:
     """One row for each judge; a column that neither has is left out."""
     found = judges(run)
-    columns = {
+    columns: dict[str, list[str | None]] = {
         "judge": [f"{j.role}: {j.name}" if j.name else j.role for j in found],
         "asked about": [f"{j.asked:,} {'pairs' if j.pairs else 'lines'}" for j in found],
         "failed": [share_of(j.failed, j.asked) for j in found],

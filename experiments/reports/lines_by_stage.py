@@ -49,7 +49,8 @@ def same_prompts(run: RunData, count: int = 6) -> list[SamePrompt]:
     if len([stage for stage in tables if stage != "teacher"]) < 2:
         return []
     in_all = [i for i in late if all(i in table for table in tables.values())]
-    ranked = sorted(in_all, key=lambda i: (-(late[i].score if late[i].score is not None else -1.0), i))
+    score_of = {i: -1.0 if (score := late[i].score) is None else score for i in in_all}
+    ranked = sorted(in_all, key=lambda i: (-score_of[i], i))
     return [
         SamePrompt(late[i].prompt, [Version(stage, table[i].score, table[i].text) for stage, table in tables.items()])
         for i in spread(ranked, count)
