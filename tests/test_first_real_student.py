@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from humor_env.experiments.specs.spec import load_spec
-from humor_env.experiments.upkeep import student_memory
-from humor_env.experiments.upkeep.student_memory import Size, memory_of, with_layers
+from humor_env.experiments.upkeep.pages import student_memory
+from humor_env.experiments.upkeep.pages.student_memory import Size, memory_of, with_layers
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "first-real-student.md"
 TINY = Size("tiny", "llama", 5, 32, 64, 4, 2, 2000, True)
@@ -52,5 +52,5 @@ def test_the_pages_table_is_what_the_command_prints() -> None:
     assert [row.split(" |")[0].lstrip("| ") for row in shown.splitlines()[2:]] == [s.name for s in student_memory.SIZES]
     printed = student_memory.table(student_memory.SIZES[:2]).splitlines()
     assert shown.splitlines()[: len(printed)] == printed, (
-        "out of date: python -m humor_env.experiments.upkeep.student_memory"
+        "out of date: python -m humor_env.experiments.upkeep.pages.student_memory"
     )

@@ -36,6 +36,7 @@ UPWARDS = {
     ("humor_env.rewards.reward_model", "humor_env.rewards.trained.scoring_head"): (
         "the critic loads, once it is asked, what the training wrote; no other file knows how to read it"
     ),
+    ("humor_env.rewards.everyday", "humor_env.rewards.trained.state_reader"): "as above: its head was fitted there",
 }
 # Circles of files, lazy imports included, that no small move ends: why each stays.
 CIRCLES = {

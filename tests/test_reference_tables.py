@@ -8,8 +8,8 @@ import pytest
 
 from humor_env import registry
 from humor_env.errors import InvalidOption
-from humor_env.experiments.upkeep import client_tables
 from humor_env.experiments.upkeep import reference_tables as tables
+from humor_env.experiments.upkeep.pages import client_tables
 from humor_env.llm.factory import SERVICES, make_client
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from humor_env.experiments.upkeep import tutorial
+from humor_env.experiments.upkeep.pages import tutorial
 from humor_env.sources import students
 
 NOTEBOOK = tutorial.load()
@@ -23,7 +23,7 @@ def cell(kind: str, text: str, *printed: str) -> dict[str, Any]:
 
 def test_the_page_is_the_notebook() -> None:
     assert tutorial.PAGE.read_text(encoding="utf-8") == tutorial.page(NOTEBOOK), (
-        "out of date: python -m humor_env.experiments.upkeep.tutorial page"
+        "out of date: python -m humor_env.experiments.upkeep.pages.tutorial page"
     )
 
 

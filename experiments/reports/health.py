@@ -1,7 +1,7 @@
 """How the trainer and the judges of a run fared, in two tables: what a researcher looks at before believing a score.
 
-    trainer_table(run)     # KL, clip share, explained variance, gradient norm, speed: by thirds of the run
-    judge_table(run)       # failures, refusals, flips, ties, and what a thousand judgements cost
+    trainer_table(run, "Trainer")     # KL, clip share, explained variance, gradient norm, speed: by thirds of the run
+    judge_table(run, "Judges")        # failures, refusals, flips, ties, and what a thousand judgements cost
 
 Only what a run logged is in them: a learner without a value head has no explained variance.
 """

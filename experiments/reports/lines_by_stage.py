@@ -217,3 +217,31 @@ def _frame_shares(texts: Sequence[str]) -> dict[str, float]:
 def _moved_by_a_word(frame: str, other: str) -> bool:
     a, b = frame.split(), other.split()
     return a[1:] == b[:-1] or b[1:] == a[:-1]
+
+
+@dataclass(frozen=True)
+class SamePrompts:
+    """Prompts with what was written for each, from early to late."""
+
+    title: str
+    caption: str
+    prompts: Sequence[SamePrompt]
+
+
+def sections_of_same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
+    """Both sections, without an empty one; titles name the run where there are several."""
+    of = f": {run.name}" if several else ""
+    found = (
+        SamePrompts(
+            f"Held-out prompts, stage by stage{of}",
+            "Not picked: evenly spread from the best to the worst line of the last student. Scores are the held-out "
+            "judge’s.",
+            same_prompts(run),
+        ),
+        SamePrompts(
+            f"Training prompts, early and late{of}",
+            "Prompts that came up again. Scores are the training critic’s.",
+            same_prompts_while_learning(run),
+        ),
+    )
+    return [shown for shown in found if shown.prompts]

@@ -29,13 +29,11 @@ from humor_env.experiments.reports.benchmark_page import benchmark_view, is_benc
 from humor_env.experiments.reports.differences import compare
 from humor_env.experiments.reports.health import judge_table, trainer_table
 from humor_env.experiments.reports.lines_by_stage import (
-    SamePrompt,
     floor_table,
     frame_table,
     last_stage,
     part_table,
-    same_prompts,
-    same_prompts_while_learning,
+    sections_of_same_prompts,
 )
 from humor_env.experiments.reports.pictures import Picture, pictures, result_picture
 from humor_env.experiments.reports.report_data import (
@@ -135,40 +133,13 @@ def render(runs: Sequence[RunData], *, command: str = "", against: bool = False)
         "pictures": pictures(runs, heads),
         "notes": [note for run in runs for note in [*run.notes, *_order_bias(run)]],
         "comparisons": [compare(run, runs[-1]) for run in runs[:-1]] if against or len(runs) == 2 else [],
-        "same": [shown for run in runs for shown in _same_prompts(run, len(runs) > 1)],
+        "same": [shown for run in runs for shown in sections_of_same_prompts(run, len(runs) > 1)],
         "score_tables": _tables(runs, {"Floor and ceiling": floor_table, "Parts by stage": part_table}),
         "frames": _tables(runs, {"Frames": frame_table}),
         "trainer": _tables(runs, {"Numbers of the trainer": trainer_table}),
         "judge": _tables(runs, {"Judges": judge_table}),
     }
     return _whole(view, runs, command)
-
-
-@dataclass(frozen=True)
-class SamePrompts:
-    """Prompts with what was written for each, from early to late."""
-
-    title: str
-    caption: str
-    prompts: Sequence[SamePrompt]
-
-
-def _same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
-    of = f": {run.name}" if several else ""
-    found = (
-        SamePrompts(
-            f"Held-out prompts, stage by stage{of}",
-            "Not picked: evenly spread from the best to the worst line of the last student. Scores are the held-out "
-            "judge’s.",
-            same_prompts(run),
-        ),
-        SamePrompts(
-            f"Training prompts, early and late{of}",
-            "Prompts that came up again. Scores are the training critic’s.",
-            same_prompts_while_learning(run),
-        ),
-    )
-    return [shown for shown in found if shown.prompts]
 
 
 def _tables(runs: Sequence[RunData], makers: Mapping[str, Callable[[RunData, str], Table]]) -> list[Table]:

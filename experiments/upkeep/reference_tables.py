@@ -36,7 +36,7 @@ import humor_env
 from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.specs.learner_settings import OURS, config_class
-from humor_env.experiments.upkeep.client_tables import clients_table
+from humor_env.experiments.upkeep.pages.client_tables import clients_table
 
 ROOT = Path(humor_env.__file__).resolve().parent.parent
 END = "<!-- end -->"

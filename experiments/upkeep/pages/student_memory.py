@@ -1,6 +1,6 @@
 """How much memory a GRPO or PPO step takes, by size of student: the table of docs/first-real-student.md.
 
-    python -m humor_env.experiments.upkeep.student_memory       # under a minute, no GPU, nothing is downloaded
+    python -m humor_env.experiments.upkeep.pages.student_memory       # under a minute, no GPU, nothing is downloaded
 
 The sum is that of `humor-env doctor --spec`, which loads the student. Here no weights are at hand: a model with the
 same widths and vocabulary and one layer, and one with two, are filled with zeros, and all other layers take as much as

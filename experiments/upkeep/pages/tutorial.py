@@ -1,7 +1,7 @@
 """The tutorial notebook: runs its cells, keeps what they print, and makes a page of the documentation of it.
 
-    python -m humor_env.experiments.upkeep.tutorial run     # runs all cells, rewrites docs/tutorial.ipynb and .md
-    python -m humor_env.experiments.upkeep.tutorial page    # rewrites docs/tutorial.md from the notebook as it is
+    python -m humor_env.experiments.upkeep.pages.tutorial run     # runs all cells, rewrites docs/tutorial.ipynb and .md
+    python -m humor_env.experiments.upkeep.pages.tutorial page    # rewrites docs/tutorial.md from the notebook as it is
 
 Nothing of Jupyter is needed for either: cells run in order in this process, and only what they print is kept. Progress
 bars and warnings, which go to standard error, are not: they differ from machine to machine. The page cannot differ from
@@ -83,7 +83,7 @@ def page(notebook: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m humor_env.experiments.upkeep.tutorial", description=__doc__.split("\n")[0]
+        prog="python -m humor_env.experiments.upkeep.pages.tutorial", description=__doc__.split("\n")[0]
     )
     parser.add_argument("what", choices=("run", "page"))
     options = parser.parse_args(arguments)

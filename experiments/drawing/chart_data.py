@@ -1,0 +1,71 @@
+"""What charts are drawn from: lines, marks, dots, bars, points, values and sample texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, with a band between `low` and `high` where given. Lines of one name share colour and legend; a `faint`
+    one is background, such as one seed behind the mean of all. A value that is not finite leaves a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on the x axis worth a look, such as where two curves part."""
+
+    x: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value with its interval, on a row called `label`; several `series` may share the row."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of parts that add up, such as seconds by phase."""
+
+    label: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Points:
+    """A cloud of points, or with `joined` a curve through them; `labels` are shown when one points at them."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    labels: Sequence[str] = ()
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers whose spread is shown, under one name."""
+
+    name: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    heading: str
+    lines: Sequence[tuple[float, str]]
