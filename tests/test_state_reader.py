@@ -60,6 +60,14 @@ def test_states_are_those_of_a_row_read_alone(folder: str, batch_size: int) -> N
         torch.testing.assert_close(found, by_hand(folder, joke, layers=1), atol=1e-5, rtol=1e-5)
 
 
+def test_lines_of_one_sentence_that_begin_alike_are_read_whole(folder: str) -> None:
+    """What they share was counted with the prompt, and the line's mean left it out: in `play`, and for a lone pair."""
+    alike = jokes(*[("The meeting was slow.", f"It was so slow that {end}.") for end in ("moss grew", "it snowed", "")])
+    states = StateReader(folder, layers=1, instruction="Be funny.", device="cpu").states(alike)
+    for joke, found in zip(alike, states, strict=True):
+        torch.testing.assert_close(found, by_hand(folder, joke, layers=1), atol=1e-5, rtol=1e-5)
+
+
 def test_an_empty_line_and_a_long_one_have_states(folder: str) -> None:
     reader = StateReader(folder, layers=1, instruction="Be funny.", device="cpu")
     states = reader.states(jokes(("The meeting was slow.", " "), ("It rained. " * 300, "ha " * 3000)))

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humor_env.agents.student.forward import ForwardPasses
-from humor_env.agents.student.framing import prompt_tokens
 from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
 from humor_env.agents.student.saving import copy_tensors, read_source, write_folder
@@ -41,6 +40,7 @@ from humor_env.agents.student.token_rows import (
     widths_of,
 )
 from humor_env.errors import StudentError
+from humor_env.shared.framing import prompt_tokens
 from humor_env.shared.streams import stream_seed
 
 if TYPE_CHECKING:

