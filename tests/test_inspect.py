@@ -18,7 +18,8 @@ from inspect_ai.model import ModelOutput, get_model
 from inspect_ai.model._providers.mockllm import MockLLM
 
 from humor_env.errors import InvalidOption, UnknownName
-from humor_env.experiments.sharing.inspect_task import INSTRUCTION, as_score, humor_paraphrase
+from humor_env.experiments.sharing import INSTRUCTION
+from humor_env.experiments.sharing.inspect_task import as_score, humor_paraphrase
 from humor_env.prompts import load_prompts
 from humor_env.registry import critics
 from humor_env.rewards.pocket import PocketCritic

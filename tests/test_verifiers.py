@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "integrations" / "verifiers"))
 import verifiers.v1 as vf
 from conftest import TapeCritic
 from fake_messages_server import running
-from humor_env_v1.taskset import INSTRUCTION, HumorTaskset
+from humor_env_v1.taskset import HumorTaskset
 from odd_server import answering
 from odd_server import message as any_message
 from pydantic import ValidationError
@@ -28,6 +28,7 @@ from verifiers.v1.cli.eval.runner import run_eval
 from verifiers.v1.configs.cli.eval import EvalConfig
 
 from humor_env.errors import InvalidOption, UnknownName
+from humor_env.experiments.sharing import INSTRUCTION
 from humor_env.prompts import load_prompts
 from humor_env.registry import critics
 from humor_env.rewards.pocket import PocketCritic

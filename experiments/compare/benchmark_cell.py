@@ -23,7 +23,7 @@ from humor_env.agents.feedback.pairs import CriticAsJudge
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.errors import BudgetExceeded, CheckpointError
-from humor_env.experiments.compare.benchmark_spec import BEST_OF_N, WRITTEN_AGAIN
+from humor_env.experiments.compare.benchmark_spec import AGAIN, BEST_OF_N, WRITTEN_AGAIN
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
@@ -166,12 +166,12 @@ class CellRun(SeedRun):
             self.why = str(problem)
         self._measure(self.name, POLICY)
         if twice:
-            self._measure(f"{self.name}-again", POLICY, stream_seed(self.seed, "noise floor"))
+            self._measure(self.name + AGAIN, POLICY, stream_seed(self.seed, "noise floor"))
         if is_start:
             self.student.save_pretrained(self.folder / "student")
         names = ["base", "teacher", self.name] if is_start else [self.name]
         lines = {name: self._lines(name) for name in names if (self.folder / f"evaluation-{name}.jsonl").is_file()}
-        return lines | ({WRITTEN_AGAIN: self._lines(f"{self.name}-again")} if twice else {})
+        return lines | ({WRITTEN_AGAIN: self._lines(self.name + AGAIN)} if twice else {})
 
     def _lines(self, name: str) -> list[Joke]:
         prompts = {p.id: p for p in self.parts.eval_prompts}

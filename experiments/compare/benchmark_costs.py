@@ -38,14 +38,15 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     seconds, written = 0.0, 0
     items: dict[tuple[str, str], costs.Item] = {}
     unknown = False
-    # The warm start's cell also has the base, the teacher and, where it writes twice, the imitation again.
-    systems = 4 if bench.noise_floor else 3
     for spec, sources in ((start, list(bench.feedback)), *runs):
+        # The warm start's cell also has the base, the teacher and, where it writes twice, the imitation again.
+        twice = bench.noise_floor and spec is start
+        systems = 3 + twice if spec is start else 1
         with tempfile.TemporaryDirectory() as scratch:
             parts = Ingredients(costs.without_keys(spec), Path(scratch))
             try:
                 on_the_way = _dev_lines(spec, parts, bench.budget.evaluations)
-                for item in _items(spec, parts, sources, on_the_way, systems=systems if spec is start else 1):
+                for item in _items(spec, parts, sources, on_the_way, systems=systems, twice=twice):
                     known = items.get((item.what, item.who))
                     items[item.what, item.who] = item if known is None else known + item
             except CredentialError:
@@ -93,10 +94,13 @@ def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
     return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit) * spec.eval.dev_lines
 
 
-def _items(spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, systems: int) -> Iterator[costs.Item]:
+def _items(
+    spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, systems: int, twice: bool
+) -> Iterator[costs.Item]:
     """For one seed: what the feedback is asked in learning, and what it and the held-out critic are asked in measuring,
-    where each line meets the teacher's too."""
-    sample, lines = costs.sample_pairs(parts), systems * costs.tested_lines(spec, parts)
+    where each line meets the teacher's too and, where the imitation is written `twice`, the one that it wrote first."""
+    measured = costs.tested_lines(spec, parts)
+    sample, lines = costs.sample_pairs(parts), systems * measured
     scored = costs.lines_to_learn_from(spec, parts)
     asked: list[tuple[str, str, Any, int]] = []
     held_out = parts.spec.eval.critic[0]
@@ -106,7 +110,7 @@ def _items(spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, sy
         learning = 0 if systems > 1 else scored
         pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
         asked += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
-        beside = lines + (costs.tested_lines(spec, parts) if systems == 4 else 0)  # its own lines, too
+        beside = lines + measured * twice
         asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, beside)]
     for what, who, whom, count in asked:
         if isinstance(whom, CriticAsJudge):

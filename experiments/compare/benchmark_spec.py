@@ -50,7 +50,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 JOB = "humor_env.experiments.compare.benchmark_cell:train_and_measure"
 IMITATION, BEST_OF_N = "imitation", "best-of-n"
-WRITTEN_AGAIN = "imitation-again"  # the row of the same weights with other random numbers
+AGAIN = "-again"  # behind the name of a stage that is written a second time
+WRITTEN_AGAIN = IMITATION + AGAIN  # the row of the same weights with other random numbers
 ONE_ORDER = "humor_env.experiments.compare.bias_judges:OneOrder"
 CRITIC_JUDGE = "humor_env.experiments.compare.bias_judges:make_critic_judge"
 

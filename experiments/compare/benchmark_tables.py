@@ -361,6 +361,12 @@ def make_table(bench: Benchmark, name: str) -> str:
     return TABLES[name][1](bench)
 
 
+def tables_of(bench: Benchmark) -> list[str]:
+    """The names of the tables that a page of this benchmark shows."""
+    has = {"effects": len(bench.spec.feedback) > 1, "noise": bench.spec.noise_floor}
+    return [name for name in TABLES if bench.rows and has.get(name, True)]
+
+
 def lines_of(bench: Benchmark) -> int:
     """How many lines each held-out prompt has."""
     prompts = len(bench.record["prompts"])
@@ -387,12 +393,7 @@ def results_page(bench: Benchmark) -> str:
         sections.append(f"**{len(failed)} of {record['cells']} cells have no result:**\n\n" + "\n".join(failed))
     if bench.rows:
         sections += [f"## {c.title}\n\n{make_table(bench, c.name)}" for c in bench.spec.compare]
-        several = len(bench.spec.feedback) > 1
-        for name, (title, table) in TABLES.items():
-            if name == "noise" and not bench.spec.noise_floor:
-                continue
-            if name != "effects" or several:
-                sections.append(f"## {title}\n\n{table(bench)}")
+        sections += [f"## {TABLES[name][0]}\n\n{TABLES[name][1](bench)}" for name in tables_of(bench)]
     sections.append(
         f"Made by `humor-env benchmark {bench.spec.name}`, commit {record['commit']}, "
         + ", ".join(

@@ -75,8 +75,8 @@ def interval(
     """A statistic of the scores of runs, and its bootstrap interval.
 
     Each stratum (a task, a critic) is `[seeds]`, or `[seeds, prompts]`, whose rows are averaged, or `[seeds, prompts,
-    lines]`, where the lines of a prompt are averaged first. Runs are resampled
-    within their stratum, prompts alike for all runs of it: the two kinds of luck are crossed, not nested.
+    lines]`, where the lines of a prompt are averaged first. Runs are resampled within their stratum, prompts alike for
+    all runs of it: the two kinds of luck are crossed, not nested.
     """
     arrays = [_matrix(stratum) for stratum in strata]
     source = generator(seed, "interval")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from humor_env.experiments.compare.benchmark_spec import AGAIN
 from humor_env.experiments.drawing.charts import NOTHING
 from humor_env.experiments.reports.pictures import Picture
 from humor_env.experiments.reports.report_data import RunData, SeedData, load_run
@@ -32,15 +33,12 @@ def benchmark_view(folder: Path) -> tuple[dict[str, Any], list[RunData]]:
     """What the template needs of a benchmark, and its systems as runs whose lines can be looked at."""
     from humor_env.experiments.compare.benchmark import load_benchmark
     from humor_env.experiments.compare.benchmark_charts import CHARTS
-    from humor_env.experiments.compare.benchmark_tables import TABLES
+    from humor_env.experiments.compare.benchmark_tables import TABLES, tables_of
 
     bench = load_benchmark(folder)
     runs, notes = _systems(bench)
     notes += [f"{name} has no result: {why}" for name, why in bench.failures.items()]
-    several = len(bench.spec.feedback) > 1
-    left_out = {*(() if several else ("effects",)), *(() if bench.spec.noise_floor else ("noise",))}
-    names = [name for name in TABLES if bench.rows and name not in left_out]
-    tables = [(TABLES[name][0], markdown_rows(TABLES[name][1](bench))) for name in names]
+    tables = [(TABLES[name][0], markdown_rows(TABLES[name][1](bench))) for name in tables_of(bench)]
     drawn = [(what, draw(bench)) for what, draw in CHARTS.values()] if bench.rows else []
     charts = [Picture("result", Markup(svg), what) for what, svg in drawn if NOTHING not in svg]
     return {
@@ -122,5 +120,5 @@ def _stages(folder: Path) -> dict[str, Any]:
         return {}
     stages = load_run(folder).seeds[0].stages
     # Written twice, it would stand among the learners; the table of noise has it.
-    kept = {name: lines for name, lines in stages.items() if name != "sft-again"}
+    kept = {name: lines for name, lines in stages.items() if name != "sft" + AGAIN}
     return {"imitation" if name == "sft" else name: lines for name, lines in kept.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,12 +21,19 @@ from humor_env.experiments.reports.lines_by_stage import (
     SamePrompt,
     Version,
     last_stage,
-    parts_by_prompt,
     spread,
     with_interval,
 )
 from humor_env.experiments.reports.report_data import Judged, RunData, first_lines
-from humor_env.experiments.reports.report_numbers import Estimate, by_prompt, interval
+from humor_env.experiments.reports.report_numbers import (
+    Estimate,
+    Value,
+    by_prompt,
+    interval,
+    over_seeds,
+    part_of,
+    score_of,
+)
 from humor_env.experiments.reports.tables import Table, TableRow
 from humor_env.shared.text_stats import distinct_n
 
@@ -102,12 +109,12 @@ def _not_comparable(mine: Side, theirs: Side) -> str:
 def difference(run: RunData, other: RunData) -> Table:
     """The two students' scores and parts, and the stages before, `run` minus `other`, prompt by prompt."""
     mine, theirs = side(run), side(other)
-    rows = [_row("score", mine, theirs, by_prompt)]
+    rows = [_row("score", mine, theirs)]
     parts = set.intersection(*({name for line in each.lines for name in line.parts} for each in (mine, theirs)))
-    rows += [_row(name.replace("_", " "), mine, theirs, partial(parts_by_prompt, name=name)) for name in sorted(parts)]
+    rows += [_row(name.replace("_", " "), mine, theirs, partial(part_of, name=name)) for name in sorted(parts)]
     earlier = [(side(run, stage), side(other, stage)) for stage in ("imitation", "base")]
     rows += [
-        _row(f"score of the {a.stage}", a, b, by_prompt)
+        _row(f"score of the {a.stage}", a, b)
         for a, b in earlier
         if a.seeds and b.seeds and a.stage not in (mine.stage, theirs.stage)
     ]
@@ -146,9 +153,9 @@ def prompts_of_both(mine: Side, theirs: Side, count: int = 6) -> list[SamePrompt
     ]
 
 
-def _row(what: str, mine: Side, theirs: Side, table_of: Callable[[Sequence[Judged]], Mapping[str, float]]) -> TableRow:
-    tables = [{seed: table_of(lines) for seed, lines in each.seeds.items()} for each in (mine, theirs)]
-    means = [_over_seeds(each) for each in tables]
+def _row(what: str, mine: Side, theirs: Side, value: Value = score_of) -> TableRow:
+    tables = [{seed: by_prompt(lines, value) for seed, lines in each.seeds.items()} for each in (mine, theirs)]
+    means = [over_seeds(each.values()) for each in tables]
     shared = sorted(means[0].keys() & means[1].keys())
     if not shared:
         return TableRow([what, "–", "–", "–", "0"])
@@ -164,11 +171,6 @@ def _row(what: str, mine: Side, theirs: Side, table_of: Callable[[Sequence[Judge
     sides = [f"{statistics.fmean(each[p] for p in shared):.3f}" for each in means]
     apart = change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
     return TableRow([what, *sides, with_interval(change), str(len(shared))], apart)
-
-
-def _over_seeds(tables: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    prompts = dict.fromkeys(p for table in tables.values() for p in table)
-    return {p: statistics.fmean(t[p] for t in tables.values() if p in t) for p in prompts}
 
 
 def _same_seeds(mine: Side, theirs: Side) -> bool:

@@ -14,13 +14,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from humor_env.experiments.reports.report_data import Judged, RunData, SeedData, begun_from, first_lines
-from humor_env.experiments.reports.report_numbers import Estimate, paired, recent
+from humor_env.experiments.reports.report_numbers import Estimate, paired, part_of, recent
 from humor_env.experiments.reports.tables import Table, TableRow, percent
 from humor_env.shared.text_stats import BLANK, frames
 
 MOST_FRAMES = 8
+Ranked = TypeVar("Ranked")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def last_stage(seed: SeedData) -> str:
     return seed.trained or next((stage for stage in ("imitation", "base") if stage in seed.stages), "")
 
 
-def spread(ranked: Sequence[str], count: int) -> list[str]:
+def spread(ranked: Sequence[Ranked], count: int) -> list[Ranked]:
     """`count` of them, each the middle of its part of the list; all where there are no more."""
     if len(ranked) <= count:
         return list(ranked)
@@ -157,23 +159,11 @@ def part_table(run: RunData, title: str) -> Table:
         values = [[line.parts[name] for line in lines_of_stage(run, stage) if name in line.parts] for stage in stages]
         cells = [name.replace("_", " "), *(f"{statistics.fmean(v):.3f}" if v else "–" for v in values)]
         if changes:
-            change = paired(run, late, before, value=partial(_part, name=name))
+            change = paired(run, late, before, value=partial(part_of, name=name))
             cells.append("–" if change is None else with_interval(change))
         rows.append(TableRow(cells))
     head = ["part", *stages, *([f"change from {before}"] if changes else [])]
     return Table(title, head, rows, "Means of the held-out judge’s parts; the change with its 95 % interval.")
-
-
-def _part(line: Judged, name: str) -> float | None:
-    return line.parts.get(name)
-
-
-def parts_by_prompt(lines: Sequence[Judged], name: str) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
-    for line in lines:
-        if name in line.parts:
-            found[line.prompt_id].append(line.parts[name])
-    return {prompt: statistics.fmean(values) for prompt, values in found.items()}
 
 
 def with_interval(change: Estimate) -> str:

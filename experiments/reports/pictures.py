@@ -32,6 +32,7 @@ from humor_env.experiments.reports.lines_by_stage import (
     last_stage,
     lines_of_stage,
     scores,
+    spread,
     stage_names,
     thirds_of_training,
 )
@@ -140,7 +141,7 @@ def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
     chosen.sort(key=lambda sample: sample.lines[-1][0])
     if len(chosen) < count:
         return []
-    return [chosen[len(chosen) * (2 * i + 1) // (2 * count)] for i in reversed(range(count))]
+    return spread(chosen, count)[::-1]
 
 
 def _picture(section: str, svg: str, caption: str) -> Picture:

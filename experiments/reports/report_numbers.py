@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,7 +131,7 @@ def _headline(run: RunData, stage: str) -> Headline:
     return Headline(
         run=run.name,
         stage=stage,
-        score=interval(_over_seeds(tables), seed=_seed_of(run)),
+        score=interval(list(over_seeds(tables).values()), seed=_seed_of(run)),
         by_seed=[_mean(list(table.values())) for table in tables],
         change=change,
         matches_teacher=at_least,
@@ -148,26 +148,34 @@ def _seed_of(run: RunData) -> int:
     return int(number) if len(run.seeds) == 1 and number.isdecimal() else 0
 
 
-def by_prompt(lines: Sequence[Judged]) -> dict[str, float]:
-    """Mean score by prompt; lines that no critic could judge are left out."""
-    scores_of: dict[str, list[float]] = defaultdict(list)
+Value = Callable[[Judged], float | None]
+
+
+def score_of(line: Judged) -> float | None:
+    return line.score
+
+
+def part_of(line: Judged, name: str) -> float | None:
+    return line.parts.get(name)
+
+
+def by_prompt(lines: Sequence[Judged], value: Value = score_of) -> dict[str, float]:
+    """Mean score, or another value, by prompt; lines that no critic could judge are left out."""
+    values_of: dict[str, list[float]] = defaultdict(list)
     for line in lines:
-        if line.score is not None:
-            scores_of[line.prompt_id].append(line.score)
-    return {prompt: _mean(scores) for prompt, scores in scores_of.items()}
+        number = value(line)
+        if number is not None:
+            values_of[line.prompt_id].append(number)
+    return {prompt: _mean(values) for prompt, values in values_of.items()}
 
 
-def _over_seeds(tables: Sequence[Mapping[str, float]]) -> list[float]:
+def over_seeds(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Each prompt's mean over the seeds: prompts are what is resampled, for they are what a new test would change."""
     scores_of: dict[str, list[float]] = defaultdict(list)
     for table in tables:
         for prompt, score in table.items():
             scores_of[prompt].append(score)
-    return [_mean(scores) for scores in scores_of.values()]
-
-
-def _score(line: Judged) -> float | None:
-    return line.score
+    return {prompt: _mean(scores) for prompt, scores in scores_of.items()}
 
 
 def paired(
@@ -176,7 +184,7 @@ def paired(
     other: str,
     compare: Callable[[float, float], float] = operator.sub,
     lowest: float = -1.0,
-    value: Callable[[Judged], float | None] = _score,
+    value: Value = score_of,
 ) -> Estimate | None:
     """The mean of the comparison within each seed; None where nothing can be paired. Each line of a stage stands beside
     the other's for the same prompt, the first beside the first; a prompt counts by the mean of its lines."""
@@ -194,7 +202,7 @@ def paired(
             if known:
                 table[prompt] = _mean(known)
         tables.append(table)
-    means = _over_seeds(tables)
+    means = list(over_seeds(tables).values())
     return interval(means, lowest) if means else None
 
 

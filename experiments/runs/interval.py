@@ -3,8 +3,7 @@
     low, high = bootstrap_interval(scores, seed=0)
 
 Prompts are what is resampled, for they are what another test would change; a prompt with several lines is one value,
-their mean. Intervals over seeds and prompts, for
-comparing learners, are those of `compare/stats.py`.
+their mean. Intervals over seeds and prompts, for comparing learners, are those of `compare/stats.py`.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from inspect_ai.solver import TaskState, generate
 
 from humor_env.episodes import episode
 from humor_env.experiments.runs.interval import bootstrap_interval
+from humor_env.experiments.sharing import INSTRUCTION
 from humor_env.prompts import load_prompts
 from humor_env.types import Joke, Judgement
 
 VERSION = 1
 """Of the task: raised when the instruction or the way of asking changes, so that older results are not compared."""
-INSTRUCTION = "Say what the sentence says as one funny sentence. Answer with that sentence and nothing else."
 _STOPS = {"stop": "end", "max_tokens": "length", "model_length": "length"}
 
 

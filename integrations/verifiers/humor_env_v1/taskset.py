@@ -11,10 +11,8 @@ from typing import Any
 import verifiers.v1 as vf
 from pydantic import Field
 
+from humor_env.experiments.sharing import INSTRUCTION
 from humor_env_v1.critic import score, shared_critic
-
-# The same words as the Inspect task's, so that a model is asked the same thing in both.
-INSTRUCTION = "Say what the sentence says as one funny sentence. Answer with that sentence and nothing else."
 
 
 class HumorData(vf.TaskData):
