@@ -19,7 +19,7 @@ from humor_env.experiments.reports.report_numbers import headline
 from humor_env.experiments.runs import costs
 from humor_env.experiments.runs.evaluate import evaluate, judged, written_by
 from humor_env.experiments.specs.spec import parse_spec
-from humor_env.experiments.upkeep import real_english
+from humor_env.experiments.upkeep.pages import real_english
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Joke, Judgement, Verdict
 

@@ -313,10 +313,13 @@ def test_replay_is_fast(tmp_path: Path, slowness: Callable[[], float]) -> None:
             return replies
 
     ScorerCritic(Fives(), ledger=tmp_path / "l.sqlite")(jokes)
-    critic = ScorerCritic(Fives(), ledger=tmp_path / "l.sqlite")
-    start = time.process_time()  # of this process: what else the machine does is not the ledger's doing
-    judgements = critic(jokes)
-    assert time.process_time() - start < 2000 / 5000 * slowness()
+    shares = []
+    for _ in range(3):  # the best of three: what a neighbour on the same processor costs is not the ledger's doing
+        critic = ScorerCritic(Fives(), ledger=tmp_path / "l.sqlite")
+        start = time.process_time()
+        judgements = critic(jokes)
+        shares.append((time.process_time() - start) / slowness())
+    assert min(shares) < 2000 / 5000
     assert {j.score for j in judgements} == {1.0}
     assert critic.desk.counts == {"replayed": 2000}
 

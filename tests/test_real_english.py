@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from humor_env.experiments.upkeep import real_english
+from humor_env.experiments.upkeep.pages import real_english
 
 SCORES = {
     "base": [0.0] * 12,
@@ -65,3 +65,38 @@ def test_a_page_is_filled_between_its_comments(run: Path, tmp_path: Path) -> Non
     assert "| imitation | 0.100" in text
     assert real_english.main([str(run), "--page", str(page)]) == 0
     assert page.read_text() == text
+
+
+def test_imitation_beside_itself_is_the_noise_floor(run: Path) -> None:
+    """Two lines for a sentence: the second one is 0.1 better for half of the sentences, and equal for the others."""
+    rows = [{"prompt_id": f"p{i // 2}", "text": "x", "score": 0.1 * (i % 4 == 1), "parts": {}} for i in range(24)]
+    text = real_english.noise_floor({"imitation": [rows]}, 2)
+    assert "differ by 0.050 (" in text
+    assert "win or tie in 75 (" in text
+    assert real_english.noise_floor({"imitation": [rows]}, 1) == ""
+
+
+def test_the_cells_of_a_learner_become_a_run(run: Path, tmp_path: Path) -> None:
+    """A benchmark keeps the imitation apart from what began from it, and calls it by another name."""
+    seed = run / "seed-0"
+    cells = tmp_path / "bench" / "cells"
+    imitation, ppo = cells / "imitation" / "seed-0" / "seed-0", cells / "ppo" / "everyday" / "seed-0" / "seed-0"
+    for cell, stages in ((imitation, ("base", "imitation", "teacher")), (ppo, ("ppo",))):
+        cell.mkdir(parents=True)
+        named = {stage: "sft" if stage == "imitation" else stage for stage in stages}
+        for stage, name in named.items():
+            (cell / f"evaluation-{name}.jsonl").write_text((seed / f"evaluation-{stage}.jsonl").read_text())
+        numbers = {name: {"score": SCORES[stage][0]} for stage, name in named.items()}
+        (cell / "results.json").write_text(json.dumps({"seed": 0, "stages": numbers, "seconds": {}, "steps": 3}))
+        for log in ("metrics.jsonl", "timings.jsonl", "jokes.jsonl"):
+            (cell / log).write_text(f'{{"step": 1, "of": "{sorted(named)[0]}"}}\n')
+        for file in ("spec.toml", "run.json"):
+            (cell.parent / file).write_text(f"# {sorted(named)[0]}")
+    whole = real_english.read_run(tmp_path / "bench")
+    assert whole == real_english.read_run(run)
+    assert real_english.main([str(tmp_path / "bench"), "--as-run", str(tmp_path / "one"), "--learner", "ppo"]) == 0
+    assert real_english.read_run(tmp_path / "one") == whole
+    assert '"ppo"' in (tmp_path / "one" / "seed-0" / "metrics.jsonl").read_text()
+    assert (tmp_path / "one" / "spec.toml").read_text() == "# ppo"
+    with pytest.raises(SystemExit, match="no cell of a learner 'grpo'"):
+        real_english.main([str(tmp_path / "bench"), "--as-run", str(tmp_path / "two"), "--learner", "grpo"])

@@ -1,6 +1,11 @@
-"""The tables of docs/real-english.md, from the folder of a run of `everyday-smollm2`.
+"""The tables of docs/real-english.md, from the folder of a run, or of the benchmark `everyday-smollm2`.
 
-    python -m humor_env.experiments.upkeep.real_english runs/real --page docs/real-english.md
+    python -m humor_env.experiments.upkeep.pages.real_english runs/everyday-smollm2 --page docs/real-english.md
+    python -m humor_env.experiments.upkeep.pages.real_english runs/everyday-smollm2 --as-run runs/rloo --learner rloo
+    humor-env report runs/rloo --picture docs/images/real-english.svg
+
+Of a benchmark, `--as-run` puts the cells of one learner and of the imitation that it began from together, as the folder
+of one run, so that a report and a picture can be made of it.
 
 Two tables go between the comments `<!-- real: scores -->` and `<!-- real: lines -->` and the next `<!-- end -->`: what
 the held-out judge says of each stage, and twenty sentences with the lines before and after. Those are taken by rank of
@@ -12,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,25 +27,35 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.compare import stats
-from humor_env.experiments.runs.run_folder import RESULTS, read_results
+from humor_env.experiments.runs.run_folder import RECORD, RESULTS, SPEC, read_results, write_json
 from humor_env.experiments.upkeep.reference_tables import fill_page
 from humor_env.rewards.everyday import TIE
 from humor_env.shared import text_stats
 from humor_env.shared.markdown import table_cell
 
 SHOWN = 20
+CELL_OF_IMITATION = "sft"  # what the cell of a benchmark calls the stage that a run calls imitation
 MARK = re.compile(r"(<!-- (real): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Lines = Sequence[Mapping[str, Any]]
 
 
+def measured_in(folder: Path) -> list[tuple[str, str, Path]]:
+    """Seed, stage and file of all lines that a run, or the cells of a benchmark, have measured."""
+    found = []
+    cells = "cells/**/" if (folder / "cells").is_dir() else ""
+    for results in sorted(folder.glob(f"{cells}seed-*/{RESULTS}")):
+        for stage in read_results(results)["stages"]:
+            name = "imitation" if stage == CELL_OF_IMITATION else stage
+            found.append((results.parent.name, name, results.parent / f"evaluation-{stage}.jsonl"))
+    return found
+
+
 def read_run(folder: Path) -> dict[str, list[Lines]]:
     """Stage -> for each seed that was measured, its lines with their judgements, in the order of the prompts."""
     stages: dict[str, list[Lines]] = {}
-    for results in sorted(folder.glob(f"seed-*/{RESULTS}")):
-        for stage in read_results(results)["stages"]:
-            file = results.parent / f"evaluation-{stage}.jsonl"
-            stages.setdefault(stage, []).append([json.loads(line) for line in file.read_text("utf-8").splitlines()])
+    for _, stage, file in measured_in(folder):
+        stages.setdefault(stage, []).append([json.loads(line) for line in file.read_text("utf-8").splitlines()])
     if not stages:
         sys.exit(f"'{folder}' holds no run that has measured anything.")
     return stages
@@ -71,7 +87,10 @@ def numbers(seeds: Sequence[Lines], part: str, each: int = 1) -> np.ndarray[Any,
 def against(seeds: Sequence[Lines], others: Sequence[Lines], each: int = 1) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Line by line: 1 for a win over the other system's line, 0.5 for a tie. The judge reads each line alone, so
     that the order of the two cannot matter."""
-    gap = numbers(seeds, "score", each) - numbers(others, "score", each)[: len(seeds)]
+    return won(numbers(seeds, "score", each) - numbers(others, "score", each)[: len(seeds)])
+
+
+def won(gap: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.where(np.isnan(gap), np.nan, np.where(np.abs(gap) < TIE, 0.5, (gap > 0).astype(float)))
 
 
@@ -102,7 +121,19 @@ def score_table(stages: Mapping[str, list[Lines]]) -> str:
     prompts = len({line["prompt_id"] for line in stages["imitation"][0]})
     lines = "one line" if each == 1 else f"{each} lines"
     note = f"{prompts} test sentences, {lines} each, {max(seeds_of.values())} seed(s); 95 % intervals."
-    return "\n".join(rows) + f"\n\n{note}"
+    return "\n".join(rows) + f"\n\n{note}{noise_floor(stages, each)}"
+
+
+def noise_floor(stages: Mapping[str, list[Lines]], each: int) -> str:
+    """What chance alone makes of one policy: the second lines that imitation wrote beside its first."""
+    if each < 2:
+        return ""
+    by_line = numbers(stages["imitation"], "score", each)
+    gap = by_line[:, :, 1] - by_line[:, :, 0]
+    return (
+        f" Chance alone: imitation's second lines beside its first differ by {bounds(gap)} in score, and win or tie in "
+        f"{bounds(won(gap), 0, 100)} %."
+    )
 
 
 def first_lines(lines: Lines) -> dict[str, Mapping[str, Any]]:
@@ -128,11 +159,38 @@ def line_table(stages: Mapping[str, list[Lines]]) -> str:
     return "\n".join(rows)
 
 
+def as_run(bench: Path, learner: str, out: Path) -> None:
+    """The cells of one learner, and the imitation that it began from, as the folder of a run."""
+    cells = sorted((bench / "cells" / learner).glob(f"**/seed-*/{RESULTS}"))
+    if not cells:
+        sys.exit(f"'{bench}' holds no cell of a learner '{learner}' that is done.")
+    for results in cells:
+        seed = out / results.parent.name
+        seed.mkdir(parents=True, exist_ok=True)
+        merged = dict(read_results(results))
+        for log in ("metrics.jsonl", "timings.jsonl", "jokes.jsonl"):
+            shutil.copy(results.parent / log, seed / log)
+        merged["stages"] = {}
+        for name, stage, file in measured_in(bench):
+            if name == seed.name and (stage in ("base", "imitation", "teacher") or file.parent == results.parent):
+                shutil.copy(file, seed / f"evaluation-{stage}.jsonl")
+                numbers = read_results(file.parent / RESULTS)["stages"]
+                merged["stages"][stage] = numbers[CELL_OF_IMITATION if stage == "imitation" else stage]
+        write_json(seed / RESULTS, merged)
+    for name in (SPEC, RECORD):
+        shutil.copy(cells[0].parent.parent / name, out / name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="real_english", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--page", type=Path, help="the page whose tables are filled; printed without it")
+    parser.add_argument("--as-run", type=Path, help="write one learner's cells of a benchmark as the folder of a run")
+    parser.add_argument("--learner", default="ppo", help="which, for --as-run")
     options = parser.parse_args(arguments)
+    if options.as_run:
+        as_run(options.run, options.learner, options.as_run)
+        return 0
     stages = read_run(options.run)
     tables = {"scores": score_table(stages), "lines": line_table(stages)}
     if options.page:
