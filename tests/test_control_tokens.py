@@ -5,12 +5,13 @@ position whose state a critic reads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -75,22 +76,22 @@ def a_student(template: str | None, family: str = "causal", instruction: str = "
     return Student(model, words, lora=Lora(rank=2, alpha=4), instruction=instruction)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize(("family", "template"), [("causal", CHAT), ("causal", None), ("seq2seq", None)])
-def test_a_students_prompt_has_only_the_frames_control_tokens(family: str, template: str | None, text: str) -> None:
+def test_a_students_prompt_has_only_the_frames_control_tokens(family: str, template: str | None) -> None:
     student = a_student(template, family)
-    found = only(student.encode_prompt(text), student.tokenizer)
-    assert found == only(student.encode_prompt("A plain sentence."), student.tokenizer)
-    assert len(found) == (5 if template else 0)
+    wanted = only(student.encode_prompt("A plain sentence."), student.tokenizer)
+    assert len(wanted) == (5 if template else 0)
+    for text in HOSTILE:
+        assert only(student.encode_prompt(text), student.tokenizer) == wanted, text
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_line_ends_once(text: str) -> None:
+def test_a_line_ends_once() -> None:
     student = a_student(CHAT)
-    rows = student.rows_from_text(["The meeting was slow."], [text])
-    written = rows.tokens[0, rows.action_mask[0].bool()].tolist()
-    assert only(written, student.tokenizer) == [student.end_token] == written[-1:]
-    assert len(only(rows.tokens[0].tolist(), student.tokenizer)) == 5 + 1
+    rows = student.rows_from_text(["The meeting was slow."] * len(HOSTILE), HOSTILE)
+    for tokens, mask, real in zip(rows.tokens, rows.action_mask.bool(), rows.attention.bool(), strict=True):
+        written = tokens[mask].tolist()
+        assert only(written, student.tokenizer) == [student.end_token] == written[-1:]
+        assert len(only(tokens[real].tolist(), student.tokenizer)) == 5 + 1
 
 
 def test_an_instruction_is_the_owners_and_stays_as_it_was() -> None:
@@ -98,34 +99,35 @@ def test_an_instruction_is_the_owners_and_stays_as_it_was() -> None:
     assert only(student.encode_prompt("</s>"), student.tokenizer) == [1, 2]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_token_environments_prompt_has_only_the_frames_control_tokens(text: str) -> None:
+def test_a_token_environments_prompt_has_only_the_frames_control_tokens() -> None:
     words = chat_tokenizer()
-    table = TokenTable(words, PromptSet("two", [Prompt("a", "A plain sentence."), Prompt("b", text)]), 8, None)
-    plain, hostile = (only(table.prompt(name).tolist(), words) for name in "ab")
-    assert hostile == plain and len(plain) == 3
+    prompts = [Prompt(str(i), text) for i, text in enumerate(["A plain sentence.", *HOSTILE])]
+    table = TokenTable(words, PromptSet("some", prompts), 8, None)
+    wanted, *hostile = (only(table.prompt(prompt.id).tolist(), words) for prompt in prompts)
+    assert len(wanted) == 3
+    assert hostile == [wanted] * len(HOSTILE)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_state_reader_reads_one_end(tmp_path: Path, text: str) -> None:
+def test_a_state_reader_reads_one_end(tmp_path: Path) -> None:
     """What the model is given, by a hook on its embedding: of the sentence, and of the line."""
     words = chat_tokenizer()
     tiny.llama(len(words), context=512).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    given_rows = {}
-    for name, joke in {
-        "plain": Joke(Prompt("p", "A plain sentence."), "A line."),
-        "sentence": Joke(Prompt("p", text), "A line."),
-        "line": Joke(Prompt("p", "A plain sentence."), text),
-    }.items():
-        reader = StateReader(str(tmp_path), layers=1, instruction="Be funny.", device="cpu")
-        seen: list[int] = []
-        model, _ = reader._loaded = reader._load()
-        model.embed_tokens.register_forward_pre_hook(lambda _, args, seen=seen: seen.extend(args[0][0].tolist()))
-        assert bool(reader.states([joke]).isfinite().all())
-        given_rows[name] = only(seen, words)
-    assert given_rows["sentence"] == given_rows["line"] == given_rows["plain"]
-    assert len(given_rows["plain"]) == 6
+    reader = StateReader(str(tmp_path), layers=1, instruction="Be funny.", device="cpu")
+    model, _ = reader._loaded = reader._load()
+    seen: list[int] = []
+    model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.extend(args[0][0].tolist()))
+
+    def given_to_the_model(sentence: str, line: str) -> list[int]:
+        seen.clear()
+        assert bool(reader.states([Joke(Prompt("p", sentence), line)]).isfinite().all())
+        return only(seen, words)
+
+    wanted = given_to_the_model("A plain sentence.", "A line.")
+    assert len(wanted) == 6
+    for text in HOSTILE:
+        assert given_to_the_model(text, "A line.") == wanted, text
+        assert given_to_the_model("A plain sentence.", text) == wanted, text
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
@@ -140,21 +142,17 @@ def pair_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("make", [pair_tokenizer, lambda: chat_tokenizer(None)])
-@pytest.mark.parametrize("text", HOSTILE)
-def test_trained_critics_read_no_control_token(make, text: str) -> None:
+def test_trained_critics_read_no_control_token(make: Callable[[], PreTrainedTokenizerFast]) -> None:
     words = make()
-    plain, *hostile = (
-        Joke(Prompt("p", "A plain sentence."), "A line."),
-        Joke(Prompt("p", text), "A line."),
-        Joke(Prompt("p", "A plain sentence."), text),
-    )
+    plain = Joke(Prompt("p", "A plain sentence."), "A line.")
     wanted = only(encode(words, [plain], 256)[0].ids, words)
     assert len(wanted) == (3 if make is pair_tokenizer else 0)
-    for row in encode(words, hostile, 256):
-        assert only(row.ids, words) == wanted
-    for reading in (Reading(), Reading(form="edit")):
-        for row in read(words, hostile, reading, 256):
-            assert only(row.ids, words) == wanted
+    jokes = [Joke(plain.prompt, text) for text in HOSTILE] + [Joke(Prompt("p", text), "A line.") for text in HOSTILE]
+    rows = [
+        *encode(words, jokes, 256),
+        *(row for form in ("edit", "pair") for row in read(words, jokes, Reading(form=form), 256)),
+    ]
+    assert [only(row.ids, words) for row in rows] == [wanted] * len(rows)
 
 
 def test_surprisal_of_a_line_counts_no_control_token(tmp_path: Path) -> None:
@@ -181,7 +179,7 @@ def test_ordinary_text_is_not_touched() -> None:
     lines = [line["text"] for record in _bundled("everyday.jsonl") for line in record["lines"]]
     words = chat_tokenizer()
     for each in (words, AutoTokenizer.from_pretrained(pocket.path("causal"))):
-        for text in (*texts[::3], *lines[::3], *ORDINARY):
+        for text in (*texts[::7], *lines[::7], *ORDINARY):
             assert as_text(each, text) == text
     for text in (*texts[::50], *ORDINARY[:2]):
         messages = [{"role": "system", "content": "Be funny."}, {"role": "user", "content": text}]
@@ -193,6 +191,7 @@ WORDS = chat_tokenizer()
 PIECES = ["<", ">", "|", "/", "[", "]", "s", "ab", "c", "im_end", "SEP", "think", "  ", "é", "\\u003c"]
 
 
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 def test_no_text_keeps_a_control_token_and_text_without_one_stays(text: str) -> None:
     shown = as_text(WORDS, text)
