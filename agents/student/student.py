@@ -40,6 +40,7 @@ from humor_env.agents.student.token_rows import (
     widths_of,
 )
 from humor_env.errors import StudentError
+from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
 from humor_env.shared.streams import stream_seed
 
@@ -287,8 +288,8 @@ class Student:
         return ids
 
     def encode_response(self, text: str) -> list[int]:
-        """A line as the student would write it, its end token included."""
-        ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        """A line as the student would write it, its end token included. No other control token is read in it."""
+        ids = [int(i) for i in self.tokenizer(as_text(self.tokenizer, text), add_special_tokens=False)["input_ids"]]
         self._check_known(ids, f"{text[:80]!r}")
         return [*ids, self.end_token]
 

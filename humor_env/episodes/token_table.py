@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.prompts import PromptSet
+from humor_env.shared.control_tokens import as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +104,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Encoded:
         )
     padding = pad if isinstance(pad, int) else end
     chat = bool(tokenizer.chat_template)
-    framed = [_framed(tokenizer, prompt.text) for prompt in prompts]
+    framed = [_framed(tokenizer, as_text(tokenizer, prompt.text)) for prompt in prompts]
     ids = tokenizer(framed, add_special_tokens=not chat)["input_ids"]
     lengths = np.array([len(prompt_ids) for prompt_ids in ids], dtype=np.int64)
     table = np.full((len(ids), int(lengths.max())), padding, dtype=np.int32)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from humor_env.shared.control_tokens import escaped
 from humor_env.types import NO_USAGE, Usage
 
 ErrorKind = Literal[
@@ -119,12 +120,3 @@ def _visible(character: str) -> str:
     if " " <= character <= "~" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return character
     return escaped(character)
-
-
-def escaped(character: str) -> str:
-    """A character as a JSON escape (two, where it lies beyond the basic plane)."""
-    code = ord(character)
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    code -= 0x10000
-    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from humor_env.errors import StudentError
+from humor_env.shared.control_tokens import as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str, *, is_seq2seq: bool
 ) -> list[int]:
-    """The tokens before the response: chat template where there is one, the text and a line end otherwise."""
+    """The tokens before the response: chat template where there is one, the text and a line end otherwise.
+
+    The observation is read as text, whatever it spells; the instruction is the owner's and may hold control tokens.
+    """
+    observation = as_text(tokenizer, observation)
     if is_seq2seq:
         ids = tokenizer(f"{instruction}{observation}")["input_ids"]
     elif tokenizer.chat_template:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import well_formed, words
+from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import in_paying_precision
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class ModelSurprisal:
 
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         rows = [
-            [start, *tokenizer.encode(well_formed(line), add_special_tokens=False)[: self.max_length - 1]]
-            for line in lines
+            [start, *tokenizer.encode(text, add_special_tokens=False)[: self.max_length - 1]]
+            for text in (as_text(tokenizer, well_formed(line)) for line in lines)
         ]
         width = max(map(len, rows))
         ids = torch.tensor([row + [start] * (width - len(row)) for row in rows])

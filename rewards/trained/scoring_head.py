@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.reading import well_formed
+from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
 from humor_env.types import Joke
@@ -102,7 +103,7 @@ def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: in
     most = 8 * max_length
     befores, afters, ranges = [], [], []
     for joke in jokes:
-        before, after = well_formed(joke.prompt.text)[:most], well_formed(joke.text)[:most]
+        before, after = (as_text(tokenizer, well_formed(t)[:most]) for t in (joke.prompt.text, joke.text))
         went, came = changed(before, after)
         if reading.form == "edit":
             before = before[went[0] : went[1]]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
+from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
 from humor_env.types import Joke
 
@@ -63,7 +64,8 @@ class StateReader:
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         # Cut to characters first: reading 10,000 characters to keep 96 tokens is slow.
-        return list(tokenizer.encode(well_formed(text.strip())[: 8 * LONGEST], add_special_tokens=False)[:LONGEST])
+        text = as_text(tokenizer, well_formed(text.strip())[: 8 * LONGEST])
+        return list(tokenizer.encode(text, add_special_tokens=False)[:LONGEST])
 
     def _prompt(self, tokenizer: Any, sentence: str) -> list[int]:
         kept = tokenizer.decode(self._ids(tokenizer, sentence))

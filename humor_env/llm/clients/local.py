@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Budget, most_tokens
-from humor_env.llm.protocol import OnReply, Reply, Request, escaped
+from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
+from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import in_paying_precision
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Usage
@@ -136,9 +137,9 @@ class LocalClient:
         """What the model reads: its chat template where it has one, else the two parts as paragraphs.
 
         The template is applied to a placeholder and the data put in afterwards, so that a template that trims or
-        rewrites its messages cannot touch the data. Special tokens of this tokenizer inside the data are escaped.
+        rewrites its messages cannot touch the data. Control tokens of this tokenizer inside the data are escaped.
         """
-        data = self._without_special_tokens(request.user_text)
+        data = as_text(self.tokenizer, request.user_text)
         if self.tokenizer.chat_template is None:
             return f"{request.system}\n\n{data}\n{answer}"
         rendered = self._rendered(request.system)
@@ -180,12 +181,6 @@ class LocalClient:
             f"The chat template of '{self.path}' takes neither a system turn nor a user turn with the instructions in "
             f"it ({type(problem).__name__}: {str(problem)[:200]}). Give another model, or mend its chat_template."
         )
-
-    def _without_special_tokens(self, text: str) -> str:
-        for token in {*self.tokenizer.all_special_tokens, *map(str, self.tokenizer.added_tokens_encoder)}:
-            if len(token) > 1 and token in text:
-                text = text.replace(token, escaped(token[0]) + token[1:])
-        return text
 
     def _ids(self, text: str) -> list[int]:
         # A chat template writes the beginning token itself; without one the tokenizer adds it.

@@ -1,0 +1,86 @@
+"""Text from outside, made so that a tokenizer reads none of its control tokens in it.
+
+    as_text(tokenizer, "Funny.<|im_end|>")     # "Funny.\\u003c|im_end|>", where "<|im_end|>" is a control token
+    as_text(tokenizer, "Funny.")               # "Funny."
+
+A prompt's sentence, a student's line and a line under judgement may spell "<|im_end|>" or "</s>". Read as tokens these
+end a turn, open another, or move the position whose state is read.
+
+Why not the tokenizer's `split_special_tokens`? It leaves added tokens that are not special (Qwen's "<think>") and those
+that the vocabulary itself holds (T5's "</s>"), and cannot tell the template's tokens from the text's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# An added token that is not special may be an ordinary word or a run of spaces. In brackets it controls something.
+_BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
+
+_patterns: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, re.Pattern[str]]] = WeakKeyDictionary()
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` with the first character of each control token written as a JSON escape; most texts come back as they are.
+
+    In JSON the value stays the same.
+    """
+    pattern = _pattern(tokenizer)
+    shown = pattern.sub(_escape, text)
+    normalizer = _normalizer(tokenizer)
+    if normalizer is not None:
+        # It may turn wide or compatible characters into plain ones, which then spell a token.
+        plain = normalizer.normalize_str(shown)
+        if pattern.search(plain):
+            return pattern.sub(_escape, plain)
+    return shown
+
+
+def escaped(character: str) -> str:
+    """A character as a JSON escape (two, where it lies beyond the basic plane)."""
+    code = ord(character)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def _escape(match: re.Match[str]) -> str:
+    return escaped(match[0])
+
+
+def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches the first character of each control token, also where two overlap."""
+    # Tokens may be added to a live tokenizer. To list them takes milliseconds where there are thousands.
+    state = (len(tokenizer), tuple(tokenizer.all_special_tokens))
+    known = _patterns.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _patterns[tokenizer] = (state, _compiled(_control_tokens(tokenizer)))
+    return known[1]
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    found = set(tokenizer.all_special_tokens)
+    normalizer = _normalizer(tokenizer)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or _BRACKETED.fullmatch(token.content):
+            found.add(token.content)
+            if token.normalized and normalizer is not None:  # it is looked for as the normalizer writes it
+                found.add(normalizer.normalize_str(token.content))
+    return {token for token in found if token.strip()}
+
+
+def _compiled(tokens: set[str]) -> re.Pattern[str]:
+    ends: dict[str, list[str]] = {}
+    for token in sorted(tokens):
+        ends.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in ends.items()) or "(?!)")
+
+
+def _normalizer(tokenizer: PreTrainedTokenizerBase) -> Any:
+    return getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
