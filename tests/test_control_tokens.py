@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from humor_env import pocket
 from humor_env.agents.student import Lora, Student
+from humor_env.agents.trl.formats import demonstrations_dataset
 from humor_env.episodes.token_table import TokenTable
 from humor_env.prompts import PromptSet, _bundled, load_prompts
 from humor_env.rewards.audits.surprisal import ModelSurprisal
@@ -27,7 +28,7 @@ from humor_env.rewards.trained.state_reader import StateReader
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
 from humor_env.sources import students
-from humor_env.types import Joke, Prompt
+from humor_env.types import Demonstration, Joke, Prompt
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
@@ -97,6 +98,16 @@ def test_a_line_ends_once() -> None:
 def test_an_instruction_is_the_owners_and_stays_as_it_was() -> None:
     student = a_student(None, instruction="<s>Be funny.</s>")
     assert only(student.encode_prompt("</s>"), student.tokenizer) == [1, 2]
+
+
+def test_rows_for_trl_read_as_the_students_own() -> None:
+    student = a_student(CHAT)
+    rows = demonstrations_dataset([Demonstration(Prompt("p", text), text, "hostile") for text in HOSTILE], student)
+    for text, row in zip(HOSTILE, rows, strict=True):
+        words = student.tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        assert student.tokenizer(words, add_special_tokens=False)["input_ids"] == student.encode_prompt(text)
+        line = student.tokenizer(row["completion"][0]["content"], add_special_tokens=False)["input_ids"]
+        assert [*line, student.end_token] == student.encode_response(text)
 
 
 def test_a_token_environments_prompt_has_only_the_frames_control_tokens() -> None:

@@ -17,6 +17,7 @@ from humor_env.agents.feedback.rollout import check_failures, check_flips
 from humor_env.agents.student import Student
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import PromptError
+from humor_env.shared.control_tokens import as_text
 from humor_env.types import Critic, Demonstration, Joke, Judgement, Preference, Prompt, critic_name
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def _as_read(student: Student | None, text: str) -> Text:
     """The same words that `Student.encode_prompt` puts before a response."""
     if student is None:
         return text
+    text = as_text(student.tokenizer, text)
     if not _is_chat(student):
         return f"{student.instruction}{text}\n"
     system = [{"role": "system", "content": student.instruction}] if student.instruction else []
@@ -170,4 +172,5 @@ def _as_read(student: Student | None, text: str) -> Text:
 
 
 def _as_written(student: Student | None, line: str) -> Text:
+    line = line if student is None else as_text(student.tokenizer, line)
     return [{"role": "assistant", "content": line}] if _is_chat(student) else line

@@ -20,6 +20,7 @@ from humor_env import pocket, registry
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.reproduction.spec import ClozeTable, JudgeTable, ScaleSpec
 from humor_env.rewards.pocket import PocketJudge
+from humor_env.shared.control_tokens import as_text
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke, Judge, Verdict
 
@@ -158,6 +159,7 @@ class ClozeJudge:
         start = self.tokenizer.bos_token_id
         start = self.tokenizer.eos_token_id if start is None else start
         claims = [self.claim.replace("{input}", j.prompt.text).replace("{line}", j.text) for j in jokes]
+        claims = [as_text(self.tokenizer, claim) for claim in claims]
         ids = [[start, *self.tokenizer(c, add_special_tokens=False)["input_ids"]] for c in claims]
         means: list[float] = []
         for begin in range(0, len(ids), self.batch):
