@@ -1,4 +1,4 @@
-"""Direct preference optimisation: make the better line of a pair likelier than the worse, measured from the imitation.
+"""Direct preference optimisation: make the better line of a pair more likely than the worse, relative to imitation.
 
     result = train(DPOConfig(epochs=10, rounds=2), judge, student, log, prompts=prompts)
 

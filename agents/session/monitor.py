@@ -1,4 +1,4 @@
-"""Does the run still learn to be funny, or has it learnt what its critic likes? A look every few steps.
+"""Is the student still getting funnier, or is it exploiting its critic? A check every few steps.
 
     monitor = Monitor(MonitorConfig(action="stop"), prompts, training=critic, held_out=exact, folder=run)
     control = RunControl(monitor=monitor)                       # every learner asks its control after each step

@@ -1,4 +1,4 @@
-"""The page of results as plain data: tables of text, charts, and what is said beside them.
+"""The page of results as plain data: tables of text, charts, and notes.
 
 view = results_view(store)          # for pages.render("results", **view)
 """

@@ -1,4 +1,4 @@
-"""Score a file of jokes with any critic; go on where it stopped; compare critics on a finished run.
+"""Score a file of jokes with any critic; continue after a stop; compare critics on a finished run.
 
     humor-env judge jokes.jsonl --critic scorer --option client=openai:m@http://127.0.0.1:8000/v1
     humor-env judge jokes.jsonl --critic scorer --dry-run          # what it would take

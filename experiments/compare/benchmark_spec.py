@@ -1,4 +1,4 @@
-"""A benchmark as data: learners × feedback × seeds under one budget, judged by somebody who trained none of them.
+"""A benchmark as data: learners × feedback × seeds under one budget, judged by a critic that none of them learned from.
 
     bench = load_benchmark_spec("pocket-learners")        # bundled; or the path of a file
     bench.cells(Path("runs/bench"))                       # what is to be done: see jobs.py

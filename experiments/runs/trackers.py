@@ -1,4 +1,4 @@
-"""What a run tells trackers that people already use: trackio, TensorBoard, Weights & Biases.
+"""What a run reports to trackers: trackio, TensorBoard, Weights & Biases.
 
     trackers = Trackers.of(spec, folder, seed=0, say=print)
     log = trackers.log(RunLog(folder), "ppo")     # learners write to it as to any log

@@ -1,4 +1,4 @@
-"""The pages that go to the Hub with a student or a file of lines, made from what the run left behind.
+"""The pages that go to the Hub with a student or a file of lines, made from the run's files.
 
     text = model_card(run, seed, repo="owner/name", base="owner/base", merged=False)
 

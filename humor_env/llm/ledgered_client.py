@@ -1,4 +1,4 @@
-"""Where critics and teachers take their questions: a client behind its ledger and its budget.
+"""What critics and teachers ask: a client with its ledger and its budget.
 
     desk = LedgeredClient("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 500})
     replies = desk.ask(requests)

@@ -57,7 +57,7 @@ _BY_A_MODEL = (
     "card here: humor-env card {command} --prompts everyday --out cards. What is known: docs/real-english.md."
 )
 _GRADED = (
-    "It learnt from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
+    "It learned from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
     "Other prompts are foreign to it: audit it on yours.",
 )
 _UNTRAINED = (
