@@ -43,7 +43,7 @@ def test_ratings_of_headlines(write):
     assert len(ten.raters) == 10
     assert zero.prompt == ten.prompt
     assert first.joke.text == first.text
-    assert found.notes == ("1 items rated 0 by everybody are written as a single 0: read as five noughts",)
+    assert found.notes == ("1 items rated 0 by everybody are written as a single 0: read as five zeros",)
     assert found.scale == (0.0, 3.0)
     assert found.unit(1.5) == 0.5
 

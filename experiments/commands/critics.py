@@ -80,7 +80,10 @@ def audit(
         str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
     ] = "unigram",
     context: Annotated[
-        int, typer.Option(min=0, help="Try each line under this many other prompts: does the critic read the prompt?")
+        int,
+        typer.Option(
+            min=0, help="Score each line with this many other prompts too, to see if the critic reads the prompt."
+        ),
     ] = 4,
     seed: Seed = 0,
     examples: Annotated[int, typer.Option(min=0, help="Show this many confident mistakes. They may be offensive.")] = 0,

@@ -172,7 +172,7 @@ def judge_file(
 
 
 def _kept(output: Path) -> Path:
-    """Where the judgements are kept as they come: a table cannot be added to and gone on from as safely."""
+    """Where the judgements are kept as they come: a table cannot be extended and resumed as safely."""
     return output.with_suffix(".jsonl") if output.suffix == ".csv" else output
 
 

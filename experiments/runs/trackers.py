@@ -218,7 +218,7 @@ class _Guest:
     def _give_up(self, why: str) -> None:
         if not self.given_up:
             self.given_up = True
-            self.say(f"warning: the tracker {self.name} {why} and is left out from here on; the run goes on.")
+            self.say(f"warning: the tracker {self.name} {why} and is no longer used; the run continues.")
 
     def _run(self) -> None:
         try:

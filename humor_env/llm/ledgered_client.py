@@ -326,5 +326,5 @@ def _error_kinds(names: str | Sequence[str]) -> frozenset[str]:
     for kind in kinds:
         if kind not in get_args(ErrorKind):
             known = ", ".join(get_args(ErrorKind))
-            raise InvalidOption(f"ask_again names {kind!r}, which is no kind of failure. Known: {known}.")
+            raise InvalidOption(f"ask_again names {kind!r}, which is not a kind of failure. Known: {known}.")
     return frozenset(kinds)

@@ -93,7 +93,7 @@ _NAMED = (
     Setting("everyday", prompts=("everyday",), limits=_GRADED, not_called=_BY_A_MODEL.format(command="everyday")),
     Setting(
         "everyday-judge", prompts=("everyday",), not_called=_BY_A_MODEL.format(command="everyday-judge"),
-        limits=(*_GRADED, "It measures what `everyday` has taught: a student must not learn from it."),
+        limits=(*_GRADED, "Use it to evaluate students that learned from `everyday`, not to train them."),
     ),
     Setting(
         "everyday-judge", "judge", prompts=("everyday",), limits=_GRADED,
