@@ -269,8 +269,7 @@ def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch):
     found.close()
     never.set()
     assert said == [
-        "warning: the tracker wandb was still busy 0.2 s after the run ended and is no longer used; "
-        "the run continues."
+        "warning: the tracker wandb was still busy 0.2 s after the run ended and is no longer used; the run continues."
     ]
 
 

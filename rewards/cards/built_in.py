@@ -53,7 +53,7 @@ _POCKET_ONLY = (
 )
 _GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
 _BY_A_MODEL = (
-    "A model gives its scores, and their last digits differ between machines, so `--all` leaves it out. To make the "
+    "Its scores come from a model and differ slightly between machines, so `--all` leaves it out. To make the "
     "card here: humor-env card {command} --prompts everyday --out cards. What is known: docs/real-english.md."
 )
 _GRADED = (
