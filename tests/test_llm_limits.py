@@ -451,7 +451,7 @@ def test_stored_failures_can_be_asked_anew(tmp_path: Path) -> None:
         assert again.ask(asked(1))[0].error is None
         assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error is None
         assert server.calls == 3
-    with pytest.raises(InvalidOption, match="no kind of failure"):
+    with pytest.raises(InvalidOption, match="not a kind of failure"):
         LedgeredClient("p", spec, options={"ask_again": ["wrong"]})
 
 

@@ -81,7 +81,7 @@ def test_pairs_of_headlines(write):
     ("row", "said"),
     [
         ("1,Cat sits down,sings,11000,0.4\n", "one word of the headline in marks"),
-        ("1,Cat <sits/> down,sings,11000,0.9\n", "have not the mean 0.9"),
+        ("1,Cat <sits/> down,sings,11000,0.9\n", "do not have the mean 0.9"),
         ("1,Cat <sits/> down,sings,1x000,0.4\n", "grades as digits"),
         ("1,Cat <sits/> down,sings,11000,much\n", "line 2: expected a number in 'meanGrade', found 'much'"),
         ("1,Cat <sits/> down,sings,11000,inf\n", "expected a number"),
