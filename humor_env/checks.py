@@ -136,7 +136,7 @@ def check_critic(
 
     def late() -> str:
         go_back()
-        return "it remembers: all of this is from one state; what it pays late in a run is not checked."
+        return "it has a memory: all checks used one state; its scores late in a run are not checked."
 
     of_memory = [("asking", asking), ("saved state", saved), ("memory", late)] if remembering else []
     return report(

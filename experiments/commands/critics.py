@@ -198,7 +198,7 @@ def card(
     max_cost: MaxCost = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a critic's card: which hacks it pays, whether it agrees with people, what is not known."""
+    """Make a critic's card: which hacks it rewards, whether it agrees with people, what is not known."""
     from humor_env.errors import InvalidOption
     from humor_env.rewards.cards.built_in import built_in_cards
     from humor_env.rewards.cards.card import make_card
