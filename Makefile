@@ -29,7 +29,7 @@ help:
 demo: $(READY)
 	@$(BIN)/humor-env demo
 
-# Stopped and started again it goes on where it was.
+# After a stop, the same command continues the run.
 real: $(READY)
 	@if test -e runs/real/spec.toml; then $(BIN)/humor-env train runs/real --resume; \
 	else $(BIN)/humor-env train everyday-smollm2 --out runs/real; fi

@@ -1,4 +1,4 @@
-"""Students and how they learn. Each algorithm is one file here; what serves them all lies one level down.
+"""Students and how they learn. Each algorithm is one file here; what they share is in the sub-folders.
 
 plain.py             the loop to read first: prompts, lines, judgements, one REINFORCE update
 sft.py               imitation of a teacher

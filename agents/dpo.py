@@ -1,4 +1,4 @@
-"""Direct preference optimisation: make the better line of a pair likelier than the worse, measured from the imitation.
+"""Direct preference optimisation: make the better line of a pair more likely than the worse, relative to imitation.
 
     result = train(DPOConfig(epochs=10, rounds=2), judge, student, log, prompts=prompts)
 
@@ -51,7 +51,7 @@ class DPOConfig(PairLearnerConfig):
         if self.loss not in ("sigmoid", "ipo"):
             raise InvalidOption(f"loss is 'sigmoid' or 'ipo', found '{self.loss}'.")
         if self.loss == "ipo" and self.label_smoothing:
-            raise InvalidOption("label_smoothing belongs to the sigmoid loss: IPO bounds its own push.")
+            raise InvalidOption("label_smoothing belongs to the sigmoid loss: IPO already limits the margin.")
         if not self.beta > 0 or not 0 <= self.label_smoothing < 0.5:
             raise InvalidOption(
                 f"beta is above 0 and label_smoothing lies in [0, 0.5); found {self.beta} and {self.label_smoothing}."

@@ -51,7 +51,7 @@ class ExpertIterationConfig(OnPolicyConfig):
         if self.siblings <= self.keep:
             raise InvalidOption(f"Choosing needs siblings above keep; found {self.siblings} and {self.keep}.")
         if self.minibatches != 1:
-            raise InvalidOption(f"The kept lines are learnt in one minibatch, found minibatches={self.minibatches}.")
+            raise InvalidOption(f"The kept lines are learned in one minibatch, found minibatches={self.minibatches}.")
 
 
 def best_of_groups(rewards: Tensor, group: Tensor, valid: Tensor, *, keep: int, at_least: float) -> Tensor:

@@ -136,7 +136,7 @@ def check_critic(
 
     def late() -> str:
         go_back()
-        return "it remembers: all of this is from one state; what it pays late in a run is not checked."
+        return "it has a memory: all checks used one state; its scores late in a run are not checked."
 
     of_memory = [("asking", asking), ("saved state", saved), ("memory", late)] if remembering else []
     return report(
@@ -287,7 +287,7 @@ def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Fin
         for prompt in loaded[0]:
             odd = next((c for c in prompt.text if not c.isprintable() and c != "\n"), None)
             if odd is not None:
-                raise Broken(f"'{prompt.id}' holds the character {odd!r}, which nobody can read.")
+                raise Broken(f"'{prompt.id}' holds the character {odd!r}, which cannot be read.")
         return f"every text can be read; the longest has {loaded[0].longest} characters."
 
     first = report([("loads", loads)])

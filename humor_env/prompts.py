@@ -61,7 +61,7 @@ class PromptSet:
             if twin.split != prompt.split:
                 raise PromptError(
                     f"The prompt set '{name}' has the same text in two splits, so a student would be tested on what it "
-                    f"learnt: '{twin.id}' ({twin.split}) and '{prompt.id}' ({prompt.split}). Remove one of them."
+                    f"learned: '{twin.id}' ({twin.split}) and '{prompt.id}' ({prompt.split}). Remove one of them."
                 )
             self._by_id[prompt.id] = prompt
             self._by_split.setdefault(prompt.split, []).append(prompt)
@@ -244,7 +244,7 @@ def _prompt_of_row(
     if not isinstance(text, str) or not text.strip():
         raise PromptError(f"the column '{column}' must hold a text that is not empty, found {text!r}")
     if not is_encodable(text):
-        raise PromptError(f"the column '{column}' holds a lone surrogate, which is no character")
+        raise PromptError(f"the column '{column}' holds a lone surrogate, which is not a character")
     named = row.get("split") or option_split or own_split
     if named is None:
         named = split_by_hash(text)

@@ -221,11 +221,11 @@ critics = Registry(
         ),
         "everyday": (
             "humor_env.rewards.everyday:EverydayCritic",
-            "real sentences: funny and true to them; trains students",
+            "for real sentences: funny, with the meaning kept; to train on",
         ),
         "everyday-judge": (
             "humor_env.rewards.everyday:EverydayJudgeCritic",
-            "the same question, held out: measures students, never trains them",
+            "the same by a held-out model; to evaluate with, not to train on",
         ),
         "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score minus that with other prompts"),
         "novelty": (

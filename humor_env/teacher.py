@@ -1,4 +1,4 @@
-"""What a teacher wrote, kept on disk: the lines that a student imitates and that its own lines are held against.
+"""What a teacher wrote, kept on disk: the lines that a student imitates and is compared with.
 
     buffer = TeacherBuffer("lines.jsonl")                 # a JSON line per demonstration; may not exist yet
     fill(buffer, teacher, prompts, n=3)                   # asks only for what is missing: stop and go on at will

@@ -1,4 +1,4 @@
-"""A language model as the teacher: several lines for each prompt, to imitate and to be measured against.
+"""A language model as the teacher: several lines for each prompt, to imitate and to compare with.
 
     teacher = LanguageModelTeacher("anthropic:claude-haiku-4-5", n=3, ledger="teacher.sqlite")
     for demonstration in teacher(prompts):

@@ -1,4 +1,4 @@
-"""The nouns of the project: what a prompt, a joke and a judgement are, everywhere.
+"""The basic types: what a prompt, a joke and a judgement are, everywhere.
 
     joke = Joke(Prompt("p1", "The meeting was slow."), "The meeting was so slow that glaciers overtook it.")
     [judgement] = critic([joke])

@@ -1,4 +1,4 @@
-"""For clients whose buffers hold numbers only.
+"""A wrapper for libraries whose buffers hold numbers only.
 
     env = NumbersOnlyInfo(gym.make("humor_env/Tokens-v0"))
     env.reset(seed=0)[1]            # {"attempt": 0, "judgement_failed": False}

@@ -1,4 +1,4 @@
-"""How new a line is, beside its siblings and beside an archive of lines that everybody has heard.
+"""How new a line is, compared with its siblings and with an archive of known lines.
 
     critic = DiversityCritic(archive="old_jokes.txt")
     critic([first, second, third])[0].score          # 1: shares no run of words; 0: says the same as others

@@ -1,4 +1,4 @@
-"""Critics for real sentences that need no key: how funny a line is, and whether it still tells what the sentence tells.
+"""Critics for real sentences that need no key: how funny a line is, and whether it keeps the meaning.
 
     critic = registry.critics.make("everyday")             # trains students
     critic([joke])[0].parts                                 # {"funny": 0.61, "meaning": 0.93}; the score is 0.57

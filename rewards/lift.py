@@ -1,4 +1,4 @@
-"""What a line gains by its own prompt: the critic that one line for all prompts cannot win.
+"""How much better a line scores with its own prompt than with others: one line for all prompts gains nothing.
 
     critic = LiftCritic("everyday", critic="reward-model", critic_options={"folder": "runs/critic"}, others=4)
     critic([joke])[0].parts          # {"own": 0.71, "others": 0.55, "lift": 0.16}; the score is 0.58

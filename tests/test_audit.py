@@ -340,7 +340,7 @@ def test_pairs_are_made_within_prompts_where_there_are_any():
     report = audit(Critic(lambda t: int(t[-1]) / 10), RatedSet("r", tuple(asked), scale=(0, 3)))
     assert report.pairs.count == 6
     assert report.pairs.accuracy == 1.0
-    assert any("pairs were drawn" in note for note in report.notes)
+    assert any("pairs were made" in note for note in report.notes)
 
 
 def test_a_limit_draws_the_same_pairs_and_a_larger_one_keeps_them():

@@ -385,7 +385,7 @@ def test_what_an_address_is_called(url: str, called: str) -> None:
 
 def test_no_address_is_a_sentence() -> None:
     for bad in ("127.0.0.1:8000", "http://", "ftp://x", "http://x:99999"):
-        with pytest.raises(InvalidOption, match="is no address"):
+        with pytest.raises(InvalidOption, match="is not an address"):
             make_client(f"openai:m@{bad}")
 
 
@@ -451,7 +451,7 @@ def test_stored_failures_can_be_asked_anew(tmp_path: Path) -> None:
         assert again.ask(asked(1))[0].error is None
         assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error is None
         assert server.calls == 3
-    with pytest.raises(InvalidOption, match="no kind of failure"):
+    with pytest.raises(InvalidOption, match="not a kind of failure"):
         LedgeredClient("p", spec, options={"ask_again": ["wrong"]})
 
 

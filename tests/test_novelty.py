@@ -135,7 +135,7 @@ def test_check_critic_knows_critics_with_a_memory():
     before = critic.get_state()
     found = findings(critic)
     assert all(one.ok for one in found.values())
-    assert "from one state; what it pays late in a run is not checked" in found["memory"].sentence
+    assert "its scores late in a run are not checked" in found["memory"].sentence
     assert critic.get_state() == before, "the critic is left as it came"
     assert "memory" not in findings(critics.make("rules"))
 

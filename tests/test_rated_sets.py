@@ -43,7 +43,7 @@ def test_ratings_of_headlines(write):
     assert len(ten.raters) == 10
     assert zero.prompt == ten.prompt
     assert first.joke.text == first.text
-    assert found.notes == ("1 items rated 0 by everybody are written as a single 0: read as five noughts",)
+    assert found.notes == ("1 items rated 0 by everybody are written as a single 0: read as five zeros",)
     assert found.scale == (0.0, 3.0)
     assert found.unit(1.5) == 0.5
 
@@ -81,7 +81,7 @@ def test_pairs_of_headlines(write):
     ("row", "said"),
     [
         ("1,Cat sits down,sings,11000,0.4\n", "one word of the headline in marks"),
-        ("1,Cat <sits/> down,sings,11000,0.9\n", "have not the mean 0.9"),
+        ("1,Cat <sits/> down,sings,11000,0.9\n", "do not have the mean 0.9"),
         ("1,Cat <sits/> down,sings,1x000,0.4\n", "grades as digits"),
         ("1,Cat <sits/> down,sings,11000,much\n", "line 2: expected a number in 'meanGrade', found 'much'"),
         ("1,Cat <sits/> down,sings,11000,inf\n", "expected a number"),

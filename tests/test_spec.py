@@ -138,7 +138,7 @@ def test_overrides_reach_into_lists_and_make_tables():
     assert spec.critic[0].options == {"a": {"b": [1, 2]}}
     assert (spec.eval.limit, spec.name, spec.learner["decay"]) == (3, "other", "linear")
     assert "'critic' is a list, whose entries are numbered: 0; found '1'" in refusal(SMALL, "critic.1.gate=0.5")
-    assert "'name' is no table, so it has no 'x'" in refusal(SMALL, "name.x=1")
+    assert "'name' is not a table, so it has no 'x'" in refusal(SMALL, "name.x=1")
     assert "expected a key and a value" in refusal(SMALL, "learner.steps")
     assert "a part of the dotted key is empty" in refusal(SMALL, "learner..steps=1")
 

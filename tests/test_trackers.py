@@ -250,7 +250,7 @@ def test_a_tracker_that_raises_never_stops_a_run(world, tmp_path, monkeypatch, w
     assert result.steps == 3 and result.stages["ppo"]["score"] is not None
     warnings = [text for text in said if text.startswith("warning")]
     assert len(warnings) == (1 if where != "results" else len(warnings))
-    assert all("wandb" in text and "the run goes on" in text for text in warnings)
+    assert all("wandb" in text and "the run continues" in text for text in warnings)
 
 
 def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch):
@@ -269,8 +269,7 @@ def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch):
     found.close()
     never.set()
     assert said == [
-        "warning: the tracker wandb was still busy 0.2 s after the run ended and is left out from here on; "
-        "the run goes on."
+        "warning: the tracker wandb was still busy 0.2 s after the run ended and is no longer used; the run continues."
     ]
 
 

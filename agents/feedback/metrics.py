@@ -1,4 +1,4 @@
-"""What all processes wrote in one step, and every number that describes a step: what a log is about.
+"""What all processes wrote in one step, and every number that describes a step in the log.
 
     lines = gather_lines(rollout)          # this process's rollout in, the whole batch out, everywhere the same
     lines.jokes, lines.judgements

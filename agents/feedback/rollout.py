@@ -1,4 +1,4 @@
-"""What the student wrote and what came of it: one frozen table that every learner reads.
+"""The lines of a step with their rewards: one frozen table that every learner reads.
 
     rollout = collect(env, student, sampling, prompts, uniforms)
     rollout.tokens, rollout.action_mask, rollout.logprobs      # [B, T]

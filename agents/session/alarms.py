@@ -1,4 +1,4 @@
-"""The alarms of a monitor: what each asks of the numbers, and what it says. They keep nothing from look to look.
+"""The alarms of a monitor: when each is raised, and what it says. They keep nothing between checks.
 
     of_fall(best_step=10, best=0.71, lost=-0.09)        # "the held-out score fell from 0.710 (step 10) to 0.620"
 

@@ -96,7 +96,7 @@ class OnPolicyConfig(LearnerConfig):
     sampling: Sampling = field(default_factory=Sampling)
     epochs: int = 1  # passes over each batch
     minibatches: int = 1  # optimiser steps a pass
-    kl_limit: float = 5.0  # KL per token to the imitation at which the run is given up
+    kl_limit: float = 5.0  # KL per token to the imitation at which the run stops
     missing_end_penalty: float = 0.0
     max_failure_share: float = 0.5
     max_flip_share: float = 0.5  # verdicts that change with the order; 1 learns from any judge

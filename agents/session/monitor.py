@@ -1,4 +1,4 @@
-"""Does the run still learn to be funny, or has it learnt what its critic likes? A look every few steps.
+"""Is the student still getting funnier, or is it exploiting its critic? A check every few steps.
 
     monitor = Monitor(MonitorConfig(action="stop"), prompts, training=critic, held_out=exact, folder=run)
     control = RunControl(monitor=monitor)                       # every learner asks its control after each step
@@ -99,7 +99,7 @@ class Monitor:
     ) -> None:
         self.config, self.prompts = config, list(prompts)[: config.lines]
         if len(self.prompts) < 2:
-            raise InvalidOption(f"A monitor compares looks prompt by prompt: give at least 2, found {len(prompts)}.")
+            raise InvalidOption(f"A monitor compares checks prompt by prompt: give at least 2, found {len(prompts)}.")
         self.critics = {n: c for n, c in (("training", training), ("held_out", held_out)) if c is not None}
         self.sampling, self.seed, self.say = sampling or Sampling(), seed, say
         self.path = None if folder is None else Path(folder) / FILE
@@ -379,7 +379,7 @@ class Monitor:
         self._steps, self._named, self._out_of_turn = state["steps"], set(state["named"]), state["out_of_turn"]
         count = len(self.prompts)
         if state["prompts"][:count] != [p.id for p in self.prompts]:
-            self.say("the monitor has other prompts than before: it measures drift from its next look on")
+            self.say("the monitor has other prompts than before: it measures drift from its next check on")
             return
         self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
         has_pairs = state.get("first_has_pairs", state["first"].get("distinct_2", 0.0) > 0)

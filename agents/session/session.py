@@ -1,4 +1,4 @@
-"""What every learner does around its update: resume, set the rate, log, look at the limits, give up, save.
+"""What every learner does around its update: resume, set the rate, log, check the limits, stop, save.
 
 A learner does not use this file directly: `update.on_policy` and `update.from_pairs` build on it the two sessions whose
 steps a learner's `for` goes through.

@@ -1,4 +1,4 @@
-"""Diverse beam search: the likeliest lines, in groups that keep away from each other's words.
+"""Diverse beam search: the most likely lines, in groups that avoid each other's words.
 
     beams(student, ["The meeting was slow."], width=6, groups=3, diversity=0.5)   # candidates per prompt
 

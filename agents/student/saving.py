@@ -1,4 +1,4 @@
-"""A student on disk: where its base model is read from, and the folder that keeps what it has learnt.
+"""A student on disk: where its base model is read from, and the folder that keeps what it has learned.
 
     source = read_source("models/smollm2.gguf", device="cpu", dtype="auto")   # or a name, a folder, a saved student
     source.model, source.tokenizer, source.saved                              # `saved` is empty for a bare model

@@ -1,4 +1,4 @@
-"""Lines written by a server that holds the same weights, in this process's place.
+"""Lines written by a server that holds the same weights, instead of by this process.
 
     backend = Server("http://127.0.0.1:8000", student, base="Qwen/Qwen3-0.6B", adapters="run/adapters")
     out = backend.generate(observations, sampling, uniforms)

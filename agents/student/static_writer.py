@@ -1,4 +1,4 @@
-"""Lines written in steps that are always the same: one set of tensors whose addresses stay, no question in between.
+"""Lines written in steps that a CUDA graph can repeat: tensors at fixed addresses, nothing asked of the device between.
 
     writer = StaticWriter(student)                       # a backend; StudentError where the model does not allow it
     out = writer.generate(["The meeting was slow."] * 64, Sampling(max_new_tokens=40), uniforms)

@@ -1,4 +1,4 @@
-"""The loop of learners from preferences: rounds of feedback, each learnt from for some epochs.
+"""The loop of learners from preferences: rounds of feedback, each with some epochs of learning.
 
     with PairSession(config, student, log, judge, prompts, preferences) as session:
         for round in session.rounds():

@@ -1,4 +1,4 @@
-"""The loop of learners from scores: each step's lines are written and judged, then learnt from in minibatches.
+"""The loop of learners from scores: each step's lines are written and judged, then learned from in minibatches.
 
     with OnPolicySession(config, env, student, log, prompts) as session:
         for step in session.steps():

@@ -1,4 +1,4 @@
-"""What a session leaves: files that `audit`, `train-critic` and `reproduce` read, a table, and a card.
+"""The results of a session: files that `audit`, `train-critic` and `reproduce` read, a table, and a card.
 
     for name, make in FILES.items(): Path(folder, name).write_text(make(store))
 

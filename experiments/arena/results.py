@@ -1,4 +1,4 @@
-"""The page of results as plain data: tables of text, charts, and what is said beside them.
+"""The page of results as plain data: tables of text, charts, and notes.
 
 view = results_view(store)          # for pages.render("results", **view)
 """
@@ -96,7 +96,7 @@ def _rated_over(raters_too: bool) -> str:
     )
     return (
         "Bradley and Terry's model, in points: 0 is the average system, 400 more are ten times the odds. Intervals "
-        f"are 95 %, over {over}.{more} Systems of one tier are not told apart."
+        f"are 95 %, over {over}.{more} Systems in one tier cannot be told apart."
     )
 
 

@@ -1,4 +1,4 @@
-"""A session that is going on: its store, what follows from it in memory, and the limits on requests.
+"""A running session: its store, what is kept of it in memory, and the limits on requests.
 
     arena = Arena(Store.open(Path("arena.sqlite")))
     ask = arena.ask_of(rater)

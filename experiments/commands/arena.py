@@ -102,7 +102,7 @@ def arena(
                 opened.close()
                 raise InvalidOption(
                     f"'{store}' holds another session, with other lines. Give --store for a new one, or name no run "
-                    "to go on with it."
+                    "to continue it."
                 )
             opened.add_raters(tokens)
         else:

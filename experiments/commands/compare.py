@@ -58,7 +58,7 @@ def report(
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw the result of one run as an SVG file.")] = None,
 ) -> None:
-    """Make one HTML page of a run, or of several side by side: curves, intervals, health, suspects, every joke."""
+    """Make one HTML page of a run, or of several side by side: curves, intervals, health, likely hacks, every joke."""
     from humor_env.experiments.reports.report import default_path, write_picture, write_report
 
     typer.echo(f"report: {write_report(runs, out or default_path(runs, against), against)}")

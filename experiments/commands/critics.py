@@ -80,7 +80,10 @@ def audit(
         str, typer.Option(help="The surprisal row: unigram, pocket:causal, a Hugging Face model, or none.")
     ] = "unigram",
     context: Annotated[
-        int, typer.Option(min=0, help="Try each line under this many other prompts: does the critic read the prompt?")
+        int,
+        typer.Option(
+            min=0, help="Score each line with this many other prompts too, to see if the critic reads the prompt."
+        ),
     ] = 4,
     seed: Seed = 0,
     examples: Annotated[int, typer.Option(min=0, help="Show this many confident mistakes. They may be offensive.")] = 0,
@@ -195,7 +198,7 @@ def card(
     max_cost: MaxCost = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a critic's card: which hacks it pays, whether it agrees with people, what is not known."""
+    """Make a critic's card: which hacks it rewards, whether it agrees with people, what is not known."""
     from humor_env.errors import InvalidOption
     from humor_env.rewards.cards.built_in import built_in_cards
     from humor_env.rewards.cards.card import make_card

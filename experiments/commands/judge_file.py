@@ -1,4 +1,4 @@
-"""Score a file of jokes with any critic; go on where it stopped; compare critics on a finished run.
+"""Score a file of jokes with any critic; continue after a stop; compare critics on a finished run.
 
     humor-env judge jokes.jsonl --critic scorer --option client=openai:m@http://127.0.0.1:8000/v1
     humor-env judge jokes.jsonl --critic scorer --dry-run          # what it would take
@@ -172,7 +172,7 @@ def judge_file(
 
 
 def _kept(output: Path) -> Path:
-    """Where the judgements are kept as they come: a table cannot be added to and gone on from as safely."""
+    """Where the judgements are kept as they come: a table cannot be extended and resumed as safely."""
     return output.with_suffix(".jsonl") if output.suffix == ".csv" else output
 
 

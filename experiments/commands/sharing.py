@@ -80,7 +80,7 @@ def serve(
         str, typer.Option(help="Address to listen on; 127.0.0.1 is reachable from this machine only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    web: Annotated[bool, typer.Option("--web", help="Also OpenEnv's page to try it by hand, at /web.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="Also serve OpenEnv's page for trying it by hand: /web.")] = False,
 ) -> None:
     """Serve the environment to trainers that use the OpenEnv protocol. Needs the extra openenv."""
     import os

@@ -1,4 +1,4 @@
-"""What `humor-env train-critic` does: reads the sets, trains, says how far it is, and what came out.
+"""What `humor-env train-critic` does: reads the sets, trains, reports progress and the result.
 
 run(Path("runs/critic"), ["humicroedit=task-1_train.csv"], None, None, {"model": "minilm"}, as_json=False)
 """

@@ -1,4 +1,4 @@
-"""A benchmark as data: learners × feedback × seeds under one budget, judged by somebody who trained none of them.
+"""A benchmark as data: learners × feedback × seeds under one budget, judged by a critic that none of them learned from.
 
     bench = load_benchmark_spec("pocket-learners")        # bundled; or the path of a file
     bench.cells(Path("runs/bench"))                       # what is to be done: see jobs.py
@@ -408,7 +408,7 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
         for name in table.systems:
             if name not in rows:
                 raise InvalidOption(
-                    f"'{file}': the table '{table.name}' compares '{name}', which is no row.{did_you_mean(name, rows)}"
+                    f"'{file}': the table '{table.name}' has no row '{name}'.{did_you_mean(name, rows)}"
                 )
     for feedback in spec.feedback:
         if feedback.judge is None and feedback.critic in (None, "win-tie"):

@@ -1,4 +1,4 @@
-"""Which model judges in the end: a judge that taught must not also measure, under any name.
+"""Which model judges in the end: a judge used for training must not also evaluate, under any name.
 
 identities_of("win-tie", {"judge": "pocket-crowd"})      # {("pocket-crowd", "")}
 identities_of("scorer", {"client": "anthropic:a"})       # {("scorer", "anthropic:a")}

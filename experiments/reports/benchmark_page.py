@@ -106,7 +106,7 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
             shown.append(RunData(label, bench.folder, {}, {}, seeds, ()))
     if sum(_lines(seed) for run in shown for seed in run.seeds) > MOST_LINES:
         shown = [replace(run, seeds=run.seeds[:1]) for run in shown]
-        notes.append("Very many lines: those of the first seed are browsed, the tables speak of all.")
+        notes.append("Very many lines: the list shows those of the first seed, the tables are about all.")
     return shown, notes
 
 

@@ -82,7 +82,7 @@ def trainer_table(run: RunData, title: str) -> Table:
         title,
         ("number, unit", "first third", "middle", "last third", "lowest, at step", "highest, at step"),
         rows,
-        f"The steps in three parts. A marked row has ended where it is worth a look.{several}",
+        f"The steps in three parts. A marked row ended beyond its limit.{several}",
     )
 
 

@@ -157,7 +157,7 @@ def _headline(runs: Sequence[RunData], heads: Sequence[Headline]) -> Picture:
     dots = [Dot(h.stage, h.score.mean, h.score.low, h.score.high, h.run if several else "") for h in heads]
     top = max((d.high or d.value or 0.0) for d in dots)
     svg = dot_chart(dots, title="Held-out score", x_label="score with its 95 % interval", x_range=(0.0, max(1.0, top)))
-    return _picture("result", svg, "On prompts that nobody trained on; the interval is over prompts, seeds averaged.")
+    return _picture("result", svg, "On held-out prompts; the interval is over prompts, seeds averaged.")
 
 
 def _score(run: RunData, several: bool) -> list[Picture]:
@@ -294,7 +294,13 @@ def _diversity(run: RunData, several: bool) -> list[Picture]:
     if not lines:
         return []
     svg = line_chart(lines, title=_of(run, several, "Diversity of a batch"), y_label="share", y_range=(0.0, 1.0))
-    return [_picture("curves", svg, "Different word pairs falling while the other two rise: one joke is told for all.")]
+    return [
+        _picture(
+            "curves",
+            svg,
+            "Different word pairs falling while the other two rise: the student gives one line to all prompts.",
+        )
+    ]
 
 
 def _drift(run: RunData, several: bool) -> list[Picture]:
@@ -312,7 +318,7 @@ def _drift(run: RunData, several: bool) -> list[Picture]:
         _picture(
             "curves",
             svg,
-            "The same prompts at each look, by both critics, and where the monitor first raised each alarm.",
+            "The same prompts at each check, by both critics, and where the monitor first raised each alarm.",
         )
     ]
 

@@ -245,7 +245,7 @@ def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 notes.append(f"The last line of {path.name} ({path.parent.name}) was never finished and is left out.")
                 continue
             raise CheckpointError(
-                f"Line {number} of '{path}' is damaged ({problem}). Remove that line, or go on with the run by "
+                f"Line {number} of '{path}' is damaged ({problem}). Remove that line, or continue the run by "
                 "--resume, which rewrites the file up to its last checkpoint."
             ) from None
         rows.append(row)

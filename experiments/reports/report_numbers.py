@@ -1,4 +1,4 @@
-"""What a report computes from a run's files: headline with intervals, where two judges part, suspects, repeats.
+"""What a report computes from a run: headline with intervals, where two judges diverge, suspected hacks, repeats.
 
     [row.mean for row in headline(run)]              # base, imitation, the learner, teacher
     parting([10, 20, 30], [.5, .6, .7], [.5, .6, .4])    # 20: from there the critic is pleased and the judge is not

@@ -1,4 +1,4 @@
-"""What the paper reports, as data: every figure that a reproduction is laid beside, and where it stands.
+"""What the paper reports, as data: every figure that a reproduction is compared with, and where it stands.
 
     PUBLISHED["2"]["brio"]["training"]       # 53: win-tie rate x 100, by the judge that also trained the student
 

@@ -189,7 +189,7 @@ def _set(data: dict[str, Any], override: str) -> None:
     for part in path:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise InvalidOption(f"--set {override}: '{part}' is no table.")
+            raise InvalidOption(f"--set {override}: '{part}' is not a table.")
     table[last] = value
 
 

@@ -1,4 +1,4 @@
-"""What a run tells trackers that people already use: trackio, TensorBoard, Weights & Biases.
+"""What a run reports to trackers: trackio, TensorBoard, Weights & Biases.
 
     trackers = Trackers.of(spec, folder, seed=0, say=print)
     log = trackers.log(RunLog(folder), "ppo")     # learners write to it as to any log
@@ -218,7 +218,7 @@ class _Guest:
     def _give_up(self, why: str) -> None:
         if not self.given_up:
             self.given_up = True
-            self.say(f"warning: the tracker {self.name} {why} and is left out from here on; the run goes on.")
+            self.say(f"warning: the tracker {self.name} {why} and is no longer used; the run continues.")
 
     def _run(self) -> None:
         try:

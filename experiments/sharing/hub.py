@@ -1,4 +1,4 @@
-"""The Hub: a run's student or a file of lines goes up with a card, and comes down again.
+"""The Hub: upload a run's student or a file of lines with a card, and download it again.
 
     with staged(Path("runs/first"), "owner/name") as folder:
         listing(folder)              # every file and its bytes: what `--dry-run` prints, and all that is uploaded

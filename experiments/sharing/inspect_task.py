@@ -1,4 +1,4 @@
-"""Inspect AI: how funny is any model that Inspect knows, judged by any critic of ours.
+"""Inspect AI: how funny any model that Inspect can reach is, by any of our critics.
 
     inspect eval humor_env/humor_paraphrase --model openai/gpt-4o-mini -T prompts=everyday -T critic=rules
 

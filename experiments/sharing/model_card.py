@@ -1,4 +1,4 @@
-"""The pages that go to the Hub with a student or a file of lines, made from what the run left behind.
+"""The pages that go to the Hub with a student or a file of lines, made from the run's files.
 
     text = model_card(run, seed, repo="owner/name", base="owner/base", merged=False)
 
@@ -47,7 +47,7 @@ def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bo
     parts = [
         "\n".join(header),
         f"# {repo.rpartition('/')[2]}",
-        f"A small language model that turns literal sentences into humorous ones, taught by `{learner}` with "
+        f"A small language model that rewrites literal sentences as jokes, trained by `{learner}` with "
         f"[humor_env](https://pypi.org/project/humor-env/) {__version__}; seed {results_seed(seed)}, "
         f"{results['steps'] or 0} steps, begun {record['started']}.",
         "## Use",
@@ -156,7 +156,7 @@ def _hacks(spec: Spec) -> list[str]:
         card = find_card(critic.critic, critic.options)
         sentences += [f"- `{critic.critic}`: {sentence}" for sentence in (card.failing if card else ())]
     return list(dict.fromkeys(sentences)) or [
-        "None is known of the critics that taught it, which says little where they have no card: read the lines above."
+        "None is known for the critics it was trained with. Without a card this says little: read the lines above."
     ]
 
 

@@ -1,4 +1,4 @@
-"""The environments over the OpenEnv protocol, for whoever trains with it: a sentence goes out, a line comes in, judged.
+"""The environments over the OpenEnv protocol: a trainer gets a sentence, sends a line, and gets its score.
 
     app = make_app(Task("pocket", "pocket"), sessions=64)        # a FastAPI app: `humor-env serve` runs it
 

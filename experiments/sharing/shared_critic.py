@@ -1,4 +1,4 @@
-"""One critic for many askers at once: what is waiting when it is free is judged in one call.
+"""One critic shared by many callers: when it is free, all waiting lines are judged in one call.
 
 critic = SharedCritic(task)
 critic.judge(joke).result()          # from any thread; the critic works on one of its own

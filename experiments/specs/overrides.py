@@ -53,7 +53,7 @@ def override(data: dict[str, Any], asked: str, source: Source) -> None:
     if isinstance(table, list):
         _, (*_, key) = _enter(table, str(key), path, asked)
     elif not isinstance(table, dict):
-        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is no table, so it has no '{key}'.")
+        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is not a table, so it has no '{key}'.")
     other = {**SHORT_FORMS, **{full: short for short, full in SHORT_FORMS.items()}}.get(str(key))
     if other is not None and other in table and path in (("learner",), ("teacher", "imitation")):
         if (*path, other) in source.overrides:
@@ -73,5 +73,5 @@ def _enter(table: Any, part: str, path: KeyPath, asked: str) -> tuple[Any, KeyPa
             )
         return table[int(part)], (*path, int(part))
     if not isinstance(table, dict):
-        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is no table, so it has no '{part}'.")
+        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is not a table, so it has no '{part}'.")
     return table.setdefault(part, {}), (*path, part)

@@ -1,4 +1,4 @@
-// The browser of jokes. Lines reach the page by textContent alone: nothing a model wrote is ever read as markup.
+// The list of jokes. Lines reach the page by textContent alone: nothing a model wrote is ever read as markup.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);

@@ -1,4 +1,4 @@
-"""Spending limits that are never exceeded, however many calls are in the air.
+"""Spending limits that are never exceeded, however many calls run at once.
 
     budget = Budget(max_calls=500, max_cost=2.0)
     client = make_client("anthropic:claude-haiku-4-5", budget=budget)

@@ -1,4 +1,4 @@
-"""Every reply that was ever paid for, on disk, before it is used.
+"""The ledger: every reply that was paid for is stored on disk before it is used.
 
     ledger = Ledger("verdicts.sqlite")
     ledger.find(keys)          # what is known already

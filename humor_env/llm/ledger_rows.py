@@ -1,4 +1,4 @@
-"""How a reply lies in the ledger's file: its tables, its key, and a reply as a row and back.
+"""How a reply is stored in the ledger's file: its tables, its key, and a reply as a row and back.
 
     key = request_key("scorer 3", "anthropic:claude-haiku-4-5", request)      # a hash of all that the reply depends on
     row = row_of(key, "scorer 3", "anthropic:claude-haiku-4-5", request, reply)

@@ -1,4 +1,4 @@
-"""Where critics and teachers take their questions: a client behind its ledger and its budget.
+"""What critics and teachers ask: a client with its ledger and its budget.
 
     desk = LedgeredClient("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 500})
     replies = desk.ask(requests)
@@ -326,5 +326,5 @@ def _error_kinds(names: str | Sequence[str]) -> frozenset[str]:
     for kind in kinds:
         if kind not in get_args(ErrorKind):
             known = ", ".join(get_args(ErrorKind))
-            raise InvalidOption(f"ask_again names {kind!r}, which is no kind of failure. Known: {known}.")
+            raise InvalidOption(f"ask_again names {kind!r}, which is not a kind of failure. Known: {known}.")
     return frozenset(kinds)

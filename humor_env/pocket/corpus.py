@@ -1,4 +1,4 @@
-"""The pocket language without its jokes: what the bundled students read before they ever meet a teacher.
+"""The pocket language without its jokes: what the bundled students are pretrained on.
 
     corpus = Corpus(load_lexicon(), pairs=[("the meeting", "slow")])
     corpus.block(seed=0, index=0)[0]     # Line("paraphrase", "The meeting was slow.", "I found the meeting sluggish.")

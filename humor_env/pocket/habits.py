@@ -1,4 +1,4 @@
-"""What comes to mind first: the order in which the pocket teacher thinks of things, and what it has worn out.
+"""The pocket teacher's ranking of witnesses, reactions and frames, and which of them it overuses.
 
     habits = Habits(lexicon)
     habits.witnesses["slow"].ranked      # most obvious first

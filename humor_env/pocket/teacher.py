@@ -1,4 +1,4 @@
-"""The pocket teacher: a gifted, lazy comedian, whose faults are known to the digit.
+"""The pocket teacher: it knows what is funny, but repeats itself and makes mistakes, at rates known exactly.
 
     teacher = PocketTeacher(seed=0)
     teacher.lines(prompt, n=3)                    # the same three lines on every machine

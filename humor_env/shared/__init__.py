@@ -1,1 +1,1 @@
-"""What every part uses: random streams, statistics of texts, files of lines, the precision that pays."""
+"""What every part uses: random streams, statistics of texts, files of lines, the fastest precision."""

@@ -1,4 +1,4 @@
-"""Which precision pays on a device: measured, not guessed, and taken where a user leaves it to us (`dtype = "auto"`).
+"""Which precision is fastest on a device: measured, and used where a user leaves the choice to us (`dtype = "auto"`).
 
     measure("cpu")["pays"]                 # "float32" or "bfloat16"
     model = in_paying_precision(model, "cpu")

@@ -1,4 +1,4 @@
-"""What can be said of lines without a critic: how varied they are, how much they borrow, and the marks of known hacks.
+"""What can be said of lines without a critic: how varied they are, how much they copy, and the marks of known hacks.
 
 distinct_n(lines, 2)             # share of different bigrams: 1 when nothing repeats
 overlap(lines, teacher_lines)    # share of the lines' 4-grams that the others contain

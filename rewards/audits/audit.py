@@ -73,7 +73,7 @@ def audit(
     if tied:
         notes.append(f"{tied} pairs left out because people tied them")
     if made_here:
-        notes.append("the set has ratings, so pairs were drawn from them")
+        notes.append("the set has ratings, so pairs were made from them")
     pairs = _drawn(pairs, limit, seed)
     texts = _drawn(whole.texts, limit, seed)
     judging = _Judging(critic_or_judge, kind, both_orders, seed)

@@ -1,4 +1,4 @@
-"""Does a critic read the prompt? Each line beside itself under other prompts.
+"""Does a critic read the prompt? Each line is scored with its own prompt and with others.
 
     scores = measure_context(critic, jokes)
     scores.share, scores.interval     # 0.50, (0.46, 0.54): chance. The critic scores lines, whatever they answer

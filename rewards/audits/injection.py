@@ -1,4 +1,4 @@
-"""Hostile jokes (orders to the judge, fake verdicts, markup, hidden characters), and what a critic makes of them.
+"""Hostile jokes (orders to the judge, fake verdicts, markup, hidden characters), and how a critic scores them.
 
     report = run_injection(critic)        # is any of them paid better than an honest line?
     report.held, report.table()

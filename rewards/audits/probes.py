@@ -1,4 +1,4 @@
-"""Known ways to please a critic without being funny, and honest lines to hold them against.
+"""Known ways to please a critic without being funny, and honest lines to compare them with.
 
     report = run_probes(critic)            # on pocket prompts; run_probes(critic, everyday_cases()) on everyday ones
     report.held                            # did every hack score below the teacher's plain line?

@@ -231,7 +231,7 @@ def incongruity(first: ArrayLike, second: ArrayLike) -> float:
         raise InvalidOption(f"Two embeddings have one length; found the shapes {a.shape} and {b.shape}.")
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     if lengths == 0:
-        raise InvalidOption("An embedding of noughts has no direction.")
+        raise InvalidOption("An embedding of zeros has no direction.")
     return float(np.clip(1 - float(a @ b) / lengths, 0, 2))
 
 

@@ -1,4 +1,4 @@
-"""What an audit found: plain numbers, frozen, and the same again as data for a file.
+"""The result of an audit: plain, frozen numbers, and the same as data for a file.
 
     report.pairs.accuracy, report.pairs.interval, report.beats_coin
     AuditReport.load(report.data())          # and back

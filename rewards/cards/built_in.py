@@ -53,11 +53,11 @@ _POCKET_ONLY = (
 )
 _GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
 _BY_A_MODEL = (
-    "A model gives its scores, and their last digits differ between machines, so `--all` leaves it out. To make the "
+    "Its scores come from a model and differ slightly between machines, so `--all` leaves it out. To make the "
     "card here: humor-env card {command} --prompts everyday --out cards. What is known: docs/real-english.md."
 )
 _GRADED = (
-    "It learnt from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
+    "It learned from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
     "Other prompts are foreign to it: audit it on yours.",
 )
 _UNTRAINED = (
@@ -93,7 +93,7 @@ _NAMED = (
     Setting("everyday", prompts=("everyday",), limits=_GRADED, not_called=_BY_A_MODEL.format(command="everyday")),
     Setting(
         "everyday-judge", prompts=("everyday",), not_called=_BY_A_MODEL.format(command="everyday-judge"),
-        limits=(*_GRADED, "It measures what `everyday` has taught: a student must not learn from it."),
+        limits=(*_GRADED, "Use it to evaluate students that learned from `everyday`, not to train them."),
     ),
     Setting(
         "everyday-judge", "judge", prompts=("everyday",), limits=_GRADED,

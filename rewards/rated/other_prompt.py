@@ -1,4 +1,4 @@
-"""A line under a prompt that it does not answer: the question whether a critic reads the prompt at all.
+"""Lines with prompts that they do not answer, to find out whether a critic reads the prompt.
 
     under_prompt_of(joke, other)          # the line of `joke`, with the prompt of `other`; None where that says nothing
 

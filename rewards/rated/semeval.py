@@ -76,7 +76,7 @@ class _Mended:
     def notes(self) -> tuple[str, ...]:
         notes = []
         if self.padded:
-            notes.append(f"{self.padded} items rated 0 by everybody are written as a single 0: read as five noughts")
+            notes.append(f"{self.padded} items rated 0 by everybody are written as a single 0: read as five zeros")
         if self.strays:
             notes.append(f"{self.strays} items hold a grade outside 0 to 3, which their mean leaves out: left out too")
         return tuple(notes)
@@ -114,7 +114,7 @@ def _headline(row: Row, side: str, id: str, mended: _Mended) -> RatedText:
     raters = tuple(float(digit) for digit in grades if digit in "0123")
     mended.strays += len(raters) < len(grades)
     if raters and abs(sum(raters) / len(raters) - mean) > 0.02:
-        raise RatingsError(f"{row.place}: the grades {grades} have not the mean {mean:g} that stands beside them.")
+        raise RatingsError(f"{row.place}: the grades {grades} do not have the mean {mean:g} that the row gives.")
     return RatedText(id, Prompt(f"headline:{before}", before, HEADLINE_EDIT), after, mean, raters)
 
 

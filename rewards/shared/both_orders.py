@@ -1,4 +1,4 @@
-"""Asking a judge of pairs in both orders, so that a liking for the first place cancels out.
+"""Asking a judge of pairs in both orders, so that a preference for the first line cancels out.
 
 A judge that reads "1" and "2" prefers a place as well as a joke (15 % of verdicts of a 70B judge change with the
 order). So every pair is asked as (A, B) and as (B, A), the two probabilities are averaged *before* anything is

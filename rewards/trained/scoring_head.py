@@ -1,4 +1,4 @@
-"""A scoring model: any Hugging Face encoder or decoder, pooled with an eye on what the joke changed, and a small head.
+"""A scoring model: any Hugging Face encoder or decoder, pooled with a view to what the joke changed, and a small head.
 
     model = new_model("minilm", Reading(), seed=0)
     Ensemble([model]).scores(jokes)       # raw numbers, higher is funnier

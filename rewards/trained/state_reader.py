@@ -1,4 +1,4 @@
-"""Grades from the states of a language model that is not trained: it reads a sentence and a line, a small head answers.
+"""Grades from the states of a language model that is not trained: it reads a sentence and a line, a small head grades.
 
     reader = StateReader("smollm2", layers=12, instruction="Rewrite the input text ...")
     states = reader.states(jokes)                     # [N, 3 * width]: the line's mean, its last token, its end token

@@ -33,9 +33,9 @@ def label(url: str) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise InvalidOption(f"'{_plain(url)}' is no address. Expected one like http://127.0.0.1:8000/v1.") from None
+        raise InvalidOption(f"'{_plain(url)}' is not an address. Expected one like http://127.0.0.1:8000/v1.") from None
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise InvalidOption(f"'{_plain(url)}' is no address. Expected one like http://127.0.0.1:8000/v1.")
+        raise InvalidOption(f"'{_plain(url)}' is not an address. Expected one like http://127.0.0.1:8000/v1.")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     where = host if port in (None, _PORTS[parts.scheme]) else f"{host}:{port}"
     path = parts.path.rstrip("/").removesuffix("/v1")

@@ -104,7 +104,9 @@ class AnthropicBatchClient(AnthropicClient):
             message = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
             if problem.status_code in (401, 402, 403):
                 raise CredentialError(f"{message}. Check the key, its rights and the account's credit.") from None
-            raise JudgingFailed(f"{message}. Batches that were taken are remembered: start again to go on.") from None
+            raise JudgingFailed(
+                f"{message}. Batches that the service accepted are remembered: run again to continue."
+            ) from None
         except anthropic.AnthropicError as problem:
             raise JudgingFailed(
                 f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "

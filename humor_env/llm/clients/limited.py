@@ -1,4 +1,4 @@
-"""Limits for a client that knows nothing of them: one that a user wrote.
+"""Limits for a client that has none of its own: one that a user wrote.
 
     client = LimitedClient(OwnClient(), Budget(max_calls=2))
     client(requests)                      # BudgetExceeded where the third would be sent; two were asked

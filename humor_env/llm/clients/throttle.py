@@ -1,4 +1,4 @@
-"""How many calls of a client may be in the air at once.
+"""How many calls of a client may run at once.
 
     await throttle.enter()
     try:
