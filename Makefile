@@ -14,7 +14,7 @@ LINK := rm -rf $(LINKS) && mkdir -p $(LINKS)/humor_env && \
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo real test check format lint types fast bench docs fix clean
+.PHONY: help demo real test check format lint types fast bench docs release fix clean
 
 help:
 	@echo "make demo   teach a small student to be funny in the pocket world, a few minutes"
@@ -23,6 +23,7 @@ help:
 	@echo "make check  formatting, lint, types and the fast tests"
 	@echo "make bench  how fast the environments, the critics and a training step are"
 	@echo "make docs   the documentation as a site, in site/index.html"
+	@echo "make release  build a release, install it in empty environments, and say what to upload: CONTRIBUTING.md"
 	@echo "make fix    let ruff reformat and fix what it can"
 	@echo "make clean  remove .venv and the files that tools left behind"
 
@@ -61,6 +62,9 @@ bench: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -m humor_env.experiments.upkeep.site
+
+release: $(READY)
+	@$(BIN)/python -m humor_env.experiments.upkeep.release $(if $(TRIAL),--trial)
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .

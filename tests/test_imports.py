@@ -243,12 +243,3 @@ def test_public_names_resolve():
         assert name in dir(humor_env)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = humor_env.nonsense
-
-
-def test_the_version_is_said_once_in_each_place():
-    import humor_env
-
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert setup["metadata"]["version"] == humor_env.__version__
-    assert f"## {humor_env.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -49,8 +49,20 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory):
-    return build(source, tmp_path_factory.mktemp("wheel"))
+def archive(source, tmp_path_factory):
+    """The source archive."""
+    folder = tmp_path_factory.mktemp("archive")
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [archive] = folder.glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(archive, tmp_path_factory):
+    """From the source archive, as `pip install` does with it: a file that is missing there is missing here."""
+    return build(archive, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_all_packages_and_data(wheel):
@@ -74,12 +86,8 @@ def test_the_wheel_names_its_licence_as_an_expression(wheel):
     assert not [line for line in lines if line.startswith("License:")]
 
 
-def test_the_source_archive_holds_no_tests_that_cannot_run(source, tmp_path):
+def test_the_source_archive_holds_no_tests_that_cannot_run(archive):
     """It held tests/test_*.py, and neither conftest.py nor what they import."""
-    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    [archive] = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         inside = {name.partition("/")[2] for name in opened.getnames()}
     assert {"setup.cfg", "README.md", "humor_env/env.py", "rewards/rules.py"} <= inside
