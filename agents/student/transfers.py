@@ -14,8 +14,8 @@ from torch import Tensor
 
 
 def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """These tensors of the CPU, all of one type, on the device."""
-    if device.type == "cpu" or not tensors:
+    """These tensors of the CPU, all of one type, on the device. Those that are there already stay as they are."""
+    if {tensor.device.type for tensor in tensors} <= {device.type}:
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     if device.type == "cuda":
