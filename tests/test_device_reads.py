@@ -143,7 +143,7 @@ def test_a_micro_batch_asks_the_device_nothing(family, monkeypatch):
     """Each asked a GPU 9 to 19 times: for lengths, for places of tokens, for equal prompts, on the way back again.
     What is left is one question of transformers: whether the mask of an encoder-decoder's line hides anything."""
     one = student_of_no_values(family, monkeypatch)
-    for name, make in ROWS.items():
+    for name, make in list(ROWS.items())[: 2 if one.is_seq2seq else None]:  # an encoder shares no instruction
         rows = make(one)
         with Questions() as questions:
             scored = one.score(rows, values=True, entropy=True, entropy_gradient=True)

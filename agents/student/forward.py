@@ -197,6 +197,6 @@ class ForwardPasses:
                         ways.append(self.base(**inputs, use_cache=False).logits[there[0], there[1]].float())
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
                 return False
-            if not torch.allclose(*ways, rtol=1e-2, atol=1e-3):
+            if not torch.allclose(ways[0], ways[1], rtol=1e-2, atol=1e-3):
                 return False
         return True

@@ -37,16 +37,19 @@ class TokenRows:
         """The rows on the CPU: themselves where the student is there."""
         if self.tokens.device.type == "cpu":
             return self
-        if self.on_host is None:
-            object.__setattr__(self, "on_host", TokenRows(*read(self.tokens, self.attention, self.action_mask)))
-        assert self.on_host is not None
-        return self.on_host
+        if self.on_host is not None:
+            return self.on_host
+        tokens, attention, action_mask = read(self.tokens, self.attention, self.action_mask)
+        there = TokenRows(tokens, attention, action_mask)
+        object.__setattr__(self, "on_host", there)
+        return there
 
     def to(self, device: torch.device) -> TokenRows:
         """Rows of the CPU on the device, which keep these as their `host`."""
         if device.type == "cpu":
             return self
-        return TokenRows(*send(device, self.tokens, self.attention, self.action_mask), self)
+        tokens, attention, action_mask = send(device, self.tokens, self.attention, self.action_mask)
+        return TokenRows(tokens, attention, action_mask, self)
 
 
 @dataclass(frozen=True)
