@@ -130,7 +130,7 @@ def train(
 
             # 3. Length
             rows = encode_pairs(student, round.preferences)
-            average_length = config.average_length or float(rows.action_mask.sum(-1).float().mean())
+            average_length = config.average_length or float(rows.host.action_mask.sum(-1).float().mean())
 
             for batch in round.minibatches(rows, lines_each=2):
                 # 4. Margins; 5. update

@@ -33,6 +33,7 @@ from humor_env.agents.session.log import Log
 from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.session.session import Evaluate, TrainResult
 from humor_env.agents.student import Student
+from humor_env.agents.student.transfers import read, send
 from humor_env.agents.student.writer import Backend
 from humor_env.agents.update.imitation import sft_loss
 from humor_env.agents.update.on_policy import OnPolicySession
@@ -89,10 +90,9 @@ def train(
             rewards = rewards - config.missing_end_penalty * (~rollout.finished).float()
 
             # 4. Advantages
-            advantages = best_of_groups(
-                rewards, rollout.group, rollout.valid, keep=config.keep, at_least=config.at_least
-            )
-            kept_mask = rollout.mask * advantages[:, None]
+            told = read(rewards, rollout.group, rollout.valid)
+            advantages = best_of_groups(*told, keep=config.keep, at_least=config.at_least)
+            kept_mask = rollout.mask * send(rollout.mask.device, advantages)[0][:, None]
             kept = advantages.nonzero().squeeze(1)
             if not len(kept):
                 kept = kept.new_zeros(1)  # masked: takes part in the exchange with other processes, and teaches nothing

@@ -129,8 +129,8 @@ def train(
                     step, total, warmup=config.warmup_steps, decay=config.decay
                 )
                 group["lr"] *= control.rate
-            mine = my_examples(batch).to(student.device)
-            order = [mine[part] for part in length_sorted(take_rows(rows, mine), at_once)]
+            mine = my_examples(batch)
+            order = [mine[part] for part in length_sorted(take_rows(rows.host, mine), at_once)]
             minibatch = Minibatch(student, optimizer, rows, order)
             for part in minibatch:
                 loss = sft_loss(part.logprobs, part.mask, minibatch.tokens)
@@ -147,7 +147,7 @@ def train(
                 "seconds/update": seconds,
                 "seconds/step": seconds,
                 "seconds/spent": control.seconds,
-                "tokens_per_second": float(minibatch.tokens) / seconds,
+                "tokens_per_second": minibatch.token_count / seconds,
                 "samples_per_second": len(batch) / seconds,
             }
             log.metrics(step, numbers | control.measure_drift(step, student, adapter))
@@ -182,7 +182,7 @@ def dev_nll(student: Student, rows: TokenRows, micro_batch: int) -> float:
         for index, width in zip(order, widths_of(rows, order), strict=True):
             sums.append(student.score(take_rows(rows, index, width)).logprobs.sum())
     total = sum(-each for each in torch.stack(sums).tolist())
-    return float(total / int(rows.action_mask.sum()))
+    return float(total / int(rows.host.action_mask.sum()))
 
 
 def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:

@@ -6,10 +6,12 @@ Everything is done twice, on the CPU and on the device, and must come out alike.
 import copy
 import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
 from other_device import NoCompiler, make
+from questions import Questions
 from safetensors.torch import load_file, save_file
 from test_reward_model import decoder, encoder
 from test_run import text, world  # noqa: F401 - fixtures
@@ -33,11 +35,13 @@ from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.memory import RowLength, step_memory
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
+from humor_env.agents.session.session import Session
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.agents.update import advantages
+from humor_env.agents.update.minibatch import Minibatch
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec
 from humor_env.experiments.specs.learner_settings import config_class
@@ -264,6 +268,39 @@ def test_a_learner_learns_the_same_on_either_device_and_resumes(learner, places,
     resumed = warm_student(device)
     learn(learner, resumed, tmp_path / "cut")
     assert_alike(states[1], resumed.state(), 0)
+
+
+@pytest.mark.parametrize("learner", [name for name in CONFIGS if name not in ("best-of-n", "brio-dpo")])
+def test_a_learner_asks_the_device_only_between_its_updates(learner, other, monkeypatch):
+    """PPO's step of ten micro-batches asked 237 times, GRPO's of three 112 times: each micro-batch for its lengths, its
+    mask and its equal prompts, and numbers for the log one by one."""
+    one, questions, calls = warm_student(other), Questions(), Counter()
+    assert one.passes.prompts_can_be_shared  # tried out once, which asks
+
+    def during(phase, owner, name):
+        whole = getattr(owner, name)
+
+        def counted(*arguments, **options):
+            calls[phase] += 1
+            with questions.during(phase):
+                return whole(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    during("score", Student, "score")
+    during("layout", Student, "score_in_batches")
+    during("step", Minibatch, "clip_and_step")
+    during("finish", Session, "finish_step")
+    with questions:
+        learn(learner, one)
+    found = Counter()
+    for name, count in questions.counts.items():
+        found[name.rpartition(": ")[0]] += count
+    assert calls["score"] >= 6
+    assert not {phase: count for phase, count in found.items() if "score" in phase or "layout" in phase}
+    assert found["step"] == calls["step"]  # all sums in one question
+    assert found["finish"] == calls["finish"]  # whether all weights are finite
+    assert found[""] <= 5 * max(2, calls["finish"]), questions.counts
 
 
 def test_imitation_of_all_weights(places):

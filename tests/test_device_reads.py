@@ -5,12 +5,16 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import prompts, stir, student, vector_env
+from questions import Questions
+from test_shared_prompts import FAMILIES, family_rows, instructed_rows
+from tiny import SENTENCES, prompts, stir, student, vector_env
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from humor_env.agents import grpo, ppo, reinforce_pp, rloo
-from humor_env.agents.student import IMITATION
+from humor_env.agents.student import IMITATION, POLICY, forward
 from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.token_rows import length_sorted
+from humor_env.agents.student.transfers import read, send
 from humor_env.agents.update import minibatch, on_policy
 
 ASKING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten._unique2.default", "aten.equal.default"}
@@ -110,3 +114,100 @@ def test_a_step_is_read_in_one_go():
     assert asked.counts == {"tolist": 1}
     assert batch.norm == pytest.approx(norm, rel=1e-5)
     assert batch.sums["tokens"] == float(rows.action_mask.sum())
+
+
+def student_of_no_values(family, monkeypatch):
+    """A student on the meta device, which knows shapes only: what it is asked is counted, and nothing is computed."""
+    one = student(family)
+    stir(one, POLICY)
+    assert one.passes.masks_can_be_made if one.is_seq2seq else one.passes.prompts_can_be_shared  # tried out beforehand
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it fails on a device without autocasting
+    monkeypatch.setattr(forward.ForwardPasses, "output_layer", property(lambda p: p.base.get_output_embeddings()))
+    one.model.to("meta")
+    one.value_head.to("meta")
+    one.device = torch.device("meta")
+    one.train_only([*one.adapter_parameters(POLICY).values(), *one.value_head.parameters()])
+    return one
+
+
+ROWS = {
+    "of different prompts": lambda one: one.rows_from_text(SENTENCES, ["a", "b c", "d"]),
+    "of siblings": family_rows,
+    "with a common instruction": instructed_rows,
+    "of siblings with a common instruction": lambda one: instructed_rows(one, 3),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_micro_batch_asks_the_device_nothing(family, monkeypatch):
+    """Each asked a GPU 9 to 19 times: for lengths, for places of tokens, for equal prompts, on the way back again.
+    What is left is one question of transformers: whether the mask of an encoder-decoder's line hides anything."""
+    one = student_of_no_values(family, monkeypatch)
+    for name, make in list(ROWS.items())[: 2 if one.is_seq2seq else None]:  # an encoder shares no instruction
+        rows = make(one)
+        with Questions() as questions:
+            scored = one.score(rows, values=True, entropy=True, entropy_gradient=True)
+            (scored.logprobs.sum() + scored.values.sum() + scored.entropy.sum()).backward()
+        assert scored.logprobs.device.type == "meta"
+        assert questions.counts == ({"read": 1} if one.is_seq2seq else {}), name
+
+
+def test_a_step_asks_the_device_once(monkeypatch):
+    """For the sums of the log, the gradient's norm and the counts; it was once and more for each micro-batch."""
+    one = student_of_no_values("causal", monkeypatch)
+    with Questions() as questions:
+        rows = instructed_rows(one, 3)
+        optimizer = torch.optim.SGD([p for p in one.model.parameters() if p.requires_grad], lr=0.1)
+        batch = minibatch.Minibatch(one, optimizer, rows, length_sorted(rows, 4), examples=15)
+        one.score_in_batches(rows, adapter=IMITATION, micro_batch=4)
+        for part in batch:
+            loss = -(part.logprobs * part.mask).sum() / batch.tokens
+            loss.backward()
+            part.record({"loss": loss})
+        assert not questions.counts
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: questions.counts.update(["read"]) or [1.0] * 4)
+        batch.clip_and_step(1.0)
+    assert questions.counts == {"read": 1}
+
+
+def test_what_is_sent_and_read_comes_out_as_it_was():
+    """Several tensors travel as one. A read is tried on tensors that only say they are elsewhere."""
+
+    class Away(torch.Tensor):
+        device = property(lambda self: torch.device("meta"))  # type: ignore[assignment]
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    given = [torch.tensor([[0.1, -3e38]]), torch.tensor(2**53), torch.tensor([True, False]), torch.zeros(0, 2)]
+    for found in (read(*given), read(*[tensor.as_subclass(Away) for tensor in given])):
+        for expected, tensor in zip(given, found, strict=True):
+            assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
+    there = send(torch.device("meta"), torch.zeros(2, 3), torch.zeros(()), torch.zeros(0))
+    assert [(tensor.device.type, tuple(tensor.shape)) for tensor in there] == [
+        ("meta", (2, 3)),
+        ("meta", ()),
+        ("meta", (0,)),
+    ]
+
+
+@pytest.mark.parametrize("siblings", [1, 2])
+def test_masks_and_a_past_made_beforehand_change_no_digit(siblings, monkeypatch):
+    """What spares a GPU the questions of transformers is made on a GPU only; here a CPU is told that it is one."""
+    for family in FAMILIES:
+        one = student(family)
+        stir(one, POLICY)
+        rows = one.rows_from_text(
+            [s for s in SENTENCES for _ in range(siblings)], ["a b", "x", "c", "d", "", "f"][: 3 * siblings]
+        )
+        inputs, row, column = (
+            one.passes._seq2seq_inputs(rows, None, made=True) if one.is_seq2seq else one.passes._causal_inputs(rows)
+        )
+        if not one.is_seq2seq:
+            inputs["past_key_values"] = forward._KeepsNothing(config=one.base.config)
+        with torch.no_grad():
+            monkeypatch.setattr(forward, "prompt_groups", lambda *_: None)
+            assert torch.equal(
+                one.passes.before_response(rows),
+                one.passes.backbone(**inputs, use_cache=False).last_hidden_state[row, column],
+            )

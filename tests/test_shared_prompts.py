@@ -194,7 +194,5 @@ def test_a_prefix_ends_before_the_shortest_prompt_does_and_before_the_first_diff
     flipped = [t.flip(1) for t in (rows.tokens, rows.attention, rows.action_mask)]
     assert common_prefix(*flipped) == 0  # padding on the left
     # Equal tokens of which one row's are its response: not common.
-    assert (
-        common_prefix(*(t for t in vars(one.rows([head[:10], *prompts[1:]], [[*head[10:], 2]] + [[2]] * 3)).values()))
-        == 0
-    )
+    rows = one.rows([head[:10], *prompts[1:]], [[*head[10:], 2]] + [[2]] * 3)
+    assert common_prefix(rows.tokens, rows.attention, rows.action_mask) == 0

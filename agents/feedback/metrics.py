@@ -21,6 +21,7 @@ from torch import Tensor
 from humor_env.agents.feedback.rollout import Rollout
 from humor_env.agents.session.processes import gather_records, spread_over_processes, sum_over_processes
 from humor_env.agents.student.logprobs import kl_k1
+from humor_env.agents.student.transfers import read
 from humor_env.shared import text_stats
 from humor_env.types import Joke, Judgement, Prompt, Usage
 
@@ -56,7 +57,8 @@ def gather_lines(rollout: Rollout) -> WrittenBatch:
     for row, following in enumerate(rollout.following.tolist()):
         if following >= 0:
             attempts[following] = attempts[row] + 1
-    columns = (rollout.jokes, rollout.judgements, rollout.rewards.tolist(), rollout.lengths.tolist(), attempts)
+    lengths = rollout.rows.host.action_mask.sum(-1).tolist()
+    columns = (rollout.jokes, rollout.judgements, rollout.rewards.tolist(), lengths, attempts)
     rows = [
         {"joke": joke, "judgement": judgement, "reward": reward, "length": length, "attempt": attempt}
         for joke, judgement, reward, length, attempt in zip(*columns, strict=True)
@@ -165,14 +167,16 @@ def kl_numbers(rollout: Rollout) -> dict[str, float]:
 def value_numbers(rollout: Rollout, returns: Tensor, token_rewards: Tensor) -> dict[str, float]:
     """How much of the returns the values explain, and what a line earned after its KL, over all processes."""
     numbers = {}
-    mask = rollout.mask.bool()
+    returns, values, token_rewards, mask, valid = read(
+        returns, rollout.values, token_rewards, rollout.mask.bool(), rollout.valid
+    )
     count, _, spread = spread_over_processes(returns, mask)
-    _, mean, _ = spread_over_processes(rollout.values, mask)
-    _, _, unexplained = spread_over_processes(returns - rollout.values, mask)
+    _, mean, _ = spread_over_processes(values, mask)
+    _, _, unexplained = spread_over_processes(returns - values, mask)
     if count > 1:
         numbers["value/explained_variance"] = 1 - unexplained / spread if spread > 0 else 0.0
         numbers["value/mean"] = mean
-    earned, lines = sum_over_processes(torch.stack([token_rewards.sum(), rollout.valid.sum().float()])).tolist()
+    earned, lines = sum_over_processes(torch.stack([token_rewards.sum(), valid.sum().float()])).tolist()
     numbers["reward/per_line_after_kl"] = earned / max(1.0, lines)
     return numbers
 
@@ -182,8 +186,6 @@ def clock_numbers(rollout: Rollout, update_seconds: float, step_seconds: float) 
     hidden. Tokens and samples are those of all processes."""
     numbers = {f"seconds/{n}": s for n, s in rollout.seconds.items()}
     numbers |= {"seconds/update": update_seconds, "seconds/step": step_seconds}
-    done = torch.stack(
-        [rollout.action_mask.sum().float(), torch.tensor(float(len(rollout)), device=rollout.tokens.device)]
-    )
+    done = torch.stack([rollout.rows.host.action_mask.sum().float(), torch.tensor(float(len(rollout)))])
     tokens, samples = sum_over_processes(done).tolist()
     return numbers | {"tokens_per_second": tokens / step_seconds, "samples_per_second": samples / step_seconds}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Generation, Sampling
 from humor_env.agents.student.token_rows import TokenRows
+from humor_env.agents.student.transfers import send
 from humor_env.agents.student.writer import Backend, InProcess
 from humor_env.errors import JudgingFailed
 from humor_env.types import Joke, Judgement, Prompt
@@ -88,8 +90,9 @@ class Rollout:
     """`[B, T]`: tokens, attention, action_mask, logprobs; `[B]`: the rest. `asked` holds further `[B, T]` columns:
     "ref_logprobs" and "values", where the learner asked for them.
 
-    `following[b]` is the row of the next attempt in the same episode, or -1. `valid` is False where the critic failed:
-    such rows carry reward 0 and no learner learns from them.
+    `following[b]` is the row of the next attempt in the same episode, or -1, on the CPU. `valid` is False where the
+    critic failed: such rows carry reward 0 and no learner learns from them. `host` are the rows on the CPU, where they
+    are at hand.
     """
 
     tokens: Tensor
@@ -104,6 +107,7 @@ class Rollout:
     jokes: tuple[Joke, ...]
     judgements: tuple[Judgement, ...]
     seconds: dict[str, float]
+    host: TokenRows | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.tokens.shape
@@ -116,17 +120,18 @@ class Rollout:
                 raise ValueError(f"{name} must be [{rows}], found {tuple(getattr(self, name).shape)}")
         if len(self.jokes) != rows or len(self.judgements) != rows:
             raise ValueError(f"{rows} rows need {rows} jokes and judgements")
-        if bool((self.action_mask.bool() & ~self.attention.bool()).any()):
+        host = self.rows.host
+        if bool((host.action_mask.bool() & ~host.attention.bool()).any()):
             raise ValueError("the action mask covers padding")
-        if rows and bool(self.action_mask[:, 0].any()):
+        if rows and bool(host.action_mask[:, 0].any()):
             raise ValueError("column 0 cannot be an action: nothing precedes it")
 
     def __len__(self) -> int:
         return len(self.jokes)
 
-    @property
+    @cached_property
     def rows(self) -> TokenRows:
-        return TokenRows(self.tokens, self.attention, self.action_mask)
+        return TokenRows(self.tokens, self.attention, self.action_mask, self.host)
 
     @property
     def lengths(self) -> Tensor:
@@ -135,7 +140,7 @@ class Rollout:
     @property
     def finished(self) -> Tensor:
         """Whether the student ended the line itself, by the stored stop reason."""
-        return torch.tensor([j.stop_reason == "end" for j in self.jokes], device=self.tokens.device)
+        return send(self.tokens.device, torch.tensor([j.stop_reason == "end" for j in self.jokes]))[0]
 
     @property
     def mask(self) -> Tensor:
@@ -318,7 +323,7 @@ class _Attempt:
         """`[N, R]` by position in the response to `[N, T]` by column."""
         assert self.rows is not None
         mask = self.rows.action_mask.bool()
-        begins = torch.tensor([len(p) for p in self.lines.prompts], device=mask.device)
+        [begins] = send(mask.device, torch.tensor([len(p) for p in self.lines.prompts]))
         position = torch.arange(mask.shape[1], device=mask.device) - begins[:, None]
         return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
 
@@ -357,25 +362,20 @@ def _assemble(
 ) -> Rollout:
     width = max(t.rows.tokens.shape[1] for t in tables if t.rows is not None)
 
-    def stacked(name: str, fill: float = 0) -> Tensor | None:
-        pieces = []
-        for table in tables:
-            tensor = getattr(table, name, None)
-            if tensor is None:
-                tensor = getattr(table.rows, name, None)
-            if tensor is None:
-                return None
-            pieces.append(torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill))
-        return torch.cat(pieces)
+    def stacked(pieces: Sequence[Tensor | None], fill: float = 0) -> Tensor | None:
+        there = [piece for piece in pieces if piece is not None]
+        if len(there) < len(pieces):
+            return None
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in there])
 
-    def always(name: str, fill: float = 0) -> Tensor:
-        table = stacked(name, fill)
+    def always(pieces: Sequence[Tensor | None], fill: float = 0) -> Tensor:
+        table = stacked(pieces, fill)
         assert table is not None
         return table
 
     device = student.device
     episodes = [episode for table in tables for episode in table.episodes]
-    following = torch.full((len(episodes),), -1, dtype=torch.long, device=device)
+    following = torch.full((len(episodes),), -1, dtype=torch.long)
     latest: dict[int, int] = {}
     for row, episode in enumerate(episodes):
         if episode in latest:
@@ -384,18 +384,28 @@ def _assemble(
     answers = [table.judged for table in tables if table.judged is not None]
     judgements = [judgement for answer in answers for judgement in answer.judgements]
     rewards = [reward for answer in answers for reward in answer.rewards]
-    tables_asked = {name: stacked(name) for name in ("ref_logprobs", "values")}
+    tables_asked = {name: stacked([getattr(t, name) for t in tables]) for name in ("ref_logprobs", "values")}
+    hosts = [table.rows.host for table in tables if table.rows is not None]
+    host = TokenRows(
+        always([rows.tokens for rows in hosts], student.pad_token),
+        always([rows.attention for rows in hosts]),
+        always([rows.action_mask for rows in hosts]),
+    )
+    there = host.to(device)
+    [group] = send(device, torch.tensor([groups[prompts[e].id] for e in episodes]))
+    [valid] = send(device, torch.tensor([not j.failed for j in judgements], dtype=torch.bool))
     return Rollout(
-        tokens=always("tokens", student.pad_token),
-        attention=always("attention"),
-        action_mask=always("action_mask"),
-        logprobs=always("logprobs"),
+        tokens=there.tokens,
+        attention=there.attention,
+        action_mask=there.action_mask,
+        logprobs=always([table.logprobs for table in tables]),
         asked={name: table for name, table in tables_asked.items() if table is not None},
-        rewards=torch.tensor(rewards, dtype=torch.float32, device=device),
-        group=torch.tensor([groups[prompts[e].id] for e in episodes], device=device),
-        valid=torch.tensor([not j.failed for j in judgements], dtype=torch.bool, device=device),
+        rewards=send(device, torch.tensor(rewards, dtype=torch.float32))[0],
+        group=group,
+        valid=valid,
         following=following,
         jokes=tuple(joke for answer in answers for joke in answer.jokes),
         judgements=tuple(judgements),
         seconds=clock,
+        host=host,
     )

@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from humor_env.agents.session.log import StopRequest
 from humor_env.agents.session.monitor import Monitor
@@ -124,7 +123,7 @@ class RunControl:
         is not ended by samples and judgements: it learns all of what was paid for.
         """
         late = self.limits.seconds is not None and self.seconds >= self.limits.seconds
-        flags = torch.tensor([float(bool(self._stop)), float(late)], device=PartialState().device)
+        flags = torch.tensor([float(bool(self._stop)), float(late)])
         stop_asked, late = (flag > 0 for flag in sum_over_processes(flags).tolist())
         self.by_user = stop_asked
         if stop_asked:

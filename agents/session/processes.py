@@ -21,6 +21,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from humor_env.agents.student.transfers import read
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -47,6 +49,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 def spread_over_processes(values: Tensor, keep: Tensor) -> tuple[float, float, float]:
     """Count, mean, and sum of squared distances from the mean, of the kept values of all processes."""
+    values, keep = read(values, keep)
     kept_values = values[keep].double()
     count, total = sum_over_processes(torch.stack([keep.sum().double(), kept_values.sum()])).tolist()
     mean = total / count if count else 0.0

@@ -1,10 +1,14 @@
 """Passes through the base model that stop at its hidden states, so that only response positions meet the output layer.
 
     passes = ForwardPasses(model, pad_token=0, end_token=2, decoder_prefix=())
-    states = passes.before_response(rows, rows.action_mask.bool())      # [N, H], in the order of mask.nonzero()
+    states = passes.before_response(rows)      # [N, H], row by row
 
 Whether a model allows that is tried out once, on a few tokens: some scale or cap their logits on the way, and some keep
 keys and values in ways of their own. Where it does not, the whole model is asked.
+
+A GPU is asked nothing: all that a shape or a way depends on is found in the rows of the CPU (`TokenRows.host`). What
+transformers would ask it (whether a mask hides anything, whether rows hold several texts) is told beforehand, where a
+trial shows that the model takes it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from humor_env.agents.student.shared_prompts import (
     LEAST_PREFIX_ROWS,
@@ -23,7 +27,15 @@ from humor_env.agents.student.shared_prompts import (
     common_prefix,
     prompt_groups,
 )
-from humor_env.agents.student.token_rows import TokenRows, make_rows, pack_left
+from humor_env.agents.student.token_rows import TokenRows, make_rows, pack_left, response_places
+from humor_env.agents.student.transfers import send
+
+
+class _KeepsNothing(DynamicCache):
+    """A past that stays empty. Where none is given, transformers asks the device whether rows hold several texts."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
 
 
 class ForwardPasses:
@@ -33,6 +45,8 @@ class ForwardPasses:
         self.base = base
         self.is_seq2seq = bool(base.config.is_encoder_decoder)
         self.pad_token, self.end_token, self.decoder_prefix = pad_token, end_token, decoder_prefix
+        self._asked_bias: Tensor | None = None
+        self._has_bias = False
         self.states_give_logits = self._states_give_logits()
 
     @property
@@ -50,30 +64,33 @@ class ForwardPasses:
     def output_layer(self) -> nn.Module | None:
         """The same as a layer, where no bias follows it."""
         bias = getattr(self.base, "final_logits_bias", None)
-        return self.base.get_output_embeddings() if bias is None or not bool(bias.any()) else None
+        if bias is not self._asked_bias:  # asked once for each that is set
+            self._asked_bias, self._has_bias = bias, bias is not None and bool(bias.any())
+        return None if self._has_bias else self.base.get_output_embeddings()
 
-    def before_response(self, rows: TokenRows, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Hidden states `[N, H]` just before each response token, in the order of `mask.nonzero()`; with the logits
-        beside them where the model does not give them by its output layer alone."""
-        backbone = self.backbone
-        groups = prompt_groups(rows.tokens, rows.attention, mask) if backbone is not None else None
+    def before_response(self, rows: TokenRows) -> Tensor | tuple[Tensor, Tensor]:
+        """Hidden states `[N, H]` just before each response token, row by row; with the logits beside them where the
+        model does not give them by its output layer alone."""
+        backbone, host = self.backbone, rows.host
+        groups = prompt_groups(host.tokens, host.attention, host.action_mask) if backbone is not None else None
         if self.is_seq2seq:
-            inputs, before = self._seq2seq_inputs(rows, mask)
-            if groups is not None:
-                inputs = self._encode_once(inputs, groups)
+            made = rows.tokens.device.type != "cpu" and self.masks_can_be_made
+            inputs, row, column = self._seq2seq_inputs(rows, groups, made=made)
         else:
             apart = len(rows.tokens) if groups is None else len(groups.first)
             may_share = backbone is not None and apart >= LEAST_PREFIX_ROWS
-            prefix = common_prefix(rows.tokens, rows.attention, mask) if may_share else 0
+            prefix = common_prefix(host.tokens, host.attention, host.action_mask) if may_share else 0
             if backbone is not None and (groups is not None or prefix) and self.prompts_can_be_shared:
-                config = self.base.config.get_text_config()
-                return causal_states(backbone, config, rows.tokens, mask, groups, prefix)
-            inputs, before = self._causal_inputs(rows, mask)
+                return causal_states(backbone, self.base.config.get_text_config(), rows, groups, prefix)
+            inputs, row, column = self._causal_inputs(rows)
+            if rows.tokens.device.type != "cpu" and "attention_mask" not in inputs and self.prompts_can_be_shared:
+                inputs["past_key_values"] = _KeepsNothing(config=self.base.config.get_text_config())
+        row, column = send(rows.tokens.device, row, column)
         if backbone is not None:
-            return backbone(**inputs, use_cache=False).last_hidden_state[before]
+            return backbone(**inputs, use_cache=False).last_hidden_state[row, column]
         whole = self.base(**inputs, use_cache=False, output_hidden_states=True)
         hidden = whole.decoder_hidden_states if self.is_seq2seq else whole.hidden_states
-        return hidden[-1][before], whole.logits[before]
+        return hidden[-1][row, column], whole.logits[row, column]
 
     def _states_give_logits(self) -> bool:
         """Whether output layer(hidden states) equals the model's own logits. Some models scale or cap them."""
@@ -96,24 +113,16 @@ class ForwardPasses:
         inner = getattr(self.base, self.base.base_model_prefix, None)
         return inner if isinstance(inner, nn.Module) else None
 
-    def _causal_inputs(self, rows: TokenRows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        before = torch.zeros_like(mask)
-        before[:, :-1] = mask[:, 1:]
-        inputs = {"input_ids": rows.tokens}
+    def _causal_inputs(self, rows: TokenRows) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """What the model reads, and the row and column of the state before each response token."""
+        row, column = response_places(rows)
+        inputs: dict[str, Any] = {"input_ids": rows.tokens}
+        attention = rows.host.attention
         # With padding on the right causality alone keeps it out of sight, and attention without a mask is faster.
-        if not bool((rows.attention[:, :1] == 1).all()) or not bool((rows.attention.diff(dim=1) <= 0).all()):
+        if not bool((attention[:, :1] == 1).all()) or not bool((attention.diff(dim=1) <= 0).all()):
             inputs["attention_mask"] = rows.attention
             inputs["position_ids"] = (rows.attention.cumsum(-1) - 1).clamp(min=0)
-        return inputs, before
-
-    def _encode_once(self, inputs: dict[str, Any], groups: PromptGroups) -> dict[str, Any]:
-        """The encoder reads each different source once; what it found is handed to all of its rows."""
-        encoder = self.base.get_encoder()
-        encoded = encoder(
-            input_ids=inputs["input_ids"][groups.first], attention_mask=inputs["attention_mask"][groups.first]
-        ).last_hidden_state
-        others = {n: v for n, v in inputs.items() if n != "input_ids"}
-        return others | {"encoder_outputs": (encoded[groups.group],)}
+        return inputs, row, column - 1
 
     @cached_property
     def prompts_can_be_shared(self) -> bool:
@@ -124,28 +133,70 @@ class ForwardPasses:
         end = self.end_token
         prompts, responses = [[end] * 4, [end] * 4, [end] * 2, [end] * 2], [[end] * 2, [end], [end] * 2, [end]]
         rows = make_rows(prompts, responses, self.pad_token, self.base.device)
-        mask = rows.action_mask.bool()
-        groups = prompt_groups(rows.tokens, rows.attention, mask)
+        groups = prompt_groups(rows.host.tokens, rows.host.attention, rows.host.action_mask)
         assert groups is not None
         with torch.no_grad():
-            inputs, before = self._causal_inputs(rows, mask)
-            whole = backbone(**inputs, use_cache=False).last_hidden_state[before]
+            inputs, row, column = self._causal_inputs(rows)
+            row, column = send(self.base.device, row, column)
+            whole = backbone(**inputs, use_cache=False).last_hidden_state[row, column]
             config = self.base.config.get_text_config()
             ways = [
-                causal_states(backbone, config, rows.tokens, mask, siblings, prefix)
+                causal_states(backbone, config, rows, siblings, prefix)
                 for siblings, prefix in ((groups, 0), (groups, 1), (None, 1))
             ]
+            if self.base.device.type != "cpu":
+                empty = backbone(**inputs, past_key_values=_KeepsNothing(config=config), use_cache=False)
+                ways.append(empty.last_hidden_state[row, column])
         return all(torch.allclose(whole.float(), shared.float(), rtol=1e-2, atol=1e-3) for shared in ways)
 
-    def _seq2seq_inputs(self, rows: TokenRows, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        is_source = rows.attention.bool() & ~mask
-        source, source_attention = pack_left(rows.tokens, is_source, self.pad_token)
-        response, response_attention = pack_left(rows.tokens, mask, self.pad_token)
-        prefix = torch.tensor(self.decoder_prefix, device=self.base.device).expand(len(response), -1)
-        decoder_input = torch.cat([prefix, response[:, :-1]], dim=1)
-        before = torch.zeros_like(decoder_input, dtype=torch.bool)
-        before[:, len(self.decoder_prefix) - 1 :] = response_attention.bool()
-        return (
-            {"input_ids": source, "attention_mask": source_attention, "decoder_input_ids": decoder_input},
-            before,
-        )
+    def _seq2seq_inputs(
+        self, rows: TokenRows, groups: PromptGroups | None, *, made: bool
+    ) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """The same of an encoder-decoder. The encoder reads each different source once, and what it found is handed to
+        all of its rows. `made` are masks in the form that transformers would make of them, none where all is in sight.
+        """
+        device, host = rows.tokens.device, rows.host
+        mask = host.action_mask.bool()
+        source, attention = pack_left(host.tokens, host.attention.bool() & ~mask, self.pad_token)
+        response, _ = pack_left(host.tokens, mask, self.pad_token)
+        prefix = torch.tensor(self.decoder_prefix).expand(len(response), -1)
+        row, column = response_places(rows)
+        nth = (mask.cumsum(-1) - 1)[row, column]  # which of its row's response tokens each is
+
+        def in_sight(attention: Tensor) -> Tensor | None:
+            if made and bool(attention.all()):
+                return None
+            [there] = send(device, attention)
+            return there.bool()[:, None, None, :] if made else there
+
+        inputs: dict[str, Any] = {"attention_mask": in_sight(attention)}
+        sources = source if groups is None else source[groups.first]
+        sources, inputs["decoder_input_ids"] = send(device, sources, torch.cat([prefix, response[:, :-1]], dim=1))
+        if groups is None:
+            inputs["input_ids"] = sources
+        else:
+            encoder, [group] = self.base.get_encoder(), send(device, groups.group)
+            encoded = encoder(input_ids=sources, attention_mask=in_sight(attention[groups.first])).last_hidden_state
+            inputs["encoder_outputs"] = (encoded[group],)
+        return inputs, row, nth + len(self.decoder_prefix) - 1
+
+    @cached_property
+    def masks_can_be_made(self) -> bool:
+        """Whether an encoder-decoder takes masks as transformers makes them; of the usual ones it asks the device."""
+        if not self.is_seq2seq or self.base.config._attn_implementation != "sdpa":
+            return False
+        end = self.end_token
+        for shorter in (2, 4):
+            rows = make_rows([[end] * 4, [end] * shorter], [[end], [end] * 2], self.pad_token, self.base.device)
+            try:
+                with torch.no_grad():
+                    ways = []
+                    for made in (False, True):
+                        inputs, row, column = self._seq2seq_inputs(rows, None, made=made)
+                        there = send(self.base.device, row, column)
+                        ways.append(self.base(**inputs, use_cache=False).logits[there[0], there[1]].float())
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+                return False
+            if not torch.allclose(ways[0], ways[1], rtol=1e-2, atol=1e-3):
+                return False
+        return True

@@ -21,6 +21,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.settings import Sampling
 from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
+from humor_env.agents.student.transfers import read, send
 
 ASK_EVERY = 8  # tokens after which a GPU is asked which rows still go on
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is still writing
@@ -60,7 +61,7 @@ def sample(
     if uniforms is None:
         uniforms = torch.rand(len(prompts), sampling.max_new_tokens)
     with student.merged(adapter):
-        writer = _Writer(student, prompts, sampling, uniforms.to(student.device), values)
+        writer = _Writer(student, prompts, sampling, uniforms, values)
         written = writer.write()
     return told(student, prompts, *written)
 
@@ -116,15 +117,14 @@ class Decoding:
             tokens[i, part] = torch.tensor(prompt[prefix:])
             attention[i, part] = 1
         attention[:, :prefix] = 1
-        self.attention = attention.to(device)
         self.uneven = not bool(attention.all())
-        self.first_input = tokens.to(device)
+        self.first_input, self.attention = send(device, tokens, attention)
         self.encoded: Tensor | None = None
         self.cache: DynamicCache | EncoderDecoderCache
         if student.is_seq2seq:
             encoder = self.base.get_encoder()
             self.encoded = encoder(input_ids=self.first_input, attention_mask=self.attention).last_hidden_state
-            begun = torch.tensor(student.decoder_prefix, device=device)
+            [begun] = send(device, torch.tensor(student.decoder_prefix))
             self.first_input = begun.expand(len(prompts), -1)
             decoder_config = self.base.config.get_text_config(decoder=True)
             self.cache = EncoderDecoderCache(DynamicCache(config=decoder_config), DynamicCache(config=decoder_config))
@@ -134,7 +134,7 @@ class Decoding:
             self.position = (self.attention.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
             if prefix:
                 assert student.passes.backbone is not None
-                shared = torch.tensor(prompts[0][:prefix], device=device)
+                [shared] = send(device, torch.tensor(prompts[0][:prefix]))
                 read_prefix(student.passes.backbone, self.cache, shared, len(prompts))
                 self.first_input = self.first_input[:, prefix:]
 
@@ -190,7 +190,8 @@ class _Writer:
         values: bool,
     ) -> None:
         self.limit = most_new_tokens(student, prompts, sampling, uniforms)
-        self.student, self.sampling, self.uniforms = student, sampling, uniforms
+        self.student, self.sampling = student, sampling
+        [self.uniforms] = send(student.device, uniforms)
         unique, self.prompt_of = unique_prompts(prompts)
         self.decoding = Decoding(student, unique)
         self.wants_values = values
@@ -204,14 +205,14 @@ class _Writer:
         lengths = torch.full((count,), self.limit, dtype=torch.long, device=device)
         all_logprobs = torch.zeros(count, self.limit, device=device)
         all_values = torch.zeros(count, self.limit, device=device) if self.wants_values else None
-        ends = torch.tensor(student.end_tokens, device=device)
+        [ends] = send(device, torch.tensor(student.end_tokens))
         ended = torch.zeros(count, dtype=torch.bool, device=device)
         live = torch.arange(count, device=device)  # which row each line of the running batch belongs to
         tokens = self.decoding.first_input
         for t in range(self.limit):
             hidden, logits = self.decoding.advance(tokens)
             if t == 0 and len(logits) < count:  # from here on each row goes its own way
-                rows = torch.tensor(self.prompt_of, device=device)
+                [rows] = send(device, torch.tensor(self.prompt_of))
                 self.decoding.keep(rows)
                 hidden, logits = hidden[rows], logits[rows]
             if all_values is not None:
@@ -225,14 +226,15 @@ class _Writer:
             going &= ~just_ended
             ended[live] = ~going
             if (t + 1) % self.ask_every == 0:
-                remaining = int(going.sum())
-                if remaining == 0:
+                remaining = going.cpu().nonzero().squeeze(1)
+                if len(remaining) == 0:
                     break
-                if remaining < COMPACT_BELOW * len(live):
-                    keep = going.nonzero().squeeze(1)
+                if len(remaining) < COMPACT_BELOW * len(live):
+                    [keep] = send(device, remaining)
                     self.decoding.keep(keep)
                     live, chosen = live[keep], chosen[keep]
             tokens = chosen[:, None]
+        written, lengths, ended = read(written, lengths, ended)
         responses = [row[:n] for row, n in zip(written.tolist(), lengths.tolist(), strict=True)]
         stops = ["end" if e else "length" for e in ended.tolist()]
         width = max(len(r) for r in responses)

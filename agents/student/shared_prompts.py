@@ -1,8 +1,8 @@
 """What rows have in common goes through the model once, and each row continues from its keys and values.
 
-    groups = prompt_groups(tokens, attention, mask)                         # None where too few rows share a prompt
-    prefix = common_prefix(tokens, attention, mask)                         # 0 where there is nothing worth sharing
-    states = causal_states(backbone, config, tokens, mask, groups, prefix)  # [N, H], as a pass over whole rows gives
+    groups = prompt_groups(tokens, attention, mask)                 # None where too few rows share a prompt
+    prefix = common_prefix(tokens, attention, mask)                 # 0 where there is nothing worth sharing
+    states = causal_states(backbone, config, rows, groups, prefix)  # [N, H], as a pass over whole rows gives
 
 A group-relative learner scores eight lines per prompt, and half of the tokens of such a batch are the same prompt again
 and again. Prompts in turn begin alike: the system prompt, the instruction and the head of the chat template are 40 of
@@ -13,11 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
+
+from humor_env.agents.student.transfers import send
+
+if TYPE_CHECKING:
+    from humor_env.agents.student.token_rows import TokenRows
 
 LEAST_SHARING = 2  # rows per prompt, on average, from which sharing is worth its bookkeeping
 LEAST_PREFIX = 16  # tokens that all prompts begin with, from which a pass of their own pays
@@ -98,41 +103,47 @@ def read_prefix(backbone: nn.Module, cache: DynamicCache, tokens: Tensor, rows: 
 def causal_states(
     backbone: nn.Module,
     config: PretrainedConfig,
-    tokens: Tensor,
-    mask: Tensor,
+    rows: TokenRows,
     groups: PromptGroups | None,
     prefix: int = 0,
 ) -> Tensor:
-    """Hidden states `[N, H]` just before each response token, in the order of `mask.nonzero()`.
+    """Hidden states `[N, H]` just before each response token, row by row.
 
     The padding is on the right, and all rows begin with the same `prefix` tokens, fewer than the shortest prompt has.
+    `groups` are those of `rows.host`: whatever a shape depends on is known without asking the device.
     """
+    tokens, device = rows.tokens, rows.tokens.device
+    mask = rows.host.action_mask.bool()
+    row, column = mask.nonzero(as_tuple=True)
     cache = DynamicCache(config=config)
     if prefix:
         read_prefix(backbone, cache, tokens[0, :prefix], len(tokens) if groups is None else len(groups.first))
     if groups is None:
         # Causality alone keeps padding on the right out of sight.
         states = backbone(input_ids=tokens[:, prefix:-1], past_key_values=cache, use_cache=True).last_hidden_state
-        return states[mask[:, prefix + 1 :]]
+        row, column = send(device, row, column - prefix - 1)
+        return states[row, column]
     widest = int(groups.lengths.max())
     uneven = bool((groups.lengths != widest).any())
-    lengths = groups.lengths[groups.first]
+    steps = int(mask.sum(-1).max()) - 1  # nothing is asked of the state after the last token
+    last = groups.lengths[groups.first] - 1 - prefix
+    nth = (mask.cumsum(-1) - 1)[row, column]  # which of its row's response tokens each is
+    prompts = torch.arange(len(groups.first))
+    first, group, lengths, prompts, last, row, nth = send(
+        device, groups.first, groups.group, groups.lengths, prompts, last, row, nth
+    )
     # What lies right of a shorter prompt is out of sight by causality, and masked for the responses below.
-    prompt = backbone(input_ids=tokens[groups.first, prefix:widest], past_key_values=cache, use_cache=True)
-    last = lengths - 1 - prefix
-    before_first = prompt.last_hidden_state[torch.arange(len(lengths), device=tokens.device), last]
-    response_lengths = mask.sum(-1)
-    steps = int(response_lengths.max()) - 1  # nothing is asked of the state after the last token
-    positions = torch.arange(max(steps, 0), device=tokens.device)
-    states = before_first[groups.group][:, None]
+    prompt = backbone(input_ids=tokens[first, prefix:widest], past_key_values=cache, use_cache=True)
+    before_first = prompt.last_hidden_state[prompts, last]
+    positions = torch.arange(max(steps, 0), device=device)
+    states = before_first[group][:, None]
     if steps > 0:
-        cache.batch_select_indices(groups.group)
-        columns = (groups.lengths[:, None] + positions).clamp(max=tokens.shape[1] - 1)
+        cache.batch_select_indices(group)
+        columns = (lengths[:, None] + positions).clamp(max=tokens.shape[1] - 1)
         inputs: dict[str, Any] = {"input_ids": tokens.gather(1, columns), "past_key_values": cache, "use_cache": True}
         if uneven:
-            in_sight = torch.arange(widest, device=tokens.device) < groups.lengths[:, None]
+            in_sight = torch.arange(widest, device=device) < lengths[:, None]
             inputs["attention_mask"] = torch.cat([in_sight, torch.ones_like(columns, dtype=torch.bool)], dim=1).long()
-            inputs["position_ids"] = groups.lengths[:, None] + positions
+            inputs["position_ids"] = lengths[:, None] + positions
         states = torch.cat([states, backbone(**inputs).last_hidden_state], dim=1)
-    wanted = torch.arange(states.shape[1], device=tokens.device) < response_lengths[:, None]
-    return states[wanted]
+    return states[row, nth]

@@ -36,6 +36,7 @@ from humor_env.agents.student.sampling import (
 )
 from humor_env.agents.student.shared_prompts import unique_prompts
 from humor_env.agents.student.student import POLICY, Student
+from humor_env.agents.student.transfers import read, send
 from humor_env.errors import StudentError
 
 ASK_EVERY = 8  # steps after which the device is asked whether all rows have ended
@@ -209,14 +210,14 @@ class _Table:
         self.written = zeros(rows, new)
         self.logprobs = zeros(rows, new, dtype=torch.float32)
         self.values = zeros(rows, new, dtype=torch.float32) if values else None
-        self.ends = torch.tensor(student.end_tokens, device=device)
+        [self.ends] = send(device, torch.tensor(student.end_tokens))
         self.graph: torch.cuda.CUDAGraph | None = None
         self.states: Tensor | None = None  # where a replayed step leaves its states
 
     def begin(self, decoding: Decoding, group: Sequence[int], uniforms: Tensor) -> None:
         """Take over what the prompts left; `group[i]` is the prompt of row i."""
         count = len(group)
-        self.group = torch.tensor([*group, *[group[0]] * (self.rows - count)], device=self.student.device)
+        [self.group] = send(self.student.device, torch.tensor([*group, *[group[0]] * (self.rows - count)]))
         own, cross = _halves(decoding.cache)
         past, source = _past(decoding)
         for mine, theirs in zip(self.layers, own, strict=True):
@@ -238,7 +239,9 @@ class _Table:
         self.start.fill_(past)
         self.count.zero_()
         self.uniforms.zero_()
-        self.uniforms[:count] = uniforms[:, : self.uniforms.shape[1]].to(self.uniforms)
+        self.uniforms[:count] = send(
+            self.student.device, uniforms[:, : self.uniforms.shape[1]].to(self.uniforms.dtype)
+        )[0]
         self.ended.zero_()
         self.ended[count:] = True
         self.stopped.zero_()
@@ -301,9 +304,10 @@ class _Table:
         self.count += 1
 
     def read(self, count: int, limit: int) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
-        lengths = self.length[:count].tolist()
-        responses = [row[:n] for row, n in zip(self.written[:count].tolist(), lengths, strict=True)]
-        stops = ["end" if e else "length" for e in self.stopped[:count].tolist()]
+        length, written, stopped = read(self.length[:count], self.written[:count], self.stopped[:count])
+        lengths = length.tolist()
+        responses = [row[:n] for row, n in zip(written.tolist(), lengths, strict=True)]
+        stops = ["end" if e else "length" for e in stopped.tolist()]
         width = min(limit, max(lengths))
         values = None if self.values is None else self.values[:count, :width].clone()
         return responses, stops, self.logprobs[:count, :width].clone(), values

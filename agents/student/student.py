@@ -35,10 +35,12 @@ from humor_env.agents.student.token_rows import (
     TokenRows,
     length_sorted,
     make_rows,
+    response_places,
     scatter,
     take_rows,
     widths_of,
 )
+from humor_env.agents.student.transfers import send
 from humor_env.errors import StudentError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
@@ -327,13 +329,14 @@ class Student:
     ) -> Scored:
         """One pass of the active adapter over the rows; gradients flow where they are enabled.
 
-        Only hidden states before response tokens meet the output layer.
+        Only hidden states before response tokens meet the output layer. A GPU is asked nothing on the way, and works
+        through one micro-batch while the next is prepared.
         """
-        mask = rows.action_mask.bool()
-        if bool(mask[:, 0].any()):
+        if bool(rows.host.action_mask[:, 0].any()):
             raise ValueError("column 0 cannot hold a response token: nothing precedes it")
-        targets = rows.tokens[mask]
-        states = self.passes.before_response(rows, mask)
+        row, column = send(rows.tokens.device, *response_places(rows))
+        targets = rows.tokens[row, column]
+        states = self.passes.before_response(rows)
         if isinstance(states, tuple):
             states, logits = states
             chosen = logits.float() / temperature
@@ -352,10 +355,11 @@ class Student:
                 entropy_gradient=entropy_gradient,
             )
         flat_values = self.value_head(states.detach() if detach_values else states) if values else None
+        place = (row, column, rows.tokens.shape)
         return Scored(
-            scatter(flat, mask),
-            None if flat_values is None else scatter(flat_values, mask),
-            None if flat_entropy is None else scatter(flat_entropy, mask),
+            scatter(flat, *place),
+            None if flat_values is None else scatter(flat_values, *place),
+            None if flat_entropy is None else scatter(flat_entropy, *place),
         )
 
     def score_in_batches(
@@ -376,8 +380,9 @@ class Student:
         all_values = torch.zeros(shape, device=self.device) if values else None
         all_entropy = torch.zeros(shape, device=self.device) if entropy else None
         context = self.merged(adapter) if merge else self.using(adapter)
+        places = send(self.device, *micro_batches)
         with torch.no_grad(), context:
-            for index, width in zip(micro_batches, widths_of(rows, micro_batches), strict=True):
+            for index, place, width in zip(micro_batches, places, widths_of(rows, micro_batches), strict=True):
                 part = take_rows(rows, index, width)
                 scored = self.score(part, values=values, entropy=entropy, temperature=temperature)
                 for whole, piece in (
@@ -386,7 +391,7 @@ class Student:
                     (all_entropy, scored.entropy),
                 ):
                     if whole is not None and piece is not None:
-                        whole[index, :width] = piece
+                        whole[place, :width] = piece
         return Scored(logprobs, all_values, all_entropy)
 
     def generate(

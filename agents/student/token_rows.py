@@ -3,6 +3,9 @@
 part = take_rows(rows, index)                         # trimmed of columns nobody uses
 order = length_sorted(rows, 32)                       # micro-batches of alike lengths
 for index, width in zip(order, widths_of(rows, order)): ...
+
+Rows are made of lists, and how to lay them out is decided by the same lists: `rows.host` are the rows on the CPU, where
+a question costs nothing. Indices of rows are tensors of the CPU too.
 """
 
 from __future__ import annotations
@@ -14,15 +17,39 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.student.shared_prompts import prompt_groups
+from humor_env.agents.student.transfers import read, send
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right."""
+    """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right.
+
+    `on_host` are the same rows on the CPU, by those who have them; otherwise the device is asked, once.
+    """
 
     tokens: Tensor
     attention: Tensor
     action_mask: Tensor
+    on_host: TokenRows | None = None
+
+    @property
+    def host(self) -> TokenRows:
+        """The rows on the CPU: themselves where the student is there."""
+        if self.tokens.device.type == "cpu":
+            return self
+        if self.on_host is not None:
+            return self.on_host
+        tokens, attention, action_mask = read(self.tokens, self.attention, self.action_mask)
+        there = TokenRows(tokens, attention, action_mask)
+        object.__setattr__(self, "on_host", there)
+        return there
+
+    def to(self, device: torch.device) -> TokenRows:
+        """Rows of the CPU on the device, which keep these as their `host`."""
+        if device.type == "cpu":
+            return self
+        tokens, attention, action_mask = send(device, self.tokens, self.attention, self.action_mask)
+        return TokenRows(tokens, attention, action_mask, self)
 
 
 @dataclass(frozen=True)
@@ -48,24 +75,26 @@ def make_rows(
         tokens[i, :end] = torch.tensor([*prompt, *response])
         attention[i, :end] = 1
         action_mask[i, begin:end] = 1
-    return TokenRows(tokens.to(device), attention.to(device), action_mask.to(device))
+    return TokenRows(tokens, attention, action_mask).to(device)
 
 
 def take_rows(rows: TokenRows, index: Tensor, width: int | None = None) -> TokenRows:
     """These rows, trimmed of columns in which none of them has a real token (padding on the right only). `width` is
-    what `widths_of` gave: with it a GPU is not asked, and goes on working meanwhile."""
+    what `widths_of` gave."""
     if width is None:
         [width] = widths_of(rows, [index])
-    attention = rows.attention[index]
-    return TokenRows(rows.tokens[index, :width], attention[:, :width], rows.action_mask[index, :width])
+    host = rows.host
+    part = TokenRows(host.tokens[index, :width], host.attention[index, :width], host.action_mask[index, :width])
+    return part.to(rows.tokens.device)
 
 
 def widths_of(rows: TokenRows, order: Sequence[Tensor]) -> list[int]:
-    """How many columns the rows of each micro-batch use, in one question to the device."""
-    columns = rows.attention.shape[1]
-    if not columns or not len(rows.attention) or not order:
+    """How many columns the rows of each micro-batch use."""
+    attention = rows.host.attention
+    columns = attention.shape[1]
+    if not columns or not len(attention) or not order:
         return [columns] * len(order)
-    used = (rows.attention.bool() * torch.arange(1, columns + 1, device=rows.attention.device)).amax(1)
+    used = (attention.bool() * torch.arange(1, columns + 1)).amax(1)
     widths = torch.stack([used[index].amax() if len(index) else used[0] * 0 for index in order]).tolist()
     return [int(width) or columns for width in widths]
 
@@ -75,6 +104,7 @@ def length_sorted(rows: TokenRows, micro_batch: int) -> list[Tensor]:
 
     Where rows share prompts they stay together, in the order of the longest of each prompt.
     """
+    rows = rows.host
     lengths = rows.attention.sum(-1)
     groups = prompt_groups(rows.tokens, rows.attention, rows.action_mask)
     if groups is None:
@@ -84,8 +114,15 @@ def length_sorted(rows: TokenRows, micro_batch: int) -> list[Tensor]:
     return list(torch.argsort(place[groups.group], stable=True).split(micro_batch))
 
 
-def scatter(flat: Tensor, mask: Tensor) -> Tensor:
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+def response_places(rows: TokenRows) -> tuple[Tensor, Tensor]:
+    """Row and column of each response token, `[N]` on the CPU, row by row."""
+    row, column = rows.host.action_mask.nonzero(as_tuple=True)
+    return row, column
+
+
+def scatter(flat: Tensor, row: Tensor, column: Tensor, shape: torch.Size) -> Tensor:
+    """`[N]` numbers at their places in a table of zeros."""
+    return torch.zeros(shape, dtype=flat.dtype, device=flat.device).index_put((row, column), flat)
 
 
 def pack_left(tokens: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:

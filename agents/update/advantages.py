@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from humor_env.agents.session.processes import sum_over_processes
+from humor_env.agents.student.transfers import read, send
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -48,8 +49,9 @@ def gae(
     advantages = torch.zeros_like(rewards)
     mask = mask.bool()
     if following is None:
-        following = torch.full((rows,), -1, dtype=torch.long, device=rewards.device)
-    for batch in _last_first(following):
+        following = torch.full((rows,), -1, dtype=torch.long)
+    following, *batches = send(rewards.device, following.cpu(), *_last_first(following.cpu()))
+    for batch in batches:
         has_next = following[batch] >= 0
         next_row = following[batch].clamp(min=0)
         first = mask[next_row].long().argmax(dim=1)  # column of the next attempt's first token
@@ -66,8 +68,7 @@ def gae(
 
 
 def _last_first(following: Tensor) -> list[Tensor]:
-    """Rows in batches such that what follows a row is in an earlier batch."""
-    device, following = following.device, following.cpu()  # read once: what follows asks again and again
+    """Rows in batches such that what follows a row is in an earlier batch. All on the CPU."""
     done = following < 0
     batches = [done.nonzero().squeeze(1)]
     while not bool(done.all()):
@@ -76,7 +77,7 @@ def _last_first(following: Tensor) -> list[Tensor]:
             raise ValueError("`following` runs in a circle: an attempt cannot come after itself")
         batches.append(ready.nonzero().squeeze(1))
         done = done | ready
-    return [batch.to(device) for batch in batches]
+    return batches
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 def group_advantages(rewards: Tensor, group: Tensor, valid: Tensor, *, scale: bool) -> Tensor:
     """GRPO's: reward minus its group's mean, over the group's deviation where `scale`. Unscored rows get 0."""
-    device, rewards, group, valid = rewards.device, rewards.cpu(), group.cpu(), valid.cpu()
+    device = rewards.device
+    rewards, group, valid = read(rewards, group, valid)
     advantages = torch.zeros_like(rewards)
     for g in group.unique():
         rows = (group == g) & valid
@@ -101,12 +103,13 @@ def group_advantages(rewards: Tensor, group: Tensor, valid: Tensor, *, scale: bo
             continue
         centred = rewards[rows] - rewards[rows].mean()
         advantages[rows] = centred / (rewards[rows].std() + 1e-4) if scale else centred
-    return advantages.to(device)
+    return send(device, advantages)[0]
 
 
 def leave_one_out(rewards: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     """RLOO's: reward minus the mean of the *other* scored siblings. Unscored and lone rows get 0."""
-    device, rewards, group, valid = rewards.device, rewards.cpu(), group.cpu(), valid.cpu()
+    device = rewards.device
+    rewards, group, valid = read(rewards, group, valid)
     advantages = torch.zeros_like(rewards)
     for g in group.unique():
         rows = (group == g) & valid
@@ -114,4 +117,4 @@ def leave_one_out(rewards: Tensor, group: Tensor, valid: Tensor) -> Tensor:
         if count < 2:
             continue
         advantages[rows] = (rewards[rows] - rewards[rows].mean()) * count / (count - 1)
-    return advantages.to(device)
+    return send(device, advantages)[0]

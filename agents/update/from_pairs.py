@@ -162,7 +162,7 @@ class FeedbackRound:
         """End a step: metrics, and after a round's first step its lines."""
         session, is_first = self.session, self._is_first
         session.step += 1
-        numbers = example_numbers(batch.sums, float(batch.examples), batch.norm) | self._rounds.numbers()
+        numbers = example_numbers(batch.sums, batch.example_count, batch.norm) | self._rounds.numbers()
         numbers |= dict(more or {}) | {"seconds/step": time.perf_counter() - self._began}
         lines = (self.feedback.jokes, self.feedback.judgements) if is_first else ((), ())
         # A round's first step is always saved: its preferences were paid for.

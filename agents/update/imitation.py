@@ -67,7 +67,7 @@ class ImitationLoss:
             return
         rows, weight = self.rows, self.weight * self.decay**step
         chosen = generator(self.seed, "imitation", step).permutation(len(rows.tokens))[: self.batch_size]
-        batch = take_rows(rows, torch.from_numpy(chosen).to(rows.tokens.device))
+        batch = take_rows(rows, torch.from_numpy(chosen))
         count = batch.action_mask.sum() * process_count()
         order = length_sorted(batch, self.micro_batch)
         for local, width in zip(order, widths_of(batch, order), strict=True):

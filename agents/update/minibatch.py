@@ -24,6 +24,7 @@ from torch import Tensor
 from humor_env.agents.session.processes import local_share, process_count, sum_gradients, sum_over_processes
 from humor_env.agents.student import Student
 from humor_env.agents.student.token_rows import TokenRows, take_rows, widths_of
+from humor_env.agents.student.transfers import send
 from humor_env.types import Preference
 
 
@@ -65,7 +66,8 @@ class Part:
 class Minibatch:
     """`order` holds row indices, one tensor per micro-batch; `tokens` and `examples` are counts over all processes.
 
-    After `clip_and_step`, `sums` are those recorded, over all processes, and `norm` is the gradient's before clipping.
+    After `clip_and_step`, `sums` are those recorded, over all processes, `norm` is the gradient's before clipping, and
+    `token_count` and `example_count` are the counts as numbers. Only there is a device asked, once.
     """
 
     def __init__(
@@ -80,27 +82,28 @@ class Minibatch:
         options: ScoreOptions | None = None,
     ) -> None:
         self.student, self.optimizer, self.rows = student, optimizer, rows
-        self.order = [index.to(rows.tokens.device) for index in order]
+        self.order = [index.cpu() for index in order]
+        self._places = send(rows.tokens.device, *self.order)
         self.mask = rows.action_mask if mask is None else mask
         self.options = options or {}
-        here = self.mask[torch.cat(self.order)] if self.order else self.mask[:0]
+        here = self.mask[torch.cat(self._places)] if self.order else self.mask[:0]
         self.tokens = sum_over_processes(here.sum().float()).clamp(min=1)
-        counted = torch.tensor(float(examples), device=rows.tokens.device)
+        counted = torch.full((), float(examples), device=rows.tokens.device)
         self.examples = sum_over_processes(counted) if examples else counted
         self.sums: dict[str, float] = {}
-        self.norm = 0.0
+        self.norm = self.token_count = self.example_count = 0.0
         self._totals: dict[str, Tensor] = {}
 
     def __iter__(self) -> Iterator[Part]:
         self.optimizer.zero_grad(set_to_none=True)
-        for index, width in zip(self.order, widths_of(self.rows, self.order), strict=True):
+        for index, place, width in zip(self.order, self._places, widths_of(self.rows, self.order), strict=True):
             rows = take_rows(self.rows, index, width)
             scored = self.student.score(rows, **self.options)
             nothing = scored.logprobs.new_zeros(0)
             yield Part(
-                index,
+                place,
                 width,
-                self.mask[index, :width],
+                self.mask[place, :width],
                 scored.logprobs,
                 nothing if scored.values is None else scored.values,
                 nothing if scored.entropy is None else scored.entropy,
@@ -117,7 +120,8 @@ class Minibatch:
         totals = [torch.as_tensor(t, dtype=torch.float32, device=device) for t in self._totals.values()]
         summed = [sum_over_processes(torch.stack(totals))] if totals else []
         # Read in one go: each read waits for all that the device was given to do.
-        *sums, self.norm = torch.cat([*summed, norm.detach().to(device).reshape(1)]).tolist()
+        rest = [number.detach().to(device).reshape(1) for number in (norm, self.tokens, self.examples)]
+        *sums, self.norm, self.token_count, self.example_count = torch.cat([*summed, *rest]).tolist()
         self.sums = dict(zip(self._totals, sums, strict=True))
 
 
@@ -136,8 +140,7 @@ def encode_pairs(student: Student, preferences: Sequence[Preference]) -> TokenRo
 
 def pairs_together(rows: TokenRows, examples: Tensor, lines_each: int, micro_batch: int) -> list[Tensor]:
     """Micro-batches of row indices in which an example's lines (rows from e x lines_each on) are never parted."""
-    device = rows.tokens.device
-    index = examples.to(device)[:, None] * lines_each + torch.arange(lines_each, device=device)
-    longest = rows.attention[index].sum(-1).amax(-1)
+    index = examples.cpu()[:, None] * lines_each + torch.arange(lines_each)
+    longest = rows.host.attention[index].sum(-1).amax(-1)
     order = torch.argsort(longest, descending=True, stable=True)
     return [index[part].flatten() for part in order.split(max(1, micro_batch // lines_each))]

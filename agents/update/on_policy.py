@@ -163,8 +163,8 @@ class OnPolicyStep:
         mask = rollout.mask if mask is None else mask
         self.pass_sums = {}
         for index in [rows] if rows is not None else self._random_rows(len(rollout), epoch):
-            index = index.to(rollout.tokens.device)
-            order = [index[part] for part in length_sorted(take_rows(rollout.rows, index), rows_at_once(config))]
+            index = index.cpu()
+            order = [index[part] for part in length_sorted(take_rows(rollout.rows.host, index), rows_at_once(config))]
             batch = PolicyMinibatch(
                 self.session.student,
                 self.session.optimizer,
