@@ -356,11 +356,8 @@ class Student:
             )
         flat_values = self.value_head(states.detach() if detach_values else states) if values else None
         place = (row, column, rows.tokens.shape)
-        return Scored(
-            scatter(flat, *place),
-            None if flat_values is None else scatter(flat_values, *place),
-            None if flat_entropy is None else scatter(flat_entropy, *place),
-        )
+        tables = [None if numbers is None else scatter(numbers, *place) for numbers in (flat_values, flat_entropy)]
+        return Scored(scatter(flat, *place), *tables)
 
     def score_in_batches(
         self,
@@ -385,11 +382,8 @@ class Student:
             for index, place, width in zip(micro_batches, places, widths_of(rows, micro_batches), strict=True):
                 part = take_rows(rows, index, width)
                 scored = self.score(part, values=values, entropy=entropy, temperature=temperature)
-                for whole, piece in (
-                    (logprobs, scored.logprobs),
-                    (all_values, scored.values),
-                    (all_entropy, scored.entropy),
-                ):
+                pieces = (scored.logprobs, scored.values, scored.entropy)
+                for whole, piece in zip((logprobs, all_values, all_entropy), pieces, strict=True):
                     if whole is not None and piece is not None:
                         whole[place, :width] = piece
         return Scored(logprobs, all_values, all_entropy)
