@@ -26,6 +26,7 @@ from humor_env.experiments.compare.bias_judges import OneOrder
 from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, run_cells
 from humor_env.experiments.reports.benchmark_page import benchmark_view
 from humor_env.experiments.runs.costs import in_words
+from humor_env.experiments.runs.ingredients import evaluation_sampling
 from humor_env.experiments.specs.spec import load_spec
 from humor_env.prompts import load_prompts
 from humor_env.rewards.pocket import CrowdJudge, PocketJudge
@@ -250,6 +251,14 @@ def test_bundled_benchmarks_are_whole(name):
     cells = bench.cells(Path("out"))
     assert len(cells) == len(bench.seeds) * (1 + len(bench.pairs()))
     assert parse_benchmark(bench.to_toml()) == bench
+
+
+def test_base_and_imitation_are_written_at_the_learners_temperature():
+    """They were written at 1.0 beside learners at 0.5: the gap between them was one of temperature too."""
+    bench = load_benchmark_spec("everyday-smollm2")
+    runs = [bench.imitation_run(0), *(bench.learner_run(x, bench.feedback[0], 0) for x in bench.learners)]
+    found = [evaluation_sampling(spec, spec.learner_config(0)) for spec in (bench.parsed(run, "a run") for run in runs)]
+    assert {(sampling.temperature, sampling.max_new_tokens) for sampling in found} == {(0.5, 32)}
 
 
 def test_the_main_benchmark_compares_what_it_says():

@@ -251,8 +251,8 @@ def test_real_english_compares_lines_of_one_place():
     stages = {"imitation": stage(0.9, 0.1), "teacher": stage(0.5), "ppo": stage(0.8, 0.8)}
     rows = real_english.score_table(stages).splitlines()
     cells = [cell.strip() for cell in rows[3].split("|")]
-    assert cells[1] == "ppo" and cells[2].startswith("0.800 (")
-    assert cells[5].startswith("50 (") and cells[6].startswith("100 (")
+    assert cells[1:3] == ["ppo", "1"] and cells[3].startswith("0.800 (")
+    assert cells[6].startswith("50 (") and cells[7].startswith("100 (")
     assert rows[-1].startswith("12 test sentences, 2 lines each")
     assert len(real_english.line_table(stages).splitlines()) == 2 + 12, "each sentence once"
 

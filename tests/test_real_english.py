@@ -39,11 +39,12 @@ def test_stages_come_in_their_order_with_means_wins_and_the_commonest_line(run: 
     rows = real_english.score_table(real_english.read_run(run)).splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:6]] == ["base", "imitation", "ppo", "teacher"]
     cells = [cell.strip() for cell in rows[4].split("|")]
-    assert cells[2].startswith("0.128 (")
-    assert cells[4].startswith("1.000")
-    assert cells[5].startswith("62 (")
-    assert cells[6].startswith("0 (")
-    assert cells[8] == "16.7"
+    assert cells[2] == "1"
+    assert cells[3].startswith("0.128 (")
+    assert cells[5].startswith("1.000")
+    assert cells[6].startswith("62 (")
+    assert cells[7].startswith("0 (")
+    assert cells[9] == "16.7"
     assert "12 test sentences" in rows[-1]
 
 
@@ -62,7 +63,7 @@ def test_a_page_is_filled_between_its_comments(run: Path, tmp_path: Path) -> Non
     assert real_english.main([str(run), "--page", str(page)]) == 0
     text = page.read_text()
     assert "old" not in text
-    assert "| imitation | 0.100" in text
+    assert "| imitation | 1 | 0.100" in text
     assert real_english.main([str(run), "--page", str(page)]) == 0
     assert page.read_text() == text
 

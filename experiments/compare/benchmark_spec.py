@@ -161,7 +161,9 @@ class BenchmarkSpec(Table):
         data = dict(self.shared)
         held_out = {"critic": self.held_out.critic, "options": self.held_out.options}
         data |= {"name": f"{self.name}-{name}".replace("+", "p"), "seeds": [seed]}
-        data["eval"] = dict(data.get("eval", {})) | {"critic": [held_out]}
+        # Base and imitation are written as the learners' students write: another temperature is another system.
+        alike = {"sampling": self.learner["sampling"]} if "sampling" in self.learner else {}
+        data["eval"] = alike | dict(data.get("eval", {})) | {"critic": [held_out]}
         if "tracking" in data:
             data["tracking"] = {"group": self.name, "name": data["name"]} | dict(data["tracking"])
         if self.budget.cost is not None:

@@ -156,7 +156,8 @@ def _headline(runs: Sequence[RunData], heads: Sequence[Headline]) -> Picture:
     several = len(runs) > 1
     dots = [Dot(h.stage, h.score.mean, h.score.low, h.score.high, h.run if several else "") for h in heads]
     top = max((d.high or d.value or 0.0) for d in dots)
-    svg = dot_chart(dots, title="Held-out score", x_label="score with its 95 % interval", x_range=(0.0, max(1.0, top)))
+    end = next((end for end in (0.25, 0.5, 1.0) if top <= end), top)
+    svg = dot_chart(dots, title="Held-out score", x_label="score with its 95 % interval", x_range=(0.0, end))
     return _picture("result", svg, "On held-out prompts; the interval is over prompts, seeds averaged.")
 
 

@@ -35,7 +35,7 @@ from humor_env.shared.markdown import table_cell
 
 SHOWN = 20
 CELL_OF_IMITATION = "sft"  # what the cell of a benchmark calls the stage that a run calls imitation
-MARK = re.compile(r"(<!-- (real): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (real): (scores|lines) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -102,25 +102,24 @@ def bounds(values: Any, digits: int = 3, scale: float = 1.0) -> str:
 
 def score_table(stages: Mapping[str, list[Lines]]) -> str:
     rows = [
-        "| | score | funny | meaning | wins or ties with imitation, % | with the teacher, % | distinct-2 "
+        "| | seeds | score | funny | meaning | wins or ties with imitation, % | with the teacher, % | distinct-2 "
         "| commonest line, % |",
-        "|---|---|---|---|---|---|---:|---:|",
+        "|---|---:|---|---|---|---|---|---:|---:|",
     ]
     each = lines_each(stages)
     for stage in in_order(stages):
         seeds = stages[stage]
         cells = [bounds(numbers(seeds, part, each)) for part in ("score", "funny", "meaning")]
         for other in ("imitation", "teacher"):
-            known = stage != other and other in stages and len(stages[other]) in (1, len(seeds))
+            known = stage != other and (len(stages.get(other, ())) == 1 or len(stages.get(other, ())) >= len(seeds))
             cells.append(bounds(against(seeds, stages[other], each), 0, 100) if known else "–")
         texts = [[line["text"] for line in lines] for lines in seeds]
         cells.append(f"{np.mean([text_stats.distinct_n(of_seed, 2) for of_seed in texts]):.2f}")
         cells.append(f"{100 * np.mean([text_stats.commonest_line(of_seed)[1] for of_seed in texts]):.1f}")
-        rows.append(f"| {stage} | " + " | ".join(cells) + " |")
-    seeds_of = {stage: len(stages[stage]) for stage in stages}
+        rows.append(f"| {stage} | {1 if stage == 'teacher' else len(seeds)} | " + " | ".join(cells) + " |")
     prompts = len({line["prompt_id"] for line in stages["imitation"][0]})
     lines = "one line" if each == 1 else f"{each} lines"
-    note = f"{prompts} test sentences, {lines} each, {max(seeds_of.values())} seed(s); 95 % intervals."
+    note = f"{prompts} test sentences, {lines} each; 95 % intervals over seeds and sentences."
     return "\n".join(rows) + f"\n\n{note}{noise_floor(stages, each)}"
 
 
@@ -145,9 +144,9 @@ def first_lines(lines: Lines) -> dict[str, Mapping[str, Any]]:
 
 
 def line_table(stages: Mapping[str, list[Lines]]) -> str:
-    """Of the first seed, and of the learner with the highest score where there are several."""
+    """Of the first seed, and where there are several learners of the one with most seeds, then the highest score."""
     learners = [stage for stage in in_order(stages) if stage not in ("base", "imitation", "teacher")]
-    learner = max(learners, key=lambda stage: float(np.nanmean(numbers(stages[stage], "score"))))
+    learner = max(learners, key=lambda s: (len(stages[s]), float(np.nanmean(numbers(stages[s], "score")))))
     before, after = first_lines(stages["imitation"][0]), first_lines(stages[learner][0])
     judged = sorted((line for line in after.values() if line["score"] is not None), key=lambda line: line["score"])
     places = np.linspace(len(judged) - 1, 0, min(SHOWN, len(judged))).round().astype(int)
