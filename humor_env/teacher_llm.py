@@ -63,7 +63,7 @@ class LanguageModelTeacher:
             raise InvalidOption(f"n, samples and batch must be at least 1, found {n}, {samples} and {batch}.")
         self.n, self.samples, self.max_tokens, self.batch = n, samples, max_tokens, batch
         self.licence = licence
-        self.desk = LedgeredClient(
+        self.ledgered = LedgeredClient(
             f"teacher {VERSION}",
             client,
             ledger=ledger,
@@ -72,7 +72,7 @@ class LanguageModelTeacher:
             options=options,
             on_progress=on_progress,
         )
-        self.name = name or self.desk.client.name
+        self.name = name or self.ledgered.client.name
         self.counts: Counter[str] = Counter(lines=0, refused=0, unreadable=0, short=0, failed=0)
         self._system = fill(load("humor_env.llm", template), n=n)
 
@@ -80,7 +80,7 @@ class LanguageModelTeacher:
         """Lines as they come, batch by batch, in the order of the prompts. A prompt may get fewer than n, or none."""
         todo = iter(prompts)
         while part := list(islice(todo, self.batch)):
-            replies = iter(self.desk.ask([request for prompt in part for request in self.requests(prompt)]))
+            replies = iter(self.ledgered.ask([request for prompt in part for request in self.requests(prompt)]))
             for prompt in part:
                 seen: set[str] = set()
                 for _ in range(self.samples):
@@ -95,10 +95,10 @@ class LanguageModelTeacher:
         return [Request(self._system, data, None, self.max_tokens, (), sample) for sample in range(self.samples)]
 
     def estimate(self, prompts: Sequence[Prompt]) -> Estimate:
-        return self.desk.estimate([request for prompt in prompts for request in self.requests(prompt)])
+        return self.ledgered.estimate([request for prompt in prompts for request in self.requests(prompt)])
 
     def close(self) -> None:
-        self.desk.close()
+        self.ledgered.close()
 
     def _lines(self, reply: Reply) -> list[str]:
         if reply.error == "refusal":

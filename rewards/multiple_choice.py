@@ -55,7 +55,7 @@ class MultipleChoiceJudge:
             raise InvalidOption(f"votes must be at least 1, found {votes}.")
         self.name = name
         self.max_tokens, self.longest = max_tokens, longest
-        self.desk = LedgeredClient(
+        self.ledgered = LedgeredClient(
             f"multiple-choice {VERSION}",
             client,
             ledger=ledger,
@@ -64,7 +64,7 @@ class MultipleChoiceJudge:
             options=options,
             on_progress=on_progress,
         )
-        self._by_symbol = self.desk.client.probabilities
+        self._by_symbol = self.ledgered.client.probabilities
         # Probabilities are exact: asking twice would give the same again.
         self.votes = 1 if self._by_symbol else votes
         self.symbols = (FIRST, SECOND, TIE) if tie else (FIRST, SECOND)
@@ -102,10 +102,10 @@ class MultipleChoiceJudge:
         """What judging these would take, without asking anything."""
         asked = [pair for pair in pairs if self._without_asking(pair) is None]
         both = [*asked, *((b, a) for a, b in asked)]
-        return self.desk.estimate([request for pair in both for request in self.requests(pair)])
+        return self.ledgered.estimate([request for pair in both for request in self.requests(pair)])
 
     def close(self) -> None:
-        self.desk.close()
+        self.ledgered.close()
 
     def _without_asking(self, pair: Pair) -> Verdict | None:
         first, second = pair
@@ -120,7 +120,7 @@ class MultipleChoiceJudge:
         return None
 
     def _ask(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        replies = iter(self.desk.ask([request for pair in pairs for request in self.requests(pair)]))
+        replies = iter(self.ledgered.ask([request for pair in pairs for request in self.requests(pair)]))
         return [self._verdict([next(replies) for _ in range(self.votes)]) for _ in pairs]
 
     def _verdict(self, replies: Sequence[Reply]) -> Verdict:

@@ -92,7 +92,7 @@ class ScorerCritic:
         self.questions = {**QUESTIONS, **own}
         self.weights = _checked_weights(weights, self.questions)
         self.max_tokens, self.longest = max_tokens, longest
-        self.desk = LedgeredClient(
+        self.ledgered = LedgeredClient(
             f"scorer {VERSION}",
             client,
             ledger=ledger,
@@ -101,7 +101,7 @@ class ScorerCritic:
             options=options,
             on_progress=on_progress,
         )
-        self._by_symbol = self.desk.client.probabilities
+        self._by_symbol = self.ledgered.client.probabilities
         built_in = "scorer_symbol" if self._by_symbol else "scorer_questions" if own else "scorer"
         template = load("humor_env.rewards", rubric or built_in)
         asked = list(self.weights if own else WEIGHTS)
@@ -119,7 +119,7 @@ class ScorerCritic:
 
     def __call__(self, jokes: Sequence[Joke], /) -> list[Judgement]:
         asked = [joke for joke in jokes if len(joke.text) <= self.longest]
-        replies = iter(self.desk.ask([request for joke in asked for request in self.requests(joke)]))
+        replies = iter(self.ledgered.ask([request for joke in asked for request in self.requests(joke)]))
         judgements = []
         for joke in jokes:
             if len(joke.text) > self.longest:
@@ -140,10 +140,10 @@ class ScorerCritic:
     def estimate(self, jokes: Sequence[Joke]) -> Estimate:
         """What judging these would take, without asking anything."""
         sent = [request for joke in jokes if len(joke.text) <= self.longest for request in self.requests(joke)]
-        return self.desk.estimate(sent)
+        return self.ledgered.estimate(sent)
 
     def close(self) -> None:
-        self.desk.close()
+        self.ledgered.close()
 
     def _judgement(self, replies: Sequence[Reply]) -> Judgement:
         usage = sum((reply.usage for reply in replies), NO_USAGE)

@@ -107,22 +107,22 @@ def test_the_first_answer_counts_unless_it_was_a_passing_failure() -> None:
     assert ledger.put("c", "p", "m", request("x"), good).error == "refusal"
 
 
-def test_the_desk_asks_each_question_once_and_bills_it_once() -> None:
+def test_the_client_asks_each_question_once_and_bills_it_once() -> None:
     client = Echo()
-    desk = LedgeredClient("p", client)
-    replies = desk.ask([request(line) for line in ("a", "b", "a", "a")])
+    ledgered = LedgeredClient("p", client)
+    replies = ledgered.ask([request(line) for line in ("a", "b", "a", "a")])
     assert client.asked == ["a", "b"]
     assert [r.text for r in replies] == ["a", "b", "a", "a"]
     assert [r.replayed for r in replies] == [False, False, True, True]
     assert [r.usage for r in replies] == [USAGE, USAGE, NO_USAGE, NO_USAGE]
-    assert desk.usage == USAGE + USAGE
-    again = desk.ask([request("b"), request("c")])
+    assert ledgered.usage == USAGE + USAGE
+    again = ledgered.ask([request("b"), request("c")])
     assert client.asked == ["a", "b", "c"]
     assert [r.usage.calls for r in again] == [0, 1]
-    assert desk.counts == {"asked": 3, "replayed": 3}
+    assert ledgered.counts == {"asked": 3, "replayed": 3}
 
 
-def test_a_desk_of_another_purpose_or_model_asks_for_itself() -> None:
+def test_a_client_of_another_purpose_or_model_asks_for_itself() -> None:
     ledger = Ledger()
     for purpose, client in (("p", Echo()), ("q", Echo()), ("p", Echo("echo effort=low"))):
         LedgeredClient(purpose, client, ledger=ledger).ask([request("a")])
@@ -184,14 +184,14 @@ def test_where_two_processes_ask_at_once_both_use_what_was_stored_first(tmp_path
 
     class Late(Echo):
         def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-            desk = LedgeredClient("p", Echo(), ledger=path)  # the other process, which is quicker
-            desk.ledger.put(desk.key(requests[0]), "p", "echo", requests[0], Reply("theirs", usage=Usage(1, 7)))
+            ledgered = LedgeredClient("p", Echo(), ledger=path)  # the other process, which is quicker
+            ledgered.ledger.put(ledgered.key(requests[0]), "p", "echo", requests[0], Reply("theirs", usage=Usage(1, 7)))
             return super().__call__(requests, on_reply)
 
-    desk = LedgeredClient("p", Late(), ledger=path)
-    [reply] = desk.ask([request("mine")])
+    ledgered = LedgeredClient("p", Late(), ledger=path)
+    [reply] = ledgered.ask([request("mine")])
     assert reply.text == "theirs"
-    assert reply.usage == desk.usage == USAGE  # what this process paid, not what the other one did
+    assert reply.usage == ledgered.usage == USAGE  # what this process paid, not what the other one did
 
 
 def test_without_a_key_passing_failures_are_part_of_the_run(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_replay_is_fast(tmp_path: Path, slowness: Callable[[], float]) -> None:
         shares.append((time.process_time() - start) / slowness())
     assert min(shares) < 2000 / 5000
     assert {j.score for j in judgements} == {1.0}
-    assert critic.desk.counts == {"replayed": 2000}
+    assert critic.ledgered.counts == {"replayed": 2000}
 
 
 def test_an_estimate_asks_nothing_and_knows_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:

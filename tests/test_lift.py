@@ -107,7 +107,7 @@ def test_a_run_gives_it_its_prompts_ledger_and_limits_and_a_dry_run_prices_it(tm
     parts = Ingredients(made, tmp_path)
     lift = parts.train_critic
     assert {p.split for p in lift.prompts} == {"train"} and len(lift.prompts) == len(parts.prompts.split("train"))
-    assert lift.critic.desk.budget.max_calls == 50
+    assert lift.critic.ledgered.budget.max_calls == 50
     parts.close()
     assert (tmp_path / "ledger.sqlite").exists()
 

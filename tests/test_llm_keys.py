@@ -26,7 +26,7 @@ try:
         print(judgement)
 except Exception:
     traceback.print_exc()
-print(critic.desk.client, vars(critic.desk), critic.desk.client.budget.spent)
+print(critic.ledgered.client, vars(critic.ledgered), critic.ledgered.client.budget.spent)
 """
 
 

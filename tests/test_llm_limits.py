@@ -216,14 +216,14 @@ def test_threads_that_ask_the_same_pay_once(tiny_model: str, service: str) -> No
     """8 threads asked one critic about the same 50 jokes: 400 calls."""
     budget = Budget()
     with a_client(service, tiny_model, budget) as client:
-        desk = LedgeredClient("p", client)
+        ledgered = LedgeredClient("p", client)
         got: list[Any] = []
-        threads = [threading.Thread(target=lambda: got.append(desk.ask(asked(50)))) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: got.append(ledgered.ask(asked(50)))) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert budget.account.calls == desk.usage.calls == 50
+    assert budget.account.calls == ledgered.usage.calls == 50
     assert len(got) == 8
     assert all([r.data for r in replies] == [r.data for r in got[0]] for replies in got)
 
@@ -255,10 +255,10 @@ def test_what_is_no_message_is_never_a_verdict(service: str, what: str, tmp_path
     with answering(lambda body: message(body) if healthy or "joke 0" not in str(body) else ODD[what]) as server:
         spec = f"{service}:m@{server.url}" + ("/v1" if service == "openai" else "")
         for _ in range(2):
-            desk = LedgeredClient("p", spec, ledger=tmp_path / "l.sqlite", options={**QUICK, "concurrency": 1})
-            replies = desk.ask(asked(3))
+            ledgered = LedgeredClient("p", spec, ledger=tmp_path / "l.sqlite", options={**QUICK, "concurrency": 1})
+            replies = ledgered.ask(asked(3))
             assert [r.error for r in replies] == [None if healthy else "unreachable", None, None]
-            desk.close()
+            ledgered.close()
             assert server.calls == (7 if healthy else 6)  # four tries, and two that went well; then one more
             healthy = True
 
@@ -288,12 +288,12 @@ def test_a_server_that_is_not_there_is_told_soon_with_its_address(service: str) 
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     said: list[Progress] = []
-    desk = LedgeredClient("p", f"{service}:m@{url}", on_progress=said.append)
+    ledgered = LedgeredClient("p", f"{service}:m@{url}", on_progress=said.append)
     start = time.monotonic()
     with pytest.raises(
         JudgingFailed, match=f"No server answers at {url}.*[Ss]tart it|No server answers at {url}.*address"
     ):
-        desk.ask(asked(4))
+        ledgered.ask(asked(4))
     assert 1 < time.monotonic() - start < 40
     assert any(url in progress.waiting and "again in" in progress.waiting for progress in said)
 
@@ -360,12 +360,12 @@ def test_two_servers_are_two_critics(tmp_path: Path) -> None:
     """A jury of two servers, or a held-out critic, replayed the other one's replies: it was never asked."""
     two = json.dumps({"answer": "2"})
     with answering(message) as a, answering(lambda body: message(body, text=two)) as b:
-        desks = [LedgeredClient("p", f"openai:default@{s.url}/v1", ledger=tmp_path / "l.sqlite") for s in (a, b)]
-        said = [desk.ask(asked(1))[0].data["answer"] for desk in desks]  # type: ignore[index]
+        clients = [LedgeredClient("p", f"openai:default@{s.url}/v1", ledger=tmp_path / "l.sqlite") for s in (a, b)]
+        said = [ledgered.ask(asked(1))[0].data["answer"] for ledgered in clients]  # type: ignore[index]
         assert (said, a.calls, b.calls) == (["1", "2"], 1, 1)
-        assert desks[0].client.name == f"openai:default@{a.url.removeprefix('http://')}"
+        assert clients[0].client.name == f"openai:default@{a.url.removeprefix('http://')}"
         former = make_client(f"openai:default@{a.url}/v1", called="")
-        LedgeredClient("q", former, ledger=desks[0].ledger).ask(asked(1))
+        LedgeredClient("q", former, ledger=clients[0].ledger).ask(asked(1))
         with pytest.warns(UserWarning, match="called = ''"):
             LedgeredClient("q", f"openai:default@{a.url}/v1", ledger=tmp_path / "l.sqlite").ask(asked(1))
 
@@ -455,7 +455,7 @@ def test_stored_failures_can_be_asked_anew(tmp_path: Path) -> None:
         LedgeredClient("p", spec, options={"ask_again": ["wrong"]})
 
 
-def test_closing_a_desk_leaves_what_it_was_handed() -> None:
+def test_closing_a_client_leaves_what_it_was_handed() -> None:
     """A second critic on the same ledger raised sqlite3.ProgrammingError."""
     with answering(message) as server:
         ledger = Ledger()

@@ -140,7 +140,7 @@ def test_it_judges_and_scores(causal: str) -> None:
     forth, back = judge([(a, b), (b, a)])
     assert forth.probability == pytest.approx(1 - (back.probability or 0.0), abs=1e-6)
     assert 0 < (forth.probability or 0.0) < 1
-    client = judge.desk.client
+    client = judge.ledgered.client
     assert isinstance(client, LocalClient)
     first, second = (naive(client, judge.requests(pair)[0])["1"] for pair in ((a, b), (b, a)))
     assert forth.probability == pytest.approx((first + 1 - second) / 2, abs=1e-5)

@@ -48,7 +48,7 @@ def test_it_reads_the_probability_of_the_answer(server: Running) -> None:
     assert verdict.probability == 0.5
     assert judge.flip_rate == 1.0
     [request] = judge.requests((JOKES[0], JOKES[1]))
-    [reply] = judge.desk.client([request])
+    [reply] = judge.ledgered.client([request])
     assert reply.probabilities == pytest.approx({"1": 8 / 9, "2": 1 / 9})
     assert server.bodies()[-1]["body"]["top_logprobs"] == 20
 

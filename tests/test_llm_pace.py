@@ -124,8 +124,8 @@ def test_all_models_of_a_run_keep_one_pace(tmp_path):
     assert made[0].budget.pace is made[1].budget.pace is not None
     other = LedgeredClient("scorer", "openai:m@http://127.0.0.1:9/v1", ledger=tmp_path / "o.sqlite", budget=budget)
     assert other.budget.pace is not made[0].budget.pace
-    for desk in (*made, other):
-        desk.close()
+    for ledgered in (*made, other):
+        ledgered.close()
 
 
 def test_a_pace_and_a_limit_hold_together():

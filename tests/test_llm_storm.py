@@ -62,12 +62,12 @@ def test_a_storm_of_failures(tmp_path: Path, count: int) -> None:
         errors = check(jokes, critic, 0.3)
         stats = server.stats()
         # Every failure is counted under its kind, and every call is in the books.
-        assert {k: critic.desk.counts[k] for k in errors} == dict(errors)
-        assert critic.desk.usage.calls == critic.desk.budget.account.calls == stats["calls"]
+        assert {k: critic.ledgered.counts[k] for k in errors} == dict(errors)
+        assert critic.ledgered.usage.calls == critic.ledgered.budget.account.calls == stats["calls"]
         assert len(stats["by_item"]) == count
         # One verdict for each, and who was answered validly was not asked again. (On a machine so busy that an answer
         # comes after the timeout, that call was in vain: it may be one in a hundred.)
-        assert len(critic.desk.ledger) == count
+        assert len(critic.ledgered.ledger) == count
         assert sum(times - 1 for times in stats["answered"].values()) <= count / 100
         assert errors["refusal"] == stats["by_kind"]["refusal"]
         # And a second time nobody is asked at all, with the same outcome.

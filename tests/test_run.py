@@ -421,12 +421,12 @@ def test_critics_get_the_runs_ledger_limits_and_teacher(text, tmp_path):
         "budget.max_calls=7",
     )
     scorer, win_tie = found.train_critic, found.eval_critic
-    assert Path(scorer.desk.ledger.path) == Path(win_tie.judge.desk.ledger.path) == tmp_path / "ledger.sqlite"
-    assert scorer.desk.budget.max_calls == win_tie.judge.desk.budget.max_calls == 7
+    assert Path(scorer.ledgered.ledger.path) == Path(win_tie.judge.ledgered.ledger.path) == tmp_path / "ledger.sqlite"
+    assert scorer.ledgered.budget.max_calls == win_tie.judge.ledgered.budget.max_calls == 7
     assert win_tie.teacher is found.teacher
     # One account: what one critic reserves, the other no longer has.
-    scorer.desk.budget.reserve(1, 0.0)
-    assert win_tie.judge.desk.budget.calls_left == 6
+    scorer.ledgered.budget.reserve(1, 0.0)
+    assert win_tie.judge.ledgered.budget.calls_left == 6
     found.close()
 
 

@@ -74,7 +74,7 @@ def test_a_server_goes_on_while_a_judge_thinks_in_a_thread(clients, tmp_path):
 
     ticks, answers = asyncio.run(serve())
     assert len({tuple(one.score for one in answer) for answer in answers}) == 1
-    assert critic.desk.usage.calls == len(JOKES) == len(ledger)
+    assert critic.ledgered.usage.calls == len(JOKES) == len(ledger)
     assert ticks >= 10  # three round trips of 50 ms, a millisecond a tick: a loop that waits ticks once
     critic.close()
 

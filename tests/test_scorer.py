@@ -105,7 +105,7 @@ def test_a_text_that_is_too_long_is_not_sent() -> None:
 def test_it_is_made_by_its_name_from_plain_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
     critic = critics.make("scorer", client="anthropic:claude-haiku-4-5", options={"effort": "low", "concurrency": 4})
-    assert critic.desk.client.name == "anthropic:claude-haiku-4-5 effort=low"
+    assert critic.ledgered.client.name == "anthropic:claude-haiku-4-5 effort=low"
     with pytest.raises(InvalidOption, match="Did you mean 'concurrency'"):
         critics.make("scorer", options={"concurency": 4})
     with pytest.raises(InvalidOption, match="no option 'api_key'"):
@@ -181,7 +181,7 @@ def test_a_built_in_question_may_be_put_otherwise_and_is_another_question_to_the
     assert other.weights == plain.weights
     assert '- "wit": is it dry?' in other.requests(JOKE)[0].system
     assert '- "meaning": how well does the line keep' in other.requests(JOKE)[0].system
-    assert plain.desk.key(plain.requests(JOKE)[0]) != other.desk.key(other.requests(JOKE)[0])
+    assert plain.ledgered.key(plain.requests(JOKE)[0]) != other.ledgered.key(other.requests(JOKE)[0])
 
 
 def test_a_dry_run_counts_own_questions() -> None:
@@ -258,12 +258,12 @@ def test_every_setting_about_asking_reaches_the_client(monkeypatch: pytest.Monke
         options={"ask_again": ["invalid"]},
         on_progress=told.append,
     )
-    desk = critic.desk
-    assert (desk.purpose, desk.over_budget) == ("scorer 1", "unscored")
-    assert desk.budget.calls_left == 2
-    assert desk.ledger is ledger
-    assert desk.ask_again == frozenset({"invalid"})
-    assert desk.on_progress == told.append
+    ledgered = critic.ledgered
+    assert (ledgered.purpose, ledgered.over_budget) == ("scorer 1", "unscored")
+    assert ledgered.budget.calls_left == 2
+    assert ledgered.ledger is ledger
+    assert ledgered.ask_again == frozenset({"invalid"})
+    assert ledgered.on_progress == told.append
 
 
 class Answering(Recorder):

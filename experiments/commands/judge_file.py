@@ -355,9 +355,9 @@ def progress_bar(critic: Critic, total: int) -> Iterator[Callable[[int, int, Usa
             finished = done
             bar.update(task, completed=done, description=_money(usage))
 
-        desk = getattr(critic, "desk", None)
-        if desk is not None:
-            desk.on_progress = inside
+        ledgered = getattr(critic, "ledgered", None)
+        if ledgered is not None:
+            ledgered.on_progress = inside
         yield chunk_done
 
 

@@ -92,14 +92,14 @@ def fill_buffer(
     data = {"asked": report.asked, "added": report.added, "short": len(report.short)}
     data |= {"lines": len(buffer), "buffer": str(path)}
     if is_model:
-        usage = made.desk.usage
+        usage = made.ledgered.usage
         data |= {"counts": dict(made.counts), "calls": usage.calls, "cost": usage.cost}
     return Outcome(sentence, data)
 
 
 def _counts(teacher: LanguageModelTeacher) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in teacher.counts.items() if count)
-    cost = teacher.desk.usage.cost
+    cost = teacher.ledgered.usage.cost
     return f"({counts or 'nothing asked'}; {'cost unknown' if cost is None else f'${cost:.4f}'})"
 
 

@@ -144,7 +144,7 @@ def teach(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
         "without a line": without,
         "lines": len(buffer),
         "replies": dict(teacher.counts),
-        "usage": _usage(teacher.desk),
+        "usage": _usage(teacher.ledgered),
     }
 
 
@@ -325,8 +325,8 @@ def read_lines(path: Path, prompts: Sequence[Prompt], author: str) -> list[Joke]
     return [Joke(by_id[row["prompt"]], row["text"], author) for row in rows]
 
 
-def _usage(desk: Any) -> dict[str, Any]:
-    return asdict(desk.usage)
+def _usage(ledgered: Any) -> dict[str, Any]:
+    return asdict(ledgered.usage)
 
 
 # People

@@ -1,12 +1,12 @@
 """What critics and teachers ask: a client with its ledger and its budget.
 
-    desk = LedgeredClient("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 500})
-    replies = desk.ask(requests)
-    desk.usage, desk.counts      # what was spent now; how many were asked, replayed, and failed by kind
+    client = LedgeredClient("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 9})
+    replies = client.ask(requests)
+    client.usage, client.counts      # what was spent now; how many were asked, replayed, and failed by kind
 
 What the ledger knows is not asked; a question that occurs twice in a batch is asked once; every reply is stored before
 anyone sees it; where several threads ask the same at once, one asks and all get its reply.
-Where there is no key, a desk whose ledger has replies opens all the same, and only complains
+Where there is no key, a client whose ledger has replies opens all the same, and only complains
 (before sending anything) when a question comes up that the ledger cannot answer.
 """
 
@@ -82,7 +82,7 @@ class Estimate:
 class LedgeredClient:
     """Questions of one purpose (a critic and its version) to one client.
 
-    Among `options`, `ask_again = ["invalid"]` asks stored failures of these kinds anew, once in a desk's life; the
+    Among `options`, `ask_again = ["invalid"]` asks stored failures of these kinds anew, once in a client's life; the
     other options are the client's. A ledger or a client that was handed in is the caller's to close.
     """
 
