@@ -77,7 +77,7 @@ def test_the_card_has_no_empty_field(finished):
     assert all(s.split("\n", 1)[1].strip() for s in sections)
     results = json.loads((finished / "run" / "seed-0" / "results.json").read_text())["stages"]["ppo"]
     assert f"| ppo | {results['score']:.3f} | too few lines for one | 3 | 0 |" in text
-    assert "CC-BY-4.0" in text and "`pocket` taught it" in text
+    assert "CC-BY-4.0" in text and "`pocket` gave the reward" in text
 
 
 @pytest.mark.slow

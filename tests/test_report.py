@@ -277,7 +277,7 @@ def test_a_judge_that_flips_on_most_pairs_is_told_at_the_top(tmp_path):
     results["stages"]["ppo"]["part/flips"] = 0.6
     (folder / "seed-0" / "results.json").write_text(json.dumps(results))
     page = render([load_run(folder)])
-    assert "88% of the verdicts of the judge that taught" in page
+    assert "88% of the verdicts of the judge that gave the reward" in page
     assert "60% of the verdicts of the judge that measured" in page
 
 

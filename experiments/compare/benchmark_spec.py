@@ -424,7 +424,7 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
 
 
 def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> None:
-    """A judge that taught has been pleased on purpose: its praise is no measurement."""
+    """A judge that gave the reward has been pleased on purpose: its praise is no measurement."""
     measuring = identities_of(held_out.critic, held_out.options)
     teaching = identities_of(feedback.critic, feedback.critic_options) if feedback.critic else set()
     teaching |= identities_of(feedback.judge, feedback.options) if feedback.judge else set()

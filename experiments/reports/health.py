@@ -123,7 +123,7 @@ class JudgeHealth:
 
 
 def judges(run: RunData) -> list[JudgeHealth]:
-    """The judge that taught and the one that measured, over all seeds."""
+    """The judge that gave the reward and the one that measured, over all seeds."""
     return [judge for judge in (_teaching(run), _held_out(run)) if judge is not None and judge.asked]
 
 

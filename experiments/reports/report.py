@@ -163,7 +163,7 @@ def _order_bias(run: RunData) -> list[str]:
     return [
         f"{run.name}: {share:.0%} of the verdicts of the judge that {what} change when the two lines are shown in the "
         "other order: it goes by the place of a line more than by its words."
-        for what, share in (("taught", teaching), ("measured", measuring))
+        for what, share in (("gave the reward", teaching), ("measured", measuring))
         if share > MOST_FLIPS
     ]
 

@@ -125,10 +125,8 @@ def _licence(what: str) -> str:
 
 def _critics(spec: Spec) -> list[str]:
     sentences = []
-    for what, critics in (("taught", spec.critic), ("measured", spec.eval.critic or spec.critic)):
-        sentences += [
-            f"- `{c.critic}` {what} it{_options(c.options)}: {_verdict(c.critic, c.options)}" for c in critics
-        ]
+    for what, critics in (("gave the reward", spec.critic), ("measured the results", spec.eval.critic or spec.critic)):
+        sentences += [f"- `{c.critic}` {what}{_options(c.options)}: {_verdict(c.critic, c.options)}" for c in critics]
     return sentences
 
 
@@ -150,7 +148,7 @@ def _verdict(critic: str, options: Mapping[str, Any]) -> str:
 
 
 def _hacks(spec: Spec) -> list[str]:
-    """What pays with the critics that taught, by their cards."""
+    """What the critics that gave the reward can be tricked with, by their cards."""
     sentences = []
     for critic in spec.critic or spec.eval.critic:
         card = find_card(critic.critic, critic.options)
