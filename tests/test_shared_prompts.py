@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny import stir, student
 
-from humor_env.agents.student import POLICY, shared_prompts
+from humor_env.agents.student import POLICY, shared_prompts, token_rows
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
-from humor_env.agents.student.shared_prompts import common_prefix, common_prefix_of, prompt_groups
-from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_rows
+from humor_env.agents.student.shared_prompts import common_prefix, common_prefix_of
+from humor_env.agents.student.token_rows import TokenRows, length_sorted, prompt_groups, take_rows
 
 FAMILIES = ("causal", "seq2seq")
 PROMPTS = ["The soup was cold.", "A very long meeting was slow."]
@@ -24,7 +24,7 @@ def family_rows(one, siblings=4):
 def scores_and_gradients(one, rows, monkeypatch, *, shared):
     with monkeypatch.context() as patch:
         if not shared:
-            patch.setattr(shared_prompts, "LEAST_SHARING", 10_000)
+            patch.setattr(token_rows, "LEAST_SHARING", 10_000)
         parameters = list(one.adapter_parameters(POLICY).values())
         one.train_only(parameters)
         scored = one.score(rows, values=True)

@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from humor_env.agents.student.shared_prompts import (
-    LEAST_PREFIX_ROWS,
+from humor_env.agents.student.shared_prompts import LEAST_PREFIX_ROWS, causal_states, common_prefix
+from humor_env.agents.student.token_rows import (
     PromptGroups,
-    causal_states,
-    common_prefix,
+    TokenRows,
+    make_rows,
+    pack_left,
     prompt_groups,
+    response_places,
 )
-from humor_env.agents.student.token_rows import TokenRows, make_rows, pack_left, response_places
 from humor_env.agents.student.transfers import send
 
 

@@ -1,6 +1,6 @@
 """What rows have in common goes through the model once, and each row continues from its keys and values.
 
-    groups = prompt_groups(tokens, attention, mask)                 # None where too few rows share a prompt
+    groups = token_rows.prompt_groups(tokens, attention, mask)      # None where too few rows share a prompt
     prefix = common_prefix(tokens, attention, mask)                 # 0 where there is nothing worth sharing
     states = causal_states(backbone, config, rows, groups, prefix)  # [N, H], as a pass over whole rows gives
 
@@ -12,48 +12,17 @@ and again. Prompts in turn begin alike: the system prompt, the instruction and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 
+from humor_env.agents.student.token_rows import PromptGroups, TokenRows
 from humor_env.agents.student.transfers import send
 
-if TYPE_CHECKING:
-    from humor_env.agents.student.token_rows import TokenRows
-
-LEAST_SHARING = 2  # rows per prompt, on average, from which sharing is worth its bookkeeping
 LEAST_PREFIX = 16  # tokens that all prompts begin with, from which a pass of their own pays
 LEAST_PREFIX_ROWS = 4  # different rows that must continue from them
-
-
-@dataclass(frozen=True)
-class PromptGroups:
-    """`first[g]` is a row that holds prompt g, `group[b]` the prompt of row b, `lengths[b]` its number of tokens."""
-
-    first: Tensor
-    group: Tensor
-    lengths: Tensor
-
-
-def prompt_groups(tokens: Tensor, attention: Tensor, mask: Tensor) -> PromptGroups | None:
-    """Which rows share a prompt; None where too few do, or where the padding is not on the right."""
-    rows, columns = tokens.shape
-    is_prompt = attention.bool() & ~mask.bool()
-    lengths = is_prompt.sum(-1)
-    positions = torch.arange(columns, device=tokens.device)
-    if rows < LEAST_SHARING or not bool((is_prompt == (positions < lengths[:, None])).all()):
-        return None
-    widest = int(lengths.max())
-    prompts = tokens[:, :widest].masked_fill(~is_prompt[:, :widest], -1)
-    unique, group = prompts.unique(dim=0, return_inverse=True)
-    if len(unique) * LEAST_SHARING > rows:
-        return None
-    first = torch.full((len(unique),), rows, device=tokens.device)
-    first = first.scatter_reduce(0, group, torch.arange(rows, device=tokens.device), reduce="amin")
-    return PromptGroups(first, group, lengths)
 
 
 def unique_prompts(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from humor_env.agents.student.shared_prompts import prompt_groups
 from humor_env.agents.student.transfers import read, send
+
+LEAST_SHARING = 2  # rows per prompt, on average, from which sharing is worth its bookkeeping
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,33 @@ def widths_of(rows: TokenRows, order: Sequence[Tensor]) -> list[int]:
     used = (attention.bool() * torch.arange(1, columns + 1)).amax(1)
     widths = torch.stack([used[index].amax() if len(index) else used[0] * 0 for index in order]).tolist()
     return [int(width) or columns for width in widths]
+
+
+@dataclass(frozen=True)
+class PromptGroups:
+    """`first[g]` is a row that holds prompt g, `group[b]` the prompt of row b, `lengths[b]` its number of tokens."""
+
+    first: Tensor
+    group: Tensor
+    lengths: Tensor
+
+
+def prompt_groups(tokens: Tensor, attention: Tensor, mask: Tensor) -> PromptGroups | None:
+    """Which rows share a prompt; None where too few do, or where the padding is not on the right."""
+    rows, columns = tokens.shape
+    is_prompt = attention.bool() & ~mask.bool()
+    lengths = is_prompt.sum(-1)
+    positions = torch.arange(columns, device=tokens.device)
+    if rows < LEAST_SHARING or not bool((is_prompt == (positions < lengths[:, None])).all()):
+        return None
+    widest = int(lengths.max())
+    prompts = tokens[:, :widest].masked_fill(~is_prompt[:, :widest], -1)
+    unique, group = prompts.unique(dim=0, return_inverse=True)
+    if len(unique) * LEAST_SHARING > rows:
+        return None
+    first = torch.full((len(unique),), rows, device=tokens.device)
+    first = first.scatter_reduce(0, group, torch.arange(rows, device=tokens.device), reduce="amin")
+    return PromptGroups(first, group, lengths)
 
 
 def length_sorted(rows: TokenRows, micro_batch: int) -> list[Tensor]:
