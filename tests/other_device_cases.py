@@ -296,7 +296,7 @@ def test_a_learner_asks_the_device_only_between_its_updates(learner, other, monk
     found = Counter()
     for name, count in questions.counts.items():
         found[name.rpartition(": ")[0]] += count
-    assert calls["score"] >= 6
+    assert calls["score"] >= calls["step"] > 0
     assert not {phase: count for phase, count in found.items() if "score" in phase or "layout" in phase}
     assert found["step"] == calls["step"]  # all sums in one question
     assert found["finish"] == calls["finish"]  # whether all weights are finite
