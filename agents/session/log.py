@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any, Protocol
 
 from humor_env.agents.session.processes import is_main_process
-from humor_env.shared.precision import peak_memory
 from humor_env.types import Joke, Judgement
 
 
@@ -34,7 +33,6 @@ class Log(Protocol):
     def rewind(self, step: int) -> None: ...
 
 
-PEAK = "memory/peak_gib"
 FILES = ("metrics.jsonl", "timings.jsonl", "jokes.jsonl")
 _warn = logging.getLogger(__name__).warning
 Echo = Callable[[int, Mapping[str, float]], None]
@@ -60,8 +58,7 @@ class Silent:
 class RunLog:
     """JSON lines in a folder, and optionally a callback for the screen.
 
-    Seconds and memory are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same
-    metrics file. The memory is the most that this process has held so far.
+    Seconds are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same metrics file.
     """
 
     def __init__(
@@ -84,9 +81,7 @@ class RunLog:
         timed = {n: v for n, v in numbers.items() if is_timing(n)}
         self._append("metrics.jsonl", [{"step": step} | {n: v for n, v in numbers.items() if n not in timed}])
         if timed:
-            peak = peak_memory()
-            memory = {} if peak is None else {PEAK: round(peak / 2**30, 3)}
-            self._append("timings.jsonl", [{"step": step} | timed | memory])
+            self._append("timings.jsonl", [{"step": step} | timed])
         if self.echo is not None:
             self.echo(step, numbers)
 
