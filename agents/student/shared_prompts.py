@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 
-from humor_env.agents.student.token_rows import PromptGroups, TokenRows
+from humor_env.agents.student.token_rows import PromptGroups, TokenRows, response_places
 from humor_env.agents.student.transfers import send
 
 LEAST_PREFIX = 16  # tokens that all prompts begin with, from which a pass of their own pays
@@ -83,7 +83,7 @@ def causal_states(
     """
     tokens, device = rows.tokens, rows.tokens.device
     mask = rows.host.action_mask.bool()
-    row, column = mask.nonzero(as_tuple=True)
+    row, column = response_places(rows)
     cache = DynamicCache(config=config)
     if prefix:
         read_prefix(backbone, cache, tokens[0, :prefix], len(tokens) if groups is None else len(groups.first))

@@ -37,7 +37,7 @@ from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.student import Lora
 from humor_env.agents.student.writer import InProcess
-from humor_env.experiments.upkeep.graded_lines import Row, read_jsonl
+from humor_env.experiments.upkeep.graded_lines import PASSES, Row, read_jsonl
 from humor_env.rewards.audits.probes import PROBES, Case
 from humor_env.shared.streams import generator, stream_seed
 from humor_env.teacher import TeacherBuffer, everyday_lines
@@ -321,7 +321,7 @@ def release(folder: Path, written: Sequence[Row], prompts: dict[str, tuple[Promp
             made = {"id": f"line-{len(rows):04d}", "literal": prompt.text, "split": prompt.split, "use": use}
             rows.append(made | row)
     if len(rows) > before:
-        for batches, key in (("batches", "key"), ("batches2", "key2")):
+        for _, batches, key in PASSES:
             write_batches(folder / batches, folder / f"{key}.jsonl", rows[before:], before, seed)
         write_jsonl(file, rows)
     return rows

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from humor_env.experiments.upkeep import graded_lines
-from humor_env.experiments.upkeep.graded_lines import HIGHEST, Row, read_jsonl
+from humor_env.experiments.upkeep.graded_lines import HIGHEST, PASSES, Row, read_jsonl
 from humor_env.experiments.upkeep.grading_lines import write_batches, write_jsonl
 from humor_env.experiments.upkeep.pages import real_english
 from humor_env.experiments.upkeep.reference_tables import fill_page
@@ -57,8 +57,7 @@ def write_all(run: Path, folder: Path, seed: int) -> int:
     if (folder / "lines.jsonl").exists():
         sys.exit(f"'{folder}' holds lines to grade already. Give another folder.")
     rows = lines_of(run)
-    for batches, key in (("batches", "key"), ("batches2", "key2")):
-        (folder / batches).mkdir(parents=True)
+    for _, batches, key in PASSES:
         write_batches(folder / batches, folder / f"{key}.jsonl", rows, 0, seed)
     write_jsonl(folder / "lines.jsonl", rows)
     return len(rows)

@@ -15,7 +15,6 @@ the trained student's scores, at equal distances from the worst to the best, so 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 
 from humor_env.experiments.compare import stats
 from humor_env.experiments.runs.run_folder import RECORD, RESULTS, SPEC, read_results, write_json
+from humor_env.experiments.upkeep.graded_lines import read_jsonl
 from humor_env.experiments.upkeep.reference_tables import fill_page
 from humor_env.rewards.everyday import TIE
 from humor_env.shared import text_stats
@@ -55,7 +55,7 @@ def read_run(folder: Path) -> dict[str, list[Lines]]:
     """Stage -> for each seed that was measured, its lines with their judgements, in the order of the prompts."""
     stages: dict[str, list[Lines]] = {}
     for _, stage, file in measured_in(folder):
-        stages.setdefault(stage, []).append([json.loads(line) for line in file.read_text("utf-8").splitlines()])
+        stages.setdefault(stage, []).append(read_jsonl(file))
     if not stages:
         sys.exit(f"'{folder}' holds no run that has measured anything.")
     return stages
@@ -163,6 +163,7 @@ def as_run(bench: Path, learner: str, out: Path) -> None:
     cells = sorted((bench / "cells" / learner).glob(f"**/seed-*/{RESULTS}"))
     if not cells:
         sys.exit(f"'{bench}' holds no cell of a learner '{learner}' that is done.")
+    measured = measured_in(bench)
     for results in cells:
         seed = out / results.parent.name
         seed.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ def as_run(bench: Path, learner: str, out: Path) -> None:
         for log in ("metrics.jsonl", "timings.jsonl", "jokes.jsonl"):
             shutil.copy(results.parent / log, seed / log)
         merged["stages"] = {}
-        for name, stage, file in measured_in(bench):
+        for name, stage, file in measured:
             if name == seed.name and (stage in ("base", "imitation", "teacher") or file.parent == results.parent):
                 shutil.copy(file, seed / f"evaluation-{stage}.jsonl")
                 numbers = read_results(file.parent / RESULTS)["stages"]
