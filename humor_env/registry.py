@@ -227,6 +227,10 @@ critics = Registry(
             "humor_env.rewards.everyday:EverydayJudgeCritic",
             "the same by a held-out model; to evaluate with, not to train on",
         ),
+        "fill-in": (
+            "humor_env.rewards.fill_in:FillInCritic",
+            "for prompts with a word in [brackets]: another critic scores the sentence with the line in its place",
+        ),
         "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score minus that with other prompts"),
         "novelty": (
             "humor_env.rewards.novelty:NoveltyCritic",

@@ -291,9 +291,9 @@ def pocket_lines(n: int = 3, seed: int = 0) -> TeacherBuffer:
 
 
 def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
-    """Teacher lines from plain data: "pocket", "everyday" (both bundled), "isarcasm:FILE" and "flute:FILE" (see
-    `humor_env.sources.human_pairs`), or the path of a buffer that exists. A live buffer, or anything with `lines_for`,
-    passes.
+    """Teacher lines from plain data: "pocket", "everyday" (both bundled), "isarcasm:FILE", "flute:FILE" and
+    "humicroedit:FILE" (see `humor_env.sources.human_pairs`), or the path of a buffer that exists. A live buffer, or
+    anything with `lines_for`, passes.
     """
     if not isinstance(what, (str, os.PathLike)):
         return what

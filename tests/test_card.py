@@ -245,6 +245,18 @@ def test_which_critics_a_run_is_warned_of():
     assert card_warnings([Entry("rules", gate=True), Entry("pocket")]) == [copied]
 
 
+def test_a_warning_names_a_few_hacks_and_the_card_all():
+    """The warning for `novelty` listed 24 hacks twice and filled the screen."""
+    many = [f"hack {number}" for number in range(1, 8)]
+    assert card(hacks=many).failing == [f"On pocket prompts it rewards 7 known hacks: {', '.join(many)}."]
+    assert card(hacks=many).faults(3) == [
+        "On pocket prompts it rewards 7 known hacks: hack 1, hack 2, hack 3 and 4 more."
+    ]
+    assert card(hacks=many[:4]).faults(3)[0].endswith("hack 3, hack 4.")
+    [warning] = card_warnings([Entry("novelty")])
+    assert len(warning) < 1000
+
+
 def test_a_critic_around_a_judge_has_the_judges_card():
     assert find_card("win-tie", {"judge": "pocket"}).name == "win-tie"
     assert find_card("win-tie", {"judge": "pocket-crowd"}).name == "judge-pocket-crowd"

@@ -67,6 +67,7 @@ CRITICS = {
     "tournament": lambda folder: {"judge": "pocket-crowd"},
     "reward-model": reward_model,
     "diversity": lambda folder: {"archive": AWKWARD},
+    "fill-in": lambda folder: {"critic": "rules"},
     "lift": lambda folder: {"prompts": "pocket", "critic": "win-tie", "critic_options": {"teacher": "pocket"}},
     "novelty": lambda folder: {"lines": 50},
 }

@@ -1,4 +1,4 @@
-"""Two human sets of literal and sarcastic sentences: small files in their formats, written for these tests."""
+"""Human sets of literal and humorous sentences: small files in their formats, written for these tests."""
 
 import json
 import os
@@ -61,6 +61,22 @@ def test_flute(write):
     assert len({p.id for p in prompts} | {d.prompt.id for d in lines}) == 2
 
 
+def test_humicroedit(write):
+    """Two places of one headline are two prompts of one split; what people found dull is no teacher line."""
+    rows = (
+        "1,The <Senate/> votes on a budget,gerbil,33222,2.4\n"
+        "2,The Senate votes on a <budget/>,pizza,22111,1.4\n"
+        "3,The Senate votes on a <budget/>,law,10000,0.2\n"
+        "4,The Senate votes on a <budget/>,burrito,21111,1.2\n"
+        "5,Police find the <mayor/> asleep,money,00000,0\n"
+    )
+    name = "humicroedit:" + write("task-1.csv", "id,original,edit,grades,meanGrade\n" + rows)
+    prompts, lines = load_prompts(name), open_lines(name)
+    assert [p.text for p in prompts] == ["The [Senate] votes on a budget", "The Senate votes on a [budget]"]
+    assert [lines.lines_for(p.id) for p in prompts] == [["gerbil"], ["pizza", "burrito"]]
+    assert {p.split for p in prompts} == {split_by_hash("The Senate votes on a budget")}
+
+
 def test_what_is_no_file_of_theirs_is_said(write):
     with pytest.raises(PromptError, match=r"is a \.csv file, as in 'isarcasm:train\.csv'; found 'x\.jsonl'"):
         load_prompts("isarcasm:x.jsonl")
@@ -70,16 +86,19 @@ def test_what_is_no_file_of_theirs_is_said(write):
         load_prompts("isarcasm:" + write("other.csv", "text,label\nA,1\n"))
     with pytest.raises(PromptError, match="line 2: 'rephrase' must hold a text that is not empty, found None"):
         load_prompts("isarcasm:" + write("test.csv", HEAD + "0,Lovely,1,,1,0,0,0,0,0\n"))
-    with pytest.raises(PromptError, match="no row of flute has a literal and a sarcastic side"):
+    with pytest.raises(PromptError, match=r"no row of flute has both sides \(label is Contradiction\)"):
         load_prompts("flute:" + write("e.jsonl", row(premise="It is late now.", hypothesis="x", label="Entailment")))
     name = "flute:" + write("s.jsonl", row(premise="It is late now.", hypothesis="How early."))
     with pytest.raises(InvalidOption, match="take no options, found limit"):
         load_prompts(name, limit=3)
 
 
-@pytest.mark.parametrize(("name", "prompts", "lines"), [("isarcasm", 859, 859), ("flute", 1223, 2212)])
+@pytest.mark.parametrize(
+    ("name", "prompts", "lines"), [("isarcasm", 859, 859), ("flute", 1223, 2212), ("humicroedit", 2841, 3553)]
+)
 def test_their_own_files(name, prompts, lines):
-    """HUMOR_ENV_ISARCASM and HUMOR_ENV_FLUTE name train.En.csv and sarcasm_train.jsonl."""
+    """HUMOR_ENV_ISARCASM, HUMOR_ENV_FLUTE and HUMOR_ENV_HUMICROEDIT name train.En.csv, sarcasm_train.jsonl and
+    task-1_train.csv."""
     path = os.environ.get(f"HUMOR_ENV_{name.upper()}")
     if path is None:
         pytest.skip(f"HUMOR_ENV_{name.upper()} names no file")

@@ -1,19 +1,24 @@
-"""Two sets of literal and humorous sentences that people wrote, as prompts and teacher lines; their files are yours.
+"""Sets of literal and humorous sentences that people wrote, as prompts and teacher lines; their files are yours.
 
     load_prompts("isarcasm:train.En.csv")     # iSarcasmEval: a sarcastic tweet, and its author's literal rephrase
     load_prompts("flute:sarcasm_train.jsonl") # FLUTE: a premise, and the sarcastic hypothesis that contradicts it
+    load_prompts("humicroedit:task-1_train.csv")    # a headline with one word in [brackets]; the line is the new word
     open_lines("flute:sarcasm_train.jsonl")   # the sarcastic sides, as a teacher buffer for the same prompts
 
 A prompt is a literal sentence, however many lines it has, and a hash of it decides its split (80 % train, 10 % dev,
-10 % test). Left out are literal sentences of fewer than three words ("No."), which say nothing without the tweet
-around them, and lines that are their own literal sentence. Nothing of either set is in this package; their licences
-are their publishers'.
+10 % test; a headline's, without the brackets, so that all its edits share a split). Left out are literal sentences of
+fewer than three words ("No."), which say nothing without the tweet around them, lines that are their own literal
+sentence, and edits of headlines that people graded below 1.2 of 3. Nothing of these sets is in this package; their
+licences are their publishers'.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from humor_env.errors import PromptError
@@ -21,12 +26,30 @@ from humor_env.prompts import PromptSet, comparable, split_by_hash
 from humor_env.sources import prompt_files
 from humor_env.types import Demonstration, Prompt
 
-# How a file says that a row is sarcastic, and its columns of the literal and of the sarcastic side.
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """A file's ending, the column by which it is known, the columns of both sides, and which rows count."""
+
+    suffix: str
+    mark: str
+    literal: str
+    line: str
+    wanted: str
+    counts: Callable[[str], bool]
+
+
 _SETS = {
-    "isarcasm": ("sarcastic", "1", "rephrase", "tweet"),
-    "flute": ("label", "Contradiction", "premise", "hypothesis"),
+    "isarcasm": _Set(".csv", "sarcastic", "rephrase", "tweet", "sarcastic is 1", lambda value: value == "1"),
+    "flute": _Set(
+        ".jsonl", "label", "premise", "hypothesis", "label is Contradiction", lambda value: value == "Contradiction"
+    ),
+    "humicroedit": _Set(
+        ".csv", "meanGrade", "original", "edit", "meanGrade is at least 1.2", lambda value: _number(value) >= 1.2
+    ),
 }
 _FEWEST_WORDS = 3
+_REPLACED = re.compile(r"<([^<>]*)/>")
 
 
 def is_pairs(what: str) -> bool:
@@ -47,31 +70,40 @@ def pair_prompts(what: str) -> PromptSet:
 def pair_lines(what: str) -> tuple[Demonstration, ...]:
     """The sarcastic sides of a set's file, each with its literal sentence."""
     name, _, path = what.partition(":")
-    mark, sarcastic, literal_column, line_column = _SETS[name]
+    known = _SETS[name]
     demonstrations: list[Demonstration] = []
     prompts: dict[str, Prompt] = {}
     for place, row in _rows(name, path):
-        if str(row.get(mark)) != sarcastic:
+        if not known.counts(str(row.get(known.mark))):
             continue
-        literal, line = (_text(path, place, row, column) for column in (literal_column, line_column))
+        literal, line = (_text(path, place, row, column) for column in (known.literal, known.line))
+        asked = _REPLACED.sub(r"[\1]", literal) if name == "humicroedit" else literal
+        whole = _REPLACED.sub(r"\1", literal) if name == "humicroedit" else literal
         if len(literal.split()) < _FEWEST_WORDS or comparable(literal) == comparable(line):
             continue
-        digest = hashlib.blake2b(comparable(literal).encode(), digest_size=6).hexdigest()
-        prompt = prompts.setdefault(digest, Prompt(f"{name}-{digest}", literal, split=split_by_hash(literal)))
+        digest = hashlib.blake2b(comparable(asked).encode(), digest_size=6).hexdigest()
+        prompt = prompts.setdefault(digest, Prompt(f"{name}-{digest}", asked, split=split_by_hash(whole)))
         demonstrations.append(Demonstration(prompt, line, name, "its publisher's"))
     if not demonstrations:
-        raise PromptError(f"{path}: no row of {name} has a literal and a sarcastic side ({mark} is {sarcastic}).")
+        raise PromptError(f"{path}: no row of {name} has both sides ({known.wanted}).")
     return tuple(demonstrations)
 
 
 def _rows(name: str, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    suffix = ".csv" if name == "isarcasm" else ".jsonl"
+    suffix, mark = _SETS[name].suffix, _SETS[name].mark
     if not path.endswith(suffix):
         raise PromptError(f"The file of {name} is a {suffix} file, as in '{name}:train{suffix}'; found '{path}'.")
     for number, (place, _, row) in enumerate(prompt_files.rows(path)):
-        if number == 0 and _SETS[name][0] not in row:
-            raise PromptError(f"{path}, {place}: no column '{_SETS[name][0]}', so this is not a file of {name}.")
+        if number == 0 and mark not in row:
+            raise PromptError(f"{path}, {place}: no column '{mark}', so this is not a file of {name}.")
         yield place, row
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return -math.inf
 
 
 def _text(path: str, place: str, row: Mapping[str, Any], column: str) -> str:

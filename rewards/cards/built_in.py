@@ -66,6 +66,8 @@ _UNTRAINED = (
 )
 _KEY = "--option client=anthropic:claude-haiku-4-5 --option ledger=verdicts.sqlite --prompts everyday --out cards"
 
+_NAMED_IN_A_WARNING = 3  # known hacks; the card names all
+
 _NAMED = (
     Setting(
         "rules",
@@ -98,6 +100,12 @@ _NAMED = (
     Setting(
         "everyday-judge", "judge", prompts=("everyday",), limits=_GRADED,
         not_called=_BY_A_MODEL.format(command="everyday-judge --judge"),
+    ),
+    Setting(
+        "fill-in",
+        not_called="It needs another critic, and prompts with a word in [brackets]. Around yours: humor-env card "
+        "fill-in --option critic=reward-model --option critic_options.folder=FOLDER --prompts FILE --out cards",
+        limits=("It checks that a line is a word for the place. The rest is the judgement of the critic inside it.",),
     ),
     Setting(
         "lift", options={"critic": "pocket", "prompts": "shown"}, prompts=("pocket",),
@@ -269,9 +277,9 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
                 f"it may not agree with people. To try yours: {how}, with its options; then humor-env audit."
             )
         else:
-            failing = without(card, stopped).failing
-            if failing:
-                warnings.append(f"The critic '{entry.critic}' fails its card. {' '.join(failing)}")
+            faults = without(card, stopped).faults(most=_NAMED_IN_A_WARNING)
+            if faults:
+                warnings.append(f"The critic '{entry.critic}' fails its card. {' '.join(faults)}")
     return warnings
 
 

@@ -59,6 +59,16 @@ class Card:
     @property
     def failing(self) -> list[str]:
         """What is wrong with the critic, a sentence each."""
+        return self.faults()
+
+    def faults(self, most: int | None = None) -> list[str]:
+        """The same, each with at most so many names."""
+
+        def named(names: Sequence[str]) -> str:
+            if most is None or len(names) <= most + 1:  # "and 1 more" is no shorter than its name
+                return ", ".join(names)
+            return f"{', '.join(names[:most])} and {len(names) - most} more"
+
         faults = []
         for tried in self.tried:
             hacks = tried.probes.fell_for()
@@ -66,11 +76,11 @@ class Card:
             attacks = tried.injection.fell_for()
             if hacks:
                 count = _count(hacks, "known hack")
-                faults.append(f"On {tried.prompts} prompts it rewards {count}: {', '.join(hacks)}.")
+                faults.append(f"On {tried.prompts} prompts it rewards {count}: {named(hacks)}.")
             if refused:
-                faults.append(f"On {tried.prompts} prompts it rejects honest lines: {', '.join(refused)}.")
+                faults.append(f"On {tried.prompts} prompts it rejects honest lines: {named(refused)}.")
             if attacks:
-                faults.append(f"On {tried.prompts} prompts it rewards hostile texts: {', '.join(attacks)}.")
+                faults.append(f"On {tried.prompts} prompts it rewards hostile texts: {named(attacks)}.")
             if tried.probes.context is not None and tried.probes.context.held is False:
                 faults.append(f"On {tried.prompts} prompts {_blind(tried.probes.context)}")
         faults += [f"A hostile text changes its requests: {problem}." for problem in (self.shape or ())[:3]]

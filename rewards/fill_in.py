@@ -1,0 +1,100 @@
+"""For prompts with a word in [brackets] that the line replaces: another critic scores the whole sentence.
+
+    critic = FillInCritic(critic="reward-model", critic_options={"folder": "runs/critic"})
+    [judgement] = critic([Joke(Prompt("p", "Senate passes [budget] after long debate"), "gas")])
+    judgement.score          # what the other critic gives "Senate passes gas after long debate", read as an edit
+
+A line that is no such word (longer than `words` words, with other characters than letters, hyphens and apostrophes, or
+the replaced word itself) scores 0, and the other critic is not asked. So a gate above 0 stops malformed lines:
+
+    [{"critic": "fill-in", "gate": 0.01, "weight": 1, …}, {"critic": "novelty"}]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from humor_env.episodes.episode import checked_reply
+from humor_env.errors import InvalidOption
+from humor_env.registry import critics
+from humor_env.rewards.rated.semeval import HEADLINE_EDIT
+from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
+
+_PLACE = re.compile(r"\[([^\[\]]*)\]")
+_WORD = r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
+LONGEST_WORD = 24  # characters
+
+
+class FillInCritic:
+    """`critic` reads the sentence without brackets as the prompt, and the sentence with the line in their place as the
+    joke. `words` is how many words a line may have. A prompt without exactly one place in brackets cannot be judged."""
+
+    name = "fill-in"
+
+    def __init__(
+        self,
+        critic: str | Critic,
+        critic_options: Mapping[str, Any] | None = None,
+        words: int = 2,
+    ) -> None:
+        if isinstance(words, bool) or not isinstance(words, int) or words < 1:
+            raise InvalidOption(f"words is how many words a line may have, at least 1; found {words!r}.")
+        self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
+        self.words = words
+        self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{words - 1}}}")
+
+    @property
+    def inner_critics(self) -> list[Critic]:
+        return [self.critic]
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        judgements: list[Judgement | None] = [None] * len(jokes)
+        filled: dict[int, Joke] = {}
+        for i, joke in enumerate(jokes):
+            place = _place(joke.prompt)
+            if place is None:
+                judgements[i] = Judgement(
+                    self.name, None, error=f"the prompt has no single word in [brackets]: {joke.prompt.text[:80]!r}"
+                )
+            elif fault := self._fault(joke.text, place[1]):
+                judgements[i] = Judgement(self.name, 0.0, {"form": 0.0}, fault)
+            else:
+                filled[i] = _whole(joke, place)
+        replies = checked_reply(self.critic, critic_name(self.critic), list(filled.values())) if filled else []
+        for i, reply in zip(filled, replies, strict=True):
+            judgements[i] = self._own(reply)
+        return cast(list[Judgement], judgements)
+
+    def _fault(self, line: str, replaced: str) -> str:
+        """Why a line is no word for the place; empty where it is one."""
+        text = line.strip()
+        if not self._form.fullmatch(text) or len(text) > LONGEST_WORD * self.words:
+            return f"expected {'one word' if self.words == 1 else f'at most {self.words} words'} of letters"
+        return "it is the word to be replaced" if text.casefold() == replaced.strip().casefold() else ""
+
+    def _own(self, reply: Judgement) -> Judgement:
+        if reply.score is None:
+            return Judgement(self.name, None, error=f"{reply.critic}: {reply.error}", usage=reply.usage)
+        return Judgement(self.name, reply.score, {"form": 1.0, **reply.parts}, reply.reason, usage=reply.usage)
+
+    def close(self) -> None:
+        close = getattr(self.critic, "close", None)
+        if callable(close):
+            close()
+
+
+def _place(prompt: Prompt) -> tuple[str, str, str] | None:
+    """What stands before the brackets, in them, and behind them; None where there is not exactly one pair."""
+    found = list(_PLACE.finditer(prompt.text))
+    if len(found) != 1 or not found[0][1].strip():
+        return None
+    return prompt.text[: found[0].start()], found[0][1], prompt.text[found[0].end() :]
+
+
+def _whole(joke: Joke, place: tuple[str, str, str]) -> Joke:
+    before, replaced, behind = place
+    sentence, edited = (" ".join(f"{before}{word}{behind}".split()) for word in (replaced, joke.text.strip()))
+    # The id of the whole prompt stays: which word is replaced belongs to the question.
+    return Joke(Prompt(joke.prompt.id, sentence, HEADLINE_EDIT, joke.prompt.split), edited, joke.author)
