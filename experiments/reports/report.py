@@ -41,11 +41,11 @@ from humor_env.experiments.reports.report_data import (
     Judged,
     RunData,
     begun_from,
-    line_beside,
     lines_by_prompt,
     load_run,
 )
 from humor_env.experiments.reports.tables import Table, percent
+from humor_env.experiments.runs.line_beside import line_beside
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
