@@ -1,6 +1,6 @@
 """Which of a prompt's lines stands beside another system's: the first beside the first, the second beside the second.
 
-    line_beside(["one", "two"], 2)       # "one": where there are fewer lines, they begin again
+line_beside(["one", "two"], 2)       # "one": where there are fewer lines, they begin again
 """
 
 from __future__ import annotations
