@@ -174,7 +174,7 @@ def _of_imitation(row: Row) -> bool:
 
 
 def _in_order(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Base, imitation, whatever was learnt, and the teacher to compare with."""
+    """Base, imitation, whatever was learned, and the teacher to compare with."""
     order = {"base": 0, "imitation": 1, "teacher": 3}
     return {name: stages[name] for name in sorted(stages, key=lambda n: (order.get(n, 2), n))}
 
