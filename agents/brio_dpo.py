@@ -4,7 +4,7 @@
 
 The strongest recipe of the paper. In the first phase the judge ranks two of the teacher's lines for each prompt; in the
 second it ranks what the student then writes. Both phases move the same `policy` adapter, and DPO's reference stays the
-imitation (what BRIO learnt counts as a margin already won). A stopped run goes on in the phase where it was; steps,
+imitation (what BRIO learned counts as a margin already won). A stopped run goes on in the phase where it was; steps,
 logs and evaluations are counted through.
 """
 

@@ -90,7 +90,7 @@ def train(
     total = config.epochs * per_epoch
     step, best_epoch, best_loss, dev_loss, last = 0, 0, float("inf"), None, float("nan")
     best: dict[str, Tensor] = {}
-    learnt = False  # nothing better is to be expected: the dev lines have said so
+    learned = False  # nothing better is to be expected: the dev lines have said so
 
     checkpoint = checkpoints.resume() if checkpoints else None
     if checkpoint is not None:
@@ -160,18 +160,18 @@ def train(
                     best_loss, best_epoch = dev_loss, epoch + 1
                     best = {n: t.clone() for n, t in _weights(student, config.full).items()}
                 elif epoch + 1 - best_epoch >= config.patience:
-                    learnt = True
+                    learned = True
                     break
             if step % per_epoch == 0 or control.ending:
                 save()
-        learnt = learnt or step >= total
-        if control.by_user and not learnt:
+        learned = learned or step >= total
+        if control.by_user and not learned:
             return SFTResult(step, last, dev_loss, best_epoch, stopped=True)
         if best:
             _load_weights(student, best, config.full)
     student.train_only(())
     student.start_policy_from_imitation()
-    why = "" if learnt else control.ending
+    why = "" if learned else control.ending
     return SFTResult(step, last, best_loss if best else dev_loss, best_epoch, why=why)
 
 

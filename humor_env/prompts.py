@@ -209,7 +209,7 @@ def _from_rows(
     if split is not None and split not in SPLITS:
         raise InvalidOption(f"No split is called '{split}'.{did_you_mean(split, SPLITS)} Known: {', '.join(SPLITS)}.")
     if limit is not None and limit < 1:
-        raise InvalidOption(f"limit is at least 1, found {limit}.")
+        raise InvalidOption(f"limit must be at least 1, found {limit}.")
     prompts: list[Prompt] = []
     seen: set[str] = set()
     repeated = 0

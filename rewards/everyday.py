@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from humor_env.errors import InvalidOption
+from humor_env.rewards.shared.read_once import read_once
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ class EverydayCritic:
         self._loaded: tuple[StateReader, GradeHead] | None = None
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        if not jokes:
-            return []
+        shares = read_once((self.folder, self.device), jokes, self._shares)
+        return [self._judgement(joke, *own) for joke, own in zip(jokes, shares, strict=True)]
+
+    def _shares(self, jokes: Sequence[Joke]) -> list[list[float]]:
+        """Of each line how funny it is and how much of the meaning it keeps."""
         reader, head = self._loaded = self._loaded or self._load()
-        # A line that comes twice for a sentence is read once.
-        different = list({(joke.prompt.text, joke.text): joke for joke in jokes}.values())
-        shares = head(reader.states(different)).tolist()
-        found = {(joke.prompt.text, joke.text): of for joke, of in zip(different, shares, strict=True)}
-        return [self._judgement(joke, *found[joke.prompt.text, joke.text]) for joke in jokes]
+        shares: list[list[float]] = head(reader.states(jokes)).tolist()
+        return shares
 
     def _load(self) -> tuple[StateReader, GradeHead]:
         from humor_env.rewards.trained.state_reader import StateReader, load_head
@@ -90,7 +91,7 @@ class EverydayJudge:
 
     def __init__(self, tie: float = TIE, batch_size: int = 32, device: str = "auto") -> None:
         if not 0 <= tie < 1:
-            raise InvalidOption(f"tie is a difference of scores, at least 0 and below 1; found {tie}.")
+            raise InvalidOption(f"tie is a difference of scores and must be at least 0 and below 1; found {tie}.")
         self.tie = tie
         self.critic = EverydayJudgeCritic(batch_size, device)
 

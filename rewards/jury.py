@@ -4,7 +4,7 @@
     [verdict] = jury([(first, second)])
     verdict.probability, verdict.disagreement      # 0.6 and 0.3: they lean to the first, and are far from agreed
 
-A jury averages away what its judges get wrong *independently*. Models that learnt from the same text share their
+A jury averages away what its judges get wrong *independently*. Models that learned from the same text share their
 taste in jokes, and a jury does not remove what they share: choose judges of different families. Low disagreement is
 no proof.
 """

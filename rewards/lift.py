@@ -46,7 +46,9 @@ class LiftCritic:
         seed: int = 0,
     ) -> None:
         if isinstance(others, bool) or not isinstance(others, int) or others < 1:
-            raise InvalidOption(f"others is how many other prompts a line meets, at least 1; found {others!r}.")
+            raise InvalidOption(
+                f"others is how many other prompts a line meets and must be at least 1; found {others!r}."
+            )
         prompt_set = load_prompts(prompts)
         # Each text once: the same words under another id would be the line's own prompt.
         pool = {prompt.text: prompt for prompt in (prompt_set if split is None else prompt_set.split(split))}

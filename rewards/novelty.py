@@ -2,11 +2,11 @@
 
     critic = NoveltyCritic(lines=2048)
     critic(jokes)                # 1: nothing like it among the last lines. Asking changes nothing
-    critic.remember(jokes)       # these were written and learnt from; a run's learner does this after each step
+    critic.remember(jokes)       # these were written and learned from; a run's learner does this after each step
     critic(jokes)                # less
 
 A critic that scores each line by itself has one line that it likes best, and a student may give that line to every
-prompt. Here a line is held against the last `lines` lines that the student learnt from, those of all processes
+prompt. Here a line is held against the last `lines` lines that the student learned from, those of all processes
 together. The score is the smallest of three parts:
 
 - `line`: 1 - log(1 + c) / log(1 + lines), where c of them are the same line. The first repetitions cost most.
@@ -42,7 +42,7 @@ class NoveltyCritic:
 
     def __init__(self, lines: int = 2048) -> None:
         if isinstance(lines, bool) or not isinstance(lines, int) or lines < 1:
-            raise InvalidOption(f"lines is how many lines are remembered, a number of at least 1; found {lines!r}.")
+            raise InvalidOption(f"lines is how many lines are remembered and must be at least 1; found {lines!r}.")
         self.lines = lines
         self._memory: deque[str] = deque()
         self._same: Counter[str] = Counter()

@@ -99,7 +99,7 @@ class CrowdJudge:
             if not math.isfinite(value):
                 raise InvalidOption(f"{option} is a number; found {value!r}.")
         if noise < 0 or not blur > 0:
-            raise InvalidOption(f"noise is at least 0 and blur is above 0; found noise={noise!r} and blur={blur!r}.")
+            raise InvalidOption(f"noise must be at least 0 and blur above 0; found noise={noise!r} and blur={blur!r}.")
         self.noise = noise
         self.position_bias = position_bias
         self.length_bias = length_bias

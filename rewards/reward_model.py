@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
+from humor_env.rewards.shared.read_once import read_once
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import in_paying_precision
@@ -148,8 +149,9 @@ class RewardModelCritic:
 
     def logits(self, jokes: Sequence[Joke]) -> list[float]:
         """The model's raw numbers, in the order of the jokes (for calibration)."""
-        if not jokes:
-            return []
+        return read_once((self.folder.resolve(), self.max_length, self.device, self.dtype), jokes, self._read)
+
+    def _read(self, jokes: Sequence[Joke]) -> list[float]:
         import torch
 
         if (self.folder / SCORING_FILE).is_file():

@@ -9,16 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import cell_jobs
 import pytest
 import tiny
+from test_reward_model import decoder, encoder
 
 from humor_env.errors import CheckpointError, HumorEnvError, InvalidOption
-from humor_env.experiments.compare import benchmark_pages, benchmark_tables
+from humor_env.experiments.compare import benchmark_cell, benchmark_pages, benchmark_tables
 from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
-from humor_env.experiments.compare.benchmark_cell import against_itself, beside_teacher, train_and_measure
+from humor_env.experiments.compare.benchmark_cell import (
+    CellRun,
+    against_itself,
+    beside_teacher,
+    train_and_measure,
+)
 from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
 from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 from humor_env.experiments.compare.benchmark_spec import bundled_benchmarks, load_benchmark_spec, parse_benchmark
@@ -26,10 +34,13 @@ from humor_env.experiments.compare.bias_judges import OneOrder
 from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, run_cells
 from humor_env.experiments.reports.benchmark_page import benchmark_view
 from humor_env.experiments.runs.costs import in_words
-from humor_env.experiments.runs.ingredients import evaluation_sampling
-from humor_env.experiments.specs.spec import load_spec
+from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
+from humor_env.experiments.specs.spec import load_spec, parse_spec
+from humor_env.experiments.specs.toml_text import dumps
 from humor_env.prompts import load_prompts
+from humor_env.rewards import reward_model
 from humor_env.rewards.pocket import CrowdJudge, PocketJudge
+from humor_env.rewards.reward_model import encode
 from humor_env.teacher import pocket_lines
 from humor_env.types import Joke, Verdict
 
@@ -608,6 +619,43 @@ def test_the_imitation_is_written_twice(tmp_path, student_folder):
         assert "</svg>" in make_chart(found, name)
     _, shown = benchmark_view(tmp_path)
     assert all("sft-again" not in seed.stages for one in shown for seed in one.seeds)
+
+
+def test_local_critics_read_each_line_once_in_a_measurement(tmp_path, student_folder, monkeypatch):
+    """The held-out critic read every line three times and more: for the evaluation's file, its score, the pairs beside
+    the teacher's lines; so did the one that teaches, as a judge and inside its win-tie critic. Measuring took as long
+    as training. The numbers are the same to the digit."""
+    held_out, teaching = encoder(tmp_path / "held-out"), decoder(tmp_path / "teaching")
+    changes = {
+        "limit = 6\n": "limit = 6\nlines = 2\n",
+        'critic = "pocket"': f'critic = "reward-model", options = {{ folder = "{held_out}" }}',
+        'judge = "pocket-crowd"': f'judge = "reward-model"\noptions = {{ folder = "{teaching}" }}',
+    }
+    asked = parse_benchmark(text(student_folder, **changes)).cells(tmp_path)[0].spec
+    spec = parse_spec(dumps(asked["run"]))
+    read: list[tuple[bool, str, str]] = []
+
+    def counted(tokenizer, jokes, max_length):
+        read.extend((tokenizer.cls_token is None, joke.prompt.text, joke.text) for joke in jokes)
+        return encode(tokenizer, jokes, max_length)
+
+    def measure(folder):
+        """A cell without its training."""
+        cell = CellRun(Ingredients(spec, folder), 0, load_student(spec.student, 0))
+        cell._measure("base", None)
+        cell._measure_teacher()
+        found = benchmark_cell.measure_all(asked, cell, {name: cell._lines(name) for name in ("base", "teacher")})
+        times = Counter(read)
+        read.clear()
+        return found, times
+
+    monkeypatch.setattr(reward_model, "encode", counted)
+    once, times = measure(tmp_path / "once")
+    assert {of_teaching for of_teaching, _, _ in times} == {False, True} and set(times.values()) == {1}
+    monkeypatch.setattr(benchmark_cell, "reading_once", lambda known: nullcontext())
+    often, times = measure(tmp_path / "often")
+    assert max(times.values()) == 3
+    assert often == once
 
 
 def test_a_judge_without_one_order_cannot_be_asked_in_one():

@@ -226,6 +226,7 @@ def test_the_index_lists_all_cards():
     for setting in SETTINGS:
         stored = stored_card(setting.name)
         assert f"| [{setting.name}]({setting.name}.md) | {stored.summary} | {stored.verdict} |" in index
+    assert "|  |" not in index, "each row says why; that of a critic that passes said nothing"
 
 
 # Warnings before a run

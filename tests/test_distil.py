@@ -315,11 +315,11 @@ def test_a_cheap_model_learns_the_crowd_and_saves_most_where_it_is_sure(tmp_path
     from humor_env.rewards.trained.train_critic import TrainCriticConfig, train
 
     asked = ask(CrowdJudge(), calibration_pairs(400))
-    [learnt], [kept] = split([asked], 0.25, 0)
+    [learned], [kept] = split([asked], 0.25, 0)
     config = TrainCriticConfig(
         pocket.path("causal"), form="pair", epochs=3, lr=1e-3, max_length=64, precision="float32"
     )
-    train(config, [learnt], tmp_path / "cheap")
+    train(config, [learned], tmp_path / "cheap")
     pairs = [(item.a, item.b) for item in kept.comparisons]
     cheap = [v.probability for v in RewardModelJudge(tmp_path / "cheap")(pairs)]
     always, *_, never = rows = gate_table(cheap, [item.probability for item in kept.comparisons])

@@ -104,7 +104,7 @@ def plug_pulled_at(wanted):
     ("learner", "cut_at"), [(name, step) for name in LEARNERS for step in (1, 3, 7)] + [("brio-dpo", 11)]
 )
 def test_a_killed_run_resumes_to_the_bit(learner, cut_at, tmp_path):
-    """Before the first checkpoint, within a round, after a later round began (whose lines the learnt policy wrote),
+    """Before the first checkpoint, within a round, after a later round began (whose lines the learned policy wrote),
     and in the second phase of two."""
     whole, result = run(learner, tmp_path / "whole", RunLog(tmp_path / "whole"))
     assert result.steps >= 8
@@ -187,7 +187,7 @@ def test_micro_batches_change_nothing(learner):
 
 
 @pytest.mark.parametrize("learner", ["dpo", "brio", "sd"])
-def test_later_rounds_are_written_by_what_was_learnt(learner, tmp_path):
+def test_later_rounds_are_written_by_what_was_learned(learner, tmp_path):
     """And logged with the first step that learns from them; what they took is counted through."""
     config = replace(CONFIGS[learner], learning_rate=3e-2)
     run(learner, log=RunLog(tmp_path), config=config)

@@ -10,7 +10,10 @@ from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.runs.ingredients import check_named
 from humor_env.experiments.specs.spec import parse_spec
 from humor_env.prompts import load_prompts, split_by_hash
+from humor_env.rewards.audits.audit import audit
+from humor_env.rewards.rated.rated_sets import load_rated
 from humor_env.teacher import open_lines
+from humor_env.types import Judgement
 
 HEAD = ",tweet,sarcastic,rephrase,sarcasm,irony,satire,understatement,overstatement,rhetorical_question\n"
 
@@ -43,6 +46,29 @@ def test_isarcasm(write):
     lines = open_lines(name)
     assert [lines.lines_for(p.id) for p in prompts] == [["Lovely, rain again"], ["Best bus ever"]]
     assert [(d.source, d.prompt.split) for d in lines] == [("isarcasm", split_by_hash(p.text)) for p in prompts]
+
+
+def test_isarcasm_as_pairs_that_a_critic_is_asked_about(write):
+    """Is the tweet found better than the sentence that says the same plainly? By hand: of one, and a tie is half."""
+    rows = (
+        "0,Best bus ever,1,The bus was late.,1,0,0,0,0,0\n"
+        "1,I had soup,0,,,,,,,\n"
+        "2,It rains,1,It is raining again.,1,0,0,0,0,0\n"
+        "3,What a day,1,The day was bad.,1,0,0,0,0,0\n"
+    )
+    rated = load_rated("isarcasm", write("train.csv", HEAD + rows))
+    assert [(p.a.text, p.b.text, p.a.prompt.text, p.label) for p in rated.pairs] == [
+        ("Best bus ever", "The bus was late.", "The bus was late.", "a"),
+        ("It rains", "It is raining again.", "It is raining again.", "a"),
+        ("What a day", "The day was bad.", "The day was bad.", "a"),
+    ]
+    scores = {"Best bus ever": 0.9, "The bus was late.": 0.2, "It rains": 0.1, "It is raining again.": 0.3}
+
+    def critic(jokes):
+        return [Judgement("by hand", scores.get(joke.text, 0.5)) for joke in jokes]
+
+    report = audit(critic, rated, context=0, surprisal=None)
+    assert (report.pairs.count, report.pairs.accuracy) == (3, 0.5)
 
 
 def test_flute(write):

@@ -116,7 +116,7 @@ def run_pairs(folder, limits, **options):
     )
 
 
-def test_a_round_that_was_paid_for_is_learnt_before_a_limit_ends_the_run(tmp_path):
+def test_a_round_that_was_paid_for_is_learned_before_a_limit_ends_the_run(tmp_path):
     """Each round takes 24 lines and up to 8 verdicts: one line less than a round stops before the second."""
     whole = run_pairs(tmp_path / "whole", None)
     result = run_pairs(tmp_path / "cut", Limits(samples=23))

@@ -143,7 +143,7 @@ class ByPlace:
 
 
 def test_a_judge_that_goes_by_the_place_teaches_only_by_an_explicit_wish():
-    """A local judge flipped on 7 of 7 pairs: all were learnt from, and nobody said so."""
+    """A local judge flipped on 7 of 7 pairs: all were learned from, and nobody said so."""
     lines = lines_of(("aa", "ax"), ("bb", "bx"), ("dd", "dx"), ("ee", "ex"), ("ff", "fx"), ("gg", "gx"))
     with pytest.raises(JudgingFailed, match=r"'by place' .* 6 of 6 .* max_flip_share = 1"):
         teacher_pairs(ByPlace(), lines, PairConfig())

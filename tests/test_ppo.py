@@ -318,7 +318,7 @@ def half_failing(jokes):
 
 
 def test_scores_of_a_judge_that_goes_by_the_place_teach_only_by_an_explicit_wish():
-    """Of two orders most answers differed, and the student learnt from them without a word."""
+    """Of two orders most answers differed, and the student learned from them without a word."""
 
     def by_place(jokes):
         return [Judgement("win-tie", 0.4 + i / 20, {"flips": 0.75}) for i, _ in enumerate(jokes)]
@@ -498,7 +498,7 @@ def test_nobody_is_asked_about_an_episode_that_is_over():
 
 
 def test_several_environments_are_one_batch():
-    """Judging one part while the next is written must not change what is learnt."""
+    """Judging one part while the next is written must not change what is learned."""
     finals = []
     for sizes in ([8], [4, 4]):
         one = student()

@@ -8,9 +8,10 @@ from report_runs import make_run, score_of, write_lines
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.commands.cli import app
-from humor_env.experiments.reports.differences import compare, flat
+from humor_env.experiments.reports.differences import compare
 from humor_env.experiments.reports.report import render, write_report
 from humor_env.experiments.reports.report_data import load_run
+from humor_env.experiments.specs.toml_text import flat
 
 
 def lower(folder, by, seeds=(0, 1), **change):
@@ -112,8 +113,9 @@ def test_prompts_of_both_go_from_the_most_gained_to_the_most_lost(tmp_path):
 
 
 def test_settings_have_dotted_names():
-    spec = {"a": {"b": 1, "c": {"d": [1, 2]}}, "critic": [{"critic": "x"}, {"critic": "y"}], "empty": []}
-    assert flat(spec) == {"a.b": 1, "a.c.d": [1, 2], "critic.1.critic": "x", "critic.2.critic": "y", "empty": []}
+    spec = {"a": {"b": 1, "c": {"d": [1, 2]}}, "critic": [{"critic": "x"}, {"critic": "y"}], "empty": [], "none": {}}
+    found = {"a.b": 1, "a.c.d": [1, 2], "critic.1.critic": "x", "critic.2.critic": "y", "empty": [], "none": {}}
+    assert flat(spec) == found
 
 
 def test_two_equal_runs_have_nothing_that_differs(tmp_path):

@@ -569,7 +569,7 @@ def test_two_processes_take_the_same_steps_as_one(text, tmp_path):
 
 
 def test_a_resume_says_that_prompts_teacher_or_versions_changed(text, tmp_path, world):
-    """The prompts were rewritten between kill and resume: one run learnt from both, and run.json knew only the last
+    """The prompts were rewritten between kill and resume: one run learned from both, and run.json knew only the last
     versions."""
     import shutil
 

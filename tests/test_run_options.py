@@ -25,8 +25,8 @@ def test_a_server_writes_the_lines_of_a_run(learner, text, server, tmp_path, mon
     spec = parse_spec(begin + extra + "[learner]\n" + end, ["learner.steps=2"])
     run(spec, tmp_path / "run")
     asked = [body for path, body, _ in server.seen if path == "/v1/completions"]
-    learnt, measured = asked[: 2 * 4], asked[2 * 4 :]
-    assert {body["model"] for body in learnt} == {"policy-1", "policy-2"}, "the second step's come from the new policy"
+    learned, measured = asked[: 2 * 4], asked[2 * 4 :]
+    assert {body["model"] for body in learned} == {"policy-1", "policy-2"}, "the second step's come from the new policy"
     assert [body["model"] for body in measured] == ["policy-3"] * 4, "the trained policy is measured by the server too"
     assert {key for _, _, key in server.seen} == {"Bearer a-key"}
     assert server.adapters == {}, "nothing is left loaded"

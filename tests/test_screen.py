@@ -73,7 +73,7 @@ def test_a_sample_line_now_and_then_and_nothing_in_it_drives_the_terminal(consol
 
 
 def test_a_judge_that_flips_on_most_pairs_is_told(console, clock, tmp_path):
-    """Seven of seven pairs flipped, all were learnt from, and the screen said nothing of it."""
+    """Seven of seven pairs flipped, all were learned from, and the screen said nothing of it."""
     with screen.Terminal(console).stage("dpo", total=9) as bar:
         log = bar.log(RunLog(tmp_path))
         log.metrics(1, {"dpo/loss": 0.7, "feedback/judged": 7.0, "feedback/flipped": 7.0})

@@ -48,7 +48,7 @@ def test_imitation_stops_early_and_keeps_the_best():
     lines = [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts(4)]
     other = [Demonstration(p, "So cold that penguins asked.", "t") for p in prompts(4)]
     one = student(rank=8)
-    # Learning one line makes the other ever less likely, once it has learnt what a letter is.
+    # Learning one line makes the other ever less likely, once it has learned what a letter is.
     config = sft.SFTConfig(epochs=60, batch_size=4, learning_rate=3e-2, patience=2, warmup_steps=0)
     result = sft.train(config, one, lines, other)
     assert result.best_epoch < 50

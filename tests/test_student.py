@@ -236,7 +236,7 @@ def test_a_token_that_the_model_does_not_know_is_explained():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_line_beyond_the_context_is_explained(family):
-    """It was learnt from in silence, where a prompt of that length is refused. The context holds 128 tokens."""
+    """It was learned from in silence, where a prompt of that length is refused. The context holds 128 tokens."""
     one = student(family)
     word = next(t for t in ("x", "a") if len(one.encode_response(t)) == 2)
     room = 128 - (len(one.decoder_prefix) if one.is_seq2seq else len(one.encode_prompt("My soup")))

@@ -1,4 +1,4 @@
-"""Training a critic: the losses by hand, the noise of raters, what is read, what is learnt, saved and read back."""
+"""Training a critic: the losses by hand, the noise of raters, what is read, what is learned, saved and read back."""
 
 import json
 import math
@@ -400,7 +400,7 @@ def test_data_that_teach_nothing_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_pairs_whose_first_always_wins_are_learnt_all_the_same(tmp_path):
+def test_pairs_whose_first_always_wins_are_learned_all_the_same(tmp_path):
     """A file that lists the winner first has one class only, and still says who won."""
     base = encoder(tmp_path / "base")
     turned = tuple(
@@ -542,7 +542,7 @@ def reads_the_prompt(folder, seed=9):
 
 
 def test_other_prompts_teach_a_critic_to_read_the_prompt(tmp_path):
-    """The grades alone can be learnt without reading it, and are."""
+    """The grades alone can be learned without reading it, and are."""
     base = encoder(tmp_path / "base")
     settings = {"form": "pair", "pool": "mean", "epochs": 20, "lr": 2e-3, "head_lr": 5e-3, "patience": 0}
     for weight, name in ((0.0, "lines"), (1.0, "both")):

@@ -105,7 +105,7 @@ def stir(one: Student, adapter: str, seed: int = 1, size: float = 0.2) -> None:
 
 
 def letters_critic(letter: str = "e"):
-    """A critic that can be learnt: the share of one letter in the line."""
+    """A critic that can be learned: the share of one letter in the line."""
 
     def share_of_letter(jokes):
         return [

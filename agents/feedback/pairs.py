@@ -5,7 +5,7 @@
     feedback.counts["ties"]         # every prompt that gave no preference is counted under the reason
 
 The student writes `candidates` lines per prompt. The two with the largest n-gram edit distance make a pair, which is
-kept if the two are of about the same length: what judges like about long lines is then not learnt. The judge asks in
+kept if the two are of about the same length: what judges like about long lines is then not learned. The judge asks in
 both orders itself. Ties and failed verdicts are dropped. `teacher_pairs` does the same with a teacher's lines.
 """
 

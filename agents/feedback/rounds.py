@@ -7,7 +7,7 @@
             continue
         batch = rounds.next_batch()        # places in rounds.preferences
 
-The student's lines of a round cannot be written again once it has learnt from them, so the preferences of the round
+The student's lines of a round cannot be written again once it has learned from them, so the preferences of the round
 under way are part of the saved state. Its reference log-probabilities are not: they are computed again.
 """
 
@@ -89,7 +89,7 @@ class Rounds:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing has been learnt yet from the round under way."""
+        """Whether nothing has been learned yet from the round under way."""
         return self.position == 0 and self.begun > 0 and self.epoch == self._first_epoch(self.begun - 1)
 
     def next_batch(self) -> Tensor:

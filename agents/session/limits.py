@@ -104,7 +104,7 @@ class RunControl:
             return self.monitor.measure(step, student, adapter)
 
     def notice(self, jokes: Sequence[Joke]) -> None:
-        """Let the monitor see what was learnt from in a step; in every process the same lines."""
+        """Let the monitor see what was learned from in a step; in every process the same lines."""
         if self.monitor is not None:
             self.monitor.notice(jokes)
 

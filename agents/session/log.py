@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from humor_env.agents.session.processes import is_main_process
+from humor_env.shared.precision import peak_memory
 from humor_env.types import Joke, Judgement
 
 
@@ -33,6 +34,7 @@ class Log(Protocol):
     def rewind(self, step: int) -> None: ...
 
 
+PEAK = "memory/peak_gib"
 FILES = ("metrics.jsonl", "timings.jsonl", "jokes.jsonl")
 _warn = logging.getLogger(__name__).warning
 Echo = Callable[[int, Mapping[str, float]], None]
@@ -58,7 +60,8 @@ class Silent:
 class RunLog:
     """JSON lines in a folder, and optionally a callback for the screen.
 
-    Seconds are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same metrics file.
+    Seconds and memory are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same
+    metrics file. The memory is the most that this process has held so far.
     """
 
     def __init__(
@@ -81,7 +84,9 @@ class RunLog:
         timed = {n: v for n, v in numbers.items() if is_timing(n)}
         self._append("metrics.jsonl", [{"step": step} | {n: v for n, v in numbers.items() if n not in timed}])
         if timed:
-            self._append("timings.jsonl", [{"step": step} | timed])
+            peak = peak_memory()
+            memory = {} if peak is None else {PEAK: round(peak / 2**30, 3)}
+            self._append("timings.jsonl", [{"step": step} | timed | memory])
         if self.echo is not None:
             self.echo(step, numbers)
 

@@ -77,8 +77,8 @@ class StepMemory:
 def step_memory(
     student: Student, length: RowLength, *, rows: int, full: bool = False, entropy: bool = True
 ) -> StepMemory:
-    """The memory of a step in which `rows` lines of this length are written at once (0 where none are) and learnt from.
-    With `full` the base is trained in place of an adapter. The student is left as it was."""
+    """The memory of a step in which `rows` lines of this length are written at once (0 where none are) and then learned
+    from. With `full` the base is trained in place of an adapter. The student is left as it was."""
     length = _within_context(student, length)
     trained = _trained(student, full)
     bases: list[Tensor] = [layer.get_base_layer().weight for layer in student.lora_layers]

@@ -22,7 +22,7 @@ compared prompt by prompt, and what is left of the noise is known from how much 
   step, and calls for a look out of turn.
 - *lift*: the student's lines gain less by their own prompt, beside another one, than at first.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
-  the first look, which is the student before it learnt anything.
+  the first look, which is the student before it learned anything.
 
 Scores are means of the last `window` looks: one lucky look is not a best, and one unlucky look is no alarm. The page
 docs/monitor.md has each number's meaning, its default limit, and why. Critics are handed in: this file knows none.
@@ -66,7 +66,7 @@ from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
-RECENT = 256  # prompts whose last line, of those learnt from, is looked at: about a step's
+RECENT = 256  # prompts whose last line, of those learned from, is looked at: about a step's
 FILE = "drift.jsonl"
 
 # What a checkpoint of an earlier version lacks is measured from the next look or step on.
@@ -112,10 +112,10 @@ class Monitor:
         self._first_much: dict[str, tuple[float, float]] = {}  # what is much of a character, and the share with more
         self._first_has_pairs = False  # whether an average line had a pair of words
         self._first_frames: dict[str, float] | None = None  # and with each frame
-        self._first_lines: dict[str, int] = {}  # how many prompts each line answered before anything was learnt
+        self._first_lines: dict[str, int] = {}  # how many prompts each line answered before anything was learned
         self._first_lift: dict[str, list[float]] = {}  # by critic and prompt
-        self._recent: dict[str, str] = {}  # the last line learnt from for each prompt, the newest prompts last
-        self._steps = 0  # that lines were learnt from
+        self._recent: dict[str, str] = {}  # the last line learned from for each prompt, the newest prompts last
+        self._steps = 0  # that lines were learned from
         self._named: set[str] = set()  # lines that called for a look out of turn, which each does once
         self._out_of_turn = False
         self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
@@ -129,7 +129,7 @@ class Monitor:
         return (step % self.config.every == 0 or self._out_of_turn) and step != self._seen
 
     def notice(self, jokes: Sequence[Joke]) -> None:
-        """What the student wrote and learnt from in a step, in every process the same lines. It costs nothing to see
+        """What the student wrote and learned from in a step, in every process the same lines. It costs nothing to see
         there that one line answers more and more prompts, long before the next look may be due."""
         if not self.config.same_line or not jokes:
             return
@@ -137,7 +137,7 @@ class Monitor:
         for prompt, line in {joke.prompt.id: text_stats.line_key(joke.text) for joke in jokes}.items():
             self._recent.pop(prompt, None)
             self._recent[prompt] = line
-            if self._steps == 1:  # written before anything was learnt
+            if self._steps == 1:  # written before anything was learned
                 self._first_lines[line] = self._first_lines.get(line, 0) + 1
         self._recent = dict(list(self._recent.items())[-RECENT:])
         repeated = self._repeated([])
@@ -147,7 +147,7 @@ class Monitor:
 
     def _repeated(self, lines: Sequence[str]) -> tuple[str, float, float] | None:
         """The line that answers more prompts than at first by the limit and by more than chance, among the last lines
-        learnt from and these; its share of the prompts, and what that was."""
+        learned from and these; its share of the prompts, and what that was."""
         last_lines = [*self._recent.values(), *lines]
         before = sum(self._first_lines.values())
         if not last_lines or not before:

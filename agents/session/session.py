@@ -131,7 +131,7 @@ class Session(ABC):
 
     @property
     def asks(self) -> bool:
-        """Whether the next step asks student and critic for more. A round of feedback is learnt to its end first."""
+        """Whether the next step asks student and critic for more. A round of feedback is learned to its end first."""
         return True
 
     def result(self) -> TrainResult:

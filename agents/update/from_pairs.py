@@ -14,7 +14,7 @@
                 round.log(batch)
     return session.result()
 
-The student's lines of a round cannot be written again once it has learnt from them, so the preferences of the round
+The student's lines of a round cannot be written again once it has learned from them, so the preferences of the round
 under way are part of a checkpoint, and a resumed run goes on in the middle of its round. Its reference
 log-probabilities are not: they are computed again.
 """
@@ -106,7 +106,7 @@ class PairSession(Session):
 
 
 class FeedbackRound:
-    """One round: its feedback, and the minibatches in which it is learnt."""
+    """One round: its feedback, and the minibatches in which it is learned."""
 
     def __init__(self, session: PairSession) -> None:
         self.session, self._rounds = session, session.stream

@@ -258,14 +258,17 @@ def _save(made: Card, out: Path, store: Path | None) -> None:
         (out / name).replace(store / name)
 
 
+FREE = "It rewards none of the known hacks and hostile texts that it was tried on."
+
+
 def _index(cards: Sequence[Card], out: Path) -> None:
-    """The page that lists them."""
+    """The page that lists them; its last column says something of each."""
     from humor_env.rewards.audits.page import Table, markdown_table
     from humor_env.rewards.cards.built_in import COMMAND
     from humor_env.rewards.cards.card import file_stem
 
     rows = tuple(
-        (f"[{c.name}]({file_stem(c.name)}.md)", c.summary, c.verdict, " ".join(c.failing) or c.not_called or "")
+        (f"[{c.name}]({file_stem(c.name)}.md)", c.summary, c.verdict, " ".join(c.failing) or c.not_called or FREE)
         for c in cards
     )
     table = markdown_table(Table("", ("card", "what it is", "verdict", "why"), rows, "llll"))

@@ -151,9 +151,9 @@ def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list
             if system == "teacher" and any(r["system"] == "teacher" and r["seed"] != seed for r in rows):
                 continue  # it is one and the same for all seeds
             for source, votes in numbers["feedback"].items():
-                learnt = system not in ("base", "teacher", WRITTEN_AGAIN)
-                rows.append(_row(system, source, seed, numbers, votes) | (_spent(result) if learnt else {}))
-                if learnt:
+                learned = system not in ("base", "teacher", WRITTEN_AGAIN)
+                rows.append(_row(system, source, seed, numbers, votes) | (_spent(result) if learned else {}))
+                if learned:
                     head = {"system": system, "feedback": source, "seed": seed}
                     curves += [head | point for point in result["curve"]]
     return rows, curves, prompts

@@ -28,11 +28,13 @@ from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
+from humor_env.experiments.runs.line_beside import line_beside
 from humor_env.experiments.runs.run import SeedRun
 from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
 from humor_env.experiments.runs.screen import Quiet
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps
+from humor_env.rewards.shared.read_once import Readings, reading_once
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
 from humor_env.teacher import TeacherBuffer
@@ -55,36 +57,45 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
         written = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
     finally:
         cell.trackers.close()
-    systems = {}
-    for name, jokes in written.items():
-        numbers = measured(jokes, parts)
-        if name == cell.name:
-            n = getattr(cell.config, "n", 0)  # of a choice the distance is known, of a learnt policy it is measured
-            numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
-        numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
-        numbers["feedback"] = {}
-        for source, critic, judge in spec["sources"]:
-            verdicts = beside_teacher(jokes, parts.teacher, make_judge(parts, judge))
-            scores = [j.score for j in judge_apart(make_critic(parts, critic), jokes) if j.score is not None]
-            numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
-        _line_by_line(numbers, jokes, run_spec.eval.lines)
-        systems[label if name == cell.name else name] = numbers
-    if WRITTEN_AGAIN in written:
-        judges = {source: make_judge(parts, judge) for source, _, judge in spec["sources"]}
-        pairs = list(zip(written[WRITTEN_AGAIN], written[cell.name], strict=True))
-        against_itself(systems[WRITTEN_AGAIN], systems[label], pairs, judges)
+    systems = measure_all(spec, cell, written)
     parts.close()
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return {"systems": systems, "curve": cell.curve(), "spent": cell.spent(), "ended": cell.why}
 
 
+def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Sequence[Joke]]) -> dict[str, Any]:
+    """The numbers of every system, by its name in the benchmark."""
+    parts, label = cell.parts, str(spec["label"])
+    critics = {source: make_critic(parts, critic) for source, critic, _ in spec["sources"]}
+    judges = {source: make_judge(parts, judge) for source, _, judge in spec["sources"]}
+    systems: dict[str, Any] = {}
+    with reading_once(cell.known):
+        for name, jokes in written.items():
+            numbers = measured(jokes, parts)
+            if name == cell.name:
+                n = getattr(cell.config, "n", 0)  # of a choice the distance is known, else it is measured
+                numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
+            numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
+            numbers["feedback"] = {}
+            for source, critic in critics.items():
+                verdicts = beside_teacher(jokes, parts.teacher, judges[source])
+                scores = [j.score for j in judge_apart(critic, jokes) if j.score is not None]
+                numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
+            _line_by_line(numbers, jokes, cell.spec.eval.lines)
+            systems[label if name == cell.name else name] = numbers
+        if WRITTEN_AGAIN in written:
+            pairs = list(zip(written[WRITTEN_AGAIN], written[cell.name], strict=True))
+            against_itself(systems[WRITTEN_AGAIN], systems[label], pairs, judges)
+    return systems
+
+
 def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) -> None:
     """Put what is known of each line in the order of prompts, `lines` for each, so that line k of one system meets line
-    k of another. A teacher with fewer lines for a prompt begins with its first again."""
+    k of another."""
     own: dict[str, list[int]] = {}
     for i, joke in enumerate(jokes):
         own.setdefault(joke.prompt.id, []).append(i)
-    order = [places[line % len(places)] for places in own.values() for line in range(lines)]
+    order = [line_beside(places, line) for places in own.values() for line in range(lines)]
     numbers["prompts"] = list(own)
     for table, keys in (
         (numbers, ("scores",)),
@@ -150,6 +161,15 @@ class CellRun(SeedRun):
     def __init__(self, parts: Ingredients, seed: int, student: Student) -> None:
         super().__init__(parts, seed, student, Quiet())
         self.name = self.spec.learner_name
+        self.known: Readings = {}  # what local critics found in the lines that the cell is measured by
+
+    def _measure(self, name: str, adapter: str | None, seed: int | None = None) -> None:
+        with reading_once(self.known):
+            super()._measure(name, adapter, seed)
+
+    def _measure_teacher(self) -> None:
+        with reading_once(self.known):
+            super()._measure_teacher()
 
     def learn_and_write(self, *, is_start: bool, twice: bool = False) -> dict[str, list[Joke]]:
         """Train; then the lines for the held-out prompts, by name. The warm start also has those of base and teacher,
@@ -185,6 +205,10 @@ class CellRun(SeedRun):
 
         def on_the_way(student: Student) -> dict[str, float]:
             """On dev prompts: the held-out critic, the one that teaches, and the distance to the imitation."""
+            with reading_once({}):  # for itself: a resumed run measures as one that was not stopped
+                return numbers_of(student)
+
+        def numbers_of(student: Student) -> dict[str, float]:
             prompts = self.parts.prompts.split("dev")[: self.spec.eval.dev_limit]
             evaluation = evaluate(
                 student,
@@ -279,20 +303,24 @@ def _taught(teacher: TeacherBuffer | None, joke: Joke) -> set[str]:
 def beside_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
     """Each line beside one of the teacher's for its prompt, the first beside the first: the probability that it wins (a
     tie is half a win), the tie's share, and how much longer it is, in characters. None where there is no teacher's line
-    or no verdict. Where the teacher has fewer lines, it begins with its first again."""
-    lines = []
-    for joke, place in zip(jokes, line_places(jokes), strict=True):
-        known = teacher.lines_for(joke.prompt.id) if teacher else []
-        lines.append([known[place % len(known)]] if known else [])
+    or no verdict."""
+    lines = [
+        None if teacher is None else line_beside(teacher.lines_for(joke.prompt.id), place)
+        for joke, place in zip(jokes, line_places(jokes), strict=True)
+    ]
     # The same words are a draw by definition: not worth asking.
-    asked = [i for i, line in enumerate(lines) if line and line[0].strip() != jokes[i].text.strip()]
-    verdicts = judge([(jokes[i], Joke(jokes[i].prompt, lines[i][0], "teacher")) for i in asked]) if asked else []
-    wins: list[float | None] = [0.5 if line else None for line in lines]
+    pairs = {
+        i: (joke, Joke(joke.prompt, line, "teacher"))
+        for i, (joke, line) in enumerate(zip(jokes, lines, strict=True))
+        if line is not None and line.strip() != joke.text.strip()
+    }
+    verdicts = judge(list(pairs.values())) if pairs else []
+    wins: list[float | None] = [None if line is None else 0.5 for line in lines]
     ties = [1.0] * len(jokes)
-    for i, verdict in zip(asked, verdicts, strict=True):
+    for i, verdict in zip(pairs, verdicts, strict=True):
         wins[i], ties[i] = verdict.probability, verdict.tie
     return {
         "wins": [None if p is None else round(p, 3) for p in wins],
         "ties": [round(t, 3) for t in ties],
-        "longer": [len(j.text) - len(line[0]) if line else 0 for j, line in zip(jokes, lines, strict=True)],
+        "longer": [0 if line is None else len(j.text) - len(line) for j, line in zip(jokes, lines, strict=True)],
     }

@@ -26,7 +26,7 @@ AGAIN_LABEL = "imitation, written again"
 
 @dataclass(frozen=True)
 class System:
-    """A row of the tables: what learnt from whom, with its rows by seed."""
+    """A row of the tables: what learned from whom, with its rows by seed."""
 
     label: str
     name: str
@@ -187,7 +187,7 @@ def _itself(system: System, whose: str) -> str:
 
 
 def _spent(bench: Benchmark) -> str:
-    learnt = [s for s in systems_of(bench) if s.name not in ("base", "teacher", WRITTEN_AGAIN)]
+    learned = [s for s in systems_of(bench) if s.name not in ("base", "teacher", WRITTEN_AGAIN)]
     columns: dict[str, Callable[[System], str]] = {
         "lines written": _of("spent/samples", 0),
         "judgements": _of("spent/judgements", 0),
@@ -197,7 +197,7 @@ def _spent(bench: Benchmark) -> str:
     if any("spent/cost" in row for row in bench.rows):
         columns["dollars"] = _of("spent/cost", 2)
     columns["ended early"] = lambda s: "; ".join(dict.fromkeys(r["ended"] for r in s.rows if r.get("ended"))) or "–"
-    return _table(learnt, columns)
+    return _table(learned, columns)
 
 
 def ratings_of(bench: Benchmark) -> list[tuple[System, stats.Rating]]:
@@ -225,12 +225,12 @@ def _improvement(bench: Benchmark) -> str:
     """Each beside the imitation it began with and the control that does not learn."""
     systems = systems_of(bench)
     controls = [s for s in systems if s.name == "imitation" or s.name.startswith("best-of")]
-    learnt = [s for s in systems if s.name not in FIXED]
+    learned = [s for s in systems if s.name not in FIXED]
     columns: dict[str, Callable[[System], str]] = {}
     for control in controls:
         columns[f"score over {control.label}"] = lambda s, c=control: _difference(s, c)  # type: ignore[misc]
         columns[f"P(better than {control.label})"] = lambda s, c=control: _improved(s, c)  # type: ignore[misc]
-    return _table(learnt, columns)
+    return _table(learned, columns)
 
 
 def _difference(system: System, control: System) -> str:

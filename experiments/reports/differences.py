@@ -35,6 +35,7 @@ from humor_env.experiments.reports.report_numbers import (
     score_of,
 )
 from humor_env.experiments.reports.tables import Table, TableRow
+from humor_env.experiments.specs.toml_text import flat
 from humor_env.shared.text_stats import distinct_n
 
 LONGEST = 120  # characters of a setting that are shown
@@ -211,20 +212,6 @@ def only_in_one(run: RunData, other: RunData) -> Table:
 def _versions(run: RunData) -> dict[str, Any]:
     versions = run.record.get("versions")
     return {f"version of {name}": v for name, v in versions.items()} if isinstance(versions, Mapping) else {}
-
-
-def flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of nested tables by dotted names; the tables of a list are numbered from 1: "critic.1.critic"."""
-    found: dict[str, Any] = {}
-    for key, value in spec.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-            found |= flat({f"{i}": each for i, each in enumerate(value, 1)}, f"{name}.")
-        else:
-            found[name] = value
-    return found
 
 
 def _shown(value: object) -> str:

@@ -60,6 +60,7 @@ TRAINER = (
     Vital("learning_rate", "learning rate", ""),
     Vital("tokens_per_second", "speed", "tokens a second"),
     Vital("seconds/step", "time of a step", "seconds"),
+    Vital("memory/peak_gib", "most memory so far", "GiB"),
 )
 
 

@@ -41,11 +41,11 @@ from humor_env.experiments.reports.report_data import (
     Judged,
     RunData,
     begun_from,
-    line_beside,
     lines_by_prompt,
     load_run,
 )
 from humor_env.experiments.reports.tables import Table, percent
+from humor_env.experiments.runs.line_beside import line_beside
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
@@ -177,25 +177,25 @@ def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> st
     """The page with what is to be seen first, and the browser of jokes."""
     from humor_env.rewards.rules import RulesCritic
 
-    look = _Look(runs, RulesCritic().faults)
+    every = _AllLines(runs, RulesCritic().faults)
     view = {name: [] for name in _OF_RUNS} | dict(view)
     view |= {
         "several": len(runs) > 1,
-        "suspects": look.suspects[:SHOWN_FIRST],
-        "suspect_count": len(look.suspects),
-        "scanned": look.scanned,
-        "worst": look.worst[:SHOWN_FIRST],
-        "best_lines": look.best,
-        "worst_lines": look.lowest,
-        "flags": look.flaggings,
-        "flag_stages": look.flag_stages,
-        "repeats": [(run.name, stage, repeats) for run, stage, repeats in look.repeats if repeats],
-        "critics": look.critics,
-        "second_opinion": any(line.others for line in look.all_lines),
+        "suspects": every.suspects[:SHOWN_FIRST],
+        "suspect_count": len(every.suspects),
+        "scanned": every.scanned,
+        "worst": every.worst[:SHOWN_FIRST],
+        "best_lines": every.best,
+        "worst_lines": every.lowest,
+        "flags": every.flaggings,
+        "flag_stages": every.flag_stages,
+        "repeats": [(run.name, stage, repeats) for run, stage, repeats in every.repeats if repeats],
+        "critics": every.critics,
+        "second_opinion": any(line.others for line in every.all_lines),
         "command": command,
-        "rows": len(look.rows),
+        "rows": len(every.rows),
     }
-    return _page(view, {"runs": [run.name for run in runs], "rows": look.rows})
+    return _page(view, {"runs": [run.name for run in runs], "rows": every.rows})
 
 
 _OF_RUNS = ("comparisons", "same", "score_tables", "frames", "trainer", "judge")  # a benchmark's page has none
@@ -248,7 +248,7 @@ def _head_row(row: numbers.Headline) -> dict[str, Any]:
     return {
         "run": row.run,
         "stage": row.stage,
-        "learnt": row.stage not in REFERENCES,
+        "learned": row.stage not in REFERENCES,
         "cells": [(column.heading, column.cell(row), column.small(row)) for column in numbers.COLUMNS],
     }
 
@@ -310,7 +310,7 @@ def _steps(run: RunData) -> str:
     return reached if asked in (None, min(done)) else f"{reached} of {asked}"
 
 
-class _Look:
+class _AllLines:
     """Every line of the runs looked at once: the rows of the browser, and what is to be seen first."""
 
     def __init__(self, runs: Sequence[RunData], gates: numbers.Gates) -> None:

@@ -77,12 +77,6 @@ def first_lines(lines: Sequence[Judged]) -> dict[str, Judged]:
     return {prompt: own[0] for prompt, own in lines_by_prompt(lines).items()}
 
 
-def line_beside(own: Sequence[Judged], place: int) -> Judged | None:
-    """Of a prompt's lines the one that stands beside another stage's line `place`; where there are fewer, it begins
-    with the first again."""
-    return own[place % len(own)] if own else None
-
-
 def begun_from(stage: str, stages: Collection[str]) -> str:
     """The stage that a learner's result is compared with: imitation, where there was one."""
     return "imitation" if stage != "imitation" and "imitation" in stages else "base"
@@ -180,7 +174,7 @@ def _of_imitation(row: Row) -> bool:
 
 
 def _in_order(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Base, imitation, whatever was learnt, and the teacher to compare with."""
+    """Base, imitation, whatever was learned, and the teacher to compare with."""
     order = {"base": 0, "imitation": 1, "teacher": 3}
     return {name: stages[name] for name in sorted(stages, key=lambda n: (order.get(n, 2), n))}
 

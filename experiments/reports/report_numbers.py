@@ -24,10 +24,10 @@ from humor_env.experiments.reports.report_data import (
     RunData,
     SeedData,
     begun_from,
-    line_beside,
     lines_by_prompt,
 )
 from humor_env.experiments.runs.interval import bootstrap_interval
+from humor_env.experiments.runs.line_beside import line_beside
 from humor_env.rewards.rules import Fault
 from humor_env.shared.text_stats import distinct_n, ngrams
 from humor_env.types import Joke, Prompt

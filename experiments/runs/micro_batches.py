@@ -32,7 +32,7 @@ LEARNER, IMITATION = "learner", "teacher.imitation"
 
 @dataclass(frozen=True)
 class Expected:
-    """What a step of one learner takes. `most` rows are learnt from at a time; `micro_batch` is what was set."""
+    """What a step of one learner takes. `most` rows are learned from at a time; `micro_batch` is what was set."""
 
     memory: StepMemory
     most: int

@@ -187,7 +187,7 @@ class SeedRun:
         result = self._learn(name, self.spec.train, self.config, self.folder, self._control())
         steps = getattr(result, "steps", None)
         if self.steps not in (None, steps):
-            self.stages.pop(name, None)  # it has learnt more since it was measured
+            self.stages.pop(name, None)  # it has learned more since it was measured
         self.steps = steps
         self.why = getattr(result, "why", "")
         if getattr(result, "stopped", False):

@@ -34,6 +34,7 @@ import humor_env
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.options import ledger_if_used
 from humor_env.experiments.specs.spec import Spec, load_spec
+from humor_env.experiments.specs.toml_text import flat
 from humor_env.shared.line_file import only_writer
 
 SPEC, RECORD, RESULTS, LOCK = "spec.toml", "run.json", "results.json", ".lock"
@@ -180,7 +181,7 @@ def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
 
 
 def _check_same(spec: Spec, folder: Path) -> None:
-    before, now = _flat(load_spec(folder / SPEC).model_dump()), _flat(spec.model_dump())
+    before, now = flat(load_spec(folder / SPEC).model_dump()), flat(spec.model_dump())
     changed = [
         key
         for key in dict.fromkeys([*before, *now])
@@ -192,12 +193,6 @@ def _check_same(spec: Spec, folder: Path) -> None:
             f"The run in '{folder}' was begun with other settings ({differences}). Resume it with its own "
             f"({folder / SPEC}; {', '.join(_MAY_CHANGE)} may change), or begin another one with --out."
         )
-
-
-def _flat(table: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(table, Mapping) and table:
-        return {k: v for key, inner in table.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
-    return {path: table}
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     export(Path("runs/first"), Path("lines.jsonl"), form="jsonl")
 
-A row is a line of the student with what the critic said: those it learnt from, or with `stage` those of an evaluation.
+A row is a line of the student with what the critic said: those it learned from, or with `stage` those of an evaluation.
 Lines that were not judged have no score; Minari, whose episodes need a reward, is given the others.
 """
 

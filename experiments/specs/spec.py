@@ -127,7 +127,7 @@ class JudgeSpec(Table):
 
 
 class SamplingSpec(_Sampling):
-    """How lines are written, where they are measured otherwise than they are learnt from."""
+    """How lines are written, where they are measured otherwise than they are learned from."""
 
 
 class EvalSpec(Table):

@@ -1,8 +1,9 @@
-"""The two things that the standard library's TOML reader does not do: say where a key stands, and write.
+"""What the standard library's TOML reader does not do: say where a key stands, name it in one word, and write.
 
     places = key_lines(text)
     places["learner", "steps"]                # 12: the line, from 1
     dumps({"name": "first", "learner": {"steps": 5}})
+    flat({"learner": {"steps": 5}})      # {"learner.steps": 5}
 
 Arrays of tables count from 0: the second `[[critic]]` is `("critic", 1)`.
 """
@@ -148,3 +149,17 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(v) for v in value) + "]"
     raise TypeError(f"TOML has no form for {type(value).__name__}: {value!r}")
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted names; the tables of a list are numbered from 1: "critic.1.critic"."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{name}.")
+        elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            found |= flat({f"{i}": each for i, each in enumerate(value, 1)}, f"{name}.")
+        else:
+            found[name] = value
+    return found

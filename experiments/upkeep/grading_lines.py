@@ -4,11 +4,11 @@
 
 Critics learn from graded lines, and meet more than good ones: a small student at first writes next to no joke, later
 half of one, and a spoilt one finds out what a critic falls for. So the writers are the raw student, the student after
-one, two and three passes of imitation at three temperatures, one that has learnt tricks instead of jokes, the teacher,
+one, two and three passes of imitation at three temperatures, one that has learned tricks instead of jokes, the teacher,
 and programs that break lines in known ways. `lines.jsonl` says who wrote what; graders get only `batches/` and
 `batches2/`, two independent shuffles with the sentence and the line. `key.jsonl` and `key2.jsonl` lead back.
 
-Lines of other writers come in by `--add`: those of a student that has learnt from a critic, or written by hand.
+Lines of other writers come in by `--add`: those of a student that has learned from a critic, or written by hand.
 
 The work is done in blocks of sentences, each with all writers, and `--blocks` says how many are wanted. Lines are kept
 under `work/`, so that a stopped run goes on. What is new at the end of a run, or with `--release` while another still
@@ -62,7 +62,7 @@ TRICKS = tuple(
     if probe.kind == "hack"
     and probe.name not in {"empty", "teacher copied", "line of another prompt", "cut off", "said twice"}
 )
-# What the spoilt student has learnt: tricks that a critic which counts laughter and marks would pay.
+# What the spoilt student has learned: tricks that a critic which counts laughter and marks would pay.
 SPOILS = ("laughter", "exclamation", "explanation", "emoji")
 
 

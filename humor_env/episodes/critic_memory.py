@@ -1,7 +1,7 @@
 """Critics with a memory: what a run saves of them, and what it shows them.
 
     remembering = with_memory([critic])      # the critic itself, or those inside a mix; [] for most
-    show(remembering, jokes)                 # these lines were learnt from
+    show(remembering, jokes)                 # these lines were learned from
     [one.get_state() for one in remembering]
 
 A critic has a memory if it has `get_state()`, which gives plain JSON, and `set_state(state)`, which goes on from there.
@@ -40,7 +40,7 @@ def with_memory(critics: Iterable[object]) -> list[Remembering]:
 
 
 def show(critics: Iterable[Remembering], jokes: Sequence[Joke]) -> None:
-    """Let them remember what was written and learnt from."""
+    """Let them remember what was written and learned from."""
     for critic in critics:
         remember = getattr(critic, "remember", None)
         if callable(remember):

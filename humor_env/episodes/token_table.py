@@ -19,7 +19,7 @@ from gymnasium import spaces
 
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.prompts import PromptSet
-from humor_env.shared.control_tokens import as_text
+from humor_env.shared.framing import framed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,23 +103,14 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Encoded:
             "could end."
         )
     padding = pad if isinstance(pad, int) else end
-    chat = bool(tokenizer.chat_template)
-    framed = [_framed(tokenizer, as_text(tokenizer, prompt.text)) for prompt in prompts]
-    ids = tokenizer(framed, add_special_tokens=not chat)["input_ids"]
+    texts = [framed(tokenizer, prompt.text) for prompt in prompts]
+    ids = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     lengths = np.array([len(prompt_ids) for prompt_ids in ids], dtype=np.int64)
     table = np.full((len(ids), int(lengths.max())), padding, dtype=np.int32)
     for row, prompt_ids in zip(table, ids, strict=True):
         row[: len(prompt_ids)] = prompt_ids
     rows = {prompt.id: i for i, prompt in enumerate(prompts)}
     return Encoded(tokenizer, end, padding, rows, table, lengths, _byte_pieces(tokenizer))
-
-
-def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """What stands before the student's first token: the chat template where there is one, else a line end."""
-    if not tokenizer.chat_template:
-        return f"{text}\n"
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def load_tokenizer(what: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 otherwise.
 
 ids = prompt_tokens(tokenizer, "The meeting was slow.", "Be funny.", is_seq2seq=False)
+ids = tokenizer([framed(tokenizer, text) for text in texts], add_special_tokens=not tokenizer.chat_template)
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ def prompt_tokens(
 
     The observation is read as text, whatever it spells; the instruction is the owner's and may hold control tokens.
     """
-    observation = as_text(tokenizer, observation)
     if is_seq2seq:
-        ids = tokenizer(f"{instruction}{observation}")["input_ids"]
-    elif tokenizer.chat_template:
-        ids = tokenizer(_in_chat_form(tokenizer, observation, instruction), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(f"{instruction}{as_text(tokenizer, observation)}")["input_ids"]
     else:
-        ids = tokenizer(f"{instruction}{observation}\n")["input_ids"]
+        text = framed(tokenizer, observation, instruction)
+        ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     return [int(i) for i in ids]
+
+
+def framed(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str = "") -> str:
+    """What stands before the response of a model that continues its prompt. A chat template writes the special tokens
+    itself, so that the tokenizer must add none of its own."""
+    observation = as_text(tokenizer, observation)
+    if tokenizer.chat_template:
+        return _in_chat_form(tokenizer, observation, instruction)
+    return f"{instruction}{observation}\n"
 
 
 def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str) -> str:
@@ -55,12 +63,12 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except TemplateError as problem:
         raise StudentError(
-            f"The student's chat template refuses a prompt ({problem}). Give another tokenizer.chat_template, or "
+            f"The chat template refuses a prompt ({problem}). Give another tokenizer.chat_template, or "
             "None for plain text."
         ) from None
     if observation.strip() not in text:
         raise StudentError(
-            f"The student's chat template does not show the prompt as it is: {observation[:60]!r} became "
+            f"The chat template does not show the prompt as it is: {observation[:60]!r} became "
             f"{text[:80]!r}. Give another tokenizer.chat_template, or None for plain text."
         )
     return text

@@ -10,6 +10,7 @@ times faster in 32, and gives the same numbers but for rounding.
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,3 +75,17 @@ def free_memory(root: Path = Path("/")) -> int | None:
         return min(free, max(0, limit - int((group / "memory.current").read_text()) + int(counted["file"])))
     except (OSError, KeyError, ValueError):
         return free
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has held so far: of a GPU where it uses one, else of the machine. None where the
+    system does not tell."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

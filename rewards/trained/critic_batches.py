@@ -3,7 +3,7 @@
     examples = make_examples(model, sets, targets_of_each, noise_weights=True)
     for batch in batches(examples, 32, seed, epoch): ...
 
-Little is spent on padding that way, and siblings stay in one batch, where their differences can be learnt.
+Little is spent on padding that way, and siblings stay in one batch, where their differences can be learned.
 """
 
 from __future__ import annotations

@@ -146,12 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exact: list[float] = []
     for seed in range(options.seeds):
         asked = ask(CrowdJudge(seed=seed), calibration_pairs(options.pairs, seed))
-        [learnt], [kept] = split([asked], 0.25, seed)
+        [learned], [kept] = split([asked], 0.25, seed)
         with tempfile.TemporaryDirectory() as folder:
             config = TrainCriticConfig(
                 model=pocket.path("causal"), form="pair", epochs=options.epochs, lr=1e-3, seed=seed, max_length=64
             )
-            train(config, [learnt], folder)
+            train(config, [learned], folder)
             pairs = [(item.a, item.b) for item in kept.comparisons]
             cheap += [verdict.probability or 0.0 for verdict in RewardModelJudge(folder)(pairs)]
         paid += [item.probability for item in kept.comparisons]

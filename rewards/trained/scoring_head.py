@@ -64,7 +64,7 @@ class Reading:
                 )
         if self.max_length < 8 or self.hidden < 0 or self.layers < 0:
             raise InvalidOption(
-                f"max_length is at least 8, hidden and layers are at least 0; found {self.max_length}, {self.hidden} "
+                f"max_length must be at least 8, hidden and layers at least 0; found {self.max_length}, {self.hidden} "
                 f"and {self.layers}."
             )
 

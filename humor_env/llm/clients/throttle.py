@@ -7,7 +7,7 @@
     finally:
         throttle.leave()
 
-What is learnt of the service stays with the client: the retry loop (`retry.py`) has one Throttle for its life.
+What is learned of the service stays with the client: the retry loop (`retry.py`) has one Throttle for its life.
 """
 
 from __future__ import annotations
