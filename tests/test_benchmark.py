@@ -100,8 +100,20 @@ def student_folder(tmp_path_factory) -> str:
     return str(folder)
 
 
-def text(student: str = "pocket:causal", learners: str = LEARNERS, **changes: str) -> str:
+@pytest.fixture(scope="session")
+def few_prompts(tmp_path_factory) -> str:
+    """A file with 48 of the pocket world's sentences to learn from: imitating all 2400 takes a minute each time."""
+    world, path = load_prompts("pocket"), tmp_path_factory.mktemp("prompts") / "few.jsonl"
+    chosen = [p for split, count in (("train", 48), ("dev", 4), ("test", 6)) for p in world.split(split)[:count]]
+    rows = [{"id": p.id, "text": p.text, "split": p.split} for p in chosen]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def text(student: str = "pocket:causal", learners: str = LEARNERS, prompts: str = "", **changes: str) -> str:
     found = SPEC.replace("STUDENT", student) + learners
+    if prompts:
+        found = found.replace("[shared.student]", f'[shared.env]\nprompts = "{prompts}"\n\n[shared.student]')
     for before, after in changes.items():
         assert before in found
         found = found.replace(before, after)
@@ -384,7 +396,7 @@ def run_here(one: Cell) -> dict:
 
 
 @pytest.mark.slow
-def test_budgets_are_equal_as_the_feedback_itself_counts_them(tmp_path, monkeypatch, student_folder):
+def test_budgets_are_equal_as_the_feedback_itself_counts_them(tmp_path, monkeypatch, student_folder, few_prompts):
     monkeypatch.setenv("COUNTING_FILE", str(tmp_path / "count"))
     learners = LEARNERS + "".join(
         f'\n[[learners]]\nname = "{name}"\nsettings = {{ {settings} }}\n'
@@ -394,7 +406,8 @@ def test_budgets_are_equal_as_the_feedback_itself_counts_them(tmp_path, monkeypa
             ("brio", "epochs = 2, rounds = 2"),
         )
     )
-    spec = text(student_folder, learners, **{'judge = "pocket-crowd"': 'judge = "cell_jobs:CountingJudge"'})
+    counting = {'judge = "pocket-crowd"': 'judge = "cell_jobs:CountingJudge"'}
+    spec = text(student_folder, learners, few_prompts, **counting)
     scalar = spec.replace("critic_options = { max_lines = 1 }", 'critic = "cell_jobs:CountingCritic"')
     bench = parse_benchmark(scalar)
     begin, *cells = bench.cells(tmp_path)
@@ -416,9 +429,9 @@ def test_budgets_are_equal_as_the_feedback_itself_counts_them(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder):
+def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder, few_prompts):
     """All learners of a seed begin with the same weights; the files hold what the tables say."""
-    bench = parse_benchmark(text(student_folder))
+    bench = parse_benchmark(text(student_folder, prompts=few_prompts))
     cells = bench.cells(tmp_path)
     for one in cells[:-1]:
         run_here(one)
@@ -486,13 +499,11 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
-def test_a_killed_benchmark_goes_on_where_it_was(tmp_path, student_folder):
+def test_a_killed_benchmark_goes_on_where_it_was(tmp_path, student_folder, few_prompts):
     """SIGKILL in the middle of a learner: no process is left behind, what was finished is not done again, and the
     outcome is that of a benchmark that was never killed."""
     spec, script = tmp_path / "bench.toml", tmp_path / "go.py"
-    spec.write_text(
-        text(student_folder, LEARNERS.replace("epochs = 2", "epochs = 40")).replace("samples = 48", "samples = 160")
-    )
+    spec.write_text(text(student_folder, prompts=few_prompts).replace("samples = 48", "samples = 160"))
     script.write_text(KILLED)
     arguments = [sys.executable, str(script), str(spec)]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -591,10 +602,10 @@ def test_only_the_warm_start_is_written_twice_and_only_where_it_is_asked_for():
 
 
 @pytest.mark.slow
-def test_the_imitation_is_written_twice(tmp_path, student_folder):
+def test_the_imitation_is_written_twice(tmp_path, student_folder, few_prompts):
     """The same weights with other random numbers, two lines for each prompt; the page has a table of it."""
     changes = {"limit = 6\n": "limit = 6\nlines = 2\n", "seeds = [0]": "seeds = [0]\nnoise_floor = true"}
-    bench = parse_benchmark(text(student_folder, **changes))
+    bench = parse_benchmark(text(student_folder, prompts=few_prompts, **changes))
     run_here(bench.cells(tmp_path)[0])
     (tmp_path / "spec.toml").write_text(bench.to_toml())
     found = collect(tmp_path)
