@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -200,18 +201,23 @@ def test_an_unknown_student_is_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", pocket.STUDENTS)
-def test_a_rebuild_learns_saves_and_repeats(name, tmp_path):
-    """Twenty steps, twice: the same weights, a lower loss, and a folder that loads as float32."""
-    recipe = Recipe(student=name, steps=20, batch_tokens=400, threads=1)
+def test_a_rebuild_learns_saves_and_repeats(name, tmp_path, monkeypatch):
+    """Four steps, twice: the same weights, a lower loss, and a folder that loads as float32.
+
+    Muon takes seconds a step on a processor (it multiplies in bfloat16), and a student of so few steps babbles to its
+    longest reply: eight lines are measured, not 256.
+    """
+    monkeypatch.setattr(pretrain_pocket, "measure", partial(pretrain_pocket.measure, count=8))
+    recipe = Recipe(student=name, steps=4, batch_tokens=400, vocabulary=400, threads=1)
     losses = []
     first = pretrain_pocket.pretrain(recipe, tmp_path / "a", report=lambda step, done, loss: losses.append(loss))
     second = pretrain_pocket.pretrain(recipe, tmp_path / "b")
     assert losses[-1] < losses[0]
-    assert first["steps"] == 20
+    assert first["steps"] == 4
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
     weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in "ab"]
     assert weights[0] == weights[1]
-    assert json.loads((tmp_path / "a" / "recipe.json").read_text())["recipe"]["steps"] == 20
+    assert json.loads((tmp_path / "a" / "recipe.json").read_text())["recipe"]["steps"] == 4
 
 
 # ---- the bundled weights ----
