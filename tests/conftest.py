@@ -63,11 +63,24 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several test processes each is given a stretch of the list and takes from the others' when it is done. The
-    long tests come first in the stretches of two, so that none of them is begun when everything else is over."""
+    long tests come first in the stretches of two, so that none of them is begun when everything else is over. Those of
+    a file that share a fixture stay together: apart, each process made the fixture (the site, the wheel) for itself."""
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]
+    halves: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
+    half_of: dict[str, list[pytest.Item]] = {}
+    for item in slow:
+        shorter = min(halves, key=len)
+        half_of.setdefault(_what_shares(item), shorter).append(item)
     middle = len(quick) // 2
-    items[:] = [*slow[::2], *quick[:middle], *slow[1::2], *quick[middle:]]
+    items[:] = [*halves[0], *quick[:middle], *halves[1], *quick[middle:]]
+
+
+def _what_shares(item: pytest.Item) -> str:
+    """The file of a test that uses a fixture of the whole file, else the test itself."""
+    found = getattr(item, "_fixtureinfo", None)  # a doctest has none
+    definitions = found.name2fixturedefs.values() if found else ()
+    return str(item.path) if any(each[-1].scope == "module" for each in definitions) else item.nodeid
 
 
 class TapeCritic:
