@@ -113,6 +113,7 @@ def test_a_line_that_is_too_long_and_an_unknown_field_are_told_and_the_session_g
         assert env.step({"text": "So slow."}).done
 
 
+@pytest.mark.slow
 def test_64_sessions_at_once_of_which_one_is_killed(critic, prompts, monkeypatch):
     """Each gets the score of its own line; lines that wait are judged in one call. One is killed while all 64 wait for
     the critic, and its place is free afterwards."""
@@ -194,6 +195,7 @@ def test_the_validator_passes_what_it_grades(prompts, critic):
     assert found["passed"], found
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_is_there():
     import yaml
 
