@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_PINNED = {"pip", "setuptools", "wheel"}  # what builds packages: `pip freeze` leaves them out as well
 
 
 def lines(text):
@@ -48,7 +49,8 @@ def test_all_that_is_installed_for_development_is_pinned():
     assert len(versions) == len(pinned), "a package is named twice"
     found = needed()
     assert len(found) > 200
-    assert {name: version for name, version in found.items() if versions.get(name) != version} == {}
+    wrong = {name: version for name, version in found.items() if versions.get(name) != version}
+    assert {name: version for name, version in wrong.items() if name not in NOT_PINNED} == {}
 
 
 def test_the_pins_are_in_the_order_of_the_alphabet():
