@@ -57,6 +57,7 @@ CIRCLES = {
 
 # Loaded only where they are used, so that `import humor_env` stays light.
 HEAVY = {"torch", "transformers", "anthropic", "openai", "datasets", "peft", "trl", "accelerate", "scipy", "pydantic"}
+HEAVY |= {"trackio", "tensorboard", "wandb", "openenv", "inspect_ai"}
 
 
 def imports(path):

@@ -140,6 +140,7 @@ def test_what_there_is_not_is_explained():
         humor_paraphrase(prompts="pocket", critic="pocket", split="tset")
 
 
+@pytest.mark.slow
 def test_inspect_finds_the_task_by_its_name(tmp_path, monkeypatch):
     """By the entry point of setup.cfg, in a process of its own, as whoever types the command."""
     config = configparser.ConfigParser()
