@@ -429,9 +429,10 @@ def test_budgets_are_equal_as_the_feedback_itself_counts_them(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder, few_prompts):
+def test_a_benchmark_from_its_spec_to_its_page(tmp_path, student_folder):
     """All learners of a seed begin with the same weights; the files hold what the tables say."""
-    bench = parse_benchmark(text(student_folder, prompts=few_prompts))
+    # With all sentences: after few of them PPO moves so little that the measured KL may fall below 0 by chance.
+    bench = parse_benchmark(text(student_folder))
     cells = bench.cells(tmp_path)
     for one in cells[:-1]:
         run_here(one)

@@ -19,7 +19,6 @@ from pathlib import Path
 from humor_env.errors import InvalidOption, RatingsError
 from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText
 from humor_env.rewards.rated.tables import Column, Row, read_table, read_text
-from humor_env.sources.human_pairs import pair_lines
 from humor_env.types import Prompt
 
 NOT_A_NUMBER = float("nan")
@@ -434,20 +433,6 @@ def _scale(grades: Sequence[float], low: float | None, high: float | None) -> tu
     if grades and not (bottom <= min(grades) and max(grades) <= top):
         raise RatingsError(f"Grades lie in {min(grades):g} to {max(grades):g}, outside low={bottom:g} to high={top:g}.")
     return bottom, top if top > bottom else bottom + 1
-
-
-def load_isarcasm(paths: Sequence[Path]) -> RatedSet:
-    """iSarcasmEval's English training file: a sarcastic tweet, and what its author says it means. The prompt is that
-    literal sentence, and the pair asks whether the tweet is found funnier than the sentence itself."""
-    pairs = []
-    for path in paths:
-        for number, line in enumerate(pair_lines(f"isarcasm:{path}")):
-            id = f"{path.stem}-{number}"
-            tweet = RatedText(f"{id}-tweet", line.prompt, line.text, NOT_A_NUMBER)
-            literal = RatedText(f"{id}-literal", line.prompt, line.prompt.text, NOT_A_NUMBER)
-            pairs.append(RatedPair(id, tweet, literal, "a"))
-    notes = ("its authors call the tweets sarcastic; nobody rated how funny they are",)
-    return RatedSet("isarcasm", (), tuple(pairs), notes=notes)
 
 
 def load_pairs(paths: Sequence[Path]) -> RatedSet:

@@ -147,7 +147,7 @@ rated_sets = Registry(
         "humor-mechanics": (f"{_OTHERS}:load_humor_mechanics", "jokes from Reddit and a model, mean ratings"),
         "rjokes": (f"{_OTHERS}:load_rjokes", "Reddit jokes by log of upvotes"),
         "jester": (f"{_OTHERS}:load_jester", "a table of users by jokes, -10 to 10"),
-        "isarcasm": (f"{_OTHERS}:load_isarcasm", "sarcastic tweets beside literal rephrases, iSarcasmEval"),
+        "isarcasm": (f"{_SEMEVAL}:load_isarcasm", "sarcastic tweets beside literal rephrases, iSarcasmEval"),
         "ratings": (f"{_OTHERS}:load_ratings", "your own: id, text, score, and optional prompt, raters, kind"),
         "pairs": (f"{_OTHERS}:load_pairs", "your own: a, b, label, and optional prompt"),
     },

@@ -2,6 +2,7 @@
 
 load_rated("humicroedit", ["task-1_train.csv", "task-1_train_funlines.csv"])    # ratings
 load_rated("humicroedit", "task-2_dev.csv")                                     # pairs
+load_rated("isarcasm", "train.En.csv")                    # pairs: a sarcastic tweet, and what its author says it means
 load_rated("semeval-puns", ["subtask1-homographic-test.xml", "subtask1-homographic-test.gold"])
 load_rated("expun", ["expun.json", "subtask1-homographic-test.xml", "subtask1-heterographic-test.xml"])
 """
@@ -17,6 +18,7 @@ from xml.parsers import expat
 from humor_env.errors import RatingsError
 from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText
 from humor_env.rewards.rated.tables import Column, Row, read_table, read_text
+from humor_env.sources.human_pairs import pair_lines
 from humor_env.types import Prompt
 
 HEADLINE_EDIT = "headline-edit"
@@ -310,3 +312,17 @@ def _rater_scales(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
         spread = (sum((g - mean) ** 2 for g in own_grades) / len(own_grades)) ** 0.5
         scales[rater] = (mean, spread or 1.0)
     return scales
+
+
+def load_isarcasm(paths: Sequence[Path]) -> RatedSet:
+    """iSarcasmEval's English training file: a sarcastic tweet, and what its author says it means. The prompt is that
+    literal sentence, and the pair asks whether the tweet is found funnier than the sentence itself."""
+    pairs = []
+    for path in paths:
+        for number, line in enumerate(pair_lines(f"isarcasm:{path}")):
+            id = f"{path.stem}-{number}"
+            tweet = RatedText(f"{id}-tweet", line.prompt, line.text, float("nan"))
+            literal = RatedText(f"{id}-literal", line.prompt, line.prompt.text, float("nan"))
+            pairs.append(RatedPair(id, tweet, literal, "a"))
+    notes = ("its authors call the tweets sarcastic; nobody rated how funny they are",)
+    return RatedSet("isarcasm", (), tuple(pairs), notes=notes)
