@@ -29,7 +29,8 @@ from humor_env.types import Demonstration, Prompt
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """A file's ending, the column by which it is known, the columns of both sides, and which rows count."""
+    """A file's ending, the column by which it is known, the columns of both sides, and which rows count. Where
+    `is_edit`, the literal side has marks around the word that the other side replaces."""
 
     suffix: str
     mark: str
@@ -37,6 +38,7 @@ class _Set:
     line: str
     wanted: str
     counts: Callable[[str], bool]
+    is_edit: bool = False
 
 
 _SETS = {
@@ -45,11 +47,11 @@ _SETS = {
         ".jsonl", "label", "premise", "hypothesis", "label is Contradiction", lambda value: value == "Contradiction"
     ),
     "humicroedit": _Set(
-        ".csv", "meanGrade", "original", "edit", "meanGrade is at least 1.2", lambda value: _number(value) >= 1.2
+        ".csv", "meanGrade", "original", "edit", "meanGrade is at least 1.2", lambda v: _number(v) >= 1.2, is_edit=True
     ),
 }
 _FEWEST_WORDS = 3
-_REPLACED = re.compile(r"<([^<>]*)/>")
+REPLACED = re.compile(r"<([^<>]*)/>")  # how Humicroedit's files mark the word of a headline
 
 
 def is_pairs(what: str) -> bool:
@@ -77,8 +79,7 @@ def pair_lines(what: str) -> tuple[Demonstration, ...]:
         if not known.counts(str(row.get(known.mark))):
             continue
         literal, line = (_text(path, place, row, column) for column in (known.literal, known.line))
-        asked = _REPLACED.sub(r"[\1]", literal) if name == "humicroedit" else literal
-        whole = _REPLACED.sub(r"\1", literal) if name == "humicroedit" else literal
+        asked, whole = (REPLACED.sub(form, literal) if known.is_edit else literal for form in (r"[\1]", r"\1"))
         if len(literal.split()) < _FEWEST_WORDS or comparable(literal) == comparable(line):
             continue
         digest = hashlib.blake2b(comparable(asked).encode(), digest_size=6).hexdigest()

@@ -18,11 +18,10 @@ from xml.parsers import expat
 from humor_env.errors import RatingsError
 from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText
 from humor_env.rewards.rated.tables import Column, Row, read_table, read_text
-from humor_env.sources.human_pairs import pair_lines
+from humor_env.sources.human_pairs import REPLACED, pair_lines
 from humor_env.types import Prompt
 
 HEADLINE_EDIT = "headline-edit"
-_MARK = re.compile(r"<([^<>]*)/>")
 _LABELS: dict[str, Label] = {"0": "tie", "1": "a", "2": "b"}
 
 _ONE = [Column("id"), Column("original"), Column("edit"), Column("grades", required=False), Column("meanGrade")]
@@ -103,10 +102,10 @@ def _headline_pair(row: Row, mended: _Mended) -> RatedPair:
 
 def _headline(row: Row, side: str, id: str, mended: _Mended) -> RatedText:
     original, edit = row[f"original{side}"], row[f"edit{side}"]
-    if len(_MARK.findall(original)) != 1:
+    if len(REPLACED.findall(original)) != 1:
         raise RatingsError(f"{row.place}: expected one word of the headline in marks <…/>, found {original[:80]!r}.")
-    before = _spaced(_MARK.sub(lambda match: match[1], original))
-    after = _spaced(_MARK.sub(lambda _: edit, original))
+    before = _spaced(REPLACED.sub(lambda match: match[1], original))
+    after = _spaced(REPLACED.sub(lambda _: edit, original))
     mean = row.number(f"meanGrade{side}")
     grades = row[f"grades{side}"].strip()
     if grades == "0":
