@@ -254,3 +254,16 @@ def test_the_real_smollm2_writes_english_and_its_adapters_name_the_hub(tmp_path:
     student.save_pretrained(tmp_path, base="smollm2")
     config = json.loads((tmp_path / IMITATION / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_saving_adapters_under_a_hub_name_asks_the_hub_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT would look there whether the vocabulary had changed, and warn twice where there is no network."""
+
+    def asked(*rest: object, **more: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
+    student = Student.load("pocket:causal")
+    student.save_pretrained(tmp_path, base="smollm2")
+    config = json.loads((tmp_path / IMITATION / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -115,6 +115,7 @@ def write_folder(
         model.peft_config[adapter].base_model_name_or_path = (
             str(base_folder) if base is None else students.hub_name(base)
         )
-    model.save_pretrained(str(folder), selected_adapters=list(adapters))
+    # The base's embeddings never change. Left to find that out, PEFT asks the Hub, and warns where there is none.
+    model.save_pretrained(str(folder), selected_adapters=list(adapters), save_embedding_layers=False)
     save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n")

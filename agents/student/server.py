@@ -116,7 +116,7 @@ class Server:
         self._version += 1
         name = f"{adapter}-{self._version}"
         path = self.folder / name
-        self.student.model.save_pretrained(str(path), selected_adapters=[adapter])
+        self.student.model.save_pretrained(str(path), selected_adapters=[adapter], save_embedding_layers=False)
         self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str((path / adapter).resolve())})
         self._loaded[adapter] = name
 
