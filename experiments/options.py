@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from humor_env.registry import Registry
 
 FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
+
+# Options by which a critic or a judge names others that it asks, and what they are.
+_ASKED = {"judge": "judge", "critic": "critic", "cheap": "judge", "paid": "judge"}
+_ASKED_LISTS = {"judges": "judge", "critics": "critic"}
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 Set = Annotated[
@@ -113,27 +117,54 @@ def fill(
     scope: str,
     must_spend: bool = True,
 ) -> dict[str, Any]:
-    """The options with the ledger and the limits, where they are taken and not given; so too for a judge or a critic
-    that a critic asks. With `must_spend` limits that nothing enforces are a mistake."""
-    filled, taken = dict(options), parameters(kind, name)
+    """The options with the ledger and the limits, where they are taken and not given; so too for every judge and critic
+    that it asks. With `must_spend` limits that nothing enforces are a mistake."""
+
+    def inner(of: Registry, asked: str, its_options: Mapping[str, Any]) -> dict[str, Any]:
+        return fill(of, asked, its_options, ledger=ledger, limits=limits, scope=scope, must_spend=False)
+
+    taken = parameters(kind, name)
+    filled = with_members(kind, name, options, inner)
     if "ledger" in taken:
         filled.setdefault("ledger", str(ledger))
     if limits and "budget" in taken:
         filled.setdefault("budget", {**limits, "scope": scope})
-    for what in ("judge", "critic"):
-        asked = filled.get(what, taken[what].default) if what in taken else None
-        if isinstance(asked, str) and f"{what}_options" in taken:
-            from humor_env.registry import critics, judges
-
-            inner_options = filled.get(f"{what}_options") or {}
-            of = judges if what == "judge" else critics
-            inner = fill(of, asked, inner_options, ledger=ledger, limits=limits, scope=scope, must_spend=False)
-            if inner:
-                filled[f"{what}_options"] = inner
-            must_spend = must_spend and not _has_budget(inner)
-    if must_spend and limits and "budget" not in taken:
+    if must_spend and limits and not _has_budget(filled):
         raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
     return filled
+
+
+def with_members(
+    kind: Registry,
+    name: str,
+    options: Mapping[str, Any],
+    change: Callable[[Registry, str, Mapping[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """The options in which those of each critic and judge that it asks, alone or in a list, are what `change` makes of
+    them. Live ones stay as they are."""
+    from humor_env.registry import critics, judges
+
+    registries = {"critic": critics, "judge": judges}
+    filled, taken = dict(options), parameters(kind, name)
+    for what, role in _ASKED.items():
+        asked = filled.get(what, taken[what].default) if what in taken else None
+        if isinstance(asked, str) and f"{what}_options" in taken:
+            inner = change(registries[role], asked, filled.get(f"{what}_options") or {})
+            filled |= {f"{what}_options": inner} if inner else {}
+    for several, role in _ASKED_LISTS.items():
+        members = filled.get(several)
+        if several in taken and isinstance(members, Sequence) and not isinstance(members, str):
+            filled[several] = [_changed_member(member, role, registries[role], change) for member in members]
+    return filled
+
+
+def _changed_member(member: Any, role: str, registry: Registry, change: Callable[..., dict[str, Any]]) -> Any:
+    """One entry of a mix or a jury: a name, a table, or a live one."""
+    table = {role: member} if isinstance(member, str) else member
+    if not isinstance(table, Mapping) or not isinstance(table.get(role), str):
+        return member
+    inner = change(registry, table[role], table.get("options") or {})
+    return {**table, "options": inner} if inner else member
 
 
 @contextmanager
@@ -151,9 +182,10 @@ def nothing_written(kind: Registry, name: str, options: Mapping[str, Any], ledge
 
 def _has_budget(options: Mapping[str, Any]) -> bool:
     """Whether somebody in there keeps the limits."""
-    return "budget" in options or any(
-        _has_budget(inner) for key, inner in options.items() if key.endswith("_options") and isinstance(inner, Mapping)
-    )
+    inside = [inner for key, inner in options.items() if key.endswith("_options")]
+    members = [member for key in _ASKED_LISTS for member in options.get(key) or ()]
+    inside += [member.get("options") for member in members if isinstance(member, Mapping)]
+    return "budget" in options or any(_has_budget(inner) for inner in inside if isinstance(inner, Mapping))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from humor_env.episodes.closing import close_all
 from humor_env.errors import BudgetExceeded, InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.shared.both_orders import Pair, ask_judge
@@ -152,10 +153,12 @@ class CheapFirstJudge:
         key = f"{pair[0].prompt.text}\x1f{low}\x1f{high}".encode("utf-8", "surrogatepass").hex()
         return stream_seed(self.seed, "cheap first", key) / 2**63
 
+    @property
+    def inner_judges(self) -> list[Judge]:
+        return [self.cheap, self.paid]
+
     def close(self) -> None:
-        for judge in (self.cheap, self.paid):
-            if hasattr(judge, "close"):
-                judge.close()
+        close_all(self.inner_judges)
 
 
 def sureness(probability: float | None) -> float:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from humor_env.episodes.closing import close_all
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.registry import critics
@@ -40,7 +41,7 @@ class FillInCritic:
         words: int = 2,
     ) -> None:
         if isinstance(words, bool) or not isinstance(words, int) or words < 1:
-            raise InvalidOption(f"words is how many words a line may have, at least 1; found {words!r}.")
+            raise InvalidOption(f"words is how many words a line may have and must be at least 1; found {words!r}.")
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
         self.words = words
         self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{words - 1}}}")
@@ -80,9 +81,7 @@ class FillInCritic:
         return Judgement(self.name, reply.score, {"form": 1.0, **reply.parts}, reply.reason, usage=reply.usage)
 
     def close(self) -> None:
-        close = getattr(self.critic, "close", None)
-        if callable(close):
-            close()
+        close_all(self.inner_critics)
 
 
 def _place(prompt: Prompt) -> tuple[str, str, str] | None:

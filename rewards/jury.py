@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from humor_env.episodes.closing import close_all
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import judges as registered
 from humor_env.rewards.shared.both_orders import ask_judge
@@ -60,6 +61,13 @@ class Jury:
             return []
         columns = [ask_judge(judge, pairs) for judge in self.judges]
         return [self._agree(row) for row in zip(*columns, strict=True)]
+
+    @property
+    def inner_judges(self) -> list[Judge]:
+        return self.judges
+
+    def close(self) -> None:
+        close_all(self.judges)
 
     def _agree(self, verdicts: Sequence[Verdict]) -> JuryVerdict:
         usage = sum((v.usage for v in verdicts), NO_USAGE)

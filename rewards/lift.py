@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from humor_env.episodes.closing import close_all
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.prompts import PromptSet, load_prompts
@@ -101,9 +102,7 @@ class LiftCritic:
         return Judgement(self.name, min(1.0, max(0.0, (1 + own.score - mean) / 2)), parts, reason, usage=usage)
 
     def close(self) -> None:
-        close = getattr(self.critic, "close", None)
-        if callable(close):
-            close()
+        close_all(self.inner_critics)
 
 
 def _key(joke: Joke) -> tuple[str, str, str]:

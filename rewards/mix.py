@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
 
+from humor_env.episodes.closing import close_all
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import critics as registered
@@ -72,6 +73,9 @@ class MixCritic:
                 if member.gate is not None and judgement.score is not None and judgement.score < member.gate:
                     stopped[i] = member
         return [self._mixed(each, stopped.get(i)) for i, each in enumerate(per_joke)]
+
+    def close(self) -> None:
+        close_all(self.inner_critics)
 
     def _mixed(self, judged: Mapping[str, Judgement], stopped_by: _Member | None) -> Judgement:
         parts: dict[str, float] = {}

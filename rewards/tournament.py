@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from humor_env.episodes.closing import close_all
 from humor_env.errors import InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.shared.both_orders import ask_judge, flip_rate
@@ -105,6 +106,13 @@ class TournamentCritic:
         self.judge = cast(Judge, judges.make(judge, **(judge_options or {})))
         self.pairing, self.rounds, self.small, self.prior = pairing, rounds, small, prior
 
+    @property
+    def inner_judges(self) -> list[Judge]:
+        return [self.judge]
+
+    def close(self) -> None:
+        close_all(self.inner_judges)
+
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         by_prompt: dict[tuple[str, str], dict[str, Joke]] = {}
         for joke in jokes:
@@ -125,6 +133,20 @@ class TournamentCritic:
             seen.add(place)
         return judgements
 
+    def most_games(self, siblings: int) -> int:
+        """How many games so many lines for one prompt play."""
+        if siblings < 2:
+            return 0
+        if self._all_meet(siblings):
+            return siblings * (siblings - 1) // 2
+        return self._rounds(siblings) * (siblings // 2)
+
+    def _all_meet(self, siblings: int) -> bool:
+        return self.pairing == "round-robin" or (self.pairing == "auto" and siblings <= self.small)
+
+    def _rounds(self, siblings: int) -> int:
+        return self.rounds or (siblings - 1).bit_length() + 2
+
     def _play(self, groups: Sequence[_Group]) -> None:
         """All groups play each round together, so that a slow judge is called as rarely as possible."""
         playing = [(group, self._schedule(group)) for group in groups]
@@ -139,10 +161,10 @@ class TournamentCritic:
         n = len(group.players)
         if n < 2:
             return
-        if self.pairing == "round-robin" or (self.pairing == "auto" and n <= self.small):
+        if self._all_meet(n):
             yield list(combinations(range(n), 2))
             return
-        for _ in range(self.rounds or (n - 1).bit_length() + 2):
+        for _ in range(self._rounds(n)):
             yield _swiss_round(group)
 
     def _ask(self, games: Sequence[tuple[_Group, int, int]]) -> None:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+from humor_env.episodes.closing import close_all
 from humor_env.errors import InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.shared.both_orders import ask_judge, flip_rate
@@ -48,6 +49,13 @@ class WinTieCritic:
         self.teacher = open_lines(teacher)
         self.max_lines = max_lines
         self.ties = ties
+
+    @property
+    def inner_judges(self) -> list[Judge]:
+        return [self.judge]
+
+    def close(self) -> None:
+        close_all(self.inner_judges)
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         opponents = [self.teacher.lines_for(joke.prompt.id)[: self.max_lines] for joke in jokes]

@@ -86,6 +86,31 @@ def test_comparing_with_the_teacher_asks_in_both_orders():
     assert item.calls == pytest.approx(2 * measured)
 
 
+def test_each_member_of_a_mix_or_a_jury_is_priced():
+    """Both were free: what asks only through others was taken for one that asks nobody."""
+    paid, judge = f'{{ critic = "scorer", options = {CHEAP} }}', f'{{ judge = "multiple-choice", options = {CHEAP} }}'
+    inside = f'{{ critic = "mix", options = {{ critics = ["rules", {paid}] }} }}'
+    jury = f'{{ judge = "jury", judge_options = {{ judges = ["pocket", {judge}, {judge}] }}, max_lines = 1 }}'
+    members = f'[{paid}, {inside}, {{ critic = "win-tie", options = {jury} }}]'
+    critic = f'[[critic]]\ncritic = "mix"\noptions = {{ critics = {members} }}'
+    [item] = costs.estimate_spec(spec('name = "grpo"\nsteps = 3\nbatch_size = 16', critic))
+    # Of each line two scorers ask once, and two judges in both orders about a pair with one of the teacher's lines.
+    assert item.lines == 96 and item.calls == pytest.approx(96 * (2 + 2 * 2))
+    assert item.cost > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "games"), [("", 28), ("small = 2, ", 5 * 4), ('pairing = "swiss", rounds = 3, ', 12)]
+)
+def test_a_tournament_is_priced_by_its_games(options, games):
+    """The dry run ended in a traceback. Eight siblings: all meet, or four games a round, in two rounds more than it
+    takes to halve eight to one."""
+    inner = f'{{ {options}judge = "multiple-choice", judge_options = {CHEAP} }}'
+    critic = f'[[critic]]\ncritic = "tournament"\noptions = {inner}'
+    [item] = costs.estimate_spec(spec('name = "grpo"\nsteps = 3\nbatch_size = 16\nsiblings = 8', critic))
+    assert item.lines == 96 and item.calls == pytest.approx(2 * games * 96 / 8)
+
+
 def test_learners_of_pairs_ask_once_a_prompt_and_round():
     judge = f'[judge]\njudge = "multiple-choice"\noptions = {CHEAP}'
     made = spec('name = "dpo"\nepochs = 4\nrounds = 2\nprompts_per_round = 5', judge)

@@ -430,6 +430,34 @@ def test_critics_get_the_runs_ledger_limits_and_teacher(text, tmp_path):
     found.close()
 
 
+def test_so_do_those_that_a_mix_a_jury_and_a_cheap_first_judge_ask(text, tmp_path):
+    """They had neither: a jury of paid judges asked beyond every limit of the run, and kept no verdict."""
+    paid = '{client = "openai:m@http://127.0.0.1:9/v1"}'
+    judge = '{judge = "multiple-choice", weight = 2, options = ' + paid + "}"
+    gate = (
+        '{judge = "cheap-first", options = {cheap = "pocket", paid = "multiple-choice", paid_options = ' + paid + "}}"
+    )
+    inside = '{critic = "mix", options = {critics = ["rules", {critic = "scorer", options = ' + paid + "}]}}"
+    found = parts(
+        text,
+        tmp_path,
+        'critic.0={critic = "mix", options = {critics = [{critic = "lift", options = {critic = "pocket"}}, '
+        + inside
+        + "]}}",
+        f'judge={{judge = "jury", options = {{judges = ["pocket", {judge}, {gate}]}}}}',
+        "budget.max_calls=7",
+    )
+    lift, inner = (member.critic for member in found.train_critic.members)
+    assert {p.id for p in lift.prompts} == {p.id for p in found.prompts.split("train")}
+    pocket, first, cheap_first = found.judge.judges
+    asked = [inner.members[1].critic, first, cheap_first.paid]
+    assert [Path(one.ledgered.ledger.path) for one in asked] == [tmp_path / "ledger.sqlite"] * 3
+    asked[0].ledgered.budget.reserve(1, 0.0)
+    assert [one.ledgered.budget.calls_left for one in asked] == [6, 6, 6], "one account"
+    assert [m.name for m in inner.members] == ["rules", "scorer"] and not hasattr(pocket, "ledgered")
+    found.close()
+
+
 def test_a_teacher_is_wanted_by_critics_that_compare_with_one(text, tmp_path):
     alone = text[: text.index("[teacher]")] + text[text.index("[[critic]]") :]
     with pytest.raises(InvalidOption, match=r"'win-tie' compares with a teacher's lines: the spec needs \[teacher\]"):

@@ -126,6 +126,10 @@ def reproduce(
 def benchmark(
     spec: Annotated[str | None, typer.Argument(help="A TOML file, a benchmark's folder, or a bundled name.")] = None,
     set_: Set = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=FILE", help="A file that the benchmark needs of you; repeatable."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/NAME.")] = None,
     workers: Workers = 2,
     threads: Threads = 1,
@@ -154,7 +158,7 @@ def benchmark(
     if collect or (publish is not None and folder is not None):
         bench = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
     else:
-        loaded = load_benchmark_spec(spec, set_ or [])
+        loaded = load_benchmark_spec(spec, set_ or []).with_files(data or [])
         folder = folder or Path("runs") / loaded.name
         if dry_run:
             from humor_env.experiments.compare.benchmark_costs import forecast_benchmark

@@ -10,17 +10,16 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from humor_env.errors import InvalidOption, did_you_mean
+from humor_env.errors import InvalidOption
 
 if TYPE_CHECKING:
     from humor_env.rewards.trained.critic_data import CriticSet
-    from humor_env.rewards.trained.train_critic import TrainCriticConfig, TrainedCritic, TrainProgress
+    from humor_env.rewards.trained.train_critic import TrainedCritic, TrainProgress
 
 STOPPED = 130
 
@@ -36,9 +35,9 @@ def run(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidOption(f"'{out}' is there already and not empty: give another folder.")
     _quiet()
-    from humor_env.rewards.trained.train_critic import train
+    from humor_env.rewards.trained.train_critic import config_of, train
 
-    config = _config(settings)
+    config = config_of(settings)
     sets = _sets(data, ledger, client)
     out.mkdir(parents=True, exist_ok=True)
     for ratings in sets:
@@ -49,34 +48,11 @@ def run(
         raise typer.Exit(STOPPED)
 
 
-def _config(settings: Mapping[str, Any]) -> TrainCriticConfig:
-    from humor_env.rewards.trained.train_critic import TrainCriticConfig
-
-    known = {field.name: field.type for field in fields(TrainCriticConfig)}
-    values = dict(settings)
-    for name, value in values.items():
-        if name not in known:
-            raise InvalidOption(
-                f"train-critic has no setting '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
-            )
-        wanted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(known[name])]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise InvalidOption(f"{name} must be of type {known[name]}; found {value!r}.")
-    return TrainCriticConfig(**values)
-
-
 def _sets(data: Sequence[str], ledger: Path | None, client: str | None) -> list[CriticSet]:
-    from humor_env.rewards.rated.rated_sets import load_rated
-    from humor_env.rewards.trained.critic_data import from_rated
+    from humor_env.rewards.trained.critic_data import sets_from_files
     from humor_env.rewards.trained.distil import from_ledger
 
-    files: dict[str, list[str]] = {}
-    for entry in data:
-        name, equals, file = entry.partition("=")
-        if not (name and equals and file):
-            raise InvalidOption(f"--data is SET=FILE, such as humicroedit=task-1_train.csv; found {entry!r}.")
-        files.setdefault(name, []).append(file)
-    sets = [from_rated(load_rated(name, paths)) for name, paths in files.items()]
+    sets = sets_from_files(data)
     if ledger is not None:
         sets += from_ledger(ledger, client)
     if not sets:

@@ -30,6 +30,7 @@ import numpy as np
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN, BenchmarkSpec, load_benchmark_spec
 from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
+from humor_env.experiments.compare.trained_critics import FOLDER
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
 from humor_env.shared.line_file import only_writer
 
@@ -102,6 +103,7 @@ def _write(spec: BenchmarkSpec, folder: Path, outcomes: Mapping[str, Outcome], m
         "commit": commit(),
         "python": platform.python_version(),
         "prompts": prompts,
+        **({"trained": trained_of(outcomes)} if spec.trained else {}),
         "cpu_seconds": round(sum(o.seconds.get("cpu", 0.0) for o in outcomes.values()), 1),
     }
     write_json(folder / RECORD, record)
@@ -128,10 +130,19 @@ def load_benchmark(folder: Path) -> Benchmark:
 
 
 def publish(bench: Benchmark, folder: Path) -> None:
-    """Copy the small files: enough for every table and chart, without the lines themselves."""
+    """Copy the small files: enough for every table and chart, without the lines themselves. Where the user's own files
+    lie is left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SPEC, RECORD, ROWS, TABLE, CURVES):
+    for name in (RECORD, ROWS, TABLE, CURVES):
         write_text(folder / name, (bench.folder / name).read_text(encoding="utf-8"))
+    elsewhere = [table.model_copy(update={"file": ""}) for table in bench.spec.data]
+    write_text(folder / SPEC, bench.spec.model_copy(update={"data": elsewhere}).to_toml())
+
+
+def trained_of(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
+    """How the critics that were trained for it did on the prompts that they kept aside."""
+    done = {name.partition("/")[2]: o.result for name, o in outcomes.items() if name.startswith(f"{FOLDER}/")}
+    return {name: {"sets": result["sets"], **result["dev"]} for name, result in done.items() if result is not None}
 
 
 def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list[str]]:
@@ -143,6 +154,8 @@ def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list
         if outcome.error is not None:
             continue
         result = outcome.result
+        if "systems" not in result:
+            continue  # a critic that was trained for it
         seed = int(name.rpartition("-")[2])
         for system, numbers in result["systems"].items():
             prompts = prompts or numbers["prompts"]
@@ -172,8 +185,16 @@ def _row(system: str, source: str, seed: int, numbers: Mapping[str, Any], votes:
         "win_tie": _mean(win_or_tie(exact["wins"], exact["ties"]), prompts),
         "win_tie_by_feedback": _mean(win_or_tie(votes["wins"], votes["ties"]), prompts),
     }
-    texts = ("distinct_2", "commonest_line", "self_overlap", "teacher_copies", "length_ratio")
-    row |= {name: round(numbers[name], 4) for name in texts if name in numbers}
+    texts = (
+        "distinct_2",
+        "different_lines",
+        "commonest_line",
+        "self_overlap",
+        "teacher_copies",
+        "length_ratio",
+        "lift",
+    )
+    row |= {name: round(numbers[name], 4) for name in texts if numbers.get(name) is not None}
     row |= {"kl": round(numbers["kl"], 4)} if "kl" in numbers else {}
     row |= {"failures": numbers["failures"]}
     if system == WRITTEN_AGAIN:

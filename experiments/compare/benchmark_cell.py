@@ -26,6 +26,7 @@ from humor_env.errors import BudgetExceeded, CheckpointError
 from humor_env.experiments.compare.benchmark_spec import AGAIN, BEST_OF_N, WRITTEN_AGAIN
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.compare.stats import best_of_n_kl
+from humor_env.experiments.compare.trained_critics import fill_names, folder_names
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.line_beside import line_beside
@@ -34,6 +35,7 @@ from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
 from humor_env.experiments.runs.screen import Quiet
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps
+from humor_env.rewards.audits.context import measure_context
 from humor_env.rewards.shared.read_once import Readings, reading_once
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
@@ -43,6 +45,9 @@ from humor_env.types import Critic, Joke, Judge
 
 def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """The job of a cell."""
+    if "trained" in spec:
+        names = folder_names(spec["trained"], folder)
+        spec = {key: fill_names(value, names) if key in ("run", "sources") else value for key, value in spec.items()}
     data = dict(spec["run"])
     label = str(spec["label"])
     if "start" in spec:
@@ -71,7 +76,7 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
     systems: dict[str, Any] = {}
     with reading_once(cell.known):
         for name, jokes in written.items():
-            numbers = measured(jokes, parts)
+            numbers = measured(jokes, parts, others=int(spec.get("others", 0)))
             if name == cell.name:
                 n = getattr(cell.config, "n", 0)  # of a choice the distance is known, else it is measured
                 numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
@@ -279,9 +284,10 @@ def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:
     return float(((policy - imitation) * rows.action_mask).sum(-1).mean())
 
 
-def measured(jokes: Sequence[Joke], parts: Ingredients) -> dict[str, Any]:
-    """What the held-out critic says, part by part, and what needs no critic."""
+def measured(jokes: Sequence[Joke], parts: Ingredients, others: int = 0) -> dict[str, Any]:
+    """What the held-out critic says, part by part, also with `others` other prompts, and what needs no critic."""
     judgements = judge_apart(parts.eval_critic, jokes)
+    context = measure_context(parts.eval_critic, jokes, draws=others) if others else None
     texts = [j.text for j in jokes]
     names = dict.fromkeys(n for j in judgements for n in j.parts)
     return {
@@ -289,10 +295,12 @@ def measured(jokes: Sequence[Joke], parts: Ingredients) -> dict[str, Any]:
         "parts": {n: float(np.mean([j.parts[n] for j in judgements if n in j.parts])) for n in names},
         "distinct_2": text_stats.distinct_n(texts, 2),
         "commonest_line": text_stats.commonest_line(texts)[1],
+        "different_lines": len(set(map(text_stats.line_key, texts))) / max(1, len(texts)),
         "self_overlap": text_stats.self_overlap(texts),
         "teacher_copies": float(np.mean([j.text.strip() in _taught(parts.teacher, j) for j in jokes])),
         "length_ratio": sum(map(len, texts)) / max(1, sum(len(j.prompt.text) for j in jokes)),
         "failures": sum(j.failed for j in judgements),
+        **({} if context is None else {"lift": context.lift}),
     }
 
 

@@ -31,6 +31,9 @@ from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec
 
 def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list[str]]:
     """The forecast in words, and what the benchmark would need and this machine lacks now, such as a key."""
+    bench = bench.filled()
+    if bench.trained:
+        return _before_training(bench), []
     start = bench.parsed(bench.imitation_run(bench.seeds[0]), IMITATION)
     runs = [(bench.run_spec(learner, source, bench.seeds[0]), [source]) for learner, source in bench.pairs()]
     lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
@@ -78,6 +81,15 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
         )
     text = f"{money}\n{cells} cells; the learners write about {written * count:,} lines to learn from. {time}"
     return text, list(dict.fromkeys(lacking))
+
+
+def _before_training(bench: BenchmarkSpec) -> str:
+    """What can be said while the critics of the benchmark are not there yet, which it trains itself."""
+    names = ", ".join(table.name for table in bench.trained)
+    return (
+        f"This benchmark first trains its critics ({names}), without which its {len(bench.seeds)} × "
+        f"{1 + len(bench.pairs())} runs cannot be tried. They read on this machine and cost nothing."
+    )
 
 
 def _lines(spec: Spec, parts: Any) -> int:

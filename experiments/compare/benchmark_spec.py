@@ -41,13 +41,23 @@ from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.compare.identities import identities_of
 from humor_env.experiments.compare.jobs import Cell
+from humor_env.experiments.compare.learner_budget import BudgetTable, LearnerTable, Name, default_of, fit_budget
+from humor_env.experiments.compare.trained_critics import (
+    CRITIC,
+    FOLDER,
+    DataTable,
+    TrainedTable,
+    cells_of,
+    file_names,
+    fill_names,
+    named_in,
+    with_files,
+)
 from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, plain, with_full_names
 from humor_env.experiments.specs.spec import IMITATORS, Spec, parse_spec, read_spec_text
 from humor_env.experiments.specs.toml_text import dumps
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
-Positive = Annotated[int, Field(ge=1)]
 JOB = "humor_env.experiments.compare.benchmark_cell:train_and_measure"
 IMITATION, BEST_OF_N = "imitation", "best-of-n"
 AGAIN = "-again"  # behind the name of a stage that is written a second time
@@ -56,19 +66,13 @@ ONE_ORDER = "humor_env.experiments.compare.bias_judges:OneOrder"
 CRITIC_JUDGE = "humor_env.experiments.compare.bias_judges:make_critic_judge"
 
 
-class BudgetTable(Table):
-    samples: Positive | None = None
-    judgements: Positive | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
-    cost: Annotated[float, Field(gt=0)] | None = None
-    evaluations: Positive = 8
-
-
 class HeldOutTable(Table):
-    """Who measures: a critic of single lines, by name."""
+    """Who measures: a critic of single lines, by name. With `others`, each line is also scored with so many other
+    prompts, which tells its lift."""
 
     critic: str
     options: dict[str, Any] = {}
+    others: Annotated[int, Field(ge=0)] = 0
 
 
 class FeedbackTable(Table):
@@ -83,20 +87,6 @@ class FeedbackTable(Table):
     critic_options: dict[str, Any] = {}
 
 
-class LearnerTable(Table):
-    """`budget` is the share of the whole budget that this one gets; `feedback` the sources it is tried with (all)."""
-
-    name: Name
-    learner: str | None = None
-    settings: dict[str, Any] = {}
-    feedback: list[str] | None = None
-    budget: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @property
-    def registered(self) -> str:
-        return self.learner or self.name
-
-
 class CompareTable(Table):
     """A table of its own for some of the rows, to answer one question."""
 
@@ -109,6 +99,8 @@ class BenchmarkSpec(Table):
     name: Name
     title: str = ""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    data: list[DataTable] = []
+    trained: list[TrainedTable] = []
     shared: dict[str, Any] = {}
     budget: BudgetTable
     held_out: HeldOutTable
@@ -120,6 +112,15 @@ class BenchmarkSpec(Table):
 
     def to_toml(self) -> str:
         return dumps(self.model_dump(exclude_none=True))
+
+    def with_files(self, entries: Sequence[str]) -> BenchmarkSpec:
+        """The same with files of NAME=FILE entries for its [[data]]."""
+        return self.model_copy(update={"data": with_files(self.data, entries)})
+
+    def filled(self) -> BenchmarkSpec:
+        """The same with its files' paths in place of their names; those of trained critics follow in each cell."""
+        names = file_names(self.data)
+        return BenchmarkSpec(**fill_names(self.model_dump(exclude_none=True), names, others=True)) if names else self
 
     def pairs(self) -> list[tuple[LearnerTable, FeedbackTable]]:
         """What is compared: each learner with each of its feedback sources."""
@@ -175,13 +176,20 @@ class BenchmarkSpec(Table):
 
     def cells(self, root: Path) -> list[Cell]:
         """One warm start per seed, then what learns from it; seed by seed, so that a stopped one has whole seeds."""
-        cells = []
+        if self.data:
+            return self.filled()._cells(root)
+        return self._cells(root)
+
+    def _cells(self, root: Path) -> list[Cell]:
+        cells = cells_of(self.trained, root)
+        trained = tuple(cell.name for cell in cells)
         for seed in self.seeds:
             start = f"{IMITATION}/seed-{seed}"
             sources = [[f.name, critic_table(f), judge_table(f)] for f in self.feedback]
             spec: dict[str, Any] = {"run": self.imitation_run(seed), "label": IMITATION, "sources": sources}
             spec |= {"noise_floor": True} if self.noise_floor else {}
-            cells.append(Cell(start, root / "cells" / start, JOB, spec, seed))
+            spec |= self._for_all_cells("../..")
+            cells.append(Cell(start, root / "cells" / start, JOB, spec, seed, needs=trained))
             for learner, feedback in self.pairs():
                 name = f"{learner.name}/{feedback.name}/seed-{seed}"
                 spec = {
@@ -189,9 +197,17 @@ class BenchmarkSpec(Table):
                     "label": learner.name,
                     "sources": [[feedback.name, critic_table(feedback), judge_table(feedback)]],
                     "start": f"../../../{start}",
+                    **self._for_all_cells("../../.."),
                 }
-                cells.append(Cell(name, root / "cells" / name, JOB, spec, seed, needs=(start,)))
+                cells.append(Cell(name, root / "cells" / name, JOB, spec, seed, needs=(*trained, start)))
         return cells
+
+    def _for_all_cells(self, up: str) -> dict[str, Any]:
+        """What a cell is told only where the benchmark has it. `up` leads from its folder to that of all cells."""
+        told: dict[str, Any] = {"others": self.held_out.others} if self.held_out.others else {}
+        if self.trained:
+            told["trained"] = {table.name: f"{up}/{FOLDER}/{table.name}/{CRITIC}" for table in self.trained}
+        return told
 
     def limits_of(self, learner: LearnerTable) -> dict[str, float]:
         """The same as hard limits, for learners whose steps do not follow from a budget too."""
@@ -223,72 +239,6 @@ def judge_table(feedback: FeedbackTable) -> dict[str, Any]:
     return {"judge": feedback.judge, "options": feedback.options}
 
 
-def fit_budget(
-    config: type,
-    settings: Mapping[str, Any],
-    budget: BudgetTable,
-    learner: LearnerTable,
-) -> dict[str, Any]:
-    """The settings with steps, or prompts per round, and evaluations on the way as the budget has it."""
-    fitted = dict(settings)
-    fields = {f.name: f for f in dataclasses.fields(config)}
-    hints = typing.get_type_hints(config)
-
-    def value(name: str) -> Any:
-        return fitted[name] if name in fitted else _default(fields[name])
-
-    samples = None if budget.samples is None else int(budget.samples * learner.budget)
-    judgements = None if budget.judgements is None else int(budget.judgements * learner.budget)
-    if {"rounds", "prompts_per_round", "pairs"} <= set(fields):
-        if "pairs_of" in fields and value("pairs_of") == "teacher":
-            return fitted  # the student writes nothing for it
-        _refuse(fitted, "prompts_per_round", learner)
-        rounds = value("rounds")
-        candidates = fitted.get("pairs", {}).get("candidates", _default(fields["pairs"]).candidates)
-        most = [samples // (rounds * candidates)] if samples is not None else []
-        most += [judgements // rounds] if judgements is not None else []
-        if most:
-            fitted["prompts_per_round"] = _at_least_one(min(most), learner, f"{rounds} rounds of {candidates} lines")
-            # About two thirds of the prompts give a preference.
-            steps = value("epochs") * fitted["prompts_per_round"] * 2 // (3 * value("batch_size"))
-            fitted.setdefault("evaluate_every", max(1, steps // budget.evaluations))
-    elif {"steps", "batch_size"} <= set(fields):
-        _refuse(fitted, "steps", learner)
-        most = [samples] if samples is not None else []
-        most += [judgements] if judgements is not None else []
-        if most:
-            fitted["steps"] = _at_least_one(
-                min(most) // value("batch_size"), learner, f"a step of {value('batch_size')}"
-            )
-            if "evaluate_every" in fields:
-                fitted.setdefault("evaluate_every", max(1, fitted["steps"] // budget.evaluations))
-    else:
-        for name, hint in hints.items():
-            if dataclasses.is_dataclass(hint) and name != "sampling":
-                inner = fit_budget(hint, fitted.get(name, {}), budget, learner)  # type: ignore[arg-type]
-                if inner:
-                    fitted[name] = inner
-    return fitted
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
-
-
-def _refuse(settings: Mapping[str, Any], name: str, learner: LearnerTable) -> None:
-    if name in settings:
-        raise InvalidOption(
-            f"The learner '{learner.name}' sets {name} = {settings[name]}, which follows from [budget]: leave it out, "
-            "or give the learner a `budget` share."
-        )
-
-
-def _at_least_one(count: int, learner: LearnerTable, unit: str) -> int:
-    if count < 1:
-        raise InvalidOption(f"The budget of the learner '{learner.name}' is too small for {unit}: raise [budget].")
-    return count
-
-
 def _known(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
     """What of the shared settings this learner has, in nested tables too."""
     hints = typing.get_type_hints(config)
@@ -309,7 +259,7 @@ def _known(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
 def _changed(inner: Any, config: type, name: str) -> dict[str, Any]:
     """What a config's own default for a nested one differs in: naming one of its settings must not undo it."""
     [field] = [f for f in dataclasses.fields(config) if f.name == name]
-    here, plainly = plain(_default(field)), plain(inner())
+    here, plainly = plain(default_of(field)), plain(inner())
     return {key: value for key, value in here.items() if plainly.get(key) != value}
 
 
@@ -385,14 +335,23 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
         ("learners", [x.name for x in spec.learners]),
         ("feedback sources", [x.name for x in spec.feedback]),
         ("seeds", [str(x) for x in spec.seeds]),
+        ("files", [x.name for x in spec.data]),
+        ("trained critics", [x.name for x in spec.trained]),
     ):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise InvalidOption(f"'{file}': two {what} are called '{twice[0]}'.")
-    reserved = [x.name for x in spec.learners if x.name in (IMITATION, WRITTEN_AGAIN, "base", "teacher", "cells")]
+    reserved_names = (IMITATION, WRITTEN_AGAIN, FOLDER, "base", "teacher", "cells")
+    reserved = [x.name for x in spec.learners if x.name in reserved_names]
     if reserved:
         raise InvalidOption(
             f"'{file}': '{reserved[0]}' is what the benchmark calls its own row; give the learner another name."
+        )
+    named = {f"data.{x.name}" for x in spec.data} | {f"trained.{x.name}" for x in spec.trained}
+    for name in sorted(named_in(spec.model_dump()) - named):
+        raise InvalidOption(
+            f"'{file}' says '{{{name}}}', and it has no such table.{did_you_mean(name, named)} "
+            f"Known: {', '.join(sorted(named)) or 'none'}."
         )
     known = {f.name for f in spec.feedback}
     for learner in spec.learners:

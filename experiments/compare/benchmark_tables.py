@@ -154,10 +154,12 @@ def _texts(bench: Benchmark) -> str:
         systems_of(bench),
         {
             "distinct-2": _of("distinct_2"),
+            **({"different lines": _of("different_lines")} if any("different_lines" in r for r in bench.rows) else {}),
             **({"commonest line": _of("commonest_line")} if any("commonest_line" in row for row in bench.rows) else {}),
             "self-overlap": _of("self_overlap"),
             "copies of the teacher": lambda s: "–" if s.name == "teacher" else _plain(s.mean("teacher_copies")),
             "length ÷ prompt's length": _of("length_ratio", 2),
+            **({"lift": _of("lift")} if any("lift" in row for row in bench.rows) else {}),
             "KL to imitation": _of("kl", 1),
             "failed judgements": _of("failures", 0),
         },
@@ -332,6 +334,15 @@ def _place(bench: Benchmark, system: System) -> tuple[int, int]:
     return (learners.index(system.name) if system.name in learners else -1, sources.index(system.feedback))
 
 
+def _critics(bench: Benchmark) -> str:
+    """The critics that were trained for it, on the prompts that they kept aside."""
+    lines = ["| | trained on | pairs right, % | pairs |", "|---|---|---|---|"]
+    for name, dev in bench.record["trained"].items():
+        right = f"{100 * dev['pair_accuracy']:.1f}"
+        lines.append(f"| {name} | {', '.join(dev['sets'])} | {right} | {dev['pairs']:.0f} |")
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
     "scores": ("Held-out score and its parts", _scores),
     "teacher": ("Against the teacher's line for the same prompt, in percent", _win_tie),
@@ -346,6 +357,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
     "noise": ("Noise: the same policy, written twice with other random numbers", _noise),
     "texts": ("Variety and copying", _texts),
     "spent": ("What training cost, mean over seeds", _spent),
+    "critics": ("Critics trained for this benchmark, on prompts that they did not learn from", _critics),
 }
 
 
@@ -363,7 +375,11 @@ def make_table(bench: Benchmark, name: str) -> str:
 
 def tables_of(bench: Benchmark) -> list[str]:
     """The names of the tables that a page of this benchmark shows."""
-    has = {"effects": len(bench.spec.feedback) > 1, "noise": bench.spec.noise_floor}
+    has = {
+        "effects": len(bench.spec.feedback) > 1,
+        "noise": bench.spec.noise_floor,
+        "critics": bool(bench.record.get("trained")),
+    }
     return [name for name in TABLES if bench.rows and has.get(name, True)]
 
 

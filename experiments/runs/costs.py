@@ -14,20 +14,23 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from humor_env import pocket
+from humor_env import pocket, registry
 from humor_env.agents.student.sampling import draw_uniforms
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
+from humor_env.experiments.options import with_members
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.llm.ledgered_client import Estimate
+from humor_env.registry import Registry
 from humor_env.rewards.lift import LiftCritic
+from humor_env.rewards.tournament import TournamentCritic
 from humor_env.types import Joke
 
 SAMPLE = 20  # prompts that the questions are measured on
@@ -74,13 +77,20 @@ def estimate_spec(spec: Spec) -> list[Item]:
             learning = lines_to_learn_from(spec, parts)
             evaluated = tested_lines(spec, parts) * (2 + spec.imitates + bool(parts.teacher)) + dev_lines(spec, parts)
             sample = sample_pairs(parts)
-            items = [item_of("learning", name_of(c), parts.make_critic(c), sample, learning) for c in parts.spec.critic]
+            siblings = getattr(spec.learner_config(spec.seeds[0]), "siblings", 1)
+            items = [
+                item_of("learning", name_of(c), parts.make_critic(c), sample, learning, siblings)
+                for c in parts.spec.critic
+            ]
             if parts.judge is not None and parts.spec.judge is not None:
                 items.append(
                     item_of("learning", parts.spec.judge.judge, parts.judge, sample, pairs_to_judge(spec, parts))
                 )
             measured = parts.spec.eval.critic or parts.spec.critic
-            items += [item_of("evaluation", name_of(c), parts.make_critic(c), sample, evaluated) for c in measured]
+            items += [
+                item_of("evaluation", name_of(c), parts.make_critic(c), sample, evaluated, spec.eval.lines)
+                for c in measured
+            ]
             if (watched := _watched_lines(spec, parts)) and parts.spec.monitor is not None:
                 held_out = parts.spec.monitor.critic or parts.spec.eval.critic
                 watching = [*parts.spec.critic, *(c for c in held_out if c not in parts.spec.critic)]
@@ -113,7 +123,8 @@ def check_without_paying(spec: Spec) -> list[str]:
         try:
             parts.check()
             if wanted is not None:
-                parts.make_critic(CriticSpec(critic=wanted.critic, options=_harmless(wanted.critic, wanted.options)))
+                harmless = _harmless(registry.critics, wanted.critic, wanted.options)
+                parts.make_critic(CriticSpec(critic=wanted.critic, options=harmless))
         except CredentialError as problem:
             lacking.append(str(problem))
         finally:
@@ -183,30 +194,50 @@ def sample_pairs(parts: Any) -> list[tuple[Joke, Joke]]:
     return pairs
 
 
-def item_of(what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int) -> Item | None:
-    """None where the critic asks nobody."""
+def item_of(
+    what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int, together: int = 1
+) -> Item | None:
+    """None where the critic asks nobody. `together` is how many lines for one prompt it is asked about at once."""
     if isinstance(critic, LiftCritic):  # each line is asked about under its own prompt and under others
-        return item_of(what, who, critic.critic, sample, lines * (1 + critic.others))
+        return item_of(what, who, critic.critic, sample, lines * (1 + critic.others), together)
     judge: Any = getattr(critic, "judge", None)
-    if hasattr(judge, "estimate"):  # win-tie: each line meets some of the teacher's
+    members = [*getattr(critic, "inner_critics", ()), *getattr(critic, "inner_judges", ())]
+    if members and judge is None:  # a mix or a jury asks each about each
+        items = [item for one in members if (item := item_of(what, who, one, sample, lines, together)) is not None]
+        return replace(sum(items[1:], items[0]), lines=lines) if items else None
+    of_pairs = _of_pairs(judge)
+    share = lines / len(sample)
+    if of_pairs is not None and isinstance(critic, TournamentCritic):
+        estimated = of_pairs([(a, Joke(a.prompt, f"{a.text}!")) for a, _ in sample])
+        share *= critic.most_games(together) / together
+    elif of_pairs is not None:  # win-tie: each line meets some of the teacher's
         known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
         pairs = [
             (Joke(a.prompt, f"{a.text}!"), Joke(a.prompt, b))
             for (a, _), bs in zip(sample, known, strict=True)
             for b in bs
         ]
-        estimated: Estimate = judge.estimate(pairs)
+        estimated = of_pairs(pairs)
     elif not hasattr(critic, "estimate"):
         return None
     elif callable(getattr(critic, "requests", None)) and hasattr(critic, "votes"):
         estimated = critic.estimate([(Joke(a.prompt, f"{a.text}!"), b) for a, b in sample])
     else:
         estimated = critic.estimate([joke for joke, _ in sample])
-    share = lines / len(sample)
     cost = None if estimated.cost is None else estimated.cost * share
     return Item(
         what, who, lines, estimated.calls * share, estimated.input_tokens * share, estimated.output_tokens * share, cost
     )
+
+
+def _of_pairs(judge: Any) -> Callable[[Sequence[tuple[Joke, Joke]]], Estimate] | None:
+    """What tells what a judge would ask about pairs; of one that asks others, the sum of theirs. None where all are
+    free."""
+    if hasattr(judge, "estimate"):
+        found: Callable[[Sequence[tuple[Joke, Joke]]], Estimate] = judge.estimate
+        return found
+    inner = [estimate for one in getattr(judge, "inner_judges", ()) if (estimate := _of_pairs(one)) is not None]
+    return (lambda pairs: sum((one(pairs) for one in inner[1:]), inner[0](pairs))) if inner else None
 
 
 def name_of(critic: CriticSpec) -> str:
@@ -217,15 +248,13 @@ def name_of(critic: CriticSpec) -> str:
 def without_keys(spec: Spec) -> Spec:
     """The spec with clients that need no key, ledgers that leave no file, and a teacher whose lines nobody is asked
     about."""
-    critics = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.critic]
-    measuring = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in spec.eval.critic]
+    critics, measuring = _harmless_critics(spec.critic), _harmless_critics(spec.eval.critic)
     monitor = spec.monitor
     if monitor is not None:
-        held_out = [c.model_copy(update={"options": _harmless(c.critic, c.options)}) for c in monitor.critic]
-        monitor = monitor.model_copy(update={"critic": held_out})
+        monitor = monitor.model_copy(update={"critic": _harmless_critics(monitor.critic)})
     judge = spec.judge
     if judge is not None:
-        judge = JudgeSpec(judge=judge.judge, options=_harmless(judge.judge, judge.options))
+        judge = JudgeSpec(judge=judge.judge, options=_harmless(registry.judges, judge.judge, judge.options))
     teacher = None if spec.teacher is None else spec.teacher.model_copy(update={"filter": None})
     eval_ = spec.eval.model_copy(update={"critic": measuring})
     update = {"critic": critics, "eval": eval_, "judge": judge, "teacher": teacher, "monitor": monitor}
@@ -233,16 +262,14 @@ def without_keys(spec: Spec) -> Spec:
     return changed
 
 
-def _harmless(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    harmless = dict(options)
+def _harmless_critics(entries: Sequence[CriticSpec]) -> list[CriticSpec]:
+    return [c.model_copy(update={"options": _harmless(registry.critics, c.critic, c.options)}) for c in entries]
+
+
+def _harmless(kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    harmless = with_members(kind, name, options, _harmless)
     if name in _SENDS:
         harmless |= {"ledger": ":memory:", "options": {**harmless.get("options", {}), "must_have_key": False}}
-    judge = harmless.get("judge")
-    if isinstance(judge, str) and judge in _SENDS:
-        harmless["judge_options"] = _harmless(judge, harmless.get("judge_options", {}))
-    inner = harmless.get("critic")
-    if isinstance(inner, str) and (options := _harmless(inner, harmless.get("critic_options", {}))):
-        harmless["critic_options"] = options
     return harmless
 
 

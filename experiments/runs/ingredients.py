@@ -30,9 +30,10 @@ from humor_env.agents.student import Lora, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.agents.student.server import Server
 from humor_env.agents.student.writer import Backend
+from humor_env.episodes.closing import close_all
 from humor_env.episodes.critic_memory import with_memory
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
-from humor_env.experiments.options import fill, limits_of, parameters
+from humor_env.experiments.options import fill, limits_of, parameters, with_members
 from humor_env.experiments.runs.trackers import check_installed
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
@@ -283,17 +284,17 @@ class Ingredients:
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with the run's ledger, limits, teacher and prompts, where they are taken and not given; so too
-        for a critic that another is around."""
+        for every critic and judge that it asks."""
         budget = self.spec.budget
         ledger = budget.ledger or self.folder / "ledger.sqlite"
         limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
         pace = {"requests_per_minute": budget.requests_per_minute, "tokens_per_minute": budget.tokens_per_minute}
         limits |= {key: value for key, value in pace.items() if value is not None}
         filled = fill(kind, name, options, ledger=ledger, limits=limits, scope=BUDGET_SCOPE, must_spend=False)
-        known = parameters(kind, name)
-        inner = filled.get("critic", known["critic"].default) if "critic" in known else None
-        if isinstance(inner, str) and "critic_options" in known:
-            filled["critic_options"] = self._filled(registry.critics, inner, filled.get("critic_options") or {})
+        return self._with_texts(kind, name, filled)
+
+    def _with_texts(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        filled, known = with_members(kind, name, options, self._with_texts), parameters(kind, name)
         prompts = known.get("prompts")
         if prompts is not None and prompts.default is prompts.empty and "prompts" not in filled:
             filled["prompts"] = self.prompts
@@ -334,10 +335,7 @@ class Ingredients:
         return envs
 
     def close(self) -> None:
-        for made in self._made:
-            close = getattr(made, "close", None)
-            if callable(close):
-                close()
+        close_all(self._made)
 
 
 def evaluation_sampling(spec: Spec, config: Any) -> Sampling:

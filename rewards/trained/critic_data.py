@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pvariance
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
+from humor_env.rewards.rated.rated_sets import RatedSet, RatedText, load_rated
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke
 
@@ -92,6 +92,17 @@ def group_of(joke: Joke) -> str:
     """Jokes with the same prompt are siblings. A joke without a prompt stands alone."""
     words = joke.prompt.text.split() or joke.text.split()
     return " ".join(words).casefold()
+
+
+def sets_from_files(entries: Sequence[str]) -> list[CriticSet]:
+    """From SET=FILE entries, as --data takes them; several files of one set are one."""
+    files: dict[str, list[str]] = {}
+    for entry in entries:
+        name, equals, file = entry.partition("=")
+        if not (name and equals and file):
+            raise InvalidOption(f"--data is SET=FILE, such as humicroedit=task-1_train.csv; found {entry!r}.")
+        files.setdefault(name, []).append(file)
+    return [from_rated(load_rated(name, paths)) for name, paths in files.items()]
 
 
 def from_rated(rated: RatedSet) -> CriticSet:

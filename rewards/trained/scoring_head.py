@@ -359,7 +359,9 @@ def save_model(members: Sequence[ScoringModel], folder: str | os.PathLike[str]) 
     members[0].tokenizer.save_pretrained(target)
     for number, model in enumerate(members):
         place = target / MEMBER.format(number)
-        model.body.save_pretrained(place / BODY)
+        # Left to find out whether the base's embeddings have changed, PEFT asks the Hub.
+        adapter = {"save_embedding_layers": False} if hasattr(model.body, "peft_config") else {}
+        model.body.save_pretrained(place / BODY, **adapter)
         save_file({name: value.contiguous() for name, value in model.head.state_dict().items()}, place / HEAD_FILE)
     settings = {"format": _FORMAT, "members": len(members), **asdict(members[0].reading)}
     # Last, so that a folder with this file is whole.

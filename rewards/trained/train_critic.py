@@ -25,8 +25,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -117,6 +117,20 @@ class TrainCriticConfig:
 
     def reading(self) -> Reading:
         return Reading(self.form, self.pool, self.hidden, self.max_length, self.layers)
+
+
+def config_of(settings: Mapping[str, Any]) -> TrainCriticConfig:
+    """From settings by name, such as those of --set, with their types checked."""
+    known = {field.name: field.type for field in fields(TrainCriticConfig)}
+    for name, value in settings.items():
+        if name not in known:
+            raise InvalidOption(
+                f"train-critic has no setting '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
+            )
+        wanted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(known[name])]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise InvalidOption(f"{name} must be of type {known[name]}; found {value!r}.")
+    return TrainCriticConfig(**settings)
 
 
 @dataclass(frozen=True, slots=True)
