@@ -83,7 +83,7 @@ def test_lift_moves_a_word_to_other_headlines():
 
 
 def test_options():
-    with pytest.raises(InvalidOption, match="words is how many words a line may have, must be at least 1; found 0"):
+    with pytest.raises(InvalidOption, match="words is how many words a line may have and must be at least 1; found 0"):
         FillInCritic(Reading(), words=0)
     one = critics.make("fill-in", critic="rules", words=1)
     assert one([Joke(HEADLINE, "two words")])[0].reason == "expected one word of letters"
