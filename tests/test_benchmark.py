@@ -269,10 +269,12 @@ def test_ray_does_the_same_with_two_workers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", bundled_benchmarks())
-def test_bundled_benchmarks_are_whole(name):
+def test_bundled_benchmarks_are_whole(name, tmp_path):
+    (tmp_path / "file.csv").touch()
     bench = load_benchmark_spec(name)
+    bench = bench.with_files([f"{table.name}={tmp_path / 'file.csv'}" for table in bench.data])
     cells = bench.cells(Path("out"))
-    assert len(cells) == len(bench.seeds) * (1 + len(bench.pairs()))
+    assert len(cells) == len(bench.trained) + len(bench.seeds) * (1 + len(bench.pairs()))
     assert parse_benchmark(bench.to_toml()) == bench
 
 
