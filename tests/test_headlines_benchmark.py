@@ -104,9 +104,7 @@ def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
 @pytest.mark.slow
 def test_one_command_trains_the_critics_then_every_learner_with_each_of_both_feedbacks(done):
     out, said = done
-    assert [line.split()[1].rstrip(":") for line in said[:2]] == ["trained/plain", "trained/context"] or all(
-        "trained/" in line for line in said[:2]
-    )
+    assert all("trained/" in line for line in said[:2])
     bench = load_benchmark(out)
     rows = {(row["system"], row["feedback"]) for row in bench.rows}
     learners = ("ppo", "grpo", "rloo", "dpo", "expert-iteration", "best-of-8")

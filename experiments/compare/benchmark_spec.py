@@ -176,9 +176,7 @@ class BenchmarkSpec(Table):
 
     def cells(self, root: Path) -> list[Cell]:
         """One warm start per seed, then what learns from it; seed by seed, so that a stopped one has whole seeds."""
-        if self.data:
-            return self.filled()._cells(root)
-        return self._cells(root)
+        return self.filled()._cells(root)
 
     def _cells(self, root: Path) -> list[Cell]:
         cells = cells_of(self.trained, root)

@@ -49,19 +49,19 @@ class TrainedTable(Table):
     settings: dict[str, Any] = {}
 
 
-def with_files(tables: Sequence[DataTable], entries: Sequence[str], option: str = "--data") -> list[DataTable]:
+def with_files(tables: Sequence[DataTable], entries: Sequence[str]) -> list[DataTable]:
     """The tables with the files of NAME=FILE entries, as absolute paths."""
     known = {table.name for table in tables}
     files = {}
     for entry in entries:
         name, equals, file = entry.partition("=")
         if not (name and equals and file):
-            raise InvalidOption(f"{option} is NAME=FILE; found {entry!r}.")
+            raise InvalidOption(f"--data is NAME=FILE; found {entry!r}.")
         if name not in known:
             takes = f"It takes {', '.join(sorted(known))}." if known else "It takes none."
             raise InvalidOption(f"This benchmark takes no file '{name}'.{did_you_mean(name, known)} {takes}")
         if not Path(file).is_file():
-            raise InvalidOption(f"{option} {name}: there is no file '{file}'.")
+            raise InvalidOption(f"--data {name}: there is no file '{file}'.")
         files[name] = str(Path(file).resolve())
     return [table.model_copy(update={"file": files.get(table.name, table.file)}) for table in tables]
 
