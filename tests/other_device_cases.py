@@ -260,6 +260,8 @@ def test_a_learner_learns_the_same_on_either_device_and_resumes(learner, places,
         logs.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
     assert_alike(*states, tolerance=1e-3)
     for here, there in zip(*logs, strict=True):
+        if abs(there.get("update/margin", 1)) < 1e-5:  # DPO's first update: rounding decides which line leads
+            del here["update/ranked_right"], there["update/ranked_right"]
         assert here == pytest.approx(there, abs=1e-3, nan_ok=True)
     log = Fragile(tmp_path / "cut")
     log.last_step = 3 if learner == "sft" else 2  # imitation is saved at an epoch's end, after step 2
