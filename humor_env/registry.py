@@ -232,6 +232,10 @@ critics = Registry(
             "for prompts with a word in [brackets]: another critic scores the sentence with the line in its place",
         ),
         "lift": ("humor_env.rewards.lift:LiftCritic", "another critic's score minus that with other prompts"),
+        "fit": (
+            "humor_env.rewards.likelihood.fit:FitCritic",
+            "how much likelier a language model finds a line with its prompt than without",
+        ),
         "novelty": (
             "humor_env.rewards.novelty:NoveltyCritic",
             "lowers the score of what the student keeps writing; it has a memory",

@@ -21,7 +21,7 @@ from humor_env.agents.student import Lora, Student
 from humor_env.agents.trl.formats import demonstrations_dataset
 from humor_env.episodes.token_table import TokenTable
 from humor_env.prompts import PromptSet, _bundled, load_prompts
-from humor_env.rewards.audits.surprisal import ModelSurprisal
+from humor_env.rewards.likelihood.language_model import LanguageModel
 from humor_env.rewards.reward_model import encode
 from humor_env.rewards.trained.scoring_head import Reading, read
 from humor_env.rewards.trained.state_reader import StateReader
@@ -166,17 +166,16 @@ def test_trained_critics_read_no_control_token(make: Callable[[], PreTrainedToke
     assert [only(row.ids, words) for row in rows] == [wanted] * len(rows)
 
 
-def test_surprisal_of_a_line_counts_no_control_token(tmp_path: Path) -> None:
+def test_the_probability_of_a_line_counts_no_control_token(tmp_path: Path) -> None:
     words = chat_tokenizer(None)
-    model = tiny.llama(len(words), context=512)
-    model.save_pretrained(tmp_path)
+    tiny.llama(len(words), context=512).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    measure = ModelSurprisal(str(tmp_path))
-    measure._loaded = model_, _ = measure._load()
+    reader = LanguageModel(str(tmp_path))
+    reader._loaded = model, _ = reader.load()
     seen: list[int] = []
-    model_.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.extend(args[0][0].tolist()))
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.extend(args[0][0].tolist()))
     for text in HOSTILE:
-        measure([text])
+        reader.read([text])
     assert only(seen, words) == [words.bos_token_id] * len(HOSTILE)
 
 

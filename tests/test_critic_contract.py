@@ -70,6 +70,7 @@ CRITICS = {
     "fill-in": lambda folder: {"critic": "rules"},
     "lift": lambda folder: {"prompts": "pocket", "critic": "win-tie", "critic_options": {"teacher": "pocket"}},
     "novelty": lambda folder: {"lines": 50},
+    "fit": lambda folder: {"model": "pocket:causal"},
 }
 JUDGES = {
     "multiple-choice": lambda folder: {"client": Reader()},

@@ -6,7 +6,7 @@ from humor_env.errors import InvalidOption
 from humor_env.registry import critics
 from humor_env.rewards.fill_in import FillInCritic
 from humor_env.rewards.lift import LiftCritic
-from humor_env.rewards.trained.scoring_head import changed
+from humor_env.rewards.shared.reading import changed
 from humor_env.types import NO_USAGE, Joke, Judgement, Prompt, Usage
 
 HEADLINE = Prompt("h", "Senate passes  [budget] after debate", split="test")

@@ -8,7 +8,7 @@ import pytest
 
 from humor_env.errors import InvalidOption, MissingExtra, RatingsError
 from humor_env.rewards.audits import pun_measures as measures
-from humor_env.rewards.audits.surprisal import ModelSurprisal, make_surprisal, unigram_surprisal
+from humor_env.rewards.likelihood.surprisal import ModelSurprisal, make_surprisal, unigram_surprisal
 from humor_env.types import Joke, Prompt
 
 SAY = {

@@ -25,7 +25,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 # "" are the files that lie in the folder itself (the algorithms, the critics, `options.py`).
 FLOORS = {
     "humor_env.agents": [{"student"}, {"session"}, {"feedback"}, {"update"}, {"", "trl"}],
-    "humor_env.rewards": [{"shared", "rated"}, {"", "audits"}, {"trained", "cards"}],
+    "humor_env.rewards": [{"shared", "rated"}, {"likelihood"}, {"", "audits"}, {"trained", "cards"}],
     "humor_env.experiments": [
         *({"", "drawing"}, {"specs"}, {"runs"}, {"compare"}, {"reports", "reproduction", "sharing"}),
         *({"pocket", "arena"}, {"upkeep", "commands"}),

@@ -6,7 +6,7 @@ from tiny import llama, tokenizer
 
 from humor_env.agents.student import Student
 from humor_env.llm.clients.local import LocalClient
-from humor_env.rewards.audits.surprisal import ModelSurprisal
+from humor_env.rewards.likelihood.language_model import LanguageModel
 from humor_env.shared import precision
 
 
@@ -25,7 +25,7 @@ def says(monkeypatch: pytest.MonkeyPatch, pays: str) -> None:
 
 def precisions(saved: str, **options) -> list[torch.dtype]:
     """Of a student, a local judge and a measure of surprisal."""
-    model, _ = ModelSurprisal(saved)._load()
+    model, _ = LanguageModel(saved).load()
     student, client = Student.load(saved, **options), LocalClient(saved, device="cpu", **options)
     return [student.base.dtype, client.model.dtype, model.dtype]
 

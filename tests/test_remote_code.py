@@ -13,7 +13,7 @@ from humor_env.errors import InvalidOption, StudentError
 from humor_env.experiments.runs.ingredients import load_student
 from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.llm import make_client
-from humor_env.rewards.audits.surprisal import ModelSurprisal
+from humor_env.rewards.likelihood.surprisal import ModelSurprisal
 from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.rewards.trained.scoring_head import SCORING_FILE, Reading, load_model, new_model
 from humor_env.types import Joke, Prompt

@@ -17,6 +17,7 @@ from humor_env.errors import InvalidOption, UnknownName  # noqa: E402
 from humor_env.registry import critics, judges  # noqa: E402
 from humor_env.rewards.rated.rated_sets import load_rated  # noqa: E402
 from humor_env.rewards.reward_model import Calibration, RewardModelCritic, RewardModelJudge  # noqa: E402
+from humor_env.rewards.shared.reading import changed  # noqa: E402
 from humor_env.rewards.trained import critic_losses as losses  # noqa: E402
 from humor_env.rewards.trained.critic_batches import OtherPrompts, batches, make_examples  # noqa: E402
 from humor_env.rewards.trained.critic_data import (  # noqa: E402
@@ -30,7 +31,7 @@ from humor_env.rewards.trained.critic_data import (  # noqa: E402
     split,
     targets,
 )
-from humor_env.rewards.trained.scoring_head import Reading, changed, find_model, load_model, new_model, read  # noqa: E402
+from humor_env.rewards.trained.scoring_head import Reading, find_model, load_model, new_model, read  # noqa: E402
 from humor_env.rewards.trained.train_critic import TrainCriticConfig, train  # noqa: E402
 from humor_env.types import Joke, Prompt  # noqa: E402
 

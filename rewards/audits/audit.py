@@ -28,7 +28,7 @@ from humor_env.rewards.audits import audit_stats as stats
 from humor_env.rewards.audits.audit_stats import Floats
 from humor_env.rewards.audits.context import DRAWS, measure_context
 from humor_env.rewards.audits.report import AuditReport, Example, GapRow, Kind, PairScores, Reference, TextScores
-from humor_env.rewards.audits.surprisal import make_surprisal
+from humor_env.rewards.likelihood.surprisal import make_surprisal
 from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText
 from humor_env.rewards.shared.both_orders import Pair
 from humor_env.rewards.shared.reading import ngrams, words

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from humor_env.errors import HumorEnvError, InvalidOption, MissingExtra, RatingsError
 from humor_env.rewards.audits.audit_stats import pearson, spearman
-from humor_env.rewards.audits.surprisal import Surprisal
+from humor_env.rewards.likelihood.surprisal import Surprisal
 from humor_env.rewards.rated.other_sets import KAO
 from humor_env.rewards.rated.tables import read_table
 from humor_env.rewards.shared.reading import words
@@ -249,7 +249,7 @@ def features(
     """What can be said of each joke without a judge, for a tripwire or to explain a score.
 
     Always: `length_ratio` (characters over the prompt's) and `new_words` (share of its words that the prompt has not).
-    With `surprisal` (see `audits.surprisal`), that; with `embed` (texts to vectors), `incongruity` between
+    With `surprisal` (see `likelihood.surprisal`), that; with `embed` (texts to vectors), `incongruity` between
     prompt and line; with `pronounce`, `sound_alike`: how near one of its new words sounds to a word of the prompt (1 is
     the same sound, 0 nothing in common).
     """

@@ -116,6 +116,15 @@ _NAMED = (
         ),
     ),
     Setting(
+        "fit",
+        not_called="It reads every line with a language model, which takes minutes to hours here. With yours: "
+        "humor-env card fit --option model=smollm2 --prompts everyday --out cards",
+        limits=(
+            "It knows nothing of humor, and a line that repeats its prompt fits best: use it behind gates and beside a "
+            "critic with taste.",
+        ),
+    ),
+    Setting(
         "novelty",
         setting="Tried with an empty memory, so every line was new.",
         limits=(

@@ -2,6 +2,7 @@
 
     words("The MEETING was slow!")          # ['the', 'meeting', 'was', 'slow']
     ngrams(["the", "meeting", "was"], 2)    # {('the', 'meeting'), ('meeting', 'was')}
+    changed("a slow meeting", "a fast meeting")    # ((2, 6), (2, 6)): which characters were replaced, and by which
 
 Everything here accepts any Python string (lone surrogates, control characters, right-to-left text, nothing at all),
 because a student may write any string.
@@ -9,13 +10,15 @@ because a student may write any string.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 from humor_env.shared.text_stats import UNSEEN, as_read, words
 
-__all__ = ["as_read", "hidden_characters", "ngrams", "well_formed", "words"]
+__all__ = ["as_read", "changed", "hidden_characters", "ngrams", "well_formed", "words"]
 
+_SPACED = re.compile(r"\S+")
 _JOINERS = "\u200c\u200d"
 
 
@@ -30,6 +33,23 @@ def ngrams(tokens: Sequence[str], n: int) -> set[tuple[str, ...]]:
         return set()
     n = min(n, len(tokens))
     return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+
+
+def changed(before: str, after: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The character ranges of `before` and `after` between the words that both begin and end with."""
+    first, second = list(_SPACED.finditer(before)), list(_SPACED.finditer(after))
+    shorter = min(len(first), len(second))
+    head = 0
+    while head < shorter and first[head][0] == second[head][0]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and first[-1 - tail][0] == second[-1 - tail][0]:
+        tail += 1
+    return _range(first[head : len(first) - tail]), _range(second[head : len(second) - tail])
+
+
+def _range(words: Sequence[re.Match[str]]) -> tuple[int, int]:
+    return (words[0].start(), words[-1].end()) if words else (0, 0)
 
 
 def hidden_characters(text: str) -> Iterator[str]:

@@ -19,7 +19,6 @@ import inspect
 import json
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
 from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
-from humor_env.rewards.shared.reading import well_formed
+from humor_env.rewards.shared.reading import changed, well_formed
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
@@ -40,7 +39,6 @@ HEAD_FILE, BODY, MEMBER = "head.safetensors", "body", "member-{}"
 FORMS = ("edit", "pair")
 POOLS = ("span", "mean", "last")
 _FORMAT = 1
-_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +75,6 @@ class MarkedRow:
     types: list[int]
     went: list[int]
     came: list[int]
-
-
-def changed(before: str, after: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The character ranges of `before` and `after` between the words that both begin and end with."""
-    first, second = list(_WORD.finditer(before)), list(_WORD.finditer(after))
-    shorter = min(len(first), len(second))
-    head = 0
-    while head < shorter and first[head][0] == second[head][0]:
-        head += 1
-    tail = 0
-    while tail < shorter - head and first[-1 - tail][0] == second[-1 - tail][0]:
-        tail += 1
-    return _range(first[head : len(first) - tail]), _range(second[head : len(second) - tail])
-
-
-def _range(words: Sequence[re.Match[str]]) -> tuple[int, int]:
-    return (words[0].start(), words[-1].end()) if words else (0, 0)
 
 
 def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: int) -> list[MarkedRow]:

@@ -1,0 +1,121 @@
+"""How much likelier a language model finds a line with its prompt than without: does it answer this prompt?
+
+    critic = FitCritic("smollm2")
+    critic([joke])[0].parts            # {"line": 14.2, "rest": 0.0} nats; the score is 0.86
+
+A critic that was trained on people's grades may hardly read the prompt; a language model that nobody trained for it
+does. Where the line stands after its prompt (`form="pair"`) the score compares log p(line | prompt) with log p(line).
+Where the line is the prompt with some words replaced (`form="edit"`) it compares the new words between those that were
+kept with the new words alone, and the kept words behind them with how they follow the old ones. The score is the
+logistic function of the sum over `nats`: 0.5 where the prompt makes no difference.
+
+It knows nothing of humor, and a line that repeats its prompt fits best of all. So it belongs beside a critic with
+taste, with little weight, behind gates:
+
+    [{"critic": "rules", "gate": 0.5}, {"critic": "reward-model", "weight": 3, …}, {"critic": "fit", "weight": 1}]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from humor_env.errors import InvalidOption, did_you_mean
+from humor_env.rewards.likelihood.language_model import LanguageModel, Token
+from humor_env.rewards.shared.read_once import read_once
+from humor_env.rewards.shared.reading import changed
+from humor_env.types import Joke, Judgement
+
+FORMS = ("pair", "edit")
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """A text, and where in it the words in question begin and end; what follows them is the rest."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """The line's words in their place and alone, and the prompt, which has the same rest, in an edit."""
+
+    placed: _Passage
+    alone: _Passage
+    before: _Passage | None
+
+
+class FitCritic:
+    """`model` is a student's name, a Hugging Face model's name, a folder or a GGUF file. `form` is "pair" or "edit".
+    `nats` is how many make a score of 0.73. `batch_size` and `max_length` (tokens) bound memory; `device` is "auto" or
+    a torch device."""
+
+    name = "fit"
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        form: str = "pair",
+        nats: float = 8.0,
+        batch_size: int = 32,
+        max_length: int = 256,
+        device: str = "auto",
+    ) -> None:
+        if form not in FORMS:
+            raise InvalidOption(f"form is 'pair' or 'edit', found {form!r}.{did_you_mean(str(form), FORMS)}")
+        if isinstance(nats, bool) or not isinstance(nats, (int, float)) or not 0 < nats < math.inf:
+            raise InvalidOption(f"nats is the scale of the score and must be above 0; found {nats!r}.")
+        self.model = LanguageModel(model, batch_size, max_length, device)
+        self.form, self.nats = form, float(nats)
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        reader = (self.name, self.model.name, self.form, self.model.max_length, self.model.device)
+        return [self._judgement(*gains) for gains in read_once(reader, jokes, self._read)]
+
+    def _judgement(self, line: float, rest: float) -> Judgement:
+        total = line + rest
+        if not math.isfinite(total):
+            return Judgement(self.name, None, error=f"the model's number is {total}")
+        x = max(-700.0, min(700.0, total / self.nats))
+        reason = f"{abs(total):.1f} nats {'likelier' if total >= 0 else 'less likely'} with its prompt than without"
+        return Judgement(self.name, 1 / (1 + math.exp(-x)), {"line": line, "rest": rest}, reason)
+
+    def _read(self, jokes: Sequence[Joke]) -> list[tuple[float, float]]:
+        """The nats that the prompt adds to each line's own words, and to what stands behind them."""
+        questions = [self._question(joke) for joke in jokes]
+        passages = [p for q in questions for p in (q.placed, q.alone, q.before) if p is not None]
+        texts = list(dict.fromkeys(p.text for p in passages))
+        tokens = dict(zip(texts, self.model.read(texts), strict=True))
+
+        def words(passage: _Passage) -> float:
+            return _total(t for t in tokens[passage.text] if t.end > passage.start and t.start < passage.end)
+
+        def rest(passage: _Passage) -> float:
+            return _total(t for t in tokens[passage.text] if t.start >= passage.end)
+
+        return [
+            (words(q.placed) - words(q.alone), 0.0 if q.before is None else rest(q.placed) - rest(q.before))
+            for q in questions
+        ]
+
+    def _question(self, joke: Joke) -> _Question:
+        prompt, line = self.model.clean(joke.prompt.text), self.model.clean(joke.text)
+        if self.form == "pair":
+            text = f"{prompt}\n{line}"
+            return _Question(_Passage(text, len(text) - len(line), len(text)), _Passage(line, 0, len(line)), None)
+        # With single spaces, what both end with has the same length in both.
+        prompt, line = " ".join(prompt.split()), " ".join(line.split())
+        _, (start, end) = changed(prompt, line)
+        if start == end:  # words were taken out, or none was changed
+            return _Question(_Passage(line, 0, 0), _Passage(line, 0, 0), None)
+        # A word in the middle is read with the space before it, there as here.
+        alone = f" {line[start:end]}" if start else line[start:end]
+        behind = len(prompt) - len(line[end:])
+        return _Question(_Passage(line, start, end), _Passage(alone, 0, len(alone)), _Passage(prompt, 0, behind))
+
+
+def _total(tokens: Iterable[Token]) -> float:
+    return math.fsum(token.logprob for token in tokens)
