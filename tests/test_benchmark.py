@@ -177,6 +177,26 @@ def test_a_dry_run_counts_several_lines_and_the_noise_floor(monkeypatch):
     ]
 
 
+def test_a_dry_run_counts_the_other_prompts_of_the_held_out_critic(monkeypatch):
+    """They were left out. With two others, 2 x (3 systems + best-of-2) x 6 lines more."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec: None)
+
+    def questions(others: int) -> int:
+        client = 'options = { client = "anthropic:claude-haiku-4-5" }'
+        changes = {
+            'held_out = { critic = "pocket" }': f'held_out = {{ critic = "scorer", {client}, others = {others} }}',
+            "[shared.student]": '[shared.env]\nprompts = "everyday"\n\n[shared.student]',
+            "per_prompt = 1": 'lines = "everyday"\nper_prompt = 1',
+        }
+        learners = LEARNERS[: LEARNERS.index('[[learners]]\nname = "ppo"')]
+        said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1)
+        [row] = [line for line in said.splitlines() if line.startswith("| held out |")]
+        return int(row.split("|")[3].replace(",", ""))
+
+    assert questions(2) - questions(0) == 2 * (3 + 1) * 6
+
+
 def test_a_dry_run_finds_what_would_stop_a_cell():
     judge = 'judge = "multiple-choice"\noptions = { client = "local:/nope" }'
     bench = parse_benchmark(text(**{'judge = "pocket-crowd"': judge}))

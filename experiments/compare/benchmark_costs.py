@@ -38,7 +38,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     runs = [(bench.run_spec(learner, source, bench.seeds[0]), [source]) for learner, source in bench.pairs()]
     lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
     each = costs.seconds_to_write(start)
-    seconds, written = 0.0, 0
+    seconds, written, others = 0.0, 0, bench.held_out.others
     items: dict[tuple[str, str], costs.Item] = {}
     unknown = False
     for spec, sources in ((start, list(bench.feedback)), *runs):
@@ -49,7 +49,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
             parts = Ingredients(costs.without_keys(spec), Path(scratch))
             try:
                 on_the_way = _dev_lines(spec, parts, bench.budget.evaluations)
-                for item in _items(spec, parts, sources, on_the_way, systems=systems, twice=twice):
+                for item in _items(spec, parts, sources, on_the_way, others, systems=systems, twice=twice):
                     known = items.get((item.what, item.who))
                     items[item.what, item.who] = item if known is None else known + item
             except CredentialError:
@@ -107,16 +107,17 @@ def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
 
 
 def _items(
-    spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, *, systems: int, twice: bool
+    spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, others: int, *, systems: int, twice: bool
 ) -> Iterator[costs.Item]:
     """For one seed: what the feedback is asked in learning, and what it and the held-out critic are asked in measuring,
-    where each line meets the teacher's too and, where the imitation is written `twice`, the one that it wrote first."""
+    where each line meets the teacher's too and, where the imitation is written `twice`, the one that it wrote first.
+    The held-out critic also scores each line with `others` other prompts."""
     measured = costs.tested_lines(spec, parts)
     sample, lines = costs.sample_pairs(parts), systems * measured
     scored = costs.lines_to_learn_from(spec, parts)
     asked: list[tuple[str, str, Any, int]] = []
     held_out = parts.spec.eval.critic[0]
-    asked.append(("held out", costs.name_of(held_out), parts.make_critic(held_out), 3 * (lines + dev)))
+    asked.append(("held out", costs.name_of(held_out), parts.make_critic(held_out), 3 * (lines + dev) + others * lines))
     for source in sources:
         critic, judge = _made(parts, source)
         learning = 0 if systems > 1 else scored
