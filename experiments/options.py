@@ -8,9 +8,10 @@ def judge(critic: Critic, option: Options = None, max_cost: MaxCost = None) -> N
 from __future__ import annotations
 
 import inspect
+import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,16 +66,24 @@ def end(sentence: str, code: int) -> None:
 
 
 def read_override(pair: str, option: str) -> tuple[str, Any]:
-    """`key=value`, the value in TOML (5, true, ["a"]) or, where it is not TOML, a plain text."""
+    """`key=value`, the value in TOML (5, true, ["a"]), a list or object in JSON, or else a plain text."""
     key, equals, written = pair.partition("=")
     if not equals or not key.strip():
         raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
     try:
         value = tomllib.loads(f"value = {written}")
     except (ValueError, RecursionError):
-        return key.strip(), written.strip()
+        return key.strip(), _json_or_text(written.strip())
     # More than one key: the text had a line break in it, and was not one TOML value.
     return key.strip(), value["value"] if len(value) == 1 else written.strip()
+
+
+def _json_or_text(written: str) -> Any:
+    """A list or an object as an error message shows one, `[{"critic": "rules"}]`, is no TOML."""
+    if written.startswith(("[", "{")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(written)
+    return written
 
 
 def key_values(pairs: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:

@@ -325,6 +325,12 @@ def test_options_are_plain_data(tmp_path: Path) -> None:
     assert found == {"a": 5, "b": True, "c": [1, 2], "d": {"x": 0.5}, "e": "openai:m@http://h/v1", "f": "a=b", "g": ""}
 
 
+def test_a_list_may_be_written_as_the_error_message_shows_it() -> None:
+    """In JSON it was taken for a text: 'critics must be a list such as [{"critic": "rules", …', found just that."""
+    found = key_values(['critics=[{"critic": "rules", "gate": 0.5}]', 'd={"x": null}', "e=[not, a list]", "f={x"])
+    assert found == {"critics": [{"critic": "rules", "gate": 0.5}], "d": {"x": None}, "e": "[not, a list]", "f": "{x"}
+
+
 @pytest.mark.slow
 def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
