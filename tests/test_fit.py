@@ -95,6 +95,29 @@ def test_what_is_asked_together_does_not_change_the_answer():
     assert [j.score for j in together] == pytest.approx([j.score for j in alone], abs=1e-5)
 
 
+def test_of_a_text_that_is_cut_only_what_was_read_in_both_counts(plain):
+    """Of the line after its prompt fewer tokens are read than of the line alone: too long a line seemed to fit."""
+    prompt, line = "The meeting was slow. " * 10, "Glaciers overtook it. " * 40
+    text, start = f"{prompt}\n{line}", len(prompt) + 1
+    [read] = LanguageModel("pocket:causal", max_length=120).read([text])
+    end = read[-1].end
+    assert start < end < len(text)
+    [found] = made(max_length=120)([Joke(Prompt("p", prompt), line)])
+    expected = plain(text[:end], start) - plain(line[: end - start])
+    assert found.parts == pytest.approx({"line": expected, "rest": 0.0}, abs=1e-2)
+
+
+def test_of_an_edit_that_is_cut_the_same_rest_counts(plain):
+    rest = " meeting was slow." + " Glaciers overtook it." * 40
+    before, after = f"The{rest}", f"That long and very slow{rest}"
+    [read] = LanguageModel("pocket:causal", max_length=60).read([after])
+    seen = read[-1].end - len("That long and very slow")
+    assert 0 < seen < len(rest)
+    [found] = made(form="edit", max_length=60)([Joke(Prompt("p", before), after)])
+    expected = plain(f"That long and very slow{rest[:seen]}", 23) - plain(f"The{rest[:seen]}", 3)
+    assert found.parts["rest"] == pytest.approx(expected, abs=1e-2)
+
+
 def test_a_long_text_is_cut_and_the_tokens_keep_their_places():
     model = LanguageModel("pocket:causal", max_length=8)
     text = "the meeting was slow " * 400

@@ -18,7 +18,7 @@ taste, with little weight, behind gates:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from humor_env.errors import InvalidOption, did_you_mean
@@ -60,7 +60,7 @@ class FitCritic:
         model: str = "smollm2",
         form: str = "pair",
         nats: float = 8.0,
-        batch_size: int = 32,
+        batch_size: int = 16,
         max_length: int = 256,
         device: str = "auto",
     ) -> None:
@@ -90,16 +90,7 @@ class FitCritic:
         texts = list(dict.fromkeys(p.text for p in passages))
         tokens = dict(zip(texts, self.model.read(texts), strict=True))
 
-        def words(passage: _Passage) -> float:
-            return _total(t for t in tokens[passage.text] if t.end > passage.start and t.start < passage.end)
-
-        def rest(passage: _Passage) -> float:
-            return _total(t for t in tokens[passage.text] if t.start >= passage.end)
-
-        return [
-            (words(q.placed) - words(q.alone), 0.0 if q.before is None else rest(q.placed) - rest(q.before))
-            for q in questions
-        ]
+        return [_gains(question, tokens) for question in questions]
 
     def _question(self, joke: Joke) -> _Question:
         prompt, line = self.model.clean(joke.prompt.text), self.model.clean(joke.text)
@@ -117,5 +108,24 @@ class FitCritic:
         return _Question(_Passage(line, start, end), _Passage(alone, 0, len(alone)), _Passage(prompt, 0, behind))
 
 
-def _total(tokens: Iterable[Token]) -> float:
-    return math.fsum(token.logprob for token in tokens)
+def _gains(question: _Question, tokens: Mapping[str, Sequence[Token]]) -> tuple[float, float]:
+    """The nats of the words in their place less those alone, and of the rest less those of the prompt's. Where the
+    model read only a part of a text, what was read in both counts: else a line that is too long would seem to fit."""
+    placed, alone, before = question.placed, question.alone, question.before
+    unread = max(0, placed.end - _read_to(placed, tokens))
+    line = _sum(placed, tokens, placed.start, placed.end) - _sum(alone, tokens, 0, alone.end - unread)
+    if before is None:
+        return line, 0.0
+    seen = min(_read_to(passage, tokens) - passage.end for passage in (placed, before))
+    rests = (_sum(passage, tokens, passage.end, passage.end + seen) for passage in (placed, before))
+    return line, next(rests) - next(rests)
+
+
+def _read_to(passage: _Passage, tokens: Mapping[str, Sequence[Token]]) -> int:
+    """Up to which character the model read the text."""
+    return tokens[passage.text][-1].end if tokens[passage.text] else 0
+
+
+def _sum(passage: _Passage, tokens: Mapping[str, Sequence[Token]], start: int, end: int) -> float:
+    """log p of the tokens that lie between two characters, or begin with the space before the first."""
+    return math.fsum(t.logprob for t in tokens[passage.text] if t.end > start and t.end <= end)

@@ -54,9 +54,11 @@ class LanguageModel:
         cleaned = [self.clean(text)[: 16 * most] for text in texts]
         rows, places = [], []
         for text in cleaned:
-            read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            rows.append([start, *read["input_ids"][:most]])
-            places.append(read["offset_mapping"][:most])
+            read = tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=most
+            )
+            rows.append([start, *read["input_ids"]])
+            places.append(read["offset_mapping"])
         # By length, then by content: the same texts make the same batches, in whatever order they come.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))
         answers: list[list[Token]] = [[] for _ in rows]
@@ -68,7 +70,7 @@ class LanguageModel:
             with torch.inference_mode():
                 logits: torch.Tensor = model(input_ids=ids, attention_mask=mask.to(model.device)).logits.float()
                 # Column t of the logits speaks about token t + 1.
-                gained = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
+                gained = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
             for i, values in zip(chosen, gained.tolist(), strict=True):
                 answers[i] = [
                     Token(low, high, value)
