@@ -29,7 +29,7 @@ from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
 from humor_env.rewards.shared.read_once import read_once
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.shared.control_tokens import as_text
-from humor_env.shared.precision import in_paying_precision
+from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
@@ -178,12 +178,7 @@ class RewardModelCritic:
     def _load_scoring(self) -> Ensemble:
         from humor_env.rewards.trained.scoring_head import load_model
 
-        return load_model(self.folder, self.dtype, self._device())
-
-    def _device(self) -> str:
-        import torch
-
-        return self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        return load_model(self.folder, self.dtype, device_for(self.device))
 
     def _load(self) -> tuple[Any, Any]:
         import torch
@@ -219,8 +214,8 @@ class RewardModelCritic:
                 ) from problem
             model = PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
         if self.dtype == "auto":
-            model = in_paying_precision(model, self._device())
-        model.to(self._device()).eval()
+            model = in_paying_precision(model, device_for(self.device))
+        model.to(device_for(self.device)).eval()
         # A decoder reads its score at the last token that is not padding, which it finds by the padding's id.
         config = model.config.get_text_config()
         if config.pad_token_id is None:

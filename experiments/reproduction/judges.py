@@ -21,6 +21,7 @@ from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.reproduction.spec import ClozeTable, JudgeTable, ScaleSpec
 from humor_env.rewards.pocket import PocketJudge
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke, Judge, Verdict
 
@@ -128,7 +129,6 @@ class ClozeJudge:
     name = "cloze"
 
     def __init__(self, table: ClozeTable, part: str, *, batch: int = 32) -> None:
-        import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         if table.model is None:
@@ -138,7 +138,7 @@ class ClozeJudge:
         path = pocket.path(name) if service == "pocket" else table.model
         if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise InvalidOption(f"The cloze critic needs a causal language model; '{table.model}' has an encoder.")
-        self.device = table.device if table.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_for(table.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         family: Any = AutoModelForCausalLM
         self.model: Any = (

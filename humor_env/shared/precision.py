@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="torch.nn.Module")
 
 
+def device_for(wanted: str) -> str:
+    """A torch device; "auto" is the GPU where there is one."""
+    import torch
+
+    return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @functools.cache
 def measure(kind: str) -> dict[str, Any]:
     """Milliseconds of one matrix product by precision on a kind of device ("cpu", "cuda"), and which one pays."""

@@ -117,8 +117,8 @@ def _gains(question: _Question, tokens: Mapping[str, Sequence[Token]]) -> tuple[
     if before is None:
         return line, 0.0
     seen = min(_read_to(passage, tokens) - passage.end for passage in (placed, before))
-    rests = (_sum(passage, tokens, passage.end, passage.end + seen) for passage in (placed, before))
-    return line, next(rests) - next(rests)
+    rest = _sum(placed, tokens, placed.end, placed.end + seen)
+    return line, rest - _sum(before, tokens, before.end, before.end + seen)
 
 
 def _read_to(passage: _Passage, tokens: Mapping[str, Sequence[Token]]) -> int:

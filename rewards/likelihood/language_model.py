@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import well_formed
 from humor_env.shared.control_tokens import as_text
-from humor_env.shared.precision import in_paying_precision
+from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.sources import students
 
 
@@ -66,9 +66,11 @@ class LanguageModel:
             chosen = order[first : first + self.batch_size]
             width = max(len(rows[i]) for i in chosen)
             ids = torch.tensor([rows[i] + [start] * (width - len(rows[i])) for i in chosen], device=model.device)
-            mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in chosen])
+            mask = torch.tensor(
+                [[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in chosen], device=model.device
+            )
             with torch.inference_mode():
-                logits: torch.Tensor = model(input_ids=ids, attention_mask=mask.to(model.device)).logits.float()
+                logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits.float()
                 # Column t of the logits speaks about token t + 1.
                 gained = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
             for i, values in zip(chosen, gained.tolist(), strict=True):
@@ -84,11 +86,9 @@ class LanguageModel:
 
     def load(self) -> tuple[Any, Any]:
         """The model and its tokenizer."""
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        known = self.name in students.NAMED or self.name.endswith(students.GGUF)
-        folder = students.source(self.name) if known else self.name
+        folder = students.source(self.name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
@@ -105,7 +105,7 @@ class LanguageModel:
             ) from problem
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise InvalidOption(f"The tokenizer of '{self.name}' has neither a begin nor an end token to start from.")
-        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_for(self.device)
         model = in_paying_precision(model, device).eval()
         model.to(device)
         return model, tokenizer

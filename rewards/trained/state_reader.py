@@ -27,6 +27,7 @@ from humor_env.rewards.shared.reading import well_formed
 from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
+from humor_env.shared.precision import device_for
 from humor_env.types import Joke
 
 HEAD_FILE = "head.json"
@@ -72,7 +73,7 @@ class StateReader:
         return prompt_tokens(tokenizer, kept, self.instruction, is_seq2seq=False)
 
     def _load(self) -> tuple[Any, Any]:
-        device = self.device if self.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_for(self.device)
         body, tokenizer = pretrained(self.model)
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None or not hasattr(body, "norm"):
             raise InvalidOption(f"'{self.model}' is no chat model whose states can be read (such as SmolLM2).")
