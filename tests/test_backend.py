@@ -81,6 +81,7 @@ def test_lines_of_a_server_carry_their_tokens_and_ends(server, tmp_path):
     for response, stop in zip(out.responses, out.stop_reasons, strict=True):
         assert (response[-1] == one.end_token) == (stop == "end")
         assert len(response) == (4 if stop == "end" else 8)
+    assert out.logprobs.shape == out.values.shape == (6, max(map(len, out.responses)))
     asked = [(body, authorization) for path, body, authorization in server.seen if path == "/v1/completions"]
     assert {body["model"] for body, _ in asked} == {"policy-1"}
     assert {authorization for _, authorization in asked} == {"Bearer a-key"}

@@ -33,6 +33,8 @@ def test_a_critic_that_reads_only_the_line_is_a_coin_and_one_that_reads_the_prom
     blind = measure_context(critic(lambda j: int(j.text.split()[1]) / 100), JOKES)
     assert (blind.share, blind.lift, blind.count, blind.failed, blind.draws) == (0.5, 0.0, 30, 0, 4)
     assert blind.held is False
+    assert ContextScores(20, 0, 4, share=0.7, interval=(0.45, 0.95)).held is False, "a coin may do that"
+    assert ContextScores(20, 0, 4, share=0.6, interval=(0.51, 0.7)).held is True
     reads = measure_context(critic(lambda j: 0.9 if is_own(j) else 0.2), JOKES)
     assert reads.share == 1 and reads.lift == pytest.approx(0.7) and reads.held is True
     assert reads.interval == pytest.approx((0.9, 1.0))  # of 30 prompts: the rule of three
@@ -103,6 +105,8 @@ def test_an_edit_is_moved_as_an_edit():
     assert under_prompt_of(trump, edit("Snow closes schools", "Snow closes hair")) is None  # that line is its own
     assert under_prompt_of(trump, edit("Snow closes schools", "Snow closes schools")) is None
     assert under_prompt_of(trump, edit("Snow closes schools", "Something else altogether")) is None
+    added = edit("Trump signs the bill", "Trump signs the bill again")
+    assert under_prompt_of(added, snow).text == "Snow closes many again in Ohio"
     asked = []
     measure_context(critic(lambda j: asked.append(j.text) or 0.5), [trump, snow])
     assert "Snow closes many hair in Ohio" in asked and asked.count(trump.text) == 1

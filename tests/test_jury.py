@@ -6,7 +6,7 @@ import pytest
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.jury import Jury
-from humor_env.rewards.shared.both_orders import both_orders
+from humor_env.rewards.shared.both_orders import ask_judge, both_orders
 from humor_env.types import Joke, Prompt, Usage, Verdict
 
 P = Prompt("p", "The meeting was slow.")
@@ -111,6 +111,8 @@ def test_judges_that_answer_in_numpy_and_one_odd_verdict():
     def wobbly(pairs):
         return [Verdict("wobbly", 0.25), 0.7]
 
+    with pytest.raises(CriticContractError, match=r"must return humor_env\.Verdict objects, found a float"):
+        ask_judge(lambda pairs: [0.7], [PAIR])
     found = Jury([wobbly, lambda pairs: ask(pairs)])([PAIR, PAIR])
     assert found[0].probability == pytest.approx((0.25 + 0.7) / 2)
     assert found[1].probability == pytest.approx(0.7)

@@ -106,6 +106,12 @@ def test_it_is_made_from_plain_data_and_nests():
     assert hack.reason.startswith("stopped by rules")
 
 
+def test_what_it_is_made_of_by_default():
+    rules, pocket = critics.make("mix").members
+    assert (rules.name, rules.gate, rules.weight) == ("rules", 0.5, 0.0)
+    assert (pocket.name, pocket.gate, pocket.weight) == ("pocket", None, 1.0)
+
+
 def test_two_of_a_kind_keep_their_parts_apart():
     [judgement] = mixed([{"critic": Fixed("wit", a=x)} for x in (0.2, 0.4, 0.6)], "a")
     assert {k: v for k, v in judgement.parts.items() if "." not in k} == {"wit": 0.2, "wit-2": 0.4, "wit-3": 0.6}

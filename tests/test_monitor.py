@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 from tiny import letters_critic, prompts, student, vector_env
 
 from humor_env.agents import brio_dpo, ppo, sft
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.limits import RunControl
-from humor_env.agents.session.line_features import text_features
+from humor_env.agents.session.line_features import is_surely_more, text_features
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student.sampling import Sampling
@@ -273,6 +274,18 @@ def test_a_checkpoint_of_before_the_alarms_on_sameness_goes_on():
     again.measure(3, None, None)
     assert "'line number 1' is the answer to 100.0% of the prompts (0.0% at first" in told[-1]
     assert "the share of different lines is 0.01 of what it was at first" in told[-1]
+
+
+def test_what_is_surely_paid_more_is_what_welchs_test_says():
+    random = np.random.default_rng(0)
+    answers = set()
+    for _ in range(200):
+        some, others = random.normal(0.6, 1.0, 4), random.normal(0.0, 0.3, 30)
+        chance = ttest_ind(some, others, equal_var=False, alternative="greater").pvalue
+        values, has = np.concatenate([some, others]), np.arange(34) < 4
+        answers.add(bool(chance < 0.05))
+        assert is_surely_more(values, has, 0.95) == (chance < 0.05)
+    assert answers == {True, False}
 
 
 def test_text_features_by_hand():

@@ -93,7 +93,7 @@ class Scripted:
             found.append(
                 Verdict(self.name, None, error="no answer", usage=usage)
                 if p is None
-                else Verdict(self.name, p, flipped=p == 0.5, usage=usage)
+                else Verdict(self.name, p, flipped=p == 0.5, usage=usage, reason="so said")
             )
         return found
 
@@ -123,6 +123,7 @@ def test_verdicts_become_preferences():
     assert [j.score for j in found.judgements[:4]] == pytest.approx([0.9, 0.1, 0.25, 0.75])
     assert sum(j.usage.calls for j in found.judgements) == 10
     assert [j.failed for j in found.judgements[6:8]] == [True, True]
+    assert [j.reason for j in found.judgements[:2]] == ["so said", "so said"]
 
 
 def test_too_many_failures_end_the_run():

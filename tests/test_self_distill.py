@@ -1,6 +1,7 @@
 """Self-distillation and expert iteration: only lines that were preferred are imitated."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from humor_env.agents.sft import SFTConfig
 from humor_env.agents.sft import train as train_sft
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.update.on_policy import OnPolicyStep
 from humor_env.errors import InvalidOption
 from humor_env.types import Demonstration, Judgement, Preference
 
@@ -105,6 +107,28 @@ def test_expert_iteration_imitates_the_best():
     train_expert(EXPERT, vector_env(8, same), one, log, prompts=prompts())
     assert log.numbers["update/kept_lines"] == 0
     assert all(torch.equal(p, before[n]) for n, p in one.model.named_parameters())
+
+
+def test_a_line_without_an_end_is_worth_less_to_expert_iteration(monkeypatch):
+    """All are scored alike: only the penalty tells the lines apart."""
+    one, seen, own = student(), [], OnPolicyStep.collect
+
+    def keep_best(rewards, *rest, **options):
+        seen.append(rewards)
+        return best_of_groups(rewards, *rest, **options)
+
+    def collect(step, **options):
+        seen.append(own(step, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("humor_env.agents.expert_iteration.best_of_groups", keep_best)
+    monkeypatch.setattr(OnPolicyStep, "collect", collect)
+    alike = lambda jokes: [Judgement("same", 0.5) for _ in jokes]  # noqa: E731
+    settings = replace(EXPERT, steps=1, seed=3, missing_end_penalty=0.25, sampling=Sampling(max_new_tokens=96))
+    train_expert(settings, vector_env(8, alike), one, None, prompts=prompts())
+    rollout, rewards = seen
+    assert rollout.finished.any() and not rollout.finished.all()
+    assert rewards.tolist() == [0.5 if finished else 0.25 for finished in rollout.finished]
 
 
 def test_expert_iteration_resumes_to_the_bit(tmp_path):

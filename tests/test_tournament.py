@@ -171,6 +171,11 @@ def test_failed_verdicts_are_left_out_and_a_line_without_any_has_no_score():
     assert sum(j.usage.calls for j in judgements) == 6
 
 
+def test_options_for_the_judge_reach_it():
+    one = TournamentCritic(judge="jury", judge_options={"judges": ["pocket", "pocket-crowd"]})
+    assert len(one.judge.judges) == 2
+
+
 def test_bad_options_and_bad_judges_are_refused():
     for options in ({"pairing": "knockout"}, {"rounds": 0}, {"small": 1}, {"prior": 0}):
         with pytest.raises(InvalidOption):
