@@ -1,6 +1,7 @@
 """Captured steps, uncaptured: on a CPU they must give the eager writer's lines, token for token."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from humor_env import pocket
 from humor_env.agents import ppo
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.student import POLICY, Lora, Student
+from humor_env.agents.student import POLICY, Lora, Student, writer
 from humor_env.agents.student import static_writer as written_statically
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter
@@ -170,3 +171,25 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
 
     whole, resumed = learn(tmp_path / "whole", 3), learn(tmp_path / "resumed", 1)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("device", "why_not", "by"), [("cuda", "", "captured"), ("cuda", "it is odd", "eager"), ("cpu", "", "eager")]
+)
+def test_only_on_cuda_and_only_a_suitable_model_is_captured_once(device, why_not, by, monkeypatch):
+    made = []
+
+    class Captured:
+        def __init__(self, student):
+            made.append(student)
+
+        def generate(self, *arguments, **options):
+            return "captured"
+
+    monkeypatch.setattr(writer, "StaticWriter", Captured)
+    monkeypatch.setattr(writer, "unsuitable", lambda student: why_not)
+    monkeypatch.setattr(writer, "sample", lambda *arguments, **options: "eager")
+    one = SimpleNamespace(device=torch.device(device), static_writer=None)
+    for _ in range(2):  # a backend is made for many a call; the table is kept with the student
+        assert writer.InProcess(one).generate(["x"], Sampling(), torch.zeros(1, 1)) == by
+    assert len(made) == (by == "captured")
