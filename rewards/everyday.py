@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.read_once import read_once
+from humor_env.rewards.shared.reading import without_hidden
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class EverydayCritic:
     def _judgement(self, joke: Joke, funny: float, meaning: float) -> Judgement:
         if not (math.isfinite(funny) and math.isfinite(meaning)):
             return Judgement(self.name, None, error=f"the head's grades are {funny} and {meaning}")
-        if not joke.text.strip():
+        if not without_hidden(joke.text).strip():
             funny = 0.0  # nobody graded an empty line
         return Judgement(self.name, funny * meaning, {"funny": funny, "meaning": meaning})
 

@@ -212,6 +212,25 @@ def test_the_committed_cards_are_what_the_command_makes(setting):
         assert page == committed, "run the command again"
 
 
+@pytest.mark.parametrize("name", ["everyday", "everyday-judge", "judge-everyday-judge"])
+def test_what_was_found_about_a_bundled_model_is_kept(name):
+    found = stored_card(name)
+    assert found.verdict != "not tried" and found.tried
+    assert {a.set: a.rated_by for a in found.audits} == {
+        "everyday-grades": "a large language model", "isarcasm": "people",
+    }  # fmt: skip
+    assert "--models" in found.command
+
+
+@pytest.mark.slow
+def test_the_kept_card_of_a_bundled_model_is_what_the_command_finds_here():
+    [setting] = [s for s in SETTINGS if s.name == "everyday"]
+    [kept], [made] = stored_card("everyday").tried, built_in_card(setting, models=True).tried
+    for one, other in ((kept.probes.rows, made.probes.rows), (kept.injection.rows, made.injection.rows)):
+        assert [row.score for row in one] == pytest.approx([row.score for row in other], abs=0.02)
+    assert kept.probes.context.share == pytest.approx(made.probes.context.share, abs=0.02)
+
+
 def test_the_language_model_critics_were_not_called_and_say_how():
     for name in ("scorer", "judge-multiple-choice"):
         found = stored_card(name)

@@ -72,7 +72,7 @@ def test_the_score_is_the_product_and_repeats_alone_and_in_company(everyday: Eve
         assert 0 <= judgement.score <= 1
     assert [everyday([joke])[0].score for joke in jokes] == pytest.approx([j.score for j in judged], abs=1e-4)
     assert everyday([]) == []
-    assert everyday([Joke(Prompt("p", "My cat sleeps all day."), "  ")])[0].score == 0
+    assert everyday([Joke(Prompt("p", "My cat sleeps all day."), text) for text in ("  ", "\u200b")])[1].score == 0
 
 
 def test_a_judgement_that_failed_is_a_verdict_that_failed_and_small_gaps_are_ties() -> None:

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from humor_env.experiments.upkeep.graded_lines import agreement, bundled, collect, kappa, main, read_grades
+from humor_env.rewards.audits.audit import audit
+from humor_env.rewards.audits.report import AuditReport
+from humor_env.rewards.cards.card import make_card
+from humor_env.rewards.cards.page import card_markdown
 from humor_env.rewards.rated.rated_sets import load_rated
 from humor_env.teacher import everyday_lines
 
@@ -100,3 +104,22 @@ def test_they_are_ratings_for_an_audit_and_for_train_critic() -> None:
     assert len(rated.texts) == len(bundled())
     assert len(rated.texts[0].raters) == 2
     assert rated.scale == (0, 4)
+
+
+def test_the_bundled_grades_are_a_set_of_their_own_and_nobody_is_told_that_people_gave_them() -> None:
+    rated = load_rated("everyday-grades")
+    lines = {row["id"]: row for row in bundled() if row["use"] == "evaluation"}
+    assert [text.id for text in rated.texts] == list(lines)
+    first = rated.texts[0]
+    assert (first.score, first.raters, first.prompt.text) == (
+        lines[first.id]["score"], tuple(lines[first.id]["raters"]), lines[first.id]["prompt"],
+    )  # fmt: skip
+    report = audit("rules", rated, context=0, surprisal=None)
+    page = report.markdown()
+    assert "people" not in page
+    assert "Agreement with a large language model" in page
+    again = AuditReport.load(report.data())
+    assert again.rated_by == "a large language model"
+    made = make_card("rules", prompts=["everyday"], audits=[again])
+    assert "Agreement with a large language model: everyday-grades" in card_markdown(made)
+    assert any("has not been compared with people's ratings" in limit for limit in made.limits)

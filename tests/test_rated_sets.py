@@ -7,7 +7,8 @@ import pytest
 
 from humor_env.errors import HumorEnvError, InvalidOption, RatingsError, UnknownName
 from humor_env.rewards.rated.other_sets import anonymous
-from humor_env.rewards.rated.rated_sets import RatedSet, load_rated, rated_sets
+from humor_env.rewards.rated.rated_sets import RatedPair, RatedSet, RatedText, load_rated, rated_sets
+from humor_env.types import Prompt
 
 ONE = "id,original,edit,grades,meanGrade\n"
 TWO = "id,original1,edit1,grades1,meanGrade1,original2,edit2,grades2,meanGrade2,label\n"
@@ -378,5 +379,14 @@ def test_a_set_of_ones_own_by_name(write):
 def test_every_registered_loader_resolves_and_refuses_a_wrong_file(write):
     wrong = write("wrong.csv", "colour,shape\nred,round\n")
     for name in rated_sets.names():
-        with pytest.raises(HumorEnvError, match=r"wrong\.csv|expects"):
+        with pytest.raises(HumorEnvError, match=r"wrong\.csv|expects|is read from no other file"):
             load_rated(name, wrong)
+
+
+def test_a_set_without_a_scale_is_graded_from_0_to_1_and_has_each_text_once():
+    one, other = (RatedText(i, Prompt("p", "Q"), f"line {i}", 0.5) for i in "ab")
+    rated = RatedSet("mine", (one,))
+    assert rated.every_text == (one,)
+    assert (rated.unit(0.0), rated.unit(0.5), rated.unit(1.0)) == (0.0, 0.5, 1.0)
+    pairs = (RatedPair("1", one, other, "a"), RatedPair("2", other, one, "b"))
+    assert RatedSet("votes", pairs=pairs).every_text == (one, other)

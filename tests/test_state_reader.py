@@ -74,6 +74,16 @@ def test_an_empty_line_and_a_long_one_have_states(folder: str) -> None:
     assert states.shape == (2, 3 * 32) and bool(states.isfinite().all())
 
 
+def test_what_nobody_sees_is_not_read(folder: str) -> None:
+    """Zero-width spaces between the letters raised the score of `everyday` from 0.20 to 0.48."""
+    reader = StateReader(folder, layers=1, instruction="Be funny.", device="cpu")
+    line = "It was so slow that moss grew."
+    hidden = ("\u200b".join(line), f"\u202e{line}\u202c", f"{line}\x1b", "\ud800" + line)
+    plain, *others = reader.states(jokes(*(("The meeting was slow.", text) for text in (line, *hidden))))
+    for other in others:
+        torch.testing.assert_close(other, plain)
+
+
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     words = tiny.tokenizer()
     tiny.llama(len(words)).save_pretrained(tmp_path)

@@ -65,8 +65,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def audit(
     critic: Annotated[str | None, typer.Option(help="A critic's or judge's name, or package.module:name.")] = None,
-    data: Annotated[str | None, typer.Option(help="The human-rated set; --list shows all.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="Its file as published; repeatable.")] = None,
+    data: Annotated[str | None, typer.Option(help="The rated set; --list shows all.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="Its file as published; repeatable. A bundled set has none.")
+    ] = None,
     option: Options = None,
     data_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the set's loader, such as ranks.")
@@ -101,18 +103,18 @@ def audit(
     from humor_env.errors import InvalidOption
     from humor_env.registry import critics, judges
     from humor_env.rewards.audits.audit import audit as measure
-    from humor_env.rewards.rated.rated_sets import load_rated, rated_sets
+    from humor_env.rewards.rated.rated_sets import BUNDLED, load_rated, rated_sets
 
     if list_sets:
         rows = {name: entry.summary for name, entry in sorted(rated_sets.entries().items())}
         typer.echo(json.dumps(rows) if as_json else "\n".join(f"{name:<16} {what}" for name, what in rows.items()))
         return
-    if critic is None or data is None or not file:
+    if critic is None or data is None or not (file or data in BUNDLED):
         raise InvalidOption(
-            "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets; this "
-            "project has loaders and no data: get the file from those who published it."
+            "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets: get "
+            f"the file from those who published it. Bundled, without --file: {', '.join(BUNDLED)}."
         )
-    rated = load_rated(data, file, **key_values(data_option, "--data-option"))
+    rated = load_rated(data, file or (), **key_values(data_option, "--data-option"))
     limits = limits_of(max_calls, max_tokens, max_cost)
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
@@ -188,6 +190,9 @@ def card(
         list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="With --all: try bundled models again. Otherwise their results are kept.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json. Default: print.")
     ] = None,
@@ -208,7 +213,7 @@ def card(
     if all_:
         if critic is not None or out is None:
             raise InvalidOption("--all takes no name, and needs --out FOLDER.")
-        cards = built_in_cards(audits)
+        cards = built_in_cards(audits, models=models)
         for made in cards:
             _save(made, out, store)
         _index(cards, out)

@@ -108,6 +108,7 @@ def audit(
         tuple(dict.fromkeys([*notes, *judging.notes])),
         judging.surely_wrong(pairs, examples),
         own_context,
+        rated.rated_by,
     )
 
 

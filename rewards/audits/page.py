@@ -53,19 +53,21 @@ def audit_tables(report: AuditReport) -> list[Table]:
     )
     others = [(r.name, percent(r.accuracy, r.interval), rho(r.spearman), r.source) for r in report.references]
     head = ("who", "pair accuracy", "rank correlation", "source")
-    tables = [Table("Agreement with people", head, (own, *others), "lrrl")]
+    tables = [Table(f"Agreement with {report.rated_by}", head, (own, *others), "lrrl")]
     if pairs is not None and pairs.accuracy is not None:
-        tables.append(Table("On pairs", ("what", report.critic), tuple(_pair_rows(pairs)), "lr"))
+        tables.append(Table("On pairs", ("what", report.critic), tuple(_pair_rows(pairs, report.rated_by)), "lr"))
         if pairs.by_gap:
             by_gap = tuple(
                 (_gap(row.low, row.high), str(row.count), percent(row.accuracy, row.interval)) for row in pairs.by_gap
             )
             gap_head = ("difference in grades", "pairs", "accuracy")
-            tables.append(Table("By the difference between people's ratings", gap_head, by_gap, "lrr"))
+            tables.append(Table(f"By the difference between {report.rated_by}'s ratings", gap_head, by_gap, "lrr"))
         if pairs.calibration:
-            tables.append(_calibration(pairs, report.kind == "judge"))
+            tables.append(_calibration(pairs, report))
     if texts is not None and texts.spearman is not None:
-        tables.append(Table("On single texts", ("what", report.critic), tuple(_text_rows(texts)), "lr"))
+        tables.append(
+            Table("On single texts", ("what", report.critic), tuple(_text_rows(texts, report.rated_by)), "lr")
+        )
     if report.context is not None and report.context.share is not None:
         tables.append(context_table([("all lines", report.context)]))
     return tables
@@ -91,11 +93,11 @@ def context_table(contexts: Sequence[tuple[str, ContextScores]]) -> Table:
     return Table("Does it read the prompt? (chance: 50 %)", head, tuple(rows), "lrrrl")
 
 
-def _pair_rows(pairs: PairScores) -> list[tuple[str, str]]:
+def _pair_rows(pairs: PairScores, raters: str) -> list[tuple[str, str]]:
     rows = [
         ("pairs judged (failed)", f"{pairs.count} ({pairs.failed})"),
         ("accuracy with length controlled", percent(pairs.controlled)),
-        ("length errors: chose the longer line where people preferred the shorter", percent(pairs.length_errors)),
+        (f"length errors: chose the longer line where {raters} preferred the shorter", percent(pairs.length_errors)),
         ("accuracy in the order given", percent(pairs.forward)),
         ("accuracy in the other order", percent(pairs.back)),
         ("flips: the answer changes with the order", percent(pairs.flips)),
@@ -106,13 +108,13 @@ def _pair_rows(pairs: PairScores) -> list[tuple[str, str]]:
     return [row for row in rows if row[1] != NOTHING]
 
 
-def _text_rows(texts: TextScores) -> list[tuple[str, str]]:
+def _text_rows(texts: TextScores, raters: str) -> list[tuple[str, str]]:
     rows = [
         ("texts judged (failed)", f"{texts.count} ({texts.failed})"),
-        ("rank correlation with people", rho(texts.spearman, texts.interval)),
+        (f"rank correlation with {raters}", rho(texts.spearman, texts.interval)),
         ("the same, controlled for length", rho(texts.partial)),
         ("rank correlation with offence (should not be above 0)", rho(texts.offence)),
-        ("people's own rank correlation with offence", rho(texts.people_offence)),
+        (f"{raters}'s own rank correlation with offence", rho(texts.people_offence)),
     ]
     rows += [(f"within the kind '{kind}'", rho(value)) for kind, value in texts.by_kind.items()]
     return [row for row in rows if row[1] != NOTHING]
@@ -122,7 +124,8 @@ def _gap(low: float, high: float | None) -> str:
     return f"{low:.2g} or more" if high is None else f"{low:.2g} to {high:.2g}"
 
 
-def _calibration(pairs: PairScores, judge: bool) -> Table:
+def _calibration(pairs: PairScores, report: AuditReport) -> Table:
+    judge = report.kind == "judge"
     first_column = "stated probability" if judge else "difference in scores"
     rows = tuple(
         (
@@ -132,7 +135,7 @@ def _calibration(pairs: PairScores, judge: bool) -> Table:
         )
         for row in pairs.calibration
     )
-    return Table("Calibration", (first_column, "pairs", "people agreed"), rows, "rrr")
+    return Table("Calibration", (first_column, "pairs", f"{report.rated_by} agreed"), rows, "rrr")
 
 
 def audit_markdown(report: AuditReport) -> str:

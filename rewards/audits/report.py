@@ -153,6 +153,7 @@ class AuditReport:
     notes: tuple[str, ...] = ()
     examples: tuple[Example, ...] = field(default=(), repr=False)
     context: ContextScores | None = None
+    rated_by: str = "people"
 
     @property
     def beats_coin(self) -> bool | None:

@@ -24,6 +24,7 @@ from humor_env.rewards.cards.card import Card, file_stem, make_card
 JUDGE = "judge-"  # a judge's card is called so, because a critic may have the judge's name
 
 COMMAND = "humor-env card --all --out docs/cards --store rewards/cards"
+COMMAND_OF_MODELS = COMMAND + " --models"
 _PAID = (
     "It asks a language model, which needs a key or a served model and may cost money, so `--all` leaves it out. Its "
     "numbers depend on the model. For yours: {command}"
@@ -42,6 +43,7 @@ class Setting:
     setting: str = ""
     limits: tuple[str, ...] = ()
     not_called: str | None = None
+    is_model: bool = False  # its scores differ slightly between machines, so what was found is kept
 
     @property
     def name(self) -> str:
@@ -52,10 +54,7 @@ _POCKET_ONLY = (
     "It reads only sentences of the pocket world, so it cannot be compared with people's ratings of other texts.",
 )
 _GATED = [{"critic": "rules", "gate": 0.5, "options": {"teacher": "shown"}}, {"critic": "pocket", "weight": 1}]
-_BY_A_MODEL = (
-    "Its scores come from a model and differ slightly between machines, so `--all` leaves it out. To make the "
-    "card here: humor-env card {command} --prompts everyday --out cards. What is known: docs/real-english.md."
-)
+_BY_A_MODEL = "Its scores come from a model and differ slightly between machines."
 _GRADED = (
     "It learned from grades that a large language model gave, for sentences of one dry kind; no person was asked.",
     "Other prompts are foreign to it: audit it on yours.",
@@ -92,14 +91,14 @@ _NAMED = (
         setting="All texts for one prompt compete with each other.",
         limits=(*_POCKET_ONLY, "A score compares siblings of one call and says nothing across calls."),
     ),
-    Setting("everyday", prompts=("everyday",), limits=_GRADED, not_called=_BY_A_MODEL.format(command="everyday")),
+    Setting("everyday", prompts=("everyday",), setting=_BY_A_MODEL, limits=_GRADED, is_model=True),
     Setting(
-        "everyday-judge", prompts=("everyday",), not_called=_BY_A_MODEL.format(command="everyday-judge"),
+        "everyday-judge", prompts=("everyday",), setting=_BY_A_MODEL, is_model=True,
         limits=(*_GRADED, "Use it to evaluate students that learned from `everyday`, not to train them."),
     ),
     Setting(
-        "everyday-judge", "judge", prompts=("everyday",), limits=_GRADED,
-        not_called=_BY_A_MODEL.format(command="everyday-judge --judge"),
+        "everyday-judge", "judge", prompts=("everyday",), setting=_SHOWN + " " + _BY_A_MODEL, limits=_GRADED,
+        is_model=True,
     ),
     Setting(
         "fill-in",
@@ -185,8 +184,9 @@ def _with_all_names(named: tuple[Setting, ...]) -> tuple[Setting, ...]:
 SETTINGS = _with_all_names(_NAMED)
 
 
-def built_in_card(setting: Setting, audits: Sequence[AuditReport] = ()) -> Card:
-    """The card of one setting, made anew."""
+def built_in_card(setting: Setting, audits: Sequence[AuditReport] = (), *, models: bool = False) -> Card:
+    """The card of one setting, made anew; a model is asked again only if `models` says so."""
+    old = stored_card(setting.name) if setting.is_model and not models else None
     return make_card(
         setting.critic,
         kind=setting.kind,
@@ -196,12 +196,15 @@ def built_in_card(setting: Setting, audits: Sequence[AuditReport] = ()) -> Card:
         audits=audits,
         setting=setting.setting,
         limits=setting.limits,
-        command=COMMAND,
+        command=COMMAND_OF_MODELS if setting.is_model else COMMAND,
         not_called=setting.not_called,
+        tried=old.tried if old and old.tried else None,
     )
 
 
-def built_in_cards(audits: Sequence[AuditReport] = (), names: Sequence[str] | None = None) -> list[Card]:
+def built_in_cards(
+    audits: Sequence[AuditReport] = (), names: Sequence[str] | None = None, *, models: bool = False
+) -> list[Card]:
     """All of them. An audit takes data that this package does not have: those of the last cards are kept, unless one
     of `audits` is of the same critic and set."""
     cards = []
@@ -211,7 +214,8 @@ def built_in_cards(audits: Sequence[AuditReport] = (), names: Sequence[str] | No
         new = [a for a in audits if (a.critic, a.kind) == (setting.critic, setting.kind)]
         old = stored_card(setting.name)
         kept_audits = [a for a in (old.audits if old else ()) if a.set not in {b.set for b in new}]
-        cards.append(built_in_card(setting, sorted([*kept_audits, *new], key=lambda a: a.set)))
+        audits_of_it = sorted([*kept_audits, *new], key=lambda a: a.set)
+        cards.append(built_in_card(setting, audits_of_it, models=models))
     return cards
 
 

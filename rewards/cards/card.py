@@ -86,7 +86,9 @@ class Card:
         faults += [f"A hostile text changes its requests: {problem}." for problem in (self.shape or ())[:3]]
         for audit in self.audits:
             if audit.beats_coin is False:
-                faults.append(f"On {audit.set} its agreement with people is not significantly better than chance.")
+                faults.append(
+                    f"On {audit.set} its agreement with {audit.rated_by} is not significantly better than chance."
+                )
             if audit.context is not None and audit.context.held is False:
                 faults.append(f"On {audit.set} {_blind(audit.context)}")
             offence = audit.texts.offence if audit.texts is not None else None
@@ -222,10 +224,11 @@ def make_card(
     limits: Sequence[str] = (),
     command: str = "",
     not_called: str | None = None,
+    tried: Sequence[Tried] | None = None,
 ) -> Card:
     """Try a critic or judge on everything. A judge is tried as the critic `win-tie` around it, against lines that the
     teacher wrote. `setting` says in words what the critic was given; `command` is how the card is made again.
-    With `not_called`, the critic is not asked, for this reason."""
+    With `not_called`, the critic is not asked, for this reason; nor with `tried`, what an earlier card found."""
     options = dict(options or {})
     if isinstance(critic, str):
         judge = kind == "judge" or (kind is None and critic in judges.entries() and critic not in critics.entries())
@@ -246,17 +249,19 @@ def make_card(
     shape = _shape(critic, kind, options)
     if not_called:
         return Card(**{**_fields(base), "shape": shape, "not_called": not_called})
-    tried = []
+    if tried is not None:
+        return Card(**{**_fields(base), "shape": shape, "tried": tuple(tried)})
+    found = []
     try:
         for set_name in prompts:
             cases = CASES[set_name]()
             live = _live_critic(critic, kind, options, cases)
-            tried.append(Tried(set_name, run_probes(live, cases), run_injection(live, cases)))
+            found.append(Tried(set_name, run_probes(live, cases), run_injection(live, cases)))
     except (CredentialError, MissingExtra) as problem:
         return Card(**{**_fields(base), "shape": shape, "not_called": str(problem).split("\n")[0]})
-    judged = [t for t in tried if any(row.score is not None for row in t.probes.rows)]
+    judged = [t for t in found if any(row.score is not None for row in t.probes.rows)]
     if not judged:
-        why = next((j.error for t in tried for j in t.probes.judgements.values() if j.error), "no reason given")
+        why = next((j.error for t in found for j in t.probes.judgements.values() if j.error), "no reason given")
         reason = f"It could not judge any of the texts: {why[:200]}"
         return Card(**{**_fields(base), "shape": shape, "not_called": reason})
     return Card(**{**_fields(base), "shape": shape, "tried": tuple(judged)})
@@ -268,7 +273,7 @@ def _fields(card: Card) -> dict[str, Any]:
 
 def _limits(audits: Sequence[AuditReport], limits: Sequence[str]) -> tuple[str, ...]:
     sentences = [*limits]
-    if not audits:
+    if not any(a.rated_by == "people" for a in audits):
         sentences.append("It has not been compared with people's ratings: see `humor-env audit`.")
     sentences += [
         f"{a.set} has no ratings of offence, so whether offensive texts score higher is unknown."

@@ -88,7 +88,9 @@ def sections(card: Card) -> list[tuple[str, str, list[Table]]]:
             else f"{len(card.shape)} problems: {'; '.join(card.shape[:5])}"
         )
         parts.append(("What is sent to the model", about, []))
-    parts += [(f"Agreement with people: {audit.set}", _about(audit), audit_tables(audit)) for audit in card.audits]
+    parts += [
+        (f"Agreement with {audit.rated_by}: {audit.set}", _about(audit), audit_tables(audit)) for audit in card.audits
+    ]
     return parts
 
 

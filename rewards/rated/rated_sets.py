@@ -5,9 +5,10 @@
     load_rated("humicroedit", "task-2_dev.csv").decided()                # pairs, those that people tied left out
     rated_sets.register("mine", "my_package.data:load_mine", "our office's votes")
 
-This project ships loaders, not data: get a set from those who published it, mind its licence. A loader is a function
-of a list of paths (and options) that returns a `RatedSet`; what it changed on the way (padding, rows without a rating)
-it says in `notes`. Several of these sets hold offensive texts: nothing here prints any.
+What people rated is not shipped: get a set from those who published it, mind its licence. (`everyday-grades`, by a
+language model, is bundled.) A loader is a function of a list of paths (and options) that returns a `RatedSet`; what it
+changed on the way (padding, rows without a rating) it says in `notes`. Several of these sets hold offensive texts:
+nothing here prints any.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ class Published:
 
 @dataclass(frozen=True)
 class RatedSet:
-    """A human-rated set as loaded. `scale` is the lowest and the highest grade that a rater could give; `main` the
-    kind of text on which critics are compared, where there are several; `notes` what the loader mended or left out."""
+    """A rated set as loaded. `scale` is the lowest and the highest grade that a rater could give; `main` the kind of
+    text on which critics are compared, where there are several; `notes` what the loader mended or left out; `rated_by`
+    whose ratings they are, in words that can follow "agreement with"."""
 
     name: str
     texts: tuple[RatedText, ...] = ()
@@ -94,6 +96,7 @@ class RatedSet:
     main: str | None = None
     notes: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
+    rated_by: str = "people"
 
     def decided(self) -> tuple[RatedPair, ...]:
         """The pairs that people did not tie."""
@@ -124,6 +127,8 @@ class RatedSet:
 
 Loader = Callable[..., RatedSet]
 
+BUNDLED = ("everyday-grades",)  # sets that are part of this package
+
 _SEMEVAL = "humor_env.rewards.rated.semeval"
 _OTHERS = "humor_env.rewards.rated.other_sets"
 
@@ -148,14 +153,20 @@ rated_sets = Registry(
         "rjokes": (f"{_OTHERS}:load_rjokes", "Reddit jokes by log of upvotes"),
         "jester": (f"{_OTHERS}:load_jester", "a table of users by jokes, -10 to 10"),
         "isarcasm": (f"{_SEMEVAL}:load_isarcasm", "sarcastic tweets beside literal rephrases, iSarcasmEval"),
+        "everyday-grades": (
+            "humor_env.rewards.rated.everyday_grades:load_everyday_grades",
+            "bundled, needs no file: a large language model's grades of `everyday` lines that no critic learned from",
+        ),
         "ratings": (f"{_OTHERS}:load_ratings", "your own: id, text, score, and optional prompt, raters, kind"),
         "pairs": (f"{_OTHERS}:load_pairs", "your own: a, b, label, and optional prompt"),
     },
 )
 
 
-def load_rated(name: str, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **options: Any) -> RatedSet:
-    """The set of a registered name (or `package.module:name`) from its file or files."""
+def load_rated(
+    name: str, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (), **options: Any
+) -> RatedSet:
+    """The set of a registered name (or `package.module:name`) from its file or files; a bundled one has none."""
     loader: Loader = rated_sets.resolve(name)
     paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
     try:
@@ -166,6 +177,9 @@ def load_rated(name: str, files: str | os.PathLike[str] | Sequence[str | os.Path
             f"The human-rated set '{name}' cannot be read with the options {sorted(options)}: {problem}. It accepts: "
             f"{', '.join(accepted) or 'no options'}."
         ) from None
+    if bool(paths) == (name in BUNDLED):
+        why = "is part of this package and is read from no other file" if paths else "is read from a file: name it"
+        raise InvalidOption(f"The rated set '{name}' {why}.")
     rated = loader(paths, **options)
     if not rated.texts and not rated.pairs:
         raise RatingsError(f"{', '.join(map(str, paths))}: read as '{name}', and no rated text was found in it.")

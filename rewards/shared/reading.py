@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from humor_env.shared.text_stats import UNSEEN, as_read, words
 
-__all__ = ["as_read", "changed", "hidden_characters", "ngrams", "well_formed", "words"]
+__all__ = ["as_read", "changed", "hidden_characters", "ngrams", "well_formed", "without_hidden", "words"]
 
 _SPACED = re.compile(r"\S+")
 _JOINERS = "\u200c\u200d"
@@ -59,11 +59,22 @@ def hidden_characters(text: str) -> Iterator[str]:
     if text.isascii() and text.isprintable():
         return
     for i, c in enumerate(text):
-        if c.isascii():
-            if not (c.isprintable() or c in "\n\r\t"):
-                yield c
-        elif unicodedata.category(c) in UNSEEN and not (c in _JOINERS and _joins(text, i)):
+        if _is_hidden(text, i):
             yield c
+
+
+def without_hidden(text: str) -> str:
+    """`text` as a person sees it: without its hidden characters, and well formed."""
+    if text.isascii() and text.isprintable():
+        return text
+    return well_formed("".join(c for i, c in enumerate(text) if not _is_hidden(text, i)))
+
+
+def _is_hidden(text: str, i: int) -> bool:
+    c = text[i]
+    if c.isascii():
+        return not (c.isprintable() or c in "\n\r\t")
+    return unicodedata.category(c) in UNSEEN and not (c in _JOINERS and _joins(text, i))
 
 
 def _joins(text: str, i: int) -> bool:

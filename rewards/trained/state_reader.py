@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.shared.reading import well_formed
+from humor_env.rewards.shared.reading import without_hidden
 from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
@@ -65,7 +65,7 @@ class StateReader:
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         # Cut to characters first: reading 10,000 characters to keep 96 tokens is slow.
-        text = as_text(tokenizer, well_formed(text.strip())[: 8 * LONGEST])
+        text = as_text(tokenizer, without_hidden(text[: 16 * LONGEST]).strip()[: 8 * LONGEST])
         return list(tokenizer.encode(text, add_special_tokens=False)[:LONGEST])
 
     def _prompt(self, tokenizer: Any, sentence: str) -> list[int]:
