@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from report_runs import HOSTILE, make_run
 from typer.testing import CliRunner
 
 from humor_env.errors import InvalidOption, PromptError
-from humor_env.experiments.arena import choice, exports, figures
+from humor_env.experiments.arena import choice, exports, figures, results
 from humor_env.experiments.arena.results import results_view
 from humor_env.experiments.arena.server import open_socket
 from humor_env.experiments.arena.session import Arena, Limiter
@@ -756,3 +757,17 @@ def test_exported_pairs_are_read_as_they_are(judged, tmp_path):
         assert pair.label == {1.0: "a", 0.0: "b", 0.5: "tie"}[vote.share]
     table = list(csv.DictReader(io.StringIO((tmp_path / "out" / "answers.csv").read_text())))
     assert len(table) == 200 and {row["system_1"] for row in table} == set(TASTE)
+
+
+def test_the_page_of_results_says_of_whom_little_is_known():
+    def votes(*pairs, times):
+        return [figures.Vote(0, i, i + 1, *pair, "p", 1.0, None) for pair in pairs for i in range(times)]
+
+    store = SimpleNamespace(systems=["ppo", "base", "teacher"])
+    many = votes(("ppo", "base"), times=20)
+    assert results._notes(store, many + votes(("teacher", "x"), times=19)) == [
+        "Fewer than 20 answers are about teacher: their figures are guesses yet."
+    ]
+    assert results._notes(store, many + votes(("x", "teacher"), times=20)) == []
+    assert results._notes(store, []) == []
+    assert "The pairs are blind" in results._notes(SimpleNamespace(systems=[]), many)[0]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from humor_env import findings as found_in
 from humor_env.checks import check_critic, check_env, check_judge, check_prompts
 from humor_env.env import HumorEnv
 from humor_env.types import Judgement, Prompt, Verdict
@@ -315,3 +316,8 @@ def test_prompts_that_differ_each_time_are_found():
             return iter([Prompt("a", f"It is {time.perf_counter_ns()}."), Prompt("b", "Two.", split="test")])
 
     assert failed(check_prompts(Moody())) == {"repeatable"}
+
+
+def test_a_long_value_is_cut_in_a_finding():
+    assert found_in.short("a" * 78) == "'" + "a" * 78 + "'"
+    assert found_in.short("a" * 79) == "'" + "a" * 76 + "..."

@@ -5,6 +5,7 @@ import pytest
 from humor_env.errors import CriticContractError, InvalidOption, UnknownName
 from humor_env.registry import critics
 from humor_env.rewards.mix import MixCritic
+from humor_env.rewards.tournament import TournamentCritic
 from humor_env.types import Joke, Judgement, Prompt, Usage
 
 P = Prompt("p", "The meeting was slow.")
@@ -110,6 +111,22 @@ def test_what_it_is_made_of_by_default():
     rules, pocket = critics.make("mix").members
     assert (rules.name, rules.gate, rules.weight) == ("rules", 0.5, 0.0)
     assert (pocket.name, pocket.gate, pocket.weight) == ("pocket", None, 1.0)
+
+
+def test_closing_reaches_what_it_asks():
+    class Closes:
+        name, closed = "closes", 0
+
+        def __call__(self, asked):
+            return []
+
+        def close(self):
+            self.closed += 1
+
+    critic, judge = Closes(), Closes()
+    inner = MixCritic([{"critic": critic}, {"critic": TournamentCritic(judge)}])
+    inner.close()
+    assert (critic.closed, judge.closed) == (1, 1)
 
 
 def test_two_of_a_kind_keep_their_parts_apart():

@@ -7,7 +7,7 @@ import pytest
 
 from humor_env import registry
 from humor_env.env import HumorEnv
-from humor_env.errors import InvalidOption, UnknownName
+from humor_env.errors import InvalidOption, UnknownName, unknown_name
 from humor_env.experiments.commands.listings import rows
 from humor_env.llm.factory import make_client
 from humor_env.registry import Registry
@@ -50,6 +50,7 @@ def test_live_objects_pass_through_and_take_no_options():
 def test_unknown_names_suggest_and_list():
     with pytest.raises(UnknownName, match=r"No critic is called 'dri'\. Did you mean 'dry'\? Known: dry\."):
         fresh().make("dri")
+    assert "Known: ape, bee, cat." in str(unknown_name("animal", "yak", {"cat", "ape", "bee"}))
     with pytest.raises(UnknownName, match="no_such_module"):
         fresh().make("no_such_module:Thing")
     with pytest.raises(UnknownName, match="Did you mean 'Dry'"):

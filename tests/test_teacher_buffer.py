@@ -395,7 +395,7 @@ def test_minari_episodes_come_back_as_they_went(data_format, tmp_path, monkeypat
         (P.text, "one \ufffd", 0.5),
         (Q.text, "zwei ä", 1.0),
     ]
-    assert all(e.terminations[-1] for e in found)
+    assert all(e.terminations[-1] and not e.truncations[-1] for e in found)
     with pytest.raises(InvalidOption, match="1 of 1 demonstrations have no score"):
         TeacherBuffer(None, [demo("one")]).to_minari("humor/none-v0", data_format)
     with pytest.raises(PromptError, match="empty buffer"):
