@@ -102,7 +102,10 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
         parts.add_row(stage.name, *(f"{stage.parts.get(name, float('nan')):.2f}" for name in run.trained.parts))
     console.print(table)
     console.print(parts)
-    console.print(f"PPO closed {run.gap_closed:.0%} of the gap between imitation and a perfect 1.0.\n")
+    console.print(
+        f"PPO closed {run.gap_closed:.0%} of the gap between imitation and a perfect 1.0. The lines have "
+        f"{run.frames_kept:.0%} of the teacher's variety of sentence frames.\n"
+    )
     for before, was, after, now in list(
         zip(run.imitation.jokes, run.imitation.judgements, run.trained.jokes, run.trained.judgements, strict=True)
     )[:SHOWN]:
@@ -123,7 +126,7 @@ def save_report(run: PocketRun, out: Path, student: str, seed: int) -> Path:
     stages = {stage.name: save_lines(stage, out) for stage in (run.base, run.teacher, run.imitation, run.trained)}
     write_json(out / RESULTS, {"seed": seed, "stages": stages, "seconds": run.seconds})
     facts = {"learner": "ppo", "student": f"pocket:{student}", "environment": "humor_env/Paraphrase-v0"}
-    facts |= {"teacher": "pocket", "training critic": "pocket", "held-out judge": "pocket"}
+    facts |= {"teacher": "pocket", "training critic": "pocket and novelty", "held-out judge": "pocket"}
     again = f"humor-env demo --student {student} --seed {seed}"
     record = {"repeat": again, "versions": versions(), "commit": commit(), "facts": facts, "device": "cpu"}
     write_json(out / RECORD, record | {"platform": sys.platform})
