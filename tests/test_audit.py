@@ -412,6 +412,10 @@ def test_the_command_prints_figures_and_no_text(headlines, tmp_path):
     kept = json.loads((tmp_path / "figures.json").read_text())
     assert kept["critic"] == "diversity"
     assert "tunnelling" not in json.dumps(kept)
+    code, out, _ = run(
+        "audit", "--critic", "diversity", "--data", "humicroedit", "--file", headlines, "--out", tmp_path / "page.md"
+    )
+    assert (code, (tmp_path / "page.md").read_text()) == (0, out)
 
 
 def test_the_command_shows_texts_only_when_told(tmp_path):

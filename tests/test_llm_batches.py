@@ -110,3 +110,12 @@ def test_errors_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/nonexistent")
     with pytest.raises(CredentialError):
         make_client("anthropic-batch:m")
+
+
+def test_closing_a_client_closes_the_ledger_that_it_opened_and_no_other(server: Running, tmp_path: Path) -> None:
+    own = Ledger(tmp_path / "own.sqlite")
+    AnthropicBatchClient(MODEL, base_url=server.url, ledger=own, **QUICK).close()
+    made = AnthropicBatchClient(MODEL, base_url=server.url, ledger=tmp_path / "made.sqlite", **QUICK)
+    made.close()
+    assert (own._closed, made.memory._closed) == (False, True)
+    own.close()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from report_runs import HOSTILE, STAGES, make_run, score_of, text_of, write_lines
@@ -14,11 +15,12 @@ from humor_env.experiments.reports.lines_by_stage import (
     part_table,
     same_prompts,
     same_prompts_while_learning,
+    thirds_of_training,
 )
 from humor_env.experiments.reports.pictures import before_and_after, pictures
 from humor_env.experiments.reports.report import render
-from humor_env.experiments.reports.report_data import load_run
-from humor_env.experiments.reports.report_numbers import headline
+from humor_env.experiments.reports.report_data import Judged, RunData, SeedData, load_run
+from humor_env.experiments.reports.report_numbers import headline, repeats
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +217,30 @@ def test_a_report_on_two_lines_for_each_prompt(tmp_path):
     names = ("result", "difference", "first", "same", "scores", "curves", "trainer", "judge", "cost", "jokes", "made")
     assert re.findall(r'<section id="(\w+)"', page) == list(names)
     assert page.count('"k":"held-out","r":0') == 24 and page.count('"k":"held-out","r":1') == 12
+
+
+def seed_of(stages=None, training=()):
+    return SeedData("seed-0", Path(), (), (), (), stages or {}, training, {}, {})
+
+
+def line_of(text, step=0):
+    return Judged("p", "It rained.", text, "c", 0.5, {}, "", step)
+
+
+def test_runs_of_words_that_come_again_are_the_commonest_few():
+    words = "abcdefghijklmnopqrstuvwxyz"
+    often = [line_of(f"so{c} wet{c} that{c} fish{c}") for i, c in enumerate(words[:8]) for _ in range(10 - i)]
+    rare = [line_of("two of these lines")] * 2 + [line_of(f"line {i} is alone {i}") for i in range(150)]
+    seeds = [seed_of({"ppo": [*often, *rare], "teacher": [line_of("soa weta thata fisha")] * 2})]
+    found = repeats(seeds, "ppo")
+    assert [r.words for r in found] == [f"so{c} wet{c} that{c} fish{c}" for c in words[:5]]
+    assert (found[0].share, found[0].teacher_share) == (10 / len([*often, *rare]), 1.0)
+    assert [r.words for r in repeats(seeds, "ppo", least=0.045)] == ["soa weta thata fisha"]
+
+
+def test_the_thirds_of_training_are_of_steps_and_want_three():
+    lines = [line_of(f"line {step} {i}", step) for step in (1, 2, 5, 7, 8, 9, 11) for i in range(2)]
+    run = RunData("run", Path(), {}, {}, [seed_of(training=lines), seed_of(training=lines[:4])], ())
+    thirds = thirds_of_training(run)
+    assert [line.step for line in thirds["first third"]] == [1, 1, 2, 2]
+    assert [line.step for line in thirds["last third"]] == [9, 9, 11, 11]
