@@ -172,8 +172,8 @@ def test_failed_verdicts_are_left_out_and_a_line_without_any_has_no_score():
 
 
 def test_options_for_the_judge_reach_it():
-    one = TournamentCritic(judge="jury", judge_options={"judges": ["pocket", "pocket-crowd"]})
-    assert len(one.judge.judges) == 2
+    one = TournamentCritic(judge="jury", judge_options={"judges": ["pocket", "pocket", "pocket-crowd"]})
+    assert len(one.judge.judges) == 3
 
 
 def test_bad_options_and_bad_judges_are_refused():
