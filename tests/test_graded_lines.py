@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from humor_env.experiments.upkeep.graded_lines import agreement, bundled, collect, kappa, main, read_grades
+from humor_env.experiments.upkeep.graded_lines import agreement, collect, kappa, main, read_grades
 from humor_env.rewards.audits.audit import audit
 from humor_env.rewards.audits.report import AuditReport
 from humor_env.rewards.cards.card import make_card
 from humor_env.rewards.cards.page import card_markdown
+from humor_env.rewards.rated.everyday_grades import graded_rows
 from humor_env.rewards.rated.rated_sets import load_rated
 from humor_env.teacher import everyday_lines
 
@@ -71,7 +72,7 @@ def test_kappa_by_hand() -> None:
 
 
 def test_the_interval_is_around_kappa_and_repeats() -> None:
-    rows = [row for row in bundled() if row["kind"] == "teacher"][:200]
+    rows = [row for row in graded_rows() if row["kind"] == "teacher"][:200]
     value, low, high = agreement(rows, "meaning")
     assert low < value < high
     assert agreement(rows, "meaning") == (value, low, high)
@@ -79,7 +80,7 @@ def test_the_interval_is_around_kappa_and_repeats() -> None:
 
 def test_the_bundled_grades_belong_to_the_bundled_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     """At least 3,000 lines for 600 sentences; no sentence teaches both critics, and none of test teaches any."""
-    rows = bundled()
+    rows = graded_rows()
     prompts = {prompt.id: prompt for prompt in everyday_lines().prompts()}
     assert len(rows) >= 3000 and len({row["prompt_id"] for row in rows}) >= 600
     assert len({row["id"] for row in rows}) == len({(row["prompt_id"], row["text"]) for row in rows}) == len(rows)
@@ -101,14 +102,14 @@ def test_they_are_ratings_for_an_audit_and_for_train_critic() -> None:
 
     file = Path(humor_env.data.__file__).parent / "everyday_grades.jsonl"
     rated = load_rated("ratings", [file], low=0, high=4)
-    assert len(rated.texts) == len(bundled())
+    assert len(rated.texts) == len(graded_rows())
     assert len(rated.texts[0].raters) == 2
     assert rated.scale == (0, 4)
 
 
 def test_the_bundled_grades_are_a_set_of_their_own_and_nobody_is_told_that_people_gave_them() -> None:
     rated = load_rated("everyday-grades")
-    lines = {row["id"]: row for row in bundled() if row["use"] == "evaluation"}
+    lines = {row["id"]: row for row in graded_rows() if row["use"] == "evaluation"}
     assert [text.id for text in rated.texts] == list(lines)
     first = rated.texts[0]
     assert (first.score, first.raters, first.prompt.text) == (
@@ -116,7 +117,7 @@ def test_the_bundled_grades_are_a_set_of_their_own_and_nobody_is_told_that_peopl
     )  # fmt: skip
     report = audit("rules", rated, context=0, surprisal=None)
     page = report.markdown()
-    assert "people" not in page
+    assert "people" not in page and "person" not in page.replace("no person was asked", "")
     assert "Agreement with a large language model" in page
     again = AuditReport.load(report.data())
     assert again.rated_by == "a large language model"

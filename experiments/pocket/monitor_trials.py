@@ -110,6 +110,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     )
     log = TestScores()
     log.metrics(0, {})
+    # The entropy is that of the published trials.
     config = replace(ppo_config("causal", seed), steps=spec["steps"], decay="constant", entropy_weight=0.02)
     env = HumorVectorEnv(prompts, critic, num_envs=config.batch_size)
     ppo.train(config, env, student, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))

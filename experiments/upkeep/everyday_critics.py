@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from humor_env.experiments.upkeep.graded_lines import HIGHEST, Row, bundled
+from humor_env.experiments.upkeep.graded_lines import HIGHEST, Row
 from humor_env.rewards.audits.audit_stats import interval, pair_credit, spearman, spearman_interval
 from humor_env.rewards.everyday import QUESTIONS, WEIGHTS
+from humor_env.rewards.rated.everyday_grades import graded_rows
 from humor_env.types import Joke, Prompt
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def train(name: str, seed: int, kept: Path | None) -> None:
 
     from humor_env.rewards.trained.state_reader import GradeHead, HeadConfig
 
-    rows = [row for row in bundled() if row["use"] == name]
+    rows = [row for row in graded_rows() if row["use"] == name]
     reading = {"model": "smollm2", "layers": LAYERS[name], "instruction": INSTRUCTION}
     states, shares = states_of(name, rows, reading, kept), torch.tensor(shares_of(rows))
     dev = torch.tensor([row["split"] == "dev" for row in rows])
@@ -91,7 +92,7 @@ def measure(seed: int = 0) -> str:
     passes, and of one pass with the other."""
     from humor_env.registry import critics
 
-    rows = [row for row in bundled() if row["use"] == EVALUATION]
+    rows = [row for row in graded_rows() if row["use"] == EVALUATION]
     prompts = [row["prompt_id"] for row in rows]
     grades = {question: np.array([np.mean(row[question]) for row in rows]) for question in QUESTIONS}
     grades["score"] = np.array([row["score"] for row in rows])

@@ -17,12 +17,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from humor_env.rewards.rated.everyday_grades import graded_rows
 from humor_env.shared.streams import generator
 
 HIGHEST = {"funny": 4, "meaning": 2}
@@ -34,10 +34,6 @@ Row = dict[str, Any]
 
 def read_jsonl(file: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def bundled() -> list[Row]:
-    return read_jsonl(Path(str(files("humor_env.data") / "everyday_grades.jsonl")))
 
 
 def read_grades(folder: Path, answers: str, batches: str, key: str) -> dict[str, tuple[int, int]]:
@@ -135,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", help="of grading_lines; without it, the bundled file is read")
     parser.add_argument("--out", type=Path, help="where the graded lines are written")
     options = parser.parse_args(arguments)
-    rows = collect(options.folder) if options.folder else bundled()
+    rows = collect(options.folder) if options.folder else graded_rows()
     if options.out:
         options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{len(rows):,} lines for {len({row['prompt_id'] for row in rows}):,} sentences, each graded twice.\n")

@@ -395,7 +395,8 @@ def _references(
     person, ceiling = stats.one_against_others(grades, seed), stats.pair_ceiling(grades)
     rank, cap = stats.one_against_rest(raters, seed), stats.correlation_ceiling(raters)
     if person is not None or rank is not None:
-        rows.append(Reference("one person against the others", person, None, rank, "from this set's raters"))
+        one = "one person" if rated.rated_by == "people" else "one grading"
+        rows.append(Reference(f"{one} against the others", person, None, rank, "from this set's raters"))
     if ceiling is not None or cap is not None:
         rows.append(Reference("ceiling: a perfect critic", ceiling, None, cap, "from this set's raters"))
     return (*rows, *map(_published, rated.published))

@@ -12,17 +12,25 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from humor_env.errors import InvalidOption
 from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
 from humor_env.types import Prompt
 
 _HIGHEST = 4.0
 
 
+def graded_rows() -> list[dict[str, Any]]:
+    """All lines of the bundled file, those that the critics learned from too."""
+    file = files("humor_env.data") / "everyday_grades.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def load_everyday_grades(paths: Sequence[Path]) -> RatedSet:
     """`paths` is empty: the grades are part of this package."""
-    place = files("humor_env.data") / "everyday_grades.jsonl"
-    rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    if paths:
+        raise InvalidOption("The rated set 'everyday-grades' is part of this package and is read from no other file.")
     texts = tuple(
         RatedText(
             row["id"],
@@ -32,7 +40,7 @@ def load_everyday_grades(paths: Sequence[Path]) -> RatedSet:
             raters=tuple(row["raters"]),
             kind=row["kind"],
         )
-        for row in rows
+        for row in graded_rows()
         if row["use"] == "evaluation"
     )
     notes = ("graded by a large language model, twice and blind; no person was asked",)

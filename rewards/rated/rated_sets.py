@@ -177,10 +177,8 @@ def load_rated(
             f"The human-rated set '{name}' cannot be read with the options {sorted(options)}: {problem}. It accepts: "
             f"{', '.join(accepted) or 'no options'}."
         ) from None
-    if bool(paths) == (name in BUNDLED):
-        why = "is part of this package and is read from no other file" if paths else "is read from a file: name it"
-        raise InvalidOption(f"The rated set '{name}' {why}.")
     rated = loader(paths, **options)
     if not rated.texts and not rated.pairs:
-        raise RatingsError(f"{', '.join(map(str, paths))}: read as '{name}', and no rated text was found in it.")
+        where = ", ".join(map(str, paths)) or "no file"
+        raise RatingsError(f"{where}: read as '{name}', and no rated text was found in it.")
     return rated
