@@ -66,7 +66,7 @@ class PPOConfig(OnPolicyConfig):
     entropy_weight: float = 0.0
     kl_weight: float = 0.05
     kl_in: str = "reward"  # "reward": k1 per token in the reward; "loss": k3 in the loss
-    kl_target: float | None = None  # KL per line that the weight is steered to
+    kl_target: float | None = None  # KL per line that the weight is adjusted to reach
     kl_horizon: float = 10_000.0
     kl_stop: float | None = None  # KL per token between old and new policy at which a batch's other passes are left out
     whiten_advantages: bool = True

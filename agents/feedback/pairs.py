@@ -49,7 +49,7 @@ class PairConfig:
     least_edge: float = 0.0  # how far from one half the verdict must be, else it is a tie
     micro_batch: int = 96  # lines written at once
     max_failure_share: float = 0.5
-    max_flip_share: float = 0.5  # verdicts that change with the order; 1 learns from any judge
+    max_flip_share: float = 0.5  # most verdicts that may change with the order, as a share; 1 accepts any judge
 
     def __post_init__(self) -> None:
         if self.candidates < 2 or self.ngram < 1 or self.micro_batch < 1:

@@ -99,7 +99,7 @@ class OnPolicyConfig(LearnerConfig):
     kl_limit: float = 5.0  # KL per token to the imitation at which the run stops
     missing_end_penalty: float = 0.0
     max_failure_share: float = 0.5
-    max_flip_share: float = 0.5  # verdicts that change with the order; 1 learns from any judge
+    max_flip_share: float = 0.5  # most verdicts that may change with the order, as a share; 1 accepts any judge
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,24 +36,26 @@ def arena(
     system: Annotated[list[str] | None, typer.Option(help="Show only this system; repeatable.")] = None,
     critic: Annotated[list[str] | None, typer.Option(help="A free critic to compare with people; repeatable.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A fixed plan: JSON lines with prompt, first and second.")] = None,
-    store: Annotated[Path, typer.Option(help="Where answers are kept. Run again with it, a session continues.")] = Path(
-        "arena.sqlite"
-    ),
+    store: Annotated[
+        Path, typer.Option(help="The file that keeps the answers. Give it again to continue a session.")
+    ] = Path("arena.sqlite"),
     raters: Annotated[str, typer.Option(help="How many raters, or a file with one token per line.")] = "1",
-    mode: Annotated[str, typer.Option(help="pairs, or ratings: single lines from 0 to 4.")] = "pairs",
+    mode: Annotated[str, typer.Option(help="pairs, or ratings (grade single lines from 0 to 4).")] = "pairs",
     ask: Annotated[
         list[str] | None, typer.Option(help="humor, consistency or overall; repeatable. Default: the first two.")
     ] = None,
-    per_rater: Annotated[int, typer.Option(min=1, help="Most pairs that one rater is asked.")] = 100,
+    per_rater: Annotated[int, typer.Option(min=1, help="The most pairs shown to one rater.")] = 100,
     repeats: Annotated[float, typer.Option(help="The share of pairs shown again with sides swapped.")] = 0.1,
     overlap: Annotated[float, typer.Option(help="The share of pairs that other raters judge too.")] = 0.3,
     choose: Annotated[str, typer.Option(help="adaptive (the most informative pair), or random.")] = "adaptive",
     title: Annotated[str, typer.Option(help="The title of the results.")] = "Which is funnier?",
-    share: Annotated[bool, typer.Option("--share", help="Accept other machines. For a lab, not the internet.")] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Let other machines connect. For a lab, not the internet.")
+    ] = False,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1, or all with --share.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8765,
     export: Annotated[
         Path | None, typer.Option(help="Write the files of the session to this folder, and exit.")
     ] = None,

@@ -244,17 +244,19 @@ def evaluate(
     prompts: Annotated[
         str | None, typer.Option(help="A set, a file or hf:owner/dataset. Default: the run's own.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Default: the run's own, else test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the prompts. Default: the run's own, else test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts.")] = None,
     lines: Annotated[
         int | None, typer.Option(min=1, help="Lines written for each prompt. Default: the run's own, else 1.")
     ] = None,
     adapter: Annotated[str, typer.Option(help="policy, imitation or base.")] = "policy",
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest line. Default: the run's own, else 48.")
+        int | None, typer.Option(min=1, help="Longest line, in tokens. Default: the run's own, else 48.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Default: the run's own, else 1.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: the run's own, else 0.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature. Default: the run's own, else 1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed. Default: the run's own, else 0.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write each line and its judgement here, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -348,7 +350,7 @@ def play(
 
 @app.command()
 def doctor(
-    spec: Annotated[str | None, typer.Option(help="Say how much memory a step of this spec takes.")] = None,
+    spec: Annotated[str | None, typer.Option(help="Estimate the memory that a step of this spec takes.")] = None,
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:

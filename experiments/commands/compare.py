@@ -68,7 +68,7 @@ def report(
 
 def gallery(
     count: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts and lines.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses the prompts and lines.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A Markdown file to write. Default: print.")] = None,
 ) -> None:
     """Show lines of the pocket world: the same sentences by the base model, the teacher and a perfect student."""
@@ -86,7 +86,7 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="Which paper: small-but-funny.")],
     scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file like theirs.")] = "pocket",
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to n - 1.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/PAPER-SCALE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write. Default: runs/PAPER-SCALE.")] = None,
     set_: Set = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Cells that run at the same time.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each cell.")] = None,
@@ -94,7 +94,7 @@ def reproduce(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a paper's whole protocol, and show each of its tables beside ours. Run again after a stop, it continues."""
+    """Run a paper's whole protocol, and show each of its tables beside ours. If stopped, run it again to continue."""
     from humor_env.experiments.reproduction.spec import load_scale
 
     changes = list(set_ or [])
@@ -128,9 +128,9 @@ def benchmark(
     set_: Set = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="NAME=FILE", help="A file that the benchmark needs of you; repeatable."),
+        typer.Option("--data", metavar="NAME=FILE", help="A file that the benchmark asks for; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write. Default: runs/NAME.")] = None,
     workers: Workers = 2,
     threads: Threads = 1,
     launcher: Launcher = "local",
@@ -141,7 +141,7 @@ def benchmark(
     tables: Annotated[Path | None, typer.Option(help="Only fill the tables of this page from result files.")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Compare learners under one budget, by a critic that none learned from. Run again after a stop, it continues."""
+    """Compare learners on one budget, by a critic that none learned from. If stopped, run it again to continue."""
     if tables is not None:
         from humor_env.experiments.compare.benchmark_pages import fill_page
 

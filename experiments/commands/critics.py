@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from humor_env.rewards.cards.card import Card
 
 LedgerHere = Annotated[Path | None, typer.Option("--ledger", help="Where replies of a language model are kept.")]
-IsJudge = Annotated[bool, typer.Option("--judge", help="Take the judge of that name, where there is a critic too.")]
+IsJudge = Annotated[bool, typer.Option("--judge", help="Use the judge of that name, if there is also a critic.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -99,7 +99,7 @@ def audit(
     list_sets: Annotated[bool, typer.Option("--list", help="List the sets that can be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure whether a critic agrees with people, on a human-rated set, beside simple baselines."""
+    """Measure how well a critic agrees with people on a human-rated set, compared with simple baselines."""
     from humor_env.errors import InvalidOption
     from humor_env.registry import critics, judges
     from humor_env.rewards.audits.audit import audit as measure
@@ -354,7 +354,7 @@ def train_critic(
         typer.Option(metavar="SET=FILE", help="A human-rated set and its file; repeatable."),
     ] = None,
     ledger: Annotated[Path | None, typer.Option(help="Learn from a paid judge's verdicts in this ledger.")] = None,
-    client: Annotated[str | None, typer.Option(help="Whose verdicts, where the ledger holds several.")] = None,
+    client: Annotated[str | None, typer.Option(help="Whose verdicts to use, if the ledger holds several.")] = None,
     model: Annotated[str, typer.Option(help="minilm, a folder, a Hugging Face name, or package.module:name.")] = (
         "minilm"
     ),

@@ -36,7 +36,7 @@ from humor_env.experiments.options import (
 def add_commands(app: typer.Typer) -> None:
     app.command(
         "judge",
-        help="Score a file of jokes with any critic. Run again after a stop, it continues.",
+        help="Score a file of jokes with any critic. If stopped, run it again to continue.",
         epilog="Examples: humor-env judge jokes.jsonl --critic pocket · humor-env judge jokes.jsonl --critic scorer "
         "--option client=anthropic --max-cost 2 --dry-run",
     )(_scoring(compare=False))
@@ -93,7 +93,7 @@ def teach(
     prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
     split: Annotated[list[str] | None, typer.Option(help="Only this split; repeatable. Default: all.")] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines for each prompt.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts, from the first on.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the teacher.")] = None,
     licence: Annotated[str | None, typer.Option(help="The licence to record for the lines.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Where replies are kept. Default: beside the buffer.")] = None,
@@ -103,7 +103,7 @@ def teach(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have a teacher write lines into a file. It asks only for lines that are missing, so it can be stopped."""
+    """Have a teacher write lines into a file. If stopped, run it again: it asks only for lines that are missing."""
     from humor_env.experiments.commands.teach import fill_buffer
 
     outcome = fill_buffer(

@@ -79,7 +79,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 127.0.0.1 is reachable from this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     web: Annotated[bool, typer.Option("--web", help="Also serve OpenEnv's page for trying it by hand: /web.")] = False,
 ) -> None:
     """Serve the environment to trainers that use the OpenEnv protocol. Needs the extra openenv."""

@@ -32,7 +32,7 @@ STEPS = 160  # two thirds of the main job's, so that it takes less than four min
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a small student to be funny in the pocket world.")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is random")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--student", choices=("causal", "seq2seq"), default="causal", help="which bundled student")
     parser.add_argument("--out", type=Path, help="the folder to write; default: a new runs/demo")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads; default: all cores")

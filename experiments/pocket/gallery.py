@@ -34,7 +34,8 @@ def gallery(count: int = 30, seed: int = 0) -> str:
         "# Gallery of the pocket world",
         "",
         f"{count} sentences that no student trained on, drawn with seed {seed}, with the judge's parts and reasons.",
-        "The *base* speaks but is not funny; the *teacher* is gifted and lazy; the *best* line is one of many.",
+        "The *base* writes plain sentences. The *teacher* is often funny, but repeats itself and makes mistakes.",
+        "The *best* line is one of many with the highest score.",
         "",
         f"Regenerate with `{COMMAND}`.",
         "",
@@ -69,7 +70,7 @@ def _plain(text: str) -> str:
 def main(
     out: Path = typer.Option(..., help="Where the Markdown page is written."),
     count: int = typer.Option(30, help="How many prompts."),
-    seed: int = typer.Option(0, help="Which prompts and lines."),
+    seed: int = typer.Option(0, help="Seed that chooses the prompts and lines."),
 ) -> None:
     out.write_text(gallery(count, seed), encoding="utf-8")
 

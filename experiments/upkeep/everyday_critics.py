@@ -102,7 +102,7 @@ def measure(seed: int = 0) -> str:
         answers[name] = {question: np.array([j.parts[question] for j in judgements]) for question in QUESTIONS}
         answers[name]["score"] = np.array([j.score for j in judgements], dtype=float)
     lines = [
-        f"{len(rows)} lines of {len(set(prompts))} sentences of which neither critic has seen a grade.\n",
+        f"{len(rows)} lines for {len(set(prompts))} sentences; neither critic was trained on their grades.\n",
         "| who | question | rank correlation | pairs of one sentence, right |",
         "|---|---|---|---|",
     ]

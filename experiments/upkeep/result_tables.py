@@ -41,9 +41,9 @@ def results_table(root: Path) -> str:
             mean = score(system)
             rows.append(f"| {system.label} | {mean.value:.3f} | {mean.low:.3f} to {mean.high:.3f} |")
     return (
-        "\n".join(rows) + f"\n\nThe exact judge on {prompts} held-out prompts, seeds {seeds}; "
-        f"every learner had the same feedback and {bench.spec.budget.samples or 0:,} lines to learn from: "
-        f"`humor-env benchmark {bench.spec.name}`. docs/benchmark.md has all learners and columns."
+        "\n".join(rows) + f"\n\nScored by the exact judge on {prompts} held-out prompts, seeds {seeds}. "
+        f"Every learner had the same feedback and {bench.spec.budget.samples or 0:,} lines to learn from "
+        f"(`humor-env benchmark {bench.spec.name}`). docs/benchmark.md has all learners and columns."
     )
 
 
