@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
-from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
+from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.read_once import read_once
-from humor_env.rewards.shared.reading import well_formed
-from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.types import Joke, Judgement, Verdict
 
@@ -94,10 +92,8 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
     between. Where both do not fit, the longer of the two is cut until they do, so that no long prompt hides the joke.
     """
     apart = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
-    # Texts are cut to characters first: reading 10,000 characters to keep 256 tokens is slow.
-    most = 8 * max_length
-    prompts = [as_text(tokenizer, well_formed(joke.prompt.text)[:most]) for joke in jokes]
-    texts = [as_text(tokenizer, well_formed(joke.text)[:most]) for joke in jokes]
+    prompts = [as_seen(tokenizer, joke.prompt.text, max_length) for joke in jokes]
+    texts = [as_seen(tokenizer, joke.text, max_length) for joke in jokes]
     if apart:
         batch = tokenizer(prompts, texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
         return [Row(ids, types) for ids, types in zip(batch["input_ids"], batch["token_type_ids"], strict=True)]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.shared.reading import well_formed
+from humor_env.rewards.shared.reading import without_hidden
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.sources import students
@@ -40,8 +40,8 @@ class LanguageModel:
         self._loaded: tuple[Any, Any] | None = None
 
     def clean(self, text: str) -> str:
-        """The text as the model reads it, without control tokens."""
-        return as_text(self._parts()[1], well_formed(text))
+        """The text as the model reads it, without control tokens and hidden characters."""
+        return as_text(self._parts()[1], without_hidden(text))
 
     def read(self, texts: Sequence[str]) -> list[list[Token]]:
         """Each text after the model's begin token; of a text that is too long, the first tokens."""

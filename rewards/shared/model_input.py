@@ -1,5 +1,6 @@
-"""What a trained critic and its training must agree on: what marks its folder, and how a text is framed.
+"""What a trained critic and its training must agree on: what marks its folder, and how a text is read and framed.
 
+    text = as_seen(tokenizer, joke.text, 128)       # what a reader sees of it, for a model that reads 128 tokens
     before, after = frame(tokenizer)                # token ids around every text
     most = longest(model.config, tokenizer)         # the longest row the model takes
 
@@ -10,7 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from humor_env.rewards.shared.reading import without_hidden
+from humor_env.shared.control_tokens import as_text
+
 SCORING_FILE = "scoring.json"
+
+
+def as_seen(tokenizer: Any, text: str, tokens: int) -> str:
+    """`text` without hidden characters, with control tokens as plain text, cut to what `tokens` tokens can need."""
+    # Cut to characters first: reading 10,000 characters to keep 128 tokens is slow.
+    return as_text(tokenizer, without_hidden(text[: 16 * tokens])[: 8 * tokens])
 
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:

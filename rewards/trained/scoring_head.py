@@ -28,9 +28,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
-from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
-from humor_env.rewards.shared.reading import changed, well_formed
-from humor_env.shared.control_tokens import as_text
+from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
+from humor_env.rewards.shared.reading import changed
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
 from humor_env.types import Joke
@@ -80,11 +79,9 @@ class MarkedRow:
 def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: int) -> list[MarkedRow]:
     """Token ids of each joke after its prompt, in the tokenizer's own form for pairs, else with a line break between.
     Where both do not fit, the longer is cut until they do."""
-    # Cut to characters first: reading 10,000 characters to keep 128 tokens is slow.
-    most = 8 * max_length
     befores, afters, ranges = [], [], []
     for joke in jokes:
-        before, after = (as_text(tokenizer, well_formed(t)[:most]) for t in (joke.prompt.text, joke.text))
+        before, after = (as_seen(tokenizer, t, max_length) for t in (joke.prompt.text, joke.text))
         went, came = changed(before, after)
         if reading.form == "edit":
             before = before[went[0] : went[1]]

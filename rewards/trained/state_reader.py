@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.shared.reading import without_hidden
+from humor_env.rewards.shared.model_input import as_seen
 from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
-from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
 from humor_env.shared.precision import device_for
 from humor_env.types import Joke
@@ -64,9 +63,8 @@ class StateReader:
         return found
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
-        # Cut to characters first: reading 10,000 characters to keep 96 tokens is slow.
-        text = as_text(tokenizer, without_hidden(text[: 16 * LONGEST]).strip()[: 8 * LONGEST])
-        return list(tokenizer.encode(text, add_special_tokens=False)[:LONGEST])
+        seen = as_seen(tokenizer, text, LONGEST).strip()
+        return list(tokenizer.encode(seen, add_special_tokens=False)[:LONGEST])
 
     def _prompt(self, tokenizer: Any, sentence: str) -> list[int]:
         kept = tokenizer.decode(self._ids(tokenizer, sentence))
