@@ -221,6 +221,8 @@ def collect(
             began = time.perf_counter()
             for _, table, _ in waiting:
                 table.score(student, sampling, old_logprobs, reference, micro_batch)
+            if student.device.type == "cuda":  # it has only been given the work, and the clock is to count it
+                torch.cuda.current_stream(student.device).synchronize()
             clock["reference"] += time.perf_counter() - began
             began = time.perf_counter()
             for i, table, future in waiting:

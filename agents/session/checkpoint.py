@@ -221,8 +221,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], t
             prefix = f"optimizer/{names[id(p)]}/"
             saved = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
             if saved:
-                # Adam's step counter lives on the CPU, its moments beside the parameter.
-                optimizer.state[p] = {k: t.clone() if t.ndim == 0 else t.to(p.device) for k, t in saved.items()}
+                # A fused optimiser reads its step counter on the parameter's device, too.
+                optimizer.state[p] = {k: t.to(p.device, copy=True) for k, t in saved.items()}
 
 
 def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -240,7 +240,8 @@ class Session(ABC):
     def _check_health(self, kl_per_token: float, kl_limit: float) -> None:
         """Stop the run on a weight that is not finite or a KL past its limit; the last good checkpoint is named."""
         # One question for all of them: a GPU answers none before it has done what it was given to do.
-        if not bool(torch.stack([torch.isfinite(p).all() for p in self.policy.values()]).all()):
+        largest = torch._foreach_norm([p.detach() for p in self.policy.values()], float("inf"))
+        if not bool(torch.isfinite(torch.stack([norm.float() for norm in largest])).all()):
             why = "a weight is no longer finite"
         elif kl_per_token > kl_limit:
             why = f"the KL is {kl_per_token:.2f} a token, past the limit of {kl_limit:g}"

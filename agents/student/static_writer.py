@@ -15,6 +15,7 @@ Whether a model allows it is tried out once, on a few tokens, against the eager 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from humor_env.agents.student.forward import nearly_equal
 from humor_env.agents.student.sampling import (
     Decoding,
     Generation,
@@ -332,9 +334,14 @@ class _Table:
                 self.step()
                 put_back()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.states = self.step()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # A critic in another thread may use the GPU meanwhile: only this thread's calls can spoil the capture.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.states = self.step()
+        except BaseException:
+            torch.cuda.set_stream(current)  # where a capture fails, torch leaves its own stream in place
+            raise
         put_back()
         self.graph = graph
 
@@ -356,7 +363,21 @@ def unsuitable(student: Student) -> str:
     """Why a model cannot write in captured steps; empty where it can. Tried out once for each student."""
     if student.static_writing is None:
         student.static_writing = _why_not(student)
+        if student.static_writing and student.device.type == "cuda":
+            slow = "This model's lines are written several times slower than in captured steps"
+            warnings.warn(f"{slow}: {student.static_writing}.", stacklevel=2)
     return student.static_writing
+
+
+@contextlib.contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU is an error here. In a capture it would be one that leaves CUDA half captured."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @torch.no_grad()
@@ -369,7 +390,7 @@ def _why_not(student: Student) -> str:
     end = student.end_token
     prompts = [[end, 0, end, 1, end], [1, end], [0, 1, end]]
     uniforms = torch.tensor([[0.3, 0.6, 0.2, 0.9, 0.5]] * len(prompts))
-    sampling, allowed = Sampling(max_new_tokens=5), 1e-3 if student.base.dtype == torch.float32 else 0.05
+    sampling = Sampling(max_new_tokens=5)
     with student.using(None):
         try:
             decoding = Decoding(student, prompts)
@@ -379,12 +400,14 @@ def _why_not(student: Student) -> str:
             table = _Table(student, *shape, sampling, values=False, like=decoding)
             table.begin(decoding, [0, 1, 2], uniforms)
             table.choose(hidden[table.group], logits[table.group])
+            captures = student.device.type == "cuda"
             for step in range(4):
-                if step == 2 and student.device.type == "cuda":
+                if captures and step == 2:
                     table.capture()
                 expected, _ = decoding.advance(table.token[:3].clone())
-                states = table.go_on()[:3]
-                if not float((states - expected).norm()) <= allowed * float(expected.norm()):
+                with _without_waiting() if captures and step == 1 else contextlib.nullcontext():
+                    states = table.go_on()[:3]
+                if not nearly_equal(states, expected):
                     return "its step in a cache of fixed size ends in other states"
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as problem:
             return f"its step in a cache of fixed size fails ({type(problem).__name__}: {str(problem)[:120]})"

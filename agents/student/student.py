@@ -91,6 +91,9 @@ class Student:
                 f"The student's device is '{device}', and torch finds no GPU that it can use. "
                 'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
             )
+        if self.device.type == "cuda":
+            # It makes a plan for each new shape of a batch, tens of milliseconds each, and every batch here is another.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
         self.base.eval()
         self._read_special_tokens()
@@ -111,6 +114,12 @@ class Student:
         self.passes = ForwardPasses(
             self.base, pad_token=self.pad_token, end_token=self.end_token, decoder_prefix=self.decoder_prefix
         )
+
+    def close(self) -> None:
+        """Give back what writing keeps on the GPU; it refers to the student, which could else not be freed at once."""
+        if self.static_writer is not None:
+            self.static_writer.close()
+            self.static_writer = None
 
     @classmethod
     def load(

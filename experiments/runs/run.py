@@ -106,6 +106,7 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
         results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
         if is_main_process():
             write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
+        student.close()
         student = None  # before the next is loaded: two would take twice the memory
         if results[-1].stopped:
             break

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.upkeep import speed_shapes
-from humor_env.experiments.upkeep.speed_shapes import GROUP, seconds_by_trl, some_reward, whole_words
+from humor_env.experiments.upkeep.speed_shapes import GROUP, Load, seconds_by_trl, some_reward, whole_words
 
 COMPLETIONS, LENGTH, PROMPT_TOKENS, VOCABULARY = 64, 32, 16, 4096
 EQUAL = (
@@ -248,11 +248,13 @@ def main(
     device: str = typer.Option("cpu", help="With --shape: cpu or cuda."),
     lines: int = typer.Option(64, help="With --shape: lines a step, a multiple of 32."),
     tokens: int = typer.Option(24, help="With --shape: tokens a line."),
+    micro_batch: int = typer.Option(0, help="With --shape: lines at once in an update; 0: 32, or all on a GPU."),
     one: str = typer.Option("", hidden=True),
     out: Path | None = typer.Option(None, help="Write the figures as JSON here."),
 ) -> None:
     if shape:
-        measure_shape(shape, device, lines, tokens, steps, rounds, only, one, out)
+        load = speed_shapes.Load(lines, tokens, micro_batch or (lines if device == "cuda" else 32))
+        measure_shape(shape, device, load, steps, rounds, only, one, out)
         return
     if one:
         print(json.dumps(run_one(one, steps)))
@@ -275,27 +277,27 @@ def main(
 
 
 def measure_shape(
-    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, way: str, out: Path | None
+    shape: str, device: str, load: Load, steps: int, rounds: int, only: str, way: str, out: Path | None
 ) -> None:
     """The same with a real model's shape. `way` is the contender that this process is to be."""
     try:
         speed_shapes.shape_of(shape)
         speed_shapes.check_device(device)
-        if lines < 32 or lines % 32:
-            raise InvalidOption(f"--lines is a multiple of 32, found {lines}.")
+        load.check()
     except InvalidOption as problem:
         raise typer.BadParameter(str(problem)) from None
     if way:
-        print(json.dumps(speed_shapes.run_one(way, shape, device, lines, tokens, steps)))
+        print(json.dumps(speed_shapes.run_one(way, shape, device, load, steps)))
         return
-    options = [f"--shape={shape}", f"--device={device}", f"--lines={lines}", f"--tokens={tokens}"]
+    options = [f"--shape={shape}", f"--device={device}", f"--lines={load.lines}", f"--tokens={load.tokens}"]
+    options.append(f"--micro-batch={load.micro_batch}")
     names = only.split(",") if only else speed_shapes.contenders(device)
     timings: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             timings[name].append(in_own_process(name, steps, *options))
     peaks = speed_shapes.device_peaks(device)
-    speed_shapes.show(shape, device, lines, tokens, timings, peaks)
+    speed_shapes.show(shape, device, load, timings, peaks)
     if out:
         out.write_text(json.dumps({"found": timings, "peaks": peaks, "options": options}, indent=1) + "\n")
 

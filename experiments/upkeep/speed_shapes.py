@@ -52,6 +52,23 @@ class Shape:
         return self.vocabulary * self.width
 
 
+@dataclass(frozen=True)
+class Load:
+    """What one step has to do: so many lines of so many tokens, and how many lines the update takes at once."""
+
+    lines: int
+    tokens: int
+    micro_batch: int
+
+    def check(self) -> None:
+        if self.lines < 32 or self.lines % 32:
+            raise InvalidOption(f"--lines is a multiple of 32, found {self.lines}.")
+        if self.micro_batch < GROUP or self.lines % self.micro_batch:
+            raise InvalidOption(
+                f"--micro-batch is at least {GROUP} and divides the {self.lines} lines, found {self.micro_batch}."
+            )
+
+
 SHAPES = {
     "tiny": Shape("llama", 512, 32, 64, 2, 4, 2),  # for trying this script out
     "135m": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM2-135M
@@ -128,7 +145,7 @@ def some_reward(text: str) -> float:
     return (sum(map(ord, text)) % 97) / 96
 
 
-def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int, steps: int) -> dict[str, Any]:
+def run_ours(algorithm: str, shape: Shape, device: str, load: Load, steps: int) -> dict[str, Any]:
     from humor_env.agents import grpo, ppo
     from humor_env.agents.student import Student
     from humor_env.agents.student.sampling import Sampling
@@ -138,10 +155,13 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
 
     model, tokenizer = make_model(shape, device)
     student = Student(model, tokenizer, device=device)
-    texts = make_prompts(lines, shape.vocabulary - 100)
+    texts = make_prompts(load.lines, shape.vocabulary - 100)
     prompts = PromptSet("speed", [Prompt(f"p{i}", text) for i, text in enumerate(texts)])
     env = HumorVectorEnv(
-        prompts, lambda jokes: [Judgement("some", some_reward(j.text)) for j in jokes], num_envs=lines, max_chars=10_000
+        prompts,
+        lambda jokes: [Judgement("some", some_reward(j.text)) for j in jokes],
+        num_envs=load.lines,
+        max_chars=10_000,
     )
     timings: list[dict[str, float]] = []
 
@@ -154,8 +174,8 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
 
         def rewind(self, step: int) -> None: ...
 
-    common: dict[str, Any] = {"sampling": Sampling(max_new_tokens=tokens), "kl_limit": 1e9}
-    common |= {"steps": steps + WARM_UP, "batch_size": lines}
+    common: dict[str, Any] = {"sampling": Sampling(max_new_tokens=load.tokens), "kl_limit": 1e9}
+    common |= {"steps": steps + WARM_UP, "batch_size": load.lines, "micro_batch": load.micro_batch}
     before = _memory(device)
     learn: Callable[..., Any]
     config: Any
@@ -168,23 +188,23 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
     return {"steps": [t["seconds/step"] for t in counted], "phases": counted, "memory": _memory(device) - before}
 
 
-def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm: bool) -> dict[str, Any]:
+def run_trl(shape: Shape, device: str, load: Load, steps: int, vllm: bool) -> dict[str, Any]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     model, tokenizer = make_model(shape, device)
-    texts = make_prompts(lines, shape.vocabulary - 100)
+    texts = make_prompts(load.lines, shape.vocabulary - 100)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
     before = _memory(device)
     taken = seconds_by_trl(
         (GRPOConfig, GRPOTrainer),
         (model, tokenizer),
         rows,
-        lines=lines,
-        micro_batch=min(lines, 32),
+        lines=load.lines,
+        micro_batch=load.micro_batch,
         device=device,
         max_steps=steps + WARM_UP,
-        max_completion_length=tokens,
+        max_completion_length=load.tokens,
         use_vllm=vllm,
         vllm_mode="colocate",
     )
@@ -258,19 +278,20 @@ def contenders(device: str) -> list[str]:
     return ["ours-ppo", "ours-grpo", "trl-grpo", *(["trl-grpo-vllm"] if with_vllm else [])]
 
 
-def run_one(name: str, shape: str, device: str, lines: int, tokens: int, steps: int) -> dict[str, Any]:
+def run_one(name: str, shape: str, device: str, load: Load, steps: int) -> dict[str, Any]:
     who, algorithm, *more = name.split("-")
     if who == "ours":
-        return run_ours(algorithm, shape_of(shape), device, lines, tokens, steps)
-    return run_trl(shape_of(shape), device, lines, tokens, steps, "vllm" in more)
+        return run_ours(algorithm, shape_of(shape), device, load, steps)
+    return run_trl(shape_of(shape), device, load, steps, "vllm" in more)
 
 
 def _memory(device: str) -> float:
-    """The most that was in use until now, in MiB."""
+    """The most that was held until now, in MiB. Of a GPU what was reserved: a graph's own memory is not counted as
+    allocated once it was captured."""
     if device == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_reserved() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -335,17 +356,17 @@ def _adapter_share(shape: Shape) -> float:
 def show(
     shape: str,
     device: str,
-    lines: int,
-    tokens: int,
+    load: Load,
     timings: Mapping[str, Sequence[Mapping[str, Any]]],
     peaks: Mapping[str, float],
 ) -> None:
     """`timings` holds each contender's rounds."""
-    console = Console(width=120)
+    console, lines, tokens = Console(width=120), load.lines, load.tokens
     measured = f"{peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} GB/s measured in this run"
     console.print(
         f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} of "
-        f"them common to all; GRPO with {GROUP} lines a prompt; {measured}"
+        f"them common to all; GRPO with {GROUP} lines a prompt; {load.micro_batch} lines at once in an update; "
+        f"{measured}"
     )
     medians = {name: statistics.median(s for each in rounds for s in each["steps"]) for name, rounds in timings.items()}
     peer = medians.get("trl-grpo")

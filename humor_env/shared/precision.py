@@ -89,7 +89,7 @@ def peak_memory() -> int | None:
     system does not tell."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_reserved())
     try:
         import resource
     except ImportError:  # Windows

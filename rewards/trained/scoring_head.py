@@ -274,6 +274,7 @@ def new_model(
     dropout: float = 0.1,
     seed: int = 0,
     freeze_embeddings: bool = False,
+    device: str | torch.device = "cpu",
 ) -> ScoringModel:
     """A pretrained body with a fresh head; with `lora_rank`, only adapters of that rank (and the head) learn."""
     body, tokenizer = pretrained(name)
@@ -284,7 +285,7 @@ def new_model(
             f"The tokenizer of '{name}' cannot tell where its tokens stand in the text; use a fast one."
         )
     keep_layers(body, reading.layers)
-    if next(body.parameters()).device.type == "cpu":
+    if torch.device(device).type == "cpu":
         body.set_attn_implementation("eager")  # faster than the fused one for short texts on a processor
     # The fresh head and adapters come from the seed, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
@@ -300,7 +301,7 @@ def new_model(
             # The name as it was given, not the path it led to here: the saved adapter is to load on other machines.
             path = find_model(name)
             body.peft_config["default"].base_model_name_or_path = name if path == _data_of(name) else path
-        return ScoringModel(body, tokenizer, reading, dropout)
+        return ScoringModel(body, tokenizer, reading, dropout).to(device)
 
 
 def keep_layers(body: Any, count: int) -> None:

@@ -46,6 +46,7 @@ from humor_env.rewards.trained.critic_data import (
 )
 from humor_env.rewards.trained.dev_prompts import DevPrompts
 from humor_env.rewards.trained.scoring_head import Reading, ScoringModel, new_model, save_model
+from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
 
 RECORD_FILE = "training.json"
@@ -226,17 +227,15 @@ def train(
 
 
 def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
-    model = new_model(
+    return new_model(
         config.model,
         config.reading(),
         lora_rank=config.lora_rank,
         dropout=config.dropout,
         seed=seed,
         freeze_embeddings=config.freeze_embeddings,
+        device=device_for(config.device),
     )
-    if config.device == "auto":
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(config.device)
 
 
 class _Fit:
