@@ -203,7 +203,7 @@ def test_a_dry_run_prints_the_resolved_spec_and_does_nothing(spec, tmp_path):
         ("learner.name=7", "the learner's 'name' is a text; found 7"),
         ("env.prompts='nosuch.csv'", "There is no file 'nosuch.csv', which env.prompts names"),
         ("critic.5.critic='pocket'", "a list, whose entries are numbered: 0; found '5'"),
-        ("critic.0.critic=':'", "is written package.module:name; found ':'"),
+        ("critic.0.critic=':'", "as package.module:name; found ':'"),
     ],
 )
 def test_a_dry_run_finds_what_would_stop_the_run(spec, override, told):

@@ -167,7 +167,7 @@ class Own:
 @pytest.mark.parametrize(
     ("fault", "name", "said"),
     [
-        ("asks", "asking", "evaluations ask too: change it in remember"),
+        ("asks", "asking", "evaluations call it too: change the memory in remember"),
         ("no JSON", "saved state", "TypeError"),
         ("loses", "saved state", "a resumed run would differ"),
     ],
