@@ -196,14 +196,14 @@ def test_a_dry_run_prints_the_resolved_spec_and_does_nothing(spec, tmp_path):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("learner.steps=-1", "steps is a number from 0 on, found -1"),
-        ("learner.learning_rate=-1.0", "learning_rate is a number from 0 on, found -1.0"),
+        ("learner.steps=-1", "steps must be a number of at least 0, found -1"),
+        ("learner.learning_rate=-1.0", "learning_rate must be a number of at least 0, found -1.0"),
         ("learner.learning_rate=nan", "learning_rate"),
         ("learner.batch_size=0", "batch_size must be at least 1, found 0"),
         ("learner.name=7", "the learner's 'name' is a text; found 7"),
         ("env.prompts='nosuch.csv'", "There is no file 'nosuch.csv', which env.prompts names"),
         ("critic.5.critic='pocket'", "a list, whose entries are numbered: 0; found '5'"),
-        ("critic.0.critic=':'", "is written package.module:name; found ':'"),
+        ("critic.0.critic=':'", "as package.module:name; found ':'"),
     ],
 )
 def test_a_dry_run_finds_what_would_stop_the_run(spec, override, told):
@@ -568,8 +568,8 @@ def test_doctor_says_what_is_there_without_saying_a_key(monkeypatch):
 def test_doctor_says_how_much_memory_a_step_takes():
     said = json.loads(cli("doctor", "--spec", "pocket-quickstart", "--set", "learner.micro_batch=auto", "--json"))
     warm_start, learner = said["a_step_takes"]
-    assert re.fullmatch(r"teacher\.imitation: about [\d.]+ [MG]B with micro_batch 64; [\d.]+ GB are there", warm_start)
-    assert re.fullmatch(r"learner: about [\d.]+ [MG]B with micro_batch (64|32); [\d.]+ GB are there", learner)
+    assert re.fullmatch(r"teacher\.imitation: about [\d.]+ [MG]B with micro_batch 64; [\d.]+ GB are free", warm_start)
+    assert re.fullmatch(r"learner: about [\d.]+ [MG]B with micro_batch (64|32); [\d.]+ GB are free", learner)
 
 
 def test_doctors_notes_follow_what_was_found():

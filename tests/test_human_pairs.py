@@ -110,7 +110,7 @@ def test_what_is_no_file_of_theirs_is_said(write):
         open_lines("flute:none.jsonl")
     with pytest.raises(PromptError, match=r"line 2: no column 'sarcastic', so this is not a file of isarcasm"):
         load_prompts("isarcasm:" + write("other.csv", "text,label\nA,1\n"))
-    with pytest.raises(PromptError, match="line 2: 'rephrase' must hold a text that is not empty, found None"):
+    with pytest.raises(PromptError, match="line 2: 'rephrase' must hold a non-empty text, found None"):
         load_prompts("isarcasm:" + write("test.csv", HEAD + "0,Lovely,1,,1,0,0,0,0,0\n"))
     with pytest.raises(PromptError, match=r"no row of flute has both sides \(label is Contradiction\)"):
         load_prompts("flute:" + write("e.jsonl", row(premise="It is late now.", hypothesis="x", label="Entailment")))

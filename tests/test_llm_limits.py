@@ -276,7 +276,7 @@ def test_an_absurd_retry_after_fails_nothing(header: str) -> None:
 def test_an_address_that_answers_with_pages_is_told(tmp_path: Path) -> None:
     with answering(lambda body: HTML) as server:
         client = make_client(f"openai:m@{server.url}/v1", **QUICK, concurrency=2)
-        with pytest.raises(JudgingFailed, match="No call was answered by a message"):
+        with pytest.raises(JudgingFailed, match="No call has got a valid message"):
             client(asked(100))
         assert server.calls < 40
 

@@ -237,7 +237,7 @@ def test_a_run_may_go_on_with_other_prompts():
     assert "drift/held_out_best" in fewer.measure(3, None, None)
     others = made(MANY[::-1])
     others.set_state(state)
-    assert "other prompts than before" in told[0]
+    assert "prompts have changed" in told[0]
     assert [name for name in others.measure(3, None, None) if "best" in name] == []
 
 
@@ -471,7 +471,7 @@ def test_the_lift_costs_what_it_is_told_to():
         asked.clear()
         Scripted(MonitorConfig(every=1, others=others), MANY, held_out=counting).measure(0, None, None)
         assert asked == expected
-    with pytest.raises(InvalidOption, match="others is at least 0; found -1"):
+    with pytest.raises(InvalidOption, match="others must be at least 0; found -1"):
         MonitorConfig(others=-1)
 
 
@@ -600,7 +600,7 @@ def test_what_it_cannot_do_is_said():
         MonitorConfig(action="panic")
     with pytest.raises(InvalidOption, match="at least 2, found 1"):
         Monitor(MonitorConfig(), prompts(1))
-    with pytest.raises(InvalidOption, match=r"level is at least 0\.5 and below 1"):
+    with pytest.raises(InvalidOption, match=r"level must be at least 0\.5 and below 1"):
         MonitorConfig(level=1.0)
 
 

@@ -167,7 +167,7 @@ class Own:
 @pytest.mark.parametrize(
     ("fault", "name", "said"),
     [
-        ("asks", "asking", "evaluations ask too: change it in remember"),
+        ("asks", "asking", "evaluations call it too: change the memory in remember"),
         ("no JSON", "saved state", "TypeError"),
         ("loses", "saved state", "a resumed run would differ"),
     ],
@@ -226,7 +226,7 @@ def test_a_resumed_run_remembers_and_goes_on_bit_for_bit(tmp_path):
 
 def test_a_memory_that_is_not_there_is_no_beginning(tmp_path):
     trained(tmp_path, steps=2)
-    with pytest.raises(CheckpointError, match="holds the memory of 2 critics, and this run has 1 that remember"):
+    with pytest.raises(CheckpointError, match="holds the memory of 2 critics, but this run has 1 with a memory"):
         trained(tmp_path, steps=4, critic=NoveltyCritic())
 
 

@@ -345,7 +345,7 @@ def test_each_scale_is_whole(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["learners.dpo.beta=-1"], r"\[learners.dpo\].*beta is above 0"),
+        (["learners.dpo.beta=-1"], r"\[learners.dpo\].*beta must be above 0"),
         (["learners.dop.beta=1"], "Did you mean 'dpo'"),
         (["critic.judge=pocket-crwd"], "pocket-crowd"),
         (["writing.beam=3"], "'writing.beam': Extra inputs"),

@@ -135,7 +135,7 @@ def test_a_model_with_a_sliding_window_is_refused_in_a_sentence():
     torch.manual_seed(0)
     config = MistralConfig(vocab_size=len(words), num_key_value_heads=2, sliding_window=8, **SHAPE, **IDS)
     one = Student(MistralForCausalLM(config), words, lora=Lora(rank=4, alpha=8))
-    with pytest.raises(StudentError, match=r"MistralForCausalLM\) cannot write in captured steps.*InProcess"):
+    with pytest.raises(StudentError, match=r"MistralForCausalLM\) cannot generate in captured steps.*InProcess"):
         StaticWriter(one)
 
 
@@ -150,7 +150,7 @@ def test_a_model_whose_step_comes_out_otherwise_is_refused(monkeypatch):
         return real(table)
 
     monkeypatch.setattr(written_statically._Table, "step", off_by_one)
-    with pytest.raises(StudentError, match="other states"):
+    with pytest.raises(StudentError, match="different states"):
         StaticWriter(one)
 
 

@@ -1,4 +1,4 @@
-"""What a model costs, as configuration: prices.toml, or a table of your own.
+"""Model prices, from prices.toml or your own table.
 
 price_of("claude-haiku-4-5").cost(input_tokens=1000, output_tokens=50)      # 0.00125 dollars
 price_of("some-new-model")                                                  # None: unknown, which is not free
@@ -40,7 +40,7 @@ class Price:
         return dollars * BATCH if batch else dollars
 
     def at_most(self, input_tokens: int, output_tokens: int) -> float:
-        """The most that a call can cost: all of its input written to the one-hour cache."""
+        """The most that a call can cost: all input written to the one-hour cache."""
         return self.cost(0, output_tokens, cache_write_hour=input_tokens)
 
 
@@ -50,7 +50,7 @@ def _table() -> dict[str, dict[str, float]]:
 
 
 def price_of(model: str, prices: Mapping[str, Mapping[str, float]] | None = None) -> Price | None:
-    """The price of a model: from `prices` first, then from prices.toml; None where it is in neither."""
+    """The price of a model: from `prices` first, then from prices.toml; None if it is in neither."""
     row = (prices or {}).get(model) or _table().get(model)
     if row is None:
         return None

@@ -1,9 +1,9 @@
-"""Prompt files: instructions that are read from disk and filled in one pass.
+"""Prompt files: instructions read from disk, with slots filled in one pass.
 
     fill(load("humor_env.rewards", "multiple_choice"), words=20)      # templates/multiple_choice.txt
 
-A slot is written `{{name}}`. Filling reads the file once and never looks at what it has put in, so that a value with
-braces stays what it is. Only *our* options are filled in; jokes and prompts travel as data (see protocol.py).
+A slot is written `{{name}}`. Inserted values are not scanned again, so a value with braces stays as it is. Only *our*
+options are filled in; jokes and prompts travel as data (see protocol.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load(package: str, name: str) -> str:
 
 
 def fill(template: str, **values: object) -> str:
-    """The template with every slot filled; a slot without a value is a mistake, a value without a slot is not."""
+    """The template with every slot filled; a slot without a value is an error, a value without a slot is not."""
     missing = sorted(set(_SLOT.findall(template)) - set(values))
     if missing:
         raise InvalidOption(

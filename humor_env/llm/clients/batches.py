@@ -2,9 +2,9 @@
 
     client = make_client("anthropic-batch:claude-haiku-4-5", ledger="verdicts.sqlite")
 
-The same protocol as every client, so a critic does not know the difference. With a ledger, which request went into
-which batch is written down as soon as the service has taken it: a process that is killed while it waits finds its
-batches again and does not pay twice. Results arrive in any order and are matched by their id.
+The same protocol as every client, so critics need not know. With a ledger, the batch of each request is recorded as
+soon as the service has accepted it, so a process that is killed while waiting finds its batches again and does not pay
+twice. Results arrive in any order and are matched by their id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from humor_env.types import NO_USAGE, Usage
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The distinct requests of one call by their key, and the places that each one's reply goes to."""
+    """The distinct requests of one call by key, and the indices that each one's reply goes to."""
 
     requests: dict[str, Request]
     places: dict[str, list[int]]
@@ -38,7 +38,7 @@ class _Work:
 
 
 class AnthropicBatchClient(AnthropicClient):
-    """`poll` is the pause between two looks at a batch, in seconds; `largest` how many requests make one batch."""
+    """`poll` is the pause between checks of a batch, in seconds; `largest` the most requests in one batch."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class AnthropicBatchClient(AnthropicClient):
         except anthropic.APIStatusError as problem:
             message = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
             if problem.status_code in (401, 402, 403):
-                raise CredentialError(f"{message}. Check the key, its rights and the account's credit.") from None
+                raise CredentialError(f"{message}. Check the key, its permissions and the account's credit.") from None
             raise JudgingFailed(
                 f"{message}. Batches that the service accepted are remembered: run again to continue."
             ) from None
@@ -122,7 +122,7 @@ class AnthropicBatchClient(AnthropicClient):
         return [reply if reply is not None else _lost() for reply in work.replies]
 
     async def _submit(self, work: _Work) -> dict[str, list[str]]:
-        """The batches that hold the requests: those remembered from before, and new ones for the rest."""
+        """The batches that hold the requests: recorded ones, and new ones for the rest."""
         batches: dict[str, list[str]] = {}
         remembered = self.memory.batches_of(list(work.requests))
         for key, batch in remembered.items():
@@ -138,12 +138,12 @@ class AnthropicBatchClient(AnthropicClient):
         return batches
 
     def _reserve(self, keys: Sequence[str], work: _Work) -> None:
-        """Book a whole batch at its worst case, or nothing of it."""
+        """Reserve a whole batch at its worst case, or nothing."""
         taken: list[int] = []
         try:
             for key in keys:
                 tokens, cost = self.worst_case(work.requests[key])
-                # On the loop that all clients share: a locked ledger is not waited for here.
+                # On the loop that all clients share: do not wait for a locked ledger here.
                 ticket = self.budget.reserve(tokens, None if cost is None else cost / 2, patience=0.5, paced=False)
                 if ticket is None:
                     raise BudgetExceeded("The batch as a whole may not fit the budget. Raise it, or send fewer jokes.")
@@ -162,7 +162,7 @@ class AnthropicBatchClient(AnthropicClient):
             while (await service.retrieve(batch)).processing_status != "ended":
                 await asyncio.sleep(self.poll)
         except anthropic.NotFoundError:
-            # Results are kept for some weeks only, and belong to one account.
+            # Results are kept for a few weeks only, and belong to one account.
             self.memory.forget_batch(keys)
             raise
         expected = set(keys)
@@ -176,7 +176,7 @@ class AnthropicBatchClient(AnthropicClient):
     def _deliver(self, key: str, reply: Reply, work: _Work) -> None:
         ticket = work.tickets.pop(key, None)
         if ticket is not None:
-            # A request without a result is not charged; one with a message was, whatever the message says of it.
+            # A request without a result is not charged; one with a message was, whatever the message says.
             self.budget.settle(ticket, reply.usage if reply.usage.calls else Usage(calls=1))
         if reply.error in ("overloaded", "unreachable", "rejected"):
             self.memory.forget_batch([key])
@@ -189,7 +189,7 @@ class AnthropicBatchClient(AnthropicClient):
         if result.type == "succeeded":
             request = work.requests[key]
             if not isinstance(getattr(result.message, "content", None), list):
-                # No model said anything: nobody's verdict, and asked anew by the next run.
+                # No model answered: not a verdict; the next run asks again.
                 return replace(_lost(), usage=self.usage(result.message, request, batch=True))
             return read_message(result.message, request, self.usage(result.message, request, batch=True))
         if result.type == "errored":

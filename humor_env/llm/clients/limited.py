@@ -1,10 +1,10 @@
-"""Limits for a client that has none of its own: one that a user wrote.
+"""Limits for user-written clients, which have none of their own.
 
     client = LimitedClient(OwnClient(), Budget(max_calls=2))
-    client(requests)                      # BudgetExceeded where the third would be sent; two were asked
+    client(requests)                      # BudgetExceeded before the third is sent
 
-A client whose class takes `budget` keeps the limits itself, and better: it knows what a call costs at most. One that
-has a `worst_case(request)`, tokens and dollars, is believed; of others the tokens are bounded by their bytes, and a
+A client whose class takes `budget` enforces the limits itself, and better, because it knows the most a call can cost. A
+client's own `worst_case(request)`, in tokens and dollars, is used; without one, tokens are bounded by bytes, and a
 limit in money is refused.
 """
 
@@ -18,14 +18,14 @@ from humor_env.llm.protocol import Client, OnReply, Reply, Request
 
 
 class LimitedClient:
-    """The client, asked for as many requests at a time as the limits allow."""
+    """Wraps a client and sends it as many requests at a time as the limits allow."""
 
     def __init__(self, client: Client, budget: Budget) -> None:
         self.client, self.budget = client, budget
         self.name, self.probabilities = client.name, client.probabilities
 
     def __getattr__(self, name: str) -> Any:
-        if name == "client":  # not made yet
+        if name == "client":  # before __init__ has run
             raise AttributeError(name)
         return getattr(self.client, name)
 
@@ -47,7 +47,7 @@ class LimitedClient:
 
         try:
             replies = list(self.client([requests[place] for place in places], arrived))
-            for index in list(open_tickets):  # of a client that says only at the end what it got
+            for index in list(open_tickets):  # for a client that reports replies only at the end
                 arrived(index, replies[index])
             return replies
         finally:
