@@ -92,7 +92,7 @@ def test_files_of_lines_of_a_buffer_and_of_pairs(tmp_path):
         ("{", "line 1: not JSON"),
         ("[1]", "expected an object, found list"),
         ('{"text": "x"}', "line 1: not a line to judge"),
-        ('{"prompt": "x", "text": 3}', "'text' is no text"),
+        ('{"prompt": "x", "text": 3}', "'text' is not a string"),
         ("", "There is nothing to judge"),
         ('{"prompt": "a", "text": "b", "author": "x"}\n{"prompt": "c", "text": "d", "author": "y"}', "no prompt in"),
     ],
@@ -425,7 +425,7 @@ def test_what_is_refused_changes_nothing(there):
         (first, fields | good | {"humor": "third"}, 400, "This answer is not complete"),
         (first, fields | {"do": "win"}, 400, "This answer is not complete"),
         (first, fields, 400, "This answer is not complete"),
-        (first, fields | good | {"humor": "x" * 70_000}, 413, "That is too much"),
+        (first, fields | good | {"humor": "x" * 70_000}, 413, "This form is too large"),
     ]
     for who, form, status, title in cases:
         page = who.post("/answer", form)
@@ -766,7 +766,7 @@ def test_the_page_of_results_says_of_whom_little_is_known():
     store = SimpleNamespace(systems=["ppo", "base", "teacher"])
     many = votes(("ppo", "base"), times=20)
     assert results._notes(store, many + votes(("teacher", "x"), times=19)) == [
-        "Fewer than 20 answers are about teacher: their figures are guesses yet."
+        "Fewer than 20 answers are about teacher: their numbers are still very uncertain."
     ]
     assert results._notes(store, many + votes(("x", "teacher"), times=20)) == []
     assert results._notes(store, []) == []

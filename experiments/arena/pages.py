@@ -2,8 +2,8 @@
 
     html = render("message", title="Not here", said="Copy the whole link.", link="", label="")
 
-A line may be anything a model wrote: it enters a page only through Jinja2's escaping, stands in an element of its own
-whose direction it cannot leave, and control characters are shown as dots.
+A line may be anything a model wrote: it enters a page only through Jinja2's escaping, is in an element of its own that
+isolates its text direction, and control characters are shown as dots.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import jinja2
 from humor_env.experiments.drawing.chart_parts import style
 
 TEMPLATES = Path(__file__).parent / "templates"
-LONG = 600  # characters, beyond which a line scrolls in its own box
+LONG = 600  # characters; longer lines scroll in their own box
 
-# What stands on each button, with the value that it sends and its key.
+# Each button's value, label and key.
 _SIDES = (("first", "Line 1", "1"), ("second", "Line 2", "2"), ("tie", "No difference", "0"))
 _FUNNY = tuple(
     (str(n), f"{n} – {said}", str(n)) for n, said in enumerate(("not at all", "hardly", "somewhat", "quite", "very"))
@@ -33,14 +33,14 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "ratings": {
         "humor": {"said": "How funny is the line?", "choices": _FUNNY},
-        "consistency": {"said": "How far does it keep the meaning of the sentence?", "choices": _FUNNY},
-        "overall": {"said": "All in all, how gladly would you say it?", "choices": _FUNNY},
+        "consistency": {"said": "How well does it keep the meaning of the sentence?", "choices": _FUNNY},
+        "overall": {"said": "All in all, how happy would you be to say it?", "choices": _FUNNY},
     },
 }
 
 
 def visible(text: str) -> str:
-    """Without control characters, which no page can show; line breaks and tabs stay."""
+    """Replace control characters, which no page can show, except line breaks and tabs."""
     shown = "".join("·" if (c < " " and c not in "\n\t") or c == "\x7f" or "\x80" <= c <= "\x9f" else c for c in text)
     return shown if shown.strip() else "(nothing was written)"
 
