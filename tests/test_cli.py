@@ -644,7 +644,7 @@ def test_a_full_disk_is_a_sentence():
         process = start("critics", stdout=full)
         _, said = process.communicate(timeout=240)
     assert process.returncode == 1, said
-    assert said.startswith("Nothing can be written to the disk: No space left on device. Free some space")
+    assert said.startswith("Cannot write to the disk: No space left on device. Free some space")
     assert len(said.splitlines()) == 1
 
 

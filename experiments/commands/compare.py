@@ -1,4 +1,4 @@
-"""Commands that compare and show: learners with learners (benchmark), ours with a paper's (reproduce), runs (report).
+"""Commands that compare: learners (benchmark), our results with a paper's (reproduce) and runs (report).
 
 humor-env benchmark pocket-learners --workers 2
 humor-env reproduce small-but-funny --scale pocket --seeds 3
@@ -29,7 +29,7 @@ from humor_env.experiments.options import (
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put the commands of this file on the command line."""
+    """Add the commands of this file to the command line."""
     app.command(
         epilog="Examples: humor-env benchmark pocket-learners --out runs/learners · humor-env benchmark mine.toml "
         "--set 'seeds=[0]' · humor-env benchmark runs/learners --collect · "
@@ -84,9 +84,9 @@ def gallery(
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help="Which paper: small-but-funny.")],
-    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file like theirs.")] = "pocket",
+    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file in the same format.")] = "pocket",
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to n - 1.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/PAPER-SCALE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The output folder. Default: runs/PAPER-SCALE.")] = None,
     set_: Set = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Cells that run at the same time.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Torch threads of each cell.")] = None,
@@ -94,7 +94,7 @@ def reproduce(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a paper's whole protocol, and show each of its tables beside ours. Run again after a stop, it continues."""
+    """Run a paper's whole protocol, and compare each of its tables with ours. Run again after a stop to continue."""
     from humor_env.experiments.reproduction.spec import load_scale
 
     changes = list(set_ or [])
@@ -128,9 +128,9 @@ def benchmark(
     set_: Set = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="NAME=FILE", help="A file that the benchmark needs of you; repeatable."),
+        typer.Option("--data", metavar="NAME=FILE", help="A file that you must provide; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder. Default: runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The output folder. Default: runs/NAME.")] = None,
     workers: Workers = 2,
     threads: Threads = 1,
     launcher: Launcher = "local",
@@ -141,7 +141,7 @@ def benchmark(
     tables: Annotated[Path | None, typer.Option(help="Only fill the tables of this page from result files.")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Compare learners under one budget, by a critic that none learned from. Run again after a stop, it continues."""
+    """Compare learners under one budget, by a critic that none learned from. Run again after a stop to continue."""
     if tables is not None:
         from humor_env.experiments.compare.benchmark_pages import fill_page
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from humor_env.rewards.cards.card import Card
 
 LedgerHere = Annotated[Path | None, typer.Option("--ledger", help="Where replies of a language model are kept.")]
-IsJudge = Annotated[bool, typer.Option("--judge", help="Take the judge of that name, where there is a critic too.")]
+IsJudge = Annotated[bool, typer.Option("--judge", help="Use the judge of that name, if there is also a critic.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -90,7 +90,7 @@ def audit(
     seed: Seed = 0,
     examples: Annotated[int, typer.Option(min=0, help="Show this many confident mistakes. They may be offensive.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="A .json or .md file for the figures, or a folder for the whole card.")
+        Path | None, typer.Option(help="A .json or .md file for the results, or a folder for the whole card.")
     ] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
@@ -99,7 +99,7 @@ def audit(
     list_sets: Annotated[bool, typer.Option("--list", help="List the sets that can be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure whether a critic agrees with people, on a human-rated set, beside simple baselines."""
+    """Measure whether a critic agrees with people on a human-rated set, compared with simple baselines."""
     from humor_env.errors import InvalidOption
     from humor_env.registry import critics, judges
     from humor_env.rewards.audits.audit import audit as measure
@@ -112,7 +112,7 @@ def audit(
     if critic is None or data is None or not (file or data in BUNDLED):
         raise InvalidOption(
             "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets: get "
-            f"the file from those who published it. Bundled, without --file: {', '.join(BUNDLED)}."
+            f"the file from its publisher. Bundled, without --file: {', '.join(BUNDLED)}."
         )
     rated = load_rated(data, file or (), **key_values(data_option, "--data-option"))
     limits = limits_of(max_calls, max_tokens, max_cost)
@@ -187,7 +187,7 @@ def card(
     judge: IsJudge = False,
     prompts: Annotated[list[str] | None, typer.Option(help="Probe cases: pocket, everyday; both by default.")] = None,
     audit_file: Annotated[
-        list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
+        list[Path] | None, typer.Option("--audit", help="Results written by `humor-env audit --out FILE.json`.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
     models: Annotated[
@@ -196,7 +196,7 @@ def card(
     out: Annotated[
         Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json. Default: print.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
+    store: Annotated[Path | None, typer.Option(help="With --all: a separate folder for the .json files.")] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
@@ -245,7 +245,7 @@ def card(
 
 
 def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
-    """Before a run: which of the critics in the score have no card, or one that fails."""
+    """Warn before a run of the critics in its score that have no card, or one that fails."""
     from humor_env.rewards.cards.built_in import Entry, card_warnings
 
     entries = [Entry(c.critic, c.options, gate=c.gate is not None and c.weight is None) for c in spec.critic]
@@ -267,7 +267,7 @@ FREE = "It rewards none of the known hacks and hostile texts that it was tried o
 
 
 def _index(cards: Sequence[Card], out: Path) -> None:
-    """The page that lists them; its last column says something of each."""
+    """Write the page that lists the cards; its last column gives the reason for each verdict."""
     from humor_env.rewards.audits.page import Table, markdown_table
     from humor_env.rewards.cards.built_in import COMMAND
     from humor_env.rewards.cards.card import file_stem
@@ -309,7 +309,7 @@ def _beside(out: Path | None, name: str) -> Path:
 
 
 def _named(report: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:
-    """By the name and the options that the user gave."""
+    """The report under the name and the options that the user gave."""
     from dataclasses import replace
 
     from humor_env.rewards.cards.card import plain_options
@@ -354,7 +354,7 @@ def train_critic(
         typer.Option(metavar="SET=FILE", help="A human-rated set and its file; repeatable."),
     ] = None,
     ledger: Annotated[Path | None, typer.Option(help="Learn from a paid judge's verdicts in this ledger.")] = None,
-    client: Annotated[str | None, typer.Option(help="Whose verdicts, where the ledger holds several.")] = None,
+    client: Annotated[str | None, typer.Option(help="Whose verdicts, if the ledger holds several clients'.")] = None,
     model: Annotated[str, typer.Option(help="minilm, a folder, a Hugging Face name, or package.module:name.")] = (
         "minilm"
     ),

@@ -4,7 +4,7 @@
     humor-env rescore runs/pocket-quickstart --critic rules
     humor-env teach lines.jsonl --prompts everyday --teacher anthropic:claude-haiku-4-5 --max-cost 2
 
-What they do is in `judge_file.py` and `teach.py`, which are loaded when a command is called.
+The work is done in `judge_file.py` and `teach.py`, which are loaded when a command is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from humor_env.experiments.options import (
 def add_commands(app: typer.Typer) -> None:
     app.command(
         "judge",
-        help="Score a file of jokes with any critic. Run again after a stop, it continues.",
+        help="Score a file of jokes with any critic. Run again after a stop to continue.",
         epilog="Examples: humor-env judge jokes.jsonl --critic pocket · humor-env judge jokes.jsonl --critic scorer "
         "--option client=anthropic --max-cost 2 --dry-run",
     )(_scoring(compare=False))
@@ -93,10 +93,10 @@ def teach(
     prompts: Annotated[str, typer.Option(help="A prompt set, a file, or hf:owner/dataset.")] = "pocket",
     split: Annotated[list[str] | None, typer.Option(help="Only this split; repeatable. Default: all.")] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines for each prompt.")] = 3,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first prompts, at most this many.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the teacher.")] = None,
     licence: Annotated[str | None, typer.Option(help="The licence to record for the lines.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept. Default: beside the buffer.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept. Default: next to the buffer.")] = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
