@@ -354,8 +354,8 @@ def test_a_budget_is_derived_by_hand():
     ("changes", "said"),
     [
         ({'name = "ppo"': 'name = "ppo"\nsettings = { steps = 5 }'}, "follows from"),
-        ({'name = "ppo"': 'name = "imitation"\nlearner = "ppo"'}, "calls its own row"),
-        ({'name = "ppo"': 'name = "imitation-again"\nlearner = "ppo"'}, "calls its own row"),
+        ({'name = "ppo"': 'name = "imitation"\nlearner = "ppo"'}, "uses itself"),
+        ({'name = "ppo"': 'name = "imitation-again"\nlearner = "ppo"'}, "uses itself"),
         ({'name = "ppo"': 'name = "ppo"\nfeedback = ["crowds"]'}, "Did you mean 'crowd'"),
         ({'name = "ppo"': 'name = "dpo"'}, "two learners"),
         ({"samples = 48, judgements = 48,": ""}, "needs samples or judgements"),
