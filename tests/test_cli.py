@@ -536,8 +536,8 @@ def test_a_good_line_wins_against_a_poor_one_with_the_real_critic():
 def test_you_are_the_critic_and_the_best_answer_is_counted():
     assert "2 of 2" in played("critic", ["x", "1", "1"])
     first, second = played("critic", ["1"] * 8, 8), played("critic", ["2"] * 8, 8)
-    rights = [int(s.split("You agreed with the exact judge ")[1].split()[0]) for s in (first, second)]
-    decided = int(first.split(" times of ")[1].split(",")[0])
+    rights = [int(s.split("You agreed with the exact judge in ")[1].split()[0]) for s in (first, second)]
+    decided = int(first.split(" rounds, the crowd judge")[0].split()[-1])
     # Who says 1 is right exactly where who says 2 is wrong.
     assert sum(rights) == decided > 0
 
