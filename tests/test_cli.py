@@ -700,7 +700,7 @@ def test_a_run_is_measured_on_its_own_prompts_by_its_own_critic(spec, world, tmp
     assert json.loads(cli("evaluate", "runs/tiny", "--json", "--limit", 2))["count"] == 2
     assert json.loads(cli("evaluate", "runs/tiny", "--json", "--split", "dev"))["split"] == "dev"
     assert json.loads(cli("evaluate", "runs/tiny", "--json", "--critic", "rules"))["critic"] == "rules"
-    assert "give --critic too" in cli("evaluate", "runs/tiny", "--option", "a=1", code=2)
+    assert "--option needs --critic" in cli("evaluate", "runs/tiny", "--option", "a=1", code=2)
 
 
 def test_a_run_that_was_interrupted_is_not_taken_for_a_model(spec):

@@ -29,7 +29,7 @@ from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.compare.trained_critics import fill_names, folder_names
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run import SeedRun
 from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
 from humor_env.experiments.runs.screen import Quiet
@@ -100,7 +100,7 @@ def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) ->
     own: dict[str, list[int]] = {}
     for i, joke in enumerate(jokes):
         own.setdefault(joke.prompt.id, []).append(i)
-    order = [line_beside(places, line) for places in own.values() for line in range(lines)]
+    order = [paired_line(places, line) for places in own.values() for line in range(lines)]
     numbers["prompts"] = list(own)
     for table, keys in (
         (numbers, ("scores",)),
@@ -313,7 +313,7 @@ def beside_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: 
     wins (a tie is half a win), that of a tie, and how much longer it is, in characters. None if there is no teacher's
     line or no verdict."""
     lines = [
-        None if teacher is None else line_beside(teacher.lines_for(joke.prompt.id), place)
+        None if teacher is None else paired_line(teacher.lines_for(joke.prompt.id), place)
         for joke, place in zip(jokes, line_places(jokes), strict=True)
     ]
     # The same words are a draw by definition, so the judge is not asked.

@@ -45,7 +45,7 @@ from humor_env.experiments.reports.report_data import (
     load_run,
 )
 from humor_env.experiments.reports.tables import Table, percent
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
@@ -366,7 +366,7 @@ class _LineScan:
             at_each_stage = {
                 stage: other
                 for stage, table in lines.items()
-                if (other := line_beside(table.get(line.prompt_id, ()), seen[line.prompt_id])) is not None
+                if (other := paired_line(table.get(line.prompt_id, ()), seen[line.prompt_id])) is not None
             }
             seen[line.prompt_id] += 1
             before = at_each_stage.get(begun_from(trained, lines))

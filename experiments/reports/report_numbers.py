@@ -27,7 +27,7 @@ from humor_env.experiments.reports.report_data import (
     lines_by_prompt,
 )
 from humor_env.experiments.runs.interval import bootstrap_interval
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.rewards.rules import Fault
 from humor_env.shared.text_stats import distinct_n, ngrams
 from humor_env.types import Joke, Prompt
@@ -196,7 +196,7 @@ def paired(
         beside = lines_by_prompt(stages[other])
         table: dict[str, float] = {}
         for prompt, own in lines_by_prompt(stages[stage]).items():
-            pairs = [(line, line_beside(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
+            pairs = [(line, paired_line(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
             values = [(value(line), value(then)) for line, then in pairs if then is not None]
             known = [compare(a, b) for a, b in values if a is not None and b is not None]
             if known:

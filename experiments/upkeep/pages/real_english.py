@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.compare import stats
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run_folder import RECORD, RESULTS, SPEC, read_results, write_json
 from humor_env.experiments.upkeep.graded_lines import read_jsonl
 from humor_env.experiments.upkeep.reference_tables import fill_page
@@ -81,7 +81,7 @@ def numbers(seeds: Sequence[Lines], part: str, each: int = 1) -> np.ndarray[Any,
         for line in lines:
             value = line["score"] if part == "score" else line["parts"].get(part, np.nan)
             own.setdefault(line["prompt_id"], []).append(np.nan if value is None else value)
-        rows.append([[line_beside(known, k) for k in range(each)] for known in own.values()])
+        rows.append([[paired_line(known, k) for k in range(each)] for known in own.values()])
     return np.array(rows, dtype=float)
 
 
