@@ -148,7 +148,7 @@ RULES = '[[critic]]\ncritic = "rules"'
         ('[[critic]]\ncritic = "scorer"\noptions = { client = "anthropc:claude" }', [], "anthropc"),
         ('[[critic]]\ncritic = "rules"\noptions = { rubrik = 1 }', [], "rubrik"),
         ('[[critic]]\ncritic = "scorer"\noptions = { client = "local:/nope" }', [], "/nope"),
-        (RULES, ["student.model='/nope'"], "The student '/nope' is not there"),
+        (RULES, ["student.model='/nope'"], "The student '/nope' does not exist"),
         (RULES, ["student.device='cuda:77'"], "device 'cuda:77' cannot be used here"),
         (RULES, ["teacher.filter={critic='rules', options={rubrik=1}}"], "rubrik"),
     ],

@@ -349,7 +349,7 @@ def test_each_scale_is_whole(name: str) -> None:
         (["learners.dop.beta=1"], "Did you mean 'dpo'"),
         (["critic.judge=pocket-crwd"], "pocket-crowd"),
         (["writing.beam=3"], "'writing.beam': Extra inputs"),
-        (["outside={judge='pocket-crowd', humor={part='humor'}, consistency={part='meaning'}}"], "must be a different one"),
+        (["outside={judge='pocket-crowd', humor={part='humor'}, consistency={part='meaning'}}"], "must be a different"),
         (["data.train={source='x.jsonl', count=3}"], "some sources and not others"),
         (["learners.sd.epochs='ten'"], r"\[learners.sd.epochs\]"),
     ],

@@ -61,8 +61,8 @@ def test_a_small_run(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--shape=7b"], "--shape is one of"),
-        (["--shape=135m", "--device=tpu"], "--device is cpu or cuda"),
+        (["--shape=7b"], "--shape must be one of"),
+        (["--shape=135m", "--device=tpu"], "--device must be cpu or cuda"),
         (["--shape=135m", "--lines=33"], "multiple of 32"),
     ],
 )
