@@ -46,7 +46,7 @@ def links(arena, address):
 
 def kept(store):
     """All that a rater could have changed."""
-    return [(x.ask, x.what, dict(x.said)) for x in store.answers()]
+    return [(x.ask, x.what, dict(x.replies)) for x in store.answers()]
 
 
 # What is shown
@@ -271,7 +271,7 @@ def test_agreement_equals_an_independent_computation(judged):
     for answer in judged.answers():
         ask = answer.ask
         if ask.again is None and answer.what == "answer":
-            side = answer.said["humor"]
+            side = answer.replies["humor"]
             preferred = {"first": ask.b if ask.turned else ask.a, "second": ask.a if ask.turned else ask.b}.get(side)
             said.setdefault((ask.a, ask.b), []).append(preferred)
     several = {pair: own for pair, own in said.items() if len(own) > 1}
@@ -374,7 +374,7 @@ def test_judging_skipping_reporting_and_undoing(there):
     one.answer(humor="second", consistency="first")
     one.answer(do="skip")
     one.answer(do="offence")
-    said = [(x.what, dict(x.said)) for x in arena.store.answers()]
+    said = [(x.what, dict(x.replies)) for x in arena.store.answers()]
     assert said == [("answer", {"humor": "second", "consistency": "first"}), ("skip", {}), ("offence", {})]
     again = Visitor(links(arena, address)[0])  # the same link, in another browser
     assert (again.page.title, again.page.texts) == (one.page.title, one.page.texts)
@@ -389,7 +389,7 @@ def test_without_a_script_each_question_comes_after_the_other(there):
     assert page.fields == fields | {"humor": "first"}
     assert page.body.count('aria-pressed="true"') == 1
     one.post("/answer", page.fields | {"consistency": "second"})
-    assert [dict(x.said) for x in arena.store.answers()] == [{"humor": "first", "consistency": "second"}]
+    assert [dict(x.replies) for x in arena.store.answers()] == [{"humor": "first", "consistency": "second"}]
 
 
 def test_no_page_names_a_system_and_no_address_stays_with_its_token(there):
@@ -702,7 +702,7 @@ def test_a_full_disk_is_told_and_changes_nothing(tmp_path):
         one.answer(humor="second", consistency="first")
         assert one.page.title == "Pair 3 of 100"
     with Store.open(tmp_path / "arena.sqlite") as store:
-        assert [dict(x.said)["humor"] for x in store.answers()] == ["first", "second"]
+        assert [dict(x.replies)["humor"] for x in store.answers()] == ["first", "second"]
 
 
 def test_many_raters_at_once_lose_and_double_nothing(tmp_path):
@@ -724,7 +724,7 @@ def test_many_raters_at_once_lose_and_double_nothing(tmp_path):
         for thread in threads:
             thread.join()
     for number, own in enumerate(given):
-        there = [(x.ask.nonce, x.said["humor"]) for x in store.answers() if x.ask.rater == number + 1]
+        there = [(x.ask.nonce, x.replies["humor"]) for x in store.answers() if x.ask.rater == number + 1]
         assert there == own and len(own) == 15
     store.close()
 

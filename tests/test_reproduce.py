@@ -34,7 +34,7 @@ from humor_env.types import Joke, Prompt, Verdict
 def test_each_claim_is_what_the_paper_reports() -> None:
     """Arranged so that the paper's difference is above 0; a figure or a sign typed wrong turns one of them round."""
     for claim in claims.CLAIMS:
-        assert (claim.published is not None) != bool(claim.said), claim.text
+        assert (claim.published is not None) != bool(claim.quote), claim.text
         assert claim.published is None or claim.published > 0, claim.text
 
 

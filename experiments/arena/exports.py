@@ -45,9 +45,9 @@ def ratings_file(store: Store) -> str:
     rows = []
     for answer in _first_answers(store):
         line = store.lines[answer.ask.a]
-        if answer.ask.b is None and "humor" in answer.said and line.text.strip():
+        if answer.ask.b is None and "humor" in answer.replies and line.text.strip():
             row = {"id": str(answer.ask.a), "prompt": store.prompts[line.prompt][1], "text": line.text}
-            rows.append(row | {"score": int(answer.said["humor"]), "rater": str(answer.ask.rater), "kind": ""})
+            rows.append(row | {"score": int(answer.replies["humor"]), "rater": str(answer.ask.rater), "kind": ""})
     return _json_lines(rows)
 
 
@@ -61,7 +61,7 @@ def people_file(store: Store) -> str:
         first, second = (b, a) if answer.ask.turned else (a, b)
         id, text = store.prompts[a.prompt]
         row = {"prompt": id, "input": text, "first": first.text, "second": second.text, "rater": answer.ask.rater}
-        rows.append(row | dict(answer.said))
+        rows.append(row | dict(answer.replies))
     return _json_lines(rows)
 
 
@@ -79,7 +79,7 @@ def table(store: Store) -> str:
         second = lines[1] if len(lines) > 1 else None
         row: list[object] = [ask.id, ask.rater, id, text, lines[0].system, second.system if second else ""]
         row += [lines[0].text, second.text if second else "", ask.again or "", answer.what]
-        row += [answer.said.get(q, "") for q in ("humor", "consistency", "overall")]
+        row += [answer.replies.get(q, "") for q in ("humor", "consistency", "overall")]
         row += [f"{answer.at - ask.at:.1f}", datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="seconds")]
         writer.writerow([_no_formula(cell) for cell in row])
     return out.getvalue()

@@ -276,7 +276,7 @@ def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> l
             for x in own
             if x.what == "answer" and x.ask.again is not None and x.ask.again in by_ask
         ]
-        sides = [x.said[question] for x in own if x.said.get(question) in ("first", "second")]
+        sides = [x.replies[question] for x in own if x.replies.get(question) in ("first", "second")]
         took = [x.at - x.ask.at for x in own]
         made.append(
             RaterFigures(
@@ -295,7 +295,7 @@ def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> l
 
 def _plain(answer: Answered, question: str) -> float | str | None:
     """The answer, independent of which side each line was on."""
-    return answer.said.get(question) if answer.ask.b is None else answer.share(question)
+    return answer.replies.get(question) if answer.ask.b is None else answer.share(question)
 
 
 # Critics

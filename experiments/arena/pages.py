@@ -1,6 +1,6 @@
 """The arena's pages: templates filled with escaped text, one stylesheet, one script.
 
-    html = render("message", title="Not here", said="Copy the whole link.", link="", label="")
+    html = render("message", title="Not here", text="Copy the whole link.", link="", label="")
 
 A line may be anything a model wrote: it enters a page only through Jinja2's escaping, is in an element of its own that
 isolates its text direction, and control characters are shown as dots.
@@ -23,18 +23,18 @@ LONG = 600  # characters; longer lines scroll in their own box
 # Each button's value, label and key.
 _SIDES = (("first", "Line 1", "1"), ("second", "Line 2", "2"), ("tie", "No difference", "0"))
 _FUNNY = tuple(
-    (str(n), f"{n} – {said}", str(n)) for n, said in enumerate(("not at all", "hardly", "somewhat", "quite", "very"))
+    (str(n), f"{n} – {word}", str(n)) for n, word in enumerate(("not at all", "hardly", "somewhat", "quite", "very"))
 )
 QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "pairs": {
-        "humor": {"said": "Which line is funnier?", "choices": _SIDES},
-        "consistency": {"said": "Which line keeps the meaning of the sentence better?", "choices": _SIDES},
-        "overall": {"said": "All in all, which line would you rather say?", "choices": _SIDES},
+        "humor": {"text": "Which line is funnier?", "choices": _SIDES},
+        "consistency": {"text": "Which line keeps the meaning of the sentence better?", "choices": _SIDES},
+        "overall": {"text": "All in all, which line would you rather say?", "choices": _SIDES},
     },
     "ratings": {
-        "humor": {"said": "How funny is the line?", "choices": _FUNNY},
-        "consistency": {"said": "How well does it keep the meaning of the sentence?", "choices": _FUNNY},
-        "overall": {"said": "All in all, how happy would you be to say it?", "choices": _FUNNY},
+        "humor": {"text": "How funny is the line?", "choices": _FUNNY},
+        "consistency": {"text": "How well does it keep the meaning of the sentence?", "choices": _FUNNY},
+        "overall": {"text": "All in all, how happy would you be to say it?", "choices": _FUNNY},
     },
 }
 

@@ -29,7 +29,7 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    said: str = ""
+    caption: str = ""
 
 
 def share(interval: Interval | None) -> str:
@@ -53,11 +53,11 @@ def results_view(store: Store) -> dict[str, Any]:
         "facts": _facts(store, answers),
         "notes": _notes(store, first) if pairs else [],
         "owner": store.sign("owner"),
-        "rated_over": _rated_over(apart) if pairs else "",
+        "ratings_note": _ratings_note(apart) if pairs else "",
         "ratings": _ratings(store, votes) if pairs else _grades(store, answers),
         "raters": _raters(store, votes, answers),
         "critics": _critics(store, votes) if pairs else {"tables": [], "pictures": []},
-        "critics_said": _critics_said(store) if pairs else "",
+        "critics_note": _critics_note(store) if pairs else "",
         "differ": _differ(store, first) if pairs else [],
         "course": _course(store, first) if pairs else {"tables": [], "pictures": []},
         "files": [(name, exports.ABOUT[name]) for name in exports.FILES],
@@ -87,7 +87,7 @@ def _notes(store: Store, votes: Sequence[figures.Vote]) -> list[str]:
     return notes
 
 
-def _rated_over(raters_too: bool) -> str:
+def _ratings_note(raters_too: bool) -> str:
     over = "sentences and raters" if raters_too else "sentences"
     more = (
         ""
@@ -140,9 +140,9 @@ def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
         rows, dots = [], []
         for system in store.systems or ("",):
             own = [
-                (float(x.said[question]), store.lines[x.ask.a].prompt)
+                (float(x.replies[question]), store.lines[x.ask.a].prompt)
                 for x in answers
-                if question in x.said and store.lines[x.ask.a].system == system and x.ask.again is None
+                if question in x.replies and store.lines[x.ask.a].system == system and x.ask.again is None
             ]
             interval = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own])
             name = system or "all lines"
@@ -207,7 +207,7 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
     return {"tables": tables, "pictures": []}
 
 
-def _critics_said(store: Store) -> str:
+def _critics_note(store: Store) -> str:
     if not figures.critics_of(store.lines):
         return (
             "There are no critics' scores. A run includes those of its own critics; add others with `humor-env "

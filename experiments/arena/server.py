@@ -63,7 +63,7 @@ _HEADERS = {
 
 
 def _message(status: int, title: str, text: str, link: str = "/judge", label: str = "Go on") -> Response:
-    return _page("message", status, title=title, said=text, link=link, label=label)
+    return _page("message", status, title=title, text=text, link=link, label=label)
 
 
 def _page(name: str, status: int = 200, **view: object) -> Response:

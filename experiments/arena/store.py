@@ -113,12 +113,12 @@ class Answered:
 
     ask: Ask
     what: What
-    said: Mapping[str, str]
+    replies: Mapping[str, str]
     at: float
 
     def share(self, question: str) -> float | None:
         """1 if line a won, 0 if it lost, 0.5 for a tie; None if the question was not answered."""
-        side = SIDES.get(self.said.get(question, ""))
+        side = SIDES.get(self.replies.get(question, ""))
         return None if side is None else 1 - side if self.ask.turned else side
 
 
@@ -155,10 +155,10 @@ class Store:
     def create(cls, path: Path, material: Material, settings: Settings, tokens: Sequence[str] | int = 1) -> Store:
         """A new session; `tokens` are the raters' own tokens, or how many to make."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".begun")
-        beside.unlink(missing_ok=True)
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        db = _connect(beside)
+        unfinished = path.with_name(path.name + ".begun")
+        unfinished.unlink(missing_ok=True)
+        os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        db = _connect(unfinished)
         secret = secrets.token_bytes(32)
         with _transaction(db):
             for statement in _TABLES.split(";\n"):
@@ -187,9 +187,9 @@ class Store:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
         # Written in full or not at all: if the file exists, the session can be served.
-        os.replace(beside, path)
+        os.replace(unfinished, path)
         for end in ("-wal", "-shm"):
-            Path(f"{beside}{end}").unlink(missing_ok=True)
+            Path(f"{unfinished}{end}").unlink(missing_ok=True)
         return cls.open(path)
 
     @classmethod

@@ -118,7 +118,7 @@ def audit(
     limits = limits_of(max_calls, max_tokens, max_cost)
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
     report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
         rated,
@@ -174,7 +174,7 @@ def probes(
         reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
         typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
-    place = ledger or _beside(None, critic)
+    place = ledger or _default_ledger(None, critic)
     filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
     with ledger_if_used(place):
         report = run_probes(critics.make(critic, **filled), cases)
@@ -224,7 +224,7 @@ def card(
     options = key_values(option, "--option")
     limits = limits_of(max_calls, max_tokens, max_cost)
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
     command = " ".join(
         ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
     )
@@ -299,7 +299,7 @@ def _filled(
     return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope="audit")
 
 
-def _beside(out: Path | None, name: str) -> Path:
+def _default_ledger(out: Path | None, name: str) -> Path:
     from humor_env.rewards.cards.card import file_stem
 
     stem = f"{file_stem(name)}.ledger.sqlite"

@@ -268,9 +268,9 @@ def _sort(output: Path) -> None:
 
 
 def _replace(path: Path, rows: Sequence[str]) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _write_table(kept: Path, output: Path) -> None:
@@ -278,15 +278,15 @@ def _write_table(kept: Path, output: Path) -> None:
     records = [json.loads(row) for row in kept.read_text(encoding="utf-8").splitlines()]
     ours = ("critic", "score", "reason", "error")
     columns = dict.fromkeys(n for record in records for n in record if n not in (*ours, "line", "judgement", "before"))
-    beside = output.with_name(output.name + ".new")
+    temporary = output.with_name(output.name + ".new")
     # With a byte order mark, by which spreadsheets recognise UTF-8.
-    with beside.open("w", encoding="utf-8-sig", newline="") as file:
+    with temporary.open("w", encoding="utf-8-sig", newline="") as file:
         table = csv.writer(file)
         table.writerow([*columns, *ours])
         for record in records:
             verdict = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
             table.writerow([_cell(record.get(name)) for name in columns] + [_cell(verdict[name]) for name in ours])
-    beside.replace(output)
+    temporary.replace(output)
 
 
 def _cell(value: Any) -> Any:

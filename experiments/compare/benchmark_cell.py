@@ -80,10 +80,10 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
             if name == cell.name:
                 n = getattr(cell.config, "n", 0)  # for a choice among n the distance is known, otherwise it is measured
                 numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
-            numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
+            numbers["exact"] = against_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
             numbers["feedback"] = {}
             for source, critic in critics.items():
-                verdicts = beside_teacher(jokes, parts.teacher, judges[source])
+                verdicts = against_teacher(jokes, parts.teacher, judges[source])
                 scores = [j.score for j in judge_apart(critic, jokes) if j.score is not None]
                 numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
             _line_by_line(numbers, jokes, cell.spec.eval.lines)
@@ -121,7 +121,7 @@ def against_itself(
     again["exact"] |= {"wins_itself": [win for win, _ in verdicts], "ties_itself": [tie for _, tie in verdicts]}
     different = [i for i, (a, b) in enumerate(pairs) if a.text.strip() != b.text.strip()]
     for source, judge in judges.items():
-        # The same words are a draw by definition, as in `beside_teacher`.
+        # The same words are a draw by definition, as in `against_teacher`.
         wins: list[float | None] = [0.5] * len(pairs)
         ties = [1.0] * len(pairs)
         for i, verdict in zip(different, judge([pairs[i] for i in different]) if different else [], strict=True):
@@ -231,10 +231,10 @@ class CellRun(SeedRun):
             numbers |= {"meaning": evaluation.parts["meaning"]} if "meaning" in evaluation.parts else {}
             teaching = [j.score for j in self._teaching(evaluation.jokes) if j.score is not None]
             numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
-            beside = beside_teacher(evaluation.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
+            wins = against_teacher(evaluation.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
             numbers |= (
-                {"held_out_wins": float(np.mean([w for w in beside if w is not None]))}
-                if any(w is not None for w in beside)
+                {"held_out_wins": float(np.mean([w for w in wins if w is not None]))}
+                if any(w is not None for w in wins)
                 else {}
             )
             numbers["kl"] = kl_per_line(student, evaluation.jokes)
@@ -308,7 +308,7 @@ def _taught(teacher: TeacherBuffer | None, joke: Joke) -> set[str]:
     return {line.strip() for line in teacher.lines_for(joke.prompt.id)} if teacher else set()
 
 
-def beside_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
+def against_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
     """Each line compared with one of the teacher's for its prompt, the first with the first: the probability that it
     wins (a tie is half a win), that of a tie, and how much longer it is, in characters. None if there is no teacher's
     line or no verdict."""

@@ -123,8 +123,8 @@ def _items(
         learning = 0 if systems > 1 else scored
         pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
         asked += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
-        beside = lines + measured * twice
-        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, beside)]
+        compared = lines + measured * twice
+        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, compared)]
     for what, who, whom, count in asked:
         if isinstance(whom, CriticAsJudge):
             whom, count = whom.critic, 2 * count

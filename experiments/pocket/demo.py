@@ -74,16 +74,21 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
         "[bold]The pocket world[/]: a literal sentence in, a humorous paraphrase out.\n"
         'A punchline is a witness and what it did: "The meeting was so slow that glaciers overtook it."\n'
     )
-    columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        imitating = bars.add_task("imitation", total=None, said="")
-        learning = bars.add_task("PPO", total=settings.steps, said="")
+        imitating = bars.add_task("imitation", total=None, status="")
+        learning = bars.add_task("PPO", total=settings.steps, status="")
 
         def echo(step: int, numbers: Mapping[str, float]) -> None:
             if "sft/loss" in numbers:
-                bars.update(imitating, completed=step, said=f"loss {numbers['sft/loss']:.2f}")
+                bars.update(imitating, completed=step, status=f"loss {numbers['sft/loss']:.2f}")
             elif "reward/mean" in numbers:
-                bars.update(learning, completed=step, said=f"reward {numbers['reward/mean']:.2f}")
+                bars.update(learning, completed=step, status=f"reward {numbers['reward/mean']:.2f}")
                 if not console.is_terminal and step % 25 == 0:
                     console.print(
                         f"  step {step}: reward {numbers['reward/mean']:.2f}, KL {numbers['kl/per_line']:.1f}"

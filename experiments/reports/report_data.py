@@ -183,13 +183,13 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
     rows = _lines(path, notes)
     others: dict[tuple[str, str, int], dict[str, float]] = {}
     # Files that `humor-env rescore` writes next to this one: further critics' scores of the same lines.
-    for beside in sorted(path.parent.glob(f"{path.stem}.*.jsonl")):
-        for row in _lines(beside, notes):
+    for rescored in sorted(path.parent.glob(f"{path.stem}.*.jsonl")):
+        for row in _lines(rescored, notes):
             verdict = row.get("judgement")
             score = verdict.get("score") if isinstance(verdict, Mapping) else None
             if isinstance(score, int | float):
                 key = (str(row.get("prompt_id")), str(row.get("text")), int(row.get("step") or 0))
-                others.setdefault(key, {})[str(row.get("critic", beside.stem))] = float(score)
+                others.setdefault(key, {})[str(row.get("critic", rescored.stem))] = float(score)
     judged = []
     for number, row in enumerate(rows, 1):
         try:

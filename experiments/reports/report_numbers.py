@@ -193,10 +193,10 @@ def paired(
         return None
     tables: list[dict[str, float]] = []
     for stages in measured:
-        beside = lines_by_prompt(stages[other])
+        others = lines_by_prompt(stages[other])
         table: dict[str, float] = {}
         for prompt, own in lines_by_prompt(stages[stage]).items():
-            pairs = [(line, paired_line(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
+            pairs = [(line, paired_line(others.get(prompt, ()), place)) for place, line in enumerate(own)]
             values = [(value(line), value(then)) for line, then in pairs if then is not None]
             known = [compare(a, b) for a, b in values if a is not None and b is not None]
             if known:

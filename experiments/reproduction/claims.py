@@ -25,12 +25,12 @@ Finding = Literal["agrees", "disagrees", "undecided", "not measured"]
 
 @dataclass(frozen=True)
 class Claim:
-    """`terms` are arranged so that the paper's difference is above 0. `said` holds its words if it gives no number."""
+    """`terms` are arranged so that the paper's difference is above 0. `quote` holds its words if it gives no number."""
 
     table: str
     text: str
     terms: Terms
-    said: str = ""
+    quote: str = ""
 
     @property
     def published(self) -> float | None:
@@ -120,7 +120,7 @@ CLAIMS: Sequence[Claim] = (
         "length",
         "BRIO writes longer lines when the length filter is left out",
         [(1, Ref("length", "brio-unfiltered", "length ratio")), (-1, Ref("length", "brio", "length ratio"))],
-        said="outputs nearly double",
+        quote="outputs nearly double",
     ),
     Claim(
         "length",
@@ -129,7 +129,7 @@ CLAIMS: Sequence[Claim] = (
             (1, Ref("length", "brio-unfiltered", "length ratio")),
             (-1, Ref("length", "dpo-unfiltered", "length ratio")),
         ],
-        said="most with BRIO",
+        quote="most with BRIO",
     ),
 )
 

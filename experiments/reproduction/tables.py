@@ -120,7 +120,7 @@ def _claim(decided: Found, table: str) -> dict[str, Any]:
     paper = claim.published
     return {
         "text": claim.text,
-        "paper": round(paper, 1) if paper is not None else claim.said or None,
+        "paper": round(paper, 1) if paper is not None else claim.quote or None,
         "ours": ours,
         "finding": decided.finding,
     }

@@ -229,9 +229,9 @@ def commit() -> str | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in full or not at all."""
-    beside = path.with_name(path.name + ".writing")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def write_json(path: Path, data: Any) -> None:

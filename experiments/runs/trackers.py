@@ -171,9 +171,9 @@ class _Record:
                 others = {}
             others[self.tracker] = {"id": self.id, "last": self.last, "results": self.results}
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".writing")
-            beside.write_text(json.dumps(others), encoding="utf-8")
-            os.replace(beside, path)
+            temporary = path.with_suffix(".writing")
+            temporary.write_text(json.dumps(others), encoding="utf-8")
+            os.replace(temporary, path)
 
 
 _RECORDS = threading.Lock()

@@ -49,7 +49,7 @@ _Sampling: Any = table_of(Sampling)
 _MonitorConfig: Any = table_of(MonitorConfig)
 
 IMITATION_LEARNER = "humor_env.agents.sft:train"
-BESIDE_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
+NOT_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
 IMITATORS = ("sft", "trl-sft")  # learners that are a warm start themselves
 
 
@@ -213,7 +213,7 @@ class Spec(Table):
         return self.learner.get("preferences")
 
     def learner_config(self, seed: int) -> Any:
-        table = {k: v for k, v in self.learner.items() if k not in BESIDE_SETTINGS}
+        table = {k: v for k, v in self.learner.items() if k not in NOT_SETTINGS}
         return make_config(config_class(self.train, self.learner_name), table, seed)
 
     def imitation_config(self, seed: int) -> Any:
@@ -290,8 +290,8 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
     if problems:
         raise InvalidOption("\n".join(dict.fromkeys(problems)))
     assert isinstance(spec, Spec)
-    beside = {k: v for k, v in spec.learner.items() if k in BESIDE_SETTINGS}
-    changes: dict[str, Any] = {"learner": {**beside, **learner}}
+    other = {k: v for k, v in spec.learner.items() if k in NOT_SETTINGS}
+    changes: dict[str, Any] = {"learner": {**other, **learner}}
     if spec.teacher is not None:
         changes["teacher"] = spec.teacher.model_copy(
             update={"imitation": imitation if spec.imitates else {}, "imitate": spec.imitates}
@@ -320,7 +320,7 @@ def _settings(
     except HumorEnvError as problem:
         problems.append(f"{source.where((*at, 'name'))}: {problem}")
         return {}
-    settings = {k: v for k, v in table.items() if not (at == ("learner",) and k in BESIDE_SETTINGS)}
+    settings = {k: v for k, v in table.items() if not (at == ("learner",) and k in NOT_SETTINGS)}
     if at == ("learner",) and not isinstance(table.get("preferences", ""), str):
         problems.append(f"{source.where((*at, 'preferences'))}: 'learner.preferences' should be the path of a file.")
     for short, full in SHORT_FORMS.items():

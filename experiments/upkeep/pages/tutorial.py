@@ -58,10 +58,10 @@ def run(notebook: Mapping[str, Any], *, name: str = "docs/tutorial.ipynb") -> No
     made: Notebook = copy.deepcopy(dict(notebook))
     names: dict[str, Any] = {"__name__": "tutorial"}
     for number, cell in enumerate(code_cells(made), start=1):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             exec(compile(source(cell), f"{name}, cell {number}", "exec"), names)
-        lines = said.getvalue().splitlines(keepends=True)
+        lines = output.getvalue().splitlines(keepends=True)
         cell["execution_count"] = number
         cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}] if lines else []
     return made
