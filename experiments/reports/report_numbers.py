@@ -278,7 +278,7 @@ def at_steps(curve: Curve, steps: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class ScannedLine:
-    """A line, where it was written, the gates that it fails or that two critics disagree on it (`flags`), and `why`."""
+    """A line with its origin; `flags` are the gates it fails, or that critics disagree on it, and `why` explains."""
 
     run: str
     seed: str
