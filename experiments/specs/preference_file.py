@@ -30,7 +30,7 @@ def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Prefer
     known = {p.id: p for p in prompts}
     preferences = [_read(line, f"{path}, line {n}", known) for n, line in enumerate(lines, start=1) if line.strip()]
     if not preferences:
-        raise InvalidOption(f"The preferences '{path}' file is empty.")
+        raise InvalidOption(f"The preferences file '{path}' is empty.")
     return preferences
 
 
