@@ -192,5 +192,5 @@ def test_names_are_filled_in_everywhere_and_nothing_else_is():
     filled = {"a": "x:F", "b": [{"c": "K/y"}, 1, True, "{other}", "{data}"], "d": 0.5}
     assert fill_names(data, {"data.f": "F", "trained.k": "K"}) == filled
     assert fill_names(data, {"data.f": "F"}, others=True)["b"][0] == {"c": "{trained.k}/y"}
-    with pytest.raises(InvalidOption, match=r"'\{trained.k\}' names nothing here"):
+    with pytest.raises(InvalidOption, match=r"'\{trained.k\}' is not a known name"):
         fill_names(data, {"data.f": "F"})

@@ -128,7 +128,7 @@ def test_a_hub_that_is_not_there_is_told_in_a_sentence(tmp_path):
     with FakeHub() as server:
         pass  # it has gone again
     done = call(["push", tmp_path / "lines.jsonl", "owner/lines"], server)
-    assert done.returncode == 1 and "The Hub did not take 'owner/lines'" in done.stderr
+    assert done.returncode == 1 and "The Hub did not accept 'owner/lines'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -137,7 +137,7 @@ def test_a_hub_that_is_not_there_is_told_in_a_sentence(tmp_path):
     [
         (["push", "FOLDER", "name"], "expected owner/name"),
         (["push", "FOLDER", "owner/name"], "no run with a finished student"),
-        (["push", "FOLDER/odd.jsonl", "owner/name"], "line 1 is no JSON object"),
+        (["push", "FOLDER/odd.jsonl", "owner/name"], "line 1 is not a JSON object"),
         (["pull", "owner/name", "FOLDER"], "is not empty"),
     ],
 )

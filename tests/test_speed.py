@@ -63,10 +63,10 @@ def test_a_small_run(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--shape=7b"], "--shape is one of"),
-        (["--shape=135m", "--device=tpu"], "--device is cpu or cuda"),
+        (["--shape=7b"], "--shape must be one of"),
+        (["--shape=135m", "--device=tpu"], "--device must be cpu or cuda"),
         (["--shape=135m", "--lines=33"], "multiple of 32"),
-        (["--shape=135m", "--micro-batch=48"], "divides the 64 lines"),
+        (["--shape=135m", "--micro-batch=48"], "divide the 64 lines"),
     ],
 )
 def test_an_option_that_cannot_be_ends_in_a_sentence(options, said):

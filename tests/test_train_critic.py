@@ -471,7 +471,7 @@ def test_the_command_trains_and_says_what_came_out(tmp_path):
     assert told["dev"]["pairs"] > 0
     assert (tmp_path / "out" / "scoring.json").is_file()
     for extra, words in (
-        ([], "is there already"),
+        ([], "already exists"),
         (["--set", "batchsize=1"], "Did you mean"),
         (["--set", "lr=fast"], "lr must be of type float"),
         (["--data", "ratings"], "SET=FILE"),

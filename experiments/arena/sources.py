@@ -1,11 +1,11 @@
-"""What people are shown: the lines of runs and files, by prompt and system, and perhaps a plan of pairs.
+"""What people are shown: the lines of runs and files, by prompt and system, and optionally a plan of pairs.
 
     material = gather([Path("runs/pocket-quickstart")], ["teacher=lines.jsonl"], teacher=True)
     material.systems                # ("base", "imitation", "ppo", "teacher")
 
 A run gives the held-out lines of its stages with the scores of every critic that saw them. A file is a teacher buffer,
 a file of jokes (`prompt`, `text`, perhaps `author`), or blind pairs (`prompt`, `input`, `first`, `second`, as
-`humor-env reproduce` writes them), which are shown as they stand.
+`humor-env reproduce` writes them), which are shown as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a system ("" where nobody may know whose it is), and what critics gave it. `prompt` is a key of
+    """One line of a system ("" if its author is hidden), and its scores by critic. `prompt` is a key of
     `Material.prompts`."""
 
     prompt: str
@@ -39,8 +39,8 @@ class Line:
 
 @dataclass
 class Material:
-    """`prompts` holds id and text by key; `plan` pairs of places in `lines`, where they are given; `parts` whether the
-    plan asks for the third question of a reproduction, "all in all"."""
+    """`prompts` holds (id, text) by key; `plan`, if given, pairs of indices into `lines`; `asks_overall` says whether
+    the plan includes the third question of a reproduction, "all in all"."""
 
     prompts: dict[str, tuple[str, str]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
@@ -58,19 +58,19 @@ class Material:
         return tuple(sorted(names, key=lambda name: name == TEACHER))
 
     def digest(self) -> str:
-        """Tells one material from another."""
+        """A hash that identifies the material."""
         whole = [sorted(self.prompts.values()), [(x.prompt, x.system, x.text) for x in self.lines], self.plan]
         return hashlib.blake2b(json.dumps(whole).encode(), digest_size=12).hexdigest()
 
     def prompt(self, id: str, text: str) -> str:
-        """The key of a prompt: the same sentence is the same prompt, whatever file it stands in."""
+        """The key of a prompt: the same sentence is the same prompt, whichever file it is in."""
         text = sound(text)
         key = comparable(text)
         self.prompts.setdefault(key, (sound(id), text))
         return key
 
     def add(self, prompt: str, system: str, text: str, scores: Mapping[str, float] | None = None) -> int:
-        """The place of the line. The same line of a system is kept once, with all the scores that it was given."""
+        """Add a line and return its index. A system's line is kept once, with all scores that it was given."""
         text, system = sound(text), sound(system)
         place = self._places.setdefault((prompt, system, text), len(self.lines))
         self._by_text.setdefault((prompt, text), place)
@@ -82,13 +82,13 @@ class Material:
         return place
 
     def named(self, prompt: str, text: str) -> int:
-        """The place of a line of a plan: that of the system which wrote it, or a new one of nobody's."""
+        """The index of a line of a plan: that of the system that wrote it, or of a new line without a system."""
         line = self._by_text.get((prompt, sound(text)))
         return self.add(prompt, "", text) if line is None else line
 
 
 def sound(text: str) -> str:
-    """Half a surrogate pair, which JSON can hold and no file or page can, becomes the sign for "unreadable"."""
+    """Replace lone surrogates, which JSON can hold but no file or page can, by U+FFFD."""
     return _HALVES.sub("\ufffd", text)
 
 
@@ -100,7 +100,7 @@ def gather(
     systems: Sequence[str] = (),
     plan: Path | None = None,
 ) -> Material:
-    """Everything that is to be judged; with `systems` only theirs."""
+    """Everything to judge; with `systems`, only their lines."""
     made = Material()
     for folder in runs:
         if (folder / "people.jsonl").is_file() and not (folder / "results.json").is_file():
@@ -184,7 +184,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(row[name], str):
-        raise TypeError(f"'{name}' is no text")
+        raise TypeError(f"'{name}' is not a string")
     return row[name]
 
 
@@ -217,7 +217,7 @@ def _check(made: Material) -> None:
 
 
 def scored(made: Material, critics: Sequence[str]) -> Material:
-    """The same material with what these critics say of each line."""
+    """The same material, with each line scored by these critics."""
     from humor_env import registry
     from humor_env.types import Joke, Prompt
 

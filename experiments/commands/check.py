@@ -85,7 +85,7 @@ def check_env(
     from humor_env.experiments.commands.listings import make_env
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the checks report for themselves
+        warnings.simplefilter("ignore")  # the checks report problems themselves
         _findings(check(make_env(name, key_values(option))), as_json)
 
 

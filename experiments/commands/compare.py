@@ -1,4 +1,4 @@
-"""Commands that compare and show: learners with learners (benchmark), ours with a paper's (reproduce), runs (report).
+"""Commands that compare: learners (benchmark), our results with a paper's (reproduce) and runs (report).
 
 humor-env benchmark pocket-learners --workers 2
 humor-env reproduce small-but-funny --scale pocket --seeds 3
@@ -29,7 +29,7 @@ from humor_env.experiments.options import (
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put the commands of this file on the command line."""
+    """Add the commands of this file to the command line."""
     app.command(
         epilog="Examples: humor-env benchmark pocket-learners --out runs/learners · humor-env benchmark mine.toml "
         "--set 'seeds=[0]' · humor-env benchmark runs/learners --collect · "
@@ -84,7 +84,7 @@ def gallery(
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help="Which paper: small-but-funny.")],
-    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file like theirs.")] = "pocket",
+    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file in the same format.")] = "pocket",
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to n - 1.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write. Default: runs/PAPER-SCALE.")] = None,
     set_: Set = None,

@@ -90,7 +90,7 @@ def audit(
     seed: Seed = 0,
     examples: Annotated[int, typer.Option(min=0, help="Show this many confident mistakes. They may be offensive.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="A .json or .md file for the figures, or a folder for the whole card.")
+        Path | None, typer.Option(help="A .json or .md file for the results, or a folder for the whole card.")
     ] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
@@ -112,13 +112,13 @@ def audit(
     if critic is None or data is None or not (file or data in BUNDLED):
         raise InvalidOption(
             "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets: get "
-            f"the file from those who published it. Bundled, without --file: {', '.join(BUNDLED)}."
+            f"the file from its publisher. Bundled, without --file: {', '.join(BUNDLED)}."
         )
     rated = load_rated(data, file or (), **key_values(data_option, "--data-option"))
     limits = limits_of(max_calls, max_tokens, max_cost)
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
     report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
         rated,
@@ -174,7 +174,7 @@ def probes(
         reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
         typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
-    place = ledger or _beside(None, critic)
+    place = ledger or _default_ledger(None, critic)
     filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
     with ledger_if_used(place):
         report = run_probes(critics.make(critic, **filled), cases)
@@ -187,7 +187,7 @@ def card(
     judge: IsJudge = False,
     prompts: Annotated[list[str] | None, typer.Option(help="Probe cases: pocket, everyday; both by default.")] = None,
     audit_file: Annotated[
-        list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
+        list[Path] | None, typer.Option("--audit", help="Results written by `humor-env audit --out FILE.json`.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
     models: Annotated[
@@ -196,7 +196,7 @@ def card(
     out: Annotated[
         Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json. Default: print.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
+    store: Annotated[Path | None, typer.Option(help="With --all: a separate folder for the .json files.")] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
@@ -224,7 +224,7 @@ def card(
     options = key_values(option, "--option")
     limits = limits_of(max_calls, max_tokens, max_cost)
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
     command = " ".join(
         ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
     )
@@ -245,7 +245,7 @@ def card(
 
 
 def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
-    """Before a run: which of the critics in the score have no card, or one that fails."""
+    """Warn before a run of the critics in its score that have no card, or one that fails."""
     from humor_env.rewards.cards.built_in import Entry, card_warnings
 
     entries = [Entry(c.critic, c.options, gate=c.gate is not None and c.weight is None) for c in spec.critic]
@@ -267,7 +267,7 @@ FREE = "It rewards none of the known hacks and hostile texts that it was tried o
 
 
 def _index(cards: Sequence[Card], out: Path) -> None:
-    """The page that lists them; its last column says something of each."""
+    """Write the page that lists the cards; its last column gives the reason for each verdict."""
     from humor_env.rewards.audits.page import Table, markdown_table
     from humor_env.rewards.cards.built_in import COMMAND
     from humor_env.rewards.cards.card import file_stem
@@ -299,7 +299,7 @@ def _filled(
     return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope="audit")
 
 
-def _beside(out: Path | None, name: str) -> Path:
+def _default_ledger(out: Path | None, name: str) -> Path:
     from humor_env.rewards.cards.card import file_stem
 
     stem = f"{file_stem(name)}.ledger.sqlite"
@@ -309,7 +309,7 @@ def _beside(out: Path | None, name: str) -> Path:
 
 
 def _named(report: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:
-    """By the name and the options that the user gave."""
+    """The report under the name and the options that the user gave."""
     from dataclasses import replace
 
     from humor_env.rewards.cards.card import plain_options

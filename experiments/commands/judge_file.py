@@ -5,9 +5,9 @@
     humor-env rescore runs/ppo --critic rules                      # and how far the two agree
 
 A line of the file is an object with `prompt` (a text, or an object with id and text) and `text`; a CSV file has columns
-of these names, and its judgements are a CSV file too. Judged lines are added
-to the output as they come; started again, the command reads that file and judges what is missing or has failed.
-Limits (--max-calls, --max-tokens, --max-cost) hold for the output file as a whole, restarts included.
+of these names, and its judgements are a CSV file too. Judged lines are appended to the output as they come; if run
+again, the command reads that file and judges what is missing or failed. Limits (--max-calls, --max-tokens, --max-cost)
+apply to the output file as a whole, restarts included.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two critics agree on the jokes that both have scored. `pairs` are siblings that neither scores alike."""
+    """How far two critics agree on the jokes that both scored. `pairs` counts the pairs of siblings that neither scores
+    equally."""
 
     jokes: int
     spearman: float | None
@@ -77,7 +78,7 @@ class Agreement:
         return (
             f"{self.jokes} jokes with both scores: rank correlation {shown(self.spearman)}, means "
             f"{shown(self.mean_before)} and {shown(self.mean_after)}; of {self.pairs} pairs of lines for one prompt, "
-            f"both put a share of {shown(self.same_order)} in the same order"
+            f"both order a share of {shown(self.same_order)} the same way"
         )
 
 
@@ -140,7 +141,7 @@ def _joke(place: str, number: int, record: Any) -> Line:
 
 
 def _score(value: Any) -> float | None:
-    """A table's numbers are texts."""
+    """The score as a number; in a table it is a string."""
     try:
         score = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
@@ -156,15 +157,15 @@ def judge_file(
     chunk: int = 256,
     on_chunk: Callable[[int, int, Usage], None] | None = None,
 ) -> Summary:
-    """Judge what the output does not have yet. Each chunk is on disk before the next one is asked. InvalidOption where
-    another process is at work on the same output. An output called .csv is a table that is written at the end, from the
-    JSON lines beside it."""
+    """Judge the lines that the output does not have yet. Each chunk is on disk before the next one is judged. Raises
+    InvalidOption if another process is writing the same output. A .csv output is written at the end, from a JSONL file
+    next to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = _kept(output)
     refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
     with only_writer(kept.with_name(kept.name + ".lock"), refusal):
         if kept != output and output.is_file() and not kept.is_file():
-            raise InvalidOption(f"'{output}' is there already. Give another --output, or remove it.")
+            raise InvalidOption(f"'{output}' already exists. Give another --output, or remove it.")
         summary = _judge_missing(lines, kept, critic, chunk, on_chunk)
         if kept != output:
             _write_table(kept, output)
@@ -172,7 +173,7 @@ def judge_file(
 
 
 def _kept(output: Path) -> Path:
-    """Where the judgements are kept as they come: a table cannot be extended and resumed as safely."""
+    """The file to which judgements are appended; a table cannot be extended and resumed as safely."""
     return output.with_suffix(".jsonl") if output.suffix == ".csv" else output
 
 
@@ -211,14 +212,14 @@ def _judged(line: Line, judgement: Judgement, name: str) -> str:
     if "judgement" in record:
         record["before"] = record.pop("judgement")
     if record.get("line") == line.joke.text:
-        record["text"] = line.joke.text  # it stood where the number goes
+        record["text"] = line.joke.text  # its field now holds the number
     record["line"], record["critic"], record["judgement"] = line.number, name, asdict(judgement)
     return json.dumps(record)
 
 
 def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float | None]:
-    """Scores by line number that the output has already. Failed lines and a torn last line are taken out of it; a file
-    that holds anything else is refused."""
+    """The scores by line number that the output already has. Failed lines and a torn last line are removed from it; a
+    file that holds anything else is refused."""
     if not output.is_file():
         return {}
     by_number = {line.number: line for line in lines}
@@ -234,8 +235,7 @@ def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float |
             record = None
         if not _is_judged(record):
             raise InvalidOption(
-                f"'{output}' is there already and holds no judgements (line {place}). Give another --output, or remove "
-                "it."
+                f"'{output}' exists and holds no judgements (line {place}). Give another --output, or remove it."
             )
         line = by_number.get(record.get("line", 0))
         text = next((record[f] for f in TEXT_FIELDS if isinstance(record.get(f), str)), None)
@@ -253,7 +253,7 @@ def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float |
 
 
 def _is_judged(record: Any) -> bool:
-    """Whether a line of an output is one that this command writes, a score out of range or of another type included."""
+    """Whether this command could have written this record: a score out of range or of another type is refused."""
     judgement = record.get("judgement") if isinstance(record, dict) else None
     if not isinstance(judgement, dict) or "score" not in judgement or type(record.get("line")) is not int:
         return False
@@ -262,15 +262,15 @@ def _is_judged(record: Any) -> bool:
 
 
 def _sort(output: Path) -> None:
-    """Back into the order of the source: lines that failed first were added later."""
+    """Restore the order of the source: lines that failed at first were added later."""
     rows = output.read_text(encoding="utf-8").splitlines()
     _replace(output, sorted(rows, key=lambda row: int(json.loads(row)["line"])))
 
 
 def _replace(path: Path, rows: Sequence[str]) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _write_table(kept: Path, output: Path) -> None:
@@ -278,15 +278,15 @@ def _write_table(kept: Path, output: Path) -> None:
     records = [json.loads(row) for row in kept.read_text(encoding="utf-8").splitlines()]
     ours = ("critic", "score", "reason", "error")
     columns = dict.fromkeys(n for record in records for n in record if n not in (*ours, "line", "judgement", "before"))
-    beside = output.with_name(output.name + ".new")
-    # With the mark by which spreadsheets know UTF-8.
-    with beside.open("w", encoding="utf-8-sig", newline="") as file:
+    temporary = output.with_name(output.name + ".new")
+    # With a byte order mark, by which spreadsheets recognise UTF-8.
+    with temporary.open("w", encoding="utf-8-sig", newline="") as file:
         table = csv.writer(file)
         table.writerow([*columns, *ours])
         for record in records:
             verdict = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
             table.writerow([_cell(record.get(name)) for name in columns] + [_cell(verdict[name]) for name in ours])
-    beside.replace(output)
+    temporary.replace(output)
 
 
 def _cell(value: Any) -> Any:
@@ -294,7 +294,7 @@ def _cell(value: Any) -> Any:
 
 
 def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agreement:
-    """Between the scores that the lines carry and new ones, by line number."""
+    """The agreement between the scores that the lines have and new ones by line number."""
     both = [(line, line.score, scores.get(line.number)) for line in lines]
     known = [(line, old, new) for line, old, new in both if old is not None and new is not None]
     old_scores, new_scores = [old for _, old, _ in known], [new for _, _, new in known]
@@ -332,7 +332,7 @@ def scores_of(output: Path) -> dict[int, float | None]:
 
 @contextlib.contextmanager
 def progress_bar(critic: Critic, total: int) -> Iterator[Callable[[int, int, Usage], None]]:
-    """A bar on a terminal, a line per chunk elsewhere; with what was spent so far."""
+    """A bar on a terminal, a line per chunk elsewhere; both show the cost so far."""
     if not sys.stderr.isatty():
         yield lambda done, all_, usage: print(f"{done} of {all_} judged, {_money(usage)}", file=sys.stderr)
         return
@@ -346,7 +346,7 @@ def progress_bar(critic: Critic, total: int) -> Iterator[Callable[[int, int, Usa
         finished = 0
 
         def inside(progress: Progress) -> None:
-            # Within a chunk: questions, of which a joke may take several.
+            # Within a chunk, questions are counted; a joke may take several.
             note = f"{_money(progress.usage)} in this chunk, {progress.failed} failed"
             bar.update(task, completed=finished + min(progress.done, total - finished), description=note)
 
@@ -378,8 +378,8 @@ def score_file(
     dry_run: bool = False,
     compare: bool = False,
 ) -> None:
-    """The command: judge a file by the critic of that name and print what came of it; with `compare` also how far the
-    new scores agree with those that the lines carry."""
+    """The command: judge a file with the critic of that name and print a summary; with `compare`, also how far the new
+    scores agree with those in the file."""
     kind_of_critic(name)
     lines = read_jokes(file)
     source = file / "jokes.jsonl" if file.is_dir() else file
@@ -404,10 +404,10 @@ def score_file(
 
 
 def kind_of_critic(name: str) -> None:
-    """A judge's name where a critic's is wanted gets a pointer, not the nearest critic's name."""
+    """If a judge is named as the critic, raise an error that says how to use it, not which critic's name is nearest."""
     if name in judges.entries() and name not in critics.entries():
         raise UnknownName(
-            f"'{name}' is a judge: it says which of two lines is better, and scores none. Score with it through "
+            f"'{name}' is a judge: it says which of two lines is better, and gives no scores. Score with it through "
             f"--critic win-tie --option judge={name} --option teacher=FILE, or measure it: humor-env audit --critic "
             f"{name}."
         )

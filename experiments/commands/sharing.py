@@ -19,7 +19,7 @@ from humor_env.experiments.options import AsJson, Options, key_values
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put the commands of this file on the command line."""
+    """Add the commands of this file to the command line."""
     app.command(
         epilog="Examples: humor-env push runs/pocket-quickstart owner/name --dry-run · humor-env push lines.jsonl "
         "owner/lines"
@@ -102,7 +102,7 @@ def serve(
 
     alone = host in ("127.0.0.1", "::1", "localhost")
     reach = "this machine only" if alone else "EVERYBODY who can reach this machine, without a login"
-    typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Ctrl-C ends it.", err=True)
+    typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Stop with Ctrl-C.", err=True)
     uvicorn.run(application, host=host, port=port, log_level="warning")
 
 
@@ -121,4 +121,4 @@ def export(
 def _show(files: Sequence[tuple[str, int]]) -> None:
     for name, size in files:
         typer.echo(f"{size:>12,}  {name}")
-    typer.echo(f"{sum(size for _, size in files):>12,}  in all, {len(files)} files")
+    typer.echo(f"{sum(size for _, size in files):>12,}  in total, {len(files)} files")

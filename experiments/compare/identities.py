@@ -11,12 +11,12 @@ from typing import Any
 
 from humor_env import registry
 
-# What tells two models behind one kind of critic apart.
+# The options that distinguish two models behind one kind of critic.
 _IDENTITY = ("client", "model", "path", "folder")
 
 
 def identities_of(name: str, options: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Who judges in the end: of a win-tie critic, its judge; of a mix, its members; by what they call themselves."""
+    """The models that judge in the end: of a win-tie critic, its judge; of a mix, its members; by their own names."""
     for inner in ("judge", "critic"):
         if isinstance(options.get(inner), str):
             return identities_of(options[inner], options.get(f"{inner}_options") or {})

@@ -2,7 +2,7 @@
 
     text = model_card(run, seed, repo="owner/name", base="owner/base", merged=False)
 
-Nothing is filled in by guess: what a run does not know is said to be unknown, in words, so that no field is empty.
+Nothing is guessed: what a run does not record is stated as unknown, so that no field is empty.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from humor_env.shared.markdown import table_cell
 
 OURS = ("pocket", "everyday", "oneliners")
 OWN_DATA = "CC-BY-4.0, written by the authors of humor_env"
-UNKNOWN = "not stated where it came from: ask whoever wrote it before you use it"
+UNKNOWN = "not stated by its source: ask its author before you use it"
 SHOWN = 9
 
 
 def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bool) -> str:
-    """The README of a pushed student. `base` is the hub's name of its base model; None where it lies beside it."""
+    """The README of a pushed student. `base` is the Hub name of its base model; None if the base is uploaded too."""
     spec, results, record = (
         load_spec(run / "spec.toml"),
         read_results(seed / "results.json"),
@@ -49,7 +49,7 @@ def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bo
         f"# {repo.rpartition('/')[2]}",
         f"A small language model that rewrites literal sentences as jokes, trained by `{learner}` with "
         f"[humor_env](https://pypi.org/project/humor-env/) {__version__}; seed {results_seed(seed)}, "
-        f"{results['steps'] or 0} steps, begun {record['started']}.",
+        f"{results['steps'] or 0} steps, started {record['started']}.",
         "## Use",
         _use(repo, base, merged),
         "## Base and data",
@@ -61,7 +61,7 @@ def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bo
         "critic's opinion, not a person's.",
         _table(("system", "score", "interval", "lines", "not judged"), _results(results["stages"])),
         "## Sample lines",
-        f"Of the held-out lines after training, at even distances from the worst-scored to the best ({SHOWN} at most).",
+        f"Held-out lines after training, evenly spaced from the lowest to the highest score ({SHOWN} at most).",
         _table(("sentence", "line", "score"), _samples(seed, learner)),
         "## Known hacks",
         "\n".join(_hacks(spec)),
@@ -106,7 +106,7 @@ def _sources(spec: Spec, base: str | None, run: Path) -> list[tuple[str, str, st
 
 
 def _licence(what: str) -> str:
-    """What a set says of itself: ours are known, a file may say it line by line."""
+    """The licence of a set: ours are known, and a file may state it line by line."""
     if what in OURS:
         return OWN_DATA
     path = Path(what)
@@ -148,7 +148,7 @@ def _verdict(critic: str, options: Mapping[str, Any]) -> str:
 
 
 def _hacks(spec: Spec) -> list[str]:
-    """What the critics that gave the reward can be tricked with, by their cards."""
+    """The known hacks of the critics that gave the reward, from their cards."""
     sentences = []
     for critic in spec.critic or spec.eval.critic:
         card = find_card(critic.critic, critic.options)

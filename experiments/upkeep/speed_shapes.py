@@ -1,12 +1,12 @@
-"""How fast a step is with a model of a real one's shape, beside TRL's and beside what this device could do at best.
+"""The speed of a step with a real model's shape, compared with TRL's and with the best that the device could do.
 
     python -m humor_env.experiments.upkeep.speed --shape 135m --device cpu --lines 64 --tokens 24
     python -m humor_env.experiments.upkeep.speed --shape 0.5b --device cuda --lines 256 --tokens 64
 
-The weights are random and in bfloat16 on a GPU, in float32 on a CPU. A prompt has 50 tokens, of which all prompts have
-the first 33 in common, as with an instruct model's system prompt and template. The floor is what the step's products
-take at the speed of one large product, or its weights at the speed of one large copy, whichever takes longer, both
-measured in the same run: no program can be faster, and one that keeps keys and values, normalises and draws is slower.
+The weights are random, in bfloat16 on a GPU and in float32 on a CPU. A prompt has 50 tokens, of which all prompts share
+the first 33, as with an instruct model's system prompt and template. The floor is the time of the step's products at
+the speed of one large product, or of its weights at the speed of one large copy, whichever is longer, both measured in
+the same run: no program can be faster, and one that stores keys and values, normalises and samples is slower.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rich.table import Table
 
 from humor_env.errors import InvalidOption
 
-COMMON, OWN, GROUP, RANK = 33, 17, 8, 16  # tokens of a prompt that all share, its own, lines a prompt (GRPO), of LoRA
+COMMON, OWN, GROUP, RANK = 33, 17, 8, 16  # a prompt's shared tokens, its own tokens, lines a prompt (GRPO), LoRA's rank
 WARM_UP = 1  # steps that are not counted
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder whose output layer is its embedding."""
+    """A decoder whose output layer is tied to its embedding."""
 
     family: str  # "llama" or "qwen2"
     vocabulary: int
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def block_weights(self) -> int:
-        """In all layers."""
+        """The weights of all layers."""
         keys = self.width // self.heads * self.key_heads
         return self.layers * (2 * self.width**2 + 2 * self.width * keys + 3 * self.width * self.inner)
 
@@ -54,7 +54,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """What one step has to do: so many lines of so many tokens, and how many lines the update takes at once."""
+    """The work of one step: the number of lines, the tokens of each, and the lines of one micro-batch."""
 
     lines: int
     tokens: int
@@ -62,15 +62,15 @@ class Load:
 
     def check(self) -> None:
         if self.lines < 32 or self.lines % 32:
-            raise InvalidOption(f"--lines is a multiple of 32, found {self.lines}.")
+            raise InvalidOption(f"--lines must be a multiple of 32, found {self.lines}.")
         if self.micro_batch < GROUP or self.lines % self.micro_batch:
             raise InvalidOption(
-                f"--micro-batch is at least {GROUP} and divides the {self.lines} lines, found {self.micro_batch}."
+                f"--micro-batch must be at least {GROUP} and divide the {self.lines} lines, found {self.micro_batch}."
             )
 
 
 SHAPES = {
-    "tiny": Shape("llama", 512, 32, 64, 2, 4, 2),  # for trying this script out
+    "tiny": Shape("llama", 512, 32, 64, 2, 4, 2),  # for trying out this script
     "135m": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM2-135M
     "0.5b": Shape("qwen2", 151936, 896, 4864, 24, 14, 2),  # Qwen2.5-0.5B
     "1b": Shape("llama", 128256, 2048, 8192, 16, 32, 8),  # Llama-3.2-1B
@@ -81,19 +81,19 @@ def check_device(device: str) -> None:
     import torch
 
     if device not in ("cpu", "cuda"):
-        raise InvalidOption(f"--device is cpu or cuda, found '{device}'.")
+        raise InvalidOption(f"--device must be cpu or cuda, found '{device}'.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidOption("--device cuda needs a GPU that torch can use, and finds none. Leave it out for the CPU.")
+        raise InvalidOption("--device cuda needs a GPU that torch can use, but found none. Leave it out for the CPU.")
 
 
 def shape_of(name: str) -> Shape:
     if name not in SHAPES:
-        raise InvalidOption(f"--shape is one of {', '.join(SHAPES)}, found '{name}'.")
+        raise InvalidOption(f"--shape must be one of {', '.join(SHAPES)}, found '{name}'.")
     return SHAPES[name]
 
 
 def whole_words(vocabulary: int) -> Any:
-    """A tokenizer that knows this many words, three special ones among them."""
+    """A tokenizer with this many words, including three special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -106,7 +106,7 @@ def whole_words(vocabulary: int) -> Any:
 
 
 def make_model(shape: Shape, device: str) -> tuple[Any, Any]:
-    """A model with random weights, and a tokenizer of whole words whose chat template begins with COMMON tokens."""
+    """A model with random weights, and a tokenizer of whole words whose chat template starts with COMMON tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -286,8 +286,8 @@ def run_one(name: str, shape: str, device: str, load: Load, steps: int) -> dict[
 
 
 def _memory(device: str) -> float:
-    """The most that was held until now, in MiB. Of a GPU what was reserved: a graph's own memory is not counted as
-    allocated once it was captured."""
+    """The peak memory so far, in MiB; of a GPU what was reserved, since a graph's memory no longer counts as allocated
+    after its capture."""
     if device == "cuda":
         import torch
 
@@ -296,7 +296,7 @@ def _memory(device: str) -> float:
 
 
 def device_peaks(device: str) -> dict[str, float]:
-    """GFLOP a second of a large product, and GB a second of a large copy, both in the precision of the run."""
+    """GFLOP/s of a large product and GB/s of a large copy, both in the precision of the run."""
     import torch
 
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
@@ -323,7 +323,7 @@ def device_peaks(device: str) -> dict[str, float]:
 def floor(
     shape: Shape, device: str, lines: int, tokens: int, siblings: int, peaks: Mapping[str, float]
 ) -> dict[str, float]:
-    """Seconds by phase. What prompts have in common, and what siblings do, is counted once."""
+    """Seconds by phase. Tokens shared by prompts or siblings are counted once."""
     prompts = COMMON + lines // siblings * OWN
     block, head = 2 * shape.block_weights / 1e9, 2 * shape.head_weights / 1e9  # GFLOP a token
     adapters = block * RANK * _adapter_share(shape)
@@ -334,8 +334,8 @@ def floor(
 
     read = prompts + lines * (tokens - 1)
     forward = read * block + lines * tokens * head
-    # Back through a frozen layer the input's gradient only, through an adapter both; the output layer is gone through
-    # once more, for the slope of each log-probability.
+    # The backward pass needs only the input's gradient in a frozen layer, and both in an adapter; the output layer is
+    # run once more, for the gradient of each log-probability.
     update = 2 * read * block + 3 * read * adapters + 2 * lines * tokens * head
     return {
         "generate": seconds(prompts * block, weights)
@@ -347,7 +347,7 @@ def floor(
 
 
 def _adapter_share(shape: Shape) -> float:
-    """Weights of an adapter of rank 1, for each weight of the blocks."""
+    """The weights of a rank-1 adapter divided by the weights of the blocks."""
     keys = shape.width // shape.heads * shape.key_heads
     own = 2 * 2 * shape.width + 2 * (shape.width + keys) + 3 * (shape.width + shape.inner)
     return shape.layers * own / shape.block_weights
