@@ -1,9 +1,9 @@
-"""What a trained critic and its training must agree on: what marks its folder, and how a text is framed.
+"""Shared by a trained critic and its training: the file that marks its folder, and the framing of a text.
 
-    before, after = frame(tokenizer)                # token ids around every text
-    most = longest(model.config, tokenizer)         # the longest row the model takes
+    before, after = frame(tokenizer)                # token ids around each text
+    most = longest(model.config, tokenizer)         # the longest row that the model accepts
 
-Both the critic that loads a folder and the training that writes it read these; neither torch nor a model is needed.
+Used by the critic that loads a folder and the training that writes it; needs neither torch nor a model.
 """
 
 from __future__ import annotations
@@ -27,5 +27,5 @@ def longest(config: Any, tokenizer: Any) -> int:
     config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if "roberta" in config.model_type:
-        limit -= (config.pad_token_id or 0) + 1  # its positions are counted from behind the padding's id
+        limit -= (config.pad_token_id or 0) + 1  # its positions start after the padding's id
     return int(min(limit, tokenizer.model_max_length))
