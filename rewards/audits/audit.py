@@ -56,7 +56,7 @@ def audit(
 ) -> AuditReport:
     """Measure a critic or judge, by name with options or live.
 
-    A name may mean a critic or a judge (`kind` decides where it means both, and for a live one that is a judge).
+    A name may be a critic's or a judge's; if it is both, or for a live judge, set `kind`.
     `limit` bounds the pairs and the texts, sampled at random. `both_orders=False` calls a critic of single lines once:
     half the price, but no flip rate. `surprisal` is "unigram", a language model's name, or None for no such row.
     `examples` keeps that many pairs on which it was most surely wrong: they contain text of the set, possibly

@@ -151,7 +151,7 @@ rated_sets = Registry(
         "humor-mechanics": (f"{_OTHERS}:load_humor_mechanics", "jokes from Reddit and a model, mean ratings"),
         "rjokes": (f"{_OTHERS}:load_rjokes", "Reddit jokes by log of upvotes"),
         "jester": (f"{_OTHERS}:load_jester", "a table of users by jokes, -10 to 10"),
-        "isarcasm": (f"{_SEMEVAL}:load_isarcasm", "sarcastic tweets beside literal rephrases, iSarcasmEval"),
+        "isarcasm": (f"{_SEMEVAL}:load_isarcasm", "sarcastic tweets with literal rephrases, iSarcasmEval"),
         "everyday-grades": (
             "humor_env.rewards.rated.everyday_grades:load_everyday_grades",
             "bundled, needs no file: a large language model's grades of `everyday` lines that no critic learned from",

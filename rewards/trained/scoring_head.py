@@ -283,7 +283,7 @@ def new_model(
         raise InvalidOption(f"'{name}' is an encoder with a decoder; a scoring head needs one or the other.")
     if not tokenizer.is_fast:
         raise InvalidOption(
-            f"The tokenizer of '{name}' cannot tell where its tokens stand in the text; use a fast one."
+            f"The tokenizer of '{name}' does not give its tokens' positions in the text; use a fast one."
         )
     keep_layers(body, reading.layers)
     if next(body.parameters()).device.type == "cpu":
