@@ -10,7 +10,7 @@ The method (phases and names as in `ppo.py`, so that the files compare line by l
 4. *Margins*: for each pair in the step's batch, log(pi/ref) of the chosen line minus that of the rejected one.
 5. *Update*: -log sigmoid(beta x margin); with `label_smoothing` e, (1 - e) times it plus e times the loss of the
    swapped pair. With `loss="ipo"`, the squared distance of the per-token margin from 1 / (2 beta), which bounds the
-   push even where the judge is certain.
+   push even if the judge is certain.
 6. *Log and evaluate.*
 
 Deviations: (a) the reference is the imitation adapter on the same base, not a second model; (b) the end token

@@ -1,13 +1,14 @@
-"""How new a line is, compared with its siblings and with an archive of known lines.
+"""Novelty of a line, compared with its siblings and with an archive of known lines.
 
     critic = DiversityCritic(archive="old_jokes.txt")
-    critic([first, second, third])[0].score          # 1: shares no run of words; 0: says the same as others
+    critic([first, second, third])[0].score          # 1: shares no word pairs; 0: the same as others
 
-Two lines are alike by the share of word pairs that they have in common (Jaccard), without those that stand in the
-prompt: a set-up that the prompt dictates is no one's repetition. `siblings` is one minus the *mean* likeness to the
-other attempts at the same prompt, so a pair of twins in a large group is not ruined by each other; `archive` is one
-minus the likeness to the *nearest* archived line, because one old joke told again is old. The score is the smaller of
-the two. It says nothing of quality: nonsense is new. Use it in a mix, with a small weight, beside a critic and gates.
+The similarity of two lines is the share of word pairs that they have in common (Jaccard), without those in the prompt:
+a set-up that the prompt dictates is not a repetition. `siblings` is one minus the *mean* similarity to the other
+attempts at the same prompt, so that two equal lines in a large group are not ruined by each other; `archive` is one
+minus the similarity to the *nearest* archived line, because a repeated old joke is old. The score is the smaller of the
+two. It does not measure quality: nonsense is new. Use it in a mix, with a small weight, together with a critic and
+gates.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _Grams = frozenset[tuple[str, ...]]
 
 
 class DiversityCritic:
-    """`archive` is a list of lines, a text file (a line each) or a JSON-lines file (strings, or objects with "text");
-    `n` is the length of the runs of words that are compared."""
+    """`archive` is a list of lines, a text file (one per row) or a JSON-lines file (strings, or objects with "text");
+    `n` is the length of the compared word n-grams."""
 
     name = "diversity"
 
@@ -63,7 +64,7 @@ class DiversityCritic:
             return Judgement(self.name, 0.0, {"siblings": 0.0, "archive": 0.0}, "it adds no words to the prompt")
         parts = {}
         if siblings:
-            # Exact summation: the mean must not depend on the order in which siblings come.
+            # Exact summation: the mean must not depend on the order of the siblings.
             parts["siblings"] = 1 - math.fsum(_jaccard(grams, other) for other in siblings) / len(siblings)
         if self._archive:
             parts["archive"] = 1 - self._nearest(grams)

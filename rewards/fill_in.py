@@ -2,10 +2,10 @@
 
     critic = FillInCritic(critic="reward-model", critic_options={"folder": "runs/critic"})
     [judgement] = critic([Joke(Prompt("p", "Senate passes [budget] after long debate"), "gas")])
-    judgement.score          # what the other critic gives "Senate passes gas after long debate", read as an edit
+    judgement.score          # the other critic's score of "Senate passes gas after long debate", as an edit
 
-A line that is no such word (longer than `words` words, with other characters than letters, hyphens and apostrophes, or
-the replaced word itself) scores 0, and the other critic is not asked. So a gate above 0 stops malformed lines:
+A line that is not such a word (more than `words` words, characters other than letters, hyphens and apostrophes, or the
+replaced word itself) scores 0 without a call to the other critic. So a gate above 0 stops malformed lines:
 
     [{"critic": "fill-in", "gate": 0.01, "weight": 1, …}, {"critic": "novelty"}]
 """
@@ -29,8 +29,8 @@ LONGEST_WORD = 24  # characters
 
 
 class FillInCritic:
-    """`critic` reads the sentence without brackets as the prompt, and the sentence with the line in their place as the
-    joke. `words` is how many words a line may have. A prompt without exactly one place in brackets cannot be judged."""
+    """`critic` gets the sentence without brackets as the prompt, and the sentence with the line in their place as the
+    joke. A line may have up to `words` words. A prompt without exactly one pair of brackets cannot be judged."""
 
     name = "fill-in"
 
@@ -41,7 +41,7 @@ class FillInCritic:
         words: int = 2,
     ) -> None:
         if isinstance(words, bool) or not isinstance(words, int) or words < 1:
-            raise InvalidOption(f"words is how many words a line may have and must be at least 1; found {words!r}.")
+            raise InvalidOption(f"words is the most words of a line and must be at least 1; found {words!r}.")
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
         self.words = words
         self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{words - 1}}}")
@@ -69,7 +69,7 @@ class FillInCritic:
         return cast(list[Judgement], judgements)
 
     def _fault(self, line: str, replaced: str) -> str:
-        """Why a line is no word for the place; empty where it is one."""
+        """Why a line is not a valid replacement; "" if it is."""
         text = line.strip()
         if not self._form.fullmatch(text) or len(text) > LONGEST_WORD * self.words:
             return f"expected {'one word' if self.words == 1 else f'at most {self.words} words'} of letters"
@@ -85,7 +85,7 @@ class FillInCritic:
 
 
 def _place(prompt: Prompt) -> tuple[str, str, str] | None:
-    """What stands before the brackets, in them, and behind them; None where there is not exactly one pair."""
+    """The text before, in, and after the brackets; None unless there is exactly one pair."""
     found = list(_PLACE.finditer(prompt.text))
     if len(found) != 1 or not found[0][1].strip():
         return None
@@ -95,5 +95,5 @@ def _place(prompt: Prompt) -> tuple[str, str, str] | None:
 def _whole(joke: Joke, place: tuple[str, str, str]) -> Joke:
     before, replaced, behind = place
     sentence, edited = (" ".join(f"{before}{word}{behind}".split()) for word in (replaced, joke.text.strip()))
-    # The id of the whole prompt stays: which word is replaced belongs to the question.
+    # Keep the whole prompt's id: the replaced word is part of the question.
     return Joke(Prompt(joke.prompt.id, sentence, HEADLINE_EDIT, joke.prompt.split), edited, joke.author)

@@ -443,7 +443,7 @@ def test_the_command_says_what_it_needs(headlines, tmp_path):
     code, _, err = run("audit", "--critic", "rules", "--data", "humicroedit")
     assert (code, "Bundled, without --file: everyday-grades." in err) == (2, True)
     code, _, err = run("audit", "--critic", "rules", "--data", "everyday-grades", "--file", headlines)
-    assert (code, "is part of this package and is read from no other file" in err) == (2, True)
+    assert (code, "is part of this package and takes no file" in err) == (2, True)
     code, out, _ = run("audit", "--list")
     assert code == 0
     assert "humicroedit" in out

@@ -422,7 +422,7 @@ def test_one_odd_answer_fails_one_judgement(prompts, odd, says):
 def test_numbers_that_no_judgement_may_hold_are_a_sentence():
     """A critic that divides by zero ended a run with a raw ValueError; it is one of ours now."""
     for kind in (CriticContractError, ValueError):
-        with pytest.raises(kind, match="must lie in"):
+        with pytest.raises(kind, match="must be in"):
             Judgement("c", float("nan"))
         with pytest.raises(kind, match="either a probability or an error"):
             Verdict("c", None)

@@ -83,7 +83,7 @@ def test_lift_moves_a_word_to_other_headlines():
 
 
 def test_options():
-    with pytest.raises(InvalidOption, match="words is how many words a line may have and must be at least 1; found 0"):
+    with pytest.raises(InvalidOption, match="words is the most words of a line and must be at least 1; found 0"):
         FillInCritic(Reading(), words=0)
     with pytest.raises(InvalidOption, match="found True"):
         FillInCritic(Reading(), words=True)

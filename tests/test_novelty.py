@@ -101,7 +101,7 @@ def test_its_state_goes_through_json_and_odd_ones_are_refused():
     smaller.set_state(critic.get_state())
     assert len(smaller.get_state()["memory"]) == 2
     for odd in ({}, {"memory": [1]}, None, []):
-        with pytest.raises(CheckpointError, match="holds no list of lines"):
+        with pytest.raises(CheckpointError, match="has no list of lines"):
             again.set_state(odd)
     for bad in (0, True, 1.5):
         with pytest.raises(InvalidOption, match=f"found {bad}"):

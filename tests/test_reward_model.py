@@ -244,7 +244,7 @@ def test_the_tokens_around_a_single_text_stay_whole():
 
 
 def test_bad_folders_and_options_are_refused(tmp_path):
-    with pytest.raises(InvalidOption, match="holds no reward model"):
+    with pytest.raises(InvalidOption, match="has no reward model"):
         RewardModelCritic(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     for options in ({"batch_size": 0}, {"max_length": 4}, {"dtype": "int8"}):

@@ -47,13 +47,13 @@ def test_usage_adds_up_and_an_unknown_price_stays_unknown() -> None:
 
 @pytest.mark.parametrize("number", [-0.001, 1.001, math.nan, math.inf, -math.inf])
 def test_a_share_lies_between_0_and_1(number: float) -> None:
-    with pytest.raises(ScoreError, match="a judgement's score must lie in"):
+    with pytest.raises(ScoreError, match="a judgement's score must be in"):
         Judgement("c", number)
-    with pytest.raises(ScoreError, match="a verdict's probability must lie in"):
+    with pytest.raises(ScoreError, match="a verdict's probability must be in"):
         Verdict("j", number)
-    with pytest.raises(ScoreError, match="a verdict's tie share must lie in"):
+    with pytest.raises(ScoreError, match="a verdict's tie share must be in"):
         Verdict("j", 0.5, tie=number)
-    with pytest.raises(ScoreError, match="a preference's probability must lie in"):
+    with pytest.raises(ScoreError, match="a preference's probability must be in"):
         Preference(P, "a", "b", number, "people")
 
 

@@ -109,15 +109,15 @@ class AnthropicBatchClient(AnthropicClient):
             ) from None
         except anthropic.AnthropicError as problem:
             raise JudgingFailed(
-                f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "
-                "remembered in the ledger: start again to go on."
+                f"The batch service could not be reached ({type(problem).__name__}). Batches that were accepted are "
+                "remembered in the ledger: start again to continue."
             ) from None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
             if isinstance(problem, HumorEnvError):
                 raise
             raise JudgingFailed(
-                f"{self.where} answered with something that is no batch ({type(problem).__name__}). Batches that were "
-                "taken are remembered in the ledger: start again to go on."
+                f"{self.where} answered with something that is not a batch ({type(problem).__name__}). Batches "
+                "that were accepted are remembered in the ledger: start again to continue."
             ) from None
         return [reply if reply is not None else _lost() for reply in work.replies]
 
