@@ -6,8 +6,7 @@
 
 One base in memory serves the policy, the reference and the value function. The reference is the *imitation* adapter,
 not "adapter off": that is the raw base, which never learned to joke. Any Hugging Face causal model or encoder-decoder
-works; a row of tokens is always the prompt followed by the response (for an encoder-decoder the prompt goes to the
-encoder), so that learners need not distinguish them.
+works; a row of tokens is the prompt followed by the response for both, so that learners need not distinguish them.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from humor_env.agents.student.token_rows import (
     take_rows,
     widths_of,
 )
-from humor_env.agents.student.transfers import send
+from humor_env.agents.student.transfers import send, usable
 from humor_env.errors import StudentError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
@@ -85,15 +84,7 @@ class Student:
         self.instruction = instruction
         self.lora = lora or Lora()
         self.is_seq2seq = bool(model.config.is_encoder_decoder)
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise StudentError(
-                f"The student's device is '{device}', but torch finds no usable GPU. "
-                'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
-            )
-        if self.device.type == "cuda":
-            # It makes a plan for each new shape of a batch, tens of milliseconds each, and every batch here is another.
-            torch.backends.cuda.enable_cudnn_sdp(False)
+        self.device = usable(device)
         self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
         self.base.eval()
         self._read_special_tokens()
@@ -116,7 +107,7 @@ class Student:
         )
 
     def close(self) -> None:
-        """Give back what writing keeps on the GPU; it refers to the student, which could else not be freed at once."""
+        """Free what writing keeps on the GPU. It refers to the student, which would stay in memory with it."""
         if self.static_writer is not None:
             self.static_writer.close()
             self.static_writer = None

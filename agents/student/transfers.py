@@ -1,4 +1,4 @@
-"""Tensor transfers with as few synchronisations as possible.
+"""Tensor transfers with as few synchronisations as possible, and the check of the device.
 
     first, group = send(device, first, group)        # one copy; does not block
     rewards, valid = read(rewards, valid)            # one synchronisation for all
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from humor_env.errors import StudentError
 
 
 def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
@@ -36,3 +38,17 @@ def read(*tensors: Tensor) -> list[Tensor]:
     return [
         tensor if tensor.device.type == "cpu" else next(parts).view(tensor.shape).to(tensor.dtype) for tensor in tensors
     ]
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device, if it can be used. Raises StudentError for a GPU that is not there."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise StudentError(
+                f"The student's device is '{device}', but torch finds no usable GPU. "
+                'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
+            )
+        # cuDNN's attention plans every new shape of a batch for tens of milliseconds, and here most shapes are new.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return device
