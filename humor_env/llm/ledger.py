@@ -150,6 +150,14 @@ class Ledger:
         [(stored,)] = self._do(lambda: self._db.execute("SELECT count(*) FROM replies").fetchall())
         return int(stored) + len(waiting) - len(self._find(waiting)) if waiting else int(stored)
 
+    def is_blank(self) -> bool:
+        """Whether there is nothing in it that cost or may cost anything: no reply, no booked call, no batch."""
+        query = (
+            "SELECT (SELECT count(*) FROM replies) + (SELECT count(*) FROM batch_items)"
+            " + (SELECT count(*) FROM accounts WHERE calls <> 0 OR tokens <> 0 OR cost <> 0)"
+        )
+        return not self._waiting and self._do(lambda: self._db.execute(query).fetchone()) == (0,)
+
     def __enter__(self) -> Ledger:
         return self
 
