@@ -32,6 +32,8 @@ from typing import Any, TypeVar
 from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Account, LedgerBusy, LedgerError
 from humor_env.llm.ledger_rows import (
+    BATCH_STATE,
+    INSERT_BATCH_ITEM,
     INSERT_REPLY,
     REPLY_COLUMNS,
     TABLE_NAMES,
@@ -154,7 +156,7 @@ class Ledger:
         """Whether there is nothing in it that cost or may cost anything: no reply, no booked call, no batch."""
         query = (
             "SELECT (SELECT count(*) FROM replies) + (SELECT count(*) FROM batch_items)"
-            " + (SELECT count(*) FROM accounts WHERE calls <> 0 OR tokens <> 0 OR cost <> 0)"
+            " + (SELECT count(*) FROM accounts WHERE calls <> 0 OR tokens <> 0 OR abs(cost) > 1e-9)"
         )
         return not self._waiting and self._do(lambda: self._db.execute(query).fetchone()) == (0,)
 
@@ -376,15 +378,32 @@ class Ledger:
         return dict(self._select("key, batch", "batch_items", keys))
 
     def record_batch(self, batch: str, keys: Iterable[str]) -> None:
-        def all_or_none() -> None:
-            with self._transaction():
-                self._db.executemany("INSERT OR REPLACE INTO batch_items VALUES (?, ?)", [(key, batch) for key in keys])
+        """These were sent in that batch, and nothing of it was read yet."""
+        self._change_batch_items(
+            INSERT_BATCH_ITEM, [row for key in keys for row in ((key, batch), (BATCH_STATE + key, "sent"))]
+        )
 
-        self._do(all_or_none)
+    def batch_was_read(self, keys: Iterable[str]) -> None:
+        """The replies to these were handed on with their cost: to read them again costs nothing."""
+        self._change_batch_items(INSERT_BATCH_ITEM, [(BATCH_STATE + key, "read") for key in keys])
+
+    def batch_states(self, keys: Sequence[str]) -> dict[str, str]:
+        """For keys in batches: "sent" or "read"; nothing for those that an earlier version sent."""
+        states = self.batches_of([BATCH_STATE + key for key in keys])
+        return {key.removeprefix(BATCH_STATE): state for key, state in states.items()}
 
     def forget_batch(self, keys: Iterable[str]) -> None:
-        """Of these, nothing came back: a later run sends them anew."""
-        self._do(lambda: self._db.executemany("DELETE FROM batch_items WHERE key = ?", [(key,) for key in keys]))
+        """Of these, nothing that counts came back: a later run sends them anew."""
+        rows = [(row,) for key in keys for row in (key, BATCH_STATE + key)]
+        self._change_batch_items("DELETE FROM batch_items WHERE key = ?", rows)
+
+    def _change_batch_items(self, statement: str, rows: Sequence[Row]) -> None:
+        def all_or_none() -> None:
+            with self._transaction():
+                self._db.executemany(statement, rows)
+
+        if rows:
+            self._do(all_or_none)
 
 
 def _is_busy(problem: sqlite3.Error) -> bool:
