@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.errors import CriticContractError, HumorEnvError, InvalidOption
 
 if TYPE_CHECKING:
     from humor_env.registry import Registry
@@ -199,17 +199,22 @@ def _has_budget(options: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def ledger_if_used(path: Path) -> Iterator[None]:
-    """If the block fails, delete the ledger if the block created it and nothing in it was paid for."""
+    """If the block fails, delete the ledger if the block created it and nothing in it was paid for or reserved."""
     was_there = path.exists()
     try:
         yield
     except BaseException:
-        if not was_there and path.exists():
-            from humor_env.llm.ledger import Ledger
-
-            with Ledger(path) as begun:
-                used = len(begun) > 0
-            if not used:
-                for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-                    part.unlink(missing_ok=True)
+        if not was_there and path.exists() and _is_blank(path):
+            for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+                part.unlink(missing_ok=True)
         raise
+
+
+def _is_blank(path: Path) -> bool:
+    from humor_env.llm.ledger import Ledger
+
+    try:
+        with Ledger(path) as begun:
+            return begun.is_blank()
+    except HumorEnvError:  # locked, or no ledger: it stays
+        return False

@@ -31,6 +31,8 @@ from typing import Any, TypeVar
 from humor_env.errors import InvalidOption
 from humor_env.llm.budget import Account, LedgerBusy, LedgerError
 from humor_env.llm.ledger_rows import (
+    BATCH_STATE,
+    INSERT_BATCH_ITEM,
     INSERT_REPLY,
     REPLY_COLUMNS,
     TABLE_NAMES,
@@ -148,6 +150,14 @@ class Ledger:
         waiting = list(self._waiting)
         [(stored,)] = self._do(lambda: self._db.execute("SELECT count(*) FROM replies").fetchall())
         return int(stored) + len(waiting) - len(self._find(waiting)) if waiting else int(stored)
+
+    def is_blank(self) -> bool:
+        """Whether it holds nothing that cost or may cost anything: no reply, no reserved call, no batch."""
+        query = (
+            "SELECT (SELECT count(*) FROM replies) + (SELECT count(*) FROM batch_items)"
+            " + (SELECT count(*) FROM accounts WHERE calls <> 0 OR tokens <> 0 OR abs(cost) > 1e-9)"
+        )
+        return not self._waiting and self._do(lambda: self._db.execute(query).fetchone()) == (0,)
 
     def __enter__(self) -> Ledger:
         return self
@@ -367,15 +377,32 @@ class Ledger:
         return dict(self._select("key, batch", "batch_items", keys))
 
     def record_batch(self, batch: str, keys: Iterable[str]) -> None:
-        def all_or_none() -> None:
-            with self._transaction():
-                self._db.executemany("INSERT OR REPLACE INTO batch_items VALUES (?, ?)", [(key, batch) for key in keys])
+        """Record that these were sent in that batch, of which nothing was read yet."""
+        self._change_batch_items(
+            INSERT_BATCH_ITEM, [row for key in keys for row in ((key, batch), (BATCH_STATE + key, "sent"))]
+        )
 
-        self._do(all_or_none)
+    def batch_was_read(self, keys: Iterable[str]) -> None:
+        """Record that the replies to these were delivered with their cost: reading them again costs nothing."""
+        self._change_batch_items(INSERT_BATCH_ITEM, [(BATCH_STATE + key, "read") for key in keys])
+
+    def batch_states(self, keys: Sequence[str]) -> dict[str, str]:
+        """For keys in batches: "sent" or "read"; no entry for those that an earlier version sent."""
+        states = self.batches_of([BATCH_STATE + key for key in keys])
+        return {key.removeprefix(BATCH_STATE): state for key, state in states.items()}
 
     def forget_batch(self, keys: Iterable[str]) -> None:
-        """Forget these keys' batch, which returned nothing for them: a later run sends them again."""
-        self._do(lambda: self._db.executemany("DELETE FROM batch_items WHERE key = ?", [(key,) for key in keys]))
+        """Forget these keys' batch, which returned nothing usable for them: a later run sends them again."""
+        rows = [(row,) for key in keys for row in (key, BATCH_STATE + key)]
+        self._change_batch_items("DELETE FROM batch_items WHERE key = ?", rows)
+
+    def _change_batch_items(self, statement: str, rows: Sequence[Row]) -> None:
+        def all_or_none() -> None:
+            with self._transaction():
+                self._db.executemany(statement, rows)
+
+        if rows:
+            self._do(all_or_none)
 
 
 def _is_busy(problem: sqlite3.Error) -> bool:

@@ -53,6 +53,9 @@ CREATE TABLE IF NOT EXISTS accounts (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch_items (key TEXT PRIMARY KEY, batch TEXT NOT NULL) WITHOUT ROWID;
 """
+# In `batch_items`, before a key: a row that says how far its batch is. Versions before this one pass it by.
+BATCH_STATE = "state of "
+INSERT_BATCH_ITEM = "INSERT OR REPLACE INTO batch_items VALUES (?, ?)"
 REPLY_COLUMNS = (
     "text, data, stop_reason, error, detail, probabilities, calls, input_tokens, output_tokens, cached_tokens, cost"
 )

@@ -235,6 +235,10 @@ class LedgeredClient:
                 "read-only. Nothing was asked: copy the ledger to a writable place, or give another path."
             )
         self._look_under_former_name(requests)
+        if over and hasattr(self.client, "ask_anew"):  # offline batches remember what came back
+            stored = self.ledger.find([key for key in keys if key in over])
+            wanted = {key for key, reply in stored.items() if reply.failed and reply.error not in TRANSIENT}
+            self.client.ask_anew([request for key, request in zip(keys, requests, strict=True) if key in wanted])
 
         def progress(waiting: str = "") -> None:
             if self.on_progress is not None:

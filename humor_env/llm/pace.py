@@ -74,7 +74,8 @@ class Pace:
         with self._lock:
             tokens = booked.most if used is None else used
             self._tokens_until += self._token * (tokens - booked.tokens)
-            if used is not None and booked.most > 0:
+            # A refusal (429, 529) uses none, and says nothing of what an answer will.
+            if used and booked.most > 0:
                 self._share += 0.2 * (min(1.0, used / booked.most) - self._share)
 
     def cancel(self, booked: Booked) -> None:

@@ -4,7 +4,8 @@
 
 The same protocol as every client, so critics need not know. With a ledger, the batch of each request is recorded as
 soon as the service has accepted it, so a process that is killed while waiting finds its batches again and does not pay
-twice. Results arrive in any order and are matched by their id.
+twice. Results arrive in any order and are matched by their id. Reading a reply a second time costs nothing; a failed
+one is forgotten, and the next request for it is sent again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm.budget import Budget
 from humor_env.llm.clients import background
+from humor_env.llm.clients.address import never_connected
 from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
 from humor_env.llm.clients.failed_calls import redact
 from humor_env.llm.clients.retry import Policy
@@ -32,7 +34,6 @@ class _Work:
 
     requests: dict[str, Request]
     places: dict[str, list[int]]
-    tickets: dict[str, int]
     replies: list[Reply | None]
     on_reply: OnReply | None
 
@@ -70,6 +71,8 @@ class AnthropicBatchClient(AnthropicClient):
         if largest < 1 or poll <= 0:
             raise InvalidOption(f"largest must be at least 1 and poll above 0, found {largest} and {poll}.")
         self.poll, self.largest = poll, largest
+        # By key, for requests in accepted batches: an interrupted call leaves them to the next one.
+        self._tickets: dict[str, list[int]] = {}
         self._made_memory = not isinstance(ledger, Ledger)
         self.memory = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
 
@@ -85,12 +88,21 @@ class AnthropicBatchClient(AnthropicClient):
         if not requests:
             return []
         self._connect()
-        work = _Work({}, {}, {}, [None] * len(requests), on_reply)
+        work = _Work({}, {}, [None] * len(requests), on_reply)
         for index, request in enumerate(requests):
-            key = request_key("batch", self.name, request)
+            key = self._key(request)
             work.requests.setdefault(key, request)
             work.places.setdefault(key, []).append(index)
         return background.run(self._run(work))
+
+    def ask_anew(self, requests: Sequence[Request]) -> None:
+        """Send these again although their replies are stored, unless they are already on their way."""
+        keys = [self._key(request) for request in requests]
+        sent = self.memory.batch_states(keys)
+        self.memory.forget_batch([key for key in keys if sent.get(key) != "sent"])
+
+    def _key(self, request: Request) -> str:
+        return request_key("batch", self.name, request)
 
     async def _run(self, work: _Work) -> list[Reply]:
         import anthropic
@@ -123,6 +135,8 @@ class AnthropicBatchClient(AnthropicClient):
 
     async def _submit(self, work: _Work) -> dict[str, list[str]]:
         """The batches that hold the requests: recorded ones, and new ones for the rest."""
+        import anthropic
+
         batches: dict[str, list[str]] = {}
         remembered = self.memory.batches_of(list(work.requests))
         for key, batch in remembered.items():
@@ -130,14 +144,21 @@ class AnthropicBatchClient(AnthropicClient):
         rest = [key for key in work.requests if key not in remembered]
         for start in range(0, len(rest), self.largest):
             keys = rest[start : start + self.largest]
-            self._reserve(keys, work)
             sent = [{"custom_id": key, "params": self.parameters(work.requests[key])} for key in keys]
-            made = await self._sdk.messages.batches.create(requests=sent)
+            tickets = self._reserve(keys, work)
+            try:
+                made = await self._sdk.messages.batches.create(requests=sent)
+            except anthropic.AnthropicError as problem:
+                for ticket in tickets if _was_not_taken(problem) else ():
+                    self.budget.release(ticket)
+                raise
+            for key, ticket in zip(keys, tickets, strict=True):
+                self._tickets.setdefault(key, []).append(ticket)
             self.memory.record_batch(made.id, keys)
             batches[made.id] = keys
         return batches
 
-    def _reserve(self, keys: Sequence[str], work: _Work) -> None:
+    def _reserve(self, keys: Sequence[str], work: _Work) -> list[int]:
         """Reserve a whole batch at its worst case, or nothing."""
         taken: list[int] = []
         try:
@@ -152,7 +173,7 @@ class AnthropicBatchClient(AnthropicClient):
             for ticket in taken:
                 self.budget.release(ticket)
             raise
-        work.tickets.update(zip(keys, taken, strict=True))
+        return taken
 
     async def _collect(self, batch: str, keys: list[str], work: _Work) -> None:
         import anthropic
@@ -164,22 +185,33 @@ class AnthropicBatchClient(AnthropicClient):
         except anthropic.NotFoundError:
             # Results are kept for a few weeks only, and belong to one account.
             self.memory.forget_batch(keys)
+            for ticket in [ticket for key in keys for ticket in self._tickets.pop(key, ())]:
+                self.budget.settle(ticket, None)
             raise
         expected = set(keys)
-        async for answer in await service.results(batch):
-            if answer.custom_id in expected:
-                expected.discard(answer.custom_id)
-                self._deliver(answer.custom_id, self._read_result(answer.result, work, answer.custom_id), work)
-        for key in expected:
-            self._deliver(key, _lost(), work)
+        read_before = {key for key, state in self.memory.batch_states(keys).items() if state == "read"}
+        delivered: dict[str, Reply] = {}
+
+        def deliver(key: str, reply: Reply) -> None:
+            expected.discard(key)
+            self._deliver(key, replace(reply, usage=NO_USAGE, replayed=True) if key in read_before else reply, work)
+            delivered[key] = reply
+
+        try:
+            async for answer in await service.results(batch):
+                if answer.custom_id in expected:
+                    deliver(answer.custom_id, self._read_result(answer.result, work, answer.custom_id))
+            for key in list(expected):
+                deliver(key, _lost())
+        finally:
+            # Only now, when the caller has stored them.
+            self.memory.batch_was_read([key for key, reply in delivered.items() if not reply.failed])
+            self.memory.forget_batch([key for key, reply in delivered.items() if reply.failed])
 
     def _deliver(self, key: str, reply: Reply, work: _Work) -> None:
-        ticket = work.tickets.pop(key, None)
-        if ticket is not None:
+        for ticket in self._tickets.pop(key, ()):
             # A request without a result is not charged; one with a message was, whatever the message says.
             self.budget.settle(ticket, reply.usage if reply.usage.calls else Usage(calls=1))
-        if reply.error in ("overloaded", "unreachable", "rejected"):
-            self.memory.forget_batch([key])
         for number, index in enumerate(work.places[key]):
             work.replies[index] = reply if number == 0 else replace(reply, usage=NO_USAGE, replayed=True)
             if work.on_reply is not None:
@@ -197,6 +229,14 @@ class AnthropicBatchClient(AnthropicClient):
             lasting = kind == "invalid_request_error"
             return Reply(error="rejected" if lasting else "overloaded", detail=f"the batch service: {kind}")
         return Reply(error="unreachable", detail=f"the batch service: {result.type}")
+
+
+def _was_not_taken(problem: Exception) -> bool:
+    """Whether the service certainly did not accept the batch, and so will not charge for it."""
+    status = getattr(problem, "status_code", None)
+    if status is None:
+        return never_connected(problem)
+    return (status < 500 and status != 408) or status in (503, 529)
 
 
 def _lost() -> Reply:
