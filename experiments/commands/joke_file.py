@@ -1,7 +1,7 @@
 """Reading a file of jokes: JSON lines or a table, whose field names people and other commands write in a few ways.
 
-[line] = read_jokes(Path("jokes.jsonl"))       # {"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}
-line.joke, line.score                          # the joke, and the score that it carries already, if any
+[line] = read_jokes(Path("jokes.jsonl"))     # {"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}
+line.joke, line.score                        # the joke, and the score that it carries already, if any
 """
 
 from __future__ import annotations

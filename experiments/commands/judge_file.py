@@ -5,9 +5,9 @@
     humor-env rescore runs/ppo --critic rules                      # and how far the two agree
 
 A line of the file is an object with `prompt` (a text, or an object with id and text) and `text`; a CSV file has columns
-of these names, and its judgements are a CSV file too. Judged lines are added
-to the output as they come; started again, the command reads that file and judges what is missing, has failed or has
-another prompt by now. Limits (--max-calls, --max-tokens, --max-cost) hold for the output file as a whole, restarts included.
+of these names, and its judgements are a CSV file too. Judged lines are added to the output as they come; started again,
+the command reads that file and judges what is missing, has failed or has another prompt by now. Limits (--max-calls,
+--max-tokens, --max-cost) hold for the output file as a whole, restarts included.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The output of `humor-env judge`: a JSON line for each joke with its judgement and with how it was asked for.
 
-    resume(lines, output, "scorer", asked_of("scorer", {"client": "anthropic"}))     # scores by line number, or a refusal
+    resume(lines, output, "scorer", asked_of("scorer", {"client": "anthropic"}))   # scores by line number, or a refusal
 
 A row says what was asked: the critic and, as a digest each, the options that can change a score. So an output is never
 taken for the answer to another question, and it gives away no address and no path.
