@@ -228,6 +228,18 @@ def test_pun_surprise_hides_who_rated(write):
     assert scored.texts[0].score == -1.2
 
 
+def test_one_line_under_two_prompts_is_two_texts(write):
+    """Rows of raters without an id were put together by the line alone: 4 and 0 became 2 under the first prompt."""
+    head, grades = "prompt,text,score,rater\n", (("Slow.", 4), ("Fat.", 0))
+    rows = "".join(f"{prompt},Even the clock left.,{score},{rater}\n" for prompt, score in grades for rater in "ab")
+    found = load_rated("ratings", write("rows.csv", head + rows))
+    assert [(t.prompt.text, t.score, t.raters) for t in found.texts] == [
+        ("Slow.", 4.0, (4.0, 4.0)),
+        ("Fat.", 0.0, (0.0, 0.0)),
+    ]
+    assert len({t.id for t in found.texts}) == 2
+
+
 NEWYORKER = "rank,funny,somewhat_funny,unfunny,count,score,precision,contest,caption\n"
 
 
@@ -342,6 +354,7 @@ def test_your_own_ratings(write):
         ("id,text,score\n1,A,\n", "neither a score nor raters"),
         ("id,text,score\n1,,3\n", "'text' is empty"),
         ("id,text,score,rater\n1,A,3,a\n1,B,2,b\n", "belongs to two texts"),
+        ("id,prompt,text,score,rater\n1,X,A,3,a\n1,Y,A,2,b\n", "belongs to two prompts"),
         ("id,text,raters\n1,A,3;x\n", "no column score"),
         ("id,text,score,raters\n1,A,,3;x\n", "expected numbers in 'raters'"),
     ):

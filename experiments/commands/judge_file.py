@@ -6,53 +6,51 @@
 
 A line of the file is an object with `prompt` (a text, or an object with id and text) and `text`; a CSV file has columns
 of these names, and its judgements are a CSV file too. Judged lines are appended to the output as they come; if run
-again, the command reads that file and judges what is missing or failed. Limits (--max-calls, --max-tokens, --max-cost)
-apply to the output file as a whole, restarts included.
+again, the command reads that file and judges what is missing, failed, or now has another prompt. Limits (--max-calls,
+--max-tokens, --max-cost) apply to the output file as a whole, restarts included.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
-import math
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from humor_env.episodes.episode import checked_reply
-from humor_env.errors import InvalidOption, PromptError, UnknownName
+from humor_env.errors import InvalidOption, UnknownName
+from humor_env.experiments.commands.joke_file import Line, read_jokes
+from humor_env.experiments.commands.judged_rows import (
+    Asked,
+    asked_of,
+    judged_row,
+    kept_rows,
+    resume,
+    scores_of,
+    sort_rows,
+    write_table,
+)
 from humor_env.experiments.options import fill, ledger_if_used, nothing_written
 from humor_env.llm.ledgered_client import Progress
 from humor_env.registry import critics, judges
 from humor_env.shared.line_file import only_writer
-from humor_env.sources.prompt_files import rows as table_rows
-from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, Usage, critic_name
-
-TEXT_FIELDS = ("text", "joke", "line", "completion")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a file of jokes: its number from 1, the record as it was read, the joke, and an older score."""
-
-    number: int
-    record: Mapping[str, Any]
-    joke: Joke
-    score: float | None
+from humor_env.sources.prompt_files import is_table
+from humor_env.types import NO_USAGE, Critic, Usage, critic_name
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The result for a file. `resumed` lines were judged by an earlier call."""
+    """The result for a file. `resumed` lines were judged by an earlier call, `changed` ones too, but with another
+    prompt: they were judged anew."""
 
     jokes: int
     resumed: int
+    changed: int
     failed: int
     mean: float | None
     usage: Usage
@@ -82,110 +80,40 @@ class Agreement:
         )
 
 
-def read_jokes(path: Path) -> list[Line]:
-    """The jokes of a JSONL or CSV file, or of the `jokes.jsonl` in a run's folder."""
-    if path.is_dir():
-        path = path / "jokes.jsonl"
-    if not path.is_file():
-        raise PromptError(f"There is no file '{path}'. Give a JSONL file, or a run's folder with a jokes.jsonl in it.")
-    lines = []
-    try:
-        if path.suffix == ".csv":
-            lines = [_joke(f"{path}, {place}", n, row) for n, (place, _, row) in enumerate(table_rows(str(path)), 1)]
-        else:
-            with path.open(encoding="utf-8") as file:
-                for number, row in enumerate(file, start=1):
-                    if row.strip():
-                        lines.append(_line(path, number, row))
-    except UnicodeDecodeError as problem:
-        byte = problem.object[problem.start]
-        raise PromptError(f"'{path}' is not UTF-8 (byte 0x{byte:02x}). Save it as UTF-8.") from None
-    if not lines:
-        raise PromptError(f"'{path}' holds no jokes.")
-    return lines
-
-
-def _line(path: Path, number: int, row: str) -> Line:
-    try:
-        record = json.loads(row)
-    except (ValueError, RecursionError) as problem:
-        raise PromptError(f"{path}, line {number}: not JSON ({problem}).") from None
-    return _joke(f"{path}, line {number}", number, record)
-
-
-def _joke(place: str, number: int, record: Any) -> Line:
-    field = next((f for f in TEXT_FIELDS if isinstance(record, dict) and isinstance(record.get(f), str)), None)
-    prompt_fields = record.get("prompt") if isinstance(record, dict) else None
-    if field is None or not isinstance(prompt_fields, str | dict):
-        raise PromptError(
-            f"{place}: expected an object with 'prompt' (a text, or an object with 'id' and 'text') and 'text', or a "
-            f"table with columns of these names; found {str(record)[:80]!r}."
-        )
-    shape: dict[str, Any] = {"text": prompt_fields} if isinstance(prompt_fields, str) else prompt_fields
-    text = shape.get("text")
-    if not isinstance(text, str):
-        raise PromptError(f"{place}: the prompt has no 'text'; found {prompt_fields!r}.")
-    extra = shape.get("extra") or {}
-    if not isinstance(extra, dict):
-        raise PromptError(f"{place}: the prompt's 'extra' is an object; found {extra!r}.")
-    prompt = Prompt(
-        str(shape.get("id") or record.get("prompt_id") or text),
-        text,
-        str(shape.get("task") or record.get("task") or "paraphrase"),
-        str(shape.get("split") or record.get("split") or "train"),
-        extra,
-    )
-    joke = Joke(prompt, record[field], str(record.get("author") or "student"), record.get("stop_reason"))
-    older = record.get("judgement", {}) if isinstance(record.get("judgement"), dict) else {}
-    return Line(number, record, joke, _score(record.get("score", older.get("score"))))
-
-
-def _score(value: Any) -> float | None:
-    """The score as a number; in a table it is a string."""
-    try:
-        score = float(value) if isinstance(value, int | float | str) else math.nan
-    except (ValueError, OverflowError):
-        return None
-    return score if math.isfinite(score) else None
-
-
 def judge_file(
     lines: Sequence[Line],
     output: Path,
     critic: Critic,
     *,
+    asked: Asked | None = None,
     chunk: int = 256,
     on_chunk: Callable[[int, int, Usage], None] | None = None,
 ) -> Summary:
     """Judge the lines that the output does not have yet. Each chunk is on disk before the next one is judged. Raises
-    InvalidOption if another process is writing the same output. A .csv output is written at the end, from a JSONL file
-    next to it."""
+    InvalidOption if another process is writing the same output, or if it holds judgements that were `asked` for in
+    another way. A .csv output is written at the end, from a JSONL file next to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    kept = _kept(output)
+    kept = kept_rows(output)
     refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
     with only_writer(kept.with_name(kept.name + ".lock"), refusal):
         if kept != output and output.is_file() and not kept.is_file():
             raise InvalidOption(f"'{output}' already exists. Give another --output, or remove it.")
-        summary = _judge_missing(lines, kept, critic, chunk, on_chunk)
+        summary = _judge_missing(lines, kept, critic, asked, chunk, on_chunk)
         if kept != output:
-            _write_table(kept, output)
+            write_table(kept, output)
         return replace(summary, output=output)
-
-
-def _kept(output: Path) -> Path:
-    """The file to which judgements are appended; a table cannot be extended and resumed as safely."""
-    return output.with_suffix(".jsonl") if output.suffix == ".csv" else output
 
 
 def _judge_missing(
     lines: Sequence[Line],
     output: Path,
     critic: Critic,
+    asked: Asked | None,
     chunk: int,
     on_chunk: Callable[[int, int, Usage], None] | None,
 ) -> Summary:
     name = critic_name(critic)
-    done = _resume(lines, output, name)
+    done, changed = resume(lines, output, name, asked)
     resumed = len(done)
     todo = [line for line in lines if line.number not in done]
     usage = NO_USAGE
@@ -196,101 +124,15 @@ def _judge_missing(
             for line, judgement in zip(part, judgements, strict=True):
                 done[line.number] = judgement.score
                 usage += judgement.usage
-                file.write(_judged(line, judgement, name) + "\n")
+                file.write(judged_row(line, judgement, name, asked) + "\n")
             file.flush()
             os.fsync(file.fileno())
             if on_chunk is not None:
                 on_chunk(len(done), len(lines), usage)
-    _sort(output)
+    sort_rows(output)
     scores = [score for score in done.values() if score is not None]
     mean = sum(scores) / len(scores) if scores else None
-    return Summary(len(lines), resumed, len(done) - len(scores), mean, usage, output)
-
-
-def _judged(line: Line, judgement: Judgement, name: str) -> str:
-    record = dict(line.record)
-    if "judgement" in record:
-        record["before"] = record.pop("judgement")
-    if record.get("line") == line.joke.text:
-        record["text"] = line.joke.text  # its field now holds the number
-    record["line"], record["critic"], record["judgement"] = line.number, name, asdict(judgement)
-    return json.dumps(record)
-
-
-def _resume(lines: Sequence[Line], output: Path, name: str) -> dict[int, float | None]:
-    """The scores by line number that the output already has. Failed lines and a torn last line are removed from it; a
-    file that holds anything else is refused."""
-    if not output.is_file():
-        return {}
-    by_number = {line.number: line for line in lines}
-    kept: dict[int, float | None] = {}
-    rows: list[str] = []
-    written = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    for place, row in enumerate(written, start=1):
-        try:
-            record = json.loads(row)
-        except (ValueError, RecursionError):
-            if place == len(written) and row.startswith("{"):
-                continue  # the line that was being written when the process was killed
-            record = None
-        if not _is_judged(record):
-            raise InvalidOption(
-                f"'{output}' exists and holds no judgements (line {place}). Give another --output, or remove it."
-            )
-        line = by_number.get(record.get("line", 0))
-        text = next((record[f] for f in TEXT_FIELDS if isinstance(record.get(f), str)), None)
-        if line is None or text != line.joke.text or record.get("critic") != name:
-            raise InvalidOption(
-                f"'{output}' holds judgements of another file or another critic ({record.get('critic')!r}, not "
-                f"{name!r}). Give another --output, or remove it."
-            )
-        score = _score(record["judgement"]["score"])
-        if score is not None and line.number not in kept:
-            kept[line.number] = score
-            rows.append(row)
-    _replace(output, rows)
-    return kept
-
-
-def _is_judged(record: Any) -> bool:
-    """Whether this command could have written this record: a score out of range or of another type is refused."""
-    judgement = record.get("judgement") if isinstance(record, dict) else None
-    if not isinstance(judgement, dict) or "score" not in judgement or type(record.get("line")) is not int:
-        return False
-    score = judgement["score"]
-    return score is None or (type(score) in (int, float) and 0 <= score <= 1)
-
-
-def _sort(output: Path) -> None:
-    """Restore the order of the source: lines that failed at first were added later."""
-    rows = output.read_text(encoding="utf-8").splitlines()
-    _replace(output, sorted(rows, key=lambda row: int(json.loads(row)["line"])))
-
-
-def _replace(path: Path, rows: Sequence[str]) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
-
-
-def _write_table(kept: Path, output: Path) -> None:
-    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error."""
-    records = [json.loads(row) for row in kept.read_text(encoding="utf-8").splitlines()]
-    ours = ("critic", "score", "reason", "error")
-    columns = dict.fromkeys(n for record in records for n in record if n not in (*ours, "line", "judgement", "before"))
-    temporary = output.with_name(output.name + ".new")
-    # With a byte order mark, by which spreadsheets recognise UTF-8.
-    with temporary.open("w", encoding="utf-8-sig", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([*columns, *ours])
-        for record in records:
-            verdict = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
-            table.writerow([_cell(record.get(name)) for name in columns] + [_cell(verdict[name]) for name in ours])
-    temporary.replace(output)
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    return Summary(len(lines), resumed, changed, len(done) - len(scores), mean, usage, output)
 
 
 def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agreement:
@@ -323,11 +165,6 @@ def _spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     from scipy.stats import spearmanr
 
     return float(spearmanr(first, second).statistic)
-
-
-def scores_of(output: Path) -> dict[int, float | None]:
-    records = (json.loads(row) for row in _kept(output).read_text(encoding="utf-8").splitlines())
-    return {int(record["line"]): record["judgement"]["score"] for record in records}
 
 
 @contextlib.contextmanager
@@ -384,7 +221,7 @@ def score_file(
     lines = read_jokes(file)
     source = file / "jokes.jsonl" if file.is_dir() else file
     plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-    output = output or source.with_name(f"{source.stem}.{plain}{'.csv' if source.suffix == '.csv' else '.jsonl'}")
+    output = output or source.with_name(f"{source.stem}.{plain}{'.csv' if is_table(source) else '.jsonl'}")
     ledger = ledger or output.with_name(output.name + ".ledger.sqlite")
     if dry_run:
         print(_estimate(name, options, lines, ledger))
@@ -393,10 +230,12 @@ def score_file(
     with ledger_if_used(ledger):
         critic: Critic = critics.make(name, **filled)
     with progress_bar(critic, len(lines)) as on_chunk:
-        summary = judge_file(lines, output, critic, chunk=chunk, on_chunk=on_chunk)
+        asked = asked_of(name, options)
+        summary = judge_file(lines, output, critic, asked=asked, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"
+    anew = f", {summary.changed} judged anew after a change" if summary.changed else ""
     print(
-        f"{summary.jokes} jokes ({summary.resumed} from before), {summary.failed} failed, mean score {mean}, "
+        f"{summary.jokes} jokes ({summary.resumed} from before{anew}), {summary.failed} failed, mean score {mean}, "
         f"{_money(summary.usage)} now; written to {summary.output}"
     )
     if compare:

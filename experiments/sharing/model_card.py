@@ -15,8 +15,10 @@ from typing import Any
 
 from humor_env import __version__
 from humor_env.experiments.runs.run_folder import read_json, read_results
+from humor_env.experiments.sharing.publishable import publishable
 from humor_env.experiments.specs.spec import Spec, load_spec
 from humor_env.rewards.cards.built_in import find_card
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.markdown import table_cell
 
 OURS = ("pocket", "everyday", "oneliners")
@@ -95,14 +97,19 @@ def _use(repo: str, base: str | None, merged: bool) -> str:
 
 
 def _sources(spec: Spec, base: str | None, run: Path) -> list[tuple[str, str, str]]:
-    model = base or Path(spec.student.model).name
+    model = base or _name(spec.student.model)
     of_base = OWN_DATA if spec.student.model.startswith("pocket:") else "the base model's own, see its page"
     prompts = spec.env.prompts or "pocket"
-    rows = [("base model", model, of_base), ("sentences", Path(prompts).name, _licence(prompts))]
+    rows = [("base model", model, of_base), ("sentences", _name(prompts), _licence(prompts))]
     if spec.teacher is not None:
         lines = spec.teacher.lines
-        rows.append(("teacher's lines", Path(lines).name, _licence(lines)))
+        rows.append(("teacher's lines", _name(lines), _licence(lines)))
     return rows
+
+
+def _name(what: str) -> str:
+    """A file's name without its folder or server."""
+    return Path(publishable(what)).name
 
 
 def _licence(what: str) -> str:
@@ -112,7 +119,7 @@ def _licence(what: str) -> str:
     path = Path(what)
     if path.is_file():
         licences: Counter[str] = Counter()
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_lines(path, errors="replace"):
             try:
                 licences[str(json.loads(line).get("licence") or "unknown")] += 1
             except (ValueError, AttributeError):
@@ -173,7 +180,7 @@ def _results(stages: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str
 
 def _samples(seed: Path, learner: str) -> list[tuple[str, ...]]:
     path = seed / f"evaluation-{learner}.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in read_lines(path)] if path.is_file() else []
     lines = sorted((line for line in lines if line["score"] is not None), key=lambda line: line["score"])
     if len(lines) > SHOWN:
         lines = [lines[round(i * (len(lines) - 1) / (SHOWN - 1))] for i in range(SHOWN)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,25 @@ _SUFFIXES = (".jsonl", ".csv")
 _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is CSV rather than JSON lines, by its name. Some programs write suffixes in capitals."""
+    return os.fspath(path).lower().endswith(".csv")
+
+
 def is_file_name(what: str) -> bool:
     """Whether a name refers to a file or folder on disk rather than to a registered prompt set."""
-    return what.endswith(_SUFFIXES) or (("/" in what or "\\" in what) and Path(what).is_dir())
+    return what.lower().endswith(_SUFFIXES) or (("/" in what or "\\" in what) and Path(what).is_dir())
 
 
 def rows(what: str, **reading: Any) -> Iterator[Row]:
     """(location, split implied by the location, row) for each row of a file or a dataset."""
-    if what.startswith("hf:") or not what.endswith(_SUFFIXES):
+    if what.startswith("hf:") or not what.lower().endswith(_SUFFIXES):
         return _dataset_rows(what.removeprefix("hf:"), **reading)
     if reading:
         raise InvalidOption(
             f"A prompt file takes the options text, split, task and limit; found {', '.join(sorted(reading))}."
         )
-    return _csv_rows(what) if what.endswith(".csv") else _jsonl_rows(what)
+    return _csv_rows(what) if is_table(what) else _jsonl_rows(what)
 
 
 def _lines(what: str) -> Iterator[tuple[int, str]]:

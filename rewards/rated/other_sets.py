@@ -45,15 +45,16 @@ def _grouped(
     turn: Callable[[float], float] = lambda grade: grade,
     task: str = "joke",
 ) -> tuple[RatedText, ...]:
-    """One text per id (or per text, without ids), from rows with one rater's grade each."""
+    """One text per id (or per prompt and text, without ids), from rows with one rater's grade each."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["id"] or row["text"]].append(row)
+        groups[row["id"] or (f"{row['prompt']}: {row['text']}" if row["prompt"] else row["text"])].append(row)
     texts = []
     for id, own in groups.items():
         first = own[0]
-        if any(row["text"] != first["text"] for row in own):
-            raise RatingsError(f"{own[-1].place}: the id {id[:40]!r} belongs to two texts.")
+        for what in ("text", "prompt"):
+            if any(row[what] != first[what] for row in own):
+                raise RatingsError(f"{own[-1].place}: the id {id[:40]!r} belongs to two {what}s.")
         grades = []
         for row in own:
             grade = row.number("score")
