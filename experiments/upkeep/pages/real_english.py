@@ -131,8 +131,8 @@ def noise_floor(stages: Mapping[str, list[Lines]], each: int) -> str:
     by_line = numbers(stages["imitation"], "score", each)
     gap = by_line[:, :, 1] - by_line[:, :, 0]
     return (
-        f" By chance alone, imitation's second lines differ from its first by {bounds(gap)} in score, and win or tie in "
-        f"{bounds(won(gap), 0, 100)} %."
+        f" By chance alone, imitation's second lines differ from its first by {bounds(gap)} in score, and win or tie "
+        f"in {bounds(won(gap), 0, 100)} %."
     )
 
 
