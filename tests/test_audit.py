@@ -98,6 +98,30 @@ def test_rank_correlations_by_hand():
     assert stats.spearman_interval([1, 1, 1], [1, 2, 3], range(3)) is None
 
 
+def test_an_interval_of_ranks_lies_between_minus_one_and_one():
+    """A critic that gives all lines but one the same score: a third of the resamples lack that line, and where it was
+    missing the correlation was a number of 137 digits."""
+    for k in range(40):
+        random = np.random.default_rng(k)
+        clusters = [n for n in range(12) for _ in range(random.integers(1, 5))]
+        one = np.full(len(clusters), 0.5)
+        one[random.integers(len(clusters))] = 1.0
+        low, high = stats.spearman_interval(one, random.integers(0, 7, len(clusters)) / 3, clusters)
+        assert -1 <= low <= high <= 1
+    perfect = stats.spearman_interval(range(12), range(12), range(12))
+    assert perfect == pytest.approx((1.0, 1.0)) and perfect[1] <= 1
+
+
+def test_where_half_of_the_resamples_have_one_score_only_no_interval_of_ranks_is_given():
+    """By hand: all twelve lines of one prompt of forty differ, and a resample lacks that prompt in 36 %. Where all grades
+    but one prompt's are alike too, and it is another prompt, only (1 - 0.36)² = 41 % have both."""
+    clusters = np.repeat(np.arange(40), 12).tolist()
+    first, second = np.zeros(480), np.zeros(480)
+    first[:12], second[12:24] = range(12), range(12)
+    assert stats.spearman_interval(first, np.arange(480), clusters) is not None
+    assert stats.spearman_interval(first, second, clusters) is None
+
+
 def test_krippendorffs_alpha_by_hand():
     """Items (0, 2) and (4, 4). Within: the pairs differ by 4 squared and by 0, 2 on average. All grades 0 2 4 4 have
     the variance 11/3, so any two differ by 22/3 squared on average. 1 - 2 / (22/3) = 8/11."""

@@ -527,6 +527,18 @@ def test_the_whole_protocol_with_small_stand_ins(tmp_path: Path, monkeypatch: py
 # The page
 
 
+def test_other_settings_are_refused_before_the_scale_on_disk_is_replaced(tmp_path: Path) -> None:
+    cell = cells.make_cells(load_scale("pocket"), tmp_path, [0])[0]
+    cell.folder.mkdir(parents=True)
+    done = {"cell": cell.asked, "seconds": {"wall": 1.0}, "result": {}}
+    (cell.folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
+    (tmp_path / "spec.json").write_text("as it was", encoding="utf-8")
+    other = load_scale("pocket", ["warm_start.epochs=1"])
+    with pytest.raises(CheckpointError, match="other settings"):
+        entry.reproduce(other, tmp_path, seeds=[0])
+    assert (tmp_path / "spec.json").read_text(encoding="utf-8") == "as it was"
+
+
 def test_the_page_holds_the_tables_of_the_result_files() -> None:
     page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     folder = ROOT / "docs" / "results" / "reproduction-pocket"

@@ -95,6 +95,16 @@ def test_probability_of_improvement_by_hand():
     assert (sure.low, sure.high) == (1.0, 1.0)
 
 
+def test_a_run_without_scores_is_no_defeat():
+    """It lost against every other run, on either side: P(better) was 2/3 for runs that always score higher."""
+    some, none = [[math.nan] * 12, [0.9] * 12, [0.8] * 12], [[0.1] * 12, [0.2] * 12]
+    assert probability_of_improvement(some, none).value == 1.0
+    assert probability_of_improvement(none, some).value == 0.0
+    assert probability_of_improvement([math.nan, 2.0, 0.0], [1.0, 1.0]).value == 0.5
+    nothing = probability_of_improvement([math.nan, math.nan], [1.0, 2.0])
+    assert math.isnan(nothing.value) and math.isnan(nothing.low) and math.isnan(nothing.high)
+
+
 def test_a_paired_difference_is_surer_than_two_intervals():
     source = np.random.default_rng(2)
     shared = source.normal(0, 1, (5, 100))

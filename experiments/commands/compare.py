@@ -145,8 +145,9 @@ def benchmark(
     if tables is not None:
         from humor_env.experiments.compare.benchmark_pages import fill_page
 
-        changed = fill_page(tables)
-        typer.echo(f"{tables}: {changed} tables written" if changed else f"{tables}: all tables are up to date")
+        changed = fill_page(tables, write=not dry_run)
+        done = "would be written" if dry_run else "written"
+        typer.echo(f"{tables}: {changed} tables {done}" if changed else f"{tables}: all tables are up to date")
         return
     if spec is None:
         end("Which benchmark? Give a TOML file, a folder or a bundled name, or --tables PAGE.", MISTAKE)
@@ -154,8 +155,12 @@ def benchmark(
     from humor_env.experiments.compare import benchmark as engine
     from humor_env.experiments.compare.benchmark_spec import load_benchmark_spec
 
-    folder = out or (Path(spec) if Path(spec).is_dir() else None)
-    if collect or (publish is not None and folder is not None):
+    its_own = Path(spec) if Path(spec).is_dir() else None
+    folder = out or its_own
+    asked = [name for name, value in (("--set", set_), ("--data", data), ("--dry-run", dry_run)) if value]
+    if collect and asked:
+        end(f"--collect runs nothing and has the settings of the benchmark's folder: leave out {asked[0]}.", MISTAKE)
+    if collect or (publish is not None and its_own is not None and folder == its_own and not asked):
         bench = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
     else:
         loaded = load_benchmark_spec(spec, set_ or []).with_files(data or [])
@@ -178,9 +183,11 @@ def benchmark(
             launcher=launcher,
             say=lambda line: typer.echo(line, err=True),
         )
-    if publish is not None:
+    page = bench.folder / engine.PAGE
+    typer.echo(f"Written to {page}" if page.is_file() else f"'{bench.folder}' has its results without cells: only read")
+    if publish is not None and bench.rows:
         engine.publish(bench, publish)
-    typer.echo(f"Written to {bench.folder / engine.PAGE}")
+        typer.echo(f"Published in {publish}")
     if bench.failures:
         name, why = next(iter(bench.failures.items()))
         end(

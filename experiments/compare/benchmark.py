@@ -34,7 +34,7 @@ from humor_env.experiments.compare.trained_critics import FOLDER
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
 from humor_env.shared.line_file import only_writer
 
-ROWS, TABLE, CURVES, PAGE = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md"
+ROWS, TABLE, CURVES, PAGE, CELLS = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md", "cells"
 # Line by line, in the order of the prompts in run.json: all lines of the first prompt, then those of the second.
 _ITSELF = ("wins_itself", "ties_itself", "wins_itself_held_out", "ties_itself_held_out")
 BY_LINE = ("scores", "wins", "ties", "wins_held_out", "ties_held_out", "longer", *_ITSELF)
@@ -68,13 +68,19 @@ def run_benchmark(
 ) -> Benchmark:
     """Run the cells that are missing, and write the files. The same call continues after a kill; seeds and learners may
     be added to a folder, and cells that failed are tried again."""
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / SPEC).is_file() and load_benchmark_spec(folder).name != spec.name:
         raise InvalidOption(f"'{folder}' holds another benchmark ('{load_benchmark_spec(folder).name}'): give --out.")
+    cells = spec.cells(folder)
+    done = [finished(cell) for cell in cells]  # refuses those of other settings, before anything is written
+    if not any(done) and _rows_in(folder):
+        raise InvalidOption(
+            f"'{folder}' holds results without the cells that they come from, and a run would write over them: give "
+            f"another --out, or delete its {ROWS}."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     refusal = f"A benchmark is already at work in '{folder}': wait for it, or give another --out."
     with only_writer(folder / ".lock", refusal):  # two processes in one folder would overwrite each other's files
         write_text(folder / SPEC, spec.to_toml())
-        cells = spec.cells(folder)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         outcomes = run_cells(cells, workers=workers, threads=threads, launcher=launcher, say=say)
         machine = {"workers": workers, "threads": threads, "launcher": launcher, "platform": platform.platform()}
@@ -82,12 +88,22 @@ def run_benchmark(
 
 
 def collect(folder: Path) -> Benchmark:
-    """Write the files from the cells done so far, such as those of a benchmark that is still running or was moved."""
+    """Write the files from the cells done so far, such as those of a benchmark that is still running or was moved.
+    Results that were published without their cells are only read."""
+    if _rows_in(folder) and not (folder / CELLS).is_dir():
+        return load_benchmark(folder)
     spec = load_benchmark_spec(folder)
     by_name = {cell.name: finished(cell) for cell in spec.cells(folder)}
     outcomes = {name: done or Outcome(name, error="not done yet") for name, done in by_name.items()}
+    if _rows_in(folder) and not rows_of(outcomes)[0]:
+        return load_benchmark(folder)  # cells were begun beside them, and none has a result yet
     before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return _write(spec, folder, outcomes, before)
+
+
+def _rows_in(folder: Path) -> bool:
+    """Whether it has results."""
+    return (folder / ROWS).is_file() and bool((folder / ROWS).read_text(encoding="utf-8").strip())
 
 
 def _write(spec: BenchmarkSpec, folder: Path, outcomes: Mapping[str, Outcome], machine: Mapping[str, Any]) -> Benchmark:
@@ -108,7 +124,7 @@ def _write(spec: BenchmarkSpec, folder: Path, outcomes: Mapping[str, Outcome], m
     }
     write_json(folder / RECORD, record)
     write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
-    write_text(folder / TABLE, _csv([{k: v for k, v in row.items() if k not in BY_LINE} for row in rows]))
+    write_text(folder / TABLE, _table(rows))
     write_text(folder / CURVES, _csv(curves))
     bench = Benchmark(folder, spec, record, rows, curves)
     write_text(folder / PAGE, results_page(bench))
@@ -132,9 +148,14 @@ def load_benchmark(folder: Path) -> Benchmark:
 def publish(bench: Benchmark, folder: Path) -> None:
     """Copy the small files: enough for every table and chart, without the lines themselves. Paths of the user's own
     files are left out."""
+    if folder.resolve() == bench.folder.resolve():
+        raise InvalidOption(f"'{folder}' is the benchmark's own folder: publish to another one.")
+    if not bench.rows:
+        raise InvalidOption(f"The benchmark in '{bench.folder}' has no results yet, so there is nothing to publish.")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, ROWS, TABLE, CURVES):
+    for name in (RECORD, ROWS, CURVES):
         write_text(folder / name, (bench.folder / name).read_text(encoding="utf-8"))
+    write_text(folder / TABLE, _table(bench.rows))
     elsewhere = [table.model_copy(update={"file": ""}) for table in bench.spec.data]
     write_text(folder / SPEC, bench.spec.model_copy(update={"data": elsewhere}).to_toml())
 
@@ -225,6 +246,10 @@ def _mean(values: Sequence[float | None], prompts: int) -> float | None:
     by_prompt = [[v for v in values[at : at + lines] if v is not None] for at in range(0, len(values), max(1, lines))]
     known = [np.mean(own) for own in by_prompt if own]
     return round(float(np.mean(known)), 4) if known else None
+
+
+def _table(rows: Sequence[Row]) -> str:
+    return _csv([{k: v for k, v in row.items() if k not in BY_LINE} for row in rows])
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -45,11 +45,14 @@ def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
     return MARK.sub(put, page), charts
 
 
-def fill_page(page: Path) -> int:
-    """Write a page's tables and charts from the result files next to it; return how many changed."""
+def fill_page(page: Path, *, write: bool = True) -> int:
+    """Write a page's tables and charts from the result files next to it; return how many changed or, without `write`,
+    would change."""
     before = page.read_text(encoding="utf-8")
     after, charts = filled(before, page.parent / "results")
     changed = sum(a != b for a, b in zip(MARK.findall(before), MARK.findall(after), strict=True))
+    if not write:
+        return changed
     page.write_text(after, encoding="utf-8")
     for path, svg in charts.items():
         path.write_text(svg, encoding="utf-8")

@@ -120,7 +120,10 @@ def _weights(source: np.random.Generator, resamples: int, count: int) -> Array:
 
 
 def _interval(value: float, resampled: ArrayLike, level: float) -> Interval:
-    low, high = np.nanquantile(np.asarray(resampled), [(1 - level) / 2, (1 + level) / 2])
+    drawn = np.asarray(resampled)
+    if not np.isfinite(drawn).any():
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -136,9 +139,10 @@ def probability_of_improvement(
 
 
 def _share_above(a: Array, b: Array) -> Array:
-    """The Mann-Whitney U divided by the number of pairs, over the last axis."""
+    """The Mann-Whitney U divided by the number of pairs, over the last axis; runs without a score do not count."""
     difference = a[..., :, None] - b[..., None, :]
-    return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-2, -1)))
+    wins = np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), np.nan)
+    return mean(wins.reshape(*wins.shape[:-2], -1))
 
 
 def paired_difference(

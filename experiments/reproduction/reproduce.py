@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption, did_you_mean
-from humor_env.experiments.compare.jobs import Outcome, run_cells
+from humor_env.experiments.compare.jobs import Outcome, finished, run_cells
 from humor_env.experiments.reproduction.cells import make_cells, open_material, people_pairs, write_allowance
 from humor_env.experiments.reproduction.numbers import RESULTS, Results
 from humor_env.experiments.reproduction.spec import ScaleSpec, load_scale
@@ -63,10 +63,12 @@ def reproduce(
     say: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Run the cells not done yet, and make the tables of all results."""
+    cells = make_cells(spec, out, seeds)
+    for cell in cells:
+        finished(cell)  # refuses those of other settings, before anything is written
     write_allowance(spec, out)
     write_json(out / SPEC, spec.record())
     started = datetime.now(UTC)
-    cells = make_cells(spec, out, seeds)
     outcomes = run_cells(cells, workers=spec.workers, threads=spec.threads, launcher=launcher, say=say)
     about = {
         "scale": spec.record(),

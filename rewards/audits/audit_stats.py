@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 RESAMPLES = 2000
+_ROUNDING = 1e-9  # a variance of ranks below this is rounding
 FEWEST = 10  # with fewer prompts, bootstrap intervals are too narrow
 
 
@@ -119,19 +120,26 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float | No
 def spearman_interval(
     x: ArrayLike, y: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = 500
 ) -> Interval | None:
-    """A 95 % percentile interval of the rank correlation, resampling whole clusters; ranks are over all items."""
+    """A 95 % percentile interval of the rank correlation, resampling whole clusters; ranks are over all items. None
+    with fewer than `FEWEST` clusters, or if one of the two is constant in half of the resamples."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if spearman(a, b) is None or len(set(clusters)) < FEWEST:
         return None
     ra, rb = _ranks(a), _ranks(b)
+    ra, rb = ra - ra.mean(), rb - rb.mean()  # else a constant resample has a little variance, by rounding
     index, drawn = _weights(clusters, seed, resamples)
     n = drawn.shape[1]
     # Moments per cluster: a resample's correlation is computed from their weighted sums.
     parts = [np.bincount(index, weights=v, minlength=n) for v in (np.ones(len(ra)), ra, rb, ra * ra, rb * rb, ra * rb)]
     total, sa, sb, saa, sbb, sab = (drawn @ part for part in parts)
-    covariance = sab / total - (sa / total) * (sb / total)
-    spread = np.sqrt(np.maximum((saa / total - (sa / total) ** 2) * (sbb / total - (sb / total) ** 2), 1e-300))
-    low, high = np.quantile(covariance / spread, [0.025, 0.975])
+    of_a, of_b = saa / total - (sa / total) ** 2, sbb / total - (sb / total) ** 2
+    # Two ranks differ by at least 1/2, so a variance is 0 or far above this.
+    varied = (of_a > _ROUNDING) & (of_b > _ROUNDING)
+    if 2 * varied.sum() < len(varied):
+        return None
+    covariance = (sab / total - (sa / total) * (sb / total))[varied]
+    correlations = np.clip(covariance / np.sqrt(of_a * of_b)[varied], -1, 1)
+    low, high = np.quantile(correlations, [0.025, 0.975])
     return float(low), float(high)
 
 
