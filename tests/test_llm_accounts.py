@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from humor_env.errors import BudgetExceeded
 from humor_env.experiments.options import ledger_if_used
 from humor_env.llm import Budget, Ledger, Reply, Request
+from humor_env.types import Usage
 
 
 def nothing(ledger: Ledger) -> None:
@@ -67,3 +70,33 @@ def test_what_stopped_a_run_is_said_where_its_ledger_cannot_be_looked_into(tmp_p
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert path.exists()
+
+
+def test_a_limit_waits_for_calls_of_others_on_the_same_account(tmp_path: Path) -> None:
+    """A critic and a judge of one run: the second was stopped while the first one's open call ended far cheaper."""
+    path = tmp_path / "l.sqlite"
+    critic, judge = (Budget(max_cost=1.0, ledger=Ledger(path), scope="run") for _ in range(2))
+    elsewhere = Budget(max_cost=1.0, ledger=Ledger(path), scope="other")
+    ticket = critic.reserve(10, 0.6)
+    assert ticket is not None
+    assert judge.reserve(10, 0.6) is None, "it may fit once the other's call is settled"
+    assert elsewhere.reserve(10, 0.6) is not None
+    critic.settle(ticket, Usage(1, 1, 1, 0, 0.01))
+    assert judge.reserve(10, 0.6) is not None
+    with pytest.raises(BudgetExceeded, match="max_cost"):
+        Budget(max_cost=0.5, ledger=Ledger(tmp_path / "m.sqlite"), scope="run").reserve(10, 0.6)
+
+
+def test_calls_of_others_are_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch may take a day, and a client that asks another one from within would wait for itself."""
+    ledger = Ledger(tmp_path / "l.sqlite")
+    first, second = (Budget(max_tokens=100, ledger=ledger, scope="run") for _ in range(2))
+    monkeypatch.setattr("humor_env.llm.budget.OTHERS_PATIENCE", 0.2)
+    assert first.reserve(60, None) is not None
+    begin = time.monotonic()
+    with pytest.raises(BudgetExceeded, match="60 of at most 100 tokens"):
+        list(second.portions([(60, None)]))
+    assert 0.15 < time.monotonic() - begin < 5.0
+    del first
+    with pytest.raises(BudgetExceeded):
+        Budget(max_tokens=100, ledger=ledger, scope="run").reserve(60, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,11 @@ from fake_messages_server import Running, running
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Reply, Request, make_client
-from humor_env.llm.clients.failed_calls import parse_retry_after, redact
-from humor_env.llm.clients.retry import Policy
+from humor_env.llm.clients.failed_calls import from_status, parse_retry_after, redact
+from humor_env.llm.clients.retry import Caller, Policy
 from humor_env.llm.clients.throttle import Throttle
 from humor_env.rewards.scorer import SCHEMA
+from humor_env.types import Usage
 
 KEY = "sk-ant-secret-0123456789"
 MODEL = "claude-haiku-4-5"
@@ -284,8 +287,6 @@ def test_fewer_calls_in_the_air_after_an_overload_and_more_again() -> None:
 
 
 def test_second_tries_go_before_first_ones() -> None:
-    import asyncio
-
     order: list[str] = []
 
     async def wait(throttle: Throttle, name: str, again: bool) -> None:
@@ -306,6 +307,52 @@ def test_second_tries_go_before_first_ones() -> None:
 
     asyncio.run(both())
     assert order == ["again", "b", "c"]
+
+
+def waiting_behind(first: str, seconds: float) -> list[Reply]:
+    """Three questions, one at a time: the first fails at once, and its second try waits behind the next one."""
+    seen: list[str] = []
+
+    async def send(request: Request) -> Reply:
+        name = request.data["name"]
+        seen.append(name)
+        if seen.count("a") == 1 and name == "a":
+            if first == "invalid":
+                return Reply("?", error="invalid", usage=Usage(1, 5, 5))
+            raise from_status("S", int(first), "overloaded")
+        await asyncio.sleep(seconds)
+        return Reply(name, usage=Usage(1, 5, 5))
+
+    policy = Policy(concurrency=1, timeout=10.0, deadline=2.0, first_wait=0.05, longest_wait=0.05)
+    caller = Caller(send, policy, Budget(), lambda request: (10, 0.0))
+    return caller.ask([Request("s", {"name": name}) for name in "abc"])
+
+
+def test_a_second_try_that_comes_too_late_says_what_the_service_said() -> None:
+    """It was sent with no time left, and ended as "no answer within -0 s": the 529 before it was not to be seen."""
+    late, *others = waiting_behind("529", seconds=1.2)
+    assert (late.error, late.detail) == ("overloaded", "S answered 529: overloaded")
+    assert late.usage.calls == 1, "what has no time left is not sent"
+    assert [reply.text for reply in others] == ["b", "c"]
+
+
+def test_a_second_try_without_an_answer_says_what_the_first_one_got(server: Running) -> None:
+    server.script("529", *["hang"] * 9)
+    [reply] = ask(server, timeout=0.3, deadline=0.5)
+    assert reply.error == "unreachable"
+    assert re.fullmatch(r".+ \(after \d attempts\); before: .+ answered 529: .+", reply.detail)
+
+
+def test_a_reply_of_the_wrong_form_stays_where_a_fresh_try_comes_too_late() -> None:
+    assert waiting_behind("invalid", seconds=0.1)[0].text == "a"
+
+    async def send(request: Request) -> Reply:
+        await asyncio.sleep(1.2)
+        return Reply("?", error="invalid", usage=Usage(1, 5, 5))
+
+    caller = Caller(send, Policy(timeout=10.0, deadline=2.0), Budget(), lambda request: (10, 0.0))
+    [reply] = caller.ask([Request("s", {})])
+    assert (reply.error, reply.usage.calls) == ("invalid", 1)
 
 
 def test_no_more_calls_in_the_air_than_allowed() -> None:

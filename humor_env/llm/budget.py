@@ -12,7 +12,9 @@ field that the service omits or reports as something that cannot be a token coun
 `requests_per_minute` and `tokens_per_minute` limit the rate (see pace.py): a call that comes too early waits its turn.
 
 With `ledger=` and a `scope` the account is kept in the ledger's file, so that the limit holds across restarts and
-between processes; a process that is killed leaves its reservations counted.
+between processes; a process that is killed leaves its reservations counted. Where the limit is reached only because
+calls are in the air, they are waited for, also those of others in this process; those of another process cannot be
+told from what a killed one left.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ import json
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from humor_env.errors import BudgetExceeded, HumorEnvError, InvalidOption
@@ -84,6 +88,14 @@ def reported(usage: object, name: str) -> int | None:
     return value if type(value) is int and 0 <= value <= LARGEST_COUNT else None
 
 
+OTHERS_PATIENCE = 90.0
+"""Seconds to wait for calls of others on the same account: as long as one call takes, but not as long as a batch."""
+
+# Who in this process books on one account, by the ledger and the scope.
+_sharers: dict[tuple[str, str], weakref.WeakSet[Budget]] = {}
+_sharers_lock = threading.Lock()
+
+
 Change = Callable[[Account], Account | None]
 """From the current account to the new one; None leaves it unchanged."""
 
@@ -118,6 +130,12 @@ class Budget:
         self._spent = NO_USAGE
         # Settled here, but not yet written to the ledger, which was unavailable: calls, tokens, dollars.
         self._owed = (0, 0, 0.0)
+        self._others_since: float | None = None
+        if ledger is not None:
+            where = f"{id(ledger)}" if ledger.path == ":memory:" else str(Path(ledger.path).resolve())
+            with _sharers_lock:
+                self._sharing = _sharers.setdefault((where, scope), weakref.WeakSet())
+                self._sharing.add(self)
 
     def keep_pace(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:
         """Limit requests and tokens per minute from now on; clients of one account share the limit."""
@@ -183,12 +201,26 @@ class Budget:
                 if pace is not None and booked is not None and not entered:
                     pace.cancel(booked)
             if entered:
+                self._others_since = None
                 self._next += 1
                 self._open[self._next] = worst
                 return self._next
-            if "calls" not in refused and self._open:
+            if "calls" not in refused and (self._open or self._waits_for_others()):
                 return None
             raise BudgetExceeded(self._sentence(refused[0], worst))
+
+    def _waits_for_others(self) -> bool:
+        """Whether calls of others on this account may make room soon."""
+        if self._ledger is None:
+            return False
+        with _sharers_lock:
+            busy = any(other._open for other in self._sharing if other is not self)
+        if not busy:
+            self._others_since = None
+            return False
+        now = time.monotonic()
+        self._others_since = self._others_since or now
+        return now - self._others_since < OTHERS_PATIENCE
 
     def settle(self, ticket: int, usage: Usage | None) -> None:
         """Replace a reservation by the call's usage; with None (unknown) the worst case stays."""

@@ -213,11 +213,21 @@ class LedgeredClient:
         A stored reply without the requested form (a damaged row, another program's) does not count.
         """
         known = self.ledger.find(list(requests))
+        known |= self._under_bare_name({key: requests[key] for key in requests if key not in known})
         over = set()
         for key, reply in known.items():
             if not _fits(reply, requests[key]) or self._worth_another_try(key, reply):
                 over.add(key)
         return known, over
+
+    def _under_bare_name(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
+        """Replies that have the probabilities which are wanted, from ledgers that named the client without them."""
+        bare = getattr(self.client, "bare_name", self.client.name)
+        if bare == self.client.name or not requests:
+            return {}
+        keys = {request_key(self.purpose, bare, request): key for key, request in requests.items()}
+        stored = {keys[key]: reply for key, reply in self.ledger.find(list(keys)).items()}
+        return {key: reply for key, reply in stored.items() if reply.probabilities or not requests[key].choices}
 
     def _worth_another_try(self, key: str, reply: Reply) -> bool:
         """A transient failure is retried, unless there is no key: then it is part of the replayed run."""
@@ -280,7 +290,7 @@ class LedgeredClient:
     def _look_under_former_name(self, requests: Sequence[Request]) -> None:
         """Warn once if a ledger of version 0.1, which did not record the server, has replies to these."""
         former = getattr(self.client, "former_name", self.client.name)
-        if self._told_of_former or former == self.client.name:
+        if self._told_of_former or former == getattr(self.client, "bare_name", self.client.name):
             return
         self._told_of_former = True
         count = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))

@@ -38,7 +38,7 @@ class OpenAIClient(SdkClient):
 
     An address other than OpenAI's own is part of `name`, and so of the ledger's key: two servers are two critics,
     whatever model they say they serve. `called` names a server whose address changes; `called=""` leaves the address
-    out, as ledgers of version 0.1 did.
+    out, as ledgers of version 0.1 did. `bare_name` is the name without `probabilities`, as ledgers before had it.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class OpenAIClient(SdkClient):
         self._keyed = self._may_send_key(base_url, key_variable)
         settings = "" if temperature is None else f" temperature={temperature}"
         at = called if called is not None or self._own or self._base_url is None else address.label(self._base_url)
-        self.name = f"openai:{model}{'@' + at if at else ''}{settings}"
+        self.bare_name = f"openai:{model}{'@' + at if at else ''}{settings}"
+        self.name = f"{self.bare_name} probabilities=true" if probabilities else self.bare_name
         self.former_name = f"openai:{model}{settings}"
         self.probabilities = probabilities
         self.price = price_of(model, prices)
@@ -79,7 +80,7 @@ class OpenAIClient(SdkClient):
                 {"role": "user", "content": request.user_text},
             ],
             # OpenAI's own models accept only the new name, most other servers only the old one.
-            "max_completion_tokens" if self._base_url is None else "max_tokens": request.max_tokens,
+            "max_completion_tokens" if self._own else "max_tokens": request.max_tokens,
         }
         if self._temperature is not None:
             body["temperature"] = self._temperature

@@ -204,12 +204,17 @@ class _Batch:
         usage = NO_USAGE
         attempts = garbled_tries = 0
         last: Reply | None = None
+        failure: CallFailed | None = None
+        said = ""  # the last that was heard of the service
         fresh_left = self.policy.fresh_tries
         deadline: float | None = None
         while True:
             await self.throttle.enter(again=attempts > 0)
             try:
                 waits_since = time.monotonic()
+                if deadline is not None and waits_since >= deadline - self.policy.timeout / 10:
+                    # It waited behind other calls, and there is no time left to answer it.
+                    return last if failure is None or self.stopped.is_set() else self._failed(failure, attempts, usage)
                 ticket = await self._reserve(request)
                 if ticket is None:
                     return last
@@ -220,6 +225,7 @@ class _Batch:
             finally:
                 self.throttle.leave()
             attempts += 1
+            failure = None if isinstance(outcome, Reply) else outcome
             if isinstance(outcome, Reply):
                 usage += outcome.usage
                 self.throttle.succeeded()
@@ -243,7 +249,8 @@ class _Batch:
                 late = True
             final = self._after_failure(outcome, sent_at)
             if final or late:
-                return last if self.stopped.is_set() else self._failed(outcome, attempts, usage)
+                return last if self.stopped.is_set() else self._failed(outcome, attempts, usage, said)
+            said = outcome.detail if outcome.trouble != "timeout" or outcome.status is not None else said
             self.caller.report_wait(outcome.detail, wait)
             if await self._sleep(wait):
                 return last
@@ -277,7 +284,7 @@ class _Batch:
             return reply
         except TimeoutError:
             return CallFailed(
-                "unreachable", f"no answer within {seconds:.0f} s", billed_unknown=True, trouble="timeout"
+                "unreachable", f"no answer within {round(seconds, 1):g} s", billed_unknown=True, trouble="timeout"
             )
         except CallFailed as failure:
             spent = None if failure.billed_unknown else Usage(calls=1)
@@ -366,9 +373,12 @@ class _Batch:
             wait = max(wait, min(failure.retry_after, self.policy.longest_retry_after))
         return wait
 
-    def _failed(self, failure: CallFailed, attempts: int, usage: Usage) -> Reply:
-        tries = "" if attempts == 1 else f" (after {attempts} attempts)"
-        return Reply(error=failure.kind, detail=self.caller.redacted(failure.detail) + tries, usage=usage)
+    def _failed(self, failure: CallFailed, attempts: int, usage: Usage, said: str = "") -> Reply:
+        """`said` is what came before: where the last attempt got no answer, it tells more."""
+        detail = failure.detail + ("" if attempts == 1 else f" (after {attempts} attempts)")
+        if said and failure.trouble == "timeout" and failure.status is None:
+            detail += f"; before: {said}"
+        return Reply(error=failure.kind, detail=self.caller.redacted(detail), usage=usage)
 
     async def _sleep(self, seconds: float) -> bool:
         """Sleep; True if the batch was stopped meanwhile."""
