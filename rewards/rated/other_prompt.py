@@ -8,6 +8,8 @@ edited headline would give away which headline it belongs to.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
 from humor_env.types import Joke
 
@@ -15,7 +17,7 @@ from humor_env.types import Joke
 def under_prompt_of(joke: Joke, other: Joke) -> Joke | None:
     """None where one of two headlines is no edit, or where moving the edit makes the other's own line."""
     text = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
-    return None if text is None else Joke(other.prompt, text, joke.author)
+    return None if text is None else replace(joke, prompt=other.prompt, text=text)
 
 
 def _edit_moved(joke: Joke, other: Joke) -> str | None:
