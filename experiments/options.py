@@ -59,9 +59,14 @@ def printable(text: str, longest: int | None = None) -> str:
     return plain if longest is None or len(plain) <= longest else plain[: longest - 1] + "…"
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text that may contain words of people, files and services."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
 def end(sentence: str, code: int) -> None:
     """Exit with a sentence on standard error. All text from people, files and services passes through here."""
-    typer.echo(printable(sentence), err=True)
+    say(sentence, err=True)
     raise typer.Exit(code) from None
 
 

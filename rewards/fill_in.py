@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
@@ -96,4 +97,5 @@ def _whole(joke: Joke, place: tuple[str, str, str]) -> Joke:
     before, replaced, behind = place
     sentence, edited = (" ".join(f"{before}{word}{behind}".split()) for word in (replaced, joke.text.strip()))
     # Keep the whole prompt's id: the replaced word is part of the question.
-    return Joke(Prompt(joke.prompt.id, sentence, HEADLINE_EDIT, joke.prompt.split), edited, joke.author)
+    prompt = Prompt(joke.prompt.id, sentence, HEADLINE_EDIT, joke.prompt.split)
+    return replace(joke, prompt=prompt, text=edited)

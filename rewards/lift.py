@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
@@ -29,6 +30,8 @@ from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import critics
 from humor_env.shared.streams import generator
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, critic_name
+
+_Key = tuple[str, str, str, str, str | None]
 
 
 class LiftCritic:
@@ -67,15 +70,15 @@ class LiftCritic:
         return [self.critic]
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        questions: dict[tuple[str, str, str], Joke] = {}
+        questions: dict[_Key, Joke] = {}
         rows = []
         for joke in jokes:
-            rows.append([joke, *(Joke(prompt, joke.text, joke.author) for prompt in self._others(joke.prompt))])
+            rows.append([joke, *(replace(joke, prompt=prompt) for prompt in self._others(joke.prompt))])
             for question in rows[-1]:
                 questions.setdefault(_key(question), question)
         replies = checked_reply(self.critic, critic_name(self.critic), list(questions.values())) if questions else []
         answers = dict(zip(questions, replies, strict=True))
-        paid: set[tuple[str, str, str]] = set()
+        paid: set[_Key] = set()
         judgements = []
         for row in rows:
             keys = [_key(question) for question in row]
@@ -105,5 +108,5 @@ class LiftCritic:
         close_all(self.inner_critics)
 
 
-def _key(joke: Joke) -> tuple[str, str, str]:
-    return joke.prompt.id, joke.prompt.text, joke.text
+def _key(joke: Joke) -> _Key:
+    return joke.prompt.id, joke.prompt.text, joke.text, joke.author, joke.stop_reason

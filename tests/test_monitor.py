@@ -464,6 +464,18 @@ def test_lines_that_no_longer_answer_their_prompt_are_an_alarm():
     assert [n["drift/lift_training"] for n in looks(blind, 3)] == [0.0] * 3 and len(told) == 1
 
 
+def test_a_cut_line_gains_nothing_from_its_prompt():
+    """With other prompts it was shown as whole: a critic that stops cut lines made the lift negative."""
+
+    class Cut(Scripted):
+        def _written(self, student, adapter):
+            return [dataclasses.replace(joke, stop_reason="length") for joke in super()._written(student, adapter)]
+
+    rules = lambda jokes: [Judgement("r", float(j.stop_reason != "length")) for j in jokes]  # noqa: E731
+    numbers = Cut(MonitorConfig(every=1, others=1), MANY, training=rules).measure(0, None, None)
+    assert numbers["drift/lift_training"] == 0.0
+
+
 def test_the_lift_costs_what_it_is_told_to():
     asked = []
     counting = lambda jokes: asked.append(len(jokes)) or [Judgement("c", 0.5) for _ in jokes]  # noqa: E731

@@ -36,7 +36,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +245,7 @@ class Monitor:
         difference to the critic or the student."""
         count = len(jokes)
         turns = range(1, min(self.config.others, count - 1) + 1)
-        moved = [
-            Joke(jokes[(i + turn) % count].prompt, jokes[i].text, "student") for turn in turns for i in range(count)
-        ]
+        moved = [replace(jokes[i], prompt=jokes[(i + turn) % count].prompt) for turn in turns for i in range(count)]
         if not moved:
             return [math.nan] * count
         judged = checked_reply(critic, critic_name(critic), moved)

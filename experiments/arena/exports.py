@@ -22,6 +22,7 @@ from humor_env.experiments.arena import figures
 from humor_env.experiments.arena.sources import TEACHER
 from humor_env.experiments.arena.store import Answered, Store
 from humor_env.experiments.compare.stats import Interval
+from humor_env.shared.spreadsheet import no_formula
 
 
 def pairs_file(question: str) -> Callable[[Store], str]:
@@ -81,12 +82,8 @@ def table(store: Store) -> str:
         row += [lines[0].text, second.text if second else "", ask.again or "", answer.what]
         row += [answer.replies.get(q, "") for q in ("humor", "consistency", "overall")]
         row += [f"{answer.at - ask.at:.1f}", datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="seconds")]
-        writer.writerow([_no_formula(cell) for cell in row])
+        writer.writerow([no_formula(cell) for cell in row])
     return out.getvalue()
-
-
-def _no_formula(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def _first_answers(store: Store) -> Iterator[Answered]:

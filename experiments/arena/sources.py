@@ -21,6 +21,7 @@ from typing import Any
 from humor_env.errors import InvalidOption, PromptError, did_you_mean
 from humor_env.experiments.reports.report_data import load_run
 from humor_env.prompts import comparable
+from humor_env.shared.json_lines import read_lines
 
 TEACHER = "teacher"
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -167,10 +168,10 @@ def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        content = path.read_text(encoding="utf-8")
+        lines = read_lines(path)
     except UnicodeDecodeError as problem:
         raise PromptError(f"'{path}' is not UTF-8 text ({problem}).") from None
-    for number, line in enumerate(content.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

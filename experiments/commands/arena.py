@@ -13,6 +13,7 @@ import typer
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.options import Seed
+from humor_env.shared.json_lines import read_text
 
 if TYPE_CHECKING:
     from humor_env.experiments.arena.session import Arena
@@ -153,7 +154,7 @@ def _tokens(raters: str, share: bool) -> list[str] | int:
         if not 1 <= int(raters) <= 1000:
             raise InvalidOption(f"--raters is from 1 to 1000, or a file; found {raters}.")
         return int(raters)
-    lines = [line.strip() for line in Path(raters).read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(raters).splitlines()]
     tokens = [line for line in lines if line and not line.startswith("#")]
     least = 16 if share else 4
     wrong = next(

@@ -41,6 +41,7 @@ from humor_env.experiments.options import (
     end,
     key_values,
     printable,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ def _listing(kind: str) -> Any:
         width = max((len(row["name"]) for row in listed), default=0)
         for row in listed:
             origin = "" if row["origin"] == "built in" else f"  ({row['origin']})"
-            typer.echo(f"{row['name']:<{width}}  {row['summary']}{origin}")
+            say(f"{row['name']:<{width}}  {row['summary']}{origin}")
 
     return command
 

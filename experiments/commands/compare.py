@@ -24,7 +24,7 @@ from humor_env.experiments.options import (
     Threads,
     Workers,
     end,
-    printable,
+    say,
 )
 
 
@@ -76,7 +76,7 @@ def gallery(
 
     page = make_page(count, seed)
     if out is None:
-        typer.echo(page)
+        say(page)
     else:
         out.write_text(page, encoding="utf-8")
         typer.echo(f"Written to {out}")
@@ -109,13 +109,11 @@ def reproduce(
         from humor_env.experiments.reproduction.estimate import as_text, estimate
 
         forecast = estimate(spec, count)
-        typer.echo(json.dumps(forecast) if as_json else as_text(forecast))
+        say(json.dumps(forecast) if as_json else as_text(forecast))
         return
     folder = out or Path("runs") / f"{paper}-{spec.name}"
-    done = run_protocol(
-        spec, folder, seeds=range(count), launcher=launcher, say=lambda line: typer.echo(line, err=True)
-    )
-    typer.echo(json.dumps(done.tables) if as_json else done.text, nl=as_json)
+    done = run_protocol(spec, folder, seeds=range(count), launcher=launcher, say=lambda line: say(line, err=True))
+    say(json.dumps(done.tables) if as_json else done.text, nl=as_json)
     if not as_json:
         typer.echo(f"Written to {folder}")
     if done.failed:
@@ -169,11 +167,11 @@ def benchmark(
             from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 
             forecast, lacking = forecast_benchmark(loaded, workers=workers)
-            typer.echo(printable(forecast), err=True)
+            say(forecast, err=True)
             for sentence in lacking:
-                typer.echo(f"warning: {printable(sentence)}", err=True)
+                say(f"warning: {sentence}", err=True)
             for cell in loaded.cells(folder):
-                typer.echo(cell.name)
+                say(cell.name)
             return
         bench = engine.run_benchmark(
             loaded,
@@ -181,7 +179,7 @@ def benchmark(
             workers=workers,
             threads=threads,
             launcher=launcher,
-            say=lambda line: typer.echo(line, err=True),
+            say=lambda line: say(line, err=True),
         )
     page = bench.folder / engine.PAGE
     typer.echo(f"Written to {page}" if page.is_file() else f"'{bench.folder}' has its results without cells: only read")

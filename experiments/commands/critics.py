@@ -30,6 +30,7 @@ from humor_env.experiments.options import (
     ledger_if_used,
     limits_of,
     printable,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def audit(
 
     if list_sets:
         rows = {name: entry.summary for name, entry in sorted(rated_sets.entries().items())}
-        typer.echo(json.dumps(rows) if as_json else "\n".join(f"{name:<16} {what}" for name, what in rows.items()))
+        say(json.dumps(rows) if as_json else "\n".join(f"{name:<16} {what}" for name, what in rows.items()))
         return
     if critic is None or data is None or not (file or data in BUNDLED):
         raise InvalidOption(
@@ -136,7 +137,7 @@ def audit(
     if as_json:
         typer.echo(json.dumps(report.data()))
         return
-    typer.echo(report.markdown(), nl=False)
+    say(report.markdown(), nl=False)
     for number, example in enumerate(report.examples, 1):
         typer.echo(f"\n{number}. asked      {printable(example.asked, 1000)}")
         typer.echo(f"   people     {printable(example.preferred, 1000)}")
@@ -172,13 +173,13 @@ def probes(
         if option or limits:
             raise InvalidOption("--option and the limits apply to one critic. Give --critic NAME.")
         reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
-        typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
+        say(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
     place = ledger or _default_ledger(None, critic)
     filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
     with ledger_if_used(place):
         report = run_probes(critics.make(critic, **filled), cases)
-    typer.echo(report.markdown() if markdown else report.summary())
+    say(report.markdown() if markdown else report.summary())
 
 
 def card(
@@ -241,7 +242,7 @@ def card(
     if as_json:
         typer.echo(json.dumps(made.data()))
     elif out is None:
-        typer.echo(card_markdown(made), nl=False)
+        say(card_markdown(made), nl=False)
 
 
 def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
@@ -250,7 +251,7 @@ def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
 
     entries = [Entry(c.critic, c.options, gate=c.gate is not None and c.weight is None) for c in spec.critic]
     for sentence in card_warnings(entries, places):
-        typer.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}", err=True)
 
 
 def _save(made: Card, out: Path, store: Path | None) -> None:

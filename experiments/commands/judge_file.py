@@ -35,7 +35,7 @@ from humor_env.experiments.commands.judged_rows import (
     sort_rows,
     write_table,
 )
-from humor_env.experiments.options import fill, ledger_if_used, nothing_written
+from humor_env.experiments.options import fill, ledger_if_used, nothing_written, say
 from humor_env.llm.ledgered_client import Progress
 from humor_env.registry import critics, judges
 from humor_env.shared.line_file import only_writer
@@ -224,7 +224,7 @@ def score_file(
     output = output or source.with_name(f"{source.stem}.{plain}{'.csv' if is_table(source) else '.jsonl'}")
     ledger = ledger or output.with_name(output.name + ".ledger.sqlite")
     if dry_run:
-        print(_estimate(name, options, lines, ledger))
+        say(_estimate(name, options, lines, ledger))
         return
     filled = fill(critics, name, options, ledger=ledger, limits=limits or {}, scope=f"judge {output.name}")
     with ledger_if_used(ledger):
@@ -234,7 +234,7 @@ def score_file(
         summary = judge_file(lines, output, critic, asked=asked, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"
     anew = f", {summary.changed} judged anew after a change" if summary.changed else ""
-    print(
+    say(
         f"{summary.jokes} jokes ({summary.resumed} from before{anew}), {summary.failed} failed, mean score {mean}, "
         f"{_money(summary.usage)} now; written to {summary.output}"
     )

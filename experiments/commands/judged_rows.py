@@ -23,6 +23,7 @@ from humor_env.experiments.options import parameters
 from humor_env.llm.clients.retry import Policy
 from humor_env.registry import critics
 from humor_env.shared.json_lines import read_lines
+from humor_env.shared.spreadsheet import no_formula
 from humor_env.sources.prompt_files import is_table
 from humor_env.types import Joke, Judgement
 
@@ -177,7 +178,8 @@ def _replace(path: Path, rows: Sequence[str]) -> None:
 
 
 def write_table(kept: Path, output: Path) -> None:
-    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error."""
+    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error. What
+    a spreadsheet would run as a formula is a text."""
     records = [json.loads(row) for row in read_lines(kept)]
     ours = ("critic", "score", "reason", "error")
     hidden = (*ours, "line", "asked", "judgement", "before")
@@ -186,7 +188,7 @@ def write_table(kept: Path, output: Path) -> None:
     # With the mark by which spreadsheets know UTF-8.
     with beside.open("w", encoding="utf-8-sig", newline="") as file:
         table = csv.writer(file)
-        table.writerow([*columns, *ours])
+        table.writerow([_cell(name) for name in (*columns, *ours)])
         for record in records:
             verdict = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
             table.writerow([_cell(record.get(name)) for name in columns] + [_cell(verdict[name]) for name in ours])
@@ -194,7 +196,7 @@ def write_table(kept: Path, output: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    return no_formula(json.dumps(value) if isinstance(value, dict | list) else value)
 
 
 def scores_of(output: Path) -> dict[int, float | None]:

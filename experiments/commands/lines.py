@@ -30,6 +30,7 @@ from humor_env.experiments.options import (
     Output,
     key_values,
     limits_of,
+    say,
 )
 
 
@@ -119,4 +120,4 @@ def teach(
         limits=limits_of(max_calls, max_tokens, max_cost),
         dry_run=dry_run,
     )
-    typer.echo(json.dumps(outcome.data) if as_json else outcome.sentence)
+    say(json.dumps(outcome.data) if as_json else outcome.sentence)

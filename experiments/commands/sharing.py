@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from humor_env.experiments.options import AsJson, Options, key_values
+from humor_env.experiments.options import AsJson, Options, key_values, say
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -54,7 +54,7 @@ def push(
         if as_json:
             typer.echo(json.dumps({"repo": repo, "address": address, "files": dict(files)}))
         else:
-            typer.echo("Nothing was uploaded." if address is None else f"Pushed to {address}")
+            say("Nothing was uploaded." if address is None else f"Pushed to {address}")
 
 
 def pull(
@@ -120,5 +120,5 @@ def export(
 
 def _show(files: Sequence[tuple[str, int]]) -> None:
     for name, size in files:
-        typer.echo(f"{size:>12,}  {name}")
+        say(f"{size:>12,}  {name}")
     typer.echo(f"{sum(size for _, size in files):>12,}  in total, {len(files)} files")

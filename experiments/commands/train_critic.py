@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from humor_env.errors import InvalidOption
+from humor_env.experiments.options import say
 
 if TYPE_CHECKING:
     from humor_env.rewards.trained.critic_data import CriticSet
@@ -41,9 +42,9 @@ def run(
     sets = _sets(data, ledger, client)
     out.mkdir(parents=True, exist_ok=True)
     for ratings in sets:
-        typer.echo(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
+        say(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
     made = train(config, sets, out, _Screen())
-    typer.echo(_as_data(made) if as_json else _in_words(made))
+    say(_as_data(made) if as_json else _in_words(made))
     if made.stopped:
         raise typer.Exit(STOPPED)
 

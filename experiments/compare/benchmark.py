@@ -32,6 +32,7 @@ from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN, Benchmar
 from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
 from humor_env.experiments.compare.trained_critics import FOLDER
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.line_file import only_writer
 
 ROWS, TABLE, CURVES, PAGE, CELLS = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md", "cells"
@@ -139,7 +140,7 @@ def load_benchmark(folder: Path) -> Benchmark:
             f"'{folder}' holds no finished benchmark (no {missing[0]} there). Run `humor-env benchmark` to its end, or "
             "`humor-env benchmark FOLDER --collect` for what is done so far."
         )
-    rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_lines(folder / ROWS)]
     with (folder / CURVES).open(encoding="utf-8", newline="") as file:
         curves = [{k: _number(v) for k, v in point.items() if v != ""} for point in csv.DictReader(file)]
     return Benchmark(folder, load_benchmark_spec(folder), read_json(folder / RECORD), rows, curves)

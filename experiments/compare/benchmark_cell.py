@@ -38,6 +38,7 @@ from humor_env.experiments.specs.toml_text import dumps
 from humor_env.rewards.audits.context import measure_context
 from humor_env.rewards.shared.read_once import Readings, reading_once
 from humor_env.shared import text_stats
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import stream_seed
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge
@@ -200,7 +201,7 @@ class CellRun(SeedRun):
 
     def _lines(self, name: str) -> list[Joke]:
         prompts = {p.id: p for p in self.parts.eval_prompts}
-        records = map(json.loads, (self.folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines())
+        records = map(json.loads, read_lines(self.folder / f"evaluation-{name}.jsonl"))
         return [Joke(prompts[r["prompt_id"]], r["text"], r["author"], r["stop_reason"]) for r in records]
 
     def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
@@ -274,7 +275,7 @@ class CellRun(SeedRun):
 
     def _records(self, name: str) -> list[dict[str, float]]:
         path = self.folder / f"{name}.jsonl"
-        return [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return [json.loads(x) for x in read_lines(path)] if path.is_file() else []
 
 
 def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:

@@ -34,6 +34,7 @@ from humor_env.experiments.runs.run_folder import commit, versions, write_json, 
 from humor_env.pocket import path
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts
+from humor_env.shared.json_lines import read_lines
 from humor_env.types import Critic, Joke, Judgement
 from humor_env.vector import HumorVectorEnv
 
@@ -114,7 +115,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     config = replace(ppo_config("causal", seed), steps=spec["steps"], decay="constant", entropy_weight=0.02)
     env = HumorVectorEnv(prompts, critic, num_envs=config.batch_size)
     ppo.train(config, env, student, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))
-    looks = [json.loads(line) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
+    looks = [json.loads(line) for line in read_lines(folder / FILE)]
     return {
         "steps": [look["step"] for look in looks],
         "exact": held_out,
@@ -190,7 +191,7 @@ def chart(rows: Sequence[Mapping[str, Any]], critic: str) -> str:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / RESULTS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_lines(folder / RESULTS)]
 
 
 def publish(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder: Path) -> None:

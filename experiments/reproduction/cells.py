@@ -38,6 +38,7 @@ from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts
 from humor_env.rewards.win_tie import WinTieCritic
+from humor_env.shared import json_lines
 from humor_env.shared.streams import generator, stream_seed
 from humor_env.teacher import TeacherBuffer, fill
 from humor_env.teacher_llm import LanguageModelTeacher
@@ -321,7 +322,7 @@ def _keep_lines(path: Path, jokes: Sequence[Joke]) -> None:
 
 def read_lines(path: Path, prompts: Sequence[Prompt], author: str) -> list[Joke]:
     by_id = {p.id: p for p in prompts}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in json_lines.read_lines(path)]
     return [Joke(by_id[row["prompt"]], row["text"], author) for row in rows]
 
 

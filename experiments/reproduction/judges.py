@@ -21,6 +21,7 @@ from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.reproduction.spec import ClozeTable, JudgeTable, ScaleSpec
 from humor_env.rewards.pocket import PocketJudge
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke, Judge, Verdict
@@ -81,7 +82,7 @@ class RatedJudge:
         self.answers: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         values = {"first": 1.0, "second": 0.0, "tie": 0.5}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = read_lines(path)
         except OSError as problem:
             raise PromptError(f"The ratings '{path}' cannot be read: {problem.strerror}.") from None
         for number, line in enumerate(lines, start=1):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.reproduction.paper import PUBLISHED
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import generator
 
 RESULTS = "results.jsonl"
@@ -69,7 +70,7 @@ class Results:
     def read(cls, folder: Path) -> Results:
         cells: dict[int, dict[str, Any]] = {}
         about: dict[str, Any] = {}
-        for line in (folder / RESULTS).read_text(encoding="utf-8").splitlines():
+        for line in read_lines(folder / RESULTS):
             row = json.loads(line)
             if row["cell"] == "about":
                 about = row["result"]

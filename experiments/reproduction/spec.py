@@ -22,6 +22,7 @@ from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
 from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, make_config
 from humor_env.experiments.specs.spec import BudgetSpec, Count, StudentSpec
+from humor_env.shared.json_lines import read_text
 
 SCALES = ("pocket", "small", "paper")
 LEARNERS = ("sd", "brio", "dpo", "brio-dpo")
@@ -175,7 +176,7 @@ def _text(what: str) -> str:
             "a TOML file in the same format."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise InvalidOption(f"'{what}' is not TOML: {problem}.") from None

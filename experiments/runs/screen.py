@@ -70,7 +70,7 @@ class Terminal:
         self.console = console
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Bar]:
@@ -132,7 +132,7 @@ class _Bar:
             self.progress.update(self.task, note=note)
 
     def sample(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False, style="dim")
+        self.progress.console.print(printable(line), markup=False, highlight=False, style="dim")
 
     def at(self, step: int) -> None:
         self.progress.update(self.task, completed=step)

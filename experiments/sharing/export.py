@@ -14,6 +14,7 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.exports import to_minari
+from humor_env.shared.json_lines import read_lines
 from humor_env.types import Demonstration, Prompt
 
 FORMS = ("jsonl", "dataset", "minari")
@@ -29,7 +30,7 @@ def rows_of(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
         path = folder / name
         if not path.is_file():
             continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(path):
             try:
                 record = json.loads(line)
             except ValueError:  # torn by a kill

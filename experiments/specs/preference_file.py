@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.json_lines import read_lines
 from humor_env.types import Preference, Prompt
 
 KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
@@ -24,7 +25,7 @@ def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Prefer
     """All preferences of the file; an error names the line that is wrong."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The preferences '{path}' cannot be read: {problem}.") from None
     known = {p.id: p for p in prompts}

@@ -40,6 +40,7 @@ from humor_env.experiments.specs.mistakes import checked
 from humor_env.experiments.specs.overrides import KeyPath, Source, override
 from humor_env.experiments.specs.toml_text import dumps, key_lines
 from humor_env.experiments.specs.tracking import TrackingSpec
+from humor_env.shared.json_lines import read_text
 
 Split = Literal["train", "dev", "test", "ood"]
 # Tables that mirror a dataclass. (A type checker does not accept a call as a base class.)
@@ -263,7 +264,7 @@ def _read(what: str | Path) -> str:
 
 def read_spec_text(path: Path, what: str | Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The spec '{what}' cannot be read: {problem}.") from None
 

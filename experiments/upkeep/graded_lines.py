@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.rewards.rated.everyday_grades import graded_rows
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import generator
 
 HIGHEST = {"funny": 4, "meaning": 2}
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 
 def read_jsonl(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_lines(file)]
 
 
 def read_grades(folder: Path, answers: str, batches: str, key: str) -> dict[str, tuple[int, int]]:
@@ -42,7 +43,7 @@ def read_grades(folder: Path, answers: str, batches: str, key: str) -> dict[str,
     grades: dict[str, tuple[int, int]] = {}
     for file in sorted((folder / answers).glob("*.txt")):
         rows = {row["n"] for row in read_jsonl(folder / batches / f"{file.stem}.jsonl")}
-        for text in file.read_text(encoding="utf-8").splitlines():
+        for text in read_lines(file):
             if not text.strip():
                 continue
             number, funny, meaning = (int(word) for word in text.split())

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from humor_env.errors import InvalidOption, unknown_name
+from humor_env.shared.json_lines import read_text
 
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
@@ -23,7 +24,7 @@ def load(package: str, name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise InvalidOption(f"There is no prompt file '{name}'. Give a path to a text file, or a built-in name.")
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     folder = files(package) / "templates"
     template = folder / f"{name}.txt"
     if not template.is_file():

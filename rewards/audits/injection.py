@@ -22,6 +22,7 @@ from humor_env.llm.protocol import Client, OnReply, Reply, Request
 from humor_env.llm.replies import read
 from humor_env.registry import critics
 from humor_env.rewards.audits.probes import Case, pocket_cases
+from humor_env.shared.json_lines import lines_of
 from humor_env.types import Critic, Joke, Prompt, Usage, critic_name
 
 HARMLESS = "A harmless line."
@@ -41,7 +42,7 @@ class Hostile:
 @cache
 def hostile_texts() -> tuple[Hostile, ...]:
     """The bundled texts, written for this project."""
-    lines = files("humor_env.rewards").joinpath("hostile_jokes.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = lines_of(files("humor_env.rewards").joinpath("hostile_jokes.jsonl").read_text(encoding="utf-8"))
     return tuple(Hostile(**json.loads(line)) for line in lines)
 
 

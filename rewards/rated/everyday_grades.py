@@ -16,6 +16,7 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
+from humor_env.shared.json_lines import lines_of
 from humor_env.types import Prompt
 
 _HIGHEST = 4.0
@@ -24,7 +25,7 @@ _HIGHEST = 4.0
 def graded_rows() -> list[dict[str, Any]]:
     """All lines of the bundled file, including those that the critics learned from."""
     file = files("humor_env.data") / "everyday_grades.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines_of(file.read_text(encoding="utf-8"))]
 
 
 def load_everyday_grades(paths: Sequence[Path]) -> RatedSet:

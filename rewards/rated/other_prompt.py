@@ -8,6 +8,8 @@ headline would reveal its origin.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
 from humor_env.types import Joke
 
@@ -16,7 +18,7 @@ def under_prompt_of(joke: Joke, other: Joke) -> Joke | None:
     """The line of `joke` with the prompt of `other`. None if one of two headlines is not an edit, or if moving the edit
     gives the other's own line."""
     text = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
-    return None if text is None else Joke(other.prompt, text, joke.author)
+    return None if text is None else replace(joke, prompt=other.prompt, text=text)
 
 
 def _edit_moved(joke: Joke, other: Joke) -> str | None:
