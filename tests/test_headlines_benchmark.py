@@ -168,7 +168,7 @@ def test_a_file_that_is_missing_or_not_asked_for_gets_a_sentence(place, tmp_path
 
 
 def test_a_name_that_stands_for_nothing_is_found_before_anything_runs(place):
-    with pytest.raises(InvalidOption, match=r"says '\{trained.jugde\}'.*Did you mean 'trained.judge'\?"):
+    with pytest.raises(InvalidOption, match=r"uses '\{trained.jugde\}'.*Did you mean 'trained.judge'\?"):
         small(place, "held_out.options.critic_options.folder='{trained.jugde}'")
     text = load_benchmark_spec("headlines").to_toml().replace('name = "context"', 'name = "plain"')
     with pytest.raises(InvalidOption, match="two trained critics are called 'plain'"):

@@ -339,7 +339,7 @@ def test_the_edges_of_settings_are_allowed():
     assert not ppo.PPOConfig(minibatches=2).one_pass
     for config_class in (grpo.GRPOConfig, rloo.RLOOConfig):
         config_class(batch_size=8, siblings=2, minibatches=4)
-        with pytest.raises(InvalidOption, match="at least 2, found 1"):
+        with pytest.raises(InvalidOption, match="at least 2 siblings, found 1"):
             config_class(batch_size=8, siblings=1)
         with pytest.raises(InvalidOption, match="minibatches x processes = 16"):
             config_class(batch_size=8, siblings=2, minibatches=8)

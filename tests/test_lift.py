@@ -90,7 +90,7 @@ def test_a_failure_is_no_score():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(InvalidOption, match="under 9 other prompts; found 9 prompts in all"):
+    with pytest.raises(InvalidOption, match="needs 9 other prompts; found 9 prompts in all"):
         LiftCritic(PROMPTS, others=9)
     with pytest.raises(InvalidOption, match="at least 1; found 0"):
         LiftCritic(PROMPTS, others=0)

@@ -608,9 +608,9 @@ def test_imitation_and_phases_are_watched_too(tmp_path):
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(InvalidOption, match="'warn', 'stop', 'slow'; found 'panic'"):
+    with pytest.raises(InvalidOption, match="'warn' or 'stop' or 'slow'; found 'panic'"):
         MonitorConfig(action="panic")
-    with pytest.raises(InvalidOption, match="at least 2, found 1"):
+    with pytest.raises(InvalidOption, match="at least 2 prompts, found 1"):
         Monitor(MonitorConfig(), prompts(1))
     with pytest.raises(InvalidOption, match=r"level must be at least 0\.5 and below 1"):
         MonitorConfig(level=1.0)

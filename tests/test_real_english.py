@@ -72,7 +72,7 @@ def test_imitation_beside_itself_is_the_noise_floor(run: Path) -> None:
     """Two lines for a sentence: the second one is 0.1 better for half of the sentences, and equal for the others."""
     rows = [{"prompt_id": f"p{i // 2}", "text": "x", "score": 0.1 * (i % 4 == 1), "parts": {}} for i in range(24)]
     text = real_english.noise_floor({"imitation": [rows]}, 2)
-    assert "differ by 0.050 (" in text
+    assert "differ from its first by 0.050 (" in text
     assert "win or tie against them in 75 (" in text
     assert real_english.noise_floor({"imitation": [rows]}, 1) == ""
 

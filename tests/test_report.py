@@ -359,7 +359,7 @@ def test_a_hack_that_is_paid_nothing_is_not_among_the_best_paid(tmp_path):
     page = render([load_run(folder)])
     cards = page[page.index("Suspected hacks") : page.index("The lowest scores")]
     assert re.findall(r'class="score">([\d.]+)<', cards[: cards.index("</ul>")]) == ["0.01"]
-    assert "; 1 of those that" in page
+    assert "; 1 of the held-out lines" in page
     assert sum("f" in row for row in data_of(page)["rows"]) == 4
 
 

@@ -224,7 +224,7 @@ def test_a_token_that_the_model_does_not_know_is_explained():
     model = llama(len(words) - 1)
     one = Student(model, words)
     one.rows_from_text(["The meeting"], ["So cold."])
-    says = rf"'glacier' the number {len(words) - 1} in .*below {len(words) - 1} only"
+    says = rf"'glacier' the number {len(words) - 1} in .*below {len(words) - 1}"
     with pytest.raises(StudentError, match=says):
         one.encode_prompt("The glacier was slow.")
     with pytest.raises(StudentError, match=says):

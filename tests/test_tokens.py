@@ -337,7 +337,7 @@ def test_bad_arguments(make, tokenizer_folder, tmp_path):
     endless.eos_token = None
     for options, error, says in [
         ({"max_tokens": 0}, InvalidOption, "max_tokens must be a whole number"),
-        ({"max_prompt_tokens": 0}, InvalidOption, "max_prompt_tokens is"),
+        ({"max_prompt_tokens": 0}, InvalidOption, "max_prompt_tokens must be"),
         ({"max_prompt_tokens": 3}, PromptError, "tokens, but max_prompt_tokens is 3"),
         ({"tokenizer": str(tmp_path)}, InvalidOption, "cannot be loaded"),
         ({"tokenizer": endless}, InvalidOption, "no end token"),
