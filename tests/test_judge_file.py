@@ -331,6 +331,12 @@ def test_a_list_may_be_written_as_the_error_message_shows_it() -> None:
     assert found == {"critics": [{"critic": "rules", "gate": 0.5}], "d": {"x": None}, "e": "[not, a list]", "f": "{x"}
 
 
+def test_a_date_is_a_text_like_any_other() -> None:
+    """`--option archive=2024-01-01`, a file, was a TOML date and a traceback. No option is a date."""
+    written = ["a=2024-01-01", "b=07:32:00", "c=2024-01-01T07:32:00Z", "d=2024-01-01 07:32:00"]
+    assert [f"{key}={value}" for key, value in key_values(written).items()] == written
+
+
 @pytest.mark.slow
 def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
