@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,8 +80,9 @@ def read_override(pair: str, option: str) -> tuple[str, Any]:
         value = tomllib.loads(f"value = {written}")
     except (ValueError, RecursionError):
         return key.strip(), _json_or_text(written.strip())
-    # More than one key: the text contained a line break and was not one TOML value.
-    return key.strip(), value["value"] if len(value) == 1 else written.strip()
+    # More than one key: the text contained a line break and was not one TOML value. And no option is a date.
+    plain = len(value) == 1 and not isinstance(value["value"], (date, time))
+    return key.strip(), value["value"] if plain else written.strip()
 
 
 def _json_or_text(written: str) -> Any:

@@ -75,7 +75,11 @@ NO_USAGE = Usage()
 
 
 def _check_unit_interval(what: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
+    try:
+        sound = value is None or (math.isfinite(value) and 0.0 <= value <= 1.0)
+    except (TypeError, ValueError, OverflowError):  # a text, several numbers, one of 400 digits
+        sound = False
+    if not sound:
         raise ScoreError(f"{what} must be in [0, 1], found {value!r}")
 
 

@@ -17,7 +17,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from humor_env.errors import InvalidOption
@@ -37,7 +37,7 @@ class DiversityCritic:
         if n < 1:
             raise InvalidOption(f"n must be at least 1, found {n}.")
         self.n = n
-        lines = _read_archive(archive) if isinstance(archive, (str, os.PathLike)) else archive
+        lines = _read_archive(archive) if isinstance(archive, (str, os.PathLike)) else _lines(archive)
         self._archive = [frozenset(ngrams(words(line), n)) for line in dict.fromkeys(lines)]
         self._holders: dict[tuple[str, ...], list[int]] = {}
         for index, grams in enumerate(self._archive):
@@ -84,6 +84,13 @@ _WHAT = {"siblings": "its siblings on average", "archive": "a line of the archiv
 def _jaccard(a: _Grams, b: _Grams) -> float:
     both = len(a & b)
     return both / (len(a) + len(b) - both)
+
+
+def _lines(archive: Iterable[str]) -> list[str]:
+    lines = list(archive) if isinstance(archive, Iterable) and not isinstance(archive, Mapping) else [archive]
+    if not all(isinstance(line, str) for line in lines):
+        raise InvalidOption(f"archive is {archive!r}; expected a list of lines, or a file's path as text.")
+    return lines
 
 
 def _read_archive(path: str | os.PathLike[str]) -> list[str]:

@@ -436,6 +436,12 @@ def test_a_table_may_have_its_suffix_in_capitals(tmp_path: Path, capsys: Any) ->
     assert out.read_text("utf-8-sig").startswith("prompt,text,critic,score")
 
 
+def test_a_date_is_a_text_like_any_other() -> None:
+    """`--option archive=2024-01-01`, a file, was a TOML date and a traceback. No option is a date."""
+    written = ["a=2024-01-01", "b=07:32:00", "c=2024-01-01T07:32:00Z", "d=2024-01-01 07:32:00"]
+    assert [f"{key}={value}" for key, value in key_values(written).items()] == written
+
+
 @pytest.mark.slow
 def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")

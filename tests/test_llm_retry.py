@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -361,10 +362,36 @@ def test_no_more_calls_in_the_air_than_allowed() -> None:
         assert server.stats()["most_open"] <= 5
 
 
-@pytest.mark.parametrize("bad", [{"concurrency": 0}, {"timeout": 0}, {"deadline": -1}])
-def test_a_policy_out_of_range_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(InvalidOption):
-        Policy(**bad)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("concurrency", 0, "a whole number from 1 on"),
+        ("concurrency", "8", "a whole number from 1 on"),
+        ("concurrency", 2.5, "a whole number from 1 on"),
+        ("concurrency", True, "a whole number from 1 on"),
+        ("fresh_tries", -1, "a whole number from 0 on"),
+        ("fresh_tries", "2", "a whole number from 0 on"),
+        ("garbled_tries", 0, "a whole number from 1 on"),
+        ("rejected_in_a_row", 0, "a whole number from 1 on"),
+        ("same_rejections", None, "a whole number from 1 on"),
+        ("timeout", 0, "a number above 0"),
+        ("timeout", "60", "a number above 0"),
+        ("deadline", -1, "a number above 0"),
+        ("deadline", math.nan, "a number above 0"),
+        ("first_wait", -0.5, "a number from 0 on"),
+        ("longest_wait", "1", "a number from 0 on"),
+        ("longest_retry_after", math.nan, "a number from 0 on"),
+        ("absent", [5], "a number from 0 on"),
+    ],
+)
+def test_a_policy_out_of_range_is_refused(name: str, value: object, expected: str) -> None:
+    """A number in quotes was a traceback, and a deadline of NaN none at all."""
+    with pytest.raises(InvalidOption, match=f"{name} is {re.escape(repr(value))}; expected {expected}"):
+        make_client("openai:m@http://127.0.0.1:9/v1", **{name: value})
+
+
+def test_a_policy_at_its_limits_is_taken() -> None:
+    assert Policy(1, 0.1, math.inf, 0, 0, 0, 0, 1, 1, 1, 0).deadline == math.inf
 
 
 @pytest.mark.parametrize("variable", ["HOME", "ANTHROPIC_CONFIG_DIR"])

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from humor_env.errors import BudgetExceeded, HumorEnvError, InvalidOption
+from humor_env.llm.given_numbers import is_number
 from humor_env.llm.pace import Booked, Pace, shared_pace
 from humor_env.types import NO_USAGE, Usage
 
@@ -115,7 +116,7 @@ class Budget:
         scope: str = "",
     ) -> None:
         for name, limit in (("max_calls", max_calls), ("max_tokens", max_tokens), ("max_cost", max_cost)):
-            if limit is not None and not limit >= 0:
+            if limit is not None and not is_number(limit, least=0):
                 raise InvalidOption(f"{name} is {limit!r}; expected a number from 0 on, or nothing for no limit.")
         if (ledger is None) != (not scope):
             raise InvalidOption("A budget kept in a ledger needs both the ledger and a scope.")

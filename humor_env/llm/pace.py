@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from humor_env.errors import InvalidOption
+from humor_env.llm.given_numbers import is_number
 
 MINUTE = 60.0
 LATE = 1.0
@@ -41,8 +42,7 @@ class Pace:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value < float("inf")):
+            if value is not None and not (is_number(value, above=0) and value < float("inf")):
                 raise InvalidOption(f"{name} is {value!r}; expected a number above 0, or nothing for no limit.")
         # A minute plus what may be made up for, so that the limit holds in any 60 seconds.
         self._request = 0.0 if requests_per_minute is None else (MINUTE + LATE) / requests_per_minute

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import inf
 
 from humor_env.errors import InvalidOption
 
@@ -51,12 +52,24 @@ def _table() -> dict[str, dict[str, float]]:
 
 def price_of(model: str, prices: Mapping[str, Mapping[str, float]] | None = None) -> Price | None:
     """The price of a model: from `prices` first, then from prices.toml; None if it is in neither."""
-    row = (prices or {}).get(model) or _table().get(model)
-    if row is None:
-        return None
-    try:
-        return Price(float(row["input"]), float(row["output"]))
-    except (KeyError, TypeError, ValueError):
+    if prices is not None and not isinstance(prices, Mapping):
         raise InvalidOption(
-            f"The price of '{model}' is {dict(row)!r}; expected {{input = ..., output = ...}} in dollars per million."
+            f"prices must be a table of models, such as {{my-model = {{input = 1.0, output = 5.0}}}}; found {prices!r}."
+        )
+    known = prices if prices and model in prices else _table()
+    if model not in known:
+        return None
+    row = known[model]
+    try:
+        return Price(_dollars(row["input"]), _dollars(row["output"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InvalidOption(
+            f"The price of '{model}' is {row!r}; expected {{input = ..., output = ...}} in dollars per million."
         ) from None
+
+
+def _dollars(value: float) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not 0 <= number < inf:  # a price below 0 would give money back
+        raise ValueError
+    return number

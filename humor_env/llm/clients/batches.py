@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
+from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget
 from humor_env.llm.clients import background
 from humor_env.llm.clients.address import never_connected
 from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
 from humor_env.llm.clients.failed_calls import redact
 from humor_env.llm.clients.retry import Policy
+from humor_env.llm.given_numbers import check_number
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.protocol import OnReply, Reply, Request
@@ -68,8 +69,8 @@ class AnthropicBatchClient(AnthropicClient):
             must_have_key=must_have_key,
             called=called,
         )
-        if largest < 1 or poll <= 0:
-            raise InvalidOption(f"largest must be at least 1 and poll above 0, found {largest} and {poll}.")
+        check_number("largest", largest, least=1, whole=True)
+        check_number("poll", poll, above=0)
         self.poll, self.largest = poll, largest
         # By key, for requests in accepted batches: an interrupted call leaves them to the next one.
         self._tickets: dict[str, list[int]] = {}

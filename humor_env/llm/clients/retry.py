@@ -33,11 +33,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
+from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.clients import background
 from humor_env.llm.clients.failed_calls import CallFailed, garbled, redact
 from humor_env.llm.clients.throttle import Throttle
+from humor_env.llm.given_numbers import check_number
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.types import NO_USAGE, Usage
 
@@ -63,11 +64,13 @@ class Policy:
     absent: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.timeout <= 0 or self.deadline <= 0:
-            raise InvalidOption(
-                f"concurrency must be at least 1, timeout and deadline above 0; found {self.concurrency}, "
-                f"{self.timeout}, {self.deadline}."
-            )
+        for name in ("concurrency", "rejected_in_a_row", "same_rejections", "garbled_tries"):
+            check_number(name, getattr(self, name), least=1, whole=True)
+        check_number("fresh_tries", self.fresh_tries, least=0, whole=True)
+        for name in ("timeout", "deadline"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("first_wait", "longest_wait", "longest_retry_after", "absent"):
+            check_number(name, getattr(self, name), least=0)
 
 
 LEDGER_PATIENCE = 60.0
