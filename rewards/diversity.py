@@ -87,8 +87,9 @@ def _jaccard(a: _Grams, b: _Grams) -> float:
 
 
 def _lines(archive: Iterable[str]) -> list[str]:
-    lines = list(archive) if isinstance(archive, Iterable) and not isinstance(archive, Mapping) else [archive]
-    if not all(isinstance(line, str) for line in lines):
+    iterable = isinstance(archive, Iterable) and not isinstance(archive, Mapping)
+    lines = list(archive) if iterable else []
+    if not iterable or not all(isinstance(line, str) for line in lines):
         raise InvalidOption(f"archive is {archive!r}; expected a list of lines, or a file's path as text.")
     return lines
 
