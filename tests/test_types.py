@@ -60,9 +60,9 @@ def test_a_share_lies_between_0_and_1(number: float) -> None:
 @pytest.mark.parametrize("value", ["0.5", [0.5], {}, np.array([0.1, 0.2]), 10**400])
 def test_a_share_that_is_no_number_is_a_sentence(value: object) -> None:
     """It was a TypeError of the math module."""
-    with pytest.raises(ScoreError, match=r"a judgement's score must lie in \[0, 1\], found"):
+    with pytest.raises(ScoreError, match=r"a judgement's score must be in \[0, 1\], found"):
         Judgement("c", value)  # type: ignore[arg-type]
-    with pytest.raises(ScoreError, match=r"a verdict's probability must lie in \[0, 1\], found"):
+    with pytest.raises(ScoreError, match=r"a verdict's probability must be in \[0, 1\], found"):
         Verdict("j", value)  # type: ignore[arg-type]
 
 
