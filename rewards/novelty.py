@@ -31,6 +31,7 @@ from typing import Any
 
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.rewards.shared.reading import ngrams, words
+from humor_env.shared.plain_numbers import whole_number
 from humor_env.shared.text_stats import frames, line_key
 from humor_env.types import Joke, Judgement
 
@@ -41,9 +42,10 @@ class NoveltyCritic:
     name = "novelty"
 
     def __init__(self, lines: int = 2048) -> None:
-        if isinstance(lines, bool) or not isinstance(lines, int) or lines < 1:
+        most = whole_number(lines)
+        if most is None or most < 1:
             raise InvalidOption(f"lines is how many lines are remembered and must be at least 1; found {lines!r}.")
-        self.lines = lines
+        self.lines = most
         self._memory: deque[str] = deque()
         self._same: Counter[str] = Counter()
         self._pairs: Counter[tuple[str, ...]] = Counter()

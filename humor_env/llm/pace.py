@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.plain_numbers import real_number
 
 MINUTE = 60.0
 LATE = 1.0
@@ -41,8 +42,8 @@ class Pace:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value < float("inf")):
+            number = real_number(value)
+            if value is not None and (number is None or not 0 < number < float("inf")):
                 raise InvalidOption(f"{name} is {value!r}; expected a number above 0, or nothing for no limit.")
         # A minute and what may be made up for: so the limit holds in any 60 seconds.
         self._request = 0.0 if requests_per_minute is None else (MINUTE + LATE) / requests_per_minute
