@@ -10,8 +10,8 @@ prompt. Here a line is held against the last `lines` lines that the student lear
 together. The score is the smallest of three parts:
 
 - `line`: 1 - log(1 + c) / log(1 + lines), where c of them are the same line. The first repetitions cost most.
-- `pairs`: 1 less the share of them that have the line's commonest pair of words, those of the prompt left out.
-- `frame`: 1 less the share of them that have the line's commonest frame ("was so _ that"), the prompt's left out.
+- `pairs`: 1 less the share of `lines` that have the line's commonest pair of words, those of the prompt left out.
+- `frame`: 1 less the share of `lines` that have the line's commonest frame ("was so _ that"), the prompt's left out.
 
 It knows nothing of quality: nonsense is new. Use it in a mix, beside a critic and behind gates:
 
@@ -99,10 +99,15 @@ class NoveltyCritic:
         least = min(parts, key=lambda name: parts[name])
         reasons = {
             "line": f"written {same} times before",
-            "pairs": f"'{' '.join(pair)}' is in {pair_share:.0%} of the last lines",
-            "frame": f"'{frame}' is in {frame_share:.0%} of the last lines",
+            "pairs": f"'{' '.join(pair)}' is in {self._of_those_remembered(pair_share)}",
+            "frame": f"'{frame}' is in {self._of_those_remembered(frame_share)}",
         }
         return Judgement(self.name, max(0.0, parts[least]), parts, "new" if parts[least] == 1 else reasons[least])
+
+    def _of_those_remembered(self, share: float) -> str:
+        """A share of the room for lines, in words: as one of the lines that are there."""
+        known = len(self._memory)
+        return f"{share * self.lines / known:.0%} of the last {known} lines" if known else "no line yet"
 
     def _commonest(self, counts: Counter[Any], own: Iterable[Any]) -> tuple[Any, float]:
         """Of what a line has, the thing that most of the memory has, and its share; of equals the first in order."""
