@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -63,6 +64,15 @@ def printable(text: str, longest: int | None = None) -> str:
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print a text that may contain words of people, files and services."""
     typer.echo(printable(text), err=err, nl=nl)
+
+
+def ready_for(file: Path) -> None:
+    """Make the folder of a file that a command writes at its end, and tell a mistake before the work is done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise InvalidOption(f"'{file}' is a folder: give the name of a file.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InvalidOption(f"'{file}' cannot be written: give another place.")
 
 
 def end(sentence: str, code: int) -> None:

@@ -25,6 +25,7 @@ from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory
 from gymnasium.wrappers.utils import create_zero_array
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.plain_numbers import whole_number
 
 # The characters that `sample` draws: spaces, line breaks, accents, a right-to-left script and a character outside
 # the basic plane, but mostly words.
@@ -41,8 +42,9 @@ class UnicodeText(spaces.Space[str]):
     """All Unicode texts of `min_length` to `max_length` characters, without lone surrogates."""
 
     def __init__(self, max_length: int, *, min_length: int = 0, seed: int | np.random.Generator | None = None) -> None:
-        for name, value in (("min_length", min_length), ("max_length", max_length)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        least, most = whole_number(min_length), whole_number(max_length)
+        for name, number, value in (("min_length", least, min_length), ("max_length", most, max_length)):
+            if number is None:
                 raise InvalidOption(f"{name} must be a whole number of characters, found {value!r}.")
         if not 0 <= min_length <= max_length:
             raise InvalidOption(f"0 <= min_length <= max_length must hold, found {min_length} and {max_length}.")

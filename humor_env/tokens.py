@@ -191,7 +191,7 @@ class TokensVectorEnv(VectorEnv):
             prompts_options=prompts_options,
             critic_options=critic_options,
         )
-        self.num_envs = num_envs
+        self.num_envs = num_envs = self.text_envs.num_envs
         self.autoreset_mode = self.text_envs.autoreset_mode
         self.metadata = self.text_envs.metadata
         self.render_mode = render_mode

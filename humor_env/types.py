@@ -156,6 +156,9 @@ class Demonstration:
     licence: str = "unknown"
     score: float | None = None
 
+    def __post_init__(self) -> None:
+        _make_plain(self, "score")
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

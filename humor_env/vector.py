@@ -27,6 +27,7 @@ from humor_env.env import check_fingerprint, check_render_mode, new_stream, rest
 from humor_env.episodes.episode import Episode, Task, check_options
 from humor_env.errors import CheckpointError, InvalidAction, InvalidOption, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
+from humor_env.shared.plain_numbers import at_least_one
 from humor_env.spaces import UnicodeText, refusal
 from humor_env.types import Critic, Joke, Judgement, Prompt
 
@@ -53,7 +54,7 @@ class HumorVectorEnv(VectorEnv):
         prompts_options: Mapping[str, Any] | None = None,
         critic_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.num_envs = check_num_envs(num_envs)
+        self.num_envs = num_envs = check_num_envs(num_envs)
         self.autoreset_mode = check_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode, ("ansi",))
@@ -408,9 +409,7 @@ class HumorVectorEnv(VectorEnv):
 
 
 def check_num_envs(num_envs: int) -> int:
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise InvalidOption(f"num_envs must be a whole number of at least 1, found {num_envs!r}.")
-    return num_envs
+    return at_least_one("num_envs", num_envs)
 
 
 def check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:

@@ -22,6 +22,7 @@ from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.registry import critics
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
+from humor_env.shared.plain_numbers import whole_number
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 _PLACE = re.compile(r"\[([^\[\]]*)\]")
@@ -41,11 +42,12 @@ class FillInCritic:
         critic_options: Mapping[str, Any] | None = None,
         words: int = 2,
     ) -> None:
-        if isinstance(words, bool) or not isinstance(words, int) or words < 1:
+        most = whole_number(words)
+        if most is None or most < 1:
             raise InvalidOption(f"words is the most words of a line and must be at least 1; found {words!r}.")
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
-        self.words = words
-        self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{words - 1}}}")
+        self.words = most
+        self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{most - 1}}}")
 
     @property
     def inner_critics(self) -> list[Critic]:

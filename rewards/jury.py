@@ -20,6 +20,7 @@ from humor_env.episodes.closing import close_all
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import judges as registered
 from humor_env.rewards.shared.both_orders import ask_judge
+from humor_env.shared.plain_numbers import real_number
 from humor_env.types import NO_USAGE, Joke, Judge, Verdict, critic_name
 
 _KEYS = ("judge", "weight", "options")
@@ -106,6 +107,7 @@ def _seat(entry: str | Judge | Mapping[str, Any]) -> tuple[Judge, float]:
     if "judge" not in entry:
         raise InvalidOption(f"Each table of a jury must name its judge, found {dict(entry)!r}.")
     weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+    number = real_number(weight)
+    if number is None or not 0 < number < float("inf"):
         raise InvalidOption(f"A weight in a jury must be a number above 0, found {weight!r}.")
-    return cast(Judge, registered.make(entry["judge"], **dict(entry.get("options") or {}))), float(weight)
+    return cast(Judge, registered.make(entry["judge"], **dict(entry.get("options") or {}))), number

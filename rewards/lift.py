@@ -28,6 +28,7 @@ from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import critics
+from humor_env.shared.plain_numbers import whole_number
 from humor_env.shared.streams import generator
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, critic_name
 
@@ -49,7 +50,8 @@ class LiftCritic:
         split: str | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(others, bool) or not isinstance(others, int) or others < 1:
+        count = whole_number(others)
+        if count is None or count < 1:
             raise InvalidOption(
                 f"others is the number of other prompts per line and must be at least 1; found {others!r}."
             )
@@ -57,13 +59,13 @@ class LiftCritic:
         # Each text once: the same words under another id would be the line's own prompt.
         pool = {prompt.text: prompt for prompt in (prompt_set if split is None else prompt_set.split(split))}
         self.prompts: Sequence[Prompt] = tuple(pool.values())
-        if len(self.prompts) <= others:
+        if len(self.prompts) <= count:
             raise InvalidOption(
-                f"A line needs {others} other prompts; found {len(self.prompts)} prompts in all. Give more "
+                f"A line needs {count} other prompts; found {len(self.prompts)} prompts in all. Give more "
                 "prompts, or fewer others."
             )
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
-        self.others, self.seed = others, seed
+        self.others, self.seed = count, seed
 
     @property
     def inner_critics(self) -> list[Critic]:

@@ -22,6 +22,7 @@ from humor_env.episodes.closing import close_all
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import critics as registered
+from humor_env.shared.plain_numbers import real_number
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Usage, critic_name
 
 _KEYS = ("critic", "name", "weight", "gate", "required", "options")
@@ -129,4 +130,4 @@ def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real_number(value) is not None

@@ -10,8 +10,8 @@ critic compares a line with the last `lines` lines that the student learned from
 smallest of three parts:
 
 - `line`: 1 - log(1 + c) / log(1 + lines), where c of them are the same line. The first repetitions cost most.
-- `pairs`: 1 minus the share of them that have the line's commonest word pair, excluding pairs in the prompt.
-- `frame`: 1 minus the share of them that have the line's commonest frame ("was so _ that"), excluding the prompt's.
+- `pairs`: 1 minus the share of `lines` that have the line's commonest word pair, excluding pairs in the prompt.
+- `frame`: 1 minus the share of `lines` that have the line's commonest frame ("was so _ that"), excluding the prompt's.
 
 It does not measure quality: nonsense is new. Use it in a mix, with a critic and behind gates:
 
@@ -31,6 +31,7 @@ from typing import Any
 
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.rewards.shared.reading import ngrams, words
+from humor_env.shared.plain_numbers import whole_number
 from humor_env.shared.text_stats import frames, line_key
 from humor_env.types import Joke, Judgement
 
@@ -41,9 +42,10 @@ class NoveltyCritic:
     name = "novelty"
 
     def __init__(self, lines: int = 2048) -> None:
-        if isinstance(lines, bool) or not isinstance(lines, int) or lines < 1:
+        most = whole_number(lines)
+        if most is None or most < 1:
             raise InvalidOption(f"lines is the number of remembered lines and must be at least 1; found {lines!r}.")
-        self.lines = lines
+        self.lines = most
         self._memory: deque[str] = deque()
         self._same: Counter[str] = Counter()
         self._pairs: Counter[tuple[str, ...]] = Counter()
@@ -97,10 +99,15 @@ class NoveltyCritic:
         least = min(parts, key=lambda name: parts[name])
         reasons = {
             "line": f"written {same} times before",
-            "pairs": f"'{' '.join(pair)}' is in {pair_share:.0%} of the last lines",
-            "frame": f"'{frame}' is in {frame_share:.0%} of the last lines",
+            "pairs": f"'{' '.join(pair)}' is in {self._of_those_remembered(pair_share)}",
+            "frame": f"'{frame}' is in {self._of_those_remembered(frame_share)}",
         }
         return Judgement(self.name, max(0.0, parts[least]), parts, "new" if parts[least] == 1 else reasons[least])
+
+    def _of_those_remembered(self, share: float) -> str:
+        """A share of the memory's size, in words, as a share of the lines in it."""
+        known = len(self._memory)
+        return f"{share * self.lines / known:.0%} of the last {known} lines" if known else "no line yet"
 
     def _commonest(self, counts: Counter[Any], own: Iterable[Any]) -> tuple[Any, float]:
         """The line's feature that is most frequent in memory, and its share; ties go to the first in order."""

@@ -457,6 +457,33 @@ def test_the_command_shows_texts_only_when_told(tmp_path):
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("place", ["new/folder/x.json", "new/folder/x.md", "new/cards"])
+def test_the_command_writes_into_a_folder_that_is_not_there_yet(headlines, tmp_path, place):
+    """It measured everything, then ended with "There is no file or folder" and nothing printed."""
+    words = ["audit", "--critic", "rules", "--data", "humicroedit", "--file", headlines, "--context", 0]
+    code, out, err = run(*words, "--limit", 4, "--out", tmp_path / place)
+    assert code == 0 and "pair accuracy" in out, err
+    assert (tmp_path / place).exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "card"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(command, headlines, tmp_path, monkeypatch):
+    def measured(*rest, **more):
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("humor_env.rewards.audits.audit.audit", measured)
+    monkeypatch.setattr("humor_env.rewards.cards.card.make_card", measured)
+    words = {
+        "audit": ["audit", "--critic", "rules", "--data", "humicroedit", "--file", headlines],
+        "card": ["card", "rules"],
+    }[command]
+    (tmp_path / "x.json").mkdir()
+    places = [headlines / "x.json", headlines] + ([tmp_path / "x.json"] if command == "audit" else [])
+    for place in places:
+        code, _, err = run(*words, "--out", place)
+        assert code == 2 and str(place if place.is_dir() else headlines) in err, err
+
+
 def test_the_command_says_what_it_needs(headlines, tmp_path):
     code, _, err = run("audit", "--critic", "rules")
     assert (code, "needs --critic NAME, --data SET and --file PATH" in err) == (2, True)

@@ -734,3 +734,9 @@ def test_a_judge_is_not_a_critic(tmp_path):
     write_jokes(tmp_path / "jokes.jsonl", "Moss.")
     said = cli("judge", tmp_path / "jokes.jsonl", "--critic", "multiple-choice", code=2)
     assert said.startswith("'multiple-choice' is a judge") and "win-tie" in said and "audit" in said
+
+
+def test_a_gallery_is_written_into_a_folder_that_is_not_there_yet(tmp_path):
+    cli("gallery", "--count", 1, "--out", tmp_path / "new" / "gallery.md")
+    assert (tmp_path / "new" / "gallery.md").read_text(encoding="utf-8").startswith("#")
+    assert "is a folder" in cli("gallery", "--count", 1, "--out", tmp_path, code=2)

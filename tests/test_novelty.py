@@ -54,6 +54,14 @@ def test_an_exact_line_pays_less_each_time_by_hand():
     assert critic(told(""))[0].score == 0
 
 
+def test_the_reason_counts_the_lines_that_are_remembered():
+    """All lines so far have the pair, and the reason said 30 %: of the room for lines, most of it empty."""
+    critic = NoveltyCritic(lines=10)
+    critic.remember(told("so slow it hurts", "so slow that eagles left", "so slow my hair grew"))
+    [found] = critic(told("so slow again"))
+    assert found.reason == "'so slow' is in 100% of the last 3 lines" and found.score == pytest.approx(0.7)
+
+
 def test_a_word_pair_and_a_frame_pay_less_by_their_share_of_the_memory():
     critic = NoveltyCritic(lines=10)
     critic.remember(told(*(f"The {w} was so {w}y that {w}s left {i}" for i, w in enumerate(["soup", "dog", "cat"]))))

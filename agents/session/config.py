@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
+from humor_env.shared.plain_numbers import whole_number
 
 _FROM_ZERO = (
     *("steps", "learning_rate", "value_learning_rate", "warmup_steps", "evaluate_every", "weight_decay"),
@@ -56,8 +57,9 @@ def check_bounds(config: Any, *counts: str) -> None:
 
 def rows_at_once(config: HasMicroBatch) -> int:
     """`micro_batch` as a number of rows. Raises if it is still "auto"."""
-    if isinstance(config.micro_batch, int):
-        return config.micro_batch
+    number = whole_number(config.micro_batch)
+    if number is not None:
+        return number
     raise InvalidOption(
         'micro_batch = "auto" is resolved by `humor-env train`. In code give a number, or compute one with '
         "step_memory of humor_env.agents.session.memory."

@@ -24,6 +24,7 @@ from humor_env.experiments.options import (
     Threads,
     Workers,
     end,
+    ready_for,
     say,
 )
 
@@ -74,6 +75,8 @@ def gallery(
     """Show lines of the pocket world: the same sentences by the base model, the teacher and a perfect student."""
     from humor_env.experiments.pocket.gallery import gallery as make_page
 
+    if out is not None:
+        ready_for(out)
     page = make_page(count, seed)
     if out is None:
         say(page)

@@ -30,6 +30,7 @@ from humor_env.experiments.options import (
     ledger_if_used,
     limits_of,
     printable,
+    ready_for,
     say,
 )
 
@@ -119,6 +120,8 @@ def audit(
     limits = limits_of(max_calls, max_tokens, max_cost)
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
+    if out is not None:
+        ready_for(out if out.suffix in _FILES else out / "card")
     filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
     report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
@@ -211,6 +214,8 @@ def card(
     from humor_env.rewards.cards.page import card_markdown
 
     audits = [_read_audit(path) for path in audit_file or []]
+    if out is not None:
+        ready_for(out / "card")
     if all_:
         if critic is not None or out is None:
             raise InvalidOption("--all takes no name, and needs --out FOLDER.")
@@ -264,6 +269,7 @@ def _save(made: Card, out: Path, store: Path | None) -> None:
         (out / name).replace(store / name)
 
 
+_FILES = (".json", ".md")  # suffixes of files for an audit's figures; any other place is a folder for the card
 FREE = "It rewards none of the known hacks and hostile texts that it was tried on."
 
 
@@ -306,7 +312,7 @@ def _default_ledger(out: Path | None, name: str) -> Path:
     stem = f"{file_stem(name)}.ledger.sqlite"
     if out is None:
         return Path(stem)
-    return (out.parent if out.suffix in (".json", ".md", ".html") else out) / stem
+    return (out.parent if out.suffix in (*_FILES, ".html") else out) / stem
 
 
 def _named(report: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from humor_env import registry
 from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
 from humor_env.prompts import PromptSet, load_prompts
+from humor_env.shared.plain_numbers import at_least_one
 from humor_env.shared.text_stats import missing_words
 from humor_env.spaces import UnicodeText, is_encodable, text_space
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
@@ -86,10 +87,7 @@ class Task:
         prompts_options: Mapping[str, Any] | None = None,
         critic_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-            raise InvalidOption(f"attempts must be a whole number of at least 1, found {attempts!r}.")
-        if isinstance(max_chars, bool) or not isinstance(max_chars, int) or max_chars < 1:
-            raise InvalidOption(f"max_chars must be a whole number of at least 1, found {max_chars!r}.")
+        attempts, max_chars = at_least_one("attempts", attempts), at_least_one("max_chars", max_chars)
         self.prompts = load_prompts(prompts, **(prompts_options or {}))
         self.split = split
         self.split_prompts = self.prompts.split(split)

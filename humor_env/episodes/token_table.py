@@ -20,6 +20,7 @@ from gymnasium import spaces
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.prompts import PromptSet
 from humor_env.shared.framing import framed
+from humor_env.shared.plain_numbers import at_least_one
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,9 +49,9 @@ class TokenTable:
         max_tokens: int,
         max_prompt_tokens: int | None,
     ) -> None:
-        for name, value in (("max_tokens", max_tokens), ("max_prompt_tokens", max_prompt_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InvalidOption(f"{name} must be a whole number of at least 1, found {value!r}.")
+        max_tokens = at_least_one("max_tokens", max_tokens)
+        if max_prompt_tokens is not None:
+            max_prompt_tokens = at_least_one("max_prompt_tokens", max_prompt_tokens)
         made = _encode_once(tokenizer, prompts) if isinstance(tokenizer, str) else _encode(tokenizer, prompts)
         self.tokenizer, self.end, self.padding = made.tokenizer, made.end, made.padding
         self.row, self.prompts, self.lengths, self._pieces = made.rows, made.prompts, made.lengths, made.pieces

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from humor_env.errors import BudgetExceeded, HumorEnvError, InvalidOption
-from humor_env.llm.given_numbers import is_number
 from humor_env.llm.pace import Booked, Pace, shared_pace
+from humor_env.shared.plain_numbers import is_number
 from humor_env.types import NO_USAGE, Usage
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from humor_env.errors import InvalidOption
-from humor_env.llm.given_numbers import is_number
+from humor_env.shared.plain_numbers import is_number
 
 MINUTE = 60.0
 LATE = 1.0

@@ -93,10 +93,11 @@ def _rows(name: str, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     suffix, mark = _SETS[name].suffix, _SETS[name].mark
     if not path.endswith(suffix):
         raise PromptError(f"The file of {name} is a {suffix} file, as in '{name}:train{suffix}'; found '{path}'.")
-    for number, (place, _, row) in enumerate(prompt_files.rows(path)):
-        if number == 0 and mark not in row:
-            raise PromptError(f"{path}, {place}: no column '{mark}', so this is not a file of {name}.")
-        yield place, row
+    rows = [(place, row) for place, _, row in prompt_files.rows(path)]
+    # A cell may be empty in any row: such a row lacks the column.
+    if rows and not any(mark in row for _, row in rows):
+        raise PromptError(f"{path}, {rows[0][0]}: no column '{mark}', so this is not a file of {name}.")
+    yield from rows
 
 
 def _number(value: str) -> float:

@@ -25,6 +25,7 @@ from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.rewards.likelihood.language_model import LanguageModel, Token
 from humor_env.rewards.shared.read_once import read_once
 from humor_env.rewards.shared.reading import changed
+from humor_env.shared.plain_numbers import real_number
 from humor_env.types import Joke, Judgement
 
 FORMS = ("pair", "edit")
@@ -66,10 +67,11 @@ class FitCritic:
     ) -> None:
         if form not in FORMS:
             raise InvalidOption(f"form must be 'pair' or 'edit', found {form!r}.{did_you_mean(str(form), FORMS)}")
-        if isinstance(nats, bool) or not isinstance(nats, (int, float)) or not 0 < nats < math.inf:
+        scale = real_number(nats)
+        if scale is None or not 0 < scale < math.inf:
             raise InvalidOption(f"nats is the scale of the score and must be above 0; found {nats!r}.")
         self.model = LanguageModel(model, batch_size, max_length, device)
-        self.form, self.nats = form, float(nats)
+        self.form, self.nats = form, scale
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         reader = (self.name, self.model.name, self.form, self.model.max_length, self.model.device)

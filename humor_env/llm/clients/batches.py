@@ -22,10 +22,10 @@ from humor_env.llm.clients.address import never_connected
 from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
 from humor_env.llm.clients.failed_calls import redact
 from humor_env.llm.clients.retry import Policy
-from humor_env.llm.given_numbers import check_number
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.shared.plain_numbers import check_number
 from humor_env.types import NO_USAGE, Usage
 
 

@@ -38,8 +38,8 @@ from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.clients import background
 from humor_env.llm.clients.failed_calls import CallFailed, garbled, redact
 from humor_env.llm.clients.throttle import Throttle
-from humor_env.llm.given_numbers import check_number
 from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.shared.plain_numbers import check_number
 from humor_env.types import NO_USAGE, Usage
 
 
