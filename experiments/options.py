@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from humor_env.errors import CriticContractError, HumorEnvError, InvalidOption
+from humor_env.shared.user_path import user_path
 
 if TYPE_CHECKING:
     from humor_env.registry import Registry
@@ -187,7 +188,7 @@ def nothing_written(kind: Registry, name: str, options: Mapping[str, Any], ledge
         return
     from humor_env.llm.ledger import Ledger
 
-    with Ledger(ledger if ledger.is_file() else ":memory:") as before:
+    with Ledger(ledger if user_path(ledger).is_file() else ":memory:") as before:
         yield {**options, "ledger": before, "options": {**options.get("options", {}), "must_have_key": False}}
 
 
@@ -202,6 +203,7 @@ def _has_budget(options: Mapping[str, Any]) -> bool:
 @contextmanager
 def ledger_if_used(path: Path) -> Iterator[None]:
     """Where the block fails, no ledger is left that it began and in which nothing was paid for or booked."""
+    path = user_path(path)
     was_there = path.exists()
     try:
         yield

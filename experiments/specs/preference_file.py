@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.user_path import user_path
 from humor_env.types import Preference, Prompt
 
 KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
@@ -22,7 +23,7 @@ KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
 
 def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Preference]:
     """All of the file; a line that is wrong is an error that names it."""
-    path = Path(path)
+    path = user_path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as problem:

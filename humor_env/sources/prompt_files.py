@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption, PromptError
+from humor_env.shared.user_path import user_path
 
 Row = tuple[str, str | None, dict[str, Any]]
 
@@ -25,7 +26,7 @@ _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 def is_file_name(what: str) -> bool:
     """Whether a name means a file or a folder on disk rather than a registered prompt set."""
-    return what.endswith(_SUFFIXES) or (("/" in what or "\\" in what) and Path(what).is_dir())
+    return what.endswith(_SUFFIXES) or (("/" in what or "\\" in what) and user_path(what).is_dir())
 
 
 def rows(what: str, **reading: Any) -> Iterator[Row]:
@@ -42,7 +43,7 @@ def rows(what: str, **reading: Any) -> Iterator[Row]:
 def _lines(what: str) -> Iterator[tuple[int, str]]:
     """Numbered lines. Decoded one by one, so that a byte that is not UTF-8 is reported with its line."""
     try:
-        raw = Path(what).read_bytes()
+        raw = user_path(what).read_bytes()
     except OSError as problem:
         raise PromptError(f"The prompt file '{what}' cannot be read: {problem.strerror or problem}.") from None
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -92,6 +93,7 @@ def _csv_rows(what: str) -> Iterator[Row]:
 def _dataset_rows(name: str, config: str | None = None, revision: str | None = None) -> Iterator[Row]:
     import datasets
 
+    name = str(user_path(name)) if name.startswith("~") else name
     try:
         if any((Path(name) / mark).exists() for mark in _SAVED_MARKS):
             dataset = datasets.load_from_disk(name)
