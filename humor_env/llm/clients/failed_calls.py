@@ -39,6 +39,9 @@ class CallFailed(Exception):
         self.retry_after, self.billed_unknown = retry_after, billed_unknown
 
 
+SHORTEST_KEY = 8
+
+
 def garbled(service: str, what: str) -> CallFailed:
     """For an answer that is no message: the transport's fault, though the service may have charged."""
     return CallFailed(
@@ -89,8 +92,9 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """`text` without keys: services repeat them in their error messages."""
+    """`text` without keys: services repeat them in their error messages. What is shorter than any key ("1", for a
+    server that looks at none) stays, or it would be taken out of addresses and numbers."""
     for secret in secrets:
-        if secret:
+        if secret and len(secret) >= SHORTEST_KEY:
             text = text.replace(secret, "[key]")
     return re.sub(r"\b(?:sk|key)-[A-Za-z0-9_*\-]{6,}|(?i:bearer)\s+\S+", "[key]", text)
