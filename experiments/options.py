@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from humor_env.errors import CriticContractError, HumorEnvError, InvalidOption
+from humor_env.shared.user_path import user_path
 
 if TYPE_CHECKING:
     from humor_env.registry import Registry
@@ -202,7 +203,7 @@ def nothing_written(kind: Registry, name: str, options: Mapping[str, Any], ledge
         return
     from humor_env.llm.ledger import Ledger
 
-    with Ledger(ledger if ledger.is_file() else ":memory:") as before:
+    with Ledger(ledger if user_path(ledger).is_file() else ":memory:") as before:
         yield {**options, "ledger": before, "options": {**options.get("options", {}), "must_have_key": False}}
 
 
@@ -217,6 +218,7 @@ def _has_budget(options: Mapping[str, Any]) -> bool:
 @contextmanager
 def ledger_if_used(path: Path) -> Iterator[None]:
     """If the block fails, delete the ledger if the block created it and nothing in it was paid for or reserved."""
+    path = user_path(path)
     was_there = path.exists()
     try:
         yield

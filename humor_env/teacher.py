@@ -27,6 +27,7 @@ from humor_env import exports
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.registry import critics
 from humor_env.shared.line_file import LineFile
+from humor_env.shared.user_path import user_path
 from humor_env.sources import human_pairs
 from humor_env.types import SPLITS, Critic, Demonstration, Joke, Prompt, critic_name
 
@@ -76,7 +77,7 @@ class TeacherBuffer:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, demonstrations: Iterable[Demonstration] = ()
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else user_path(path)
         self._file = None if path is None else LineFile(path, self._take)
         self._items: list[Demonstration] = []
         self._keys: set[tuple[str, str]] = set()
@@ -303,7 +304,7 @@ def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
         return everyday_lines()
     if isinstance(what, str) and human_pairs.is_pairs(what):
         return TeacherBuffer(None, human_pairs.pair_lines(what))
-    if not Path(what).is_file():
+    if not user_path(what).is_file():
         raise PromptError(
             f"There is no teacher buffer at '{os.fspath(what)}'. Give the path of a JSON-lines buffer, 'pocket', "
             "'everyday', or a TeacherBuffer; `fill` makes one from a teacher."

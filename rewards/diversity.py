@@ -22,6 +22,7 @@ from pathlib import Path
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import ngrams, words
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement
 
 _Grams = frozenset[tuple[str, ...]]
@@ -96,7 +97,7 @@ def _lines(archive: Iterable[str]) -> list[str]:
 
 def _read_archive(path: str | os.PathLike[str]) -> list[str]:
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
+        content = user_path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The archive '{os.fspath(path)}' cannot be read as UTF-8 text: {problem}") from problem
     lines = [line for line in content.split("\n") if line.strip()]

@@ -28,6 +28,7 @@ from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.read_once import read_once
 from humor_env.shared.precision import device_for, in_paying_precision
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class RewardModelCritic:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         if batch_size < 1 or max_length < 8:
             raise InvalidOption(
                 f"batch_size must be at least 1 and max_length at least 8, found {batch_size} and {max_length}."

@@ -412,6 +412,13 @@ def test_keys_are_taken_out_of_what_services_say() -> None:
     assert "t0ken" not in redact("header Authorization: Bearer t0ken-of-mine")
 
 
+def test_a_key_that_is_none_garbles_no_message() -> None:
+    """With OPENAI_API_KEY=1, as for a server that looks at no key, the address became http://[key]27.0.0.[key]."""
+    said = "http://127.0.0.1:8000/v1 answered 404: no such model"
+    assert redact(said, "1", "model", "8000/v1", "") == said
+    assert redact("for 12345678 and sk-abcdefgh", "12345678") == "for [key] and [key]"
+
+
 def test_keys_reach_no_log_and_no_representation(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     server.script("500", "429")

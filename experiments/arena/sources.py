@@ -22,6 +22,7 @@ from humor_env.errors import InvalidOption, PromptError, did_you_mean
 from humor_env.experiments.reports.report_data import load_run
 from humor_env.prompts import comparable
 from humor_env.shared.json_lines import read_lines
+from humor_env.shared.user_path import user_path
 
 TEACHER = "teacher"
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -139,9 +140,9 @@ def _read_run(made: Material, folder: Path, alone: bool, teacher: bool) -> None:
 
 def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
     name, equals, path = source.partition("=")
-    if not equals or Path(source).exists():
+    if not equals or user_path(source).exists():
         name, path = "", source
-    for place, row in _rows(Path(path)):
+    for place, row in _rows(user_path(path)):
         try:
             if "first" in row and "second" in row:
                 key = made.prompt(_text(row, "prompt"), _text(row, "input" if "input" in row else "prompt"))

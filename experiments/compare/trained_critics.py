@@ -26,6 +26,7 @@ from pydantic import Field
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.compare.jobs import Cell
 from humor_env.experiments.specs.learner_settings import Table
+from humor_env.shared.user_path import user_path
 
 JOB = "humor_env.experiments.compare.trained_critics:train_for_benchmark"
 FOLDER, CRITIC = "trained", "critic"
@@ -60,9 +61,9 @@ def with_files(tables: Sequence[DataTable], entries: Sequence[str]) -> list[Data
         if name not in known:
             takes = f"It takes: {', '.join(sorted(known))}." if known else "It takes none."
             raise InvalidOption(f"This benchmark takes no file '{name}'.{did_you_mean(name, known)} {takes}")
-        if not Path(file).is_file():
+        if not user_path(file).is_file():
             raise InvalidOption(f"--data {name}: there is no file '{file}'.")
-        files[name] = str(Path(file).resolve())
+        files[name] = str(user_path(file).resolve())
     return [table.model_copy(update={"file": files.get(table.name, table.file)}) for table in tables]
 
 

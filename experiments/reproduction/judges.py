@@ -24,6 +24,7 @@ from humor_env.shared.control_tokens import as_text
 from humor_env.shared.json_lines import read_lines
 from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judge, Verdict
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class RatedJudge:
         self.answers: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         values = {"first": 1.0, "second": 0.0, "tie": 0.5}
         try:
-            lines = read_lines(path)
+            lines = read_lines(user_path(path))
         except OSError as problem:
             raise PromptError(f"The ratings '{path}' cannot be read: {problem.strerror}.") from None
         for number, line in enumerate(lines, start=1):

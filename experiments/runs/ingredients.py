@@ -39,6 +39,7 @@ from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
+from humor_env.shared.user_path import user_path
 from humor_env.sources import human_pairs, students
 from humor_env.spaces import UnicodeText
 from humor_env.teacher import TeacherBuffer, open_lines, pocket_lines
@@ -54,7 +55,7 @@ def check_named(spec: Spec) -> None:
     named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
     for key, value in named.items():
         file = human_pairs.file_of(value) if isinstance(value, str) else ""
-        if file.endswith(_FILES) and not Path(file).is_file():
+        if file.endswith(_FILES) and not user_path(file).is_file():
             raise InvalidOption(f"There is no file '{file}', which {key} names.")
 
 

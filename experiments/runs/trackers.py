@@ -35,6 +35,7 @@ from humor_env.experiments.runs.tracker_packages import EXTRAS, TRACKERS, Number
 from humor_env.experiments.specs.spec import Spec
 from humor_env.experiments.specs.tracking import TrackingSpec
 from humor_env.llm.ledger import Call, Ledger
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement
 
 RECORD = "tracking.json"
@@ -75,7 +76,7 @@ class Trackers:
             spec.model_dump(mode="json", exclude_none=True),
             tracking.online,
         )
-        return cls(names, tracking, Path(spec.budget.ledger or folder / "ledger.sqlite"), say)
+        return cls(names, tracking, user_path(spec.budget.ledger or folder / "ledger.sqlite"), say)
 
     def log(self, inner: Log, stage: str) -> Log:
         """A log that writes to `inner` and the trackers. `stage` is a prefix of metric names, except the learner's."""

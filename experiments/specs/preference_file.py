@@ -16,6 +16,7 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.shared.json_lines import read_lines
+from humor_env.shared.user_path import user_path
 from humor_env.types import Preference, Prompt
 
 KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
@@ -23,7 +24,7 @@ KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
 
 def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Preference]:
     """All preferences of the file; an error names the line that is wrong."""
-    path = Path(path)
+    path = user_path(path)
     try:
         lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as problem:

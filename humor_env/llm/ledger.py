@@ -45,6 +45,7 @@ from humor_env.llm.ledger_rows import (
     row_of,
 )
 from humor_env.llm.protocol import Reply, Request
+from humor_env.shared.user_path import user_path
 from humor_env.types import Usage
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class Ledger:
     """One SQLite file, or ":memory:" for the life of the process. Safe to use from several threads."""
 
     def __init__(self, path: str | Path = ":memory:") -> None:
-        self.path = str(path)
+        self.path = str(path) if str(path) == ":memory:" else str(user_path(path))
         self._lock = threading.RLock()
         self._instructions: set[str] = set()
         # Not on disk yet, by key: the row, whether it replaces another, and the instructions.

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
-from pathlib import Path
 
 from humor_env.errors import InvalidOption, unknown_name
 from humor_env.shared.json_lines import read_text
+from humor_env.shared.user_path import user_path
 
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
@@ -21,7 +21,7 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 def load(package: str, name: str) -> str:
     """The template `name` of a package's `templates` folder, or the text of a file given by its path."""
     if "/" in name or "\\" in name or name.endswith(".txt"):
-        path = Path(name)
+        path = user_path(name)
         if not path.is_file():
             raise InvalidOption(f"There is no prompt file '{name}'. Give a path to a text file, or a built-in name.")
         return read_text(path)

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.user_path import user_path
 
 
 class LineFile:
     """`take(number, line)` is called once for every line, in order; its exceptions go to the caller."""
 
     def __init__(self, path: str | os.PathLike[str], take: Callable[[int, bytes], None]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.dropped_bytes = 0
         self._take = take
         self._offset = 0

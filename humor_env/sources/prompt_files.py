@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption, PromptError
+from humor_env.shared.user_path import user_path
 
 Row = tuple[str, str | None, dict[str, Any]]
 
@@ -31,7 +32,7 @@ def is_table(path: str | os.PathLike[str]) -> bool:
 
 def is_file_name(what: str) -> bool:
     """Whether a name refers to a file or folder on disk rather than to a registered prompt set."""
-    return what.lower().endswith(_SUFFIXES) or (("/" in what or "\\" in what) and Path(what).is_dir())
+    return what.lower().endswith(_SUFFIXES) or (("/" in what or "\\" in what) and user_path(what).is_dir())
 
 
 def rows(what: str, **reading: Any) -> Iterator[Row]:
@@ -48,7 +49,7 @@ def rows(what: str, **reading: Any) -> Iterator[Row]:
 def _lines(what: str) -> Iterator[tuple[int, str]]:
     """Numbered lines, decoded one by one so that an invalid UTF-8 byte is reported with its line."""
     try:
-        raw = Path(what).read_bytes()
+        raw = user_path(what).read_bytes()
     except OSError as problem:
         raise PromptError(f"The prompt file '{what}' cannot be read: {problem.strerror or problem}.") from None
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -98,6 +99,7 @@ def _csv_rows(what: str) -> Iterator[Row]:
 def _dataset_rows(name: str, config: str | None = None, revision: str | None = None) -> Iterator[Row]:
     import datasets
 
+    name = str(user_path(name)) if name.startswith("~") else name
     try:
         if any((Path(name) / mark).exists() for mark in _SAVED_MARKS):
             dataset = datasets.load_from_disk(name)

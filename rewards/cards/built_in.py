@@ -20,6 +20,7 @@ from typing import Any
 from humor_env.registry import Registry, critics, judges
 from humor_env.rewards.audits.report import AuditReport, Kind
 from humor_env.rewards.cards.card import Card, file_stem, make_card
+from humor_env.shared.user_path import user_path
 
 JUDGE = "judge-"  # prefix of judges' cards, because a critic may have the same name
 
@@ -255,7 +256,7 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
                     return card
     folder = options.get("folder")
     if isinstance(folder, str):
-        for file in (Path(folder) / "card.json", Path(folder) / f"{file_stem(critic)}.json"):
+        for file in (user_path(folder) / "card.json", user_path(folder) / f"{file_stem(critic)}.json"):
             if file.is_file():
                 return Card.load(file)
     for name in names:

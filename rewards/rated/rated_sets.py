@@ -18,11 +18,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from humor_env.errors import InvalidOption, RatingsError
 from humor_env.registry import Registry
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Prompt
 
 Label = Literal["a", "b", "tie"]
@@ -167,7 +167,7 @@ def load_rated(
 ) -> RatedSet:
     """Load the set of a registered name (or `package.module:name`) from its file or files; a bundled one has none."""
     loader: Loader = rated_sets.resolve(name)
-    paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
+    paths = [user_path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
     try:
         inspect.signature(loader).bind(paths, **options)
     except TypeError as problem:

@@ -25,6 +25,7 @@ from humor_env.rewards.multiple_choice import FIRST, SECOND, TIE
 from humor_env.rewards.scorer import MOST, QUESTIONS, WEIGHTS
 from humor_env.rewards.shared.both_orders import Pair
 from humor_env.rewards.trained.critic_data import Comparison, CriticSet, Rating, split
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judge, Prompt, critic_name
 
 PAIRS, SCORES = "multiple-choice ", "scorer "
@@ -37,7 +38,7 @@ def from_ledger(
 
     `client` selects the client if the ledger has several; `weights` are the scorer's.
     """
-    if not isinstance(ledger, Ledger) and not Path(ledger).is_file():
+    if not isinstance(ledger, Ledger) and not user_path(ledger).is_file():
         raise InvalidOption(f"There is no ledger '{ledger}'. Give the file that a judge used as its ledger.")
     opened = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
     try:

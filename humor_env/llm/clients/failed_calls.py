@@ -39,6 +39,9 @@ class CallFailed(Exception):
         self.retry_after, self.billed_unknown = retry_after, billed_unknown
 
 
+SHORTEST_KEY = 8
+
+
 def garbled(service: str, what: str) -> CallFailed:
     """For an answer that is not a message: a transport error, though the service may have charged."""
     return CallFailed(
@@ -89,8 +92,9 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """`text` with keys removed: services repeat them in their error messages."""
+    """`text` without keys, which services repeat in their error messages. A value shorter than any real key ("1", for
+    a server that checks none) stays: removing it would garble addresses and numbers."""
     for secret in secrets:
-        if secret:
+        if secret and len(secret) >= SHORTEST_KEY:
             text = text.replace(secret, "[key]")
     return re.sub(r"\b(?:sk|key)-[A-Za-z0-9_*\-]{6,}|(?i:bearer)\s+\S+", "[key]", text)
