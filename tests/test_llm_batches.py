@@ -219,7 +219,7 @@ def test_errors_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
         make_client("anthropic-batch:m", largest=0)
     for bad in ({"largest": "3"}, {"largest": 2.5}, {"poll": "30"}, {"poll": float("nan")}):
         [[name, value]] = bad.items()
-        with pytest.raises(InvalidOption, match=f"{name} is {value!r}; expected a"):
+        with pytest.raises(InvalidOption, match=f"{name} must be a .*, found {value!r}"):
             make_client("anthropic-batch:m", **bad)
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     monkeypatch.setenv("HOME", "/nonexistent")

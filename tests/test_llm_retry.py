@@ -386,7 +386,7 @@ def test_no_more_calls_in_the_air_than_allowed() -> None:
 )
 def test_a_policy_out_of_range_is_refused(name: str, value: object, expected: str) -> None:
     """A number in quotes was a traceback, and a deadline of NaN none at all."""
-    with pytest.raises(InvalidOption, match=f"{name} is {re.escape(repr(value))}; expected {expected}"):
+    with pytest.raises(InvalidOption, match=f"{name} must be {expected}, found {re.escape(repr(value))}"):
         make_client("openai:m@http://127.0.0.1:9/v1", **{name: value})
 
 
