@@ -181,7 +181,7 @@ def card(store: Store) -> str:
             shown = (
                 ", ".join(value) if isinstance(value, list) else f"{value:.2f}" if isinstance(value, float) else value
             )
-            rows.append(f"| {name} | {'–' if shown in (None, '') else shown} |")
+            rows.append(f"| {name} | {'–' if shown in (None, '') else _in_cell(str(shown))} |")
     for question, numbers in about.items():
         rows += [
             "",
@@ -192,14 +192,20 @@ def card(store: Store) -> str:
         ]
         for rating in numbers["ratings"]:
             wins = numbers["wins or ties against the teacher"].get(rating["system"])
-            rows.append(f"| {rating['system']} | {rating['tier']} | {_told(rating, 0)} | {_told(wins, 2)} |")
+            rows.append(f"| {_in_cell(rating['system'])} | {rating['tier']} | {_told(rating, 0)} | {_told(wins, 2)} |")
         rows += ["", "| agreement with a single person | | pairs |", "|---|---|---|"]
-        rows += [f"| {name} | {_told(share, 2)} | {share['pairs']} |" for name, share in numbers["critics"].items()]
+        for name, share in numbers["critics"].items():
+            rows.append(f"| {_in_cell(name)} | {_told(share, 2)} | {share['pairs']} |")
         people = numbers["two people agree"]
         rows.append(f"| one person with another | {_told(people, 2)} | {people['pairs']} |")
         rows.append(f"| ceiling | {_told(numbers['ceiling'], 2)} | {people['pairs']} |")
         rows.append(f"| Krippendorff's alpha | {_told(numbers['alpha'], 2)} | {numbers['alpha']['pairs']} |")
     return "\n".join(rows) + "\n"
+
+
+def _in_cell(text: str) -> str:
+    """A text as it stands in a table's cell: without bars and line breaks, which would end it."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _told(figure: Mapping[str, Any] | None, digits: int) -> str:

@@ -98,7 +98,7 @@ def won(gap: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[
 def bounds(values: Any, digits: int = 3, scale: float = 1.0) -> str:
     interval = stats.interval([values])
     value, low, high = (f"{scale * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low} to {high})" if np.isfinite(interval.low + interval.high) else value
 
 
 def score_table(stages: Mapping[str, list[Lines]]) -> str:
@@ -131,8 +131,8 @@ def noise_floor(stages: Mapping[str, list[Lines]], each: int) -> str:
     by_line = numbers(stages["imitation"], "score", each)
     gap = by_line[:, :, 1] - by_line[:, :, 0]
     return (
-        f" By chance alone, imitation's second lines differ from its first by {bounds(gap)} in score, and win or tie "
-        f"in {bounds(won(gap), 0, 100)} %."
+        f" By chance alone, imitation's second lines differ from its first by {bounds(gap)} in score, and win or tie in "
+        f"{bounds(won(gap), 0, 100)} %."
     )
 
 
