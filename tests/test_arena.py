@@ -293,6 +293,72 @@ def test_agreement_equals_an_independent_computation(judged):
     assert found.ceiling.value == pytest.approx(0.5 + math.sqrt((np.mean(same) - 0.5) / 2), abs=1e-12)
 
 
+def vote(rater, prompt, share=1.0, first="x", second="y"):
+    place = 2 * int(prompt)
+    return figures.Vote(rater, place, place + 1, first, second, prompt, share, None)
+
+
+def unknown(interval):
+    return math.isfinite(interval.value) and math.isnan(interval.low) and math.isnan(interval.high)
+
+
+def test_answers_about_few_sentences_give_no_intervals_and_one_tier():
+    """Two answers about one sentence made two tiers and an alpha of [0, 0]."""
+    for count in (1, 9):
+        votes = [vote(rater, str(n), share) for n in range(count) for rater, share in ((1, 1.0), (2, 1.0 - n % 2))]
+        rated = figures.ratings(votes, ["x", "y", "z"])
+        assert [one.tier for one in rated] == [1, 1, 1] and rated[0].points.value > 0
+        assert [unknown(one.points) for one in rated if one.system != 2] == [True, True]
+        assert next(one.points for one in rated if one.system == 2) == figures.Interval(0.0, -math.inf, math.inf)
+    assert unknown(figures.agreement(votes).alpha)
+    more = [vote(rater, str(n), share) for n in range(12) for rater, share in ((1, 1.0), (2, 1.0 - n % 2))]
+    assert figures.agreement(more).alpha.low < figures.agreement(more).alpha.high
+    assert [one.tier for one in figures.ratings([vote(1, str(n)) for n in range(30)], ["x", "y"])] == [1, 2]
+
+
+def test_raters_who_always_agree_may_not_by_the_rule_of_three():
+    """By hand: 30 pairs, half for each line. The variance of the 60 answers is 15/59, so two of different pairs differ by
+    30/59 squared on average; with 3 of 30 pairs on which the two raters differ by 1, alpha would be 1 - 0.1 / (30/59)."""
+    votes = [vote(rater, str(n), float(n % 2)) for n in range(30) for rater in (1, 2)]
+    alpha = figures.agreement(votes).alpha
+    assert (alpha.value, alpha.high) == (1.0, 1.0) and alpha.low == pytest.approx(1 - 0.1 * 59 / 30)
+
+
+def test_what_has_no_interval_is_shown_without_one():
+    """Alpha was printed as "0.00 [nan, nan]"; a mean grade of 3 out of 4 had the interval [2.70, 1.00]."""
+    nothing = figures.Interval(0.5, math.nan, math.nan)
+    assert results.with_bounds(nothing) == "0.50" and results.with_bounds(None) == "–"
+    assert results.with_bounds(figures.Interval(0.5, 0.25, 1.0)) == "0.50 [0.25, 1.00]"
+    assert results._points(nothing) == "+0" and results._points(figures.Interval(0, -math.inf, math.inf)) == "–"
+    grades = figures.mean_interval([3.0] * 30, [str(n) for n in range(30)], highest=4)
+    assert (grades.low, grades.value, grades.high) == pytest.approx((2.6, 3.0, 3.4))
+
+
+def test_a_score_that_is_no_number_is_none(tmp_path):
+    """A NaN in a file counted as a preference for the second line of a pair."""
+    rows = [
+        {"prompt": f"Sentence {n}.", "text": f"{name} {n}", "author": name, "score": score, "critic": "c"}
+        for n, pair in enumerate([(math.nan, 0.1), (math.inf, 0.1), (True, 0.1), (0.9, 0.1)])
+        for name, score in zip("ab", pair, strict=True)
+    ]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = gather([], [str(tmp_path / "lines.jsonl")]).lines
+    assert [line.scores for line in lines if line.system == "a"] == [{}, {}, {}, {"c": 0.9}]
+    [found] = figures.critic_figures([vote(1, str(n), 0.0) for n in range(4)], lines)
+    assert (found.pairs, found.agrees.value) == (1, 0.0)
+    # One that a session of an earlier version has kept.
+    old = [figures.Line("p", "a", "x", {"c": math.nan}), figures.Line("p", "b", "y", {"c": 0.1})]
+    assert figures.critic_figures([vote(1, "0", 0.0)], old)[0].agrees is None
+
+
+def test_a_bar_in_a_name_does_not_break_the_card(tmp_path):
+    store = session(tmp_path, ("a|b", "teacher"), 12, raters=2, repeats=0, questions=("humor",))
+    simulate(store, lambda texts: "first", 24)
+    rows = [line for line in exports.card(store).splitlines() if "a\\|b" in line]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [3, 5]  # the list of systems, and its rating
+    store.close()
+
+
 def test_the_ceiling_by_hand():
     """Where nine of ten prefer one line of each pair, two people agree on 0.81 + 0.01 of the pairs, and the best critic
     with 0.9; with coins, nobody beats a coin."""

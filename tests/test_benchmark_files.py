@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark
+from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
 from humor_env.experiments.compare.benchmark_spec import BenchmarkSpec, load_benchmark_spec, parse_benchmark
+from humor_env.experiments.compare.benchmark_tables import make_table, tables_of
 from humor_env.experiments.compare.jobs import RESULT, Cell
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -46,20 +48,20 @@ def finish(cell: Cell, prompts: int = 12) -> None:
         "feedback": {"crowd": verdicts},
     }
     names = ["base", "teacher", "imitation"] if cell.name.startswith("imitation") else [cell.name.partition("/")[0]]
-    point = {"step": 1, "samples": 24, "score": 0.5}
+    point = {"step": 1, "seconds": 1.0, "samples": 24, "judgements": 24, "score": 0.5}
     found = {"systems": dict.fromkeys(names, numbers), "curve": [point], "spent": {"samples": 48.0}, "ended": ""}
     cell.folder.mkdir(parents=True)
     seconds = {"wall": 1.0, "cpu": 1.0}
     (cell.folder / RESULT).write_text(json.dumps({"cell": cell.asked, "seconds": seconds, "result": found}))
 
 
-def done(folder: Path, cells: slice = slice(None)) -> BenchmarkSpec:
+def done(folder: Path, cells: slice = slice(None), prompts: int = 12) -> BenchmarkSpec:
     """A benchmark's folder with some of its cells done, and nothing written from them yet."""
     spec = parse_benchmark(SPEC)
     folder.mkdir(parents=True)
     (folder / "spec.toml").write_text(spec.to_toml())
     for cell in spec.cells(folder)[cells]:
-        finish(cell)
+        finish(cell, prompts)
     return spec
 
 
@@ -177,3 +179,16 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_written(tmp_pat
         run_benchmark(other, tmp_path / "out")
     assert files(tmp_path / "out") == before
     assert list(collect(tmp_path / "out").failures) == ["ppo/crowd/seed-0"]
+
+
+def test_the_tables_of_one_prompt_and_one_seed_claim_nothing(tmp_path):
+    """They had intervals of no width, a star for every difference, and tiers."""
+    done(tmp_path / "out", prompts=1)
+    bench = collect(tmp_path / "out")
+    told = [make_table(bench, name) for name in tables_of(bench)]
+    assert not [table for table in told if "[" in table or "*" in table or "nan" in table]
+    tiers = make_table(bench, "ratings")
+    assert tiers.count("| 1 | 0 |") == 4
+    assert "0.000 |" in make_table(bench, "scores") and "50 |" in make_table(bench, "teacher")
+    for name in CHARTS:
+        assert "nan" not in make_chart(bench, name)

@@ -68,15 +68,15 @@ def test_an_interval_knows_of_seeds_and_of_prompts():
 
 
 def test_strata_are_resampled_each_for_itself():
-    # Each task's runs agree, so no resample within a task can differ; mixed together they would.
-    found = interval([np.array([0.2, 0.2]), np.array([0.8, 0.8])])
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    # Each task's runs nearly agree, so resamples within a task hardly differ; mixed together they would.
+    found = interval([np.array([0.2, 0.22]), np.array([0.78, 0.8])])
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.49, 0.51))
 
 
 def test_what_is_missing_is_left_out_and_never_a_zero():
     scores = np.array([[1.0, np.nan, 3.0], [2.0, 2.0, np.nan]])
     assert interval([scores]).value == 2.0
-    assert interval([scores]).low >= 1.0
+    assert interval([np.tile(scores, 4)]).low >= 1.0
     assert performance_profile(scores, [1.5])[0].value == pytest.approx((0.5 + 1.0) / 2)
 
 
@@ -199,41 +199,113 @@ def test_scores_of_a_wrong_shape_are_refused():
 
 def test_the_bounds_of_an_interval_by_hand():
     """Two runs of 0 and 1, drawn twice: 0, 1/2 and 1 with chances 1/4, 1/2, 1/4. The middle 60 % reach from 0 to 1, the
-    middle 40 % are the 1/2 alone. The same for two prompts, for two runs that one run is compared with, for a pair."""
+    middle 40 % are the 1/2 alone. The same for two runs that two others are compared with, for a pair, for curves."""
     bounds = lambda found: (found.low, found.high)  # noqa: E731
-    for scores in ([0.0, 1.0], [[0.0, 1.0]], [[0.0], [1.0]]):
-        assert bounds(interval([scores], level=0.6)) == (0.0, 1.0)
-        assert bounds(interval([scores], level=0.4)) == (0.5, 0.5)
-        assert bounds(paired_difference(scores, np.zeros_like(scores), level=0.6)) == (0.0, 1.0)
-        assert bounds(paired_difference(scores, np.zeros_like(scores), level=0.4)) == (0.5, 0.5)
-    assert bounds(probability_of_improvement([1.0, 1.0], [0.0, 2.0], level=0.6)) == (0.0, 1.0)
-    assert bounds(probability_of_improvement([0.0, 2.0], [1.0, 1.0], level=0.4)) == (0.5, 0.5)
-    assert bounds(performance_profile([[0.0, 1.0]], [0.5], level=0.6)[0]) == (0.0, 1.0)
-    assert bounds(performance_profile([[0.0, 1.0]], [0.5], level=0.4)[0]) == (0.5, 0.5)
+    scores = [0.0, 1.0]
     curves = [([0, 1], [0.0, 0.0]), ([0, 1], [1.0, 1.0])]
-    assert bounds(mean_curve(curves, [0.5], level=0.6)[0]) == (0.0, 1.0)
-    assert bounds(mean_curve(curves, [0.5], level=0.4)[0]) == (0.5, 0.5)
+    for level, expected in ((0.6, (0.0, 1.0)), (0.4, (0.5, 0.5))):
+        assert bounds(interval([scores], level=level)) == expected
+        assert bounds(paired_difference(scores, np.zeros(2), level=level)) == expected
+        assert bounds(probability_of_improvement([1.0, 1.0], [0.0, 2.0], level=level)) == expected
+        assert bounds(probability_of_improvement([0.0, 2.0], [1.0, 1.0], level=level)) == expected
+        assert bounds(mean_curve(curves, [0.5], level=level)[0]) == expected
+
+
+def test_the_bounds_over_prompts_by_hand():
+    """Ten prompts, five of 0 and five of 1: a resample has k ones with the chances of ten coins. Up to 1 one 1.1 %, up
+    to 2 5.5 %, up to 3 17.2 %, up to 4 37.7 %: the middle 95 % reach from 0.2 to 0.8, the middle 60 % from 0.4."""
+    scores = [[0.0, 1.0] * 5]
+    for level, expected in ((0.95, (0.2, 0.8)), (0.6, (0.4, 0.6))):
+        for found in (
+            interval([scores], level=level),
+            paired_difference(scores, np.zeros((1, 10)), level=level),
+            performance_profile(scores, [0.5], level=level)[0],
+        ):
+            assert (found.low, found.high) == pytest.approx(expected)
 
 
 def test_ratings_are_resampled_over_seeds_and_over_prompts():
-    """Each of two systems wins one of two games. The middle 70 % of the resamples reach from both lost to both won."""
-    both = bradley_terry([[[1.0, 1.0]], [[0.0, 0.0]]], resamples=1)[0].points.value
-    for scores in ([[[1.0, 0.0]], [[0.0, 1.0]]], [[[1.0], [0.0]], [[0.0], [1.0]]]):
-        first = bradley_terry(scores, level=0.7, resamples=100)[0].points
-        assert (first.low, first.value, first.high) == pytest.approx((-both, 0.0, both), abs=1e-6)
-        first = bradley_terry(scores, level=0.4, resamples=100)[0].points
-        assert (first.low, first.high) == pytest.approx((0.0, 0.0), abs=1e-6)
+    """Each of two systems wins five of ten prompts, in one seed: as above, the middle 95 % reach from two wins to eight.
+    With two seeds of which each system wins one, the middle 70 % reach from none to all."""
+
+    def points(won, lost):
+        return bradley_terry([[[1.0] * won + [0.0] * lost], [[0.0] * won + [1.0] * lost]], resamples=2)[0].points.value
+
+    first = bradley_terry([[[1.0, 0.0] * 5], [[0.0, 1.0] * 5]], resamples=4000)[0].points
+    assert (first.low, first.value, first.high) == pytest.approx((-points(8, 2), 0.0, points(8, 2)), abs=1e-6)
+    scores = [[[1.0] * 10, [0.0] * 10], [[0.0] * 10, [1.0] * 10]]
+    for level, bound in ((0.7, points(20, 0)), (0.4, 0.0)):
+        first = bradley_terry(scores, level=level, resamples=100)[0].points
+        assert (first.low, first.value, first.high) == pytest.approx((-bound, 0.0, bound), abs=1e-6)
+
+
+def unknown(found):
+    return math.isfinite(found.value) and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_few_prompts_and_a_single_run_have_no_interval():
+    """One prompt of one seed had the interval [0.1, 0.1] and a star for a difference, and a tier of its own."""
+    for few in ([[0.6]], [[0.6], [0.7], [0.8]], [[0.6, 0.7, 0.8] * 3], [[0.6] * 9 + [math.nan] * 9], [0.6]):
+        few = np.array(few)
+        assert unknown(interval([few])) and unknown(paired_difference(few, few - 0.1))
+        assert unknown(performance_profile(few.reshape(len(few), -1), [0.65])[0])
+        assert unknown(probability_of_improvement(few, few + 0.1)) and unknown(probability_of_improvement([1, 2], few))
+    # Lines of one prompt are no prompts; ten prompts of one run are enough for its score, and say nothing of other runs.
+    assert unknown(interval([np.random.default_rng(0).random((3, 2, 10))]))
+    one = np.arange(10)[None] / 10
+    assert not unknown(interval([one])) and unknown(probability_of_improvement(one, one + 1))
+    assert unknown(interval([[0.1, 0.2], [0.6]]))
+    assert unknown(mean_curve([([0, 1], [0.0, 1.0])], [0.5])[0])
+
+
+def test_systems_that_met_on_few_prompts_share_one_tier():
+    for seeds, prompts in ((1, 1), (3, 1), (1, 9)):
+        rated = bradley_terry([np.full((seeds, prompts), 0.6), np.full((seeds, prompts), 0.5)])
+        assert [(one.system, one.tier) for one in rated] == [(0, 1), (1, 1)]
+        assert all(unknown(one.points) for one in rated)
+    assert [one.tier for one in bradley_terry([[[0.6] * 20], [[0.5] * 20]])] == [1, 2]
+
+
+def test_where_all_scores_are_alike_the_rule_of_three_gives_the_bounds():
+    """30 ones of 30 are compatible with 3 in 30 that are not; resamples of them are all alike."""
+    found = interval([np.ones((3, 30))])
+    assert (found.low, found.high) == pytest.approx((0.9, 1.0))
+    found = interval([np.full((1, 30), 0.5)])
+    assert (found.low, found.high) == pytest.approx((0.4, 0.6))
+    # 0.1 at each prompt, with what rounding leaves: a bootstrap would be sure of it.
+    scores = np.random.default_rng(0).random((3, 30))
+    found = paired_difference(scores + 0.1, scores)
+    assert (found.low, found.value, found.high) == pytest.approx((0.0, 0.1, 0.2))
+    assert paired_difference(scores, scores).low == pytest.approx(-0.1)
+    found = interval([[0.5, 0.5, 0.5, 0.5, 0.5, 0.5]])  # six runs
+    assert (found.low, found.high) == pytest.approx((0.0, 1.0))
+    found = interval([np.full((1, 30), 2.0)])  # of another scale
+    assert found.low <= 2.0 <= found.high
+
+
+def test_a_system_that_wins_every_game_may_have_lost_three():
+    """By hand, of 20 prompts: as one that wins 17. It wins more than all of them at no resample."""
+    [best, worst] = bradley_terry([[[0.6] * 20], [[0.5] * 20]])
+    lost = bradley_terry([[[0.6] * 17 + [0.5] * 3], [[0.5] * 17 + [0.6] * 3]])[0].points.value
+    assert (best.points.low, best.points.high) == pytest.approx((lost, best.points.value))
+    assert (worst.points.low, worst.points.high) == pytest.approx((worst.points.value, -lost))
+
+
+def test_a_system_that_has_not_played_has_no_bounds():
+    nothing = np.full((1, 20), math.nan)
+    rated = bradley_terry([[[0.6] * 20], [[0.5] * 20], nothing])
+    assert next(one.points for one in rated if one.system == 2) == Interval(0.0, -math.inf, math.inf)
 
 
 def test_without_a_word_intervals_are_of_95_percent_and_2000_resamples():
     source = np.random.default_rng(5)
-    a, b = source.normal(size=(2, 4, 6))
+    a, b = source.normal(size=(2, 4, 12))
     said = {"seed": 0, "resamples": 2000, "level": 0.95}
     assert interval([a]) == interval([a], **said)
     assert probability_of_improvement(a, b) == probability_of_improvement(a, b, **said)
     assert paired_difference(a, b) == paired_difference(a, b, **said) == interval([a - b], **said)
     assert performance_profile(a, [0.1]) == performance_profile(a, [0.1], **said)
-    curve = [(range(6), row) for row in a]
+    curve = [(range(12), row) for row in a]
     assert mean_curve(curve, [1, 2]) == mean_curve(curve, [1, 2], **said)
     scores = np.stack([a, b + 0.5])
     assert bradley_terry(scores) == bradley_terry(scores, seed=0, resamples=500, level=0.95, prior=1.0)
@@ -251,17 +323,20 @@ def test_without_a_word_intervals_are_of_95_percent_and_2000_resamples():
 
 
 def test_a_missing_score_takes_no_part_in_a_resample():
-    """A row of 0, nothing, 1: a resample of nothing alone has no mean and is left out; others lie in [0, 1]."""
-    found = interval([[[0.0, math.nan, 1.0]]], resamples=5000)
+    """Of 0, nothing, 1, a resample of nothing alone has no mean and is left out; others lie in [0, 1]."""
+    found = interval([[0.0, math.nan, 1.0]], resamples=5000)
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
-    found = interval([[[1.0, math.nan, 1.0]]])
-    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    half = [[0.0] * 5 + [math.nan] * 40 + [1.0] * 5]
+    found = interval([half], resamples=5000)
+    assert found.value == 0.5 and 0 <= found.low < 0.3 and 0.7 < found.high <= 1
 
 
 def test_intervals_that_touch_overlap():
     left, right, far = Interval(0.5, 0, 1), Interval(1.5, 1, 2), Interval(3, 2.5, 3.5)
     assert left.overlaps(right) and right.overlaps(left)
     assert not left.overlaps(far) and not far.overlaps(left)
+    nothing = Interval(0.5, math.nan, math.nan)
+    assert nothing.overlaps(far) and far.overlaps(nothing)  # what is not known cannot tell two apart
     assert tiers([Interval(3, 3, 3), Interval(2, 2, 2), Interval(1, 1, 1)]) == [1, 2, 3]
 
 

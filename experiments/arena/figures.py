@@ -25,7 +25,7 @@ from scipy.special import expit
 
 from humor_env.experiments.arena.sources import TEACHER, Line
 from humor_env.experiments.arena.store import Answered, Store
-from humor_env.experiments.compare.stats import ELO, Interval, Rating, tiers
+from humor_env.experiments.compare.stats import ALIKE, ELO, Interval, Rating, ranked
 from humor_env.rewards.audits import audit_stats
 from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
@@ -89,23 +89,15 @@ def raters_drawn(votes: Sequence[Vote]) -> bool:
 def ratings(
     votes: Sequence[Vote], systems: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Rating]:
-    """Best first; 0 is the average system. A system that nobody has judged yet is at 0 without bounds."""
+    """Best first; 0 is the average system. A system that nobody has judged yet is at 0 without bounds. Answers about
+    fewer than `FEWEST` sentences give no bounds (NaN), and one tier."""
     n, place = len(systems), {name: k for k, name in enumerate(systems)}
     own = [v for v in votes if v.first != v.second and v.first in place and v.second in place]
     if n < 2 or not own:
         return []
-    points = ELO * strengths(games(own, systems))
-    drawn = ELO * many_strengths(_resampled(own, place, seed, resamples), points / ELO)
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    played = {name for v in own for name in (v.first, v.second)}
-    intervals = [
-        Interval(float(points[k]), float(low[k]), float(high[k]))
-        if systems[k] in played
-        else Interval(0.0, -math.inf, math.inf)
-        for k in range(n)
-    ]
-    order = sorted(range(n), key=lambda k: -intervals[k].value)
-    return [Rating(k, intervals[k], tier) for k, tier in zip(order, tiers([intervals[k] for k in order]), strict=True)]
+    wins = games(own, systems)
+    drawn = ELO * many_strengths(_resampled(own, place, seed, resamples), strengths(wins))
+    return ranked(wins, drawn, len({vote.prompt for vote in own}))
 
 
 def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resamples: int) -> Array:
@@ -160,12 +152,13 @@ def against_teacher(votes: Sequence[Vote], system: str, teacher: str = TEACHER) 
     return len(values), mean_interval(values, prompts)
 
 
-def mean_interval(values: Sequence[float], prompts: Sequence[str]) -> Interval | None:
-    """The mean, with bounds from resampling sentences; no bounds for fewer than two sentences."""
+def mean_interval(values: Sequence[float], prompts: Sequence[str], highest: float = 1.0) -> Interval | None:
+    """The mean of values from 0 to `highest`, with bounds from resampling sentences; no bounds for fewer than `FEWEST`
+    sentences."""
     if not values:
         return None
-    bounds = audit_stats.interval(values, list(prompts)) or (math.nan, math.nan)
-    return Interval(float(np.mean(values)), *bounds)
+    bounds = audit_stats.interval(np.asarray(values) / highest, list(prompts)) or (math.nan, math.nan)
+    return Interval(float(np.mean(values)), *(highest * bound for bound in bounds))
 
 
 # Raters
@@ -245,7 +238,12 @@ def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
     with np.errstate(invalid="ignore", divide="ignore"):
         values = 1 - (within / count) / (2 * (squares - total**2 / count) / (count - 1))
     values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (math.nan, math.nan)
+    if len(number) < audit_stats.FEWEST or 2 * len(values) < RESAMPLES:
+        return Interval(alpha, math.nan, math.nan)
+    low, high = np.quantile(values, [0.025, 0.975])
+    if np.ptp(values) < ALIKE:  # all agree: by the rule of three, so many sentences may be otherwise
+        off = 3 / len(number) / (2 * float(np.concatenate([np.asarray(own) for own in grades]).var(ddof=1)))
+        low, high = alpha - off, min(1.0, alpha + off)
     return Interval(alpha, float(low), float(high))
 
 
@@ -344,7 +342,7 @@ def agreement_of_critics(votes: Sequence[Vote], lines: Sequence[Line]) -> dict[s
 
 def _margin(critic: str, vote: Vote, lines: Sequence[Line]) -> float | None:
     a, b = (lines[place].scores.get(critic) for place in vote.pair)
-    return None if a is None or b is None else a - b
+    return a - b if a is not None and b is not None and math.isfinite(a - b) else None
 
 
 def _credit(critic: str, own: Sequence[Vote], lines: Sequence[Line]) -> float | None:

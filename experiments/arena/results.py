@@ -19,6 +19,7 @@ from humor_env.experiments.arena.sources import TEACHER
 from humor_env.experiments.arena.store import Answered, Store
 from humor_env.experiments.compare.stats import ELO, Interval
 from humor_env.experiments.drawing.charts import Dot, Line, dot_chart, line_chart
+from humor_env.rewards.audits.audit_stats import FEWEST
 from humor_env.rewards.tournament import strengths
 
 NAMES = {"humor": "funnier", "consistency": "keeps the meaning", "overall": "all in all"}
@@ -38,6 +39,14 @@ def share(interval: Interval | None) -> str:
         return "–"
     bounds = "" if not math.isfinite(interval.low) else f" [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
     return f"{100 * interval.value:.0f} %{bounds}"
+
+
+def with_bounds(interval: Interval | None, form: str = ".2f") -> str:
+    """A number with its interval where there is one."""
+    if interval is None:
+        return "–"
+    bounds = f" [{interval.low:{form}}, {interval.high:{form}}]" if math.isfinite(interval.low) else ""
+    return f"{interval.value:{form}}{bounds}"
 
 
 def results_view(store: Store) -> dict[str, Any]:
@@ -96,14 +105,13 @@ def _ratings_note(raters_too: bool) -> str:
     )
     return (
         "Bradley-Terry model, in points: 0 is the average system, and 400 points are ten times the odds. Intervals "
-        f"are 95 %, over {over}.{more} Systems in the same tier cannot be told apart."
+        f"are 95 %, over {over}.{more} With fewer than {FEWEST} sentences there are none. "
+        "Systems in the same tier cannot be told apart."
     )
 
 
 def _points(interval: Interval) -> str:
-    if not math.isfinite(interval.low):
-        return "–"
-    return f"{interval.value:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}]"
+    return "–" if math.isinf(interval.low) else with_bounds(interval, "+.0f")
 
 
 def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[
             rows.append((system, str(rating.tier), _points(rating.points), rate, str(played)))
         head = ("system", "tier", "rating", "wins or ties against the teacher", "answers")
         tables.append(Table(name, head, rows))
-        shown = [rating for rating in rated if math.isfinite(rating.points.low)]
+        shown = [rating for rating in rated if not math.isinf(rating.points.low)]
         if shown:
             dots = [
                 Dot(f"{store.systems[r.system]} (tier {r.tier})", r.points.value, r.points.low, r.points.high)
@@ -144,13 +152,12 @@ def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
                 for x in answers
                 if question in x.replies and store.lines[x.ask.a].system == system and x.ask.again is None
             ]
-            interval = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own])
+            interval = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own], highest=4)
             name = system or "all lines"
             if interval is None:
                 rows.append((name, "–", "0"))
                 continue
-            bounds = f" [{interval.low:.2f}, {interval.high:.2f}]" if math.isfinite(interval.low) else ""
-            rows.append((name, f"{interval.value:.2f}{bounds}", str(len(own))))
+            rows.append((name, with_bounds(interval), str(len(own))))
             dots.append(Dot(name, interval.value, interval.low, interval.high))
         title = f"Mean grade, 0 to 4: {NAMES[question]}"
         tables.append(Table(title, ("system", "grade", "answers"), rows))
@@ -165,11 +172,6 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
         shared: list[tuple[str, ...]] = []
         for question, own in votes.items():
             agreed = figures.agreement(own)
-            alpha = (
-                "–"
-                if agreed.alpha is None
-                else (f"{agreed.alpha.value:.2f} [{agreed.alpha.low:.2f}, {agreed.alpha.high:.2f}]")
-            )
             shared.append(
                 (
                     NAMES[question],
@@ -177,7 +179,7 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
                     str(agreed.decided),
                     share(agreed.equal),
                     str(agreed.pairs),
-                    alpha,
+                    with_bounds(agreed.alpha),
                 )
             )
         tables.append(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,10 +75,11 @@ class Material:
     def add(self, prompt: str, system: str, text: str, scores: Mapping[str, float] | None = None) -> int:
         """Add a line and return its index. A system's line is kept once, with all scores that it was given."""
         text, system = sound(text), sound(system)
+        scores = {critic: score for critic, score in (scores or {}).items() if math.isfinite(score)}
         place = self._places.setdefault((prompt, system, text), len(self.lines))
         self._by_text.setdefault((prompt, text), place)
         if place == len(self.lines):
-            self.lines.append(Line(prompt, system, text, dict(scores or {})))
+            self.lines.append(Line(prompt, system, text, scores))
         elif scores:
             known = self.lines[place]
             self.lines[place] = Line(prompt, system, text, {**known.scores, **scores})
@@ -158,7 +160,8 @@ def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
                 key = made.prompt(str(row.get("prompt_id", prompt)), _text(row, "prompt"))
             system = name or str(row.get("author") or row.get("source") or Path(path).stem)
             score, critic = row.get("score"), row.get("critic")
-            scores = {str(critic): float(score)} if critic and isinstance(score, int | float) else {}
+            known = isinstance(score, int | float) and not isinstance(score, bool)
+            scores = {str(critic): float(score)} if critic and known else {}
             made.add(key, system, _text(row, "text"), scores)
         except (KeyError, ValueError, TypeError) as problem:
             raise PromptError(

@@ -98,6 +98,8 @@ def _plain(value: float, digits: int = 3) -> str:
 def _bounds(interval: Interval, digits: int = 3, scale: float = 1.0) -> str:
     if not np.isfinite(interval.value):
         return "–"
+    if not np.isfinite(interval.low + interval.high):
+        return f"{scale * interval.value:.{digits}f}"
     value, low, high = (f"{scale * v:.{digits}f}" for v in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
 
@@ -122,11 +124,12 @@ def _scores(bench: Benchmark) -> str:
     return _table(systems, columns)
 
 
+def _win_or_tie(whose: str) -> Callable[[System], str]:
+    return lambda s: "–" if s.name == "teacher" else _bounds(stats.interval([s.win_tie(whose)]), 0, 100)
+
+
 def _win_tie(bench: Benchmark) -> str:
     """Against the teacher's line for the same prompt, in percent."""
-
-    def rate(whose: str) -> Callable[[System], str]:
-        return lambda s: "–" if s.name == "teacher" else _bounds(stats.interval([s.win_tie(whose)]), 0, 100)
 
     def controlled(key: str) -> Callable[[System], str]:
         def column(s: System) -> str:
@@ -140,8 +143,8 @@ def _win_tie(bench: Benchmark) -> str:
     return _table(
         systems_of(bench),
         {
-            "win or tie, held-out judge": rate("held out"),
-            "win or tie, training judge": rate("feedback"),
+            "win or tie, held-out judge": _win_or_tie("held out"),
+            "win or tie, training judge": _win_or_tie("feedback"),
             "win at equal length, held-out judge": controlled("wins_held_out"),
             "win at equal length, training judge": controlled("wins"),
             "length ÷ prompt's length": _of("length_ratio", 2),
@@ -321,8 +324,8 @@ def _effects(bench: Benchmark, systems: Sequence[System] | None = None) -> str:
         columns["meaning"] = _of("part/meaning", 2)
     columns |= {
         "length ÷ prompt's length": _of("length_ratio", 2),
-        "win or tie, held-out judge": lambda s: _bounds(stats.interval([s.win_tie("held out")]), 0, 100),
-        "win or tie, training judge": lambda s: _bounds(stats.interval([s.win_tie("feedback")]), 0, 100),
+        "win or tie, held-out judge": _win_or_tie("held out"),
+        "win or tie, training judge": _win_or_tie("feedback"),
         "lines written": _of("spent/samples", 0),
         "judgements": _of("spent/judgements", 0),
     }

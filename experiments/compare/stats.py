@@ -15,6 +15,9 @@ are resampled as well as seeds, because a held-out set is a sample too.
 
 Lines for one prompt are not independent: a prompt is resampled with all its lines.
 
+Below `FEWEST` prompts, or below `FEWEST_RUNS` runs with a single number each, there are no bounds (NaN), because a
+bootstrap draws only from what it has seen; if all scores are equal, the rule of three gives the bounds.
+
 NaN is a missing score (a failed judgement) and is left out. All randomness comes from `seed`.
 """
 
@@ -28,11 +31,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from humor_env.errors import InvalidOption
+from humor_env.rewards.audits.audit_stats import FEWEST
 from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
 
 Array = NDArray[np.float64]
 RESAMPLES, LEVEL = 2000, 0.95
+FEWEST_RUNS = 2  # one run says nothing of another; with two an interval is narrow, and reaches from one to the other
+ALIKE = 1e-9  # scores that differ by less are equal
 ELO = 400 / np.log(10)  # points for each factor of e in the odds
 
 
@@ -45,7 +51,8 @@ class Interval:
     high: float
 
     def overlaps(self, other: Interval) -> bool:
-        return self.low <= other.high and other.low <= self.high
+        """Whether nothing is known to lie between them: an unknown bound overlaps everything."""
+        return not (self.low > other.high or other.low > self.high)
 
 
 def mean(values: Array) -> Array:
@@ -71,8 +78,10 @@ def interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
+    lowest: float = 0.0,
 ) -> Interval:
-    """A statistic of the scores of runs, with its bootstrap interval.
+    """A statistic of the scores of runs, with its bootstrap interval. Scores lie between `lowest` and 1, which matters
+    only if all are equal.
 
     Each stratum (a task, a critic) is `[seeds]`, or `[seeds, prompts]`, whose rows are averaged, or `[seeds, prompts,
     lines]`, where the lines of a prompt are averaged first. Runs are resampled within their stratum, with the same
@@ -81,8 +90,24 @@ def interval(
     arrays = [_matrix(stratum) for stratum in strata]
     source = generator(seed, "interval")
     runs = np.concatenate([_resampled_runs(array, source, resamples) for array in arrays], axis=1)
-    value = statistic(np.concatenate([mean(array) for array in arrays]))
-    return _interval(float(value), statistic(runs), level)
+    value = float(statistic(np.concatenate([mean(array) for array in arrays])))
+    if not all(map(_enough, strata)):
+        return Interval(value, np.nan, np.nan)
+    if all(np.nanmax(array) - np.nanmin(array) < ALIKE for array in arrays):
+        off = 3 / sum(map(_units, strata))  # the rule of three: so large a share may be otherwise
+        return Interval(value, max(min(lowest, value), value - off), min(max(1.0, value), value + off))
+    return _interval(value, statistic(runs), level)
+
+
+def _units(scores: ArrayLike) -> int:
+    """How many prompts have a score, or runs where one number of each is given."""
+    known = np.isfinite(np.asarray(scores, dtype=np.float64))
+    return int(known.sum() if known.ndim == 1 else known.any(axis=(0, *range(2, known.ndim))).sum())
+
+
+def _enough(scores: ArrayLike) -> bool:
+    """Whether there are enough for an interval."""
+    return _units(scores) >= (FEWEST_RUNS if np.ndim(scores) == 1 else FEWEST)
 
 
 def _matrix(scores: ArrayLike) -> Array:
@@ -135,7 +160,11 @@ def probability_of_improvement(
     first, second = _matrix(a), _matrix(b)
     source = generator(seed, "improvement")
     runs = [_resampled_runs(array, source, resamples) for array in (first, second)]
-    return _interval(float(_share_above(mean(first), mean(second))), _share_above(*runs), level)
+    value = float(_share_above(mean(first), mean(second)))
+    several = all(np.isfinite(mean(array)).sum() >= FEWEST_RUNS for array in (first, second))
+    if not (several and _enough(a) and _enough(b)):
+        return Interval(value, np.nan, np.nan)
+    return _interval(value, _share_above(*runs), level)
 
 
 def _share_above(a: Array, b: Array) -> Array:
@@ -153,7 +182,8 @@ def paired_difference(
     first, second = _matrix(a), _matrix(b)
     if first.shape != second.shape:
         raise InvalidOption(f"Pairs need the same seeds and prompts; found {first.shape} and {second.shape}.")
-    return interval([first - second], mean, seed=seed, resamples=resamples, level=level)
+    difference = (first - second)[:, 0] if np.ndim(a) == 1 else first - second
+    return interval([difference], mean, seed=seed, resamples=resamples, level=level, lowest=-1.0)
 
 
 def performance_profile(
@@ -184,7 +214,7 @@ def bradley_terry(
     """Ratings of systems, best first, from scores `[systems, seeds, prompts]`: on each prompt of each seed the higher
     score wins and equal scores draw. With `[systems, seeds, prompts, lines]`, line k plays line k, and all games of a
     prompt together count as one. `prior` games against an average system keep the strength of one that always wins
-    finite."""
+    finite. Below `FEWEST` prompts there are no bounds, and one tier."""
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim not in (3, 4) or len(array) < 2:
         raise InvalidOption(f"Ratings need [systems, seeds, prompts] with two systems or more; found {array.shape}.")
@@ -195,11 +225,39 @@ def bradley_terry(
     weights = (by_seed[:, :, None] * by_prompt[:, None, :]).reshape(resamples, seeds * prompts)
     flat = games.reshape(systems * systems, seeds * prompts)
     resampled = (weights @ flat.T).reshape(resamples, systems, systems)
-    points = ELO * strengths(games.sum((-2, -1)), prior)
     drawn = ELO * np.stack([strengths(wins, prior) for wins in resampled])
-    intervals = [_interval(float(points[i]), drawn[:, i], level) for i in range(systems)]
-    order = sorted(range(systems), key=lambda i: -intervals[i].value)
+    played = int((games.sum((0, 1, 2)) > 0).sum())
+    return ranked(games.sum((-2, -1)), drawn, played, level, prior)
+
+
+def ranked(wins: Array, drawn: Array, prompts: int, level: float = LEVEL, prior: float = 1.0) -> list[Rating]:
+    """Best first, from all games `[systems, systems]` and the points of each resample `[resamples, systems]`."""
+    points = ELO * strengths(wins, prior)
+    intervals = []
+    for system, value in enumerate(map(float, points)):
+        if not (wins[system] + wins[:, system]).any():
+            own = Interval(0.0, -np.inf, np.inf)  # it has not played yet
+        elif prompts < FEWEST:
+            own = Interval(value, np.nan, np.nan)
+        else:
+            own = _interval(value, drawn[:, system], level)
+            own = _if_otherwise(wins, system, prompts, prior) if np.ptp(drawn[:, system]) < ALIKE else own
+        intervals.append(own)
+    order = sorted(range(len(points)), key=lambda i: -intervals[i].value)
     return [Rating(i, intervals[i], tier) for i, tier in zip(order, tiers([intervals[i] for i in order]), strict=True)]
+
+
+def _if_otherwise(wins: Array, system: int, prompts: int, prior: float) -> Interval:
+    """The rule of three for a system whose games all end alike: its points if so large a share of them did not."""
+    met = wins[system] + wins[:, system]
+    share = np.divide(wins[system], met, out=np.zeros_like(met), where=met > 0)
+    found = []
+    for off in (-3 / prompts, 0.0, 3 / prompts):
+        changed = wins.copy()
+        changed[system] = np.clip(share + off, 0, 1) * met
+        changed[:, system] = met - changed[system]
+        found.append(float(ELO * strengths(changed, prior)[system]))
+    return Interval(found[1], found[0], found[2])
 
 
 def _games(scores: Array) -> Array:

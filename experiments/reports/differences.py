@@ -166,7 +166,8 @@ def _row(what: str, mine: Side, theirs: Side, value: Value = score_of) -> TableR
 
         scores = [[[each[seed].get(p, math.nan) for p in shared] for seed in tables[0]] for each in tables]
         found = paired_difference(scores[0], scores[1])
-        change = Estimate(found.value, found.low, found.high)
+        known = math.isfinite(found.low + found.high)
+        change = Estimate(found.value, found.low, found.high) if known else Estimate(found.value)
     else:
         change = interval(differences, lowest=-1.0)  # if all are equal, by the rule of three
     sides = [f"{statistics.fmean(each[p] for p in shared):.3f}" for each in means]

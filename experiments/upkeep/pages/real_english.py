@@ -98,7 +98,7 @@ def won(gap: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[
 def bounds(values: Any, digits: int = 3, scale: float = 1.0) -> str:
     interval = stats.interval([values])
     value, low, high = (f"{scale * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"
+    return f"{value} ({low} to {high})" if np.isfinite(interval.low + interval.high) else value
 
 
 def score_table(stages: Mapping[str, list[Lines]]) -> str:
