@@ -23,6 +23,7 @@ from humor_env.errors import InvalidOption, PromptError, did_you_mean
 from humor_env.experiments.reports.report_data import load_run
 from humor_env.prompts import comparable
 from humor_env.shared.json_lines import read_lines
+from humor_env.shared.plain_numbers import real_number
 from humor_env.shared.user_path import user_path
 
 TEACHER = "teacher"
@@ -159,9 +160,8 @@ def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
             else:
                 key = made.prompt(str(row.get("prompt_id", prompt)), _text(row, "prompt"))
             system = name or str(row.get("author") or row.get("source") or Path(path).stem)
-            score, critic = row.get("score"), row.get("critic")
-            known = isinstance(score, int | float) and not isinstance(score, bool)
-            scores = {str(critic): float(score)} if critic and known else {}
+            score, critic = real_number(row.get("score")), row.get("critic")
+            scores = {str(critic): score} if critic and score is not None else {}
             made.add(key, system, _text(row, "text"), scores)
         except (KeyError, ValueError, TypeError) as problem:
             raise PromptError(
