@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_messages_server import Running, running
+from typer.testing import CliRunner
 
 from humor_env.errors import BudgetExceeded, InvalidOption
-from humor_env.experiments.options import ledger_if_used
+from humor_env.experiments.commands import critics as critics_commands
+from humor_env.experiments.commands.cli import app
+from humor_env.experiments.options import OVER_BUDGET, ledger_if_used
 from humor_env.llm import Budget, Ledger, Reply, Request
 from humor_env.llm.budget import Account, LedgerBusy
 from humor_env.types import Usage
@@ -159,3 +163,37 @@ def test_two_replies_to_one_question_wait_for_a_locked_ledger(tmp_path: Path) ->
         assert ledger.find(["o"])["o"].usage.cost == 0.5
     with Ledger(path) as again:
         assert {key: reply.text for key, reply in again.find(["k", "f", "o"]).items()} == told
+
+
+def test_each_audit_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second audit of a critic in one folder, on another set, began with what the first had spent."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        rows = [f"Moss {name} {n}.,Glaciers {name} {n}.,a" for n in range(12)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["a,b,label", *rows]) + "\n")
+
+    def audit(server: Running, name: str, model: str = "m", calls: int = 24) -> int:
+        client = f"client=openai:{model}@{server.url}/v1"
+        asked = ["audit", "--critic", "multiple-choice", "--option", client, "--data", "pairs", "--file", f"{name}.csv"]
+        done = CliRunner().invoke(app, [*asked, "--surprisal", "none", "--max-calls", str(calls)])
+        return done.exit_code
+
+    with running() as server:
+        assert audit(server, "one", calls=20) == OVER_BUDGET
+        assert audit(server, "one", calls=20) == OVER_BUDGET, "one and the same goes on where it was"
+        assert server.stats()["calls"] == 20
+        assert [audit(server, "one"), audit(server, "two"), audit(server, "two", model="n")] == [0, 0, 0]
+        assert server.stats()["calls"] == 72
+
+
+def test_a_card_and_probes_have_their_own_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scopes = set()
+    monkeypatch.setattr(critics_commands, "fill", lambda *_, scope, **__: scopes.add(scope) or {})
+    for command in (
+        ["card", "rules"],
+        ["probes", "--critic", "rules"],
+        ["probes", "--critic", "rules", "--prompts", "everyday"],
+        ["audit", "--critic", "rules", "--data", "everyday-grades", "--limit", "9", "--surprisal", "none"],
+    ):
+        assert CliRunner().invoke(app, command).exit_code == 0
+    assert scopes == {"card", "probes pocket", "probes everyday", "audit everyday-grades"}

@@ -10,6 +10,7 @@ Each loads what it needs when it is called.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -118,7 +119,8 @@ def audit(
     limits = limits_of(max_calls, max_tokens, max_cost)
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    scope = _audit_scope(data, file or (), options)
+    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits, scope)
     report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
         rated,
@@ -175,7 +177,7 @@ def probes(
         typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
     place = ledger or _beside(None, critic)
-    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
+    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope=f"probes {prompts}")
     with ledger_if_used(place):
         report = run_probes(critics.make(critic, **filled), cases)
     typer.echo(report.markdown() if markdown else report.summary())
@@ -224,7 +226,7 @@ def card(
     options = key_values(option, "--option")
     limits = limits_of(max_calls, max_tokens, max_cost)
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits, "card")
     command = " ".join(
         ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
     )
@@ -292,11 +294,19 @@ def _kind(name: str, judge: bool) -> Kind:
 
 
 def _filled(
-    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any]
+    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any], scope: str
 ) -> dict[str, Any]:
     from humor_env.registry import critics, judges
 
-    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope="audit")
+    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope=scope)
+
+
+def _audit_scope(data: str, files: Sequence[Path], options: Mapping[str, Any]) -> str:
+    """Under what an audit's spending is counted: another set, file or model is another audit."""
+    client = options.get("client")
+    # Not in plain text: an address may hold a password, and ledgers are passed on.
+    model = [] if client is None else [hashlib.sha256(str(client).encode()).hexdigest()[:12]]
+    return " ".join(["audit", data, *(file.name for file in files), *model])
 
 
 def _beside(out: Path | None, name: str) -> Path:
