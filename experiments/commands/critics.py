@@ -10,6 +10,7 @@ Each loads what it needs when it is called.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -122,7 +123,8 @@ def audit(
     kind = _kind(critic, judge)
     if out is not None:
         ready_for(out if out.suffix in _FILES else out / "card")
-    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
+    scope = _audit_scope(data, file or (), options)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits, scope)
     report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
         rated,
@@ -179,7 +181,7 @@ def probes(
         say(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
     place = ledger or _default_ledger(None, critic)
-    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
+    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope=f"probes {prompts}")
     with ledger_if_used(place):
         report = run_probes(critics.make(critic, **filled), cases)
     say(report.markdown() if markdown else report.summary())
@@ -230,7 +232,7 @@ def card(
     options = key_values(option, "--option")
     limits = limits_of(max_calls, max_tokens, max_cost)
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits, "card")
     command = " ".join(
         ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
     )
@@ -299,11 +301,19 @@ def _kind(name: str, judge: bool) -> Kind:
 
 
 def _filled(
-    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any]
+    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any], scope: str
 ) -> dict[str, Any]:
     from humor_env.registry import critics, judges
 
-    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope="audit")
+    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope=scope)
+
+
+def _audit_scope(data: str, files: Sequence[Path], options: Mapping[str, Any]) -> str:
+    """The account of an audit's spending: another set, file or model is another audit."""
+    client = options.get("client")
+    # Hashed, because an address may contain a password, and people share ledgers.
+    model = [] if client is None else [hashlib.sha256(str(client).encode()).hexdigest()[:12]]
+    return " ".join(["audit", data, *(file.name for file in files), *model])
 
 
 def _default_ledger(out: Path | None, name: str) -> Path:

@@ -267,6 +267,10 @@ class Budget:
                     if tickets:
                         yield indices, tickets
                     raise
+                except BaseException:  # a price that is unknown, a ledger that is locked: none of them is made
+                    for taken in tickets:
+                        self.release(taken)
+                    raise
                 if ticket is not None:
                     break
                 if tickets:

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ from humor_env.llm.ledger_rows import (
     reply_of,
     row_of,
 )
-from humor_env.llm.protocol import Reply, Request
+from humor_env.llm.protocol import TRANSIENT, Reply, Request
 from humor_env.shared.user_path import user_path
 from humor_env.types import Usage
 
@@ -72,8 +72,8 @@ class Ledger:
         self.path = str(path) if str(path) == ":memory:" else str(user_path(path))
         self._lock = threading.RLock()
         self._instructions: set[str] = set()
-        # Not on disk yet, by key: the row, whether it replaces another, and the instructions.
-        self._waiting: dict[str, tuple[Row, bool, str]] = {}
+        # Not on disk yet, by key: each row in order, whether it replaces another, and the instructions.
+        self._waiting: dict[str, list[tuple[Row, bool, str]]] = {}
         self._took: set[str] = set()  # of the last written rows, those that count
         self._closed = False
         self.damaged: set[str] = set()
@@ -214,7 +214,9 @@ class Ledger:
             try:
                 self._wait_at_most(seconds)
                 with self._transaction():
-                    self._took = {key for key, row in self._waiting.items() if self._insert(*row)}
+                    self._took = {
+                        key for key, rows in self._waiting.items() if [self._insert(*row) for row in rows][-1]
+                    }
             except sqlite3.Error as problem:
                 return problem
             self._waiting.clear()
@@ -260,9 +262,18 @@ class Ledger:
         `damaged`: the next reply replaces them."""
         replies = self._find(keys)
         with self._lock:
-            waiting = {key: self._waiting[key][0] for key in keys if key in self._waiting}
-            replies.update({key: reply_of(reply_columns(row)) for key, row in waiting.items()})
+            replies.update({key: self._of_waiting(key) for key in keys if key in self._waiting})
         return replies
+
+    def _of_waiting(self, key: str) -> Reply:
+        """Of the replies to this that are not on disk yet, the one that counts."""
+        rows = self._waiting[key]
+        counts = reply_of(reply_columns(rows[0][0]))
+        for row, over, _ in rows[1:]:
+            if over or counts.error in TRANSIENT:
+                later = reply_of(reply_columns(row))
+                counts = replace(later, usage=counts.usage + later.usage)
+        return counts
 
     def _find(self, keys: Sequence[str]) -> dict[str, Reply]:
         replies: dict[str, Reply] = {}
@@ -323,9 +334,10 @@ class Ledger:
         with self._lock:
             # The first try waits a moment for a busy file; while replies are pending, later tries do not wait.
             quick = bool(self._waiting)
-            self._waiting[key] = (row, over or key in self.damaged, request.system)
+            rows = self._waiting.setdefault(key, [])
+            rows.append((row, over or (key in self.damaged and not rows), request.system))
             if self._try_waiting(0.0 if quick else _SHORT) is not None:
-                return reply
+                return reply if len(rows) == 1 else self._of_waiting(key)
             self.damaged.discard(key)
             if key in self._took:
                 return reply
