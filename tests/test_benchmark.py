@@ -389,6 +389,32 @@ def test_mistakes_are_told_before_anything_is_computed(changes, said):
             'critic = "scorer", options = { client = "anthropic:a" }',
             'critic = "scorer"\ncritic_options = { client = "anthropic:a" }',
         ),
+        # What a critic asks where nothing else is said.
+        ('critic = "pocket"', 'critic = "tournament"'),
+        ('critic = "pocket"', 'critic = "lift"'),
+        ('critic = "pocket"', 'critic = "mix"'),
+        ('critic = "tournament"', 'judge = "jury"'),
+        ('critic = "scorer"', 'critic = "scorer"\ncritic_options = { client = "anthropic:claude-haiku-4-5" }'),
+        # In every place that a judge may have in another one.
+        ('critic = "everyday-judge"', 'judge = "cheap-first"\noptions = { cheap = "everyday-judge", paid = "pocket" }'),
+        ('critic = "everyday-judge"', 'judge = "cheap-first"\noptions = { cheap = "pocket", paid = "everyday-judge" }'),
+        (
+            'critic = "fill-in", options = { critic = "everyday" }',
+            'critic = "mix"\ncritic_options = { critics = ["novelty", { critic = "lift", options = { critic = "everyday" } }] }',
+        ),
+        # One model and one folder, however they are written.
+        (
+            'critic = "scorer", options = { client = "anthropic" }',
+            'critic = "scorer"\ncritic_options = { client = "anthropic-batch:claude-haiku-4-5" }',
+        ),
+        (
+            'critic = "scorer", options = { client = "openai:m@http://a/v1" }',
+            'critic = "scorer"\ncritic_options = { client = "openai:m@http://a/v1/" }',
+        ),
+        (
+            'critic = "reward-model", options = { folder = "runs/critic" }',
+            'critic = "reward-model"\ncritic_options = { folder = "./runs/x/../critic/" }',
+        ),
     ],
 )
 def test_who_teaches_is_never_called_held_out(held_out, feedback):
@@ -403,6 +429,26 @@ def test_two_models_behind_one_kind_of_critic_are_two_critics():
 
     taught = FeedbackTable(name="a", critic="scorer", critic_options={"client": "anthropic:a"})
     refuse_training_critic(HeldOutTable(critic="scorer", options={"client": "anthropic:b"}), taught)
+    refuse_training_critic(HeldOutTable(critic="scorer"), taught)  # the default is a third
+    taught = FeedbackTable(name="a", judge="reward-model", options={"folder": "runs/one"})
+    refuse_training_critic(HeldOutTable(critic="reward-model", options={"folder": "runs/two"}), taught)
+    # A win-tie critic's default judge does not teach where the feedback names another.
+    taught = FeedbackTable(name="a", judge="pocket-crowd", critic="win-tie", critic_options={"max_lines": 1})
+    refuse_training_critic(HeldOutTable(critic="pocket"), taught)
+    taught = FeedbackTable(name="a", critic="tournament", critic_options={"judge": "pocket-crowd"})
+    refuse_training_critic(HeldOutTable(critic="pocket"), taught)
+
+
+def test_a_folder_is_one_by_whatever_way_it_is_reached(tmp_path, monkeypatch):
+    from humor_env.experiments.compare.identities import identities_of
+
+    (tmp_path / "critic").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "critic")
+    monkeypatch.chdir(tmp_path)
+    folders = ["critic", "critic/", "./critic", str(tmp_path / "critic"), "link"]
+    assert len({frozenset(identities_of("reward-model", {"folder": folder})) for folder in folders}) == 1
+    models = [f"local:{folder}" for folder in folders]
+    assert len({frozenset(identities_of("scorer", {"client": model})) for model in models}) == 1
 
 
 # Cells of a benchmark
