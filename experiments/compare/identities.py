@@ -63,7 +63,7 @@ def _kind_of(name: str, *, critics_first: bool) -> Registry:
 def _client(written: str) -> str:
     """The model of a client's line: Anthropic's default one where none is named, asked one by one or in batches."""
     service, at, url = written.partition("@")
-    service, colon, model = service.partition(":")
+    service, _, model = service.partition(":")
     if service in ("anthropic", "anthropic-batch"):
         from humor_env.llm.clients.anthropic import DEFAULT_MODEL
 

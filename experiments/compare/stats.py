@@ -15,7 +15,7 @@ differ in one thing: prompts are resampled beside seeds, because a held-out set 
 
 Lines for one prompt are not independent tests: prompts are drawn whole, with all their lines.
 
-A bootstrap draws only what it has seen. Below `FEWEST` prompts, or `FEWEST_RUNS` runs of which one number each is known,
+A bootstrap draws only what it has seen. Below `FEWEST` prompts, or below `FEWEST_RUNS` runs that have one number each,
 there are no bounds (NaN); where all scores are alike, the rule of three gives them.
 
 NaN is a score that is missing (a failed judgement) and is left out. All chance comes from `seed`.
