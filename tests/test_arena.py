@@ -317,8 +317,8 @@ def test_answers_about_few_sentences_give_no_intervals_and_one_tier():
 
 
 def test_raters_who_always_agree_may_not_by_the_rule_of_three():
-    """By hand: 30 pairs, half for each line. The variance of the 60 answers is 15/59, so any two differ by 30/59 squared
-    on average; with 3 of 30 pairs on which the two raters differ by 1, alpha would be 1 - 0.1 / (30/59)."""
+    """By hand: 30 pairs, half for each line. The variance of the 60 answers is 15/59, so two differ by 30/59 squared on
+    average; with 3 of 30 pairs on which the two raters differ by 1, alpha would be 1 - 0.1 / (30/59)."""
     votes = [vote(rater, str(n), float(n % 2)) for n in range(30) for rater in (1, 2)]
     alpha = figures.agreement(votes).alpha
     assert (alpha.value, alpha.high) == (1.0, 1.0) and alpha.low == pytest.approx(1 - 0.1 * 59 / 30)

@@ -113,8 +113,8 @@ def test_an_interval_of_ranks_lies_between_minus_one_and_one():
 
 
 def test_where_half_of_the_resamples_have_one_score_only_no_interval_of_ranks_is_given():
-    """By hand: the twelve lines of one prompt of forty differ, and a resample lacks that prompt in 36 %. Where all grades
-    but those of another prompt are alike too, only (1 - 0.36)² = 41 % have both."""
+    """By hand: the twelve lines of one prompt of forty differ, and a resample lacks that prompt in 36 %. Where all
+    grades but those of another prompt are alike too, only (1 - 0.36)² = 41 % have both."""
     clusters = np.repeat(np.arange(40), 12).tolist()
     first, second = np.zeros(480), np.zeros(480)
     first[:12], second[12:24] = range(12), range(12)
