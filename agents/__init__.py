@@ -4,13 +4,13 @@ plain.py             the loop to read first: prompts, lines, judgements, one REI
 sft.py               imitation of a teacher
 ppo.py grpo.py rloo.py reinforce_pp.py expert_iteration.py     learn from a critic's scores
 dpo.py brio.py brio_dpo.py self_distill.py                     learn from a judge's preferences between pairs
-best_of_n.py         the control that learns nothing
+best_of_n.py         a control that learns nothing
 
-student/             the language model with its adapters: writing lines, and scoring them token by token
-session/             what every run has: settings, checkpoints, logs, limits, the monitor, several processes
-feedback/            what was written and judged: rollouts, pairs, rounds, and the numbers that describe them
-update/              how one optimiser step is taken, and the loops' two sessions
-trl/                 the same critics and prompts for TRL's trainers, and those trainers as learners of ours
+student/             the language model with its adapters: generates lines and scores them token by token
+session/             common to every run: settings, checkpoints, logs, limits, the monitor, multiple processes
+feedback/            generated and judged lines: rollouts, pairs, rounds, and their metrics
+update/              one optimiser step, and the two training loops
+trl/                 our critics and prompts for TRL's trainers, and TRL's trainers as learners here
 
 Imports point down this list: student <- session <- feedback <- update <- the algorithms. Import what you need from its
 own module.

@@ -1,12 +1,12 @@
-"""Best of n: no learning. The student writes n lines, the critic picks one; the control that learners must beat.
+"""Best of n: no learning. The student writes n lines and the critic picks one; the baseline that learners must beat.
 
     writer = BestOfN(student, critic, BestOfNConfig(n=8))
     jokes = writer.write(prompts)              # one line per prompt
-    writer.judgements                          # how many it took: n for each line, now and for ever
-    train(BestOfNConfig(n=8), critic, student).writer      # the same, as a learner that learns nothing
+    writer.judgements                          # the number spent: n per line, on every call
+    train(BestOfNConfig(n=8), critic, student).writer      # the same, through the learners' interface
 
-What PPO gains over the imitation is only worth its training if it beats this with the same critic. Chance is a function
-of (seed, place of the prompt, sibling): the first n lines of best-of-16 are those of best-of-8.
+PPO is worth its training only if it beats this with the same critic. Random numbers depend only on (seed, prompt index,
+sibling), so the first 8 lines of best-of-16 are those of best-of-8.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class BestOfNConfig:
 
 
 class BestOfN:
-    """A writer: prompts in, one joke for each out. `samples`, `judgements` and `unjudged` count what it took."""
+    """A writer: one joke per prompt. `samples`, `judgements` and `unjudged` are running counts."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class BestOfN:
         self.samples = self.judgements = self.unjudged = 0
 
     def write(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Joke]:
-        """The best line for each prompt; of equals, and where every judgement failed, the one written first."""
+        """The best line for each prompt. Ties, and groups in which every judgement failed, go to the first line."""
         config = self.config
         jokes = self._lines(prompts, config.seed if seed is None else seed)
         judgements = checked_reply(self.critic, critic_name(self.critic), jokes) if jokes else []
@@ -95,7 +95,7 @@ class BestOfN:
 
 
 def best_place(judgements: Sequence[Judgement]) -> int:
-    """The place of the highest score, the first of equals; 0 where nothing was judged."""
+    """Index of the highest score, the first one on ties; 0 if nothing was judged."""
     scores = [-1.0 if j.score is None else j.score for j in judgements]
     return scores.index(max(scores))
 
@@ -109,6 +109,6 @@ def train(
     backend: Backend | None = None,
     control: RunControl | None = None,
 ) -> TrainResult:
-    """No step is taken, nothing is spent and nothing saved: what comes out is a writer to measure and to use."""
+    """Return a writer to evaluate and use. Takes no step, spends nothing and saves nothing."""
     (log or Silent()).rewind(0)
     return TrainResult(0, False, [], None, writer=BestOfN(student, critic, config, backend=backend))

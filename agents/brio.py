@@ -1,8 +1,8 @@
-"""Contrastive ranking: the better line of a pair should be twice as likely as the worse, beside imitating the teacher.
+"""Contrastive ranking: make the better line of a pair twice as likely as the worse, while imitating the teacher.
 
     result = train(BRIOConfig(epochs=10), judge, student, log, prompts=prompts, demonstrations=buffer)
 
-The method (phases and names as in `dpo.py`, so that two files compare line by line); 1 to 3 once in each round:
+The method (phases and names as in `dpo.py`, so that the files compare line by line); steps 1 to 3 run once per round:
 
 1. *Collect*: the student writes k lines for each prompt; the two most different make a pair (`pairs.py`). With
    `pairs_of="teacher"` the pairs are made of the teacher's own lines instead.
@@ -11,7 +11,7 @@ The method (phases and names as in `dpo.py`, so that two files compare line by l
 4. *Margins*: a line's rank score is its log-probability per token; of lines i before j in the judge's order, i's must
    lead by log(2 (j - i)) / lambda, which at the average length makes it twice as likely.
 5. *Update*: `ranking_weight` times the mean of max(0, margin - lead), plus `imitation_weight` times the cross-entropy
-   on a batch of the teacher's lines, which keeps what the student writes fluent.
+   on a batch of the teacher's lines, which keeps the student fluent.
 6. *Log and evaluate.*
 
 Deviations: (a) lambda counts tokens, as the log-probabilities do; (b) and (c) as in `dpo.py`.
@@ -45,19 +45,19 @@ from humor_env.types import Demonstration, Judge, Preference, Prompt
 class BRIOConfig(PairLearnerConfig):
     pairs_of: str = "student"  # or "teacher"
     ranking_weight: float = 1.0
-    average_length: float | None = None  # lambda; None measures it
+    average_length: float | None = None  # lambda; None: measured
     imitation_weight: float = 1.0
-    imitation_batch_size: int = 32  # teacher lines a step
+    imitation_batch_size: int = 32  # teacher lines per step
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bounds(self, "imitation_batch_size")
         if self.pairs_of not in ("student", "teacher"):
-            raise InvalidOption(f"pairs_of is 'student' or 'teacher', found '{self.pairs_of}'.")
+            raise InvalidOption(f"pairs_of must be 'student' or 'teacher', found '{self.pairs_of}'.")
         if self.pairs_of == "teacher" and self.rounds > 1:
             raise InvalidOption(f"The teacher's lines do not change: one round is enough, found rounds={self.rounds}.")
         if self.average_length is not None and not self.average_length > 0:
-            raise InvalidOption(f"average_length is above 0, found {self.average_length}.")
+            raise InvalidOption(f"average_length must be above 0, found {self.average_length}.")
 
 
 def brio_loss(
@@ -68,7 +68,7 @@ def brio_loss(
     average_length: float,
     ranked: int = 2,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ranking loss, and *sums* over examples worth logging. `[N x ranked, T]`: an example's lines, best first."""
+    """The ranking loss, and *sums* over examples to log. `[N x ranked, T]`: each example's lines, best first."""
     scores = masked_row_mean(logprobs, mask).unflatten(0, (-1, ranked))
     losses = scores.new_zeros(len(scores))
     for i in range(ranked):
@@ -101,11 +101,11 @@ def train(
     control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. Arguments and behaviour as in `dpo.train`; `demonstrations` are the
-    teacher's lines to imitate, and those to be ranked where `pairs_of="teacher"`.
+    teacher's lines to imitate, and with `pairs_of="teacher"` also the lines to rank.
     """
     if not demonstrations and (config.imitation_weight or config.pairs_of == "teacher"):
         raise InvalidOption(
-            "BRIO imitates the teacher beside ranking: give demonstrations, or set imitation_weight=0 and rank the "
+            "BRIO also imitates the teacher: give demonstrations, or set imitation_weight=0 and rank the "
             "student's own lines."
         )
     with PairSession(

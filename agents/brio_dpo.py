@@ -3,9 +3,9 @@
     result = train(BRIODPOConfig(), judge, student, log, prompts=prompts, demonstrations=buffer)
 
 The strongest recipe of the paper. In the first phase the judge ranks two of the teacher's lines for each prompt; in the
-second it ranks what the student then writes. Both phases move the same `policy` adapter, and DPO's reference stays the
-imitation (what BRIO learned counts as a margin already won). A stopped run goes on in the phase where it was; steps,
-logs and evaluations are counted through.
+second it ranks what the student then writes. Both phases train the same `policy` adapter, and DPO's reference stays the
+imitation (what BRIO learned counts as a margin already gained). A stopped run resumes in the phase it was in; steps,
+logs and evaluations are numbered across both phases.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def train(
 
 
 class _After:
-    """A log whose steps begin where an earlier phase ended."""
+    """A log whose steps continue from the end of an earlier phase."""
 
     def __init__(self, log: Log, steps: int) -> None:
         self.log, self.steps = log, steps

@@ -2,20 +2,20 @@
 
     result = train(DPOConfig(epochs=10, rounds=2), judge, student, log, prompts=prompts)
 
-The method (phases and names as in `ppo.py`, so that two files compare line by line); 1 to 3 once in each round:
+The method (phases and names as in `ppo.py`, so that the files compare line by line); steps 1 to 3 run once per round:
 
 1. *Collect*: the student writes k lines for each prompt; the two most different make a pair (`pairs.py`).
 2. *Preferences*: the judge says which line is better, asked in both orders; ties and failures are dropped.
-3. *Reference*: log-probabilities of all lines under the frozen imitation, which the whole round shares.
-4. *Margins*: of each pair in the step's batch, log(pi/ref) of the chosen line minus that of the rejected one.
-5. *Update*: -log sigmoid(beta x margin); with `label_smoothing` e, (1 - e) of it and e of the loss of the pair turned
-   round. With `loss="ipo"` the squared distance of the margin per token from 1 / (2 beta), which does not push without
-   end where the judge is sure.
+3. *Reference*: log-probabilities of all lines under the frozen imitation, computed once per round.
+4. *Margins*: for each pair in the step's batch, log(pi/ref) of the chosen line minus that of the rejected one.
+5. *Update*: -log sigmoid(beta x margin); with `label_smoothing` e, (1 - e) times it plus e times the loss of the
+   swapped pair. With `loss="ipo"`, the squared distance of the per-token margin from 1 / (2 beta), which bounds the
+   push even if the judge is certain.
 6. *Log and evaluate.*
 
-Deviations: (a) the reference is the imitation adapter on the same base, not a second model; (b) at a line's end the end
-token counts as a token of the line; (c) chance is a function of (seed, round, prompt), and the preferences of the round
-under way are saved: a resumed run repeats itself.
+Deviations: (a) the reference is the imitation adapter on the same base, not a second model; (b) the end token
+counts as a token of the line; (c) random numbers depend only on (seed, round, prompt), and the preferences of the
+current round are saved, so a resumed run is reproducible.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class DPOConfig(PairLearnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss not in ("sigmoid", "ipo"):
-            raise InvalidOption(f"loss is 'sigmoid' or 'ipo', found '{self.loss}'.")
+            raise InvalidOption(f"loss must be 'sigmoid' or 'ipo', found '{self.loss}'.")
         if self.loss == "ipo" and self.label_smoothing:
-            raise InvalidOption("label_smoothing belongs to the sigmoid loss: IPO already limits the margin.")
+            raise InvalidOption("label_smoothing applies to the sigmoid loss only: IPO already limits the margin.")
         if not self.beta > 0 or not 0 <= self.label_smoothing < 0.5:
             raise InvalidOption(
-                f"beta is above 0 and label_smoothing lies in [0, 0.5); found {self.beta} and {self.label_smoothing}."
+                f"beta must be above 0 and label_smoothing in [0, 0.5); found {self.beta} and {self.label_smoothing}."
             )
 
 
@@ -68,7 +68,7 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     loss: str = "sigmoid",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and *sums* over pairs worth logging. All `[2P, T]`: even rows are chosen lines, odd rows rejected."""
+    """The loss, and *sums* over pairs to log. Inputs are `[2P, T]`: even rows are chosen lines, odd rows rejected."""
     mask = mask.to(logprobs.dtype)
     gains = ((logprobs - ref_logprobs) * mask).sum(-1)
     if loss == "ipo":
@@ -101,9 +101,9 @@ def train(
     backend: Backend | None = None,
     control: RunControl | None = None,
 ) -> TrainResult:
-    """Improve the student's `policy` adapter. With `preferences` (from people, say) nobody is asked.
+    """Improve the student's `policy` adapter. With `preferences` (from people, say) the judge is not called.
 
-    With `checkpoints` the run resumes from the newest whole one. Ctrl-C finishes the step, saves and returns.
+    With `checkpoints` the run resumes from the newest intact one. Ctrl-C finishes the step, saves and returns.
     """
     with PairSession(
         config, student, log, judge, prompts, preferences, checkpoints, evaluate, backend, control
@@ -114,7 +114,7 @@ def train(
                 lines = (student, judge, round.prompts(), config.pairs)
                 round.begin(student_pairs(*lines, seed=config.seed, round_index=round.index, backend=backend))
 
-            # 3. Reference. Not merged: the update does not merge either, so that the first margins are 0.
+            # 3. Reference. Not merged, as in the update, so that the first margins are 0.
             rows = encode_pairs(student, round.preferences)
             ref_logprobs = student.score_in_batches(
                 rows, adapter=IMITATION, micro_batch=rows_at_once(config), merge=False

@@ -2,19 +2,19 @@
 
     result = train(ExpertIterationConfig(steps=60, siblings=8), env, student, log, prompts=prompts)
 
-Learning from a critic without policy gradients: what best-of-n finds by trying is put into the weights. The method, one
-step of it (phases and names as in `ppo.py`, so that the two files compare line by line):
+Learning from a critic without policy gradients: what best-of-n finds by search is put into the weights. One step
+(phases and names as in `ppo.py`, so that the two files compare line by line):
 
 1. *Collect*: the student writes `siblings` lines for each of `batch_size / siblings` prompts; they are judged.
-2. *Reference*: only to report how far the policy has moved from the imitation.
-3. *Rewards*: one number per line; a line cut off before its end pays `missing_end_penalty`.
+2. *Reference*: only to report the policy's distance from the imitation.
+3. *Rewards*: one number per line; a line cut off before its end loses `missing_end_penalty`.
 4. *Advantages*: 1 for the `keep` best scored siblings whose reward is at least `at_least` and above their group's mean,
-   else 0. A group in which all are alike teaches nothing.
+   else 0. A group of equal rewards teaches nothing.
 5. *Update*: cross-entropy on the kept lines, `epochs` passes over them.
 6. *Log and evaluate.*
 
-Deviations: (a) unscored lines are never kept and not in their group's mean; (b) it goes on from the current policy
-instead of starting each iteration from the imitation; (c) to (e) as in `ppo.py`.
+Deviations: (a) unscored lines are never kept and do not count in their group's mean; (b) each iteration starts from
+the current policy, not from the imitation; (c) to (e) as in `ppo.py`.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from humor_env.types import Prompt
 class ExpertIterationConfig(OnPolicyConfig):
     siblings: int = 8  # lines per prompt
     keep: int = 1  # lines per prompt to imitate
-    at_least: float = 0.0  # reward below which a line is not imitated
+    at_least: float = 0.0  # lowest reward of a line to imitate
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.siblings <= self.keep:
-            raise InvalidOption(f"Choosing needs siblings above keep; found {self.siblings} and {self.keep}.")
+            raise InvalidOption(f"siblings must be above keep; found {self.siblings} and {self.keep}.")
         if self.minibatches != 1:
-            raise InvalidOption(f"The kept lines are learned in one minibatch, found minibatches={self.minibatches}.")
+            raise InvalidOption(f"The kept lines form one minibatch, found minibatches={self.minibatches}.")
 
 
 def best_of_groups(rewards: Tensor, group: Tensor, valid: Tensor, *, keep: int, at_least: float) -> Tensor:
-    """`[B]`: 1 on the lines to imitate. Of equals the first written is taken."""
+    """`[B]`: 1 on the lines to imitate. Ties go to the line written first."""
     kept = torch.zeros_like(rewards)
     for g in group.unique():
         rows = ((group == g) & valid).nonzero().squeeze(1)
@@ -90,12 +90,12 @@ def train(
             rewards = rewards - config.missing_end_penalty * (~rollout.finished).float()
 
             # 4. Advantages
-            told = read(rewards, rollout.group, rollout.valid)
-            advantages = best_of_groups(*told, keep=config.keep, at_least=config.at_least)
+            on_host = read(rewards, rollout.group, rollout.valid)
+            advantages = best_of_groups(*on_host, keep=config.keep, at_least=config.at_least)
             kept_mask = rollout.mask * send(rollout.mask.device, advantages)[0][:, None]
             kept = advantages.nonzero().squeeze(1)
             if not len(kept):
-                kept = kept.new_zeros(1)  # masked: takes part in the exchange with other processes, and teaches nothing
+                kept = kept.new_zeros(1)  # masked: joins the exchange with other processes, teaches nothing
             kept_count = float(sum_over_processes(advantages.sum()))
 
             # 5. Update

@@ -2,15 +2,15 @@
 
     result = train(GRPOConfig(steps=60, siblings=8), env, student, log, prompts=prompts)
 
-The method, one step of it (phases and names as in `ppo.py`, so that the two files compare line by line):
+One step (phases and names as in `ppo.py`, so that the two files compare line by line):
 
 1. *Collect*: the student writes `siblings` lines for each of `batch_size / siblings` prompts; they are judged.
 2. *Reference and KL*: log-probabilities under the policy and under the frozen imitation, per token.
-3. *Rewards*: one number per line; a line cut off before its end pays `missing_end_penalty`.
+3. *Rewards*: one number per line; a line cut off before its end loses `missing_end_penalty`.
 4. *Advantages*: the reward minus its group's mean, divided by the group's deviation where `scale_by_group`.
 5. *Update*: clipped ratio (`clip_high` lets it rise further than fall, as in DAPO) plus `kl_weight` times the k3
-   estimate. `loss` says what is averaged: "dapo" all tokens alike, "grpo" each line alike, "dr_grpo" the sum over
-   tokens by a constant length, which favours no length.
+   estimate. `loss` selects the average: "dapo" weighs all tokens equally, "grpo" all lines equally; "dr_grpo" divides
+   the sum over tokens by a constant length, which favours no length.
 6. *Log and evaluate.*
 
 Deviations: (a) unscored lines are left out of their group's mean and get no advantage; (b) to (e) as in `ppo.py`.
@@ -47,14 +47,14 @@ class GRPOConfig(OnPolicyConfig):
     loss: str = "dapo"  # "dapo", "grpo" or "dr_grpo"
     scale_by_group: bool = True
     kl_weight: float = 0.05
-    unbiased_kl: bool = True  # times the ratio: at ratio 1 the same number, but the gradient is the KL's own
+    unbiased_kl: bool = True  # times the ratio: the same value at ratio 1, but with the KL's own gradient
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_groups()
         self.check_even_minibatches()
         if self.loss not in ("dapo", "grpo", "dr_grpo"):
-            raise InvalidOption(f"loss is 'dapo', 'grpo' or 'dr_grpo', found '{self.loss}'.")
+            raise InvalidOption(f"loss must be 'dapo', 'grpo' or 'dr_grpo', found '{self.loss}'.")
 
 
 def grpo_loss(
@@ -73,9 +73,9 @@ def grpo_loss(
     loss: str,
     longest: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and sums over tokens worth logging. `advantages` is `[B]`, the rest `[B, T]`.
+    """The loss, and sums over tokens to log. `advantages` is `[B]`, the rest `[B, T]`.
 
-    `token_count` and `line_count` are those of the whole step; `longest` is the length that "dr_grpo" divides by.
+    `token_count` and `line_count` are the whole step's; `longest` is the length that "dr_grpo" divides by.
     """
     mask = mask.to(logprobs.dtype)
     ratio = ((logprobs - old_logprobs) * mask).exp()

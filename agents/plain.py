@@ -1,9 +1,9 @@
-"""The loop to read first: prompts, lines, judgements, one REINFORCE update. The other learners add to it.
+"""The loop to read first: prompts, lines, judgements, one REINFORCE update. The other learners extend it.
 
     train(PlainConfig(steps=20), env.unwrapped, student, log, prompts=env.unwrapped.task.split_prompts)
 
-Each line is compared with the mean of its siblings, the other lines for the same prompt: what scored better than them
-becomes more likely. No reference, no clipping, no checkpoints; `grpo.py` is the same idea with all of them.
+Each line is compared with the mean of its siblings, the other lines for the same prompt; lines that scored better
+become more likely. No reference, no clipping, no checkpoints; `grpo.py` is the same idea with all three.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from humor_env.types import Prompt
 @dataclass(frozen=True)
 class PlainConfig:
     steps: int = 100
-    batch_size: int = 64  # lines a step
+    batch_size: int = 64  # lines per step
     siblings: int = 8  # lines per prompt
     learning_rate: float = 1e-3
     sampling: Sampling = field(default_factory=Sampling)

@@ -2,27 +2,27 @@
 
     result = train(PPOConfig(steps=60), env, student, log, prompts=prompts)
 
-The method, one step of it:
+One step:
 
 1. *Collect*: the student writes a line for each of `batch_size` prompts; the environment has them judged.
 2. *Reference and KL*: log-probabilities under the policy and under the frozen imitation, per token.
-3. *Rewards on tokens*: the score sits on the last real token; a line cut off before its end pays `missing_end_penalty`;
-   each token pays `kl_weight` times its log-ratio to the imitation (k1), or the loss carries the k3 estimate.
-4. *Advantages*: generalised advantage estimation over the response tokens, across attempts where an episode has
-   several; whitened over the global batch.
+3. *Rewards on tokens*: the score is on the last real token; a line cut off before its end loses `missing_end_penalty`;
+   each token loses `kl_weight` times its log-ratio to the imitation (k1), or the loss includes the k3 estimate.
+4. *Advantages*: generalised advantage estimation over the response tokens, across all attempts of an episode;
+   whitened over the global batch.
 5. *Update*: clipped ratio, clipped value, entropy bonus, optional imitation loss; gradient norm clipped.
 6. *Log and evaluate.*
 
 Deviations from the usual implementations, each with its reason:
 
-a. Unscored lines (`valid` False) are left out of every mean instead of being given a score of 0.
+a. Unscored lines (`valid` False) are left out of every mean instead of getting a score of 0.
 b. With one pass and one minibatch the old log-probabilities are those of the update itself (the ratio is 1), and the
-   values come with the tokens while sampling: two forward passes fewer. The sampler's log-probabilities are compared
-   with the update's at run time, so that a misalignment stops the run instead of quietly spoiling it.
+   values are computed while sampling: two forward passes fewer. The sampler's log-probabilities are compared with the
+   update's at run time, so that a misalignment stops the run instead of silently corrupting it.
 c. Losses are divided by the token count of the whole minibatch over all processes, never by micro-batch, so that
-   neither the grouping nor the number of processes changes the step.
+   neither the micro-batch size nor the number of processes changes the step.
 d. The reference is the imitation adapter on the same base, not the base with adapters off.
-e. Chance is a function of (seed, step, attempt, row): a resumed run repeats itself, and so does one on more processes.
+e. Random numbers depend only on (seed, step, attempt, row), so a run is reproducible when resumed or on more processes.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ class PPOConfig(OnPolicyConfig):
     value_clip: float = 0.2
     value_weight: float = 0.5
     detach_values: bool = True  # the value loss trains the head, not the student
-    value_warmup: int = 0  # first steps in which only the value head learns
+    value_warmup: int = 0  # first steps, in which only the value head learns
     entropy_weight: float = 0.0
     kl_weight: float = 0.05
     kl_in: str = "reward"  # "reward": k1 per token in the reward; "loss": k3 in the loss
     kl_target: float | None = None  # KL per line that the weight is adjusted to reach
     kl_horizon: float = 10_000.0
-    kl_stop: float | None = None  # KL per token between old and new policy at which a batch's other passes are left out
+    kl_stop: float | None = None  # KL per token, old to new policy, at which a batch's remaining passes are skipped
     whiten_advantages: bool = True
-    scale_rewards: bool = False  # divide by their running deviation
+    scale_rewards: bool = False  # divide by their running standard deviation
     imitation_weight: float = 0.0
     imitation_decay: float = 0.99  # per step
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kl_in not in ("reward", "loss"):
-            raise InvalidOption(f"kl_in is 'reward' or 'loss', found '{self.kl_in}'.")
+            raise InvalidOption(f"kl_in must be 'reward' or 'loss', found '{self.kl_in}'.")
 
 
 def ppo_loss(
@@ -99,7 +99,7 @@ def ppo_loss(
     entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and *sums* over tokens (divide by the token count) of what is worth logging. All `[B, T]`."""
+    """The loss, and *sums* over tokens to log (divide by the token count). Inputs are `[B, T]`."""
     mask = mask.to(logprobs.dtype)
     log_ratio = (logprobs - old_logprobs) * mask
     ratio = log_ratio.exp()
@@ -108,7 +108,7 @@ def ppo_loss(
     value_losses = 0.5 * torch.maximum((values - returns).square(), (clipped_values - returns).square())
     losses = policy_weight * policy_losses + value_weight * value_losses
     if ref_logprobs is not None and kl_weight:
-        # Times the ratio: at ratio 1 the same number, but only so is its gradient that of the KL.
+        # Times the ratio: the same value at ratio 1, but with the KL's own gradient.
         losses = losses + policy_weight * kl_weight * ratio * kl_k3(logprobs, ref_logprobs)
     if entropy is not None and entropy_weight:
         losses = losses - policy_weight * entropy_weight * entropy
@@ -118,7 +118,7 @@ def ppo_loss(
         "ratio": ratio,
         "ratio_deviation": (ratio - 1).abs(),
         "clip_share": ((ratio - 1).abs() > clip).to(mask.dtype),
-        "approx_kl": kl_k3(old_logprobs, logprobs),  # of the step just being taken: KL(old, new) from old's samples
+        "approx_kl": kl_k3(old_logprobs, logprobs),  # KL(old, new) of the step being taken, from old's samples
     }
     if entropy is not None:
         sums["entropy"] = entropy
@@ -139,9 +139,9 @@ def train(
     control: RunControl | None = None,
 ) -> TrainResult:
     """Improve the student's `policy` adapter. `env` holds this process's share of `batch_size` sub-environments;
-    several environments in a list are judged while the next one's lines are being written.
+    with several environments in a list, each is judged while the next one's lines are generated.
 
-    With `checkpoints` the run resumes from the newest whole one. Ctrl-C finishes the step, saves and returns.
+    With `checkpoints` the run resumes from the newest intact one. Ctrl-C finishes the step, saves and returns.
     """
     kl_weight = AdaptiveCoefficient(config.kl_weight, config.kl_target, config.kl_horizon)
     scale = RunningScale()

@@ -1,15 +1,15 @@
-"""REINFORCE++: PPO's clipped update without a value function; the batch's own mean and spread are the baseline.
+"""REINFORCE++: PPO's clipped update without a value function; the batch's own mean and deviation serve as the baseline.
 
     result = train(ReinforcePPConfig(steps=60), env, student, log, prompts=prompts)
 
-The method, one step of it (phases and names as in `ppo.py`, so that the two files compare line by line):
+One step (phases and names as in `ppo.py`, so that the two files compare line by line):
 
 1. *Collect*: the student writes a line for each of `batch_size` prompts; the environment has them judged.
 2. *Reference and KL*: log-probabilities under the policy and under the frozen imitation, per token.
-3. *Rewards on tokens*: the score sits on the last real token; a line cut off before its end pays `missing_end_penalty`;
-   each token pays `kl_weight` times its log-ratio to the imitation (k1).
-4. *Advantages*: the sum of the rewards from this token on, whitened over the tokens of the global batch. With
-   `group_baseline` a line's score is first taken relative to the mean of its siblings' scores.
+3. *Rewards on tokens*: the score is on the last real token; a line cut off before its end loses `missing_end_penalty`;
+   each token loses `kl_weight` times its log-ratio to the imitation (k1).
+4. *Advantages*: the sum of rewards from this token on, whitened over the tokens of the global batch. With
+   `group_baseline` the mean score of a line's siblings is first subtracted from its score.
 5. *Update*: clipped ratio per token, the mean over the tokens of the step.
 6. *Log and evaluate.*
 
@@ -48,7 +48,7 @@ class ReinforcePPConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_baseline and self.siblings < 2:
-            raise InvalidOption(f"group_baseline compares siblings: give at least 2, found {self.siblings}.")
+            raise InvalidOption(f"group_baseline needs at least 2 siblings, found {self.siblings}.")
 
 
 def reinforce_pp_loss(
@@ -60,7 +60,7 @@ def reinforce_pp_loss(
     *,
     clip: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and *sums* over tokens worth logging. All `[B, T]`; `token_count` is the whole step's."""
+    """The loss, and *sums* over tokens to log. Inputs are `[B, T]`; `token_count` is the whole step's."""
     mask = mask.to(logprobs.dtype)
     ratio = ((logprobs - old_logprobs) * mask).exp()
     losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -74,7 +74,7 @@ def reinforce_pp_loss(
 
 
 def token_returns(rewards: Tensor, mask: Tensor, following: Tensor) -> Tensor:
-    """`[B, T]`: the sum of the rewards from each token on, through all attempts of its episode."""
+    """`[B, T]`: the sum of rewards from each token on, across all attempts of its episode."""
     returns, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0, following=following)
     return returns
 

@@ -2,14 +2,14 @@
 
     result = train(RLOOConfig(steps=60, siblings=4), env, student, log, prompts=prompts)
 
-The method, one step of it (phases and names as in `ppo.py`, so that the two files compare line by line):
+One step (phases and names as in `ppo.py`, so that the two files compare line by line):
 
 1. *Collect*: the student writes `siblings` lines for each of `batch_size / siblings` prompts; they are judged.
 2. *Reference and KL*: log-probabilities under the policy and under the frozen imitation, per token.
 3. *Rewards*: one number per line: the score, minus `kl_weight` times the line's log-ratio to the imitation (k1), minus
    `missing_end_penalty` for a line cut off before its end.
-4. *Advantages*: the reward minus the mean reward of the scored siblings without this one.
-5. *Update*: the whole line is one action: its ratio is the product of its tokens' ratios, clipped; the loss is the mean
+4. *Advantages*: the reward minus the mean reward of the other scored siblings.
+5. *Update*: a whole line is one action: its ratio is the product of its tokens' ratios, clipped; the loss is the mean
    over lines.
 6. *Log and evaluate.*
 
@@ -59,7 +59,7 @@ def rloo_loss(
     *,
     clip: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and sums worth logging. `advantages` is `[B]`, the rest `[B, T]`; `line_count` is the whole step's."""
+    """The loss, and sums to log. `advantages` is `[B]`, the rest `[B, T]`; `line_count` is the whole step's."""
     mask = mask.to(logprobs.dtype)
     ratio = ((logprobs - old_logprobs) * mask).sum(-1).exp()
     losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)

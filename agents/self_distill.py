@@ -1,9 +1,9 @@
-"""Self-distillation: imitate those of the student's own lines that the judge preferred.
+"""Self-distillation: imitate the student's own lines that the judge preferred.
 
     result = train(SelfDistillConfig(epochs=10), judge, student, log, prompts=prompts)
 
-The control of methods that also learn from the *worse* line: what does the judge's choice alone teach? The method
-(phases and names as in `dpo.py`, so that two files compare line by line); 1 to 3 once in each round:
+The control for methods that also learn from the *worse* line: it learns from the judge's choice alone. The method
+(phases and names as in `dpo.py`, so that the files compare line by line); steps 1 to 3 run once per round:
 
 1. *Collect*: the student writes k lines for each prompt; the two most different make a pair (`pairs.py`).
 2. *Preferences*: the judge says which line is better, asked in both orders; ties and failures are dropped.
@@ -34,7 +34,7 @@ from humor_env.types import Judge, Preference, Prompt
 
 @dataclass(frozen=True)
 class SelfDistillConfig(PairLearnerConfig):
-    """`batch_size` counts lines: of each pair the better one."""
+    """`batch_size` counts lines, the better one of each pair."""
 
 
 def train(

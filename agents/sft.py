@@ -1,14 +1,14 @@
-"""Imitation: learn to write as the teacher did, by cross-entropy on the tokens of its lines.
+"""Imitation: learn to write like the teacher, by cross-entropy on the tokens of its lines.
 
     result = train(SFTConfig(epochs=3), student, demonstrations, dev, log)
 
 1. Each demonstration is a row: the prompt, then the line with its end token. All lines of a prompt are used; several
-   targets for one prompt are what keeps the student varied.
-2. The loss is the mean of -log p over *response* tokens of the whole batch, so that how rows are grouped into
-   micro-batches changes nothing.
+   targets per prompt keep the student's output varied.
+2. The loss is the mean of -log p over *response* tokens of the whole batch, so that the
+   micro-batch size changes nothing.
 3. After each epoch the loss on dev lines is measured; training stops when it has not improved for `patience` epochs,
    and the best epoch's weights are kept.
-4. What was learned is frozen as the `imitation` adapter (the reference from now on), and `policy` starts as its copy.
+4. The result is frozen as the `imitation` adapter (the reference from now on), and `policy` starts as its copy.
 
 With `full=True` all base weights are trained and the adapters stay empty: the tuned base is then the reference.
 """
@@ -65,7 +65,7 @@ class SFTResult:
     dev_loss: float | None
     best_epoch: int
     stopped: bool = False  # by the user
-    why: str = ""  # what else ended it before its last step
+    why: str = ""  # any other reason for an early end
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
     total = config.epochs * per_epoch
     step, best_epoch, best_loss, dev_loss, last = 0, 0, float("inf"), None, float("nan")
     best: dict[str, Tensor] = {}
-    learned = False  # nothing better is to be expected: the dev lines have said so
+    learned = False  # whether the dev loss has stopped improving
 
     checkpoint = checkpoints.resume() if checkpoints else None
     if checkpoint is not None:
@@ -104,7 +104,7 @@ def train(
         control.set_state(checkpoint.state["watch"], checkpoint.seconds)
         control.check(asks=False)
     if checkpoints is not None:
-        log.rewind(step)  # a run that died before its first checkpoint may have logged some steps
+        log.rewind(step)  # a run killed before its first checkpoint may have logged some steps
     adapter = None if config.full else IMITATION
     control.start(step, student, adapter)
 
@@ -193,7 +193,7 @@ def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:
 
 def _make_optimizer(config: SFTConfig, student: Student) -> tuple[dict[int, str], torch.optim.Optimizer]:
     if config.full and student.base.dtype.itemsize < torch.float32.itemsize:
-        # AdamW's second moment decays by a thousandth a step, which 16 bits round to nothing.
+        # AdamW's second moment decays by a thousandth per step, which 16 bits round to nothing.
         precision = str(student.base.dtype).removeprefix("torch.")
         raise StudentError(
             f"full = true trains the base's own weights, which are in {precision}: "

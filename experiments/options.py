@@ -1,4 +1,4 @@
-"""Options of the command line, each once: what commands declare, KEY=VALUE, and what fills a critic's options.
+"""Options that the commands share, how KEY=VALUE is read, and how a critic's options are filled in.
 
 def judge(critic: Critic, option: Options = None, max_cost: MaxCost = None) -> None:
     filled = fill(critics, critic, key_values(option), ledger=path, limits={"max_cost": max_cost}, scope="judge")
@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.errors import CriticContractError, HumorEnvError, InvalidOption
+from humor_env.shared.user_path import user_path
 
 if TYPE_CHECKING:
     from humor_env.registry import Registry
 
 FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
 
-# Options by which a critic or a judge names others that it asks, and what they are.
+# Options in which a critic or a judge names others that it asks, and their kind.
 _ASKED = {"judge": "judge", "critic": "critic", "cheap": "judge", "paid": "judge"}
 _ASKED_LISTS = {"judges": "judge", "critics": "critic"}
 
@@ -43,8 +46,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what it would cos
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Jokes = Annotated[Path, typer.Argument(help="A JSONL file of jokes, or the folder of a run or seed.")]
 Critic = Annotated[str, typer.Option(help="A registered name or package.module:name.")]
-Output = Annotated[Path | None, typer.Option(help="The file to write. Default: FILE.CRITIC.jsonl beside the input.")]
-Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept. Default: beside the output.")]
+Output = Annotated[Path | None, typer.Option(help="The file to write. Default: FILE.CRITIC.jsonl next to the input.")]
+Ledger = Annotated[Path | None, typer.Option(help="Where replies are kept. Default: next to the output.")]
 Chunk = Annotated[int, typer.Option(min=1, help="Jokes in each call of the critic.")]
 Workers = Annotated[int, typer.Option(min=1, help="Cells that run at the same time.")]
 Threads = Annotated[int, typer.Option(min=1, help="Torch threads of each cell.")]
@@ -52,16 +55,30 @@ Launcher = Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")]
 
 
 def printable(text: str, longest: int | None = None) -> str:
-    """A stranger's text with nothing in it that could drive the terminal: no control or formatting characters but line
-    breaks. With `longest` it is one line, cut to that many characters."""
+    """Untrusted text, safe to print in a terminal: no control or formatting characters except line breaks. With
+    `longest`, a single line cut to that many characters."""
     kept = "\n" if longest is None else ""
     plain = "".join(c if c.isprintable() or c in kept else "·" for c in text)
     return plain if longest is None or len(plain) <= longest else plain[: longest - 1] + "…"
 
 
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text that may contain words of people, files and services."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
+def ready_for(file: Path) -> None:
+    """Make the folder of a file that a command writes at its end, and tell a mistake before the work is done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise InvalidOption(f"'{file}' is a folder: give the name of a file.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InvalidOption(f"'{file}' cannot be written: give another place.")
+
+
 def end(sentence: str, code: int) -> None:
-    """Leave the command with a sentence on standard error. All that people, files and services say passes here."""
-    typer.echo(printable(sentence), err=True)
+    """Exit with a sentence on standard error. All text from people, files and services passes through here."""
+    say(sentence, err=True)
     raise typer.Exit(code) from None
 
 
@@ -74,12 +91,13 @@ def read_override(pair: str, option: str) -> tuple[str, Any]:
         value = tomllib.loads(f"value = {written}")
     except (ValueError, RecursionError):
         return key.strip(), _json_or_text(written.strip())
-    # More than one key: the text had a line break in it, and was not one TOML value.
-    return key.strip(), value["value"] if len(value) == 1 else written.strip()
+    # More than one key: the text contained a line break and was not one TOML value. And no option is a date.
+    plain = len(value) == 1 and not isinstance(value["value"], (date, time))
+    return key.strip(), value["value"] if plain else written.strip()
 
 
 def _json_or_text(written: str) -> Any:
-    """A list or an object as an error message shows one, `[{"critic": "rules"}]`, is no TOML."""
+    """Read a list or an object as error messages show it: `[{"critic": "rules"}]` is not TOML."""
     if written.startswith(("[", "{")):
         with suppress(ValueError, RecursionError):
             return json.loads(written)
@@ -104,7 +122,7 @@ def limits_of(max_calls: int | None, max_tokens: int | None, max_cost: float | N
 
 
 def parameters(kind: Registry, name: str) -> Mapping[str, inspect.Parameter]:
-    """What the class or `make_` function of that name takes; nothing of a critic that is ready made."""
+    """The parameters of the class or `make_` function of that name; none for a ready-made critic."""
     target = kind.resolve(name)
     if not callable(target):
         raise CriticContractError(f"The {kind.kind} '{name}' is a {type(target).__name__}, which is not callable.")
@@ -126,8 +144,8 @@ def fill(
     scope: str,
     must_spend: bool = True,
 ) -> dict[str, Any]:
-    """The options with the ledger and the limits, where they are taken and not given; so too for every judge and critic
-    that it asks. With `must_spend` limits that nothing enforces are a mistake."""
+    """The options, with the ledger and the limits added if accepted and not given, also for every judge and critic that
+    it asks. With `must_spend`, limits that nothing enforces raise InvalidOption."""
 
     def inner(of: Registry, asked: str, its_options: Mapping[str, Any]) -> dict[str, Any]:
         return fill(of, asked, its_options, ledger=ledger, limits=limits, scope=scope, must_spend=False)
@@ -139,7 +157,7 @@ def fill(
     if limits and "budget" in taken:
         filled.setdefault("budget", {**limits, "scope": scope})
     if must_spend and limits and not _has_budget(filled):
-        raise InvalidOption(f"'{name}' spends nothing itself: it takes no limits ({', '.join(limits)}).")
+        raise InvalidOption(f"'{name}' spends nothing itself, so it takes no limits ({', '.join(limits)}).")
     return filled
 
 
@@ -149,8 +167,8 @@ def with_members(
     options: Mapping[str, Any],
     change: Callable[[Registry, str, Mapping[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The options in which those of each critic and judge that it asks, alone or in a list, are what `change` makes of
-    them. Live ones stay as they are."""
+    """The options, with those of each critic and judge that it asks, alone or in a list, replaced by what `change`
+    returns. Instances stay as they are."""
     from humor_env.registry import critics, judges
 
     registries = {"critic": critics, "judge": judges}
@@ -168,7 +186,7 @@ def with_members(
 
 
 def _changed_member(member: Any, role: str, registry: Registry, change: Callable[..., dict[str, Any]]) -> Any:
-    """One entry of a mix or a jury: a name, a table, or a live one."""
+    """One entry of a mix or a jury: a name, a table, or an instance."""
     table = {role: member} if isinstance(member, str) else member
     if not isinstance(table, Mapping) or not isinstance(table.get(role), str):
         return member
@@ -178,19 +196,19 @@ def _changed_member(member: Any, role: str, registry: Registry, change: Callable
 
 @contextmanager
 def nothing_written(kind: Registry, name: str, options: Mapping[str, Any], ledger: Path) -> Iterator[dict[str, Any]]:
-    """The options of one that is made only to estimate what it would ask. No key is needed, and nothing is written:
-    without a ledger from before, none is begun."""
+    """The options of a critic that is made only to estimate what it would ask. No key is needed and nothing is written:
+    if there is no ledger yet, none is created."""
     if "ledger" not in parameters(kind, name) or "ledger" in options:
         yield dict(options)
         return
     from humor_env.llm.ledger import Ledger
 
-    with Ledger(ledger if ledger.is_file() else ":memory:") as before:
+    with Ledger(ledger if user_path(ledger).is_file() else ":memory:") as before:
         yield {**options, "ledger": before, "options": {**options.get("options", {}), "must_have_key": False}}
 
 
 def _has_budget(options: Mapping[str, Any]) -> bool:
-    """Whether somebody in there keeps the limits."""
+    """Whether it, or one that it asks, enforces the limits."""
     inside = [inner for key, inner in options.items() if key.endswith("_options")]
     members = [member for key in _ASKED_LISTS for member in options.get(key) or ()]
     inside += [member.get("options") for member in members if isinstance(member, Mapping)]
@@ -199,17 +217,23 @@ def _has_budget(options: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def ledger_if_used(path: Path) -> Iterator[None]:
-    """Where the block fails, no ledger is left that it began and in which nothing was paid for."""
+    """If the block fails, delete the ledger if the block created it and nothing in it was paid for or reserved."""
+    path = user_path(path)
     was_there = path.exists()
     try:
         yield
     except BaseException:
-        if not was_there and path.exists():
-            from humor_env.llm.ledger import Ledger
-
-            with Ledger(path) as begun:
-                used = len(begun) > 0
-            if not used:
-                for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-                    part.unlink(missing_ok=True)
+        if not was_there and path.exists() and _is_blank(path):
+            for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+                part.unlink(missing_ok=True)
         raise
+
+
+def _is_blank(path: Path) -> bool:
+    from humor_env.llm.ledger import Ledger
+
+    try:
+        with Ledger(path) as begun:
+            return begun.is_blank()
+    except HumorEnvError:  # locked, or no ledger: it stays
+        return False

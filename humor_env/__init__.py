@@ -7,7 +7,7 @@
     observation, info = env.reset(seed=0)                  # "The meeting was slow."
     _, reward, *_ = env.step("The meeting was so slow that glaciers overtook it.")
 
-Importing registers the environment ids and loads nothing heavy; whatever needs torch is loaded on first use.
+Importing registers the environment ids and loads nothing heavy; modules that need torch are loaded on first use.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def __dir__() -> list[str]:
 
 
 def _register_environments() -> None:
-    """Entry points are strings and kwargs plain data, so that a spec survives `to_json`."""
+    """Register with string entry points and plain-data kwargs, so that a spec survives `to_json`."""
     paraphrase, one_liner, revise, token_level = ENV_IDS
     # No TimeLimit and no nondeterminism: an episode ends by itself after `attempts` steps, and the default critic is
-    # exact. A critic that is not deterministic should be cached, or the environment made from a spec that says so.
+    # exact. Cache a nondeterministic critic, or make the environment from a spec that declares it.
     for env_id, options in (
         (paraphrase, {"prompts": "pocket", "critic": "pocket"}),
         (one_liner, {"prompts": "pocket-oneliner", "critic": "pocket"}),

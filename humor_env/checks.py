@@ -1,11 +1,11 @@
-"""Is my environment, is my critic, sound? Checks that report each finding in a sentence and do not stop at the first.
+"""Contract checks for environments, critics, judges and prompt sets. Each reports all findings, one sentence each.
 
     for finding in check_critic(my_critic):
         print(finding)                          # "ok    order: …" or "FAIL  empty text: …"
     assert all(finding.ok for finding in check_env(gym.make("humor_env/Paraphrase-v0")))
 
-`check_env` runs Gymnasium's own check and adds what Gymnasium cannot know: infos of plain data, an exception for a bad
-action that leaves the episode unharmed, no step beyond the end, scores in [0, 1], prompts that can be picked.
+`check_env` runs Gymnasium's own check and adds what Gymnasium cannot know: infos are plain data, a bad action raises
+and leaves the episode unchanged, no step after the end, scores in [0, 1], prompts can be picked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from humor_env.prompts import PromptSet, load_prompts
 from humor_env.shared.streams import generator
 from humor_env.types import Critic, Joke, Judge, Judgement, Prompt, Verdict, critic_name
 
-MAX_STEPS = 10_000  # an episode of words that has not ended by then does not end
+MAX_STEPS = 10_000  # an episode longer than this is taken to be endless
 
 
 # --- critics ---
@@ -44,11 +44,11 @@ def check_critic(
     *,
     tolerance: float = 1e-9,
 ) -> list[Finding]:
-    """Try a critic on its contract and on awkward texts. `tolerance` is how far two scores of one joke may differ.
+    """Check a critic's contract, also on awkward texts. `tolerance` is how far two scores of one joke may differ.
 
-    A judgement with an error counts as sound for awkward texts (the critic may decline), an exception never does. A
-    critic with a memory (`humor_env.episodes.critic_memory`) is asked each time from the state it came in, and left in
-    it; what it will pay late in a run cannot be checked.
+    A judgement with an error passes for awkward texts (the critic may decline); an exception never does. A critic with
+    a memory (`humor_env.episodes.critic_memory`) is called from its initial state each time and left in it; its scores
+    late in a run cannot be checked.
     """
     asked = list(load_prompts(prompts))[:4]
     name = critic_name(critic)
@@ -90,7 +90,7 @@ def check_critic(
         return "the same jokes get the same scores when asked again."
 
     def order() -> str:
-        # Moved on by one place, not reversed: a critic that answers in reverse would answer reversed jokes rightly.
+        # Rotated by one, not reversed: a critic that answers in reverse order would pass with reversed jokes.
         same("asked in another order", [*range(1, len(jokes)), 0])
         return "judgements follow the order of the jokes."
 
@@ -116,10 +116,10 @@ def check_critic(
         ask(jokes)
         if states() != before:
             raise Broken(
-                "asking changed what it remembers, and evaluations ask too: change it in remember(jokes), which a run "
-                "calls after each step with the lines of all processes."
+                "a call changed its memory, and evaluations call it too: change the memory in remember(jokes), which a "
+                "run calls after each step with the lines of all processes."
             )
-        return "asking leaves no trace in what it remembers."
+        return "calls leave its memory unchanged."
 
     def saved() -> str:
         go_back()
@@ -129,10 +129,10 @@ def check_critic(
         for memory, state in zip(remembering, json.loads(kept), strict=True):
             memory.set_state(state)
         if json.dumps(states(), allow_nan=False) != kept:
-            raise Broken("get_state() after set_state(state) gives another state: a resumed run would differ.")
+            raise Broken("get_state() after set_state(state) returns a different state: a resumed run would differ.")
         if scores() != first:
-            raise Broken("with its state saved as JSON and set again it gives other scores than before.")
-        return "what it remembers is plain data, and set again it gives the same scores."
+            raise Broken("with its state saved as JSON and restored, it gives different scores.")
+        return "its state is plain data, and restored it gives the same scores."
 
     def late() -> str:
         go_back()
@@ -161,8 +161,8 @@ def check_judge(
     *,
     tolerance: float = 1e-9,
 ) -> list[Finding]:
-    """Try a judge of pairs, live or by name, on its contract and on awkward texts. `tolerance` is how far two of its
-    probabilities for one pair may differ. A verdict with an error counts as sound for awkward texts."""
+    """Check a pair judge's contract (live or by name), also on awkward texts. `tolerance` is how far two of its
+    probabilities for one pair may differ. A verdict with an error passes for awkward texts."""
     judge = cast(Judge, registry.judges.make(judge))
     asked = list(load_prompts(prompts))[:4]
     lines = ("It was so {} that everyone left.", "{}.", "Even the clock asked for a day off.")
@@ -172,7 +172,7 @@ def check_judge(
     def ask(asked: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
         verdicts = list(judge(asked))
         if len(verdicts) != len(asked):
-            raise Broken(f"{len(asked)} pairs got {len(verdicts)} verdicts: one for each is expected, in order.")
+            raise Broken(f"{len(asked)} pairs got {len(verdicts)} verdicts; expected one per pair, in order.")
         for verdict in verdicts:
             if not isinstance(verdict, Verdict):
                 raise Broken(f"a {type(verdict).__name__} came back; expected humor_env.Verdict objects.")
@@ -210,16 +210,16 @@ def check_judge(
         for pair, first, second in zip(pairs, straight, turned, strict=True):
             back = None if second.probability is None else 1 - second.probability
             try:
-                _alike("shown the other way round", pair, first.probability, back, max(tolerance, 1e-6))
+                _alike("shown in the other order", pair, first.probability, back, max(tolerance, 1e-6))
             except Broken as broken:
                 raise Broken(f"{broken} Ask in both orders: humor_env.rewards.shared.both_orders.") from None
-        return "a pair shown the other way round gets the opposite verdict."
+        return "a pair shown in the other order gets the opposite verdict."
 
     def same_text() -> str:
         [verdict] = ask([(pairs[0][0], pairs[0][0])])
         if verdict.probability is not None and abs(verdict.probability - 0.5) > max(tolerance, 1e-6):
             raise Broken(f"a line beats itself with probability {verdict.probability:.3g}; expected 0.5.")
-        return "a line and itself are a draw."
+        return "a line ties with itself."
 
     def one_text(text: str) -> Callable[[], str]:
         def check() -> str:
@@ -250,7 +250,7 @@ def _alike(what: str, pair: tuple[Joke, Joke], a: float | None, b: float | None,
 
 
 def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Finding]:
-    """Try a prompt set: a name, a file, `hf:` and a dataset's name, or live prompts."""
+    """Check a prompt set: a name, a file, `hf:` and a dataset's name, or live prompts."""
     source = prompts if isinstance(prompts, (str, PromptSet)) else list(prompts)
     loaded: list[PromptSet] = []
 
@@ -261,7 +261,7 @@ def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Fin
     def repeatable() -> str:
         again = load_prompts(prompts)
         if again.prompts != load_prompts(source).prompts:
-            raise Broken("loaded again, the prompts are others: a run could not be repeated or resumed.")
+            raise Broken("loaded again, the prompts differ: a run could not be repeated or resumed.")
         return "loaded again, it holds the same prompts in the same order."
 
     def splits() -> str:
@@ -281,7 +281,7 @@ def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Fin
                 json.dumps(prompt.extra, allow_nan=False)
             except (TypeError, ValueError) as problem:
                 raise Broken(f"the extra of '{prompt.id}' is not plain data ({problem}).") from None
-        return "what critics need beside the text is plain data."
+        return "the prompts' extra data for critics is plain data."
 
     def readable() -> str:
         for prompt in loaded[0]:
@@ -301,26 +301,26 @@ def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Fin
 
 
 def check_env(env: gymnasium.Env, *, seed: int = 0) -> list[Finding]:
-    """Gymnasium's check and ours on one environment (wrappers are taken off). The environment is reset many times."""
+    """Run Gymnasium's check and ours on one environment, unwrapped. The environment is reset many times."""
     raw = env.unwrapped
 
     def gymnasium_own() -> str:
         # Its render check also tries the mode "human", which prints.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("error")
-            # Its render check makes the environment anew from its spec, which one built by hand does not have.
+            # Its render check remakes the environment from its spec, which one built by hand does not have.
             gymnasium_check_env(raw, skip_close_check=True, skip_render_check=raw.spec is None)
-        without = " (rendering left out: there is no spec, use gymnasium.make)" if raw.spec is None else ""
+        without = " (rendering not checked: there is no spec, use gymnasium.make)" if raw.spec is None else ""
         return f"Gymnasium's own check passes without a warning{without}."
 
     def repeatable() -> str:
         first, second = (list(_transitions(raw, seed, episodes=3)) for _ in range(2))
         if not data_equivalence(first, second, exact=True):
             raise Broken(
-                "two runs under one seed and the same actions differ: keep time, cost and latency out of info, draw "
-                "only from np_random, and cache a critic that is not deterministic."
+                "two runs with the same seed and actions differ: keep time, cost and latency out of info, draw "
+                "only from np_random, and cache a nondeterministic critic."
             )
-        return "three episodes repeat exactly under one seed."
+        return "three episodes repeat exactly under the same seed."
 
     def plain_infos() -> str:
         for _, reward, info in _transitions(raw, seed, episodes=2):
@@ -330,7 +330,7 @@ def check_env(env: gymnasium.Env, *, seed: int = 0) -> list[Finding]:
                 raise Broken(f"info is not plain data ({problem}): {short(info)}.") from None
             if reward is None and not isinstance(info.get("prompt_id"), str):
                 raise Broken(f"the info of reset has no prompt_id: {short(info)}.")
-        return "infos are JSON-able and name their prompt."
+        return "infos can be written as JSON and name their prompt."
 
     def rewards() -> str:
         for episode in range(5):
@@ -379,7 +379,7 @@ def check_env(env: gymnasium.Env, *, seed: int = 0) -> list[Finding]:
             raw.reset(options={"prompt_id": "no such prompt"})
         except HumorEnvError:
             return "reset(options={'prompt_id': …}) picks a prompt and refuses an unknown one."
-        raise Broken("an unknown prompt_id was accepted in silence.")
+        raise Broken("an unknown prompt_id was accepted silently.")
 
     return report(
         [

@@ -3,7 +3,7 @@
     env = HumorEnv(prompts="pocket", critic="pocket")
     observation, info = env.reset(seed=0)                     # a str
     observation, reward, terminated, truncated, info = env.step("The meeting was so slow that glaciers overtook it.")
-    env.last_judgement                                        # the whole judgement, its cost included
+    env.last_judgement                                        # the whole judgement, including its cost
 
 `prompts` and `critic` are names, `package.module:name`, or live objects. For many lines at once use `HumorVectorEnv`,
 which asks the critic once per step.
@@ -28,7 +28,7 @@ RENDER_MODES = ("ansi", "human")
 
 
 class HumorEnv(gymnasium.Env[str, str]):
-    """One episode at a time. See `humor_env.episodes.episode` for rewards, and `info` for what the critic said.
+    """One episode at a time. See `humor_env.episodes.episode` for rewards; `info` holds the critic's judgement.
 
     `space="text"` uses Gymnasium's stock `Text` space; `attempts` above 1 lets the student revise its line.
     """
@@ -68,7 +68,7 @@ class HumorEnv(gymnasium.Env[str, str]):
 
     @property
     def prompt(self) -> Prompt:
-        """The prompt of the episode under way."""
+        """The current episode's prompt."""
         if self._episode is None:
             raise ResetNeeded("There is no prompt before the first reset().")
         return self._episode.prompt
@@ -87,7 +87,7 @@ class HumorEnv(gymnasium.Env[str, str]):
         return self.task.observe(self._episode), reset_info(self._episode)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Have a line judged. On any exception, the critic's own included, the episode stands as it was before."""
+        """Have a line judged. On any exception, including the critic's own, the episode is unchanged."""
         return self.play(action)
 
     def play(self, text: str, stop_reason: str | None = None) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -108,7 +108,7 @@ class HumorEnv(gymnasium.Env[str, str]):
         return self.task.observe(episode), reward, over, False, step_info(episode, judgement)
 
     def render(self) -> str | None:
-        """The state as text in the mode "ansi". In the mode "human" every reset and step prints it by itself."""
+        """The state as text in the mode "ansi". In the mode "human" every reset and step prints it."""
         if self.render_mode is None:
             gymnasium.logger.warn('render() does nothing without a render_mode: make the environment with "ansi".')
         if self.render_mode != "ansi" or self._episode is None:
@@ -119,14 +119,14 @@ class HumorEnv(gymnasium.Env[str, str]):
         from rich.console import Console
         from rich.text import Text
 
-        # As plain Text: what a student or critic wrote is never read as markup.
+        # As plain Text, so that a student's or critic's words are never read as markup.
         assert self._episode is not None
         Console().print(Text(scene(self._episode, self.last_judgement)))
 
     def get_state(self) -> dict[str, Any]:
-        """Plain data (JSON) from which `set_state` continues exactly: chance, place in the prompts, the episode."""
+        """Plain data (JSON) from which `set_state` continues exactly: random state, prompt position, the episode."""
         return {
-            "rules": self.task.fingerprint(),  # the key as in states that were saved before
+            "rules": self.task.fingerprint(),  # the key of states saved earlier
             "seed": self.np_random_seed,
             "chance": copy.deepcopy(dict(self.np_random.bit_generator.state)),
             "stream": self._stream.get_state() if self._stream else None,
@@ -134,7 +134,7 @@ class HumorEnv(gymnasium.Env[str, str]):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `get_state`. A state of other prompts, split or attempts is refused and nothing changes."""
+        """Continue from `get_state`. Refuses a state with other prompts, split or attempts, changing nothing."""
         check_fingerprint(self.task, state)
         chance, stream, episode = restored(self.task, state)
         self._np_random, self._np_random_seed = chance, state["seed"]
@@ -148,7 +148,7 @@ def new_stream(task: Task, chance: np.random.Generator) -> PromptStream:
 
 def check_render_mode(render_mode: str | None, modes: Sequence[str] = RENDER_MODES) -> str | None:
     if render_mode is not None and render_mode not in modes:
-        raise InvalidRenderMode(f"render_mode is {' or '.join(map(repr, modes))} or None, found {render_mode!r}.")
+        raise InvalidRenderMode(f"render_mode must be {' or '.join(map(repr, modes))} or None, found {render_mode!r}.")
     return render_mode
 
 
@@ -159,13 +159,13 @@ def check_fingerprint(task: Task, state: Mapping[str, Any]) -> None:
     for name, value in mine.items():
         if state["rules"].get(name) != value:
             raise CheckpointError(
-                f"The saved state has {name}={state['rules'].get(name)!r}, this environment has {value!r}: it cannot "
-                "continue from there. Make the environment as it was when the state was saved."
+                f"The saved state has {name}={state['rules'].get(name)!r}, this environment has {value!r}. "
+                "Make the environment as it was when the state was saved."
             )
 
 
 def restored(task: Task, state: Mapping[str, Any]) -> tuple[np.random.Generator, PromptStream | None, Episode | None]:
-    """A sub-environment's chance, stream and episode from its saved state."""
+    """A sub-environment's generator, prompt stream and episode, from its saved state."""
     try:
         chance = np.random.Generator(np.random.PCG64())
         chance.bit_generator.state = copy.deepcopy(dict(state["chance"]))
@@ -182,7 +182,7 @@ def restored(task: Task, state: Mapping[str, Any]) -> tuple[np.random.Generator,
 
 
 def scene(episode: Episode, judgement: Judgement | None) -> str:
-    """What a reader sees of an episode. Control characters are taken out: a text must not drive the terminal."""
+    """An episode as text. Control characters are removed, so that a text cannot control the terminal."""
     lines = [f"[{episode.prompt.id}] {episode.prompt.text}"]
     if judgement is not None:
         lines.append(f"  attempt {episode.attempt}: {episode.line}")

@@ -1,4 +1,4 @@
-"""The family of our exceptions. Each message says what was found, what was expected, and what to do."""
+"""The exceptions of this package. Each message says what was found, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable
 
 
 class HumorEnvError(Exception):
-    """The root of the family: `except HumorEnvError` catches every mistake that this package explains."""
+    """Base class: `except HumorEnvError` catches every error that this package explains."""
 
 
 class UnknownName(HumorEnvError, LookupError):
-    """A name that nothing is registered under."""
+    """A name that is not registered."""
 
 
 class InvalidOption(HumorEnvError, ValueError):
-    """An argument or a setting outside what is allowed."""
+    """An argument or setting with a value that is not allowed."""
 
 
 class InvalidRenderMode(InvalidOption, TypeError):
     """A render mode that an environment does not have.
 
-    Also a TypeError, since Stable-Baselines3 asks every environment for "rgb_array" first and takes only a TypeError
-    for "it has none".
+    Also a TypeError, because Stable-Baselines3 first tries "rgb_array" on every environment and handles only a
+    TypeError.
     """
 
 
@@ -39,7 +39,7 @@ class PromptError(HumorEnvError, ValueError):
 
 
 class RatingsError(HumorEnvError, ValueError):
-    """A file of human ratings that cannot be read as what it is said to be."""
+    """A file of human ratings that cannot be read in its stated format."""
 
 
 class CriticContractError(HumorEnvError, TypeError):
@@ -47,7 +47,7 @@ class CriticContractError(HumorEnvError, TypeError):
 
 
 class ScoreError(CriticContractError, ValueError):
-    """A judgement or verdict whose number is not in [0, 1], or that has both a number and an error, or neither."""
+    """A judgement or verdict with a number outside [0, 1], with both a number and an error, or with neither."""
 
 
 class JudgingFailed(HumorEnvError, RuntimeError):
@@ -55,7 +55,7 @@ class JudgingFailed(HumorEnvError, RuntimeError):
 
 
 class BudgetExceeded(HumorEnvError, RuntimeError):
-    """A spending limit was reached. Nothing beyond it was spent."""
+    """A spending limit was reached. Nothing was spent beyond it."""
 
 
 class CredentialError(HumorEnvError, RuntimeError):
@@ -63,15 +63,15 @@ class CredentialError(HumorEnvError, RuntimeError):
 
 
 class StudentError(HumorEnvError, ValueError):
-    """A student model that cannot do what is asked of it."""
+    """A student model that does not support the requested operation."""
 
 
 class TrainingStopped(HumorEnvError, RuntimeError):
-    """Learning cannot go on (not-a-number, runaway KL); the last good checkpoint is named."""
+    """Training cannot continue (NaN, runaway KL); the message names the last good checkpoint."""
 
 
 class CheckpointError(HumorEnvError, RuntimeError):
-    """A checkpoint that is damaged, of another run, or cannot be written."""
+    """A checkpoint that is damaged, belongs to another run, or cannot be written."""
 
 
 class MissingExtra(HumorEnvError, ImportError):
@@ -79,7 +79,7 @@ class MissingExtra(HumorEnvError, ImportError):
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" with a leading space, or nothing where no known name is near."""
+    """ " Did you mean 'x'?" with a leading space, or "" if no known name is close."""
     close = difflib.get_close_matches(value, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 

@@ -1,9 +1,9 @@
-"""A teacher's demonstrations in other people's formats: Hugging Face datasets, and Minari for offline RL.
+"""Export of a teacher's demonstrations to Hugging Face datasets, and to Minari for offline RL.
 
     buffer.to_dataset().to_json("sft.jsonl")
     buffer.scored("pocket").to_minari("humor/pocket-v0")     # extra `minari`
 
-Both store UTF-8, which has no lone surrogates: those are replaced on the way out.
+Both store UTF-8, which has no lone surrogates: those are replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from humor_env.types import Demonstration
 
 
 def to_dataset(items: Sequence[Demonstration]) -> Any:
-    """One row a demonstration; `prompt` and `completion` are the columns that SFT trainers read."""
+    """One row per demonstration; `prompt` and `completion` are the columns that SFT trainers read."""
     from datasets import Dataset, Features, Value
 
     columns: dict[str, list[Any]] = {
@@ -36,7 +36,7 @@ def to_dataset(items: Sequence[Demonstration]) -> Any:
 
 
 def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str = "hdf5") -> Any:
-    """One-step episodes. `data_format` "hdf5" makes two files; "arrow" makes two an episode and needs no h5py."""
+    """One-step episodes. `data_format` "hdf5" makes two files; "arrow" makes two per episode and needs no h5py."""
     try:
         import minari
         from minari.data_collector import EpisodeBuffer
@@ -69,7 +69,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
         for i, (d, prompt, line) in enumerate(zip(items, shown, lines, strict=True))
     ]
     with warnings.catch_warnings():
-        # It wants an author's address and a link to code, which lines of text do not have.
+        # Minari warns about a missing author's address and link to code.
         warnings.simplefilter("ignore", UserWarning)
         return minari.create_dataset_from_buffers(
             dataset_id,
@@ -82,9 +82,9 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
 
 
 def register_minari_spaces() -> None:
-    """Make Minari write and read the space of texts: its `DataCollector` and `load_dataset` know stock spaces only.
+    """Make Minari write and read `UnicodeText`: its `DataCollector` and `load_dataset` know stock spaces only.
 
-    To be called once in each program that collects or loads such a dataset.
+    Call it once in each program that collects or loads such a dataset.
     """
     try:
         from minari.serialization import deserialize_space, serialize_space
@@ -109,7 +109,7 @@ def register_minari_spaces() -> None:
 def _text_space(texts: Sequence[str]) -> Any:
     from gymnasium.spaces import Text
 
-    # A set's order changes with the process; the space is stored, so its charset is sorted.
+    # Sorted, because the space is stored and a set's order differs between processes.
     return Text(max(map(len, texts)) + 1, min_length=0, charset="".join(sorted(set("".join(texts)))))
 
 

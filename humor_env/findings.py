@@ -1,4 +1,4 @@
-"""What a check found, in a sentence, and what the checks of `checks.py` share.
+"""Findings of the checks in `checks.py`, and their shared helpers.
 
 def order() -> str:
     if scores != again:
@@ -27,7 +27,7 @@ AWKWARD_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked: its name, whether it holds, and what was seen."""
+    """The result of one check: its name, whether it holds, and a sentence about it."""
 
     name: str
     ok: bool
@@ -38,7 +38,7 @@ class Finding:
 
 
 class Broken(Exception):
-    """A rule that does not hold; its message becomes the finding."""
+    """Raised by a check that fails; its message becomes the finding."""
 
 
 def report(checks: Iterable[tuple[str, Callable[[], str]]]) -> list[Finding]:
@@ -48,7 +48,7 @@ def report(checks: Iterable[tuple[str, Callable[[], str]]]) -> list[Finding]:
             findings.append(Finding(name, True, check()))
         except Broken as broken:
             findings.append(Finding(name, False, str(broken)))
-        except Exception as problem:  # whatever the checked object throws is the finding
+        except Exception as problem:  # any exception of the checked object is a finding
             findings.append(Finding(name, False, f"raised {type(problem).__name__}: {problem}"))
     return findings
 

@@ -1,14 +1,14 @@
-"""Prompt sets: what students are asked, in splits that never share a prompt, in an order that a seed fixes.
+"""Prompt sets, in splits that never share a prompt, and prompt streams in a seeded order.
 
     prompts = load_prompts("pocket")                          # bundled, or any registered name
-    prompts = load_prompts("mine.jsonl")                      # one JSON object a line: {"text": "The bus was late."}
+    prompts = load_prompts("mine.jsonl")                      # one JSON object per line: {"text": "The bus was late."}
     prompts = load_prompts("hf:owner/dataset", text="sentence", limit=5000)
     prompts = load_prompts("flute:sarcasm_train.jsonl")       # or "isarcasm:train.En.csv": see `sources/human_pairs.py`
     stream = PromptStream(prompts.split("train"), seed=0)
     stream.next()                                             # every prompt once per epoch, each epoch in a new order
 
 A row's split is its own `split` column, else the `split` option, else drawn from a hash of its text (80 % train, 10 %
-dev, 10 % test), so that it stays where it is when the file grows. Columns beside id, text, task and split go to
+dev, 10 % test), so that it does not change when the file grows. Columns other than id, text, task and split go to
 `Prompt.extra`, where `words` (a list) means words that must appear in the line.
 """
 
@@ -43,7 +43,7 @@ _TEXT_COLUMNS = ("text", "literal", "prompt")
 
 
 class PromptSet:
-    """Prompts by split and by id, checked once: unique ids, known splits, real text, nothing shared between splits."""
+    """Prompts by split and by id, checked once: unique ids, known splits, valid text, nothing shared between splits."""
 
     def __init__(self, name: str, prompts: Iterable[Prompt]) -> None:
         self.name = name
@@ -104,13 +104,13 @@ class PromptSet:
         return max(len(prompt.text) for prompt in self.prompts)
 
     def digest(self, split: str) -> str:
-        """A short hash of a split's ids and texts: two runs with equal digests met the same prompts."""
+        """A short hash of a split's ids and texts: runs with equal digests used the same prompts."""
         lines = "\x1e".join(f"{prompt.id}\x1f{prompt.text}" for prompt in self.split(split))
         return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
 class PromptStream:
-    """An endless walk through prompts: each once per epoch, in an order that only (seed, epoch) decides."""
+    """An endless stream of prompts: each once per epoch, in an order that depends only on (seed, epoch)."""
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         if not prompts:
@@ -122,12 +122,12 @@ class PromptStream:
         self._order = self._shuffled()
 
     def _shuffled(self) -> np.ndarray:
-        # int32: a vector environment keeps one order per sub-environment.
+        # int32 to save memory: a vector environment keeps one order per sub-environment.
         return generator(self._seed, "prompt-order", self._epoch).permutation(len(self._prompts)).astype(np.int32)
 
     @property
     def epoch(self) -> int:
-        """How many times all prompts have been seen."""
+        """Number of completed passes over the prompts."""
         return self._epoch
 
     def next(self) -> Prompt:
@@ -150,7 +150,7 @@ class PromptStream:
             seed, epoch, position = int(state["seed"]), int(state["epoch"]), int(state["position"])
         except (KeyError, TypeError, ValueError) as problem:
             raise CheckpointError(
-                f"A prompt stream's state has seed, epoch and position, found {state!r}."
+                f"A prompt stream's state must have seed, epoch and position, found {state!r}."
             ) from problem
         if epoch < 0 or not 0 <= position < len(self._prompts):
             raise CheckpointError(
@@ -161,9 +161,9 @@ class PromptStream:
 
 
 def load_prompts(what: str | PromptSet | Iterable[str | Prompt], **options: Any) -> PromptSet:
-    """A prompt set from a name, a file, a Hugging Face dataset, or live texts (which land in the split "train")."""
+    """A prompt set from a name, a file, a Hugging Face dataset, or live texts (put in the split "train")."""
     if isinstance(what, str):
-        from humor_env.sources import human_pairs  # it makes prompt sets, so it imports this module
+        from humor_env.sources import human_pairs  # imported here because it imports this module
 
         if human_pairs.is_pairs(what):
             if options:
@@ -182,7 +182,7 @@ def _as_set(name: str, source: object) -> PromptSet:
         return source
     if isinstance(source, (str, Mapping)) or not isinstance(source, Iterable):
         raise PromptError(
-            f"The prompts '{name}' are a PromptSet or a list of texts or Prompts, found {type(source).__name__}."
+            f"The prompts '{name}' must be a PromptSet or a list of texts or Prompts, found {type(source).__name__}."
         )
     prompts = []
     for index, item in enumerate(source):
@@ -190,7 +190,7 @@ def _as_set(name: str, source: object) -> PromptSet:
             item = Prompt(f"{name}-{index}", item)
         if not isinstance(item, Prompt):
             raise PromptError(
-                f"Item {index} of the prompts '{name}' is a text or a Prompt, found {type(item).__name__}."
+                f"Item {index} of the prompts '{name}' must be a text or a Prompt, found {type(item).__name__}."
             )
         prompts.append(item)
     return PromptSet(name, prompts)
@@ -205,7 +205,7 @@ def _from_rows(
     limit: int | None = None,
     **reading: Any,
 ) -> PromptSet:
-    """Prompts from rows of a file or dataset; a bad row is refused with its place and the reason."""
+    """Prompts from rows of a file or dataset; a bad row raises with its location and the reason."""
     if split is not None and split not in SPLITS:
         raise InvalidOption(f"No split is called '{split}'.{did_you_mean(split, SPLITS)} Known: {', '.join(SPLITS)}.")
     if limit is not None and limit < 1:
@@ -242,7 +242,7 @@ def _prompt_of_row(
         )
     text = row[column]
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"the column '{column}' must hold a text that is not empty, found {text!r}")
+        raise PromptError(f"the column '{column}' must hold a non-empty text, found {text!r}")
     if not is_encodable(text):
         raise PromptError(f"the column '{column}' holds a lone surrogate, which is not a character")
     named = row.get("split") or option_split or own_split
@@ -264,18 +264,18 @@ def _words(value: object) -> list[str]:
     """Required words: a list in JSON, separated by commas or semicolons in CSV."""
     words = value.replace(";", ",").split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) and word.strip() for word in words):
-        raise PromptError(f"'words' is a list of words that must appear, found {value!r}")
+        raise PromptError(f"'words' must be a list of words that must appear, found {value!r}")
     return [word.strip() for word in words]
 
 
 def split_by_hash(text: str) -> str:
-    """80 % train, 10 % dev, 10 % test; the same for one text everywhere."""
+    """80 % train, 10 % dev, 10 % test; depends only on the text."""
     share = stream_seed(0, "prompt-split", comparable(text)) % 10
     return "test" if share == 9 else "dev" if share == 8 else "train"
 
 
 def comparable(text: str) -> str:
-    """What two texts share that differ in case, spaces or Unicode form alone."""
+    """A form in which texts that differ only in case, spaces or Unicode form are equal."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
@@ -287,10 +287,10 @@ def _check_prompt(name: str, prompt: Prompt) -> None:
             f"Prompt '{prompt.id}' of '{name}' has the unknown split '{prompt.split}'. Known: {', '.join(SPLITS)}."
         )
     if not isinstance(prompt.text, str) or not prompt.text.strip() or not is_encodable(prompt.text):
-        raise PromptError(f"Prompt '{prompt.id}' of '{name}' has no proper text: {prompt.text!r}.")
+        raise PromptError(f"Prompt '{prompt.id}' of '{name}' has no valid text: {prompt.text!r}.")
     words = prompt.extra.get("words")
     if words is not None and (isinstance(words, str) or not all(isinstance(word, str) for word in words)):
-        raise PromptError(f"Prompt '{prompt.id}' of '{name}': extra['words'] is a list of words, found {words!r}.")
+        raise PromptError(f"Prompt '{prompt.id}' of '{name}': extra['words'] must be a list of words, found {words!r}.")
 
 
 @lru_cache(maxsize=1)

@@ -1,18 +1,18 @@
-"""From a name to an object: critics, judges, prompt sets, learners, teachers and language models that anyone can add.
+"""Registries of critics, judges, prompt sets, learners, teachers and language models, open to additions.
 
     registry.critics.make("pocket")                         # built in, or installed through an entry point
     registry.critics.make("my_package.critics:Dry", taste=2)  # any importable object, named explicitly
     registry.critics.make(lambda jokes: [...])               # a live object passes through
     registry.critics.register("dry", "my_package.critics:Dry", "loves understatement")
 
-What a name leads to is used by one rule: a class is called with the options, and so is a function whose name
-begins with `make_`; anything else *is* the object, and takes no options. Code is only ever imported for a name that
-is registered, installed as an entry point, or written out as `package.module:name` by the user.
+One rule applies to every target: a class, or a function whose name starts with `make_`, is called with the options;
+anything else *is* the object and takes no options. Code is only imported for a name that is registered, installed as an
+entry point, or written as `package.module:name` by the user.
 
-A name that is written out may stand in a file from a stranger, so not everything that can be imported is used:
-`subprocess:Popen` as a critic would run a command before anyone noticed that it judges nothing. What is used is
-defined in a module that holds something of humor_env (the standard library and other packages do not), and a class
-has the method that its kind is asked by. Importing the module runs the module's own code all the same.
+A `package.module:name` may come from a stranger's file, so not every importable object is accepted:
+`subprocess:Popen` as a critic would run a command before anyone noticed that it judges nothing. The object must be
+defined in a module that imports something from humor_env (the standard library and other packages do not), and a class
+must have the method of its kind. Importing the module still runs the module's own code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from humor_env.errors import InvalidOption, UnknownName, unknown_name
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered name: where its object lives, and one line on what it is."""
+    """One registered name: its target, and a one-line summary."""
 
     name: str
     target: Any
@@ -42,7 +42,7 @@ class Entry:
 class Registry:
     """Names of one kind. Built-in targets are strings, so that listing them imports nothing.
 
-    `methods` are those of which an object of this kind has at least one; empty where it is a function.
+    Objects of this kind have at least one of `methods`; empty if they are functions.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Registry:
         self._entries[name] = Entry(name, target, summary, "registered")
 
     def entries(self) -> dict[str, Entry]:
-        """All names: built in and registered ones first, then those of installed distributions."""
+        """All names: built-in and registered ones first, then those of installed distributions."""
         entries = dict(self._entries)
         for point in entry_points(group=self.group):
             if point.name not in entries:
@@ -71,13 +71,13 @@ class Registry:
         return sorted(self.entries())
 
     def summary(self, name: str) -> str:
-        """One line on a name; for an installed one the first line of its docstring, which means importing it."""
+        """A one-line summary of a name; for an installed one the first line of its docstring, which imports it."""
         entry = self.entries()[name]
         if entry.summary or not isinstance(entry.target, EntryPoint):
             return entry.summary
         try:
             target = entry.target.load()
-        except Exception as problem:  # one broken distribution must not hide the others from a list
+        except Exception as problem:  # one broken distribution must not hide the others
             return f"cannot be imported ({type(problem).__name__}: {problem})"
         written = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
         # Not inspect.getdoc, which gives a class without a docstring its parent's.
@@ -126,31 +126,31 @@ class Registry:
         return target(**options)
 
     def _refuse_standard_library(self, path: str) -> None:
-        # Before importing: some modules of the standard library do something when they are imported.
+        # Before importing: some modules of the standard library have side effects on import.
         root = path.partition(":")[0].partition(".")[0]
         if root in sys.stdlib_module_names:
             raise UnknownName(
-                f"'{path}' is no {self.kind}: '{root}' is part of Python's standard library, and a {self.kind} is "
+                f"'{path}' is not a {self.kind}: '{root}' is part of Python's standard library, and a {self.kind} is "
                 "written for humor_env."
             )
 
     def _check_meant(self, path: str, target: Any) -> None:
-        """Refuse what was not written to be an object of this kind; nothing of it has been called yet."""
-        if not callable(target):  # such as a list of prompts: it runs nothing, and whoever uses it looks at what it is
+        """Refuse a target not written as an object of this kind, before calling any of it."""
+        if not callable(target):  # such as a list of prompts: it runs nothing, and its user checks its type
             return
         home = _home(target)
         if not _knows_us(home):
             raise UnknownName(
-                f"'{path}' is no {self.kind}: it is defined in '{home}', which holds nothing of humor_env. If it is "
-                "yours, write `import humor_env` at the top of that module."
+                f"'{path}' is not a {self.kind}: it is defined in '{home}', which imports nothing from humor_env. If "
+                "it is yours, write `import humor_env` at the top of that module."
             )
         if inspect.isclass(target) and self.methods and not _has_one(target, self.methods):
             asked = " or ".join(f"{method}()" for method in self.methods)
-            raise UnknownName(f"'{path}' is no {self.kind}: the class {target.__name__} has no {asked}.")
+            raise UnknownName(f"'{path}' is not a {self.kind}: the class {target.__name__} has no {asked}.")
 
 
 def _home(target: Any) -> str:
-    """The module that defines an object, or its class where it is an instance."""
+    """The module that defines an object, or for an instance its class."""
     while isinstance(target, functools.partial):
         target = target.func
     if not (inspect.isclass(target) or inspect.isroutine(target)):
@@ -159,7 +159,7 @@ def _home(target: Any) -> str:
 
 
 def _knows_us(module: str) -> bool:
-    """Whether a module is of humor_env or has imported something of it."""
+    """Whether a module belongs to humor_env or has imported something from it."""
     package = __name__.partition(".")[0]
 
     def ours(name: object) -> bool:
@@ -172,7 +172,7 @@ def _knows_us(module: str) -> bool:
 
 
 def _has_one(target: type, methods: tuple[str, ...]) -> bool:
-    # Not getattr: every class has a `__call__`, by which it is made.
+    # Not getattr: every class has a `__call__`, its constructor.
     return any(method in vars(cls) for cls in target.__mro__ for method in methods)
 
 
@@ -187,7 +187,7 @@ def _origin(point: EntryPoint) -> str:
 def _import_object(kind: str, path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
-        raise UnknownName(f"A {kind} of your own is written package.module:name; found '{path}'.")
+        raise UnknownName(f"Write your own {kind} as package.module:name; found '{path}'.")
     try:
         target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as problem:
@@ -284,7 +284,7 @@ learners = Registry(
     {
         "sft": ("humor_env.agents.sft:train", "imitation: cross-entropy on the teacher's lines"),
         "sd": ("humor_env.agents.self_distill:train", "imitation of the student's own lines that a judge preferred"),
-        "brio": ("humor_env.agents.brio:train", "contrastive ranking of pairs, beside imitation"),
+        "brio": ("humor_env.agents.brio:train", "contrastive ranking of pairs, with imitation"),
         "dpo": ("humor_env.agents.dpo:train", "direct preference optimisation against the frozen imitation; IPO"),
         "brio-dpo": (
             "humor_env.agents.brio_dpo:train",

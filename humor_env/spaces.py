@@ -1,12 +1,12 @@
-"""The space of texts. It exists because Gymnasium's stock `Text` is either too small or too slow for real language.
+"""A space of Unicode texts, because Gymnasium's stock `Text` is too small or too slow for real language.
 
     space = UnicodeText(500)
     "¿Café? 🐟" in space            # True: any Unicode text up to the bound
-    "\\ud800" in space              # False: a lone surrogate is no character and cannot be encoded
+    "\\ud800" in space              # False: a lone surrogate cannot be encoded
 
 `Text`'s default alphabet has no space character, and over all of Unicode it takes two seconds to build and one to
 copy (and every `gym.make` copies). `text_space("text", …)` still gives the stock space, over an alphabet of a few
-hundred characters, for tools that insist on it.
+hundred characters, for tools that require it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory
 from gymnasium.wrappers.utils import create_zero_array
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.plain_numbers import whole_number
 
-# What `sample` draws from: enough to meet spaces, line breaks, accents, a right-to-left script and a character
-# outside the basic plane, yet mostly words.
+# The characters that `sample` draws: spaces, line breaks, accents, a right-to-left script and a character outside
+# the basic plane, but mostly words.
 _SAMPLE_ALPHABET = "abcdefghijklmnopqrstuvwxyz" * 3 + " " * 18 + "ABCXYZ0189.,!?'\"-\n" + "éßñ—…“”’жλ中אم🐟🙂"
 
-# What stock `Text` accepts in `space="text"`: printable ASCII, the line break, Latin letters with marks, and the
-# punctuation that language models like to write.
+# The alphabet of `space="text"`: printable ASCII, the line break, accented Latin letters, and the punctuation that
+# language models often write.
 STOCK_ALPHABET = frozenset(
     [chr(c) for c in range(0x20, 0x7F)] + [chr(c) for c in range(0xA0, 0x180)] + list("\n–—‘’“”…•€→")
 )
@@ -41,11 +42,12 @@ class UnicodeText(spaces.Space[str]):
     """All Unicode texts of `min_length` to `max_length` characters, without lone surrogates."""
 
     def __init__(self, max_length: int, *, min_length: int = 0, seed: int | np.random.Generator | None = None) -> None:
-        for name, value in (("min_length", min_length), ("max_length", max_length)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise InvalidOption(f"{name} is a whole number of characters, found {value!r}.")
+        least, most = whole_number(min_length), whole_number(max_length)
+        for name, number, value in (("min_length", least, min_length), ("max_length", most, max_length)):
+            if number is None:
+                raise InvalidOption(f"{name} must be a whole number of characters, found {value!r}.")
         if not 0 <= min_length <= max_length:
-            raise InvalidOption(f"0 <= min_length <= max_length is needed, found {min_length} and {max_length}.")
+            raise InvalidOption(f"0 <= min_length <= max_length must hold, found {min_length} and {max_length}.")
         self.min_length = int(min_length)
         self.max_length = int(max_length)
         super().__init__(dtype=str, seed=seed)
@@ -55,7 +57,7 @@ class UnicodeText(spaces.Space[str]):
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """A random text, its length uniform between the bounds. Masks make no sense here and are refused."""
+        """A random text, its length uniform between the bounds. Masks do not apply and are refused."""
         if mask is not None or probability is not None:
             raise InvalidOption("UnicodeText has no finite alphabet, so it takes neither a mask nor probabilities.")
         length = int(self.np_random.integers(self.min_length, self.max_length + 1))
@@ -85,8 +87,8 @@ class UnicodeText(spaces.Space[str]):
         return hash((UnicodeText, self.min_length, self.max_length))
 
 
-# Gymnasium's functions on spaces, which its wrappers use: an empty observation, and a text as a row of numbers (its
-# code points, then -1 to the full length).
+# Gymnasium's space functions, used by its wrappers: an empty observation, and a text as an array of its code points,
+# padded with -1.
 
 
 @create_zero_array.register(UnicodeText)
@@ -117,7 +119,7 @@ def _unflatten(space: UnicodeText, x: np.ndarray) -> str:  # type: ignore[misc]
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text can be written to a file or sent to a service: false for lone surrogates."""
+    """Whether a text can be encoded as UTF-8: false with lone surrogates."""
     if text.isascii():
         return True
     try:
@@ -133,13 +135,13 @@ def text_space(kind: str, max_length: int, more: Iterable[str] = ()) -> UnicodeT
         return UnicodeText(max_length)
     if kind == "text":
         return spaces.Text(max_length, min_length=0, charset=STOCK_ALPHABET.union(*more))
-    raise InvalidOption(f'space is "unicode" (ours) or "text" (Gymnasium\'s stock space), found {kind!r}.')
+    raise InvalidOption(f'space must be "unicode" (ours) or "text" (Gymnasium\'s stock space), found {kind!r}.')
 
 
 def refusal(space: UnicodeText | spaces.Text, action: object) -> str:
-    """Why an action is not in the space: what was found, what was expected, what to do."""
+    """The error message for an action outside the space."""
     if not isinstance(action, str):
-        return f"An action is the text of a joke (a str), found {type(action).__name__}: {_short(action)}."
+        return f"An action must be the text of a joke (a str), found {type(action).__name__}: {_short(action)}."
     if len(action) > space.max_length:
         return (
             f"The text has {len(action)} characters and max_chars is {space.max_length}. "
@@ -163,14 +165,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# AsyncVectorEnv keeps observations in shared memory, knows stock spaces only, and reads the memory once: arrays are
-# views of it ever after, texts cannot be (so stock `Text` shows the first ones for ever there; use it with
-# shared_memory=False). Ours is laid out as code points after their length, and read through a view that becomes a
-# tuple of texts when AsyncVectorEnv copies it. So it runs our environments in its default mode.
+# AsyncVectorEnv keeps observations in shared memory, supports stock spaces only, and reads the memory once: arrays stay
+# views of it, but texts cannot (so with stock `Text` it keeps showing the first ones; use shared_memory=False). Ours is
+# stored as a length and code points, and read through a view that becomes a tuple of texts when AsyncVectorEnv copies
+# it. So AsyncVectorEnv runs our environments in its default mode.
 
 
 class SharedTexts(Sequence[str]):
-    """A view of the texts in shared memory; a deep copy of it is a plain tuple of what they are then."""
+    """A view of the texts in shared memory; its deep copy is a plain tuple of the current texts."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows

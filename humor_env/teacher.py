@@ -1,13 +1,13 @@
-"""What a teacher wrote, kept on disk: the lines that a student imitates and is compared with.
+"""A teacher's lines, kept on disk: a student imitates them and is compared with them.
 
     buffer = TeacherBuffer("lines.jsonl")                 # a JSON line per demonstration; may not exist yet
-    fill(buffer, teacher, prompts, n=3)                   # asks only for what is missing: stop and go on at will
+    fill(buffer, teacher, prompts, n=3)                   # asks only for missing lines: stop and continue at will
     buffer.lines_for("p1")                                # ["The meeting was so slow that ..."]
     good = buffer.filter("rules", at_least=0.5)           # any critic; a new buffer, in memory
     good.split("train").to_dataset()                      # columns that SFT trainers expect
 
-Appending is safe beside other processes (a file lock) and beside sudden death: an append is one write, and a last
-line that was cut off by a crash is dropped when the next reader or writer sees it. Nothing else is ever removed.
+Appending is safe with other processes (a file lock) and against crashes: an append is one write, and a last line that
+a crash cut off is dropped when the next reader or writer sees it. Nothing else is ever removed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from humor_env import exports
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.registry import critics
 from humor_env.shared.line_file import LineFile
+from humor_env.shared.user_path import user_path
 from humor_env.sources import human_pairs
 from humor_env.types import SPLITS, Critic, Demonstration, Joke, Prompt, critic_name
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Whoever writes lines for a prompt. It may return fewer than asked (a refusal is an empty list).
+    """Writes lines for a prompt. May return fewer than requested (a refusal is an empty list).
 
     A teacher that answers many prompts at once may also have `lines_batch(prompts, n) -> list[list[str]]`, which
     `fill` then uses.
@@ -44,8 +45,8 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class StreamingTeacher(Protocol):
-    """The other kind, such as `LanguageModelTeacher`: it knows how many lines it writes for a prompt, and yields them
-    as they come."""
+    """A teacher, such as `LanguageModelTeacher`, that sets the number of lines per prompt itself and yields them as
+    they come."""
 
     def __call__(self, prompts: Iterable[Prompt], /) -> Iterable[Demonstration]: ...
 
@@ -59,7 +60,7 @@ class HasLines(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FillReport:
-    """What `fill` did: prompts asked about, lines added, and prompts that still have fewer lines than wanted."""
+    """The result of `fill`: prompts asked about, lines added, and prompts that still lack lines."""
 
     asked: int
     added: int
@@ -67,16 +68,16 @@ class FillReport:
 
 
 class TeacherBuffer:
-    """Demonstrations in a JSON-lines file, or in memory where `path` is None.
+    """Demonstrations in a JSON-lines file, or in memory if `path` is None.
 
-    Iterating gives them in the order of writing. The same text twice for one prompt (case and spacing aside) is kept
-    once. `dropped_bytes` tells how much of torn last lines was thrown away by adding.
+    Iteration is in order of writing. Duplicate texts for one prompt (ignoring case and spacing) are kept once.
+    `dropped_bytes` counts the bytes of torn last lines that adding has dropped.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, demonstrations: Iterable[Demonstration] = ()
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else user_path(path)
         self._file = None if path is None else LineFile(path, self._take)
         self._items: list[Demonstration] = []
         self._keys: set[tuple[str, str]] = set()
@@ -96,7 +97,7 @@ class TeacherBuffer:
         return prompt_id in self._by_prompt
 
     def lines_for(self, prompt_id: str) -> list[str]:
-        """The teacher's lines for a prompt, oldest first; empty where there are none."""
+        """The teacher's lines for a prompt, oldest first; empty if there are none."""
         return [d.text for d in self._by_prompt.get(prompt_id, [])]
 
     def demonstrations_for(self, prompt_id: str) -> list[Demonstration]:
@@ -107,20 +108,20 @@ class TeacherBuffer:
         return [items[0].prompt for items in self._by_prompt.values()]
 
     def splits(self) -> dict[str, int]:
-        """How many demonstrations each split has."""
+        """The number of demonstrations per split."""
         return dict(Counter(d.prompt.split for d in self._items))
 
     # Writing
 
     def add(self, demonstrations: Iterable[Demonstration]) -> int:
-        """Append those that are new and not blank; how many were. Refuses prompts that contradict the buffer."""
+        """Append those that are new and not blank; return their number. Refuses prompts that contradict the buffer."""
         wanted = list(demonstrations)
         if not wanted:
             return 0
         fresh: list[Demonstration] = []
 
         def choose() -> list[bytes]:
-            # Called with the file locked and read to its end, so that what others wrote counts as a duplicate too.
+            # Called with the file locked and read to its end, so that other processes' lines count as duplicates too.
             fresh.extend(self._new_among(wanted))
             return [_encode(d) for d in fresh]
 
@@ -134,7 +135,7 @@ class TeacherBuffer:
         return len(fresh)
 
     def refresh(self) -> int:
-        """Read what other processes have appended since; how many demonstrations that was."""
+        """Read what other processes have appended; return the number of demonstrations."""
         before = len(self._items)
         if self._file is not None:
             self._file.read_new()
@@ -147,7 +148,7 @@ class TeacherBuffer:
     # Choosing
 
     def select(self, keep: Callable[[Demonstration], bool]) -> TeacherBuffer:
-        """A new buffer in memory with the demonstrations that `keep` says yes to."""
+        """A new in-memory buffer with the demonstrations for which `keep` is true."""
         return TeacherBuffer(None, (d for d in self._items if keep(d)))
 
     def split(self, split: str) -> TeacherBuffer:
@@ -156,7 +157,7 @@ class TeacherBuffer:
         return self.select(lambda d: d.prompt.split == split)
 
     def scored(self, critic: str | Critic, batch_size: int = 256, **options: Any) -> TeacherBuffer:
-        """The same demonstrations in memory, each with the critic's score, or None where it could not judge."""
+        """The same demonstrations in memory, each with the critic's score, or None if it could not judge."""
         judge = cast(Critic, critics.make(critic, **options))
         demonstrations: list[Demonstration] = []
         for start in range(0, len(self._items), batch_size):
@@ -168,15 +169,15 @@ class TeacherBuffer:
     def filter(
         self, critic: str | Critic | None = None, at_least: float = 0.5, batch_size: int = 256, **options: Any
     ) -> TeacherBuffer:
-        """Those that score `at_least` so much with the critic (None: by the scores they have). A line without a score,
-        because the critic failed or because it was never judged, is left out: `len` of both buffers tells."""
+        """The demonstrations that the critic scores `at_least` this much (critic None: by their stored scores). Lines
+        without a score, because the critic failed or was never called, are left out."""
         buffer = self if critic is None else self.scored(critic, batch_size, **options)
         return buffer.select(lambda d: d.score is not None and d.score >= at_least)
 
-    # Other people's formats
+    # Export
 
     def to_dataset(self) -> Any:
-        """A `datasets.Dataset` with `prompt` and `completion` (what SFT trainers read) and where each line is from."""
+        """A `datasets.Dataset` with `prompt` and `completion` (for SFT trainers) and each line's source."""
         return exports.to_dataset(self._items)
 
     def to_minari(self, dataset_id: str, data_format: str = "hdf5") -> Any:
@@ -188,7 +189,7 @@ class TeacherBuffer:
 
     def _new_among(self, wanted: Sequence[Demonstration]) -> list[Demonstration]:
         fresh: dict[tuple[str, str], Demonstration] = {}
-        # Laid over what is known, so that a batch that is refused leaves no trace.
+        # An overlay, so that a refused batch leaves no trace.
         prompts, texts = ChainMap({}, self._prompt_of_id), ChainMap({}, self._prompt_of_text)
         for d in wanted:
             _check_prompt(d.prompt, prompts, texts)
@@ -218,9 +219,9 @@ def fill(
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> FillReport:
-    """Ask the teacher for what each prompt lacks of `n` lines. Written after every batch: a second call goes on
-    where the first one stopped. `progress(done, total)` is called after every batch. `licence` is that of the lines;
-    by default what the teacher says in `licence`, else "unknown"."""
+    """Ask the teacher for the lines that each prompt lacks, up to `n`. Lines are written after every batch, so a second
+    call continues where the first stopped. `progress(done, total)` is called after every batch. `licence` is that of
+    the lines; by default the teacher's `licence`, else "unknown"."""
     if n < 1 or batch_size < 1:
         raise InvalidOption(f"n and batch_size must be at least 1, found n={n} and batch_size={batch_size}.")
     source = critic_name(teacher)
@@ -253,7 +254,7 @@ def _ask(teacher: Teacher | StreamingTeacher, prompts: Sequence[Prompt], n: int)
     if len(answers) != len(prompts):
         raise InvalidOption(
             f"The teacher '{critic_name(teacher)}' was asked about {len(prompts)} prompts and answered {len(answers)}: "
-            "lines_batch must return one list for each prompt, in order."
+            "lines_batch must return one list per prompt, in order."
         )
     return answers
 
@@ -280,7 +281,7 @@ def everyday_lines() -> TeacherBuffer:
 
 @cache
 def pocket_lines(n: int = 3, seed: int = 0) -> TeacherBuffer:
-    """The pocket teacher's lines for every pocket prompt, in memory. Shared: add to a `select` of it, not to it."""
+    """The pocket teacher's lines for every pocket prompt, in memory. Shared: add to a `select` of it instead."""
     from humor_env.pocket import load_world
     from humor_env.pocket.teacher import PocketTeacher
 
@@ -292,8 +293,8 @@ def pocket_lines(n: int = 3, seed: int = 0) -> TeacherBuffer:
 
 def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
     """Teacher lines from plain data: "pocket", "everyday" (both bundled), "isarcasm:FILE", "flute:FILE" and
-    "humicroedit:FILE" (see `humor_env.sources.human_pairs`), or the path of a buffer that exists. A live buffer, or
-    anything with `lines_for`, passes.
+    "humicroedit:FILE" (see `humor_env.sources.human_pairs`), or the path of an existing buffer. A live buffer, or
+    anything with `lines_for`, is returned unchanged.
     """
     if not isinstance(what, (str, os.PathLike)):
         return what
@@ -303,7 +304,7 @@ def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
         return everyday_lines()
     if isinstance(what, str) and human_pairs.is_pairs(what):
         return TeacherBuffer(None, human_pairs.pair_lines(what))
-    if not Path(what).is_file():
+    if not user_path(what).is_file():
         raise PromptError(
             f"There is no teacher buffer at '{os.fspath(what)}'. Give the path of a JSON-lines buffer, 'pocket', "
             "'everyday', or a TeacherBuffer; `fill` makes one from a teacher."
@@ -314,11 +315,11 @@ def open_lines(what: str | os.PathLike[str] | HasLines) -> HasLines:
 def _check_prompt(
     prompt: Prompt, by_id: MutableMapping[str, Prompt], by_text: MutableMapping[tuple[str, str], Prompt]
 ) -> None:
-    """Refuse a prompt that contradicts those known; else it is known from now on."""
+    """Refuse a prompt that contradicts the known ones; otherwise add it to them."""
     known = by_id.setdefault(prompt.id, prompt)
     if (known.text, known.split) != (prompt.text, prompt.split):
         raise PromptError(
-            f"The prompt id '{prompt.id}' is already '{_shorten(known.text)}' (split {known.split}) and now comes "
+            f"The prompt id '{prompt.id}' is already '{_shorten(known.text)}' (split {known.split}) but now comes "
             f"as '{_shorten(prompt.text)}' (split {prompt.split}): one id must stay one prompt. Use another file."
         )
     twin = by_text.setdefault((prompt.task, prompt.text), prompt)
@@ -334,7 +335,7 @@ def _key(d: Demonstration) -> tuple[str, str]:
 
 
 def _encode(d: Demonstration) -> bytes:
-    # ASCII with escapes: lone surrogates come back as they were, and no line separator of Unicode cuts a record.
+    # Escaped ASCII: lone surrogates survive, and no Unicode line separator splits a record.
     record = {
         "prompt": {**asdict(d.prompt), "extra": dict(d.prompt.extra)},
         "text": d.text,
@@ -366,8 +367,8 @@ def _decode(line: bytes, path: Path | None, number: int) -> Demonstration:
         raise PromptError(
             f"Line {number} of the teacher buffer '{path}' is not a demonstration "
             f"({type(problem).__name__}: {problem}). "
-            'Expected one JSON object a line: {"prompt": {"id": ..., "text": ...}, "text": ..., "source": ...}. '
-            "Mend or delete the line; nothing was changed."
+            'Expected one JSON object per line: {"prompt": {"id": ..., "text": ...}, "text": ..., "source": ...}. '
+            "Fix or delete the line; nothing was changed."
         ) from problem
 
 

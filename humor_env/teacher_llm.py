@@ -5,9 +5,9 @@
         ...
     teacher.counts          # {"lines": 297, "refused": 1, "unreadable": 0, "short": 0}
 
-The prompt is asked without examples, as in the paper: n creative, humorous versions with the same meaning, as a
-numbered list. Refusals are dropped and counted (about 3 to 4 % of inputs in the paper). Every reply is in the ledger
-before it is used, so an interrupted collection continues and pays for nothing twice.
+The request has no examples, as in the paper: n creative, humorous versions with the same meaning, as a numbered
+list. Refusals are dropped and counted (about 3 to 4 % of inputs in the paper). Every reply is in the ledger
+before it is used, so an interrupted collection resumes without paying twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from humor_env.types import Demonstration, Prompt
 VERSION = 1
 _ITEM = re.compile(r"^\s*(?:\*\*)?\(?(\d{1,2})[.):](?:\*\*)?\s+(.*\S)\s*$")
 _QUOTES = {'"': '"', "“": "”", "«": "»"}
-# Declining in words, with an ordinary stop reason. Only looked for where there is no list.
+# Refusals in words, with a normal stop reason. Only checked if there is no list.
 _DECLINED = re.compile(
     r"\bI(?:['’]m| am)? (?:cannot|can['’]t|won['’]t|unable|not able|sorry)\b"
     r"|\bnot (?:appropriate|comfortable)\b|\bas an AI\b",
@@ -40,7 +40,7 @@ _DECLINED = re.compile(
 
 
 class LanguageModelTeacher:
-    """`samples` asks each prompt that many times (for n lines each). `licence` is written on every demonstration."""
+    """Sends each prompt `samples` times (for n lines each). `licence` is set on every demonstration."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class LanguageModelTeacher:
         if reply.error == "refusal":
             self.counts["refused"] += 1
             return []
-        # A list that was cut off has whole lines before the last: those were paid for and are good.
+        # A list that was cut off is intact up to its last line: those lines were paid for and are good.
         if reply.error is not None and reply.error != "cut":
             self.counts["failed"] += 1
             return []
@@ -117,9 +117,9 @@ class LanguageModelTeacher:
 
 
 def read_list(text: str, cut: bool = False) -> list[str]:
-    """The lines of a numbered list, or of a JSON list of strings. Talk before and after the list is left out.
+    """The lines of a numbered list, or of a JSON list of strings. Text before and after the list is ignored.
 
-    Of a list that was cut off, the last line is dropped: it may be half a joke.
+    With `cut`, the last line is dropped: it may be half a joke.
     """
     lines = _json_lines(text)
     if lines is None:

@@ -4,9 +4,8 @@
     envs = gym.make_vec("humor_env/Tokens-v0", num_envs=256)
 
 For agents that act token by token. The observation is the prompt's tokens followed by those written so far, in an array
-of fixed size, and how many they are. A step writes one number and copies that array; nothing is decoded before the end
-token or `max_tokens`, and then once. The episode's return is what the text-level environment gives for the decoded text
-(cut at `max_chars`).
+of fixed size, and their number. A step writes one number and copies that array; the text is decoded once, at the end
+token or `max_tokens`. The episode's return is the text-level environment's for the decoded text (cut at `max_chars`).
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
 
     @property
     def np_random(self) -> np.random.Generator:
-        """The text environment's: there is one source of chance."""
+        """The text environment's generator, the only source of randomness."""
         return self.text_env.np_random
 
     @np_random.setter
@@ -110,11 +109,11 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
         self._playing = True
 
     def step(self, action: int | np.integer | np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Write one token. On an exception the episode stands as it was before."""
+        """Write one token. On an exception the episode is unchanged."""
         if type(action) is not int:
             action = _token_id(action)
         if not 0 <= action < self._size:
-            raise InvalidAction(f"A token id lies in 0 … {self._size - 1}, found {action}.")
+            raise InvalidAction(f"A token id must be in 0 … {self._size - 1}, found {action}.")
         if not self._playing:
             raise ResetNeeded(
                 "step() before reset() or after the end of the episode: call reset() for the next prompt."
@@ -161,7 +160,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
 
 
 class TokensVectorEnv(VectorEnv):
-    """`TokensEnv` for many episodes at once: array operations per step, one critic call for all that end in it."""
+    """`TokensEnv` for many episodes at once: array operations per step, and one critic call for all that end in it."""
 
     metadata: dict[str, Any] = dict(HumorVectorEnv.metadata)
 
@@ -192,7 +191,7 @@ class TokensVectorEnv(VectorEnv):
             prompts_options=prompts_options,
             critic_options=critic_options,
         )
-        self.num_envs = num_envs
+        self.num_envs = num_envs = self.text_envs.num_envs
         self.autoreset_mode = self.text_envs.autoreset_mode
         self.metadata = self.text_envs.metadata
         self.render_mode = render_mode
@@ -205,7 +204,7 @@ class TokensVectorEnv(VectorEnv):
         self._begins = np.zeros(num_envs, dtype=np.int64)
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._over = np.zeros(num_envs, dtype=np.bool_)
-        # The same memory as one long row: a number per sub-environment is written into it in half the time.
+        # A flat view: writing one number per sub-environment into it takes half the time.
         self._flat = self._tokens.reshape(-1)
         self._row_starts = np.arange(num_envs) * self.table.width
         self._started = False
@@ -220,7 +219,7 @@ class TokensVectorEnv(VectorEnv):
 
     @property
     def last_jokes(self) -> Sequence[Joke]:
-        """The jokes of the episodes that ended in the latest step that ended any."""
+        """The jokes of the episodes that ended in the last step with any ends."""
         return self.text_envs.last_jokes
 
     @property
@@ -251,9 +250,9 @@ class TokensVectorEnv(VectorEnv):
     def step(
         self, actions: np.ndarray | Sequence[int]
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Write one token each. On an exception nothing has changed."""
+        """Write one token each. On an exception nothing changes."""
         chosen = self._checked(actions)
-        # In the mode NEXT_STEP the rows that have ended write nothing: they begin anew at the end of this step.
+        # In the mode NEXT_STEP finished rows write nothing: they start again at the end of this step.
         waiting = np.flatnonzero(self._over).tolist() if self.autoreset_mode is AutoresetMode.NEXT_STEP else []
         places = self._row_starts + self._lengths
         lengths = self._lengths + 1
@@ -278,7 +277,7 @@ class TokensVectorEnv(VectorEnv):
             self._over |= endings
             self._begin_next(waiting, infos)
         elif ended:
-            final, infos = infos, {"final_obs": np.empty(self.num_envs, dtype=object)}  # None everywhere
+            final, infos = infos, {"final_obs": np.empty(self.num_envs, dtype=object)}  # filled with None
             for i in ended:
                 infos["final_obs"][i] = {"tokens": self._tokens[i].copy(), "length": int(lengths[i])}
             infos.update(_final_obs=endings.copy(), final_info=final, _final_info=endings.copy())
@@ -286,7 +285,7 @@ class TokensVectorEnv(VectorEnv):
         return self._observations(), rewards, endings, np.zeros(self.num_envs, dtype=np.bool_), infos
 
     def _finish(self, ended: list[int], chosen: np.ndarray, lengths: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
-        """Have the texts that ended judged: fills in their rewards and returns their infos."""
+        """Have the finished texts judged; fills in their rewards and returns their infos."""
         texts, reasons = self._texts(ended, chosen, lengths)
         rewards[ended], _ = self.text_envs.play(ended, texts, reasons)
         infos = self.text_envs.step_infos(ended)
@@ -315,13 +314,13 @@ class TokensVectorEnv(VectorEnv):
         chosen = np.asarray(actions)
         if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
             raise InvalidAction(
-                f"The actions are {self.num_envs} token ids, found shape {chosen.shape} of {chosen.dtype}."
+                f"The actions must be {self.num_envs} token ids, found shape {chosen.shape} of {chosen.dtype}."
             )
-        # Seen as unsigned, a negative number is a huge one: a single pass finds both kinds of fault.
+        # As unsigned, negative numbers are huge: one pass finds both kinds of error.
         chosen = chosen.astype(np.int64, copy=False)
         if chosen.view(np.uint64).max() >= self.table.size:
             bad = int(np.flatnonzero((chosen < 0) | (chosen >= self.table.size))[0])
-            raise InvalidAction(f"Action {bad}: a token id lies in 0 … {self.table.size - 1}, found {chosen[bad]}.")
+            raise InvalidAction(f"Action {bad}: a token id must be in 0 … {self.table.size - 1}, found {chosen[bad]}.")
         if not self._started:
             raise ResetNeeded("step() before the first reset(): call reset() to get prompts.")
         if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
@@ -357,11 +356,11 @@ class TokensVectorEnv(VectorEnv):
 
 
 def _token_id(action: object) -> int:
-    # Agents of numbers (Stable-Baselines3) send what their network gave: a numpy integer or an array of no dimensions.
+    # Libraries such as Stable-Baselines3 send a numpy integer or a zero-dimensional array.
     if isinstance(action, np.ndarray) and action.ndim == 0:
         action = action[()]
     if isinstance(action, bool) or not isinstance(action, (int, np.integer)):
-        raise InvalidAction(f"An action is a token id, found {type(action).__name__}: {action!r}.")
+        raise InvalidAction(f"An action must be a token id, found {type(action).__name__}: {action!r}.")
     return int(action)
 
 

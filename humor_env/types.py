@@ -1,10 +1,10 @@
-"""The basic types: what a prompt, a joke and a judgement are, everywhere.
+"""The basic types: prompts, jokes, judgements, pairs and their verdicts.
 
     joke = Joke(Prompt("p1", "The meeting was slow."), "The meeting was so slow that glaciers overtook it.")
     [judgement] = critic([joke])
-    judgement.score          # 0.93, or None where the critic could not judge
+    judgement.score          # 0.93, or None if the critic could not judge
 
-Scores lie in [0, 1] and higher is funnier. A critic that cannot judge returns a judgement *without* a score:
+Scores are in [0, 1]; higher is funnier. A critic that cannot judge returns a judgement *without* a score:
 a failure is never a zero, so that it can be masked from learning and counted.
 """
 
@@ -24,7 +24,7 @@ SPLITS = ("train", "dev", "test", "ood")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a student is asked: a literal sentence to paraphrase, a topic, a headline, words that must appear.
+    """A student's task: a literal sentence to paraphrase, a topic, a headline, words that must appear.
 
     `text` is what the student reads. `extra` holds plain data that critics may need (required words, the subject
     and complaint of a pocket prompt) and that the student never sees.
@@ -52,7 +52,7 @@ class Joke:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What something cost. `cost` is in US dollars, and None means *unknown*, which is not the same as free."""
+    """Calls, tokens and cost. `cost` is in US dollars; None means *unknown*, which is not the same as free."""
 
     calls: int = 0
     input_tokens: int = 0
@@ -75,12 +75,16 @@ NO_USAGE = Usage()
 
 
 def _check_unit_interval(what: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        raise ScoreError(f"{what} must lie in [0, 1], found {value!r}")
+    try:
+        sound = value is None or (math.isfinite(value) and 0.0 <= value <= 1.0)
+    except (TypeError, ValueError, OverflowError):  # a text, several numbers, one of 400 digits
+        sound = False
+    if not sound:
+        raise ScoreError(f"{what} must be in [0, 1], found {value!r}")
 
 
 def _make_plain(holder: object, *names: str) -> None:
-    """Numpy's numbers as Python's: True - True is an error for a numpy bool, and JSON knows none of them."""
+    """Convert numpy numbers to Python's: numpy bools do not support True - True, and JSON supports none of them."""
     for name in names:
         value = getattr(holder, name)
         if type(value) is not float and isinstance(value, (int, np.integer, np.floating)):
@@ -89,7 +93,7 @@ def _make_plain(holder: object, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a critic says of one joke: a score in [0, 1], or an error and no score."""
+    """A critic's judgement of one joke: a score in [0, 1], or an error and no score."""
 
     critic: str
     score: float | None
@@ -103,7 +107,7 @@ class Judgement:
         _make_plain(self, "score")
         if (self.score is None) != (self.error is not None):
             raise ScoreError(
-                f"a judgement has either a score or an error, found score={self.score!r} and error={self.error!r}"
+                f"a judgement must have either a score or an error, found score={self.score!r} and error={self.error!r}"
             )
 
     @property
@@ -113,10 +117,10 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of a pair (A, B), averaged over both orders of asking.
+    """A judge's verdict on a pair (A, B), averaged over both orders of presentation.
 
-    `probability` is P(A wins) + P(tie) / 2, so 0.5 means "as good as each other". `flipped` tells whether the raw
-    answer changed with the order, None where it was not asked twice.
+    `probability` is P(A wins) + P(tie) / 2, so 0.5 means "as good as each other". `flipped` says whether the raw
+    answer changed with the order; None if only one order was asked.
     """
 
     judge: str
@@ -133,7 +137,7 @@ class Verdict:
         _make_plain(self, "probability", "tie")
         if (self.probability is None) != (self.error is not None):
             raise ScoreError(
-                "a verdict has either a probability or an error, "
+                "a verdict must have either a probability or an error, "
                 f"found probability={self.probability!r} and error={self.error!r}"
             )
 
@@ -152,10 +156,13 @@ class Demonstration:
     licence: str = "unknown"
     score: float | None = None
 
+    def __post_init__(self) -> None:
+        _make_plain(self, "score")
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Of two lines for one prompt, which is better. `probability` is how sure the source is that `chosen` wins."""
+    """The better of two lines for one prompt. `probability` is the source's confidence that `chosen` wins."""
 
     prompt: Prompt
     chosen: str
@@ -170,20 +177,20 @@ class Preference:
 
 @runtime_checkable
 class Critic(Protocol):
-    """A judge of single jokes: a list in, a list of the same length and order out. No base class is needed."""
+    """Scores single jokes: a list in, a list of the same length and order out. No base class is needed."""
 
     def __call__(self, jokes: Sequence[Joke], /) -> list[Judgement]: ...
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """A judge of pairs, asked in both orders inside: the probability that the first of each pair is the better."""
+    """Compares pairs, internally in both orders: the probability that the first of each pair is better."""
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]: ...
 
 
 def critic_name(critic: object) -> str:
-    """The name a critic or judge goes by in logs and judgements: its `name`, or what it is called in the code."""
+    """The name of a critic or judge in logs and judgements: its `name`, else its name in the code."""
     name = getattr(critic, "name", None)
     if isinstance(name, str) and name:
         return name

@@ -1,4 +1,4 @@
-"""Many episodes side by side and one critic call per step, however many lines there are.
+"""Many episodes in parallel, with one critic call per step.
 
     envs = gym.make_vec("humor_env/Paraphrase-v0", num_envs=64)
     observations, infos = envs.reset(seed=0, options={"prompt_ids": [...]})     # or prompts from the seeded order
@@ -6,8 +6,8 @@
     envs.unwrapped.last_judgements                                               # 64 whole judgements
 
 Sub-environment i under `seed` is a single environment under `seed + i`, as in Gymnasium's `SyncVectorEnv`. The default
-is SAME_STEP autoreset: an episode that ends starts anew within the step, its end is in `final_obs` and `final_info`,
-and no action is ever thrown away. With `autoreset_mode="DISABLED"` an episode that has ended waits for
+is SAME_STEP autoreset: an episode that ends restarts within the step, its end is in `final_obs` and `final_info`, and
+no action is ever discarded. With `autoreset_mode="DISABLED"` an episode that has ended waits for
 `reset(options={"reset_mask": …})`. With "NEXT_STEP", which some of Gymnasium's vector wrappers need, the step after an
 end only starts the next episode: that sub-environment's action is ignored and its reward is 0.
 """
@@ -27,6 +27,7 @@ from humor_env.env import check_fingerprint, check_render_mode, new_stream, rest
 from humor_env.episodes.episode import Episode, Task, check_options
 from humor_env.errors import CheckpointError, InvalidAction, InvalidOption, ResetNeeded
 from humor_env.prompts import PromptSet, PromptStream
+from humor_env.shared.plain_numbers import at_least_one
 from humor_env.spaces import UnicodeText, refusal
 from humor_env.types import Critic, Joke, Judgement, Prompt
 
@@ -53,7 +54,7 @@ class HumorVectorEnv(VectorEnv):
         prompts_options: Mapping[str, Any] | None = None,
         critic_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.num_envs = check_num_envs(num_envs)
+        self.num_envs = num_envs = check_num_envs(num_envs)
         self.autoreset_mode = check_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(render_mode, ("ansi",))
@@ -91,7 +92,7 @@ class HumorVectorEnv(VectorEnv):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompt of each sub-environment's episode under way."""
+        """The current prompt of each sub-environment."""
         return [episode.prompt for episode in self._episodes]
 
     def prompts_of(self, indices: Sequence[int]) -> list[Prompt]:
@@ -99,7 +100,7 @@ class HumorVectorEnv(VectorEnv):
 
     @property
     def observations(self) -> list[str]:
-        """What each sub-environment shows now."""
+        """The current observation of each sub-environment."""
         return [self.task.observe(episode) for episode in self._episodes]
 
     @property
@@ -113,13 +114,13 @@ class HumorVectorEnv(VectorEnv):
         """Start all episodes, or those of `options["reset_mask"]`.
 
         `options["prompt_ids"]` names a prompt for each sub-environment (None: the next of its order), `prompt_id` one
-        for all. Nothing changes when an option is refused.
+        for all. If an option is refused, nothing changes.
         """
         indices = self.begin(seed, options)
         return tuple(self.observations), self.reset_infos(indices)
 
     def begin(self, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None) -> list[int]:
-        """`reset` without its observations: which sub-environments have a new episode."""
+        """`reset` without observations; returns the sub-environments with a new episode."""
         wanted = check_options(options, ("prompt_ids", "prompt_id", "reset_mask"))
         mask = self._check_mask(wanted.get("reset_mask"))
         picked = self._picked(wanted)
@@ -137,7 +138,7 @@ class HumorVectorEnv(VectorEnv):
         return indices
 
     def step(self, actions: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, Info]:
-        """Have one line per sub-environment judged, in one critic call. On any exception nothing has changed."""
+        """Have one line per sub-environment judged, in one critic call. On any exception nothing changes."""
         self._check_actions(actions)
         waiting = [i for i, episode in enumerate(self._episodes) if episode.over]
         if waiting:
@@ -161,7 +162,7 @@ class HumorVectorEnv(VectorEnv):
     def _step_and_begin(
         self, waiting: list[int], actions: Sequence[str]
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, Info]:
-        """A step in the mode NEXT_STEP: those that wait start their next episode, the others have a line judged."""
+        """A step in the mode NEXT_STEP: waiting ones start their next episode, the others have a line judged."""
         acting = sorted(set(range(self.num_envs)).difference(waiting))
         rewards, terminations = np.zeros(self.num_envs, dtype=np.float64), np.zeros(self.num_envs, dtype=np.bool_)
         infos: Info = {}
@@ -180,7 +181,7 @@ class HumorVectorEnv(VectorEnv):
     def play(
         self, indices: Sequence[int], texts: Sequence[str], stop_reasons: Sequence[str | None] | None = None
     ) -> tuple[np.ndarray, list[int]]:
-        """Judge texts of some sub-environments: their rewards, and which episodes ended. No autoreset."""
+        """Judge the texts of some sub-environments; return rewards, and which episodes ended. No autoreset."""
         task, episodes = self.task, self._episodes
         reasons: Sequence[str | None] = stop_reasons or [None] * len(texts)
         jokes = [task.joke(episodes[i], t, why) for i, t, why in zip(indices, texts, reasons, strict=True)]
@@ -196,11 +197,11 @@ class HumorVectorEnv(VectorEnv):
         return rewards, ended
 
     def _finish(self, ended: list[int]) -> Info:
-        """Put the ends of episodes into `final_obs` and `final_info`, and start the next ones."""
+        """Put the ends of episodes into `final_obs` and `final_info`, and start the next episodes."""
         going_on = sorted(set(range(self.num_envs)).difference(ended))
         final = self.step_infos(ended)
         infos = self.step_infos(going_on) if going_on else {}
-        final_obs = np.empty(self.num_envs, dtype=object)  # None everywhere
+        final_obs = np.empty(self.num_envs, dtype=object)  # filled with None
         for i in ended:
             final_obs[i] = self.task.observe(self._episodes[i])
         self.begin_next(ended)
@@ -212,7 +213,7 @@ class HumorVectorEnv(VectorEnv):
         return infos
 
     def add_reset_infos(self, infos: Info, indices: Sequence[int]) -> None:
-        """Put what a reset of some sub-environments says beside the infos of the others."""
+        """Merge the reset infos of some sub-environments into `infos`."""
         for key, column in self.reset_infos(indices).items():
             if key not in infos:
                 infos[key] = column
@@ -226,7 +227,7 @@ class HumorVectorEnv(VectorEnv):
         for i in indices:
             self._episodes[i] = Episode(self._streams[i].next())
 
-    # Infos are laid out as Gymnasium's `_add_info` does, column by column instead of value by value.
+    # Infos have the layout of Gymnasium's `_add_info`, but are built column by column.
 
     def reset_infos(self, indices: Sequence[int]) -> Info:
         episodes = [self._episodes[i] for i in indices]
@@ -247,7 +248,7 @@ class HumorVectorEnv(VectorEnv):
             [
                 ("prompt_id", object, [e.prompt.id for e in episodes]),
                 ("attempt", np.int64, [e.attempt for e in episodes]),
-                # NaN, never 0, where the critic failed: a column of numbers cannot hold None.
+                # NaN, never 0, if the critic failed: a numeric column cannot hold None.
                 ("score", np.float64, [np.nan if j.score is None else j.score for j in judgements]),
                 ("reason", object, [j.reason for j in judgements]),
                 ("judgement_failed", np.bool_, [j.score is None for j in judgements]),
@@ -261,14 +262,14 @@ class HumorVectorEnv(VectorEnv):
         where, mask = self._where(indices)
         infos: Info = {}
         for name, dtype, values in named:
-            # An empty array of objects holds None everywhere.
+            # An empty object array is filled with None.
             column = np.empty(self.num_envs, object) if dtype is object else np.zeros(self.num_envs, dtype)
             column[where] = values
             infos[name], infos[f"_{name}"] = column, mask.copy()
         return infos
 
     def _where(self, indices: Sequence[int]) -> tuple[Any, np.ndarray]:
-        """An index for these sub-environments (all of them: a slice, which is quicker), and their mask."""
+        """An index for these sub-environments (a slice, which is faster, if all), and their mask."""
         if len(indices) == self.num_envs:
             return slice(None), np.ones(self.num_envs, dtype=np.bool_)
         mask = np.zeros(self.num_envs, dtype=np.bool_)
@@ -300,7 +301,7 @@ class HumorVectorEnv(VectorEnv):
         return parts, present
 
     def _seed_one(self, i: int, seed: int | None) -> None:
-        """Sub-environment i as a single environment's reset does it: a seed restarts chance and the prompt order."""
+        """Seed sub-environment i like a single environment: a seed restarts its generator and the prompt order."""
         if seed is None and i < len(self._chances):
             return
         chance, used = seeding.np_random(seed)
@@ -316,14 +317,14 @@ class HumorVectorEnv(VectorEnv):
         if not self._episodes:
             raise ResetNeeded("step() before the first reset(): call reset() to get prompts.")
         if isinstance(actions, str) or not isinstance(actions, (Sequence, np.ndarray)):
-            raise InvalidAction(f"The actions are a list of {self.num_envs} texts, found {type(actions).__name__}.")
+            raise InvalidAction(f"The actions must be a list of {self.num_envs} texts, found {type(actions).__name__}.")
         if len(actions) != self.num_envs:
             raise InvalidAction(f"There are {self.num_envs} sub-environments, found {len(actions)} actions.")
         space = self.task.action_space
         limit = space.max_length
         ours = isinstance(space, UnicodeText)
         for i, action in enumerate(actions):
-            # The first test answers for nearly all texts without a call.
+            # The first test accepts nearly all texts without a call.
             if ours and type(action) is str and len(action) <= limit and action.isascii():
                 continue
             if action not in space:
@@ -333,7 +334,7 @@ class HumorVectorEnv(VectorEnv):
         if mask is None:
             return None
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            raise InvalidOption(f"reset_mask is a boolean numpy array of length {self.num_envs}, found {mask!r}.")
+            raise InvalidOption(f"reset_mask must be a boolean numpy array of length {self.num_envs}, found {mask!r}.")
         if not mask.any():
             raise InvalidOption("reset_mask has no True: there is nothing to reset.")
         if not self._episodes:
@@ -349,7 +350,7 @@ class HumorVectorEnv(VectorEnv):
             raise InvalidOption("Give prompt_ids (one for each sub-environment) or prompt_id (one for all), not both.")
         if isinstance(ids, str) or len(ids) != self.num_envs:
             raise InvalidOption(
-                f"prompt_ids names one prompt (or None) for each of {self.num_envs} sub-environments, found {ids!r}."
+                f"prompt_ids must name one prompt (or None) per sub-environment ({self.num_envs}), found {ids!r}."
             )
         return [None if prompt_id is None else self.task.prompts.get(prompt_id) for prompt_id in ids]
 
@@ -365,7 +366,7 @@ class HumorVectorEnv(VectorEnv):
     def render(self) -> tuple[str, ...] | None:
         if self.render_mode != "ansi" or not self._episodes:
             return None
-        # Where autoreset has replaced the judged episode, the line it ended with is still what there is to see.
+        # If autoreset has replaced the judged episode, still show the line that it ended with.
         return tuple(
             scene(episode, None)
             if judgement is None or joke is None
@@ -389,12 +390,12 @@ class HumorVectorEnv(VectorEnv):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `get_state`; a state of another size, of other prompts or rules is refused."""
+        """Continue from `get_state`. Refuses a state with another size, other prompts or other rules."""
         check_fingerprint(self.task, state)
         saved = state.get("envs")
         if not isinstance(saved, list) or len(saved) not in (0, self.num_envs):
             raise CheckpointError(
-                f"The saved state has {len(saved or ())} sub-environments, this environment has {self.num_envs}."
+                f"The saved state has {len(saved or ())} sub-environments, but this environment has {self.num_envs}."
             )
         triples = [restored(self.task, triple) for triple in saved]
         if any(stream is None or episode is None for _, stream, episode in triples):
@@ -408,9 +409,7 @@ class HumorVectorEnv(VectorEnv):
 
 
 def check_num_envs(num_envs: int) -> int:
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise InvalidOption(f"num_envs is a whole number of at least 1, found {num_envs!r}.")
-    return num_envs
+    return at_least_one("num_envs", num_envs)
 
 
 def check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
@@ -419,9 +418,9 @@ def check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
         if mode in (member, member.name, member.value):
             return member
     names = ", ".join(f'"{member.name}"' for member in AutoresetMode)
-    raise InvalidOption(f"autoreset_mode is one of Gymnasium's {names}, found {mode!r}.")
+    raise InvalidOption(f"autoreset_mode must be one of Gymnasium's {names}, found {mode!r}.")
 
 
 def some(indices: list[int]) -> str:
-    """The first few, for a message."""
+    """The first few indices, for a message."""
     return ", ".join(map(str, indices[:8])) + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")

@@ -1,9 +1,9 @@
-"""A wrapper for libraries whose buffers hold numbers only.
+"""A wrapper for libraries whose buffers only hold numbers.
 
     env = NumbersOnlyInfo(gym.make("humor_env/Tokens-v0"))
     env.reset(seed=0)[1]            # {"attempt": 0, "judgement_failed": False}
 
-Tianshou and TorchRL store `info` in arrays: a text or None in it, or a key that comes and goes, ends their runs.
+Tianshou and TorchRL store `info` in arrays: a text, None, or a key that is sometimes missing crashes their runs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from gymnasium.utils import RecordConstructorArgs
 
 
 class NumbersOnlyInfo(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """`info` is the same two numbers at every reset and step: `attempt`, and `judgement_failed`.
+    """Reduces `info` to the same two numbers at every reset and step: `attempt` and `judgement_failed`.
 
-    The score is the reward's business; a failed judgement's reward of 0 is told from a bad joke's by the second number.
-    The whole of `info` stays in `env.unwrapped.last_judgement`.
+    The score is in the reward; `judgement_failed` distinguishes a failed judgement's reward of 0 from a bad joke's.
+    The full judgement stays in `env.unwrapped.last_judgement`.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:

@@ -1,13 +1,13 @@
-"""A judge that asks a cheap judge first, and a paid one only where the cheap one is not sure.
+"""A judge that asks a cheap judge first, and a paid one only if the cheap one is unsure.
 
     judge = judges.make("cheap-first", cheap="reward-model", cheap_options={"folder": "runs/cheap"},
                         paid="multiple-choice", paid_options={"client": "anthropic", "ledger": "v.sqlite"}, sure=0.8)
     judge(pairs)
     print(judge.report)       # 1000 pairs: 640 kept (64.0 % saved) … agrees with the paid judge on about 93 %
 
-Whether to trust "sure" is measured, not assumed: a small share of the sure pairs, picked by a hash of the texts, goes
-to the paid judge as well, and the report says how often both named the same line. As a critic, use it as the judge of
-`win-tie` or `tournament`: all its answers are probabilities, so it does not matter who gave one.
+The cheap judge's confidence is checked, not assumed: a small share of the sure pairs, picked by a hash of the texts,
+also goes to the paid judge, and the report says how often both prefer the same line. As a critic, use it as the judge
+of `win-tie` or `tournament`: all its answers are probabilities, whichever judge gave them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What was asked of whom. `unsure` pairs needed the paid judge, and `short` of them did not get it (a limit was
-    reached, or it failed); `checked` sure pairs were asked all the same, and on `agreed` of those both named one line.
-    `paid` pairs went to the paid judge, whether or not it had a good answer.
+    """Counts of pairs. `unsure` pairs needed the paid judge, and `short` of them did not get it (a limit was reached,
+    or it failed); `checked` sure pairs were also sent to it, and on `agreed` of those both preferred the same line.
+    `paid` pairs went to the paid judge, whether or not it answered validly.
     """
 
     pairs: int = 0
@@ -43,13 +43,13 @@ class GateReport:
 
     @property
     def saved(self) -> float | None:
-        """The share of pairs for which nobody was paid."""
+        """The share of pairs without a paid call."""
         return 1 - self.paid / self.pairs if self.pairs else None
 
     @property
     def agreement(self) -> tuple[float, float, float] | None:
-        """How often the gate names the line that the paid judge would name, with its 95 % interval (Wilson's, of the
-        checked share); None before any sure pair was checked. Pairs that did not get the paid judge are left out."""
+        """How often the gate prefers the paid judge's line, with a 95 % interval (Wilson's, of the checked share); None
+        before any sure pair was checked. Pairs that did not get the paid judge are left out."""
         if not self.checked:
             return None
         middle, low, high = _wilson(self.agreed, self.checked)
@@ -72,9 +72,9 @@ class GateReport:
 
 
 class CheapFirstJudge:
-    """`cheap` and `paid` by name or live, with their options. A pair is sure where the cheap judge gives one line at
-    least the probability `sure`. `max_paid` is the most pairs that are ever asked of the paid judge: the least sure of
-    a batch come first, and what is left keeps the cheap verdict. `check` is the share of sure pairs asked all the same.
+    """`cheap` and `paid` by name or live, with their options. A pair is sure if the cheap judge gives one line at least
+    the probability `sure`. At most `max_paid` pairs ever go to the paid judge: the least sure of a batch first, and the
+    rest keep the cheap verdict. `check` is the share of sure pairs that are sent to it as well.
     """
 
     name = "cheap-first"
@@ -91,11 +91,11 @@ class CheapFirstJudge:
         seed: int = 0,
     ) -> None:
         if not 0.5 <= sure <= 1.01:
-            raise InvalidOption(f"sure is a probability from 0.5 (never ask) to 1 (ask nearly always); found {sure}.")
+            raise InvalidOption(f"sure must be from 0.5 (never ask the paid judge) to 1 (nearly always); found {sure}.")
         if not 0 <= check <= 1:
-            raise InvalidOption(f"check is a share from 0 to 1; found {check}.")
+            raise InvalidOption(f"check must be a share from 0 to 1; found {check}.")
         if max_paid is not None and max_paid < 0:
-            raise InvalidOption(f"max_paid is a number of pairs from 0 on; found {max_paid}.")
+            raise InvalidOption(f"max_paid must be a number of pairs of at least 0; found {max_paid}.")
         self.cheap = cast(Judge, judges.make(cheap, **(cheap_options or {})))
         self.paid = cast(Judge, judges.make(paid, **(paid_options or {})))
         self.sure, self.max_paid, self.check, self.seed = sure, max_paid, check, seed
@@ -134,7 +134,7 @@ class CheapFirstJudge:
         try:
             return ask_judge(self.paid, pairs)
         except BudgetExceeded:
-            # What was paid for is in the paid judge's ledger. From here on the cheap judge is alone.
+            # Paid answers are in the paid judge's ledger. From here on only the cheap judge answers.
             self.over_budget = True
             return []
 
@@ -148,7 +148,7 @@ class CheapFirstJudge:
         return Verdict(self.name, chosen.probability, chosen.tie, reason, chosen.flipped, usage=usage)
 
     def _place(self, pair: Pair) -> float:
-        """A number in [0, 1) that belongs to the pair, whichever line comes first."""
+        """A hash of the pair in [0, 1), independent of the lines' order."""
         low, high = sorted((pair[0].text, pair[1].text))
         key = f"{pair[0].prompt.text}\x1f{low}\x1f{high}".encode("utf-8", "surrogatepass").hex()
         return stream_seed(self.seed, "cheap first", key) / 2**63
@@ -162,12 +162,12 @@ class CheapFirstJudge:
 
 
 def sureness(probability: float | None) -> float:
-    """How sure a verdict is, from 0.5 to 1. One that failed is not sure at all."""
+    """A verdict's confidence, from 0.5 to 1. A failed verdict is not sure at all."""
     return 0.0 if probability is None else max(probability, 1 - probability)
 
 
 def _agree(first: float | None, second: float | None) -> float:
-    """1 where both name the same line, half where one of the two cannot decide."""
+    """1 if both agree, one half if only one of them ties, else 0."""
     if first is None or second is None:
         return 0.0
     if first == 0.5 or second == 0.5:
@@ -186,7 +186,7 @@ def _wilson(successes: float, count: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, slots=True)
 class GateRow:
-    """What a threshold gives on pairs that both judges have judged: `truth` is the share right by a third judge."""
+    """Results of one threshold on pairs that both judges have judged; `truth` is the share right by a third judge."""
 
     sure: float
     saved: float

@@ -1,13 +1,14 @@
-"""How new a line is, compared with its siblings and with an archive of known lines.
+"""Novelty of a line, compared with its siblings and with an archive of known lines.
 
     critic = DiversityCritic(archive="old_jokes.txt")
-    critic([first, second, third])[0].score          # 1: shares no run of words; 0: says the same as others
+    critic([first, second, third])[0].score          # 1: shares no word pairs; 0: the same as others
 
-Two lines are alike by the share of word pairs that they have in common (Jaccard), without those that stand in the
-prompt: a set-up that the prompt dictates is no one's repetition. `siblings` is one minus the *mean* likeness to the
-other attempts at the same prompt, so a pair of twins in a large group is not ruined by each other; `archive` is one
-minus the likeness to the *nearest* archived line, because one old joke told again is old. The score is the smaller of
-the two. It says nothing of quality: nonsense is new. Use it in a mix, with a small weight, beside a critic and gates.
+The similarity of two lines is the share of word pairs that they have in common (Jaccard), without those in the prompt:
+a set-up that the prompt dictates is not a repetition. `siblings` is one minus the *mean* similarity to the other
+attempts at the same prompt, so that two equal lines in a large group are not ruined by each other; `archive` is one
+minus the similarity to the *nearest* archived line, because a repeated old joke is old. The score is the smaller of the
+two. It does not measure quality: nonsense is new. Use it in a mix, with a small weight, together with a critic and
+gates.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import ngrams, words
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement
 
 _Grams = frozenset[tuple[str, ...]]
 
 
 class DiversityCritic:
-    """`archive` is a list of lines, a text file (a line each) or a JSON-lines file (strings, or objects with "text");
-    `n` is the length of the runs of words that are compared."""
+    """`archive` is a list of lines, a text file (one per row) or a JSON-lines file (strings, or objects with "text");
+    `n` is the length of the compared word n-grams."""
 
     name = "diversity"
 
@@ -36,7 +38,7 @@ class DiversityCritic:
         if n < 1:
             raise InvalidOption(f"n must be at least 1, found {n}.")
         self.n = n
-        lines = _read_archive(archive) if isinstance(archive, (str, os.PathLike)) else archive
+        lines = _read_archive(archive) if isinstance(archive, (str, os.PathLike)) else _lines(archive)
         self._archive = [frozenset(ngrams(words(line), n)) for line in dict.fromkeys(lines)]
         self._holders: dict[tuple[str, ...], list[int]] = {}
         for index, grams in enumerate(self._archive):
@@ -63,7 +65,7 @@ class DiversityCritic:
             return Judgement(self.name, 0.0, {"siblings": 0.0, "archive": 0.0}, "it adds no words to the prompt")
         parts = {}
         if siblings:
-            # Exact summation: the mean must not depend on the order in which siblings come.
+            # Exact summation: the mean must not depend on the order of the siblings.
             parts["siblings"] = 1 - math.fsum(_jaccard(grams, other) for other in siblings) / len(siblings)
         if self._archive:
             parts["archive"] = 1 - self._nearest(grams)
@@ -85,9 +87,17 @@ def _jaccard(a: _Grams, b: _Grams) -> float:
     return both / (len(a) + len(b) - both)
 
 
+def _lines(archive: Iterable[str]) -> list[str]:
+    iterable = isinstance(archive, Iterable) and not isinstance(archive, Mapping)
+    lines = list(archive) if iterable else []
+    if not iterable or not all(isinstance(line, str) for line in lines):
+        raise InvalidOption(f"archive is {archive!r}; expected a list of lines, or a file's path as text.")
+    return lines
+
+
 def _read_archive(path: str | os.PathLike[str]) -> list[str]:
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
+        content = user_path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The archive '{os.fspath(path)}' cannot be read as UTF-8 text: {problem}") from problem
     lines = [line for line in content.split("\n") if line.strip()]

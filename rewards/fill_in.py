@@ -2,10 +2,10 @@
 
     critic = FillInCritic(critic="reward-model", critic_options={"folder": "runs/critic"})
     [judgement] = critic([Joke(Prompt("p", "Senate passes [budget] after long debate"), "gas")])
-    judgement.score          # what the other critic gives "Senate passes gas after long debate", read as an edit
+    judgement.score          # the other critic's score of "Senate passes gas after long debate", as an edit
 
-A line that is no such word (longer than `words` words, with other characters than letters, hyphens and apostrophes, or
-the replaced word itself) scores 0, and the other critic is not asked. So a gate above 0 stops malformed lines:
+A line that is not such a word (more than `words` words, characters other than letters, hyphens and apostrophes, or the
+replaced word itself) scores 0 without a call to the other critic. So a gate above 0 stops malformed lines:
 
     [{"critic": "fill-in", "gate": 0.01, "weight": 1, …}, {"critic": "novelty"}]
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
@@ -21,6 +22,7 @@ from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.registry import critics
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
+from humor_env.shared.plain_numbers import whole_number
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 _PLACE = re.compile(r"\[([^\[\]]*)\]")
@@ -29,8 +31,8 @@ LONGEST_WORD = 24  # characters
 
 
 class FillInCritic:
-    """`critic` reads the sentence without brackets as the prompt, and the sentence with the line in their place as the
-    joke. `words` is how many words a line may have. A prompt without exactly one place in brackets cannot be judged."""
+    """`critic` gets the sentence without brackets as the prompt, and the sentence with the line in their place as the
+    joke. A line may have up to `words` words. A prompt without exactly one pair of brackets cannot be judged."""
 
     name = "fill-in"
 
@@ -40,11 +42,12 @@ class FillInCritic:
         critic_options: Mapping[str, Any] | None = None,
         words: int = 2,
     ) -> None:
-        if isinstance(words, bool) or not isinstance(words, int) or words < 1:
-            raise InvalidOption(f"words is how many words a line may have and must be at least 1; found {words!r}.")
+        most = whole_number(words)
+        if most is None or most < 1:
+            raise InvalidOption(f"words is the most words of a line and must be at least 1; found {words!r}.")
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
-        self.words = words
-        self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{words - 1}}}")
+        self.words = most
+        self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{most - 1}}}")
 
     @property
     def inner_critics(self) -> list[Critic]:
@@ -69,7 +72,7 @@ class FillInCritic:
         return cast(list[Judgement], judgements)
 
     def _fault(self, line: str, replaced: str) -> str:
-        """Why a line is no word for the place; empty where it is one."""
+        """Why a line is not a valid replacement; "" if it is."""
         text = line.strip()
         if not self._form.fullmatch(text) or len(text) > LONGEST_WORD * self.words:
             return f"expected {'one word' if self.words == 1 else f'at most {self.words} words'} of letters"
@@ -85,7 +88,7 @@ class FillInCritic:
 
 
 def _place(prompt: Prompt) -> tuple[str, str, str] | None:
-    """What stands before the brackets, in them, and behind them; None where there is not exactly one pair."""
+    """The text before, in, and after the brackets; None unless there is exactly one pair."""
     found = list(_PLACE.finditer(prompt.text))
     if len(found) != 1 or not found[0][1].strip():
         return None
@@ -95,5 +98,6 @@ def _place(prompt: Prompt) -> tuple[str, str, str] | None:
 def _whole(joke: Joke, place: tuple[str, str, str]) -> Joke:
     before, replaced, behind = place
     sentence, edited = (" ".join(f"{before}{word}{behind}".split()) for word in (replaced, joke.text.strip()))
-    # The id of the whole prompt stays: which word is replaced belongs to the question.
-    return Joke(Prompt(joke.prompt.id, sentence, HEADLINE_EDIT, joke.prompt.split), edited, joke.author)
+    # Keep the whole prompt's id: the replaced word is part of the question.
+    prompt = Prompt(joke.prompt.id, sentence, HEADLINE_EDIT, joke.prompt.split)
+    return replace(joke, prompt=prompt, text=edited)

@@ -1,12 +1,12 @@
-"""Several judges of pairs as one: their mean, and how much they disagree.
+"""Several pair judges as one: their mean, and their disagreement.
 
     jury = Jury(["multiple-choice", {"judge": "my_package:DryJudge", "weight": 2, "options": {"taste": 2}}])
     [verdict] = jury([(first, second)])
-    verdict.probability, verdict.disagreement      # 0.6 and 0.3: they lean to the first, and are far from agreed
+    verdict.probability, verdict.disagreement      # 0.6 and 0.3: they lean to the first, but disagree
 
-A jury averages away what its judges get wrong *independently*. Models that learned from the same text share their
-taste in jokes, and a jury does not remove what they share: choose judges of different families. Low disagreement is
-no proof.
+A jury averages out errors that its judges make *independently*. Models that learned from the same text share their
+taste in jokes, and a jury does not remove shared errors: choose judges of different families. Low disagreement proves
+nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from humor_env.episodes.closing import close_all
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import judges as registered
 from humor_env.rewards.shared.both_orders import ask_judge
+from humor_env.shared.plain_numbers import real_number
 from humor_env.types import NO_USAGE, Joke, Judge, Verdict, critic_name
 
 _KEYS = ("judge", "weight", "options")
@@ -27,16 +28,16 @@ _KEYS = ("judge", "weight", "options")
 
 @dataclass(frozen=True, slots=True)
 class JuryVerdict(Verdict):
-    """A verdict with each judge's probability (None where it failed) and `disagreement`: the standard deviation of the
-    probabilities by weight, from 0 (of one mind) to 0.5 (split in halves that are both certain)."""
+    """A verdict with each judge's probability (None if it failed) and `disagreement`: the weighted standard deviation
+    of the probabilities, from 0 (unanimous) to 0.5 (two certain halves)."""
 
     votes: tuple[float | None, ...] = ()
     disagreement: float = 0.0
 
 
 class Jury:
-    """`judges` are names, live judges, or tables with `judge`, `weight` and `options`. A verdict needs an answer from
-    judges with at least the share `quorum` of all weight."""
+    """`judges` are names, live judges, or tables with `judge`, `weight` and `options`. A verdict needs answers
+    from judges with at least the share `quorum` of the total weight."""
 
     name = "jury"
 
@@ -49,7 +50,7 @@ class Jury:
             raise InvalidOption(f"judges must be a list of at least one judge, found {judges!r}.")
         if not 0 < quorum <= 1:
             raise InvalidOption(
-                f"quorum is the share of the jury that must answer, above 0 and up to 1; found {quorum}."
+                f"quorum is the share of the jury that must answer; it must be above 0 and at most 1, found {quorum}."
             )
         seats = [_seat(entry) for entry in judges]
         self.judges = [judge for judge, _ in seats]
@@ -104,8 +105,9 @@ def _seat(entry: str | Judge | Mapping[str, Any]) -> tuple[Judge, float]:
                 f"A judge of a jury has no '{key}'.{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}."
             )
     if "judge" not in entry:
-        raise InvalidOption(f"Each table of a jury names its judge, found {dict(entry)!r}.")
+        raise InvalidOption(f"Each table of a jury must name its judge, found {dict(entry)!r}.")
     weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-        raise InvalidOption(f"A weight in a jury is a number above 0, found {weight!r}.")
-    return cast(Judge, registered.make(entry["judge"], **dict(entry.get("options") or {}))), float(weight)
+    number = real_number(weight)
+    if number is None or not 0 < number < float("inf"):
+        raise InvalidOption(f"A weight in a jury must be a number above 0, found {weight!r}.")
+    return cast(Judge, registered.make(entry["judge"], **dict(entry.get("options") or {}))), number

@@ -1,25 +1,26 @@
-"""How much better a line scores with its own prompt than with others: one line for all prompts gains nothing.
+"""How much better a line scores with its own prompt than with others. One line for all prompts gains nothing.
 
     critic = LiftCritic("everyday", critic="reward-model", critic_options={"folder": "runs/critic"}, others=4)
     critic([joke])[0].parts          # {"own": 0.71, "others": 0.55, "lift": 0.16}; the score is 0.58
 
 Another critic scores the line with its own prompt and with `others` other prompts. The score is (1 + own - mean of the
-others) / 2: 0.5 where the prompt makes no difference, 1 for a line that is perfect here and worth nothing elsewhere.
-Which prompts those are is decided by a hash of the joke's own prompt, so a verdict repeats, and siblings (lines for one
-prompt) are compared under the same ones.
+others) / 2: 0.5 if the prompt makes no difference, 1 for a line that is perfect here and worthless elsewhere. The other
+prompts are chosen by a hash of the joke's own prompt, so scores are reproducible, and siblings (lines for one prompt)
+are compared under the same ones.
 
-A line that is bad everywhere gets 0.5 as well. So it belongs beside the critic it is made of, behind gates:
+A line that is bad everywhere also gets 0.5. So use it with its inner critic, behind gates:
 
     [{"critic": "rules", "gate": 0.5}, {"critic": "reward-model", …}, {"critic": "lift", …}]
 
-All is asked in one call, each question once. Around a critic that asks a language model each line costs 1 + `others`
-questions, of which a ledger answers those that come again.
+Everything is scored in one call, each question once. With a language-model critic each line costs 1 + `others`
+questions; a ledger answers repeated ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
@@ -27,13 +28,16 @@ from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import critics
+from humor_env.shared.plain_numbers import whole_number
 from humor_env.shared.streams import generator
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Prompt, critic_name
 
+_Key = tuple[str, str, str, str, str | None]
+
 
 class LiftCritic:
-    """`prompts` is where the others are drawn from: a set's name or file, or prompts. In a run it is the run's own
-    prompts, unless it is given; `split` takes a part of them."""
+    """`prompts` is the source of the other prompts: a set's name or file, or prompts; by default, in a run, the run's
+    own. `split` restricts it to one split."""
 
     name = "lift"
 
@@ -46,40 +50,41 @@ class LiftCritic:
         split: str | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(others, bool) or not isinstance(others, int) or others < 1:
+        count = whole_number(others)
+        if count is None or count < 1:
             raise InvalidOption(
-                f"others is how many other prompts a line meets and must be at least 1; found {others!r}."
+                f"others is the number of other prompts per line and must be at least 1; found {others!r}."
             )
         prompt_set = load_prompts(prompts)
         # Each text once: the same words under another id would be the line's own prompt.
         pool = {prompt.text: prompt for prompt in (prompt_set if split is None else prompt_set.split(split))}
         self.prompts: Sequence[Prompt] = tuple(pool.values())
-        if len(self.prompts) <= others:
+        if len(self.prompts) <= count:
             raise InvalidOption(
-                f"A line is tried under {others} other prompts; found {len(self.prompts)} prompts in all. Give more "
+                f"A line needs {count} other prompts; found {len(self.prompts)} prompts in all. Give more "
                 "prompts, or fewer others."
             )
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
-        self.others, self.seed = others, seed
+        self.others, self.seed = count, seed
 
     @property
     def inner_critics(self) -> list[Critic]:
         return [self.critic]
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        questions: dict[tuple[str, str, str], Joke] = {}
+        questions: dict[_Key, Joke] = {}
         rows = []
         for joke in jokes:
-            rows.append([joke, *(Joke(prompt, joke.text, joke.author) for prompt in self._others(joke.prompt))])
+            rows.append([joke, *(replace(joke, prompt=prompt) for prompt in self._others(joke.prompt))])
             for question in rows[-1]:
                 questions.setdefault(_key(question), question)
         replies = checked_reply(self.critic, critic_name(self.critic), list(questions.values())) if questions else []
         answers = dict(zip(questions, replies, strict=True))
-        paid: set[tuple[str, str, str]] = set()
+        paid: set[_Key] = set()
         judgements = []
         for row in rows:
             keys = [_key(question) for question in row]
-            # A question that several lines share was asked, and paid for, once.
+            # A question shared by several lines was asked and paid for once.
             usage = sum((answers[key].usage for key in dict.fromkeys(keys) if key not in paid), NO_USAGE)
             paid.update(keys)
             judgements.append(self._judge([answers[key] for key in keys], usage))
@@ -87,7 +92,7 @@ class LiftCritic:
 
     def _others(self, prompt: Prompt) -> list[Prompt]:
         source = generator(self.seed, "lift", prompt.text.encode("utf-8", "surrogatepass").hex())
-        chosen = source.choice(len(self.prompts), self.others + 1, replace=False)  # one more: it may be the own
+        chosen = source.choice(len(self.prompts), self.others + 1, replace=False)  # one more: it may be its own
         return [self.prompts[i] for i in chosen if self.prompts[i].text != prompt.text][: self.others]
 
     def _judge(self, judgements: Sequence[Judgement], usage: Any) -> Judgement:
@@ -105,5 +110,5 @@ class LiftCritic:
         close_all(self.inner_critics)
 
 
-def _key(joke: Joke) -> tuple[str, str, str]:
-    return joke.prompt.id, joke.prompt.text, joke.text
+def _key(joke: Joke) -> _Key:
+    return joke.prompt.id, joke.prompt.text, joke.text, joke.author, joke.stop_reason

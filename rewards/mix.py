@@ -1,14 +1,14 @@
 """Several critics as one: gates first, then a weighted mean. The mix is itself a critic, described by plain data.
 
     critic = MixCritic([
-        {"critic": "rules", "gate": 0.5},                      # below 0.5 the joke scores 0, and that is all
+        {"critic": "rules", "gate": 0.5},                      # below 0.5 the joke scores 0, without further calls
         {"critic": "scorer", "weight": 3, "options": {"client": "anthropic"}},
         {"critic": "diversity", "weight": 1, "required": False},
     ])
 
-The score is the mean of the critics' scores by weight. A gate that is missed makes it 0, and the joke is not shown to
-the critics after it: put cheap gates first and they save money. Where a required critic failed, the mix failed
-(unless a gate had decided before); where another failed, its weight counts for nothing and the rest decide.
+The score is the weighted mean of the critics' scores. A failed gate makes it 0, and the joke does not go to the critics
+after it, so cheap gates first save money. If a required critic fails, the mix fails (unless an earlier gate decided);
+if another one fails, its weight is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from humor_env.episodes.closing import close_all
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import critics as registered
+from humor_env.shared.plain_numbers import real_number
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Usage, critic_name
 
 _KEYS = ("critic", "name", "weight", "gate", "required", "options")
@@ -57,7 +58,7 @@ class MixCritic:
 
     @property
     def inner_critics(self) -> list[Critic]:
-        """Some of them may have a memory."""
+        """The member critics, some of which may have a memory."""
         return [member.critic for member in self.members]
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
@@ -107,15 +108,17 @@ def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
                 f"A critic in a mix has no '{key}'.{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}."
             )
     if "critic" not in entry:
-        raise InvalidOption(f"Each entry of a mix names its critic, found {dict(entry)!r}.")
+        raise InvalidOption(f"Each entry of a mix must name its critic, found {dict(entry)!r}.")
     gate, required = entry.get("gate"), entry.get("required", True)
     weight = entry.get("weight", 1.0 if gate is None else 0.0)
     if not _is_number(weight) or not 0 <= weight < float("inf"):
-        raise InvalidOption(f"A weight in a mix is a number from 0 on, found {weight!r}.")
+        raise InvalidOption(f"A weight in a mix must be a number of at least 0, found {weight!r}.")
     if gate is not None and not (_is_number(gate) and 0 < gate <= 1):
-        raise InvalidOption(f"A gate in a mix is the least score that passes, above 0 and up to 1; found {gate!r}.")
+        raise InvalidOption(
+            f"A gate in a mix (the least score that passes) must be above 0 and at most 1, found {gate!r}."
+        )
     if not isinstance(required, bool):
-        raise InvalidOption(f"required in a mix is true or false, found {required!r}.")
+        raise InvalidOption(f"required in a mix must be true or false, found {required!r}.")
     critic = registered.make(entry["critic"], **dict(entry.get("options") or {}))
     name = str(entry.get("name") or critic_name(critic))
     if any(m.name == name for m in before):
@@ -127,4 +130,4 @@ def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real_number(value) is not None

@@ -1,13 +1,13 @@
-"""The paper's judge: a language model sees two lines for one prompt as "1" and "2" and says which is better.
+"""The paper's judge: a language model sees two lines for one prompt as "1" and "2" and chooses the better.
 
     judge = MultipleChoiceJudge("anthropic:claude-haiku-4-5", ledger="verdicts.sqlite")
     [verdict] = judge([(a, b)])
     verdict.probability        # P(a wins) + P(tie) / 2
     judge.flip_rate            # share of pairs whose raw answer changed with the order
 
-Every pair is asked in both orders and averaged before anything is decided. A model that gives the probability of its
-answer's symbol is read there, without a reason before it; any other gives a reason of at most 20 words and then a vote.
-Two lines that are the same text are a tie, and nobody is asked.
+Every pair is judged in both orders and averaged before deciding. From a model with answer probabilities, the symbol's
+probability is read without a preceding reason; any other writes a reason of at most 20 words and then a vote. Two equal
+lines are a tie, without a call.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FIRST, SECOND, TIE = "1", "2", "0"
 
 
 class MultipleChoiceJudge:
-    """`tie=True` lets the judge answer that neither is better. `votes` asks each order that many times, for models
-    whose answers vary. The remaining options are those of ScorerCritic."""
+    """`tie=True` allows the answer that neither is better. `votes` is the number of calls per order, for models whose
+    answers vary. The remaining options are those of ScorerCritic."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class MultipleChoiceJudge:
             on_progress=on_progress,
         )
         self._by_symbol = self.ledgered.client.probabilities
-        # Probabilities are exact: asking twice would give the same again.
+        # Probabilities are exact: a second call would give the same.
         self.votes = 1 if self._by_symbol else votes
         self.symbols = (FIRST, SECOND, TIE) if tie else (FIRST, SECOND)
         answers = f'"{FIRST}" or "{SECOND}"' + (f', or "{TIE}" where neither is better' if tie else "")
@@ -92,14 +92,14 @@ class MultipleChoiceJudge:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def requests(self, pair: Pair) -> list[Request]:
-        """What is sent for a pair in this order: one request for each vote."""
+        """The requests for a pair in this order: one per vote."""
         first, second = pair
         data = {"task": first.prompt.task, "input": first.prompt.text, FIRST: first.text, SECOND: second.text}
         most = 16 if self._by_symbol else self.max_tokens
         return [Request(self._system, data, self._schema, most, self.symbols, vote) for vote in range(self.votes)]
 
     def estimate(self, pairs: Sequence[Pair]) -> Estimate:
-        """What judging these would take, without asking anything."""
+        """The estimated usage of judging these pairs, without sending anything."""
         asked = [pair for pair in pairs if self._without_asking(pair) is None]
         both = [*asked, *((b, a) for a, b in asked)]
         return self.ledgered.estimate([request for pair in both for request in self.requests(pair)])
@@ -111,7 +111,7 @@ class MultipleChoiceJudge:
         first, second = pair
         if first.prompt.text != second.prompt.text:
             raise InvalidOption(
-                f"A pair must answer one prompt; found lines for '{first.prompt.id}' and '{second.prompt.id}'."
+                f"A pair's lines must answer the same prompt; found '{first.prompt.id}' and '{second.prompt.id}'."
             )
         if max(len(first.text), len(second.text)) > self.longest:
             return Verdict(self.name, None, error=f"too long: at most {self.longest} characters are sent")
@@ -124,7 +124,7 @@ class MultipleChoiceJudge:
         return [self._verdict([next(replies) for _ in range(self.votes)]) for _ in pairs]
 
     def _verdict(self, replies: Sequence[Reply]) -> Verdict:
-        """One order's verdict. Votes that failed are left out; without any there is no verdict."""
+        """One order's verdict. Failed votes are left out; without valid ones there is no verdict."""
         usage = sum((reply.usage for reply in replies), NO_USAGE)
         good = [reply for reply in replies if reply.data is not None and not reply.failed]
         if not good:

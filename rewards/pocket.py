@@ -1,15 +1,14 @@
-"""Critics and judges of the pocket world: one that is exact, and one that errs like a large language model.
+"""Critics and judges of the pocket world: an exact one, and one that errs like a large language model.
 
-    PocketCritic()(jokes)                    # the exact score of each joke, its parts, and why
+    PocketCritic()(jokes)                    # the exact score of each joke, its parts, and the reason
     PocketJudge()(pairs)                     # which of two is better, exactly
     CrowdJudge()(pairs)                      # asked in both orders, with noise, position bias and length bias
-    CrowdJudge().ask(pairs)                  # one order only: what a careless experiment would do
+    CrowdJudge().ask(pairs)                  # one order only, as in a careless experiment
 
-The crowd judge's defaults reproduce what a 70B language model did as a judge of humor: it agreed with people on 76 %
-of pairs, changed its answer with the order on 15 %, and preferred the longer line where people preferred the shorter
-on 20 %.
+The crowd judge's defaults reproduce a 70B language model as a judge of humor: it agreed with people on 76 % of pairs,
+changed its answer with the order on 15 %, and preferred the longer line where people preferred the shorter on 20 %.
 
-    python -m humor_env.rewards.pocket --pairs 4000 --seeds 5      # measures the three
+    python -m humor_env.rewards.pocket --pairs 4000 --seeds 5      # measures the three rates
 """
 
 from __future__ import annotations
@@ -51,14 +50,15 @@ class PocketCritic:
 
 def _checked_part(part: str) -> str:
     if part not in PARTS_ASKED:
-        raise InvalidOption(f"part is {', '.join(map(repr, PARTS_ASKED))}; found {part!r}.")
+        raise InvalidOption(f"part must be one of {', '.join(map(repr, PARTS_ASKED))}; found {part!r}.")
     return part
 
 
 class PocketJudge:
-    """The exact judge on pairs: the higher score wins, equal scores tie. The order cannot matter: it asks once.
+    """The exact judge on pairs: the higher score wins, equal scores tie. It judges one order only, since order cannot
+    matter.
 
-    `part` asks about less: "humor" is the score that a line would have if it had kept the meaning, "meaning" is how
+    `part` selects an aspect: "humor" is the score that a line would have if it had kept the meaning, "meaning" is how
     much of the meaning it kept.
     """
 
@@ -72,16 +72,16 @@ class PocketJudge:
 
 
 class CrowdJudge:
-    """The exact judge seen through a fallible reader.
+    """The exact judge with the errors of a fallible reader.
 
-    What it feels for the first line shown, before it answers, in units of score:
+    Its preference for the first line shown, in units of score:
 
         difference of exact scores + noise × z + length_bias × tanh(log(length ratio) / log 1.2) + position_bias
 
-    z is a standard normal number that belongs to the pair and changes sign with the order: a lasting error of taste,
-    not a new throw for each question. A line longer by a fifth gets three quarters of the length bias, and nothing gets
-    more than all of it. The answer's probability is that of a normal with standard deviation `blur`. `part` is as in
-    PocketJudge: what it is asked about, and sees as badly.
+    z is a standard normal number fixed per pair that changes sign with the order: a persistent error of taste, not a
+    new draw per question. A line longer by a fifth gets three quarters of the length bias, and no line more than all of
+    it. The answer's probability is that of a normal with standard deviation `blur`. `part` is as in PocketJudge, judged
+    with the same errors.
     """
 
     name = "pocket-crowd"
@@ -97,7 +97,7 @@ class CrowdJudge:
     ) -> None:
         for option, value in (("noise", noise), ("position_bias", position_bias), ("length_bias", length_bias)):
             if not math.isfinite(value):
-                raise InvalidOption(f"{option} is a number; found {value!r}.")
+                raise InvalidOption(f"{option} must be a number; found {value!r}.")
         if noise < 0 or not blur > 0:
             raise InvalidOption(f"noise must be at least 0 and blur above 0; found noise={noise!r} and blur={blur!r}.")
         self.noise = noise
@@ -108,7 +108,7 @@ class CrowdJudge:
         self.part = _checked_part(part)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Each pair asked in both orders, averaged before deciding: the position cancels, the other biases stay."""
+        """Judge each pair in both orders, averaged before deciding: position bias cancels, other biases stay."""
         return both_orders(self.ask, list(pairs), self.name)
 
     def ask(self, pairs: Sequence[Pair]) -> list[Verdict]:
@@ -127,21 +127,21 @@ class CrowdJudge:
         return Verdict(self.name, _NORMAL.cdf(margin / self.blur), reason=scores[0 if margin > 0 else 1].reason)
 
     def _taste(self, first: str, second: str) -> float:
-        """The lasting error of taste on this pair of texts: a normal number, antisymmetric in the two."""
+        """The persistent error of taste on this pair: a standard normal number, antisymmetric in the texts."""
         if first == second:
             return 0.0
         low, high = sorted((first, second))
         digest = hashlib.blake2b(
             f"{self.seed}\x1f{low}\x1f{high}".encode("utf-8", "surrogatepass"), digest_size=8, person=b"pocket-crowd"
         ).digest()
-        # In the middle of one of 2**52 equal steps, so never exactly 0 or 1.
+        # The middle of one of 2**52 equal steps, so never exactly 0 or 1.
         uniform = ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52
         value = _NORMAL.inv_cdf(uniform)
         return value if first == low else -value
 
 
 def _scores(pair: Pair) -> tuple[PocketScore, PocketScore] | str:
-    """The exact scores of both, or what is wrong with the prompt."""
+    """The exact scores of both, or the error about the prompt."""
     world = load_world()
     try:
         return world.judge(pair[0].prompt, pair[0].text), world.judge(pair[1].prompt, pair[1].text)
@@ -150,7 +150,7 @@ def _scores(pair: Pair) -> tuple[PocketScore, PocketScore] | str:
 
 
 def _value(score: PocketScore, part: str) -> float:
-    """The number in which two lines are compared."""
+    """The number by which two lines are compared."""
     if part == "humor":
         return combine(**{**score.parts, "meaning": 1.0})
     return score.parts["meaning"] if part == "meaning" else score.score
@@ -167,16 +167,16 @@ def _exact_verdict(name: str, pair: Pair, part: str) -> Verdict:
 
 
 def measure(judge: CrowdJudge, pairs: Sequence[Pair]) -> dict[str, float]:
-    """How the crowd judge errs, over the pairs that the exact judge can decide.
+    """The crowd judge's error rates, over the pairs that the exact judge can decide.
 
-    agreement: the both-orders verdict names the better line. flips: the raw answer changes with the order.
-    length_errors: the longer line is named although the shorter is better. All three are shares of all decided pairs,
-    as in the paper.
+    agreement: the both-orders verdict prefers the better line. flips: the raw answer changes with the order.
+    length_errors: the longer line is preferred although the shorter is better. All three are shares of all decided
+    pairs, as in the paper.
     """
     exact = PocketJudge()(pairs)
     decided = [(pair, truth) for pair, truth in zip(pairs, exact, strict=True) if truth.probability not in (None, 0.5)]
     if not decided:
-        raise InvalidOption("None of the pairs has a better line: there is nothing to measure the judge on.")
+        raise InvalidOption("None of the pairs has a better line, so the judge cannot be measured.")
     verdicts = judge([pair for pair, _ in decided])
     agree = flips = length_errors = 0
     for (pair, truth), verdict in zip(decided, verdicts, strict=True):
@@ -198,9 +198,9 @@ def measure(judge: CrowdJudge, pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def calibration_pairs(count: int, seed: int = 0) -> list[Pair]:
-    """Pairs as they come up in evaluation: a student-like line and the teacher's, for the same training prompt.
+    """Pairs as in an evaluation: a student-like line and the teacher's, for the same training prompt.
 
-    The student-like line is by a teacher with the faults of a beginner (half of its punchlines wrong, a quarter of its
+    The student-like line is from a teacher with a beginner's faults (half of its punchlines wrong, a quarter of its
     meanings lost). Half of the pairs show the student first.
     """
     from humor_env.pocket.teacher import PocketTeacher

@@ -1,16 +1,16 @@
-"""A critic that was trained: a scoring head on a Hugging Face encoder or decoder, loaded from a folder.
+"""A trained critic: a scoring head on a Hugging Face encoder or decoder, loaded from a folder.
 
     critic = RewardModelCritic("runs/reward-model")      # config.json and model.safetensors, or a PEFT adapter
     [judgement] = critic([joke])
-    judgement.score                # 0.5: the model's dividing line, as calibrated on held-out labels
+    judgement.score                # 0.5: the model's decision threshold, calibrated on held-out labels
 
-    judge = RewardModelJudge("runs/reward-model")        # the same model on pairs; no order to be biased by
+    judge = RewardModelJudge("runs/reward-model")        # the same model on pairs; no position bias
     [verdict] = judge([(a, b)])
 
 The folder is what `humor-env train-critic` writes (see scoring_head.py), or what `save_pretrained` writes
 (`AutoModelForSequenceClassification`, one label), with the tokenizer and, if it was calibrated, `calibration.json`:
-score = s(scale * logit + shift), s the logistic function. Only safetensors are read and no code from the folder is
-run. Texts go through the model sorted by length, so that little is spent on padding.
+score = s(scale * logit + shift), with s the logistic function. Only safetensors are read and no code from the folder is
+run. Texts are sorted by length to reduce padding.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import InvalidOption, MissingExtra
-from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
+from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.read_once import read_once
-from humor_env.rewards.shared.reading import well_formed
-from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import device_for, in_paying_precision
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement, Verdict
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Calibration:
         return _logistic(self.scale * logit + self.shift)
 
     def wins(self, first: float, second: float) -> float:
-        """How likely the first of two logits belongs to the better joke."""
+        """The probability that the first of two logits belongs to the better joke."""
         return _logistic(self.scale * (first - second))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -59,7 +58,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Calibration:
-        """The folder's calibration, or the plain logistic function where it has none."""
+        """The folder's calibration, or the plain logistic function if it has none."""
         file = Path(folder, CALIBRATION_FILE)
         if not file.exists():
             return cls()
@@ -77,27 +76,25 @@ class Calibration:
 
 
 def _logistic(x: float) -> float:
-    # The branch that cannot overflow.
+    # Choose the branch that cannot overflow.
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input of the model; `types` tells the parts of a pair apart for models that want it."""
+    """One model input; `types` marks the two parts of a pair, for models that use it."""
 
     ids: list[int]
     types: list[int]
 
 
 def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
-    """Token ids of (prompt, joke). As a text pair where the tokenizer has a form for pairs, else with a line break
-    between. Where both do not fit, the longer of the two is cut until they do, so that no long prompt hides the joke.
+    """Token ids of (prompt, joke). As a text pair if the tokenizer supports pairs, else with a line break
+    between. If both do not fit, the longer is truncated until they do, so that a long prompt cannot hide the joke.
     """
     apart = tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
-    # Texts are cut to characters first: reading 10,000 characters to keep 256 tokens is slow.
-    most = 8 * max_length
-    prompts = [as_text(tokenizer, well_formed(joke.prompt.text)[:most]) for joke in jokes]
-    texts = [as_text(tokenizer, well_formed(joke.text)[:most]) for joke in jokes]
+    prompts = [as_seen(tokenizer, joke.prompt.text, max_length) for joke in jokes]
+    texts = [as_seen(tokenizer, joke.text, max_length) for joke in jokes]
     if apart:
         batch = tokenizer(prompts, texts, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
         return [Row(ids, types) for ids, types in zip(batch["input_ids"], batch["token_type_ids"], strict=True)]
@@ -115,7 +112,7 @@ def encode(tokenizer: Any, jokes: Sequence[Joke], max_length: int) -> list[Row]:
 
 class RewardModelCritic:
     """`batch_size` and `max_length` (tokens) bound memory; `device` is "auto" or a torch device; `dtype` is "auto" (as
-    stored, or 32 bits where 16 are slow here), "float32" or "bfloat16". The weights are loaded at the first call."""
+    stored, or float32 if 16 bits are slow here), "float32" or "bfloat16". The weights are loaded on the first call."""
 
     name = "reward-model"
 
@@ -127,16 +124,16 @@ class RewardModelCritic:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         if batch_size < 1 or max_length < 8:
             raise InvalidOption(
                 f"batch_size must be at least 1 and max_length at least 8, found {batch_size} and {max_length}."
             )
         if dtype not in ("auto", "float32", "bfloat16"):
-            raise InvalidOption(f"dtype is 'auto', 'float32' or 'bfloat16', found {dtype!r}.")
+            raise InvalidOption(f"dtype must be 'auto', 'float32' or 'bfloat16', found {dtype!r}.")
         if not any((self.folder / file).is_file() for file in (SCORING_FILE, "config.json", "adapter_config.json")):
             raise InvalidOption(
-                f"'{self.folder}' holds no reward model: expected a folder with {SCORING_FILE}, as train-critic writes "
+                f"'{self.folder}' has no reward model: expected a folder with {SCORING_FILE}, as train-critic writes "
                 "it, or with config.json (or adapter_config.json), as save_pretrained writes it."
             )
         self.batch_size, self.max_length, self.device, self.dtype = batch_size, max_length, device, dtype
@@ -148,7 +145,7 @@ class RewardModelCritic:
         return [self._judgement(logit) for logit in self.logits(jokes)]
 
     def logits(self, jokes: Sequence[Joke]) -> list[float]:
-        """The model's raw numbers, in the order of the jokes (for calibration)."""
+        """The model's logits, in the order of the jokes (for calibration)."""
         return read_once((self.folder.resolve(), self.max_length, self.device, self.dtype), jokes, self._read)
 
     def _read(self, jokes: Sequence[Joke]) -> list[float]:
@@ -159,7 +156,7 @@ class RewardModelCritic:
             return self._scoring.scores(jokes, self.batch_size, self.max_length)
         model, tokenizer = self._loaded = self._loaded or self._load()
         rows = encode(tokenizer, jokes, min(self.max_length, longest(model.config, tokenizer)))
-        # By length, then by content: the same jokes make the same batches, in whatever order they come.
+        # By length, then by content, so that the same jokes form the same batches in any order.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids))
         logits = [math.nan] * len(rows)
         with torch.inference_mode():
@@ -190,7 +187,7 @@ class RewardModelCritic:
             base = str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
             if not base:
                 raise InvalidOption(f"'{adapter}' names no base model (base_model_name_or_path).")
-        # Said aloud: where it is left open, transformers asks on the terminal whether the folder's code may run.
+        # Explicit: by default transformers asks on the terminal whether to run the folder's code.
         only_weights: dict[str, Any] = {"trust_remote_code": False}
         has_tokenizer = (self.folder / "tokenizer_config.json").is_file()
         kind: Any = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -210,13 +207,13 @@ class RewardModelCritic:
                 from peft import PeftModel
             except ImportError as problem:
                 raise MissingExtra(
-                    f"'{self.folder}' holds a PEFT adapter, and PEFT cannot be imported: pip install peft"
+                    f"'{self.folder}' has a PEFT adapter, but PEFT cannot be imported: pip install peft"
                 ) from problem
             model = PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
         if self.dtype == "auto":
             model = in_paying_precision(model, device_for(self.device))
         model.to(device_for(self.device)).eval()
-        # A decoder reads its score at the last token that is not padding, which it finds by the padding's id.
+        # A decoder takes its score at the last token that is not padding, found by the padding's id.
         config = model.config.get_text_config()
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
@@ -224,8 +221,8 @@ class RewardModelCritic:
 
 
 class RewardModelJudge:
-    """The critic's model as a judge of pairs: how likely the first has the higher calibrated logit. It reads the two
-    lines one by one, so the order cannot matter. The options are those of the critic."""
+    """The critic's model as a pair judge: the probability that the first line is better, from the calibrated logits.
+    Lines are read separately, so their order cannot matter. The options are those of the critic."""
 
     name = "reward-model"
 
@@ -251,7 +248,7 @@ class RewardModelJudge:
 
 
 def _forward(model: Any, rows: Sequence[Row]) -> list[float]:
-    """Logits of one batch, padded on the right; row by row where padding could be taken for text."""
+    """Logits of one batch, padded on the right; row by row if padding could be mistaken for text."""
     import torch
 
     pad = model.config.get_text_config().pad_token_id

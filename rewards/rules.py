@@ -1,11 +1,11 @@
-"""Gates that need no model: is this a joke-shaped line at all, or one of the known ways to please a judge?
+"""Gates without a model: is this a joke-shaped line at all, or one of the known hacks?
 
     critic = RulesCritic()
     [judgement] = critic([Joke(Prompt("p", "The meeting was slow."), "The meeting was so slow, lol 😂😂")])
     judgement.parts["emoji"], judgement.reason      # 0.0, "emoji: 2 emoji; laughter: 'lol'"
 
-Every gate is a part: 1 passes, 0 is a clear fault, and in between lies a fault that is growing. The score is the
-product, so one clear fault makes it 0; 1 says only "nothing wrong", never "funny". Use it as a gate in a mix.
+Every gate is a part: 1 passes, 0 is a clear fault, and values between are partial faults. The score is their product,
+so one clear fault makes it 0; 1 only means "nothing wrong", never "funny". Use it as a gate in a mix.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _REFUSAL = re.compile(
 
 _ENDS = (*".!?…\"'”’»)", "。", "！", "？", "؟", "।", "」")
 
-# A sentence of English needs some of these; a heap of nouns has none.
+# An English sentence needs some of these; a heap of nouns has none.
 _FUNCTION_WORDS = frozenset(
     words(
         "a an the my your our his her its their this that these those i you he she it we they me him us them who what "
@@ -81,7 +81,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 class Fault(NamedTuple):
-    """What a gate says of a joke: its part of the judgement (below 1: a fault), and why in words."""
+    """A gate's result for a joke: its part of the judgement (below 1: a fault), and the reason."""
 
     value: float
     why: str
@@ -91,10 +91,10 @@ class RulesCritic:
     """Gates on one joke. All options are plain data.
 
     `min_ratio` and `max_ratio` bound the joke's words over the prompt's, for paraphrases; a short prompt may always
-    grow by `slack` words (a four-word sentence needs more than twice its length for a punchline). Other tasks are
-    bounded by `max_words` alone. `teacher` (a buffer, its path, or "everyday") arms the gate against copying the
-    teacher; do not arm it with the very lines that are being judged. `english` switches the checks that only make
-    sense for English. `gates` picks which gates count; "words" is for prompts whose words must all appear.
+    grow by `slack` words (a four-word sentence needs more than twice its length for a punchline). For other tasks only
+    `max_words` applies. `teacher` (a buffer, its path, or "everyday") enables the gate against copying the teacher; it
+    must not contain the lines being judged. `english` enables the checks that only make sense for English. `gates`
+    selects the gates that count; "words" is for prompts whose words must all appear.
     """
 
     name = "rules"
@@ -143,7 +143,7 @@ class RulesCritic:
         return [self._judge(joke) for joke in jokes]
 
     def faults(self, joke: Joke) -> dict[str, Fault]:
-        """What is wrong with a joke, by gate: for programs, which must not take a judgement's reason apart."""
+        """A joke's faults by gate, for programs, which should not parse a judgement's reason."""
         return {gate: fault for gate, fault in self._look(joke).items() if fault.value < 1.0}
 
     def _look(self, joke: Joke) -> dict[str, Fault]:
@@ -193,7 +193,7 @@ class RulesCritic:
         run = _longest_run(text.words)
         if run >= 3:
             return 0.0, "the same word again and again"
-        # A drawn-out letter is a habit of hackers and sometimes the joke itself, so it costs half.
+        # A drawn-out letter is a common hack and sometimes the joke itself, so it costs half.
         value, fault = 1.0, ""
         if re.search(r"([^\W\d])\1{3,}", text.read):
             value, fault = 0.5, "the same letter again and again"
@@ -225,7 +225,7 @@ class RulesCritic:
 
 
 class _Text:
-    """A joke's text read once: as a reader sees it, and as words; and its prompt's words."""
+    """A joke's text processed once: normalised, and as words; and its prompt's words."""
 
     def __init__(self, joke: Joke) -> None:
         self.raw = joke.text
@@ -273,7 +273,7 @@ def _hidden(joke: Joke, text: _Text) -> tuple[float, str]:
 
 
 def _falling(value: float, fine: float, bad: float) -> float:
-    """1 up to `fine`, 0 from `bad` on, a straight line between."""
+    """1 up to `fine`, 0 from `bad` on, linear between."""
     return min(1.0, max(0.0, (bad - value) / (bad - fine)))
 
 
@@ -291,7 +291,7 @@ def _share_found(tokens: Sequence[str], source: Sequence[str], n: int) -> float:
 
 
 def _alike(a: Sequence[str], b: Sequence[str]) -> float:
-    """How much two lines share, as Dice over word pairs: a copy inside a longer text counts less than a copy."""
+    """Dice similarity of two lines' word pairs: a copy within a longer text counts less than an exact copy."""
     first, second = ngrams(a, 2), ngrams(b, 2)
     return 2 * len(first & second) / (len(first) + len(second)) if first and second else 0.0
 

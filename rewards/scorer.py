@@ -4,15 +4,15 @@
     [judgement] = critic([joke])
     judgement.score, judgement.parts        # 0.62, {"wit": 0.6, "meaning": 0.8, ...}
 
-The score is the weighted mean of the parts, each a whole number from 0 to 5 divided by 5. Its middle, 0.5, means "some
-wit, meaning mostly kept": it is absolute, not a comparison with anyone. A model that gives probabilities is asked
-one question at a time, and each part is the *mean* of its answer's distribution, which tells more than the top answer.
+The score is the weighted mean of the parts, each a whole number from 0 to 5 divided by 5. The middle, 0.5, means "some
+wit, meaning mostly kept": it is absolute, not a comparison. A model with answer probabilities gets one question at a
+time, and each part is the *mean* of its answer's distribution, which is more informative than the top answer.
 
-Questions of your own, in plain words, stand beside these or in their place; each part is named after its question:
+Your own questions, in plain words, add to these or replace them; each part is named after its question:
 
     ScorerCritic(questions={"turn": "how well does the end turn on the beginning?"}, weights={"wit": 2, "turn": 1})
 
-A refusal, a reply of the wrong form or a service out of reach is a failed judgement, never a score.
+A refusal, a reply of the wrong form or an unreachable service is a failed judgement, never a score.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ QUESTIONS = {
 MOST = 5
 _SYMBOLS = tuple(str(n) for n in range(MOST + 1))
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
-_TAKEN = ("reason", "answer")  # fields of a reply that are no part
+_TAKEN = ("reason", "answer")  # fields of a reply that are not parts
 
 
 def reply_schema(parts: Iterable[str]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def reply_schema(parts: Iterable[str]) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "required": ["reason", *parts],
-        # The reason comes first, so that it is written before the numbers and not to defend them.
+        # The reason comes first, so that it does not justify numbers already given.
         "properties": {
             "reason": {"type": "string"},
             **{name: {"type": "integer", "enum": list(range(MOST + 1))} for name in parts},
@@ -63,11 +63,11 @@ SCHEMA = reply_schema(WEIGHTS)
 class ScorerCritic:
     """`rubric` is a built-in template's name or the path of your own; `options` go to the client.
 
-    `questions` are further ones, or other words for those that there are. With them, exactly the parts in `weights` are
-    asked for; a weight of 0 asks and reports, and does not count.
+    `questions` adds questions or rewords existing ones. With it, exactly the parts in `weights` are asked for; a
+    weight of 0 asks and reports, but does not count.
 
-    `over_budget` says what happens when a limit is reached: "stop" raises (all that was paid for is in the ledger),
-    "unscored" leaves the rest without a score. Jokes longer than `longest` characters are not sent: unscored too.
+    `over_budget` says what happens when a limit is reached: "stop" raises (all paid replies are in the ledger),
+    "unscored" leaves the rest without a score. Jokes longer than `longest` characters are not sent and stay unscored.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ScorerCritic:
         return judgements
 
     def requests(self, joke: Joke) -> list[Request]:
-        """What is sent for a joke: one request, or one for each part where the model gives probabilities."""
+        """The requests for a joke: one, or one per part if the model gives probabilities."""
         data = {"task": joke.prompt.task, "input": joke.prompt.text, "line": joke.text}
         if not self._by_symbol:
             return [Request(system, data, self._schema, self.max_tokens) for system in self._systems.values()]
@@ -138,7 +138,7 @@ class ScorerCritic:
         return [Request(system, data, schema, 16, _SYMBOLS) for system in self._systems.values()]
 
     def estimate(self, jokes: Sequence[Joke]) -> Estimate:
-        """What judging these would take, without asking anything."""
+        """The estimated usage of judging these jokes, without sending anything."""
         sent = [request for joke in jokes if len(joke.text) <= self.longest for request in self.requests(joke)]
         return self.ledgered.estimate(sent)
 
@@ -158,12 +158,12 @@ class ScorerCritic:
                 parts = {name: reply.data[name] / MOST for name in self.weights}
                 reason = reply.data["reason"]
         score = sum(weight * parts[name] for name, weight in self.weights.items())
-        # Weights that sum to 1 only up to rounding must not carry a perfect line past 1.
+        # Weights sum to 1 only up to rounding, so clip a perfect line's score.
         return Judgement(self.name, min(1.0, max(0.0, score)), parts, reason, usage=usage)
 
 
 def failure(reply: Reply) -> str:
-    """A failed reply in words, for a judgement's `error`."""
+    """A judgement's `error` for a failed reply."""
     return f"{reply.error or 'invalid'}: {reply.detail}" if reply.detail else str(reply.error or "invalid")
 
 
@@ -190,8 +190,8 @@ def _checked_questions(questions: Mapping[str, str] | None) -> dict[str, str]:
     for name, question in (questions or {}).items():
         if not isinstance(name, str) or not _NAME.match(name) or name in _TAKEN:
             raise InvalidOption(
-                f"A question is called {name!r}; expected small letters, digits and _, a letter first, at most 40, and "
-                f"not {' or '.join(_TAKEN)}."
+                f"A question is called {name!r}; expected up to 40 lower-case letters, digits and _, "
+                f"starting with a letter, and not {' or '.join(_TAKEN)}."
             )
         if not isinstance(question, str) or not question.strip():
             raise InvalidOption(f"The question '{name}' is {question!r}; expected a sentence that a number answers.")
@@ -199,7 +199,7 @@ def _checked_questions(questions: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _checked_weights(weights: Mapping[str, float] | None, questions: Mapping[str, str]) -> dict[str, float]:
-    """Weights by part, summing to 1. Parts without a weight are not asked for where parts are asked one by one."""
+    """Weights by part, summing to 1. Without a weight, a part is not asked for if parts are asked one by one."""
     by_part = dict(WEIGHTS if weights is None else weights)
     for part, weight in by_part.items():
         if part not in questions:
@@ -208,10 +208,10 @@ def _checked_weights(weights: Mapping[str, float] | None, questions: Mapping[str
                 f'For your own, give questions = {{ {part} = "…" }}.'
             )
         if not weight >= 0:
-            raise InvalidOption(f"The weight of '{part}' is {weight}; expected a number from 0 on.")
+            raise InvalidOption(f"The weight of '{part}' is {weight}; expected a number of at least 0.")
     for part in questions:
         if part not in by_part and part not in QUESTIONS:
-            # A guess would change the weights of all others.
+            # A default would change the weights of all others.
             raise InvalidOption(f"The question '{part}' has no weight. Name all in weights = {{ {part} = 1, … }}.")
     total = sum(by_part.values())
     if total <= 0:

@@ -1,14 +1,13 @@
-"""Siblings of one prompt play against each other; each is scored by the strength that explains its results.
+"""Siblings of one prompt compete with each other; each is scored by its Bradley-Terry strength.
 
     critic = TournamentCritic(judge="multiple-choice", judge_options={...})
-    judgements = critic([first, second, third])      # three attempts at one prompt; other prompts may stand among them
+    judgements = critic([first, second, third])      # three attempts at one prompt; other prompts may be mixed in
     judgements[0].score                              # 0.5: an average sibling; higher wins more
 
-Small groups play everybody against everybody; large ones play Swiss rounds (each round pairs lines that have won
-equally often), which needs G log G verdicts instead of G². Strengths are Bradley-Terry: P(i beats j) = s(t_i - t_j)
-with s the logistic function. Every line also plays `prior` games, half won and half lost, against an average sibling
-(t = 0), so that a line that won every game has a finite strength. The score is s(t): the chance of beating that
-average sibling.
+Small groups play round-robin; large ones play Swiss rounds (each round pairs lines with equally many wins), which needs
+G log G verdicts instead of G². Strengths follow P(i beats j) = s(t_i - t_j) with s the logistic function. Every line
+also plays `prior` games, half won and half lost, against an average sibling (t = 0), so that a line that won every game
+has a finite strength. The score is s(t), the probability of beating that average sibling.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ Pairing = Literal["auto", "round-robin", "swiss"]
 
 
 def strengths(wins: np.ndarray, prior: float = 1.0) -> np.ndarray:
-    """Bradley-Terry strengths t (log scale) that maximise the posterior; `wins[i, j]` is how often i beat j, in parts
-    of games where the judge was unsure. Newton's method with step halving on a strictly concave function."""
+    """Bradley-Terry strengths t (log scale) that maximise the posterior; `wins[i, j]` is how often i beat j, in
+    fractions of games if the judge was unsure. Newton's method with step halving on a strictly concave function."""
     n = len(wins)
     if wins.shape != (n, n) or (wins < 0).any() or not np.isfinite(wins).all() or prior <= 0:
         raise InvalidOption(
-            f"wins must be a square matrix of finite numbers from 0 on and prior above 0, found shape {wins.shape} "
-            f"and prior {prior}."
+            f"wins must be a square matrix of finite numbers of at least 0, and prior above 0; found shape "
+            f"{wins.shape} and prior {prior}."
         )
     games = wins + wins.T
     t = np.zeros(n)
@@ -49,7 +48,7 @@ def strengths(wins: np.ndarray, prior: float = 1.0) -> np.ndarray:
         weight = games * p * (1 - p)
         hessian = np.diag(weight.sum(1) + prior * own * (1 - own)) - weight
         step = np.linalg.solve(hessian, gradient)
-        # Far from the top a full step can overshoot; half of it, often enough, cannot.
+        # Far from the maximum a full step can overshoot; repeated halving prevents that.
         for _ in range(60):
             tried = _log_posterior(t + step, wins, prior)
             if tried >= value:
@@ -84,7 +83,7 @@ class _Group:
 
 class TournamentCritic:
     """`judge` by name or live, with `judge_options`; `pairing` "auto" is round-robin up to `small` lines and Swiss
-    beyond, with `rounds` rounds (None: enough to find the best, and two more)."""
+    beyond, with `rounds` rounds (None: enough to find the best, plus two)."""
 
     name = "tournament"
 
@@ -98,7 +97,7 @@ class TournamentCritic:
         prior: float = 1.0,
     ) -> None:
         if pairing not in ("auto", "round-robin", "swiss"):
-            raise InvalidOption(f"pairing is 'auto', 'round-robin' or 'swiss', found {pairing!r}.")
+            raise InvalidOption(f"pairing must be 'auto', 'round-robin' or 'swiss', found {pairing!r}.")
         if (rounds is not None and rounds < 1) or small < 2 or not prior > 0:
             raise InvalidOption(
                 f"rounds must be at least 1, small at least 2 and prior above 0; found {rounds}, {small} and {prior}."
@@ -119,7 +118,7 @@ class TournamentCritic:
             by_prompt.setdefault((joke.prompt.id, joke.prompt.text), {}).setdefault(joke.text, joke)
         groups: dict[tuple[str, str], _Group] = {}
         for key, siblings in by_prompt.items():
-            # Places are drawn by hash, so the order in which siblings arrive decides nothing.
+            # Positions come from a hash, so the order of siblings does not matter.
             players = sorted(siblings.values(), key=lambda joke: _draw(joke.text))
             groups[key] = _Group(players, np.zeros((len(players), len(players))))
         self._play(list(groups.values()))
@@ -134,7 +133,7 @@ class TournamentCritic:
         return judgements
 
     def most_games(self, siblings: int) -> int:
-        """How many games so many lines for one prompt play."""
+        """The most games that `siblings` lines for one prompt play."""
         if siblings < 2:
             return 0
         if self._all_meet(siblings):
@@ -148,7 +147,7 @@ class TournamentCritic:
         return self.rounds or (siblings - 1).bit_length() + 2
 
     def _play(self, groups: Sequence[_Group]) -> None:
-        """All groups play each round together, so that a slow judge is called as rarely as possible."""
+        """Play each round for all groups together, so that a slow judge gets as few calls as possible."""
         playing = [(group, self._schedule(group)) for group in groups]
         while playing:
             rounds = [(group, next(schedule, None), schedule) for group, schedule in playing]
@@ -171,7 +170,7 @@ class TournamentCritic:
         verdicts = ask_judge(self.judge, [(group.players[i], group.players[j]) for group, i, j in games])
         for (group, i, j), verdict in zip(games, verdicts, strict=True):
             group.met.add(frozenset((i, j)))
-            # The whole price goes to one of the two, so that the sum over judgements is what was spent.
+            # The whole cost goes to one of the two, so that the sum over judgements is the total.
             group.usage[i] = group.usage.get(i, NO_USAGE) + verdict.usage
             for player in (i, j):
                 group.verdicts.setdefault(player, []).append(verdict)
@@ -207,7 +206,7 @@ class TournamentCritic:
 
 
 def _swiss_round(group: _Group) -> list[tuple[int, int]]:
-    """Pairs of lines that have won equally often and have not met; who finds no such opponent sits this round out."""
+    """Pair lines with equally many wins that have not met; those without such an opponent sit the round out."""
     points = group.wins.sum(1)
     waiting = sorted(range(len(points)), key=lambda i: (-points[i], i))
     pairs = []

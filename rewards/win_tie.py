@@ -1,14 +1,14 @@
-"""A critic made of a judge and a teacher: does the student's line beat what the teacher wrote for the same prompt?
+"""A critic made from a judge and a teacher: does the student's line beat the teacher's for the same prompt?
 
     critic = WinTieCritic(judge="multiple-choice", judge_options={"client": "anthropic"}, teacher="lines.jsonl")
     [judgement] = critic([joke])
     judgement.score                    # 0.5: as good as the teacher's lines; 1: certainly better
     judgement.parts["win_or_tie"]      # the paper's metric, P(win) + P(tie), averaged over the teacher's lines
-    judgement.parts["flips"]           # share of its verdicts that changed with the order, where that was tried
+    judgement.parts["flips"]           # share of its verdicts that changed with the order, if tested
 
 The score counts a tie as half a win, so that 0.5 is a draw and copying the teacher earns no more than a draw. With
-`ties="win"` it counts as a win and the score is the win-tie rate itself: right for a report, but as a reward it pays a
-student in full for copying. A prompt without a teacher line gives a failed judgement, never a zero.
+`ties="win"` a tie counts as a win and the score is the win-tie rate itself: suitable for a report, but as a reward it
+gives full credit for copying. A prompt without a teacher line gives a failed judgement, never a zero.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _DRAW = Verdict("same text", 0.5, tie=1.0)
 
 
 class WinTieCritic:
-    """`judge` by name or live, with `judge_options`; `teacher` is a buffer, its path or "everyday"; `max_lines`
-    bounds how many of the teacher's lines each joke meets (the first ones; every line costs a verdict)."""
+    """`judge` by name or live, with `judge_options`; `teacher` is a buffer, its path or "everyday"; each joke
+    is compared with the teacher's first `max_lines` lines (every line costs a verdict)."""
 
     name = "win-tie"
 
@@ -42,7 +42,7 @@ class WinTieCritic:
         ties: Literal["half", "win"] = "half",
     ) -> None:
         if ties not in ("half", "win"):
-            raise InvalidOption(f"ties is 'half' (0.5 is a draw) or 'win' (the win-tie rate), found {ties!r}.")
+            raise InvalidOption(f"ties must be 'half' (0.5 is a draw) or 'win' (the win-tie rate), found {ties!r}.")
         if max_lines < 1:
             raise InvalidOption(f"max_lines must be at least 1, found {max_lines}.")
         self.judge = cast(Judge, judges.make(judge, **(judge_options or {})))
@@ -59,7 +59,7 @@ class WinTieCritic:
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         opponents = [self.teacher.lines_for(joke.prompt.id)[: self.max_lines] for joke in jokes]
-        # The same words are a draw by definition: not worth a call.
+        # Equal texts are a draw by definition, without a call.
         pairs = [
             (joke, Joke(joke.prompt, line, author="teacher"))
             for joke, lines in zip(jokes, opponents, strict=True)
@@ -82,10 +82,10 @@ class WinTieCritic:
         if not answered:
             errors = dict.fromkeys(v.error for v in verdicts if v.error)
             return Judgement(self.name, None, error="; ".join(errors), usage=usage)
-        # The teacher's lines are draws from one teacher, so those that were judged stand for those that were not.
+        # The teacher's lines are samples from one teacher, so the judged ones represent the rest.
         n = len(answered)
         half = _unit(sum(p for p, _, _ in answered) / n)
-        # P(win) + P(tie) / 2 is what a verdict holds, so the other half of the tie makes win-or-tie.
+        # A verdict holds P(win) + P(tie) / 2, so adding the other half of the tie gives win-or-tie.
         rate = _unit(sum(min(1.0, p + tie / 2) for p, tie, _ in answered) / n)
         parts = {"win_or_tie": rate, "win": _unit(2 * half - rate), "tie": _unit(2 * (rate - half))}
         flips = flip_rate(verdicts)
@@ -100,5 +100,5 @@ class WinTieCritic:
 
 
 def _unit(value: float) -> float:
-    """Rounding can leave [0, 1] by a last digit."""
+    """Clip to [0, 1], which rounding can exceed in the last digit."""
     return min(1.0, max(0.0, value))

@@ -2,7 +2,8 @@
 
     python tests/fake_messages_server.py --latency 0.2 --fail 0.3 --seed 1     # prints its port, then serves
     GET /stats    {"calls": ..., "by_kind": {"ok": ..., "429": ...}, "by_item": {...}, "answered": {...}}
-    POST /script  ["401", "ok", ...]    what to do with the next calls, before chance decides again
+    POST /script  ["401", "ok", ...]    what to do with the next calls (or batches: a status, "no-json"), before chance
+                                        decides again
 
 Each call is answered, or mistreated, by chance drawn from the seed and the call's number for its item. An item's
 *valid* answer depends on its content only, so that a test knows what every joke must end up with. It is a program of
@@ -113,6 +114,7 @@ class Server:
         self.script: list[str] = []
         self.bodies: list[Any] = []
         self.batches: dict[str, list[dict[str, Any]]] = {}
+        self.mangled: set[int] = set()
         self.looks: Counter[str] = Counter()
         self.most_open = self.open = 0
 
@@ -237,8 +239,14 @@ class Server:
     async def batch(self, writer: asyncio.StreamWriter, method: str, path: str, body: bytes) -> bool:
         name = path.removeprefix("/v1/messages/batches").strip("/").split("/")[0]
         if method == "POST" and not name:
+            kind = self.script.pop(0) if self.script else "ok"
+            if kind in STATUS:
+                error = {"type": "error", "error": {"type": "some_error", "message": "as scripted"}}
+                return await self.send(writer, STATUS[kind], error)
             name = f"msgbatch_{len(self.batches) + 1}"
             self.batches[name] = json.loads(body)["requests"]
+            if kind == "no-json":
+                self.mangled |= {id(entry) for entry in self.batches[name]}
             self.calls += len(self.batches[name])
         elif name not in self.batches:
             missing = {"type": "error", "error": {"type": "not_found_error", "message": "no such batch"}}
@@ -266,7 +274,8 @@ class Server:
         if "expire me" in user:
             return {"custom_id": entry["custom_id"], "result": {"type": "expired"}}
         form = ((params.get("output_config") or {}).get("format") or {}).get("schema")
-        made = message(valid_answer(user, form, self.options.judge), "end_turn", params)
+        text = "no JSON" if id(entry) in self.mangled else valid_answer(user, form, self.options.judge)
+        made = message(text, "end_turn", params)
         return {"custom_id": entry["custom_id"], "result": {"type": "succeeded", "message": made}}
 
     async def send(

@@ -57,7 +57,7 @@ def test_gae_flows_across_attempts_of_an_episode():
 
 
 def test_gae_refuses_a_circle():
-    with pytest.raises(ValueError, match="circle"):
+    with pytest.raises(ValueError, match="cycle"):
         gae(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2, 2), gamma=1, lam=1, following=torch.tensor([1, 0]))
 
 

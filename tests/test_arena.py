@@ -46,7 +46,7 @@ def links(arena, address):
 
 def kept(store):
     """All that a rater could have changed."""
-    return [(x.ask, x.what, dict(x.said)) for x in store.answers()]
+    return [(x.ask, x.what, dict(x.replies)) for x in store.answers()]
 
 
 # What is shown
@@ -92,7 +92,7 @@ def test_files_of_lines_of_a_buffer_and_of_pairs(tmp_path):
         ("{", "line 1: not JSON"),
         ("[1]", "expected an object, found list"),
         ('{"text": "x"}', "line 1: not a line to judge"),
-        ('{"prompt": "x", "text": 3}', "'text' is no text"),
+        ('{"prompt": "x", "text": 3}', "'text' is not a string"),
         ("", "There is nothing to judge"),
         ('{"prompt": "a", "text": "b", "author": "x"}\n{"prompt": "c", "text": "d", "author": "y"}', "no prompt in"),
     ],
@@ -271,7 +271,7 @@ def test_agreement_equals_an_independent_computation(judged):
     for answer in judged.answers():
         ask = answer.ask
         if ask.again is None and answer.what == "answer":
-            side = answer.said["humor"]
+            side = answer.replies["humor"]
             preferred = {"first": ask.b if ask.turned else ask.a, "second": ask.a if ask.turned else ask.b}.get(side)
             said.setdefault((ask.a, ask.b), []).append(preferred)
     several = {pair: own for pair, own in said.items() if len(own) > 1}
@@ -317,8 +317,8 @@ def test_answers_about_few_sentences_give_no_intervals_and_one_tier():
 
 
 def test_raters_who_always_agree_may_not_by_the_rule_of_three():
-    """By hand: 30 pairs, half for each line. The variance of the 60 answers is 15/59, so two differ by 30/59 squared on
-    average; with 3 of 30 pairs on which the two raters differ by 1, alpha would be 1 - 0.1 / (30/59)."""
+    """By hand: 30 pairs, half for each line. The variance of the 60 answers is 15/59, so two of different pairs differ
+    by 30/59 squared on average; if the two raters differ by 1 on 3 of 30 pairs, alpha is 1 - 0.1 / (30/59)."""
     votes = [vote(rater, str(n), float(n % 2)) for n in range(30) for rater in (1, 2)]
     alpha = figures.agreement(votes).alpha
     assert (alpha.value, alpha.high) == (1.0, 1.0) and alpha.low == pytest.approx(1 - 0.1 * 59 / 30)
@@ -440,7 +440,7 @@ def test_judging_skipping_reporting_and_undoing(there):
     one.answer(humor="second", consistency="first")
     one.answer(do="skip")
     one.answer(do="offence")
-    said = [(x.what, dict(x.said)) for x in arena.store.answers()]
+    said = [(x.what, dict(x.replies)) for x in arena.store.answers()]
     assert said == [("answer", {"humor": "second", "consistency": "first"}), ("skip", {}), ("offence", {})]
     again = Visitor(links(arena, address)[0])  # the same link, in another browser
     assert (again.page.title, again.page.texts) == (one.page.title, one.page.texts)
@@ -455,7 +455,7 @@ def test_without_a_script_each_question_comes_after_the_other(there):
     assert page.fields == fields | {"humor": "first"}
     assert page.body.count('aria-pressed="true"') == 1
     one.post("/answer", page.fields | {"consistency": "second"})
-    assert [dict(x.said) for x in arena.store.answers()] == [{"humor": "first", "consistency": "second"}]
+    assert [dict(x.replies) for x in arena.store.answers()] == [{"humor": "first", "consistency": "second"}]
 
 
 def test_no_page_names_a_system_and_no_address_stays_with_its_token(there):
@@ -491,7 +491,7 @@ def test_what_is_refused_changes_nothing(there):
         (first, fields | good | {"humor": "third"}, 400, "This answer is not complete"),
         (first, fields | {"do": "win"}, 400, "This answer is not complete"),
         (first, fields, 400, "This answer is not complete"),
-        (first, fields | good | {"humor": "x" * 70_000}, 413, "That is too much"),
+        (first, fields | good | {"humor": "x" * 70_000}, 413, "This form is too large"),
     ]
     for who, form, status, title in cases:
         page = who.post("/answer", form)
@@ -768,7 +768,7 @@ def test_a_full_disk_is_told_and_changes_nothing(tmp_path):
         one.answer(humor="second", consistency="first")
         assert one.page.title == "Pair 3 of 100"
     with Store.open(tmp_path / "arena.sqlite") as store:
-        assert [dict(x.said)["humor"] for x in store.answers()] == ["first", "second"]
+        assert [dict(x.replies)["humor"] for x in store.answers()] == ["first", "second"]
 
 
 def test_many_raters_at_once_lose_and_double_nothing(tmp_path):
@@ -790,7 +790,7 @@ def test_many_raters_at_once_lose_and_double_nothing(tmp_path):
         for thread in threads:
             thread.join()
     for number, own in enumerate(given):
-        there = [(x.ask.nonce, x.said["humor"]) for x in store.answers() if x.ask.rater == number + 1]
+        there = [(x.ask.nonce, x.replies["humor"]) for x in store.answers() if x.ask.rater == number + 1]
         assert there == own and len(own) == 15
     store.close()
 
@@ -832,7 +832,7 @@ def test_the_page_of_results_says_of_whom_little_is_known():
     store = SimpleNamespace(systems=["ppo", "base", "teacher"])
     many = votes(("ppo", "base"), times=20)
     assert results._notes(store, many + votes(("teacher", "x"), times=19)) == [
-        "Fewer than 20 answers are about teacher: their figures are guesses yet."
+        "Fewer than 20 answers are about teacher: their numbers are still very uncertain."
     ]
     assert results._notes(store, many + votes(("x", "teacher"), times=20)) == []
     assert results._notes(store, []) == []

@@ -144,9 +144,9 @@ def test_two_people_judge_sixty_pairs_by_keyboard_and_by_touch(two, tmp_path):
         assert [sum(x.ask.rater == n for x in answers) for n in (1, 2)] == [60, 60]
         for rater in (1, 2):
             own = [x for x in answers if x.ask.rater == rater]
-            assert [x.said["humor"] for x in own] == [("first", "second")[side] for side in sides[rater]]
+            assert [x.replies["humor"] for x in own] == [("first", "second")[side] for side in sides[rater]]
             assert 18 <= sum(sides[rater]) <= 42  # three deviations of a fair coin
-        assert {x.said["consistency"] for x in answers if x.ask.rater == 1} == {"tie"}
+        assert {x.replies["consistency"] for x in answers if x.ask.rater == 1} == {"tie"}
         keyboard.get(f"{address}/results/{arena.owner()}")
         rows = [e.text for e in keyboard.find_elements("css selector", "#ratings table:first-of-type th[scope=row]")]
         assert rows[:4] == list(SYSTEMS)  # at the end they have names
@@ -295,7 +295,7 @@ def test_the_focus_goes_through_the_page_in_its_order(two, judged):
     assert driver.switch_to.active_element.get_attribute("name") == "consistency"
     driver.switch_to.active_element.send_keys(Keys.ENTER)
     title(driver, "Pair 2 of 60")
-    assert dict(arena.store.answers()[-1].said) == {"humor": "tie", "consistency": "first"}
+    assert dict(arena.store.answers()[-1].replies) == {"humor": "tie", "consistency": "first"}
 
 
 def test_hostile_lines_stay_text_and_in_their_place(two, tmp_path):

@@ -113,8 +113,8 @@ def test_an_interval_of_ranks_lies_between_minus_one_and_one():
 
 
 def test_where_half_of_the_resamples_have_one_score_only_no_interval_of_ranks_is_given():
-    """By hand: the twelve lines of one prompt of forty differ, and a resample lacks that prompt in 36 %. Where all
-    grades but those of another prompt are alike too, only (1 - 0.36)² = 41 % have both."""
+    """By hand: all twelve lines of one prompt of forty differ, and a resample lacks that prompt in 36 %. If all grades
+    but one prompt's are equal too, and it is another prompt, only (1 - 0.36)² = 41 % have both."""
     clusters = np.repeat(np.arange(40), 12).tolist()
     first, second = np.zeros(480), np.zeros(480)
     first[:12], second[12:24] = range(12), range(12)
@@ -457,6 +457,33 @@ def test_the_command_shows_texts_only_when_told(tmp_path):
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("place", ["new/folder/x.json", "new/folder/x.md", "new/cards"])
+def test_the_command_writes_into_a_folder_that_is_not_there_yet(headlines, tmp_path, place):
+    """It measured everything, then ended with "There is no file or folder" and nothing printed."""
+    words = ["audit", "--critic", "rules", "--data", "humicroedit", "--file", headlines, "--context", 0]
+    code, out, err = run(*words, "--limit", 4, "--out", tmp_path / place)
+    assert code == 0 and "pair accuracy" in out, err
+    assert (tmp_path / place).exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "card"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(command, headlines, tmp_path, monkeypatch):
+    def measured(*rest, **more):
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("humor_env.rewards.audits.audit.audit", measured)
+    monkeypatch.setattr("humor_env.rewards.cards.card.make_card", measured)
+    words = {
+        "audit": ["audit", "--critic", "rules", "--data", "humicroedit", "--file", headlines],
+        "card": ["card", "rules"],
+    }[command]
+    (tmp_path / "x.json").mkdir()
+    places = [headlines / "x.json", headlines] + ([tmp_path / "x.json"] if command == "audit" else [])
+    for place in places:
+        code, _, err = run(*words, "--out", place)
+        assert code == 2 and str(place if place.is_dir() else headlines) in err, err
+
+
 def test_the_command_says_what_it_needs(headlines, tmp_path):
     code, _, err = run("audit", "--critic", "rules")
     assert (code, "needs --critic NAME, --data SET and --file PATH" in err) == (2, True)
@@ -467,7 +494,7 @@ def test_the_command_says_what_it_needs(headlines, tmp_path):
     code, _, err = run("audit", "--critic", "rules", "--data", "humicroedit")
     assert (code, "Bundled, without --file: everyday-grades." in err) == (2, True)
     code, _, err = run("audit", "--critic", "rules", "--data", "everyday-grades", "--file", headlines)
-    assert (code, "is part of this package and is read from no other file" in err) == (2, True)
+    assert (code, "is part of this package and takes no file" in err) == (2, True)
     code, out, _ = run("audit", "--list")
     assert code == 0
     assert "humicroedit" in out

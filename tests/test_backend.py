@@ -144,7 +144,7 @@ def test_servers_that_cannot_help_are_explained(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("body", "told"),
-    [(b"<html>Log in</html>", "no proxy's page"), (b'{"cut": [', "does not answer"), (b"{]}", "broken JSON")],
+    [(b"<html>Log in</html>", "not a proxy's page"), (b'{"cut": [', "does not answer"), (b"{]}", "broken JSON")],
 )
 def test_what_is_no_answer_is_explained(server, tmp_path, body, told):
     backend = Server(address(server), student(), base="base", adapters=tmp_path)

@@ -24,7 +24,7 @@ from humor_env.experiments.compare.benchmark import collect, load_benchmark, pub
 from humor_env.experiments.compare.benchmark_cell import (
     CellRun,
     against_itself,
-    beside_teacher,
+    against_teacher,
     train_and_measure,
 )
 from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
@@ -367,8 +367,8 @@ def test_a_budget_is_derived_by_hand():
     ("changes", "said"),
     [
         ({'name = "ppo"': 'name = "ppo"\nsettings = { steps = 5 }'}, "follows from"),
-        ({'name = "ppo"': 'name = "imitation"\nlearner = "ppo"'}, "calls its own row"),
-        ({'name = "ppo"': 'name = "imitation-again"\nlearner = "ppo"'}, "calls its own row"),
+        ({'name = "ppo"': 'name = "imitation"\nlearner = "ppo"'}, "uses itself"),
+        ({'name = "ppo"': 'name = "imitation-again"\nlearner = "ppo"'}, "uses itself"),
         ({'name = "ppo"': 'name = "ppo"\nfeedback = ["crowds"]'}, "Did you mean 'crowd'"),
         ({'name = "ppo"': 'name = "dpo"'}, "two learners"),
         ({"samples = 48, judgements = 48,": ""}, "needs samples or judgements"),
@@ -646,17 +646,17 @@ def test_lines_beside_the_teacher_are_asked_in_both_orders_and_copies_draw():
     teacher = pocket_lines(1)
     theirs = [teacher.lines_for(p.id)[0] for p in prompts]
     jokes = [Joke(prompts[0], theirs[0]), Joke(prompts[1], "The walrus."), Joke(prompts[2], theirs[2] + " Yes.")]
-    found = beside_teacher(jokes, teacher, PocketJudge())
+    found = against_teacher(jokes, teacher, PocketJudge())
     assert found["wins"][:2] == [0.5, 0.0] and found["ties"][0] == 1.0
     assert found["longer"] == [0, len("The walrus.") - len(theirs[1]), 5]
     # A tie is half of a win in `wins`, and a whole one in the paper's metric.
     assert win_or_tie([0.5, 0.0, None, 0.9], [1.0, 0.0, 0.0, 0.4]) == [1.0, 0.0, None, 1.0]
     # A judge that always prefers the line shown first: asking in both orders cancels that.
     biased = CrowdJudge(noise=0.0, length_bias=0.0, position_bias=50.0)
-    assert beside_teacher(jokes[1:2], teacher, biased)["wins"] == [0.5]
+    assert against_teacher(jokes[1:2], teacher, biased)["wins"] == [0.5]
     once = OneOrder("pocket-crowd", {"noise": 0.0, "length_bias": 0.0, "position_bias": 50.0})
-    assert beside_teacher(jokes[1:2], teacher, once)["wins"] == [1.0]
-    assert beside_teacher(jokes[:1], None, biased)["wins"] == [None]
+    assert against_teacher(jokes[1:2], teacher, once)["wins"] == [1.0]
+    assert against_teacher(jokes[:1], None, biased)["wins"] == [None]
 
 
 def test_a_policy_beside_itself_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from humor_env.errors import BudgetExceeded, InvalidOption
 from humor_env.llm import Budget, Ledger, Request
 from humor_env.llm.budget import Account, most_tokens
+from humor_env.llm.prices import Price, price_of
 from humor_env.types import Usage
 
 
@@ -38,6 +40,34 @@ def test_limits_that_are_none() -> None:
     free = Budget()
     assert [free.reserve(10**9, 1e6) for _ in range(3)] == [1, 2, 3]
     assert free.calls_left is None
+
+
+@pytest.mark.parametrize("bad", ["5", True, [1], {}])
+@pytest.mark.parametrize("name", ["max_calls", "max_tokens", "max_cost"])
+def test_a_limit_that_is_no_number_is_a_sentence(name: str, bad: object) -> None:
+    """A text was a traceback, and `max_cost = true` was a limit of one dollar."""
+    with pytest.raises(
+        InvalidOption, match=f"{name} is {re.escape(repr(bad))}; expected a number from 0 on, or nothing"
+    ):
+        Budget(**{name: bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [5, "5", None, [], {}, {"input": 1.0}, {"input": "much", "output": 1.0}, {"input": -1.0, "output": 1.0},
+     {"input": math.nan, "output": 1.0}, {"input": 1.0, "output": math.inf}, {"input": True, "output": 1.0}],
+)  # fmt: skip
+def test_a_price_that_is_none_is_a_sentence(row: object) -> None:
+    """A number was a traceback, and a price below 0 gave money back with every call."""
+    with pytest.raises(InvalidOption, match=r"The price of 'm' is .*; expected \{input = ..., output = ...\}"):
+        price_of("m", {"m": row})  # type: ignore[dict-item]
+
+
+def test_prices_are_a_table() -> None:
+    with pytest.raises(InvalidOption, match=r"prices must be a table of models, .*; found 5"):
+        price_of("m", 5)  # type: ignore[arg-type]
+    assert price_of("m", {}) is None
+    assert price_of("m", {"m": {"input": 1, "output": "2.5"}}) == Price(1.0, 2.5)
 
 
 def test_an_account_in_a_ledger_needs_both(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_card_survives_its_file(tmp_path):
     with pytest.raises(InvalidOption, match="is not a critic card"):
         Card.load(tmp_path / "bad.json")
     (tmp_path / "old.json").write_text('{"version": 99}')
-    with pytest.raises(InvalidOption, match="a card of version 99, this program reads 1"):
+    with pytest.raises(InvalidOption, match="a card of version 99, but this program reads 1"):
         Card.load(tmp_path / "old.json")
 
 

@@ -101,7 +101,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "Step 2 could not be saved" in done.stdout
-    assert "The checkpoint of step 1 is whole" in done.stdout
+    assert "The checkpoint of step 1 is intact" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     found = CheckpointStore(tmp_path).latest()
     assert found is not None
@@ -173,7 +173,7 @@ def test_resuming_says_what_is_damaged_and_never_begins_again_in_silence(tmp_pat
         store.save(step, tensors(step), {"a": 1})
     (tmp_path / "step-00000002" / "state.json").write_text("{")
     assert store.resume().step == 1
-    assert "step-00000002 is damaged" in caplog.text and "Going on from step 1" in caplog.text
+    assert "step-00000002 is damaged" in caplog.text and "Resuming from step 1" in caplog.text
     (tmp_path / "step-00000001" / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole: .*To begin again, move"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is intact: .*To start again, move"):
         store.resume()

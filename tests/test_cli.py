@@ -196,14 +196,14 @@ def test_a_dry_run_prints_the_resolved_spec_and_does_nothing(spec, tmp_path):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("learner.steps=-1", "steps is a number from 0 on, found -1"),
-        ("learner.learning_rate=-1.0", "learning_rate is a number from 0 on, found -1.0"),
+        ("learner.steps=-1", "steps must be a number of at least 0, found -1"),
+        ("learner.learning_rate=-1.0", "learning_rate must be a number of at least 0, found -1.0"),
         ("learner.learning_rate=nan", "learning_rate"),
         ("learner.batch_size=0", "batch_size must be at least 1, found 0"),
         ("learner.name=7", "the learner's 'name' is a text; found 7"),
         ("env.prompts='nosuch.csv'", "There is no file 'nosuch.csv', which env.prompts names"),
         ("critic.5.critic='pocket'", "a list, whose entries are numbered: 0; found '5'"),
-        ("critic.0.critic=':'", "is written package.module:name; found ':'"),
+        ("critic.0.critic=':'", "as package.module:name; found ':'"),
     ],
 )
 def test_a_dry_run_finds_what_would_stop_the_run(spec, override, told):
@@ -536,8 +536,8 @@ def test_a_good_line_wins_against_a_poor_one_with_the_real_critic():
 def test_you_are_the_critic_and_the_best_answer_is_counted():
     assert "2 of 2" in played("critic", ["x", "1", "1"])
     first, second = played("critic", ["1"] * 8, 8), played("critic", ["2"] * 8, 8)
-    rights = [int(s.split("You agreed with the exact judge ")[1].split()[0]) for s in (first, second)]
-    decided = int(first.split(" times of ")[1].split(",")[0])
+    rights = [int(s.split("You agreed with the exact judge in ")[1].split()[0]) for s in (first, second)]
+    decided = int(first.split(" rounds, the crowd judge")[0].split()[-1])
     # Who says 1 is right exactly where who says 2 is wrong.
     assert sum(rights) == decided > 0
 
@@ -568,8 +568,8 @@ def test_doctor_says_what_is_there_without_saying_a_key(monkeypatch):
 def test_doctor_says_how_much_memory_a_step_takes():
     said = json.loads(cli("doctor", "--spec", "pocket-quickstart", "--set", "learner.micro_batch=auto", "--json"))
     warm_start, learner = said["a_step_takes"]
-    assert re.fullmatch(r"teacher\.imitation: about [\d.]+ [MG]B with micro_batch 64; [\d.]+ GB are there", warm_start)
-    assert re.fullmatch(r"learner: about [\d.]+ [MG]B with micro_batch (64|32); [\d.]+ GB are there", learner)
+    assert re.fullmatch(r"teacher\.imitation: about [\d.]+ [MG]B with micro_batch 64; [\d.]+ GB are free", warm_start)
+    assert re.fullmatch(r"learner: about [\d.]+ [MG]B with micro_batch (64|32); [\d.]+ GB are free", learner)
 
 
 def test_doctors_notes_follow_what_was_found():
@@ -644,7 +644,7 @@ def test_a_full_disk_is_a_sentence():
         process = start("critics", stdout=full)
         _, said = process.communicate(timeout=240)
     assert process.returncode == 1, said
-    assert said.startswith("Nothing can be written to the disk: No space left on device. Free some space")
+    assert said.startswith("Cannot write to the disk: No space left on device. Free some space")
     assert len(said.splitlines()) == 1
 
 
@@ -700,7 +700,7 @@ def test_a_run_is_measured_on_its_own_prompts_by_its_own_critic(spec, world, tmp
     assert json.loads(cli("evaluate", "runs/tiny", "--json", "--limit", 2))["count"] == 2
     assert json.loads(cli("evaluate", "runs/tiny", "--json", "--split", "dev"))["split"] == "dev"
     assert json.loads(cli("evaluate", "runs/tiny", "--json", "--critic", "rules"))["critic"] == "rules"
-    assert "give --critic too" in cli("evaluate", "runs/tiny", "--option", "a=1", code=2)
+    assert "--option needs --critic" in cli("evaluate", "runs/tiny", "--option", "a=1", code=2)
 
 
 def test_a_run_that_was_interrupted_is_not_taken_for_a_model(spec):
@@ -734,3 +734,9 @@ def test_a_judge_is_not_a_critic(tmp_path):
     write_jokes(tmp_path / "jokes.jsonl", "Moss.")
     said = cli("judge", tmp_path / "jokes.jsonl", "--critic", "multiple-choice", code=2)
     assert said.startswith("'multiple-choice' is a judge") and "win-tie" in said and "audit" in said
+
+
+def test_a_gallery_is_written_into_a_folder_that_is_not_there_yet(tmp_path):
+    cli("gallery", "--count", 1, "--out", tmp_path / "new" / "gallery.md")
+    assert (tmp_path / "new" / "gallery.md").read_text(encoding="utf-8").startswith("#")
+    assert "is a folder" in cli("gallery", "--count", 1, "--out", tmp_path, code=2)

@@ -169,7 +169,7 @@ def test_stable_baselines3_by_name_and_its_own_loop(tokenizer_folder):
 def test_what_is_no_token_id_stays_refused(tokenizer_folder, bad):
     env = probe("humor_env/Tokens-v0", tokenizer_folder).unwrapped
     env.reset(seed=0)
-    with pytest.raises(InvalidAction, match="An action is a token id"):
+    with pytest.raises(InvalidAction, match="An action must be a token id"):
         env.step(bad)
 
 

@@ -112,6 +112,11 @@ def test_an_edit_is_moved_as_an_edit():
     assert "Snow closes many hair in Ohio" in asked and asked.count(trump.text) == 1
 
 
+def test_a_line_that_is_moved_stays_as_it_was_cut():
+    cut, other = (Joke(j.prompt, j.text, "me", "length") for j in JOKES[:2])
+    assert under_prompt_of(cut, other) == Joke(other.prompt, cut.text, "me", "length")
+
+
 def test_the_probes_and_their_tables_have_a_row_of_it():
     cases = pocket_cases(n=10)
     blind = run_probes(critic(lambda j: 0.5), cases, [])

@@ -122,7 +122,7 @@ def test_learners_of_pairs_ask_once_a_prompt_and_round():
 def test_where_no_model_is_asked_it_says_so():
     quick = load_spec("pocket-quickstart")
     assert costs.estimate_spec(quick) == []
-    assert "costs nothing but time" in costs.show(quick, [])
+    assert "costs only time" in costs.show(quick, [])
 
 
 def test_an_unknown_price_is_not_free(capsys):
@@ -148,7 +148,7 @@ RULES = '[[critic]]\ncritic = "rules"'
         ('[[critic]]\ncritic = "scorer"\noptions = { client = "anthropc:claude" }', [], "anthropc"),
         ('[[critic]]\ncritic = "rules"\noptions = { rubrik = 1 }', [], "rubrik"),
         ('[[critic]]\ncritic = "scorer"\noptions = { client = "local:/nope" }', [], "/nope"),
-        (RULES, ["student.model='/nope'"], "The student '/nope' is not there"),
+        (RULES, ["student.model='/nope'"], "The student '/nope' does not exist"),
         (RULES, ["student.device='cuda:77'"], "device 'cuda:77' cannot be used here"),
         (RULES, ["teacher.filter={critic='rules', options={rubrik=1}}"], "rubrik"),
     ],

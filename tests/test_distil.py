@@ -136,7 +136,7 @@ def test_ledgers_without_verdicts_and_of_several_models_are_explained(tmp_path):
         from_ledger(tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
     Ledger(tmp_path / "empty.sqlite").close()
-    with pytest.raises(InvalidOption, match="holds no verdicts"):
+    with pytest.raises(InvalidOption, match="has no verdicts"):
         from_ledger(tmp_path / "empty.sqlite")
     (tmp_path / "text").write_text("not a database, but long enough to be looked at as one" * 10)
     with pytest.raises(InvalidOption, match="cannot be used as a ledger"):

@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import pytest
@@ -41,6 +42,13 @@ def test_only_siblings_of_the_same_prompt_are_compared():
     found = critic([Joke(P, "a b c"), Joke(Q, "a b c"), Joke(P, "x y z")])
     assert [j.score for j in found] == [1.0, 1.0, 1.0]
     assert found[1].parts == {}
+
+
+@pytest.mark.parametrize("archive", [datetime.date(2024, 1, 1), 5, None, [1, 2], ["fine", None], {"a": 1}])
+def test_an_archive_that_is_none_is_a_sentence(archive):
+    """A TOML date among the options was a traceback."""
+    with pytest.raises(InvalidOption, match=r"archive is .*; expected a list of lines, or a file's path as text"):
+        DiversityCritic(archive)
 
 
 def test_the_archive_counts_by_its_nearest_line():

@@ -338,17 +338,21 @@ def test_the_smallest_bounds(prompts, critic):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"attempts": 0}, InvalidOption, "attempts is a whole number of at least 1, found 0"),
+        ({"attempts": 0}, InvalidOption, "attempts must be a whole number of at least 1, found 0"),
         ({"attempts": 1.5}, InvalidOption, "attempts"),
         ({"max_chars": 0}, InvalidOption, "max_chars"),
         ({"split": "trian"}, InvalidOption, "Did you mean 'train'"),
-        ({"space": "ascii"}, InvalidOption, "space is"),
-        ({"render_mode": "rgb_array"}, InvalidOption, "render_mode is 'ansi' or 'human' or None, found 'rgb_array'"),
+        ({"space": "ascii"}, InvalidOption, "space must be"),
+        (
+            {"render_mode": "rgb_array"},
+            InvalidOption,
+            "render_mode must be 'ansi' or 'human' or None, found 'rgb_array'",
+        ),
         ({"prompts": []}, PromptError, "is empty"),
         ({"prompts": "pockets"}, UnknownName, "Did you mean 'pocket'"),
         ({"prompts": "nowhere.jsonl"}, PromptError, "cannot be read"),
         ({"critic": "rulez"}, UnknownName, "Did you mean 'rules'"),
-        ({"critic": 3}, CriticContractError, "cannot be called"),
+        ({"critic": 3}, CriticContractError, "is not callable"),
         ({"prompts_options": {"limit": 3}}, InvalidOption, "no options"),
     ],
 )
@@ -418,7 +422,7 @@ def test_one_odd_answer_fails_one_judgement(prompts, odd, says):
 def test_numbers_that_no_judgement_may_hold_are_a_sentence():
     """A critic that divides by zero ended a run with a raw ValueError; it is one of ours now."""
     for kind in (CriticContractError, ValueError):
-        with pytest.raises(kind, match="must lie in"):
+        with pytest.raises(kind, match="must be in"):
             Judgement("c", float("nan"))
         with pytest.raises(kind, match="either a probability or an error"):
             Verdict("c", None)

@@ -12,7 +12,7 @@ from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
 from humor_env.experiments.compare import benchmark_cell, benchmark_tables, stats
 from humor_env.experiments.compare.benchmark import Benchmark, _row
-from humor_env.experiments.compare.benchmark_cell import beside_teacher
+from humor_env.experiments.compare.benchmark_cell import against_teacher
 from humor_env.experiments.compare.benchmark_spec import parse_benchmark
 from humor_env.experiments.reports.report_data import Judged, RunData, SeedData
 from humor_env.experiments.reports.report_numbers import headline
@@ -133,7 +133,7 @@ def test_line_k_stands_beside_the_teachers_line_k(tmp_path):
         tmp_path / "lines.jsonl", [Demonstration(first, "xxxx", "t"), Demonstration(first, "x", "t")]
     )
     jokes = [Joke(first, "aaa"), Joke(first, "bbb"), Joke(first, "ccccc"), Joke(second, "d")]
-    found = beside_teacher(jokes, teacher, longer_wins)
+    found = against_teacher(jokes, teacher, longer_wins)
     assert found["wins"] == [0.0, 1.0, 1.0, None]
     assert found["longer"] == [-1, 2, 1, 0]
 

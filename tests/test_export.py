@@ -54,8 +54,8 @@ def test_minari_gets_what_was_judged(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["RUN", "OUT", "--as", "csv"], "There is no form 'csv'. Known: jsonl, dataset, minari."),
-        (["RUN", "RUN"], "is there already"),
+        (["RUN", "OUT", "--as", "csv"], "There is no format 'csv'. Known: jsonl, dataset, minari."),
+        (["RUN", "RUN"], "already exists"),
         (["RUN", "OUT", "--stage", "ppo"], "has no evaluation-ppo.jsonl"),
     ],
 )

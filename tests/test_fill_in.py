@@ -42,6 +42,13 @@ def test_the_whole_sentence_is_read_as_an_edit_of_the_headline():
     assert found.parts == {"form": 1.0, "wit": 0.6}
 
 
+def test_the_critic_inside_is_told_why_the_line_ended():
+    """It was dropped, so that a word that was cut off counted as whole."""
+    inner = Reading()
+    FillInCritic(inner)([Joke(HEADLINE, "gas", stop_reason=why) for why in ("length", "end", None)])
+    assert [joke.stop_reason for joke in inner.asked] == ["length", "end", None]
+
+
 @pytest.mark.parametrize("line", ["", "a b c", "gas!", "7", "[gas]", "x_y", "a\nb", "gas  leak", "-gas", "z" * 49])
 def test_what_is_no_word_scores_0_and_is_not_asked(line):
     inner = Reading()
@@ -83,7 +90,7 @@ def test_lift_moves_a_word_to_other_headlines():
 
 
 def test_options():
-    with pytest.raises(InvalidOption, match="words is how many words a line may have and must be at least 1; found 0"):
+    with pytest.raises(InvalidOption, match="words is the most words of a line and must be at least 1; found 0"):
         FillInCritic(Reading(), words=0)
     with pytest.raises(InvalidOption, match="found True"):
         FillInCritic(Reading(), words=True)

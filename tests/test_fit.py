@@ -87,6 +87,13 @@ def test_it_reads_the_prompt():
     assert scores.interval[0] > 0.6 and scores.lift > 0
 
 
+def test_hidden_characters_make_nothing_fit_better():
+    prompt, line = Prompt("p", "The soup was cold."), "Penguins ordered it."
+    jokes = [Joke(prompt, text) for text in (line, "Pen\u200bguins ordered it.", f"\u2066{line}\u2069")]
+    plain, *others = (judgement.score for judgement in made()(jokes))
+    assert others == pytest.approx([plain] * 2, abs=1e-6)
+
+
 def test_what_is_asked_together_does_not_change_the_answer():
     prompt = Prompt("p", "The soup was cold.")
     lines = ["Penguins ordered it.", "It was so cold that penguins ordered it with a side of ice and stayed.", "x"]

@@ -136,5 +136,5 @@ def test_diverse_groups_differ_and_a_narrow_beam_is_greedy():
     [[plain]] = beams(one, PROMPTS[:1], width=1, max_new_tokens=6)
     greedy = sample(one, PROMPTS[:1], Sampling(max_new_tokens=6, temperature=0.0))
     assert plain == greedy.texts[0]
-    with pytest.raises(InvalidOption, match="divide"):
+    with pytest.raises(InvalidOption, match="divisible"):
         beams(one, PROMPTS[:1], width=5, groups=2)

@@ -9,7 +9,7 @@ from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
-from humor_env.agents.student.static_writer import StaticWriter
+from humor_env.agents.student.static_writer import StaticWriter, unsuitable
 from humor_env.agents.student.writer import InProcess
 from humor_env.types import Demonstration
 
@@ -84,6 +84,7 @@ def test_bf16_stays_near_single_precision():
 def test_captured_steps_write_what_the_eager_writer_writes(family):
     """In float32. Kernels round otherwise, so that a near tie may fall otherwise: most lines are the same."""
     one = on("cuda", family)
+    assert unsuitable(one) == ""
     texts = PROMPTS * 20
     uniforms = draw_uniforms(60, 16, torch.Generator().manual_seed(0))
     sampling = Sampling(max_new_tokens=16)

@@ -168,7 +168,7 @@ def test_a_file_that_is_missing_or_not_asked_for_gets_a_sentence(place, tmp_path
 
 
 def test_a_name_that_stands_for_nothing_is_found_before_anything_runs(place):
-    with pytest.raises(InvalidOption, match=r"says '\{trained.jugde\}'.*Did you mean 'trained.judge'\?"):
+    with pytest.raises(InvalidOption, match=r"uses '\{trained.jugde\}'.*Did you mean 'trained.judge'\?"):
         small(place, "held_out.options.critic_options.folder='{trained.jugde}'")
     text = load_benchmark_spec("headlines").to_toml().replace('name = "context"', 'name = "plain"')
     with pytest.raises(InvalidOption, match="two trained critics are called 'plain'"):
@@ -192,5 +192,5 @@ def test_names_are_filled_in_everywhere_and_nothing_else_is():
     filled = {"a": "x:F", "b": [{"c": "K/y"}, 1, True, "{other}", "{data}"], "d": 0.5}
     assert fill_names(data, {"data.f": "F", "trained.k": "K"}) == filled
     assert fill_names(data, {"data.f": "F"}, others=True)["b"][0] == {"c": "{trained.k}/y"}
-    with pytest.raises(InvalidOption, match=r"'\{trained.k\}' names nothing here"):
+    with pytest.raises(InvalidOption, match=r"'\{trained.k\}' is not a known name"):
         fill_names(data, {"data.f": "F"})

@@ -3,18 +3,21 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import tiny
+import torch
 from fake_hub import FakeHub
 from typer.testing import CliRunner
 
+from humor_env.errors import InvalidOption
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.runs.run import run
 from humor_env.experiments.sharing import hub
-from humor_env.experiments.specs.spec import load_spec
+from humor_env.experiments.specs.spec import load_spec, parse_spec
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Prompt
 
@@ -62,7 +65,7 @@ def test_a_dry_run_lists_every_byte_and_asks_nobody(finished):
     assert listed["files"] == there
     assert {"README.md", "policy/adapter_model.safetensors", "base/model.safetensors", "run/spec.toml"} <= set(there)
     inside = [text for text in texts if str(finished) in text]
-    assert len(inside) <= 1, "only the spec names the folder that the student came from"
+    assert not inside, "no file names a place on this machine"
 
 
 def test_the_card_has_no_empty_field(finished):
@@ -80,9 +83,158 @@ def test_the_card_has_no_empty_field(finished):
     assert "CC-BY-4.0" in text and "`pocket` gave the reward" in text
 
 
+PRIVATE_SPEC = """
+name = "mine"
+[env]
+prompts = "HOME/secret-client/prompts.jsonl"
+[student]
+model = 'BASE'
+[teacher]
+lines = "HOME/secret-client/lines.jsonl"
+[budget]
+ledger = "HOME/budget.sqlite"
+[[critic]]
+critic = "scorer"
+[critic.options]
+client = "openai:judge@http://alice:hunter2@10.1.2.3:8000/v1"
+ledger = "HOME/v.sqlite"
+rubric = "HOME/my rubric.txt"
+[[critic]]
+critic = "mix"
+[critic.options]
+critics = [{ critic = "scorer", options = { client = "openai:m", options = { base_url = "http://10.1.2.3/v1" } } }]
+[eval]
+critic = [{ critic = "reward-model", options = { folder = "~/secret-client/critic" } }]
+[learner]
+name = "ppo"
+steps = 1
+"""
+
+
+def private_run(folder, base):
+    """The folder of a run whose spec, results and student name a server and places of somebody's machine."""
+    folder.mkdir()
+    home = "/home/alice/work"
+    (folder / "spec.toml").write_text(parse_spec(PRIVATE_SPEC.replace("HOME", home).replace("BASE", base)).to_toml())
+    (folder / "run.json").write_text(json.dumps({"started": "today", "repeat": f"humor-env train {home}/spec.toml"}))
+    seed = folder / "seed-0"
+    for part in ("student/policy", "student/imitation"):
+        (seed / part).mkdir(parents=True)
+    why = "http://10.1.2.3:8000/v1 answered 404; 10.1.2.3:8000 is written to '/home/alice/my own/v.sqlite'"
+    (seed / "results.json").write_text(json.dumps({"stages": {}, "seconds": {}, "steps": 1, "why": why}))
+    (seed / "student" / "student.json").write_text(json.dumps({"base": base, "instruction": "Say it and/or sing it."}))
+    for config in ("policy/adapter_config.json", "imitation/adapter_config.json"):
+        (seed / "student" / config).write_text(json.dumps({"base_model_name_or_path": base, "r": 8}))
+    (seed / "student" / "tokenizer_config.json").write_text(
+        json.dumps({"name_or_path": f"{home}/words", "chat_template": "see https://example.org/a/b"})
+    )
+    (seed / "student" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"://": 1, "/usr/bin/x": 2}}}))
+    return folder
+
+
+def private_words(folder, *more):
+    """What each staged file says that nobody else is to read."""
+    secret = ["hunter2", "alice", "10.1.2.3", "/home", "secret-client", "my own", *more]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [(path.name, word) for path in files for word in secret if word.encode() in path.read_bytes()]
+
+
+def test_nothing_that_is_pushed_names_a_server_a_password_or_a_place_on_this_machine(tmp_path):
+    """The spec went up with `openai:judge@http://alice:hunter2@10.1.2.3:8000/v1` and the paths of the ledger and of
+    others, and so did error messages in the results."""
+    run_folder = private_run(tmp_path / "run", "owner/base")
+    with hub.staged(run_folder, "owner/name") as folder:
+        assert private_words(folder, str(tmp_path)) == []
+        spec = load_spec(folder / "run" / "spec.toml")
+        assert "ledger" not in (folder / "run" / "spec.toml").read_text()
+        results = json.loads((folder / "run" / "results.json").read_text())
+        words = json.loads((folder / "tokenizer_config.json").read_text())
+        described = json.loads((folder / "student.json").read_text())
+        assert "/usr/bin/x" in (folder / "tokenizer.json").read_text(), "a vocabulary is left as it is"
+    assert spec.critic[0].options == {"client": "openai:judge", "rubric": "my rubric.txt"}
+    assert spec.critic[1].options["critics"] == [{"critic": "scorer", "options": {"client": "openai:m", "options": {}}}]
+    assert spec.eval.critic[0].options == {"folder": "critic"}
+    assert (spec.env.prompts, spec.teacher.lines) == ("prompts.jsonl", "lines.jsonl")
+    assert "answered 404" in results["why"]
+    assert words == {"name_or_path": "words", "chat_template": "see https://example.org/a/b"}
+    assert described == {"base": "owner/base", "instruction": "Say it and/or sing it."}
+
+
+def test_a_base_from_a_gguf_file_goes_along_as_a_folder_that_loads_elsewhere(tmp_path, monkeypatch):
+    """The card, the adapters and student.json named the file on this machine, so that nobody else could load it."""
+    pytest.importorskip("gguf")
+    from test_gguf import write_gguf
+
+    from humor_env.agents.student import Student
+
+    monkeypatch.setenv("HUMOR_ENV_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "model.gguf", tiny.llama())
+    run_folder = private_run(tmp_path / "run", str(file))
+    saved = run_folder / "seed-0" / "student"
+    shutil.rmtree(saved)
+    Student.load(file).save_pretrained(saved, base=str(file))
+    with hub.staged(run_folder, "owner/name") as folder:
+        assert private_words(folder, str(tmp_path)) == []
+        assert json.loads((folder / "student.json").read_text())["base"] is None
+        assert json.loads((folder / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+            "owner/name"
+        )
+        assert "base_model:" not in (folder / "README.md").read_text()
+        file.unlink()
+        shutil.rmtree(tmp_path / "cache")
+        there, original = Student.load(folder), tiny.llama()
+        tokens = torch.tensor([[5, 7, 9, 11]])
+        with torch.no_grad(), there.using(None):
+            assert torch.allclose(there.base(tokens).logits, original(tokens).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["/home/alice/gone", "C:\\models\\mine", "./gone.gguf", "FOLDER/weights.bin"])
+def test_a_base_that_nobody_else_can_load_is_refused(tmp_path, base):
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    run_folder = private_run(tmp_path / "run", base.replace("FOLDER", str(tmp_path)))
+    with pytest.raises(InvalidOption, match="others cannot load"), hub.staged(run_folder, "owner/name"):
+        pass
+
+
+def test_a_named_base_is_named_as_the_hub_does(tmp_path):
+    """The card said `base_model: smollm2`, which is no name on the Hub, and the adapters lost their right one."""
+    with hub.staged(private_run(tmp_path / "run", "smollm2"), "owner/name") as folder:
+        hub_name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert f"base_model: {hub_name}\n" in (folder / "README.md").read_text()
+        config = json.loads((folder / "policy" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == hub_name
+
+
+def test_judged_lines_are_pushed_without_servers_and_paths(tmp_path):
+    verdict = {
+        "score": None,
+        "error": "http://alice:hunter2@10.1.2.3:8000/v1 answered 500",
+        "info": {"ledger": "/home/a"},
+    }
+    rows = [
+        {
+            "prompt": "Write to http://example.org/a/b.",
+            "text": "See /usr/bin/x.",
+            "source": "openai:m@10.1.2.3:8000 t=1",
+        },
+        {"prompt": "A.", "text": "B.", "critic": "scorer", "asked": {"client": "ab12"}, "judgement": verdict},
+        {"prompt": {"id": "1", "text": "C."}, "text": "D\u2028d.", "critic": "local:/home/alice/critic"},
+    ]
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with hub.staged(lines, "owner/lines") as folder:
+        assert private_words(folder, str(tmp_path), "asked") == []
+        pushed = [json.loads(line) for line in (folder / "data.jsonl").read_text("utf-8").split("\n") if line]
+        card = (folder / "README.md").read_text("utf-8")
+    assert pushed[0] == {**rows[0], "source": "openai:m t=1"}
+    assert pushed[1]["judgement"]["error"] == "answered 500"
+    assert pushed[2] == {**rows[2], "critic": "local:critic"}
+    assert "| written by | openai:m t=1 |" in card
+
+
 @pytest.mark.slow
 def test_a_pushed_folder_comes_back_whole_and_loads_with_plain_transformers_and_peft(finished, tmp_path):
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -128,7 +280,7 @@ def test_a_hub_that_is_not_there_is_told_in_a_sentence(tmp_path):
     with FakeHub() as server:
         pass  # it has gone again
     done = call(["push", tmp_path / "lines.jsonl", "owner/lines"], server)
-    assert done.returncode == 1 and "The Hub did not take 'owner/lines'" in done.stderr
+    assert done.returncode == 1 and "The Hub did not accept 'owner/lines'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -137,7 +289,7 @@ def test_a_hub_that_is_not_there_is_told_in_a_sentence(tmp_path):
     [
         (["push", "FOLDER", "name"], "expected owner/name"),
         (["push", "FOLDER", "owner/name"], "no run with a finished student"),
-        (["push", "FOLDER/odd.jsonl", "owner/name"], "line 1 is no JSON object"),
+        (["push", "FOLDER/odd.jsonl", "owner/name"], "line 1 is not a JSON object"),
         (["pull", "owner/name", "FOLDER"], "is not empty"),
     ],
 )

@@ -48,6 +48,14 @@ def test_isarcasm(write):
     assert [(d.source, d.prompt.split) for d in lines] == [("isarcasm", split_by_hash(p.text)) for p in prompts]
 
 
+def test_an_empty_mark_in_the_first_row_is_no_missing_column(write):
+    """The whole file was refused: "no column 'sarcastic', so this is not a file of isarcasm"."""
+    rows = "0,Half a row,,,,,,,,\n1,Best bus ever,1,The bus was late.,1,0,0,0,0,0\n"
+    assert [p.text for p in load_prompts("isarcasm:" + write("train.csv", HEAD + rows))] == ["The bus was late."]
+    with pytest.raises(PromptError, match="line 2: no column 'sarcastic'"):
+        load_prompts("isarcasm:" + write("other.csv", "text,score\na,1\nb,2\n"))
+
+
 def test_isarcasm_as_pairs_that_a_critic_is_asked_about(write):
     """Is the tweet found better than the sentence that says the same plainly? By hand: of one, and a tie is half."""
     rows = (
@@ -110,7 +118,7 @@ def test_what_is_no_file_of_theirs_is_said(write):
         open_lines("flute:none.jsonl")
     with pytest.raises(PromptError, match=r"line 2: no column 'sarcastic', so this is not a file of isarcasm"):
         load_prompts("isarcasm:" + write("other.csv", "text,label\nA,1\n"))
-    with pytest.raises(PromptError, match="line 2: 'rephrase' must hold a text that is not empty, found None"):
+    with pytest.raises(PromptError, match="line 2: 'rephrase' must hold a non-empty text, found None"):
         load_prompts("isarcasm:" + write("test.csv", HEAD + "0,Lovely,1,,1,0,0,0,0,0\n"))
     with pytest.raises(PromptError, match=r"no row of flute has both sides \(label is Contradiction\)"):
         load_prompts("flute:" + write("e.jsonl", row(premise="It is late now.", hypothesis="x", label="Entailment")))

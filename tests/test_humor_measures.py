@@ -138,7 +138,7 @@ def test_incongruity():
     assert measures.incongruity([1, 2], [2, 4]) == pytest.approx(0)
     assert measures.incongruity([1, 0], [-3, 0]) == pytest.approx(2)
     assert measures.incongruity([1, 0], [1, 1]) == pytest.approx(1 - 1 / math.sqrt(2))
-    with pytest.raises(InvalidOption, match="one length"):
+    with pytest.raises(InvalidOption, match="the same length"):
         measures.incongruity([1, 0], [1, 0, 0])
     with pytest.raises(InvalidOption, match="no direction"):
         measures.incongruity([1, 0], [0, 0])

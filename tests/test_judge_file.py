@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from fake_messages_server import running
 from humor_env.errors import CriticContractError, InvalidOption, PromptError
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.commands.judge_file import Line, agreement, judge_file, read_jokes, scores_of
+from humor_env.experiments.commands.judged_rows import asked_of, changed_options
 from humor_env.experiments.options import key_values
 from humor_env.types import Joke, Judgement, Prompt
 
@@ -84,7 +87,7 @@ def test_a_table_by_the_command_and_one_that_is_no_table_of_jokes(tmp_path: Path
     source.write_text("prompt,text\nThe meeting was slow.,Glaciers overtook it.\n")
     assert main([str(source), "--critic", "rules"]) == 0
     assert "jokes.rules.csv" in capsys.readouterr().out
-    assert (tmp_path / "jokes.rules.csv").is_file() and (tmp_path / "jokes.rules.jsonl").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["jokes.csv", "jokes.rules.csv", "jokes.rules.csv.jsonl"]
     source.write_text("name,line\na,b\n")
     assert main([str(source), "--critic", "rules"]) == 2
     assert "column" in capsys.readouterr().err
@@ -213,8 +216,12 @@ def test_an_output_of_another_file_or_critic_is_not_touched(tmp_path: Path) -> N
     other = Counting()
     other.name = "other"
     changed = [*lines[:3], Line(4, {}, Joke(lines[3].joke.prompt, "changed"), None)]
-    for new_lines, critic in ((lines, other), (changed, Counting())):
-        with pytest.raises(InvalidOption, match="another file or another critic"):
+    for new_lines, critic, says in (
+        (lines, other, "another critic ('counting', not 'other')"),
+        (changed, Counting(), "another file: line 4 was 'xxxx' there and is 'changed' here"),
+        (lines[:9], Counting(), "another file: it has a line 10"),
+    ):
+        with pytest.raises(InvalidOption, match=re.escape(says)):
             judge_file(new_lines, output, critic)
         assert output.read_bytes() == before
 
@@ -329,6 +336,110 @@ def test_a_list_may_be_written_as_the_error_message_shows_it() -> None:
     """In JSON it was taken for a text: 'critics must be a list such as [{"critic": "rules", …', found just that."""
     found = key_values(['critics=[{"critic": "rules", "gate": 0.5}]', 'd={"x": null}', "e=[not, a list]", "f={x"])
     assert found == {"critics": [{"critic": "rules", "gate": 0.5}], "d": {"x": None}, "e": "[not, a list]", "f": "{x"}
+
+
+def test_other_options_are_refused_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scores of the earlier call were given as the result of the new one, without a word."""
+    source = write(tmp_path / "jokes.jsonl", [{"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}])
+    loose, strict = ["--option", "max_ratio=5.0"], ["--option", "max_ratio=0.6", "--option", "slack=0"]
+    command = [str(source), "--critic", "rules"]
+    assert main([*command, *loose]) == 0
+    output = tmp_path / "jokes.rules.jsonl"
+    assert records(output)[0]["judgement"]["score"] == 1
+    before = output.read_bytes()
+    capsys.readouterr()
+    assert main([*command, *strict]) == 2
+    assert "asked with other options (max_ratio, slack). Give another --output" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "other options (max_ratio)" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert main([*command, *loose]) == 0
+    assert "1 jokes (1 from before)" in capsys.readouterr().out
+    assert main([*command, *loose, "--option", "min_ratio=0.5"]) == 0, "the default is no other option"
+
+
+def test_what_only_says_how_to_ask_is_no_other_option() -> None:
+    """Limits, the place of the ledger and how many calls are in the air may change between two calls."""
+    asked = lambda **options: asked_of("scorer", options)  # noqa: E731
+    plain = asked(client="openai:m@http://h:1/v1", options={"temperature": 0})
+    more = {"concurrency": 4, "requests_per_minute": 9, "temperature": 0}
+    assert plain == asked(client="openai:m@http://h:1/v1", ledger="x", budget={"max_calls": 4}, options=more)
+    assert plain == asked(client="openai:m@http://me:secret@h:1/v1", options={"temperature": 0})
+    for other in (
+        {"client": "openai:m@http://other:1/v1", "options": {"temperature": 0}},
+        {"client": "openai:n@http://h:1/v1", "options": {"temperature": 0}},
+    ):
+        assert changed_options(plain, asked(**other)) == ["client"]
+    assert changed_options(plain, asked(client="openai:m@http://h:1/v1", options={"temperature": 1})) == ["options"]
+    jury = lambda **inner: asked_of("mix", {"critics": [{"critic": "scorer", "options": inner}]})  # noqa: E731
+    assert jury(client="anthropic", ledger="a") == jury(client="anthropic", ledger="b")
+    assert changed_options(jury(client="anthropic"), jury(client="openai:m")) == ["critics"]
+    assert "secret" not in json.dumps(asked(client="openai:m@http://me:secret@h:1/v1"))
+    assert asked_of("diversity", {"archive": datetime.date(2024, 1, 1)})["options"], "a date of TOML is no error"
+
+
+def test_a_file_that_an_option_names_is_asked_about_by_what_it_holds(tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("Is it funny?")
+    first = asked_of("scorer", {"rubric": str(rubric)})
+    assert first == asked_of("scorer", {"rubric": str(rubric)})
+    rubric.write_text("Is it very funny?")
+    assert changed_options(first, asked_of("scorer", {"rubric": str(rubric)})) == ["rubric"]
+
+
+def test_a_corrected_prompt_is_judged_anew_and_the_rest_is_kept(tmp_path: Path, capsys: Any) -> None:
+    """Only the texts were compared: a line kept the score that it had with the old prompt."""
+    rows = [{"prompt": f"Meeting {n}.", "text": "x" * (n + 1)} for n in range(4)]
+    source, output = write(tmp_path / "jokes.jsonl", rows), tmp_path / "out.jsonl"
+    judge_file(read_jokes(source), output, Counting())
+    rows[2]["prompt"] = "The meeting was slow."
+    write(source, rows)
+    again = Counting()
+    summary = judge_file(read_jokes(source), output, again)
+    assert again.seen == ["xxx"]
+    assert (summary.resumed, summary.changed) == (3, 1)
+    assert [row["prompt"] for row in records(output)] == [row["prompt"] for row in rows]
+    rows[0]["prompt"] = {"id": "Meeting 0.", "text": "Meeting 0.", "extra": {"words": ["slow"]}}
+    write(source, rows)
+    assert main([str(source), "--critic", "test_judge_file:Counting", "--output", str(output)]) == 0
+    assert "4 jokes (3 from before, 1 judged anew after a change)" in capsys.readouterr().out
+
+
+def test_an_output_without_a_record_of_the_options_is_gone_on_with(tmp_path: Path, capsys: Any) -> None:
+    """Outputs of older versions do not say how they were asked."""
+    source = ten(tmp_path / "jokes.jsonl")
+    command = [str(source), "--critic", "rules", "--option", "slack=0", "--output", str(tmp_path / "out.jsonl")]
+    assert main(command) == 0
+    rows = records(tmp_path / "out.jsonl")
+    write(tmp_path / "out.jsonl", [{k: v for k, v in row.items() if k != "asked"} for row in rows])
+    assert main(command) == 0
+    assert "10 jokes (10 from before)" in capsys.readouterr().out
+
+
+def test_a_table_and_a_file_of_lines_of_one_name_do_not_meet(tmp_path: Path, capsys: Any) -> None:
+    """The second was refused: "another critic ('rules', not 'rules')"."""
+    write(tmp_path / "jokes.jsonl", [{"prompt": "Meeting.", "text": "Moss grew on the chair."}])
+    (tmp_path / "jokes.csv").write_text("prompt,text\nBus.,The bus has retired.\n")
+    for name in ("jokes.jsonl", "jokes.csv", "jokes.jsonl", "jokes.csv"):
+        assert main([str(tmp_path / name), "--critic", "rules"]) == 0, capsys.readouterr().err
+    assert read_jokes(tmp_path / "jokes.rules.csv")[0].joke.text == "The bus has retired."
+    assert read_jokes(tmp_path / "jokes.rules.jsonl")[0].joke.text == "Moss grew on the chair."
+
+
+def test_a_table_may_have_its_suffix_in_capitals(tmp_path: Path, capsys: Any) -> None:
+    """JOKES.CSV, as some programs call it, was read as JSON lines."""
+    (tmp_path / "JOKES.CSV").write_text("prompt,text\nBus.,The bus has retired.\n")
+    assert main([str(tmp_path / "JOKES.CSV"), "--critic", "rules"]) == 0, capsys.readouterr().err
+    assert read_jokes(tmp_path / "JOKES.rules.csv")[0].joke.text == "The bus has retired."
+    out = tmp_path / "OUT.CSV"
+    judge_file(read_jokes(tmp_path / "JOKES.CSV"), out, Counting())
+    assert out.read_text("utf-8-sig").startswith("prompt,text,critic,score")
+
+
+def test_a_date_is_a_text_like_any_other() -> None:
+    """`--option archive=2024-01-01`, a file, was a TOML date and a traceback. No option is a date."""
+    written = ["a=2024-01-01", "b=07:32:00", "c=2024-01-01T07:32:00Z", "d=2024-01-01 07:32:00"]
+    assert [f"{key}={value}" for key, value in key_values(written).items()] == written
 
 
 @pytest.mark.slow

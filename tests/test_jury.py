@@ -90,7 +90,7 @@ def test_it_is_made_by_name_and_keeps_the_order_of_pairs():
         ([], "at least one"),
         ("pocket", "must be a list"),
         ([{"judge": "pocket", "wieght": 1}], "Did you mean 'weight'"),
-        ([{"weight": 1}], "names its judge"),
+        ([{"weight": 1}], "must name its judge"),
         *(([{"judge": "pocket", "weight": w}], "above 0") for w in (0, -1, True, "2", None, math.nan, math.inf)),
     ],
 )

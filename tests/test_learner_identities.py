@@ -312,15 +312,15 @@ def test_what_learners_do_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"steps": -1}, "steps is a number from 0 on"),
-        ({"learning_rate": math.inf}, "learning_rate is a number from 0 on"),
-        ({"learning_rate": math.nan}, "learning_rate is a number, found nan"),
-        ({"kl_weight": -0.1}, "kl_weight is a number from 0 on"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm is above 0"),
-        ({"clip": -1.0}, "clip is above 0"),
-        ({"gamma": 1.01}, "gamma lies between 0 and 1"),
-        ({"lam": -0.01}, "lam lies between 0 and 1"),
-        ({"decay": "fast"}, "decay is 'constant'"),
+        ({"steps": -1}, "steps must be a number of at least 0"),
+        ({"learning_rate": math.inf}, "learning_rate must be a number of at least 0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number, found nan"),
+        ({"kl_weight": -0.1}, "kl_weight must be a number of at least 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"clip": -1.0}, "clip must be above 0"),
+        ({"gamma": 1.01}, "gamma must be between 0 and 1"),
+        ({"lam": -0.01}, "lam must be between 0 and 1"),
+        ({"decay": "fast"}, "decay must be 'constant'"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
         ({"batch_size": 6, "siblings": 4}, "multiple of siblings x processes = 4"),
@@ -339,7 +339,7 @@ def test_the_edges_of_settings_are_allowed():
     assert not ppo.PPOConfig(minibatches=2).one_pass
     for config_class in (grpo.GRPOConfig, rloo.RLOOConfig):
         config_class(batch_size=8, siblings=2, minibatches=4)
-        with pytest.raises(InvalidOption, match="at least 2, found 1"):
+        with pytest.raises(InvalidOption, match="at least 2 siblings, found 1"):
             config_class(batch_size=8, siblings=1)
         with pytest.raises(InvalidOption, match="minibatches x processes = 16"):
             config_class(batch_size=8, siblings=2, minibatches=8)

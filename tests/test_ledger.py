@@ -366,7 +366,7 @@ def test_a_locked_or_foreign_or_damaged_ledger_loses_nothing(tmp_path: Path) -> 
         db.execute("CREATE TABLE jokes (text)")
     db.close()
     before = foreign.read_bytes()
-    with pytest.raises(InvalidOption, match="something else"):
+    with pytest.raises(InvalidOption, match="not a ledger"):
         Ledger(foreign)
     assert foreign.read_bytes() == before
 

@@ -67,6 +67,18 @@ def test_all_is_asked_at_once_each_question_once_and_siblings_meet_the_same_othe
     assert lift([]) == []
 
 
+def test_a_cut_line_is_a_cut_line_under_every_prompt():
+    """The others were asked about the line as if it were whole: around `rules` a cut line got 0 and 1. And of two lines
+    of one text, one of them cut, both got the verdict of the first."""
+    cut, whole = Joke(PROMPTS[0], "a line", stop_reason="length"), Joke(PROMPTS[0], "a line", stop_reason="end")
+    inner = Counting(lambda j: 0.0 if j.stop_reason == "length" else 0.9 if j.prompt.id == "p0" else 0.5)
+    lift = LiftCritic(PROMPTS, inner, others=2)
+    assert [j.parts for j in lift([cut])] == [{"own": 0.0, "others": 0.0, "lift": 0.0}]
+    for jokes in ([cut, whole], [whole, cut]):
+        scores = dict(zip((j.stop_reason for j in jokes), (found.score for found in lift(jokes)), strict=True))
+        assert scores == pytest.approx({"length": 0.5, "end": 0.7})
+
+
 def test_a_failure_is_no_score():
     own = LiftCritic(PROMPTS, Counting(lambda j: None if j.prompt.id == "p0" else 0.5))
     [found] = own([Joke(PROMPTS[0], "a")])
@@ -78,7 +90,7 @@ def test_a_failure_is_no_score():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(InvalidOption, match="under 9 other prompts; found 9 prompts in all"):
+    with pytest.raises(InvalidOption, match="needs 9 other prompts; found 9 prompts in all"):
         LiftCritic(PROMPTS, others=9)
     with pytest.raises(InvalidOption, match="at least 1; found 0"):
         LiftCritic(PROMPTS, others=0)

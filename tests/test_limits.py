@@ -191,5 +191,5 @@ def test_seconds_end_learners_that_ask_for_nothing_more(learner, tmp_path):
 
 
 def test_a_limit_is_above_zero():
-    with pytest.raises(InvalidOption, match="samples is above 0"):
+    with pytest.raises(InvalidOption, match="samples must be above 0"):
         Limits(samples=0)

@@ -19,6 +19,7 @@ from test_llm_local import save_tokenizer
 
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Reply, Request, make_client
+from humor_env.llm.budget import most_tokens
 from humor_env.llm.clients.address import allow_key_hosts, label, may_have_key
 from humor_env.llm.ledgered_client import Progress
 from humor_env.llm.protocol import OnReply
@@ -87,6 +88,28 @@ def test_a_client_of_ones_own_that_fails_leaves_its_worst_case_counted() -> None
     with pytest.raises(RuntimeError, match="stop"):
         client(asked(2), lambda index, reply: (_ for _ in ()).throw(RuntimeError("stop")))
     assert budget.account.calls == 2
+
+
+class SilentClient(OwnClient):
+    """It does not say what it used; a question with "fail" in it fails."""
+
+    def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
+        self.asked += len(requests)
+        return [Reply(error="overloaded") if "fail" in request.user_text else Reply("1") for request in requests]
+
+
+def test_a_client_of_ones_own_that_reports_no_usage_is_held_to_its_limit_in_tokens() -> None:
+    """Under max_tokens it made as many calls as it liked: none of them was counted with a token."""
+    most = most_tokens(asked(1)[0]) + 16
+    budget = Budget(max_tokens=3 * most)
+    client = make_client(f"{__name__}:SilentClient", budget=budget)
+    client([Request("Which?", {"line": "fail"}, ANSWER, 16)] * 10)
+    assert budget.account.tokens == 0, "no answer, no tokens"
+    with pytest.raises(BudgetExceeded, match="max_tokens"):
+        client(asked(10))
+    assert client.asked == 10 + 3  # type: ignore[attr-defined]
+    assert budget.account.tokens == 3 * most
+    assert budget.spent.calls == 13
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +299,7 @@ def test_an_absurd_retry_after_fails_nothing(header: str) -> None:
 def test_an_address_that_answers_with_pages_is_told(tmp_path: Path) -> None:
     with answering(lambda body: HTML) as server:
         client = make_client(f"openai:m@{server.url}/v1", **QUICK, concurrency=2)
-        with pytest.raises(JudgingFailed, match="No call was answered by a message"):
+        with pytest.raises(JudgingFailed, match="No call has got a valid message"):
             client(asked(100))
         assert server.calls < 40
 

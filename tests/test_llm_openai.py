@@ -11,11 +11,12 @@ import pytest
 from fake_messages_server import Running, running
 
 from humor_env.errors import CredentialError, InvalidOption
-from humor_env.llm import Request, make_client
+from humor_env.llm import Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.clients.openai import OpenAIClient, answer_probabilities
+from humor_env.llm.ledger_rows import request_key
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import SCHEMA, ScorerCritic, symbol_schema
-from humor_env.types import Joke, Prompt
+from humor_env.types import Joke, Prompt, Usage
 
 PROMPT = Prompt("p", "The meeting was slow.")
 JOKES = [Joke(PROMPT, f"Moss {n}.") for n in range(5)]
@@ -134,6 +135,51 @@ def test_where_the_answer_stands_among_the_tokens() -> None:
     assert answer_probabilities(text, elsewhere, ("1", "2")) == {}
     assert answer_probabilities(text, tokens(("other text", {})), ("1", "2")) == {}
     assert answer_probabilities(text, None, ("1", "2")) == {}
+
+
+@pytest.mark.parametrize("url", [None, "https://api.openai.com/v1", "https://API.openai.com", "https://x.test/v1"])
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_openais_own_models_get_the_name_of_the_limit_that_they_know(
+    url: str | None, by_variable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the address written out, all calls were rejected: `max_tokens` is not known there."""
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    if by_variable and url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+    client = OpenAIClient("gpt-5", base_url=None if by_variable else url, must_have_key=False)
+    sent = client.parameters(Request("s", {}))
+    known = "max_tokens" if url == "https://x.test/v1" else "max_completion_tokens"
+    assert {name: value for name, value in sent.items() if "max" in name} == {known: 300}
+
+
+CHOICE = Request("Which?", {"1": "a", "2": "b"}, symbol_schema(("1", "2")), 16, ("1", "2"))
+
+
+def test_probabilities_are_asked_for_where_the_ledger_has_bare_votes(server: Running) -> None:
+    """With `probabilities = true` a ledger that was filled without it gave its bare votes."""
+    spec, ledger = f"openai:m@{server.url}/v1", Ledger()
+    plain = LedgeredClient("p", spec, ledger=ledger)
+    assert plain.ask([CHOICE])[0].probabilities == {}
+    exact = LedgeredClient("p", spec, ledger=ledger, options={"probabilities": True})
+    [reply] = exact.ask([CHOICE])
+    assert reply.probabilities == pytest.approx({"1": 8 / 9, "2": 1 / 9})
+    assert (reply.replayed, exact.ask([CHOICE])[0].replayed, plain.ask([CHOICE])[0].replayed) == (False, True, True)
+    assert plain.ask([CHOICE])[0].probabilities == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"probabilities": True}])
+def test_ledgers_from_before_still_replay(server: Running, options: dict[str, Any]) -> None:
+    """They name the client without a word of probabilities; what has them was asked for them."""
+    ledger = Ledger()
+    client = LedgeredClient("p", f"openai:m@{server.url}/v1", ledger=ledger, options=options)
+    before = f"openai:m@{server.url.removeprefix('http://')}"
+    shares = {"1": 1.0} if options else {}
+    stored = Reply('{"answer": "1"}', {"answer": "1"}, usage=Usage(1, 5, 5), probabilities=shares)
+    ledger.put(request_key("p", before, CHOICE), "p", before, CHOICE, stored)
+    free = Request("Say.", {"line": "free text"})
+    ledger.put(request_key("p", before, free), "p", before, free, Reply("said", usage=Usage(1, 5, 5)))
+    assert client.estimate([CHOICE, free]).calls == 0
+    assert [(r.text, r.replayed) for r in client.ask([CHOICE, free])] == [('{"answer": "1"}', True), ("said", True)]
 
 
 def test_names_and_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,20 @@ def test_tokens_count_as_they_were_used_and_not_as_the_worst_case():
     assert len(unknown) * 2800 <= 600_000 * 1.05
 
 
+def test_refused_calls_teach_nothing_of_what_a_call_uses():
+    """After 40 answers of 529, which use no tokens, a call was taken to use none: 32 began at once."""
+    clock = Clock()
+    pace = Pace(tokens_per_minute=10_000, now=clock)
+    for _ in range(40):
+        while (booked := pace.enter(3500)) is None:
+            clock.seconds += 0.05
+        pace.settle(booked, 0)
+    storm = clock.seconds
+    calls = [at - storm for at in begun(pace, clock, storm + 600, most=3500, used=1000) if at > storm]
+    assert most_in_a_minute(calls) * 1000 <= 10_000 * 1.1
+    assert len(calls) >= 80
+
+
 def test_a_call_that_was_not_made_gives_its_turn_back():
     clock = Clock()
     pace = Pace(1, 100, now=clock)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +15,11 @@ from fake_messages_server import Running, running
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Reply, Request, make_client
-from humor_env.llm.clients.failed_calls import parse_retry_after, redact
-from humor_env.llm.clients.retry import Policy
+from humor_env.llm.clients.failed_calls import from_status, parse_retry_after, redact
+from humor_env.llm.clients.retry import Caller, Policy
 from humor_env.llm.clients.throttle import Throttle
 from humor_env.rewards.scorer import SCHEMA
+from humor_env.types import Usage
 
 KEY = "sk-ant-secret-0123456789"
 MODEL = "claude-haiku-4-5"
@@ -284,8 +288,6 @@ def test_fewer_calls_in_the_air_after_an_overload_and_more_again() -> None:
 
 
 def test_second_tries_go_before_first_ones() -> None:
-    import asyncio
-
     order: list[str] = []
 
     async def wait(throttle: Throttle, name: str, again: bool) -> None:
@@ -308,16 +310,88 @@ def test_second_tries_go_before_first_ones() -> None:
     assert order == ["again", "b", "c"]
 
 
+def waiting_behind(first: str, seconds: float) -> list[Reply]:
+    """Three questions, one at a time: the first fails at once, and its second try waits behind the next one."""
+    seen: list[str] = []
+
+    async def send(request: Request) -> Reply:
+        name = request.data["name"]
+        seen.append(name)
+        if seen.count("a") == 1 and name == "a":
+            if first == "invalid":
+                return Reply("?", error="invalid", usage=Usage(1, 5, 5))
+            raise from_status("S", int(first), "overloaded")
+        await asyncio.sleep(seconds)
+        return Reply(name, usage=Usage(1, 5, 5))
+
+    policy = Policy(concurrency=1, timeout=10.0, deadline=2.0, first_wait=0.05, longest_wait=0.05)
+    caller = Caller(send, policy, Budget(), lambda request: (10, 0.0))
+    return caller.ask([Request("s", {"name": name}) for name in "abc"])
+
+
+def test_a_second_try_that_comes_too_late_says_what_the_service_said() -> None:
+    """It was sent with no time left, and ended as "no answer within -0 s": the 529 before it was not to be seen."""
+    late, *others = waiting_behind("529", seconds=1.2)
+    assert (late.error, late.detail) == ("overloaded", "S answered 529: overloaded")
+    assert late.usage.calls == 1, "what has no time left is not sent"
+    assert [reply.text for reply in others] == ["b", "c"]
+
+
+def test_a_second_try_without_an_answer_says_what_the_first_one_got(server: Running) -> None:
+    server.script("529", *["hang"] * 9)
+    [reply] = ask(server, timeout=0.3, deadline=0.5)
+    assert reply.error == "unreachable"
+    assert re.fullmatch(r".+ \(after \d attempts\); before: .+ answered 529: .+", reply.detail)
+
+
+def test_a_reply_of_the_wrong_form_stays_where_a_fresh_try_comes_too_late() -> None:
+    assert waiting_behind("invalid", seconds=0.1)[0].text == "a"
+
+    async def send(request: Request) -> Reply:
+        await asyncio.sleep(1.2)
+        return Reply("?", error="invalid", usage=Usage(1, 5, 5))
+
+    caller = Caller(send, Policy(timeout=10.0, deadline=2.0), Budget(), lambda request: (10, 0.0))
+    [reply] = caller.ask([Request("s", {})])
+    assert (reply.error, reply.usage.calls) == ("invalid", 1)
+
+
 def test_no_more_calls_in_the_air_than_allowed() -> None:
     with running("--latency", "0.02") as server:
         ask(server, 40, concurrency=5)
         assert server.stats()["most_open"] <= 5
 
 
-@pytest.mark.parametrize("bad", [{"concurrency": 0}, {"timeout": 0}, {"deadline": -1}])
-def test_a_policy_out_of_range_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(InvalidOption):
-        Policy(**bad)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("concurrency", 0, "a whole number of at least 1"),
+        ("concurrency", "8", "a whole number of at least 1"),
+        ("concurrency", 2.5, "a whole number of at least 1"),
+        ("concurrency", True, "a whole number of at least 1"),
+        ("fresh_tries", -1, "a whole number of at least 0"),
+        ("fresh_tries", "2", "a whole number of at least 0"),
+        ("garbled_tries", 0, "a whole number of at least 1"),
+        ("rejected_in_a_row", 0, "a whole number of at least 1"),
+        ("same_rejections", None, "a whole number of at least 1"),
+        ("timeout", 0, "a number above 0"),
+        ("timeout", "60", "a number above 0"),
+        ("deadline", -1, "a number above 0"),
+        ("deadline", math.nan, "a number above 0"),
+        ("first_wait", -0.5, "a number of at least 0"),
+        ("longest_wait", "1", "a number of at least 0"),
+        ("longest_retry_after", math.nan, "a number of at least 0"),
+        ("absent", [5], "a number of at least 0"),
+    ],
+)
+def test_a_policy_out_of_range_is_refused(name: str, value: object, expected: str) -> None:
+    """A number in quotes was a traceback, and a deadline of NaN none at all."""
+    with pytest.raises(InvalidOption, match=f"{name} must be {expected}, found {re.escape(repr(value))}"):
+        make_client("openai:m@http://127.0.0.1:9/v1", **{name: value})
+
+
+def test_a_policy_at_its_limits_is_taken() -> None:
+    assert Policy(1, 0.1, math.inf, 0, 0, 0, 0, 1, 1, 1, 0).deadline == math.inf
 
 
 @pytest.mark.parametrize("variable", ["HOME", "ANTHROPIC_CONFIG_DIR"])
@@ -336,6 +410,13 @@ def test_keys_are_taken_out_of_what_services_say() -> None:
     assert redact(f"bad key {KEY}!", KEY) == "bad key [key]!"
     assert "abcdef123" not in redact("Incorrect API key provided: sk-proj-abcdef123*********9876.")
     assert "t0ken" not in redact("header Authorization: Bearer t0ken-of-mine")
+
+
+def test_a_key_that_is_none_garbles_no_message() -> None:
+    """With OPENAI_API_KEY=1, as for a server that looks at no key, the address became http://[key]27.0.0.[key]."""
+    said = "http://127.0.0.1:8000/v1 answered 404: no such model"
+    assert redact(said, "1", "model", "8000/v1", "") == said
+    assert redact("for 12345678 and sk-abcdefgh", "12345678") == "for [key] and [key]"
 
 
 def test_keys_reach_no_log_and_no_representation(server: Running, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,4 +38,4 @@ def test_a_damaged_line_is_told_and_the_others_stay(tmp_path, caplog, damage):
     path.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
     log.rewind(3)
     assert steps_in(tmp_path) == [1, 3]
-    assert "1 damaged lines are left out, the first is line 2" in caplog.text
+    assert "dropped 1 damaged lines, the first is line 2" in caplog.text

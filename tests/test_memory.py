@@ -122,17 +122,19 @@ def test_the_largest_power_of_two_that_fits():
 
 
 def test_what_is_said_of_it():
-    assert in_a_sentence(MEMORY, 8, 10**9) == "about 0 MB with micro_batch 8; 1.0 GB are there"
+    assert in_a_sentence(MEMORY, 8, 10**9) == "about 0 MB with micro_batch 8; 1.0 GB are free"
     large = StepMemory(*(2_000_000 * n for n in (1000, 200, 300, 50, 10, 100)))
     assert (
-        in_a_sentence(large, 8, None) == "about 3.4 GB with micro_batch 8; this machine does not say how much is there"
+        in_a_sentence(large, 8, None) == "about 3.4 GB with micro_batch 8; the free memory of this machine is unknown"
     )
-    assert 'too few: micro_batch 2 fits ("auto" chooses it)' in in_a_sentence(large, 8, 3_050_000_000)
-    assert "micro_batch 1 takes 3.0 GB: a smaller student" in in_a_sentence(large, 8, 2_900_000_000)
+    assert 'too little: micro_batch 2 fits ("auto" chooses it)' in in_a_sentence(large, 8, 3_050_000_000)
+    assert "micro_batch 1 takes 3.0 GB: use a smaller student" in in_a_sentence(large, 8, 2_900_000_000)
 
 
 def test_auto_is_chosen_by_whoever_knows_student_and_prompts():
-    with pytest.raises(InvalidOption, match=r"micro_batch is a whole number from 1 on, or \"auto\"; found 'all'"):
+    with pytest.raises(
+        InvalidOption, match=r"micro_batch must be a whole number of at least 1, or \"auto\"; found 'all'"
+    ):
         ppo.PPOConfig(micro_batch="all")
     lines = [Demonstration(p, "So cold.", "t") for p in prompts()]
     pairs = [Preference(p, "So cold.", "Cold.", 1.0, "t") for p in prompts()]

@@ -165,9 +165,9 @@ def test_what_a_rollout_says_of_itself():
     assert one.finished.tolist() == [True, False, True, True]
     assert one.mask.sum(-1).tolist() == [2, 3, 0, 2]
     assert one.has_reference and not rollout(asked={}).has_reference
-    with pytest.raises(ValueError, match=r"without values: ask for them with values=True"):
+    with pytest.raises(ValueError, match=r"without values: request them with values=True"):
         _ = rollout(asked={}).values
-    with pytest.raises(ValueError, match=r"without ref_logprobs: ask for them with reference=True"):
+    with pytest.raises(ValueError, match=r"without ref_logprobs: request them with reference=True"):
         _ = rollout(asked={}).ref_logprobs
 
 
@@ -232,7 +232,7 @@ def test_flips_of_a_mix_are_those_of_its_worst_judge():
         return [Judgement("mix", 0.5, {"wit": 1.0, **part}) for part in parts]
 
     worst = {"a.flips": 1.0, "b.flips": 0.0}
-    with pytest.raises(JudgingFailed, match=r"'mix' prefers a place: 6 of 6 of its verdicts"):
+    with pytest.raises(JudgingFailed, match=r"'mix' has a position bias: 6 of 6 of its verdicts"):
         check_flips(told(*[worst] * 6), 0.9)
     check_flips(told(*[worst] * 6), 1.0)
     check_flips(told(*[worst] * 5), 0.5)

@@ -147,7 +147,7 @@ def test_equal_lines_tie_without_being_asked() -> None:
 
 
 def test_lines_for_different_prompts_are_refused() -> None:
-    with pytest.raises(InvalidOption, match="one prompt"):
+    with pytest.raises(InvalidOption, match="same prompt"):
         MultipleChoiceJudge(Opinion(longer))([(A, Joke(Prompt("q", "Another."), "B"))])
 
 

@@ -54,6 +54,14 @@ def test_an_exact_line_pays_less_each_time_by_hand():
     assert critic(told(""))[0].score == 0
 
 
+def test_the_reason_counts_the_lines_that_are_remembered():
+    """All lines so far have the pair, and the reason said 30 %: of the room for lines, most of it empty."""
+    critic = NoveltyCritic(lines=10)
+    critic.remember(told("so slow it hurts", "so slow that eagles left", "so slow my hair grew"))
+    [found] = critic(told("so slow again"))
+    assert found.reason == "'so slow' is in 100% of the last 3 lines" and found.score == pytest.approx(0.7)
+
+
 def test_a_word_pair_and_a_frame_pay_less_by_their_share_of_the_memory():
     critic = NoveltyCritic(lines=10)
     critic.remember(told(*(f"The {w} was so {w}y that {w}s left {i}" for i, w in enumerate(["soup", "dog", "cat"]))))
@@ -101,7 +109,7 @@ def test_its_state_goes_through_json_and_odd_ones_are_refused():
     smaller.set_state(critic.get_state())
     assert len(smaller.get_state()["memory"]) == 2
     for odd in ({}, {"memory": [1]}, None, []):
-        with pytest.raises(CheckpointError, match="holds no list of lines"):
+        with pytest.raises(CheckpointError, match="has no list of lines"):
             again.set_state(odd)
     for bad in (0, True, 1.5):
         with pytest.raises(InvalidOption, match=f"found {bad}"):
@@ -167,7 +175,7 @@ class Own:
 @pytest.mark.parametrize(
     ("fault", "name", "said"),
     [
-        ("asks", "asking", "evaluations ask too: change it in remember"),
+        ("asks", "asking", "evaluations call it too: change the memory in remember"),
         ("no JSON", "saved state", "TypeError"),
         ("loses", "saved state", "a resumed run would differ"),
     ],
@@ -226,7 +234,7 @@ def test_a_resumed_run_remembers_and_goes_on_bit_for_bit(tmp_path):
 
 def test_a_memory_that_is_not_there_is_no_beginning(tmp_path):
     trained(tmp_path, steps=2)
-    with pytest.raises(CheckpointError, match="holds the memory of 2 critics, and this run has 1 that remember"):
+    with pytest.raises(CheckpointError, match="holds the memory of 2 critics, but this run has 1 with a memory"):
         trained(tmp_path, steps=4, critic=NoveltyCritic())
 
 

@@ -122,7 +122,7 @@ def test_a_folder_with_files_of_the_users_own_is_not_written_over(spec: Path, tm
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("# my only copy")
     said = cli("train", spec, "--out", ".", "--set", "learner.steps=1", code=2)
-    assert "'.' is no run's folder and holds" in said and name.split("/")[0] in said
+    assert "'.' is not a run's folder and holds" in said and name.split("/")[0] in said
     assert mine.read_text() == "# my only copy"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"mine.toml", name.split("/")[0]})
 

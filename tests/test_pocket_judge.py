@@ -343,7 +343,7 @@ def test_measure_counts_shares_of_decided_pairs() -> None:
     poor = Joke(prompt, WORLD.best(prompt)[:-1] + ", and so on, and so on.")
     rates = measure(CrowdJudge(noise=0, position_bias=0, length_bias=3), [(poor, best), (best, poor)])
     assert rates["length_errors"] == 1.0
-    with pytest.raises(InvalidOption, match="nothing to measure"):
+    with pytest.raises(InvalidOption, match="cannot be measured"):
         measure(CrowdJudge(), [(copy, copy)])
 
 

@@ -146,9 +146,9 @@ def test_twenty_thousand_lines_a_second(slowness: Callable[[], float]) -> None:
 
 
 def test_impossible_requests_are_explained() -> None:
-    with pytest.raises(InvalidOption, match="cliche_rate is a chance"):
+    with pytest.raises(InvalidOption, match="cliche_rate must be a probability"):
         PocketTeacher(cliche_rate=1.2)
-    with pytest.raises(InvalidOption, match="lost_meaning_rate is a chance"):
+    with pytest.raises(InvalidOption, match="lost_meaning_rate must be a probability"):
         PocketTeacher(lost_meaning_rate=-0.1)
     with pytest.raises(InvalidOption, match="at least one line"):
         PocketTeacher().lines(TRAIN[0], 0)

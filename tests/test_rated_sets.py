@@ -86,8 +86,8 @@ def test_pairs_of_headlines(write):
         ("1,Cat <sits/> down,sings,1x000,0.4\n", "grades as digits"),
         ("1,Cat <sits/> down,sings,11000,much\n", "line 2: expected a number in 'meanGrade', found 'much'"),
         ("1,Cat <sits/> down,sings,11000,inf\n", "expected a number"),
-        ("1,Cat <sits/> down,sings\n", "line 2: this row has not the 5 columns"),
-        ("1,C <s/> d,x,11000,0.4\n1,C <s/> d,y,11000,0.4\n", "the id 1 stands in these files twice"),
+        ("1,Cat <sits/> down,sings\n", "line 2: this row does not have the header's 5 columns"),
+        ("1,C <s/> d,x,11000,0.4\n1,C <s/> d,y,11000,0.4\n", "the id 1 occurs twice in these files"),
         ("", "holds no rows; expected a table of 'humicroedit' with the columns id, original"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_wrong_headline_file_says_what_was_expected(write, row, said):
 def test_wrong_files_in_general(write, tmp_path):
     with pytest.raises(RatingsError, match=r"no column original, edit.*found the columns id, text"):
         load_rated("humicroedit", write("y.csv", "id,text\n1,a\n"))
-    with pytest.raises(RatingsError, match=r"task 1 .* and task 2 .* together"):
+    with pytest.raises(RatingsError, match=r"task 1 .* and task 2 .* separately"):
         load_rated(
             "humicroedit",
             [
@@ -109,7 +109,7 @@ def test_wrong_files_in_general(write, tmp_path):
         )
     with pytest.raises(RatingsError, match=r"a label 0 .tie., 1 or 2; found '1-2' and '3'"):
         load_rated("humicroedit", write("c.csv", TWO + "1-2,C <s/> d,x,11000,0.4,C <s/> d,y,0,0,3\n"))
-    with pytest.raises(RatingsError, match="not of one headline"):
+    with pytest.raises(RatingsError, match="of different headlines"):
         load_rated("humicroedit", write("d.csv", TWO + "1-2,C <s/> d,x,11000,0.4,D <s/> d,y,0,0,1\n"))
     with pytest.raises(RatingsError, match=r"'.*none\.csv' cannot be read: No such file"):
         load_rated("humicroedit", tmp_path / "none.csv")
@@ -157,7 +157,7 @@ def test_semeval_puns(write):
     with pytest.raises(RatingsError, match="line 1: expected an id, a tab and 0 or 1"):
         load_rated("semeval-puns", [xml, write("x.gold", "hom_1 1\n")])
     bomb = CORPUS.replace('SYSTEM "puns.dtd"', '[<!ENTITY a "ha"><!ENTITY b "&a;&a;">]')
-    with pytest.raises(RatingsError, match="declares entities of its own"):
+    with pytest.raises(RatingsError, match="declares entities"):
         load_rated("semeval-puns", [write("bomb.xml", bomb), gold])
     with pytest.raises(RatingsError, match="is not the XML"):
         load_rated("semeval-puns", [write("cut.xml", CORPUS[:200]), gold])
@@ -228,6 +228,18 @@ def test_pun_surprise_hides_who_rated(write):
     assert scored.texts[0].score == -1.2
 
 
+def test_one_line_under_two_prompts_is_two_texts(write):
+    """Rows of raters without an id were put together by the line alone: 4 and 0 became 2 under the first prompt."""
+    head, grades = "prompt,text,score,rater\n", (("Slow.", 4), ("Fat.", 0))
+    rows = "".join(f"{prompt},Even the clock left.,{score},{rater}\n" for prompt, score in grades for rater in "ab")
+    found = load_rated("ratings", write("rows.csv", head + rows))
+    assert [(t.prompt.text, t.score, t.raters) for t in found.texts] == [
+        ("Slow.", 4.0, (4.0, 4.0)),
+        ("Fat.", 0.0, (0.0, 0.0)),
+    ]
+    assert len({t.id for t in found.texts}) == 2
+
+
 NEWYORKER = "rank,funny,somewhat_funny,unfunny,count,score,precision,contest,caption\n"
 
 
@@ -245,7 +257,7 @@ def test_newyorker_pairs_by_rank_and_seldom_rated_captions(write):
     rated = load_rated("newyorker", write("511.csv", text), ranks=None, min_count=1)
     assert len(rated.texts) == 4
     assert "handicapped" in rated.notes[0]
-    with pytest.raises(InvalidOption, match="written like 1-10:1000-1009"):
+    with pytest.raises(InvalidOption, match="have the form 1-10:1000-1009"):
         load_rated("newyorker", [write("512.csv", text)], ranks="top")
     with pytest.raises(RatingsError, match="No contest has captions of the ranks"):
         load_rated("newyorker", [write("513.csv", text)])
@@ -275,7 +287,7 @@ def test_turing_jest_is_split_by_type_and_not_by_is_joke(write):
         ("Ah", "expected", 2.0, ()),
     ]
     assert found.main == "joke"
-    with pytest.raises(RatingsError, match="line 2: a grade lies in 1 to 5, found 9"):
+    with pytest.raises(RatingsError, match="line 2: a grade must be in 1 to 5, found 9"):
         load_rated("turing-jest", write("u.csv", "participant,funny,sentence,type\np,9,Ha,joke\n"))
 
 
@@ -318,7 +330,7 @@ def test_jester_leaves_out_99(write):
     found = load_rated("jester", [jokes, grades], min_raters=1)
     assert [(t.text, t.raters) for t in found.texts] == [("A", (-10.0, 5.5)), ("B", (3.0,))]
     assert [t.text for t in load_rated("jester", [jokes, grades], min_raters=2).texts] == ["A"]
-    with pytest.raises(RatingsError, match="-10 to 10, or is 99; found 11"):
+    with pytest.raises(RatingsError, match="-10 to 10, or 99; found 11"):
         load_rated("jester", [jokes, write("g.csv", "1,11,99\n")])
     with pytest.raises(RatingsError, match=r"saved as \.csv"):
         load_rated("jester", [jokes, write("g.xls", "")])
@@ -342,6 +354,7 @@ def test_your_own_ratings(write):
         ("id,text,score\n1,A,\n", "neither a score nor raters"),
         ("id,text,score\n1,,3\n", "'text' is empty"),
         ("id,text,score,rater\n1,A,3,a\n1,B,2,b\n", "belongs to two texts"),
+        ("id,prompt,text,score,rater\n1,X,A,3,a\n1,Y,A,2,b\n", "belongs to two prompts"),
         ("id,text,raters\n1,A,3;x\n", "no column score"),
         ("id,text,score,raters\n1,A,,3;x\n", "expected numbers in 'raters'"),
     ):
@@ -379,7 +392,7 @@ def test_a_set_of_ones_own_by_name(write):
 def test_every_registered_loader_resolves_and_refuses_a_wrong_file(write):
     wrong = write("wrong.csv", "colour,shape\nred,round\n")
     for name in rated_sets.names():
-        with pytest.raises(HumorEnvError, match=r"wrong\.csv|expects|is read from no other file"):
+        with pytest.raises(HumorEnvError, match=r"wrong\.csv|expects|takes no file"):
             load_rated(name, wrong)
 
 

@@ -72,8 +72,8 @@ def test_imitation_beside_itself_is_the_noise_floor(run: Path) -> None:
     """Two lines for a sentence: the second one is 0.1 better for half of the sentences, and equal for the others."""
     rows = [{"prompt_id": f"p{i // 2}", "text": "x", "score": 0.1 * (i % 4 == 1), "parts": {}} for i in range(24)]
     text = real_english.noise_floor({"imitation": [rows]}, 2)
-    assert "differ by 0.050 (" in text
-    assert "win or tie in 75 (" in text
+    assert "differ from its first by 0.050 (" in text
+    assert "win or tie against them in 75 (" in text
     assert real_english.noise_floor({"imitation": [rows]}, 1) == ""
 
 
@@ -99,5 +99,5 @@ def test_the_cells_of_a_learner_become_a_run(run: Path, tmp_path: Path) -> None:
     assert real_english.read_run(tmp_path / "one") == whole
     assert '"ppo"' in (tmp_path / "one" / "seed-0" / "metrics.jsonl").read_text()
     assert (tmp_path / "one" / "spec.toml").read_text() == "# ppo"
-    with pytest.raises(SystemExit, match="no cell of a learner 'grpo'"):
+    with pytest.raises(SystemExit, match="no finished cell of a learner 'grpo'"):
         real_english.main([str(tmp_path / "bench"), "--as-run", str(tmp_path / "two"), "--learner", "grpo"])

@@ -101,7 +101,7 @@ def test_registering_adds_and_replaces():
 @pytest.mark.parametrize("kind", ["critics", "judges", "prompts", "learners", "teachers", "clients"])
 def test_what_was_not_written_for_this_package_is_neither_called_nor_used(kind, path):
     """`critic = "subprocess:Popen"` in a TOML file ran its command with `train` and with the sum of costs."""
-    with pytest.raises(UnknownName, match=r"standard library|holds nothing of humor_env"):
+    with pytest.raises(UnknownName, match=r"standard library|imports nothing from humor_env"):
         getattr(registry, kind).resolve(path)
 
 
@@ -121,7 +121,7 @@ def test_a_command_in_place_of_a_critic_never_runs(tmp_path):
 
 def test_a_class_of_ours_of_another_kind_is_not_made(tmp_path):
     """A `Ledger` as a critic would make tables in whatever database the file names."""
-    with pytest.raises(UnknownName, match=r"is no critic: the class Ledger has no __call__\(\)"):
+    with pytest.raises(UnknownName, match=r"is not a critic: the class Ledger has no __call__\(\)"):
         registry.critics.make("humor_env.llm.ledger:Ledger", path=str(tmp_path / "x.sqlite"))
     assert list(tmp_path.iterdir()) == []
 

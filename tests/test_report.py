@@ -115,7 +115,7 @@ def test_a_torn_last_line_is_left_out_and_told(tmp_path):
         file.write('{"step": 61, "rewa')
     run = load_run(folder)
     assert len(run.seeds[0].metrics) == 60
-    assert "The last line of metrics.jsonl (seed-0) was never finished" in render([run])
+    assert "The last line of metrics.jsonl (seed-0) is incomplete" in render([run])
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_time_by_phase_leaves_out_what_was_hidden_and_running_totals(run):
 
 def test_the_page_marks_where_critic_and_judge_part(run, page):
     [score] = [p for p in pictures([run], headline(run)) if "Score while learning" in p.svg]
-    assert "they part" in score.svg
+    assert "they diverge" in score.svg
     assert "From step 30 on" in score.caption
     assert "From step 30 on" in page
 
@@ -359,7 +359,7 @@ def test_a_hack_that_is_paid_nothing_is_not_among_the_best_paid(tmp_path):
     page = render([load_run(folder)])
     cards = page[page.index("Suspected hacks") : page.index("The lowest scores")]
     assert re.findall(r'class="score">([\d.]+)<', cards[: cards.index("</ul>")]) == ["0.01"]
-    assert "; 1 of those that" in page
+    assert "; 1 of the held-out lines" in page
     assert sum("f" in row for row in data_of(page)["rows"]) == 4
 
 
@@ -498,7 +498,7 @@ def test_a_published_benchmark_without_its_cells_still_has_a_page(bench, tmp_pat
 
 
 def test_a_benchmark_and_a_run_do_not_share_a_page(bench, folder, tmp_path):
-    with pytest.raises(InvalidOption, match="page of its own"):
+    with pytest.raises(InvalidOption, match="has its own page"):
         write_report([folder, bench], tmp_path / "x.html")
 
 
@@ -512,7 +512,7 @@ def test_the_result_as_a_picture(folder, bench, tmp_path):
     out = write_picture([folder], tmp_path / "images" / "result.svg")
     root = ET.parse(out).getroot()
     said = "".join(root.itertext())
-    assert "Held-out score" in said and "they part" in said and "0.70 [" in said
+    assert "Held-out score" in said and "they diverge" in said and "0.70 [" in said
     assert "prefers-color-scheme:dark" in said
     assert root.get("viewBox").split()[2] == "960"
     description = next(e.text for e in root if e.tag.endswith("desc"))
@@ -557,7 +557,7 @@ def test_what_the_judge_was_not_asked_on_the_way_is_not_drawn(tmp_path):
     write_lines(path, [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows])
     run = load_run(folder)
     [score] = [p for p in pictures([run], headline(run)) if "Score while learning" in p.svg]
-    assert "before and after only" in score.caption
+    assert "only before and after" in score.caption
     [path] = re.findall(r'<path d="([^"]*)" class="s1 line dash"', str(score.svg))
     assert path.count("M") == 2 and "L" not in path
 

@@ -138,7 +138,7 @@ def test_filtering(opened):
     choose(opened, **{"from": "", "to": "0.62"})
     assert count(opened) == sum(score_of("ppo", s, n) <= 0.62 for s in (0, 1) for n in range(100))
     choose(opened, to="", find="no line says this")
-    assert one(opened, "#count").text == "No line is like that."
+    assert one(opened, "#count").text == "No line matches."
 
 
 def test_the_keyboard_is_enough(opened):

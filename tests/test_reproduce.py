@@ -34,7 +34,7 @@ from humor_env.types import Joke, Prompt, Verdict
 def test_each_claim_is_what_the_paper_reports() -> None:
     """Arranged so that the paper's difference is above 0; a figure or a sign typed wrong turns one of them round."""
     for claim in claims.CLAIMS:
-        assert (claim.published is not None) != bool(claim.said), claim.text
+        assert (claim.published is not None) != bool(claim.quote), claim.text
         assert claim.published is None or claim.published > 0, claim.text
 
 
@@ -314,7 +314,7 @@ def test_the_sample_depends_on_the_seed_and_not_on_the_order_of_rows(tmp_path: P
 
 
 def test_too_few_sentences_and_a_wrong_column_are_told(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"for the split 'ood' \(from 10 rows.*11 are wanted"):
+    with pytest.raises(PromptError, match=r"for the split 'ood' \(from 10 rows.*11 are needed"):
         sentences.read_sentences(data_spec(tmp_path, ood=11))
     data = data_spec(tmp_path)
     wrong = data.model_copy(update={"test": data.test.model_copy(update={"column": "literal"})})
@@ -345,11 +345,11 @@ def test_each_scale_is_whole(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["learners.dpo.beta=-1"], r"\[learners.dpo\].*beta is above 0"),
+        (["learners.dpo.beta=-1"], r"\[learners.dpo\].*beta must be above 0"),
         (["learners.dop.beta=1"], "Did you mean 'dpo'"),
         (["critic.judge=pocket-crwd"], "pocket-crowd"),
         (["writing.beam=3"], "'writing.beam': Extra inputs"),
-        (["outside={judge='pocket-crowd', humor={part='humor'}, consistency={part='meaning'}}"], "must be another one"),
+        (["outside={judge='pocket-crowd', humor={part='humor'}, consistency={part='meaning'}}"], "must be a different"),
         (["data.train={source='x.jsonl', count=3}"], "some sources and not others"),
         (["learners.sd.epochs='ten'"], r"\[learners.sd.epochs\]"),
     ],

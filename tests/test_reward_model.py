@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 from humor_env.errors import InvalidOption  # noqa: E402
 from humor_env.registry import critics  # noqa: E402
 from humor_env.rewards.reward_model import Calibration, RewardModelCritic, encode  # noqa: E402
+from humor_env.rewards.trained.scoring_head import Reading, read  # noqa: E402
 from humor_env.types import Joke, Prompt  # noqa: E402
 
 P = Prompt("p", "the meeting was slow")
@@ -132,6 +133,26 @@ def test_a_decoder_without_a_padding_token_agrees_too(make, tmp_path):
     assert RewardModelCritic(folder, max_length=40).logits(jokes) == pytest.approx(naive(folder, jokes, 40), abs=1e-5)
 
 
+HIDDEN = ("the mee\u200bting was sl\u2060ow", "\u202ethe meeting was slow\u202c", "the meeting was slow\x1b")
+
+
+@pytest.mark.parametrize("make", [encoder, decoder])
+def test_hidden_characters_change_no_score(make, tmp_path):
+    critic = RewardModelCritic(make(tmp_path), max_length=40)
+    plain, *others = critic.logits([Joke(P, text) for text in ("the meeting was slow", *HIDDEN)])
+    assert others == pytest.approx([plain] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_scoring_model_reads_no_hidden_characters_in_prompt_or_line(pairs):
+    prompt = "the meeting was so slow"
+    jokes = [Joke(Prompt("p", prompt), "the meeting was slow")]
+    jokes += [Joke(Prompt("p", f"\u2066{prompt}\u2069"), text) for text in HIDDEN]
+    for form in ("edit", "pair"):
+        plain, *others = read(tokenizer(pairs), jokes, Reading(form=form), 64)
+        assert others == [plain] * 3
+
+
 def test_texts_are_cut_to_what_the_model_can_read(tmp_path):
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -223,7 +244,7 @@ def test_the_tokens_around_a_single_text_stay_whole():
 
 
 def test_bad_folders_and_options_are_refused(tmp_path):
-    with pytest.raises(InvalidOption, match="holds no reward model"):
+    with pytest.raises(InvalidOption, match="has no reward model"):
         RewardModelCritic(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     for options in ({"batch_size": 0}, {"max_length": 4}, {"dtype": "int8"}):

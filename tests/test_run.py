@@ -363,7 +363,7 @@ def forgetful_train(config: EchoConfig, student, log):
 def test_a_learner_that_keeps_no_budget_is_refused_before_any_work(text, tmp_path):
     table = text.split("[learner]")[0] + '[learner]\nname = "test_run:forgetful_train"\n'
     with pytest.raises(
-        InvalidOption, match=r"keeps no budget and no monitor: give its train function a parameter 'control'"
+        InvalidOption, match=r"supports no budget and no monitor: give its train function a parameter 'control'"
     ):
         run(parse_spec(table, ["budget.max_seconds=9"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -620,7 +620,7 @@ def test_a_resume_says_that_prompts_teacher_or_versions_changed(text, tmp_path, 
     prompts.write_text(prompts.read_text().replace("meeting", "cheese"))
     run(spec, tmp_path / "run", resume=True, screen=Told())
     told = [line for line in said if line.startswith("warning")]
-    assert any("the prompts of 'train' changed since the run was begun" in line for line in told)
+    assert any("the prompts of 'train' changed since the run started" in line for line in told)
     assert any("torch was 1.0" in line for line in told)
     parts = json.loads((tmp_path / "run" / "run.json").read_text())["parts"]
     assert len(parts) == 3 and all(part["versions"]["torch"] == versions()["torch"] for part in parts)
@@ -632,7 +632,7 @@ def test_damaged_results_of_a_seed_are_told_with_the_way_out(text, tmp_path, con
     spec = parse_spec(text, ["learner.steps=1"])
     (tmp_path / "run" / "seed-0").mkdir(parents=True)
     (tmp_path / "run" / "seed-0" / "results.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"results.json' is damaged .* remove that file and resume"):
+    with pytest.raises(CheckpointError, match=r"results.json' is damaged .* Remove it and resume"):
         run(spec, tmp_path / "run")
 
 

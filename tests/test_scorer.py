@@ -199,7 +199,7 @@ def test_a_dry_run_counts_own_questions() -> None:
         ({"questions": {"turn": "?"}}, "'turn' has no weight"),
         ({"questions": {"turn": "?"}, "weights": {"trun": 1}}, "Did you mean 'turn'"),
         ({"questions": {"turn": " "}, "weights": {"turn": 1}}, "expected a sentence"),
-        ({"questions": {"Turn it": "?"}, "weights": {"Turn it": 1}}, "small letters"),
+        ({"questions": {"Turn it": "?"}, "weights": {"Turn it": 1}}, "lower-case letters"),
         ({"questions": {"reason": "why?"}, "weights": {"reason": 1}}, "not reason or answer"),
         ({"questions": "turn", "weights": {"turn": 1}}, "expected a table"),
     ],

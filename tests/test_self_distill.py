@@ -154,7 +154,7 @@ def test_expert_iteration_resumes_to_the_bit(tmp_path):
 
 
 def test_choosing_needs_a_choice():
-    with pytest.raises(InvalidOption, match="siblings above keep"):
+    with pytest.raises(InvalidOption, match="siblings must be above keep"):
         ExpertIterationConfig(siblings=1)
     with pytest.raises(InvalidOption, match="multiple of siblings"):
         ExpertIterationConfig(batch_size=10, siblings=4)

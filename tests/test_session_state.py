@@ -396,7 +396,7 @@ def test_a_step_saved_again_replaces_itself(tmp_path):
     assert store.latest().state == {"a": 2}
     assert torch.equal(store.latest().tensors["w"], torch.ones(2))
     (tmp_path / "step-00000002.writing").write_text("in the way")
-    with pytest.raises(CheckpointError, match="The checkpoint of step 1 is whole"):
+    with pytest.raises(CheckpointError, match="The checkpoint of step 1 is intact"):
         store.save(2, {"w": torch.ones(2)}, {})
     assert store.damaged == []
 
@@ -492,7 +492,7 @@ def test_a_torn_line_goes_in_silence_and_so_do_empty_ones(tmp_path, caplog):
     path.write_bytes(b'{"step": 1}\nnoise\n{"step": 2}\nmore\n{"st')
     RunLog(tmp_path).rewind(3)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-    assert "3 damaged lines are left out, the first is line 2" in caplog.text
+    assert "dropped 3 damaged lines, the first is line 2" in caplog.text
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -538,7 +538,7 @@ def test_limits_by_hand():
 @pytest.mark.parametrize("wrong", [0, -1, float("nan")])
 @pytest.mark.parametrize("name", ["samples", "judgements", "seconds"])
 def test_a_limit_is_above_zero(name, wrong):
-    with pytest.raises(InvalidOption, match=f"A limit of {name} is above 0"):
+    with pytest.raises(InvalidOption, match=f"The limit of {name} must be above 0"):
         Limits(**{name: wrong})
 
 

@@ -33,12 +33,12 @@ def test_reading_a_spec_class_loads_no_torch(run_python):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is at least 1; found 0."),
-        ({"temperature": -0.1}, "temperature is at least 0; found -0.1."),
-        ({"temperature": float("nan")}, "temperature is at least 0; found nan."),
-        ({"top_p": 0.0}, "top_p is above 0 and at most 1; found 0.0."),
-        ({"top_p": 1.1}, "top_p is above 0 and at most 1; found 1.1."),
-        ({"top_k": -1}, "top_k is at least 0; found -1."),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; found 0."),
+        ({"temperature": -0.1}, "temperature must be at least 0; found -0.1."),
+        ({"temperature": float("nan")}, "temperature must be at least 0; found nan."),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1; found 0.0."),
+        ({"top_p": 1.1}, "top_p must be above 0 and at most 1; found 1.1."),
+        ({"top_k": -1}, "top_k must be at least 0; found -1."),
     ],
 )
 def test_a_value_outside_its_limits_is_refused(settings, sentence):

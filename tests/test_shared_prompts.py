@@ -67,6 +67,25 @@ def test_each_prompt_goes_through_the_model_once(monkeypatch):
     assert seen == [(2, widest), (8, longest - 1)]
 
 
+@pytest.mark.parametrize("wrong", ["positions", "mask"])
+def test_a_model_that_reads_shared_prompts_wrongly_is_found_out(wrong):
+    """The tokens of the trial differ: among equal ones neither a position nor a mask would matter."""
+    one = student()
+    assert one.passes.prompts_can_be_shared
+    backbone = one.passes.backbone
+
+    def misread(_, arguments, inputs):
+        if inputs.get("position_ids") is not None:  # a pass that goes on from the keys and values of uneven prompts
+            kept = inputs["position_ids"], inputs["attention_mask"]
+            inputs["position_ids"] = torch.zeros_like(kept[0]) if wrong == "positions" else kept[0]
+            inputs["attention_mask"] = torch.ones_like(kept[1]) if wrong == "mask" else kept[1]
+        return arguments, inputs
+
+    backbone.register_forward_pre_hook(misread, with_kwargs=True)
+    del one.passes.prompts_can_be_shared
+    assert not one.passes.prompts_can_be_shared
+
+
 def test_groups_need_equal_prompts_and_padding_on_the_right():
     tokens = torch.tensor([[7, 8, 1, 2], [7, 8, 3, 0], [7, 8, 1, 1], [7, 9, 1, 1]])
     attention = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]])

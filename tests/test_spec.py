@@ -294,7 +294,7 @@ def test_what_is_written_is_read_again(table):
 
 def test_nothing_is_left_out_and_strange_values_are_refused():
     assert dumps({"a": None, "b": {"c": None, "d": 1}}) == "[b]\nd = 1\n"
-    with pytest.raises(TypeError, match="TOML has no form for object"):
+    with pytest.raises(TypeError, match="TOML cannot represent object"):
         dumps({"a": object()})
 
 

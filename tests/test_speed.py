@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from humor_env.experiments.upkeep import speed
-from humor_env.experiments.upkeep.speed_shapes import COMMON, OWN, SHAPES, Shape, floor, make_model, make_prompts
+from humor_env.experiments.upkeep.speed_shapes import COMMON, OWN, SHAPES, Load, Shape, floor, make_model, make_prompts
 
 app = typer.Typer()
 app.command()(speed.main)
@@ -48,7 +48,9 @@ def test_prompts_have_the_tokens_that_are_claimed():
 
 def test_a_small_run(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        speed, "in_own_process", lambda name, steps, *_: speed.speed_shapes.run_one(name, "tiny", "cpu", 32, 3, steps)
+        speed,
+        "in_own_process",
+        lambda name, steps, *_: speed.speed_shapes.run_one(name, "tiny", "cpu", Load(32, 3, 16), steps),
     )
     options = ["--shape=tiny", "--lines=32", "--tokens=3", "--steps=1", "--rounds=1", "--only=ours-ppo,ours-grpo"]
     done = CliRunner().invoke(app, [*options, f"--out={tmp_path / 'found.json'}"])
@@ -61,9 +63,10 @@ def test_a_small_run(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--shape=7b"], "--shape is one of"),
-        (["--shape=135m", "--device=tpu"], "--device is cpu or cuda"),
+        (["--shape=7b"], "--shape must be one of"),
+        (["--shape=135m", "--device=tpu"], "--device must be cpu or cuda"),
         (["--shape=135m", "--lines=33"], "multiple of 32"),
+        (["--shape=135m", "--micro-batch=48"], "divide the 64 lines"),
     ],
 )
 def test_an_option_that_cannot_be_ends_in_a_sentence(options, said):

@@ -88,7 +88,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     words = tiny.tokenizer()
     tiny.llama(len(words)).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    with pytest.raises(InvalidOption, match="no chat model"):
+    with pytest.raises(InvalidOption, match="not a chat model"):
         StateReader(str(tmp_path), layers=1, instruction="Be funny.", device="cpu").states(SOME)
 
 
@@ -118,5 +118,5 @@ def test_a_head_learns_and_is_the_same_after_saving(tmp_path: Path) -> None:
 
 def test_a_damaged_head_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "head.json").write_text(json.dumps({"questions": []}))
-    with pytest.raises(InvalidOption, match="holds no head for grades"):
+    with pytest.raises(InvalidOption, match="has no grade head"):
         load_head(tmp_path)

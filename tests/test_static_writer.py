@@ -1,6 +1,9 @@
 """Captured steps, uncaptured: on a CPU they must give the eager writer's lines, token for token."""
 
 import dataclasses
+import gc
+import warnings
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -132,7 +135,7 @@ def test_a_model_with_a_sliding_window_is_refused_in_a_sentence():
     torch.manual_seed(0)
     config = MistralConfig(vocab_size=len(words), num_key_value_heads=2, sliding_window=8, **SHAPE, **IDS)
     one = Student(MistralForCausalLM(config), words, lora=Lora(rank=4, alpha=8))
-    with pytest.raises(StudentError, match=r"MistralForCausalLM\) cannot write in captured steps.*InProcess"):
+    with pytest.raises(StudentError, match=r"MistralForCausalLM\) cannot generate in captured steps.*InProcess"):
         StaticWriter(one)
 
 
@@ -147,7 +150,7 @@ def test_a_model_whose_step_comes_out_otherwise_is_refused(monkeypatch):
         return real(table)
 
     monkeypatch.setattr(written_statically._Table, "step", off_by_one)
-    with pytest.raises(StudentError, match="other states"):
+    with pytest.raises(StudentError, match="different states"):
         StaticWriter(one)
 
 
@@ -171,6 +174,32 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
 
     whole, resumed = learn(tmp_path / "whole", 3), learn(tmp_path / "resumed", 1)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_student_that_is_closed_is_freed_with_its_last_use():
+    """Of two seeds the second would else find the first one's student still in memory."""
+    one = make("llama")
+    one.static_writer = StaticWriter(one)
+    one.static_writer.generate(["The soup was cold."], Sampling(max_new_tokens=2), torch.rand(1, 2))
+    gc.collect()
+    gc.disable()
+    try:
+        one.close()
+        there = weakref.ref(one)
+        del one
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+def test_a_model_that_writes_slowly_on_a_gpu_is_named_once(monkeypatch):
+    monkeypatch.setattr(written_statically, "_why_not", lambda student: "it is odd")
+    one = SimpleNamespace(device=torch.device("cuda"), static_writing=None)
+    with pytest.warns(UserWarning, match="several times slower than in captured steps: it is odd"):
+        assert written_statically.unsuitable(one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert written_statically.unsuitable(one)
 
 
 @pytest.mark.parametrize(

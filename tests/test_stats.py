@@ -225,7 +225,7 @@ def test_the_bounds_over_prompts_by_hand():
 
 
 def test_ratings_are_resampled_over_seeds_and_over_prompts():
-    """Each of two systems wins five of ten prompts in one seed: as above, the middle 95 % reach from two wins to eight.
+    """Each of two systems wins five of ten prompts, in one seed: as above, the middle 95 % go from two wins to eight.
     With two seeds of which each system wins one, the middle 70 % reach from none to all."""
 
     def points(won, lost):
@@ -250,7 +250,7 @@ def test_few_prompts_and_a_single_run_have_no_interval():
         assert unknown(interval([few])) and unknown(paired_difference(few, few - 0.1))
         assert unknown(performance_profile(few.reshape(len(few), -1), [0.65])[0])
         assert unknown(probability_of_improvement(few, few + 0.1)) and unknown(probability_of_improvement([1, 2], few))
-    # Lines of one prompt are no prompts; ten prompts of one run are enough for its score, not for other runs.
+    # Lines of one prompt are not prompts; ten prompts of one run suffice for its score, and say nothing of other runs.
     assert unknown(interval([np.random.default_rng(0).random((3, 2, 10))]))
     one = np.arange(10)[None] / 10
     assert not unknown(interval([one])) and unknown(probability_of_improvement(one, one + 1))

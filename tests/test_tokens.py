@@ -291,7 +291,7 @@ def test_bad_vector_actions_change_nothing(make, actions):
     with pytest.raises(InvalidAction) as refused:
         envs.step(actions)
     if actions in ([5, -1], [0, -1], [0, 10**6]):
-        assert str(refused.value).startswith("Action 1: a token id lies in 0")
+        assert str(refused.value).startswith("Action 1: a token id must be in 0")
     assert envs.get_state() == before
 
 
@@ -336,9 +336,9 @@ def test_bad_arguments(make, tokenizer_folder, tmp_path):
     endless = AutoTokenizer.from_pretrained(tokenizer_folder)
     endless.eos_token = None
     for options, error, says in [
-        ({"max_tokens": 0}, InvalidOption, "max_tokens is a whole number"),
-        ({"max_prompt_tokens": 0}, InvalidOption, "max_prompt_tokens is"),
-        ({"max_prompt_tokens": 3}, PromptError, "tokens and max_prompt_tokens is 3"),
+        ({"max_tokens": 0}, InvalidOption, "max_tokens must be a whole number"),
+        ({"max_prompt_tokens": 0}, InvalidOption, "max_prompt_tokens must be"),
+        ({"max_prompt_tokens": 3}, PromptError, "tokens, but max_prompt_tokens is 3"),
         ({"tokenizer": str(tmp_path)}, InvalidOption, "cannot be loaded"),
         ({"tokenizer": endless}, InvalidOption, "no end token"),
     ]:

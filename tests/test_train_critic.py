@@ -392,7 +392,7 @@ def test_data_that_teach_nothing_are_refused(tmp_path):
     ties = tuple(Comparison(joke(f"p{i}", "a"), joke(f"p{i}", "b"), 0.5) for i in range(20))
     for sets, words in (
         ([], "nothing to train on"),
-        ([CriticSet("flat", same)], "nothing to tell apart"),
+        ([CriticSet("flat", same)], "nothing to learn"),
         ([CriticSet("ties", (), ties)], "are ties"),
         ([CriticSet("one", (Rating(joke("p", "a"), 1.0), Rating(joke("p", "b"), 2.0)))], "too few"),
     ):
@@ -427,7 +427,7 @@ def test_models_that_cannot_be_used_are_refused(tmp_path):
 
     with pytest.raises(InvalidOption, match="cannot be loaded"):
         new_model(str(tmp_path), Reading())
-    with pytest.raises(UnknownName, match="not there"):
+    with pytest.raises(UnknownName, match="not found"):
         find_model("no_such_package:path")
     made = tokenizer(pairs=True)
     BartForConditionalGeneration(
@@ -471,7 +471,7 @@ def test_the_command_trains_and_says_what_came_out(tmp_path):
     assert told["dev"]["pairs"] > 0
     assert (tmp_path / "out" / "scoring.json").is_file()
     for extra, words in (
-        ([], "is there already"),
+        ([], "already exists"),
         (["--set", "batchsize=1"], "Did you mean"),
         (["--set", "lr=fast"], "lr must be of type float"),
         (["--data", "ratings"], "SET=FILE"),

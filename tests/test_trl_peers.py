@@ -91,7 +91,7 @@ def test_a_critic_that_fails():
         ask(make_trl_reward(lambda jokes: []), prompts=["x"], completions=["a"])
     flips = lambda jokes: [Judgement("j", 0.5, {"flips": 1.0}) for _ in jokes]  # noqa: E731
     assert ask(make_trl_reward(flips), prompts=["x"] * 8, completions=["a"] * 8) == [0.5] * 8
-    with pytest.raises(JudgingFailed, match="'j' prefers a place: 8 of 8"):
+    with pytest.raises(JudgingFailed, match="'j' has a position bias: 8 of 8"):
         ask(make_trl_reward(flips, max_flip_share=0.5), prompts=["x"] * 8, completions=["a"] * 8)
 
 

@@ -47,14 +47,23 @@ def test_usage_adds_up_and_an_unknown_price_stays_unknown() -> None:
 
 @pytest.mark.parametrize("number", [-0.001, 1.001, math.nan, math.inf, -math.inf])
 def test_a_share_lies_between_0_and_1(number: float) -> None:
-    with pytest.raises(ScoreError, match="a judgement's score must lie in"):
+    with pytest.raises(ScoreError, match="a judgement's score must be in"):
         Judgement("c", number)
-    with pytest.raises(ScoreError, match="a verdict's probability must lie in"):
+    with pytest.raises(ScoreError, match="a verdict's probability must be in"):
         Verdict("j", number)
-    with pytest.raises(ScoreError, match="a verdict's tie share must lie in"):
+    with pytest.raises(ScoreError, match="a verdict's tie share must be in"):
         Verdict("j", 0.5, tie=number)
-    with pytest.raises(ScoreError, match="a preference's probability must lie in"):
+    with pytest.raises(ScoreError, match="a preference's probability must be in"):
         Preference(P, "a", "b", number, "people")
+
+
+@pytest.mark.parametrize("value", ["0.5", [0.5], {}, np.array([0.1, 0.2]), 10**400])
+def test_a_share_that_is_no_number_is_a_sentence(value: object) -> None:
+    """It was a TypeError of the math module."""
+    with pytest.raises(ScoreError, match=r"a judgement's score must be in \[0, 1\], found"):
+        Judgement("c", value)  # type: ignore[arg-type]
+    with pytest.raises(ScoreError, match=r"a verdict's probability must be in \[0, 1\], found"):
+        Verdict("j", value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [0.0, 1.0, 0, 1, True, np.float32(0.5), np.int64(1)])

@@ -240,7 +240,7 @@ def test_foreign_states_are_refused(prompts, critic):
     lacking = envs.get_state()
     lacking["envs"][1]["episode"] = None
     for state, says in [
-        (two.get_state(), "has 2 sub-environments, this environment has 3"),
+        (two.get_state(), "has 2 sub-environments, but this environment has 3"),
         ({"rules": {**before["rules"], "digest": "0"}}, "digest"),
         (lacking, "lacks"),
         ({"envs": []}, "must come from get_state"),
@@ -260,7 +260,7 @@ def test_foreign_states_are_refused(prompts, critic):
         (["a", "b", "c", "d"], "found 4 actions"),
         ("abc", "list of 3 texts, found str"),
         (None, "found NoneType"),
-        (["a", None, "c"], "Action 1: An action is the text of a joke"),
+        (["a", None, "c"], "Action 1: An action must be the text of a joke"),
         (["a", "b", "x" * 31], "Action 2: The text has 31 characters"),
         (["\ud800", "b", "c"], "Action 0: .*lone surrogate"),
     ],
@@ -327,12 +327,12 @@ def test_bad_reset_options_change_nothing(prompts, critic):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_envs": 0}, "num_envs is a whole number of at least 1, found 0"),
+        ({"num_envs": 0}, "num_envs must be a whole number of at least 1, found 0"),
         ({"num_envs": True}, "num_envs"),
-        ({"autoreset_mode": "never"}, "autoreset_mode is one of Gymnasium's \"NEXT_STEP\", .*found 'never'"),
+        ({"autoreset_mode": "never"}, "autoreset_mode must be one of Gymnasium's \"NEXT_STEP\", .*found 'never'"),
         ({"autoreset_mode": None}, "found None"),
         ({"attempts": 0}, "attempts"),
-        ({"render_mode": "human"}, "render_mode is 'ansi' or None"),
+        ({"render_mode": "human"}, "render_mode must be 'ansi' or None"),
     ],
 )
 def test_bad_arguments(prompts, critic, options, says):

@@ -1,1 +1,1 @@
-"""What was written and what was said about it: rollouts, pairs, rounds, and the numbers that describe them."""
+"""Generated lines and their judgements: rollouts, pairs, rounds, and metrics."""

@@ -1,12 +1,12 @@
-"""What all processes wrote in one step, and every number that describes a step in the log.
+"""The lines of one step from all processes, and every metric of a step in the log.
 
-    lines = gather_lines(rollout)          # this process's rollout in, the whole batch out, everywhere the same
+    lines = gather_lines(rollout)          # from this process's rollout to the whole batch, equal on every process
     lines.jokes, lines.judgements
     text_numbers(lines)["reward/mean"]
     kl_numbers(rollout)["kl/per_token"]
 
-A rollout holds one process's share. Its texts are small beside its tensors, so they are exchanged, and the log of two
-processes is that of one with the same batch.
+A rollout holds one process's share. Its texts are small compared with its tensors, so they are exchanged, and two
+processes log the same as one process with the same batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from humor_env.types import Joke, Judgement, Prompt, Usage
 
 @dataclass(frozen=True)
 class WrittenBatch:
-    """`[B]` each, over all processes: attempts in order, and within an attempt the batch's order."""
+    """`[B]` each, over all processes: by attempt, then in batch order."""
 
     jokes: tuple[Joke, ...]
     judgements: tuple[Judgement, ...]
@@ -44,7 +44,7 @@ class WrittenBatch:
 
     @property
     def families(self) -> list[list[int]]:
-        """The places of the lines for each prompt."""
+        """Indices of the lines, grouped by prompt."""
         by_prompt: dict[str, list[int]] = {}
         for place, joke in enumerate(self.jokes):
             by_prompt.setdefault(joke.prompt.id, []).append(place)
@@ -52,7 +52,7 @@ class WrittenBatch:
 
 
 def gather_lines(rollout: Rollout) -> WrittenBatch:
-    """The batch of which `rollout` is this process's share; every process must call it."""
+    """Gather the whole batch from every process's `rollout`; every process must call it."""
     attempts = [0] * len(rollout)
     for row, following in enumerate(rollout.following.tolist()):
         if following >= 0:
@@ -64,7 +64,7 @@ def gather_lines(rollout: Rollout) -> WrittenBatch:
         for joke, judgement, reward, length, attempt in zip(*columns, strict=True)
     ]
     gathered = gather_jokes(rows)
-    gathered.sort(key=lambda row: row["attempt"])  # stable: one process would have all first attempts first
+    gathered.sort(key=lambda row: row["attempt"])  # stable; a single process has all first attempts first
     return WrittenBatch(
         tuple(row["joke"] for row in gathered),
         tuple(row["judgement"] for row in gathered),
@@ -74,7 +74,7 @@ def gather_lines(rollout: Rollout) -> WrittenBatch:
 
 
 def gather_jokes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all processes, in their order; each holds a `joke`, its `judgement`, and plain data."""
+    """Gather rows from all processes, in process order; each holds a `joke`, its `judgement`, and plain data."""
     records = gather_records(
         [row | {"joke": asdict(row["joke"]), "judgement": asdict(row["judgement"])} for row in rows]
     )
@@ -92,7 +92,7 @@ def _judgement(record: dict[str, Any]) -> Judgement:
 
 
 def text_numbers(lines: WrittenBatch, teacher_grams: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
-    """What was written and what the critic said: reward and its parts, failures, length, variety, cost."""
+    """Metrics of the lines and their judgements: reward and its parts, failures, length, variety, cost."""
     valid = lines.valid
     scored = lines.rewards[valid]
     ended = sum(j.stop_reason == "end" for j in lines.jokes)
@@ -136,8 +136,8 @@ def _deviation(values: Tensor) -> float:
 
 
 def learning_numbers(sums: Mapping[str, float], norms: Sequence[float]) -> dict[str, float]:
-    """The health of an update, as means over tokens: loss parts, ratio, clip share, entropy; and the gradient norm.
-    Nothing where no step was taken."""
+    """Update diagnostics as means over tokens (loss parts, ratio, clip share, entropy), and the gradient norm.
+    Empty if no step was taken."""
     if not norms:
         return {}
     tokens = max(1.0, sums["tokens"])
@@ -147,13 +147,13 @@ def learning_numbers(sums: Mapping[str, float], norms: Sequence[float]) -> dict[
 
 
 def example_numbers(sums: Mapping[str, float], examples: float, norm: float) -> dict[str, float]:
-    """The health of an update as means over examples (lines, or pairs of lines), and the gradient norm."""
+    """Update diagnostics as means over examples (lines, or pairs of lines), and the gradient norm."""
     means = {f"update/{n}": total / max(1.0, examples) for n, total in sums.items()}
     return means | {"update/grad_norm": norm}
 
 
 def kl_numbers(rollout: Rollout) -> dict[str, float]:
-    """The distance to the imitation: the mean over tokens, and its sum over a line."""
+    """KL to the imitation: mean per token, and sum per line."""
     if not rollout.has_reference:
         return {"kl/per_token": 0.0, "kl/per_line": 0.0}
     mask = rollout.mask
@@ -165,7 +165,7 @@ def kl_numbers(rollout: Rollout) -> dict[str, float]:
 
 
 def value_numbers(rollout: Rollout, returns: Tensor, token_rewards: Tensor) -> dict[str, float]:
-    """How much of the returns the values explain, and what a line earned after its KL, over all processes."""
+    """Variance of the returns that the values explain, and a line's reward after its KL, over all processes."""
     numbers = {}
     returns, values, token_rewards, mask, valid = read(
         returns, rollout.values, token_rewards, rollout.mask.bool(), rollout.valid
@@ -182,8 +182,8 @@ def value_numbers(rollout: Rollout, returns: Tensor, token_rewards: Tensor) -> d
 
 
 def clock_numbers(rollout: Rollout, update_seconds: float, step_seconds: float) -> dict[str, float]:
-    """Seconds by phase in this process; `judge` is the critic's own time, of which only `judge_wait` was not
-    hidden. Tokens and samples are those of all processes."""
+    """Seconds by phase in this process; `judge` is the critic's total time, and `judge_wait` the part of it that the
+    process waited for. Tokens and samples are over all processes."""
     numbers = {f"seconds/{n}": s for n, s in rollout.seconds.items()}
     numbers |= {"seconds/update": update_seconds, "seconds/step": step_seconds}
     done = torch.stack([rollout.rows.host.action_mask.sum().float(), torch.tensor(float(len(rollout)))])

@@ -1,12 +1,12 @@
 """From lines to preferences: for each prompt the two most different lines, judged in both orders.
 
     feedback = student_pairs(student, judge, prompts, PairConfig(), seed=0, round_index=0)
-    feedback.preferences            # what DPO, BRIO and self-distillation learn from
-    feedback.counts["ties"]         # every prompt that gave no preference is counted under the reason
+    feedback.preferences            # the input of DPO, BRIO and self-distillation
+    feedback.counts["ties"]         # prompts without a preference are counted by reason
 
 The student writes `candidates` lines per prompt. The two with the largest n-gram edit distance make a pair, which is
-kept if the two are of about the same length: what judges like about long lines is then not learned. The judge asks in
-both orders itself. Ties and failed verdicts are dropped. `teacher_pairs` does the same with a teacher's lines.
+kept if their lengths are similar, so that a judge's preference for long lines is not learned. The judge itself compares
+in both orders. Ties and failed verdicts are dropped. `teacher_pairs` does the same with a teacher's lines.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ COUNTS = ("samples", "alike", "uneven", "judged", "calls", "flipped", "ties", "f
 @dataclass(frozen=True)
 class PairConfig:
     candidates: int = 6  # lines per prompt
-    how: str = "sampling"  # or "beams": diverse beam search, one group for each candidate
+    how: str = "sampling"  # or "beams": diverse beam search, one group per candidate
     sampling: Sampling = field(default_factory=Sampling)
-    diversity: float = 0.5  # of beams
+    diversity: float = 0.5  # beams: penalty on a token that earlier groups chose
     ngram: int = 2
-    length_filter: str = "after"  # "after" choosing the pair, as in the paper; "before": among even pairs only; "off"
-    shortest_ratio: float = 0.8  # characters of one line over those of the other, whichever comes first
+    length_filter: str = "after"  # "after" choosing the pair, as in the paper; "before" (among even pairs); "off"
+    shortest_ratio: float = 0.8  # characters of one line over those of the other, in either order
     longest_ratio: float = 1.2
-    least_edge: float = 0.0  # how far from one half the verdict must be, else it is a tie
+    least_edge: float = 0.0  # verdicts closer than this to one half are ties
     micro_batch: int = 96  # lines written at once
     max_failure_share: float = 0.5
     max_flip_share: float = 0.5  # most verdicts that may change with the order, as a share; 1 accepts any judge
@@ -58,9 +58,9 @@ class PairConfig:
                 f"{self.ngram}, {self.micro_batch}."
             )
         if self.how not in ("sampling", "beams"):
-            raise InvalidOption(f"how is 'sampling' or 'beams', found '{self.how}'.")
+            raise InvalidOption(f"how must be 'sampling' or 'beams', found '{self.how}'.")
         if self.length_filter not in ("after", "before", "off"):
-            raise InvalidOption(f"length_filter is 'after', 'before' or 'off', found '{self.length_filter}'.")
+            raise InvalidOption(f"length_filter must be 'after', 'before' or 'off', found '{self.length_filter}'.")
         if not 0 <= self.shortest_ratio <= 1 <= self.longest_ratio:
             raise InvalidOption(
                 f"Lines of equal length must pass: shortest_ratio <= 1 <= longest_ratio; found {self.shortest_ratio} "
@@ -68,12 +68,12 @@ class PairConfig:
             )
         check_bounds(self)
         if not 0 <= self.least_edge < 0.5:
-            raise InvalidOption(f"least_edge lies in [0, 0.5), found {self.least_edge}.")
+            raise InvalidOption(f"least_edge must be in [0, 0.5), found {self.least_edge}.")
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """One round's preferences over all processes, and the `jokes` of the pairs with their `judgements`, for the log.
+    """One round's preferences over all processes, and for the log the pairs' `jokes` with their `judgements`.
 
     A joke's judgement is the probability that it beats the other line of its pair.
     """
@@ -85,22 +85,22 @@ class Feedback:
 
     @property
     def samples(self) -> int:
-        """Lines that the student wrote for it."""
+        """Number of lines the student wrote for it."""
         return int(self.counts["samples"])
 
     @property
     def judged(self) -> int:
-        """Pairs that the judge was asked about."""
+        """Number of pairs sent to the judge."""
         return int(self.counts["judged"])
 
     @classmethod
     def given(cls, preferences: Sequence[Preference]) -> Feedback:
-        """Preferences that were made before, by people or in another run."""
+        """Wrap existing preferences, made by people or in another run."""
         return cls(list(preferences), dict.fromkeys(COUNTS, 0.0) | {"preferences": float(len(preferences))})
 
 
 class CriticAsJudge:
-    """A judge of pairs made of a critic: the higher score wins, scores at most `gap` apart tie."""
+    """A pair judge made from a critic: the higher score wins; scores at most `gap` apart tie."""
 
     def __init__(self, critic: Critic, *, gap: float = 0.0) -> None:
         self.critic, self.gap = critic, gap
@@ -129,9 +129,9 @@ def student_pairs(
     round_index: int = 0,
     backend: Backend | None = None,
 ) -> Feedback:
-    """Have the student write, pair what it wrote, and have the pairs judged; each process does its share of prompts.
+    """Generate lines with the student, pair them and have the pairs judged; each process handles its share of prompts.
 
-    Chance is a function of (seed, round, place of the prompt): a repeated round repeats itself.
+    Random numbers depend only on (seed, round, prompt index), so a repeated round gives the same lines.
     """
     mine = local_share(len(prompts))
     written = write_candidates(
@@ -141,7 +141,7 @@ def student_pairs(
 
 
 def teacher_pairs(judge: Judge, demonstrations: Iterable[Demonstration], config: PairConfig) -> Feedback:
-    """The same from a teacher's lines: one pair for each prompt with at least two different ones."""
+    """The same from a teacher's lines: one pair per prompt that has at least two distinct lines."""
     by_prompt: defaultdict[str, list[Joke]] = defaultdict(list)
     for d in demonstrations:
         by_prompt[d.prompt.id].append(Joke(d.prompt, d.text, d.source))
@@ -159,7 +159,7 @@ def write_candidates(
     first: int = 0,
     backend: Backend | None = None,
 ) -> list[list[Joke]]:
-    """`candidates` lines for each prompt; `first` is the place of the first one in the whole round."""
+    """Generate `candidates` lines per prompt; `first` is the index of the first prompt in the whole round."""
     at_once = max(1, config.micro_batch // config.candidates)
     if config.how == "beams":
         return [
@@ -198,8 +198,8 @@ def _chance(seed: int, name: str, config: PairConfig) -> torch.Tensor:
 
 
 def ngram_distance(a: str, b: str, n: int) -> float:
-    """Edit distance between the sequences of word n-grams of two lines, over the longer's length: 0 same, 1 nothing
-    in common. A line of w words has w n-grams, the first ones reaching back before its beginning."""
+    """Edit distance between two lines' sequences of word n-grams, over the longer's length: 0 equal, 1 nothing in
+    common. A line of w words has w n-grams, the first ones padded on the left."""
     first, second = _padded_ngrams(a, n), _padded_ngrams(b, n)
     longest = max(len(first), len(second))
     if not longest:
@@ -219,7 +219,7 @@ def _padded_ngrams(line: str, n: int) -> list[tuple[str, ...]]:
 
 
 def is_even(a: str, b: str, config: PairConfig) -> bool:
-    """Whether the lengths are alike, whichever of the two is called the first."""
+    """Whether the lengths are similar, in either order."""
     if not a or not b:
         return False
     ratios = (len(a) / len(b), len(b) / len(a))
@@ -227,7 +227,7 @@ def is_even(a: str, b: str, config: PairConfig) -> bool:
 
 
 def most_different(lines: Sequence[Joke], config: PairConfig) -> tuple[Joke, Joke] | str:
-    """The pair to be judged, or why there is none: "alike" or "uneven"."""
+    """The pair to judge, or why there is none: "alike" or "uneven"."""
     distances = {(a, b): ngram_distance(lines[a].text, lines[b].text, config.ngram) for a, b in _places(lines)}
     distances = {pair: far for pair, far in distances.items() if far > 0}
     if not distances:
@@ -261,8 +261,8 @@ def _judged_pairs(
     verdicts = list(judge(pairs)) if pairs else []
     if len(verdicts) != len(pairs):
         raise CriticContractError(
-            f"The judge '{critic_name(judge)}' got {len(pairs)} pairs and returned {len(verdicts)} verdicts: "
-            "one for each is expected, in the same order."
+            f"The judge '{critic_name(judge)}' got {len(pairs)} pairs and returned {len(verdicts)} verdicts; "
+            "expected one per pair, in the same order."
         )
     counts["judged"] = float(len(pairs))
     preferences, jokes, judgements = [], [], []
@@ -295,7 +295,7 @@ def _judged_pairs(
 
 
 def _as_judgements(verdict: Verdict) -> list[Judgement]:
-    """What the verdict says of each of the two. What it cost stands at the first only."""
+    """The verdict as one judgement per line of the pair. Only the first carries its usage."""
     if verdict.probability is None:
         return [
             Judgement(verdict.judge, None, error=verdict.error, usage=verdict.usage),

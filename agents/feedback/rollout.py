@@ -5,8 +5,8 @@
     rollout.rewards, rollout.group, rollout.valid              # [B]
     rollout.jokes[3], rollout.judgements[3]                    # every number traces back to a text
 
-The critic is called in a thread of its own: passes that do not need its answer (the reference, the old policy) run
-while it thinks, and with several environments handed in, the next one's lines are written meanwhile.
+The critic is called in a separate thread: passes that do not need its answer (the reference, the old policy) run
+meanwhile, and with several environments the next one's lines are generated meanwhile.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from humor_env.types import Joke, Judgement, Prompt
 
 
 class TextVectorEnv(Protocol):
-    """What learners need of an environment. `HumorVectorEnv` has it; of any other vector environment whose actions and
-    observations are strings and which keeps `last_jokes` and `last_judgements`, `SteppedEnv` makes one.
+    """What learners need from an environment. `HumorVectorEnv` implements it; `SteppedEnv` adapts any other vector
+    environment whose actions and observations are strings and which keeps `last_jokes` and `last_judgements`.
 
-    `play` judges texts of some sub-environments and says which episodes ended; nobody is asked about the others, and no
-    new episodes are begun.
+    `play` judges the texts of some sub-environments and returns which episodes ended. The others are not judged, and no
+    new episode starts.
     """
 
     num_envs: int
@@ -56,7 +56,7 @@ class TextVectorEnv(Protocol):
 
 
 class SteppedEnv:
-    """A Gymnasium vector environment of strings as a `TextVectorEnv`: every sub-environment is stepped each time."""
+    """Adapts a Gymnasium vector environment of strings to `TextVectorEnv`; every `play` steps all sub-environments."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
@@ -87,12 +87,12 @@ class SteppedEnv:
 
 @dataclass(frozen=True)
 class Rollout:
-    """`[B, T]`: tokens, attention, action_mask, logprobs; `[B]`: the rest. `asked` holds further `[B, T]` columns:
-    "ref_logprobs" and "values", where the learner asked for them.
+    """`[B, T]`: tokens, attention, action_mask, logprobs; `[B]`: the rest. `asked` holds optional `[B, T]` columns,
+    "ref_logprobs" and "values", if the learner requested them.
 
     `following[b]` is the row of the next attempt in the same episode, or -1, on the CPU. `valid` is False where the
-    critic failed: such rows carry reward 0 and no learner learns from them. `host` are the rows on the CPU, where they
-    are at hand.
+    critic failed: such rows have reward 0 and are excluded from learning. `host` holds the rows on the CPU, where
+    available.
     """
 
     tokens: Tensor
@@ -139,12 +139,12 @@ class Rollout:
 
     @property
     def finished(self) -> Tensor:
-        """Whether the student ended the line itself, by the stored stop reason."""
+        """Whether the student ended the line itself, from the stored stop reason."""
         return send(self.tokens.device, torch.tensor([j.stop_reason == "end" for j in self.jokes]))[0]
 
     @property
     def mask(self) -> Tensor:
-        """The tokens to learn from: the student's own, in lines that were judged."""
+        """The tokens to learn from: the student's own, in judged lines."""
         return self.action_mask * self.valid[:, None]
 
     @property
@@ -161,7 +161,7 @@ class Rollout:
 
     def _asked_for(self, name: str, how: str) -> Tensor:
         if name not in self.asked:
-            raise ValueError(f"this rollout was collected without {name}: ask for them with {how}")
+            raise ValueError(f"this rollout was collected without {name}: request them with {how}")
         return self.asked[name]
 
 
@@ -185,10 +185,10 @@ def collect(
     max_flip_share: float = 1.0,
     backend: Backend | None = None,
 ) -> Rollout:
-    """Play one episode per prompt (equal prompts are siblings, one group) and score what was written.
+    """Play one episode per prompt (equal prompts are siblings, one group) and score the lines.
 
-    `uniforms(attempt, columns)` gives the chance for all rows of one attempt. Without `old_logprobs` the rollout keeps
-    the log-probabilities and values that came with the tokens, and saves a pass. Raises `JudgingFailed` with the list
+    `uniforms(attempt, columns)` gives the random numbers for all rows of one attempt. Without `old_logprobs` the
+    rollout keeps the log-probabilities and values of sampling, which saves a pass. Raises `JudgingFailed` with the list
     of errors when more than `max_failure_share` of the judgements failed, or more than `max_flip_share` of the verdicts
     behind them change with the order.
     """
@@ -202,7 +202,7 @@ def collect(
         shares = _split(len(prompts), envs)
         for env, share in zip(envs, shares, strict=True):
             env.reset(options={"prompt_ids": [p.id for p in prompts[share]]})
-        live = [list(range(env.num_envs)) for env in envs]  # sub-environments whose episode goes on
+        live = [list(range(env.num_envs)) for env in envs]  # sub-environments whose episode continues
         attempt = 0
         while any(live):
             chance = uniforms(attempt, sampling.max_new_tokens)
@@ -221,6 +221,8 @@ def collect(
             began = time.perf_counter()
             for _, table, _ in waiting:
                 table.score(student, sampling, old_logprobs, reference, micro_batch)
+            if student.device.type == "cuda":  # it has only been given the work, and the clock is to count it
+                torch.cuda.current_stream(student.device).synchronize()
             clock["reference"] += time.perf_counter() - began
             began = time.perf_counter()
             for i, table, future in waiting:
@@ -238,7 +240,7 @@ def collect(
 
 
 def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
-    """Raise on every process when too many judgements failed over all of them."""
+    """Raise on every process if too many judgements failed over all processes."""
     failed = [j for j in judgements if j.failed]
     bad, total = sum_over_processes(torch.tensor([len(failed), len(judgements)], dtype=torch.float64)).tolist()
     if total and bad / total > max_share:
@@ -250,32 +252,32 @@ def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
         )
 
 
-FEWEST_ASKED = 6  # below so many pairs most may flip by chance
+FEWEST_ASKED = 6  # with fewer pairs, most may flip by chance
 
 
 def check_flips(judgements: Sequence[Judgement], max_share: float) -> None:
-    """Raise where most scores come from a judge whose answer follows the order in which it is shown the lines. Critics
-    made of a judge tell it by the part "flips"."""
+    """Raise if too many verdicts behind the scores change with the order in which the judge sees the two lines. Critics
+    built on a judge report it in the part "flips"."""
     flips_of = [(j, [v for n, v in j.parts.items() if n == "flips" or n.endswith(".flips")]) for j in judgements]
     shares = [(j.critic, max(flips)) for j, flips in flips_of if flips]
     check_flip_share(shares[0][0] if shares else "judge", sum(share for _, share in shares), len(shares), max_share)
 
 
 def check_flip_share(name: str, flipped: float, asked: int, max_share: float) -> None:
-    """The same for so many flips, on this process, among so many pairs that were asked in both orders."""
+    """The same from this process's counts: `flipped` verdicts among `asked` pairs judged in both orders."""
     flips, total = sum_over_processes(torch.tensor([flipped, float(asked)], dtype=torch.float64)).tolist()
     if total >= FEWEST_ASKED and flips / total > max_share:
         counted = f"{flips:.0f} of {total:.0f}" if flips == round(flips) else f"{flips / total:.0%} of {total:.0f}"
         raise JudgingFailed(
-            f"'{name}' prefers a place: {counted} of its verdicts change when the two lines are shown in the other "
-            f"order, more than the allowed share of {max_share:.0%}. Take another judge, or set max_flip_share = 1 to "
-            "learn from this one all the same."
+            f"'{name}' has a position bias: {counted} of its verdicts change when the two lines are shown in the other "
+            f"order, more than the allowed share of {max_share:.0%}. Use another judge, or set max_flip_share = 1 to "
+            "learn from this one anyway."
         )
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """What the environment said of some lines, and which of its episodes they ended."""
+    """The environment's results for some lines, and which episodes they ended."""
 
     rewards: list[float]
     ended: set[int]
@@ -286,7 +288,7 @@ class _Judged:
 
 @dataclass
 class _Attempt:
-    """One generation call on its way into the rollout."""
+    """One generation call before it is assembled into the rollout."""
 
     episodes: list[int]
     lines: Generation
@@ -312,7 +314,7 @@ class _Attempt:
                 micro_batch=micro_batch,
                 temperature=temperature,
                 values=self.lines.values is not None,
-                merge=False,  # the update does not merge either: old and new must agree to the last digit
+                merge=False,  # as in the update: old and new must agree to the last digit
             )
             self.logprobs, self.values = scored.logprobs, scored.values
         else:
@@ -320,7 +322,7 @@ class _Attempt:
             self.values = None if self.lines.values is None else self._beside_tokens(self.lines.values)
 
     def _beside_tokens(self, written: Tensor) -> Tensor:
-        """`[N, R]` by position in the response to `[N, T]` by column."""
+        """From `[N, R]` by response position to `[N, T]` by column."""
         assert self.rows is not None
         mask = self.rows.action_mask.bool()
         [begins] = send(mask.device, torch.tensor([len(p) for p in self.lines.prompts]))
@@ -329,7 +331,7 @@ class _Attempt:
 
 
 def _judge(env: TextVectorEnv, places: list[int], lines: Generation) -> _Judged:
-    """Have the lines of these sub-environments judged, told how each of them ended."""
+    """Have the lines of these sub-environments judged, passing on each one's stop reason."""
     began = time.perf_counter()
     longest = getattr(env.single_action_space, "max_length", None)
     rewards, ended = env.play(places, [text[:longest] for text in lines.texts], lines.stop_reasons)

@@ -1,14 +1,14 @@
-"""Where a learner from preferences stands: feedback rounds, spread over epochs, and the place in the one under way.
+"""Progress of a learner from preferences: feedback rounds, spread over epochs, and the position in the current one.
 
     rounds = Rounds(prompts, epochs=10, rounds=2, batch_size=32, seed=0)
     while not rounds.done:
         if rounds.due:
             rounds.begin(student_pairs(student, judge, rounds.take_prompts(), ...))
             continue
-        batch = rounds.next_batch()        # places in rounds.preferences
+        batch = rounds.next_batch()        # indices into rounds.preferences
 
-The student's lines of a round cannot be written again once it has learned from them, so the preferences of the round
-under way are part of the saved state. Its reference log-probabilities are not: they are computed again.
+A round's lines cannot be regenerated once the student has learned from them, so the current round's preferences are
+part of the saved state. Its reference log-probabilities are not: they are recomputed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from humor_env.types import Preference, Prompt
 
 
 class Rounds:
-    """Round r begins with epoch r × epochs / rounds. An epoch is one pass over the preferences of its round."""
+    """Round r starts at epoch r × epochs / rounds. An epoch is one pass over the preferences of its round."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class Rounds:
         prompts_per_round: int = 0,
     ) -> None:
         if not 1 <= rounds <= epochs:
-            raise InvalidOption(f"rounds lies between 1 and the number of epochs ({epochs}), found {rounds}.")
+            raise InvalidOption(f"rounds must be between 1 and the number of epochs ({epochs}), found {rounds}.")
         self.stream = PromptStream(prompts, seed=seed) if prompts else None
         self.prompts_per_round = prompts_per_round or len(prompts)
         self.epochs, self.rounds, self.batch_size, self.seed = epochs, rounds, batch_size, seed
         self.epoch = 0
-        self.position = 0  # preferences of this epoch that are done
-        self.begun = 0  # rounds
+        self.position = 0  # preferences done in this epoch
+        self.begun = 0  # rounds begun
         self.preferences: list[Preference] = []
         self.counts: dict[str, float] = {}
 
@@ -56,7 +56,7 @@ class Rounds:
 
     @property
     def due(self) -> bool:
-        """Whether the next round's feedback must be collected before going on."""
+        """Whether the next round's feedback must be collected now."""
         return not self.done and self.begun < self.rounds and self.epoch >= self._first_epoch(self.begun)
 
     def _first_epoch(self, index: int) -> int:
@@ -65,13 +65,11 @@ class Rounds:
     def take_prompts(self) -> list[Prompt]:
         """The prompts of the next round."""
         if self.stream is None:
-            raise InvalidOption(
-                "Collecting feedback needs prompts; give prompts, or preferences that were made before."
-            )
+            raise InvalidOption("Collecting feedback needs prompts: give prompts, or existing preferences.")
         return self.stream.take(self.prompts_per_round)
 
     def begin(self, feedback: Feedback) -> None:
-        """Start a round. One without a single preference is passed over, unless it is the first."""
+        """Start a round. A round without preferences is skipped; in the first round that is an error."""
         for name, count in feedback.counts.items():
             self.counts[name] = self.counts.get(name, 0.0) + count
         self.preferences = list(feedback.preferences)
@@ -82,18 +80,18 @@ class Rounds:
         if self.begun == 1:
             why = ", ".join(f"{n}: {v:.0f}" for n, v in feedback.counts.items())
             raise TrainingStopped(
-                f"There is nothing to learn from: the feedback holds no preference ({why}). 'alike' are prompts whose "
-                "candidates were all the same, 'uneven' those dropped by the length filter."
+                f"There is nothing to learn from: the feedback holds no preference ({why}). 'alike' counts prompts "
+                "whose candidates were all the same, 'uneven' those dropped by the length filter."
             )
         self.epoch = self._first_epoch(self.begun) if self.begun < self.rounds else self.epochs
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing has been learned yet from the round under way."""
+        """Whether nothing has been learned from the current round yet."""
         return self.position == 0 and self.begun > 0 and self.epoch == self._first_epoch(self.begun - 1)
 
     def next_batch(self) -> Tensor:
-        """The places of the next preferences: each once per epoch, in an order that (seed, epoch) decides."""
+        """Indices of the next preferences: each once per epoch, in an order determined by (seed, epoch)."""
         order = generator(self.seed, "preference-order", self.epoch).permutation(len(self.preferences))
         batch = order[self.position : self.position + self.batch_size]
         self.position += len(batch)
@@ -102,12 +100,12 @@ class Rounds:
         return torch.from_numpy(batch)
 
     def expected_steps(self, step: int) -> int:
-        """All steps of the run, from those taken and the size of the round under way: for the learning rate."""
+        """Estimated steps of the whole run, for the learning rate, from the steps taken and the round's size."""
         left = (self.epochs - self.epoch) * -(-len(self.preferences) // self.batch_size)
         return step + left - -(-self.position // self.batch_size)
 
     def numbers(self) -> dict[str, float]:
-        """What the feedback took so far, over all rounds."""
+        """Feedback counts so far, over all rounds."""
         return {f"feedback/{n}": v for n, v in self.counts.items()} | {
             "feedback/rounds": float(self.begun),
             "feedback/round_preferences": float(len(self.preferences)),

@@ -1,1 +1,1 @@
-"""What every run has, whatever it learns by: settings, checkpoints, logs, limits, the monitor, several processes."""
+"""Common to every run: settings, checkpoints, logs, limits, the monitor, multiple processes."""

@@ -1,8 +1,8 @@
-"""The alarms of a monitor: when each is raised, and what it says. They keep nothing between checks.
+"""The monitor's alarms: when each is raised, and its message. They keep no state between checks.
 
     of_fall(best_step=10, best=0.71, lost=-0.09)        # "the held-out score fell from 0.710 (step 10) to 0.620"
 
-`level` is how sure an alarm must be, one-sided. The monitor's page, docs/monitor.md, says why each asks what it asks.
+`level` is the one-sided confidence an alarm needs. docs/monitor.md explains each condition.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Alarm:
 def of_properties(
     config: MonitorConfig, numbers: Mapping[str, float], first: Mapping[str, float], prompts: int, *, has_pairs: bool
 ) -> list[Alarm]:
-    """Properties of the lines past their limits. `has_pairs`: whether an average line had a pair of words at first."""
+    """Properties of the lines past their limits. `has_pairs`: whether an average first line had a pair of words."""
     alarms = []
 
     def past(limit: str, is_past: bool, what: str) -> None:
@@ -49,13 +49,13 @@ def of_properties(
     times = numbers["length"] / max(1e-9, first["length"])
     past("longer", times > config.longer, f"lines are {times:.2f} times as long as at first")
     past("shorter", times < config.shorter, f"lines are {times:.2f} times as long as at first")
-    # Lines of one word have no pairs of words, or a few that are all different by chance.
+    # One-word lines have no pairs of words, or a few that all differ by chance.
     for name, what in (("distinct_2", "distinct-2"), ("different_lines", "the share of different lines")):
         if name == "distinct_2" and not has_pairs:
             continue
         ratio = numbers[name] / max(1e-9, first.get(name, 0.0))
         past("variety", ratio < config.variety, f"{what} is {ratio:.2f} of what it was at first")
-    # Few prompts have few lines: ten of twenty are half of them even where all differ.
+    # With few prompts there are few lines: ten of twenty are half of them even if all differ.
     few = 10 / prompts
     share = numbers["commonest_share"]
     past("commonest", share > max(config.commonest, 1.5 * few), f"ten lines are {share:.0%} of all")
@@ -85,7 +85,7 @@ def of_same_frame(config: MonitorConfig, jokes: Sequence[Joke], first: Mapping[s
 def _of_most_risen(
     config: MonitorConfig, limit: str, what: str, held: Sequence[Set[str]], first: Mapping[str, float]
 ) -> list[Alarm]:
-    """Of what the lines have, that which came up most, if past its limit."""
+    """The feature of the lines that rose most, if past its limit."""
     now = shares(held)
     risen = {each: share - first.get(each, 0.0) for each, share in now.items()}
     most = min(risen, key=lambda each: (-risen[each], each.count(text_stats.BLANK), each), default=None)
@@ -103,14 +103,14 @@ def _of_most_risen(
 def of_lift(
     config: MonitorConfig, lifts: Mapping[str, list[float]], at_first: Mapping[str, list[float]], level: float
 ) -> list[Alarm]:
-    """By critic and prompt: the lines gain surely less than a part of what they gained by their own prompt at first."""
+    """Per critic: whether the lines' gain from their own prompt is surely below a share of the first look's gain."""
     if not config.lift:
         return []
     alarms = []
     for name, now in lifts.items():
         first = at_first.get(name, [])
         if not is_surely_above_zero(first, level):
-            continue  # this critic saw no difference to begin with
+            continue  # this critic saw no gain at first
         if is_surely_above_zero(config.lift * np.array(first) - np.array(now), level):
             alarms.append(
                 Alarm(
@@ -135,7 +135,7 @@ def of_fall(best_step: int, best: float, lost: float) -> Alarm:
 
 
 def of_unshared(config: MonitorConfig, rises: Mapping[str, np.ndarray], best_step: int, level: float) -> list[Alarm]:
-    """The rises of both critics' scores, in units of their spreads, since the best held-out look."""
+    """`rises`: both critics' score changes since the best held-out look, in units of their spreads."""
     lacking = config.unshared * rises["training"] - rises["held_out"]
     if not (is_surely_above_zero(rises["training"], level) and is_surely_above_zero(lacking, level)):
         return []
@@ -158,27 +158,27 @@ def of_habits(
     first_much: Mapping[str, tuple[float, float]],
     level: float,
 ) -> list[Alarm]:
-    """What the training critic pays most for, of the habits that came up and please it alone. Scores are in units of
-    the critics' spreads; `first_much` is what is much of a character, and the share of lines that had more."""
+    """Of the habits that rose and that only the training critic rewards, the one it rewards most. Scores are in units
+    of the critics' spreads; `first_much` holds each character's threshold and the share of lines that exceeded it."""
     lacking = config.unshared * training - held_out
 
     def has_risen(share: float, before: float) -> bool:
-        """A share of the lines: by the limit, and by more than two samples of lines would differ by chance."""
+        """Whether the share rose by the limit, and by more than two samples of lines would differ by chance."""
         mean = (share + before) / 2
         error = math.sqrt(2 * mean * (1 - mean) / len(jokes))
         return share - before > max(config.habit, NormalDist().inv_cdf(level) * error)
 
     def risen_words() -> Iterator[tuple[str, np.ndarray]]:
-        """What is said of each word that came up, and which lines have it."""
+        """The message for each word that rose, and which lines have it."""
         words = word_sets(jokes)
-        for word, share in sorted(shares(words).items()):  # sets have another order in each process
+        for word, share in sorted(shares(words).items()):  # set order differs between processes
             before = first_words.get(word, 0.0)
             if has_risen(share, before):
                 has = np.array([word in of_line for of_line in words])
                 yield f"'{word}' is in {share:.0%} of the lines ({before:.0%} at first)", has
 
     def risen_characters() -> Iterator[tuple[str, np.ndarray]]:
-        """The same of each character that many lines now have much of."""
+        """The same for each character that many lines now have much of."""
         for character, part in character_parts(jokes).items():
             much, before = first_much.get(character, (0.0, 0.0))
             has = part > much
@@ -193,6 +193,6 @@ def of_habits(
             habits.append((mean_known(training[has]) - mean_known(training[~has]), sentence))
     if not habits:
         return []
-    paid, sentence = max(habits, key=lambda each: each[0])  # of equals the first: a word says more than its letters
+    paid, sentence = max(habits, key=lambda each: each[0])  # on ties the first: a word says more than its letters
     pleased = f"the training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not"
     return [Alarm("habit", f"{sentence}: {pleased}")]

@@ -2,11 +2,11 @@
 
     store = CheckpointStore(run / "checkpoints", keep_last=2)
     store.save(step, tensors, state, score=reward)     # tensors: name -> Tensor; state: plain JSON
-    checkpoint = store.latest()                        # the newest whole one, or None
+    checkpoint = store.latest()                        # the newest intact one, or None
 
 Each is a folder: `tensors.safetensors`, `state.json`, `manifest.json` with the hashes of both, and the manifest's own
-hash. It is written under a temporary name, flushed to the disk and then renamed, so that a name without ".writing" is
-always whole; one damaged later is found by its hash, and the one before it is used. Nothing is pickled.
+hash. It is written under a temporary name, flushed to disk and then renamed, so that a folder without ".writing" is
+always complete; later damage is detected by hash, and the previous checkpoint is used. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     folder: Path
-    seconds: float = 0.0  # of training until then
+    seconds: float = 0.0  # of training so far
 
 
 class CheckpointStore:
@@ -52,7 +52,7 @@ class CheckpointStore:
     def __init__(self, folder: str | Path, *, keep_last: int = 2) -> None:
         self.folder = Path(folder)
         self.keep_last = max(1, keep_last)
-        self.damaged: list[str] = []  # what `latest` passed over, one sentence each
+        self.damaged: list[str] = []  # one sentence for each that `latest` skipped
 
     def save(
         self,
@@ -62,9 +62,9 @@ class CheckpointStore:
         score: float | None = None,
         seconds: float = 0.0,
     ) -> Path:
-        """Write a checkpoint; on any failure the ones before are untouched and `CheckpointError` says why.
+        """Write a checkpoint; on failure the earlier ones are untouched and `CheckpointError` says why.
 
-        Of several processes, all of which call this, the main one writes; the others wait for it and fail with it.
+        With several processes all must call this; the main one writes, the others wait for it and fail with it.
         """
         problem: CheckpointError | None = None
         if is_main_process():
@@ -74,7 +74,7 @@ class CheckpointStore:
                 problem = error
         if any_process(problem is not None):
             raise problem or CheckpointError(
-                f"Step {step} was not saved in {self.folder}: the main process could not write it, and says why."
+                f"Step {step} was not saved in {self.folder}: the main process could not write it and reports why."
             )
         return self.folder / f"step-{step:08d}"
 
@@ -90,7 +90,7 @@ class CheckpointStore:
         manifest = {
             "step": step,
             "score": score,
-            "seconds": seconds,  # not in the state, which is equal for equal runs
+            "seconds": seconds,  # not in the state, which is the same for equal runs
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         }
         contents["manifest.json"] = json.dumps(manifest, indent=1).encode()
@@ -111,27 +111,27 @@ class CheckpointStore:
             whole = self._names()
             raise CheckpointError(
                 f"Step {step} could not be saved in {self.folder}: {problem.strerror or problem}. "
-                + (f"The checkpoint of step {whole[-1]} is whole. " if whole else "There is no earlier checkpoint. ")
+                + (f"The checkpoint of step {whole[-1]} is intact. " if whole else "There is no earlier checkpoint. ")
                 + "Free some space or choose another folder, then resume."
             ) from problem
         self._prune(step)
 
     def resume(self) -> Checkpoint | None:
-        """The checkpoint to go on from, or None for a run that has none. What is damaged is told on the way.
+        """The checkpoint to resume from, or None for a run without any. Warns about damaged ones.
 
-        Raises `CheckpointError` where all of them are damaged: the run would begin again, and its logs be emptied.
+        Raises `CheckpointError` if all are damaged: the run would start again and its logs would be emptied.
         """
         checkpoint = self.latest()
         for sentence in self.damaged:
-            _warn(sentence + (f" Going on from step {checkpoint.step}." if checkpoint else ""))
+            _warn(sentence + (f" Resuming from step {checkpoint.step}." if checkpoint else ""))
         if checkpoint is None and self.damaged:
             raise CheckpointError(
-                f"No checkpoint in {self.folder} is whole: {self.damaged[0]} To begin again, move that folder away."
+                f"No checkpoint in {self.folder} is intact: {self.damaged[0]} To start again, move that folder away."
             )
         return checkpoint
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. `damaged` then lists those that were passed over."""
+        """The newest intact checkpoint. `damaged` then lists those that were skipped."""
         self.damaged = []
         for step in reversed(self._names()):
             folder = self.folder / f"step-{step:08d}"
@@ -170,7 +170,7 @@ class CheckpointStore:
         return sorted(int(m[1]) for p in self.folder.iterdir() if (m := _NAME.fullmatch(p.name)))
 
     def _prune(self, newest: int) -> None:
-        """What lies beyond the newest is damaged: `latest` passed over it, and the run went on from before."""
+        """Checkpoints after the newest are damaged: `latest` skipped them and the run resumed from before them."""
         for step in self._names():
             if step > newest:
                 shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
@@ -181,7 +181,7 @@ class CheckpointStore:
             try:
                 score = json.loads((self.folder / f"step-{step:08d}" / "manifest.json").read_text())["score"]
             except (OSError, KeyError, ValueError):
-                continue  # a damaged one has no claim to be the best; `latest` reports it
+                continue  # a damaged one cannot be the best; `latest` reports it
             if score is not None:
                 scores[step] = score
         if scores:
@@ -221,12 +221,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], t
             prefix = f"optimizer/{names[id(p)]}/"
             saved = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
             if saved:
-                # Adam's step counter lives on the CPU, its moments beside the parameter.
-                optimizer.state[p] = {k: t.clone() if t.ndim == 0 else t.to(p.device) for k, t in saved.items()}
+                # A fused optimiser reads its step counter on the parameter's device, too.
+                optimizer.state[p] = {k: t.to(p.device, copy=True) for k, t in saved.items()}
 
 
 def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The global generators. Ours are derived from (seed, step); these are kept for what other people's code draws."""
+    """States of the global generators, saved for third-party code; ours are derived from (seed, step)."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, words, gauss_next = random.getstate()
     tensors = {"random/torch": torch.get_rng_state(), "random/numpy": torch.from_numpy(np.asarray(keys, np.int64))}

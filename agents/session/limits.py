@@ -1,12 +1,12 @@
-"""What may end a run before its last step: the user, a limit that is reached, or a monitor that saw it drift.
+"""What may end a run before its last step: the user, a limit, or a monitor that detected drift.
 
     control = RunControl(Limits(samples=10_000, seconds=600))
     result = train(config, env, student, log, prompts=prompts, checkpoints=store, control=control)
     result.stopped, result.why      # False, "the limit of 10000 samples is reached (10048 taken)"
 
-Every learner takes a `control`, which its session asks after each step, so that all of them end alike:
-the step is finished, a checkpoint saved, and the reason told. What was taken is part of the checkpoint and so counts
-on over restarts; with a higher limit the run goes on from there.
+Every learner takes a `control`, which its session checks after each step, so that all of them end the same way:
+the step is finished, a checkpoint is saved, and the reason is reported. The counts are saved in the checkpoint, so they
+continue across restarts; with a higher limit the run continues from there.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from humor_env.types import Joke
 
 @dataclass(frozen=True)
 class Limits:
-    """What one learner may take in one run, over all processes and restarts. None is no limit.
+    """Limits of one learner in one run, over all processes and restarts. None means no limit.
 
-    A sample is a line the student wrote in order to learn from it. A judgement is an answer of the critic about a line,
-    or of the judge about a pair (in both orders: one judgement). Seconds are those of the training loop. Evaluations
-    count in none of them, so that measuring more often does not shorten a run.
+    A sample is a line the student wrote to learn from. A judgement is a critic's answer about a line, or a judge's
+    about a pair (both orders together are one). Seconds are those of the training loop. Evaluations count towards none,
+    so that evaluating more often does not shorten a run.
     """
 
     samples: int | None = None
@@ -44,11 +44,11 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and not value > 0:
-                raise InvalidOption(f"A limit of {field.name} is above 0, or None for no limit; found {value}.")
+                raise InvalidOption(f"The limit of {field.name} must be above 0, or None for no limit; found {value}.")
 
 
 class RunControl:
-    """`ending` is empty while the run may go on, else a sentence that says why it does not."""
+    """`ending` is empty while the run may continue, else the reason why it ends."""
 
     def __init__(self, limits: Limits | None = None, monitor: Monitor | None = None) -> None:
         self.limits = limits or Limits()
@@ -56,7 +56,7 @@ class RunControl:
         self.samples = self.judgements = 0
         self.ending = ""
         self.by_user = False
-        self.steps_before = 0  # of an earlier phase: the monitor counts through, as the log does
+        self.steps_before = 0  # of an earlier phase: the monitor's steps continue across phases, as the log's do
         self._stop = StopRequest()
         self._seconds = 0.0
         self._since: float | None = None
@@ -72,12 +72,12 @@ class RunControl:
 
     @property
     def seconds(self) -> float:
-        """Spent in the training loop so far, those before a restart included."""
+        """Time in the training loop so far, including before restarts."""
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not learning's: an evaluation."""
+        """Stop the clock, for an evaluation."""
         running = self._since is not None
         self._seconds, self._since = self.seconds, None
         try:
@@ -86,17 +86,17 @@ class RunControl:
             self._since = time.perf_counter() if running else None
 
     def count(self, samples: int, judgements: int) -> None:
-        """Count what a step or a round of feedback took, over all processes."""
+        """Add the counts of a step or feedback round, over all processes."""
         self.samples += samples
         self.judgements += judgements
 
     @property
     def rate(self) -> float:
-        """What the learning rate is to be multiplied by: 1, unless a monitor slows the run."""
+        """Factor for the learning rate: 1, unless a monitor slows the run."""
         return 1.0 if self.monitor is None else self.monitor.rate
 
     def measure_drift(self, step: int, student: Student, adapter: str | None = POLICY) -> dict[str, float]:
-        """The monitor's numbers, in the steps where it looks; every process must call it."""
+        """The monitor's metrics at the steps where it looks; every process must call it."""
         step += self.steps_before
         if self.monitor is None or not self.monitor.is_due(step):
             return {}
@@ -104,23 +104,23 @@ class RunControl:
             return self.monitor.measure(step, student, adapter)
 
     def notice(self, jokes: Sequence[Joke]) -> None:
-        """Let the monitor see what was learned from in a step; in every process the same lines."""
+        """Show the monitor the lines learned from in a step; every process must pass the same lines."""
         if self.monitor is not None:
             self.monitor.notice(jokes)
 
     def start(self, step: int, student: Student, adapter: str | None = POLICY) -> None:
-        """Before the first step of this process: the monitor's log is that of the steps done, and its first look is at
-        the student as it came."""
+        """Call before this process's first step: rewinds the monitor's log to the steps done; at step 0 the monitor
+        takes its first look, at the student as it came."""
         if self.monitor is not None:
             self.monitor.rewind(step + self.steps_before)
             if step + self.steps_before == 0:
                 self.measure_drift(0, student, adapter)
 
     def check(self, *, asks: bool = True) -> None:
-        """Decide whether the run goes on, the same in every process.
+        """Decide whether the run continues, the same in every process.
 
-        A learner that `asks` nothing of student and critic in its next step (it still learns from a round of feedback)
-        is not ended by samples and judgements: it learns all of what was paid for.
+        With `asks=False` (the next step only learns from feedback already collected) the limits of samples and
+        judgements do not end the run: everything paid for is learned.
         """
         late = self.limits.seconds is not None and self.seconds >= self.limits.seconds
         flags = torch.tensor([float(bool(self._stop)), float(late)])
@@ -141,7 +141,7 @@ class RunControl:
         self.ending = "; ".join(reasons)
 
     def numbers(self) -> dict[str, float]:
-        """What was taken so far."""
+        """The counts so far."""
         return {
             "spent/samples": float(self.samples),
             "spent/judgements": float(self.judgements),
@@ -149,7 +149,7 @@ class RunControl:
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Plain data, equal for equal runs: without the clock, which a checkpoint's manifest keeps."""
+        """Plain data, the same for equal runs: without the clock, which a checkpoint's manifest keeps."""
         monitor_state = None if self.monitor is None else self.monitor.get_state()
         return {"samples": self.samples, "judgements": self.judgements, "monitor": monitor_state}
 

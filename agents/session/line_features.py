@@ -1,4 +1,4 @@
-"""What can be said of lines without a critic, and tests of whether a change is more than chance: for the monitor.
+"""Critic-free features of lines, and significance tests of changes: for the monitor.
 
 text_features(jokes)["distinct_2"]
 is_surely_more(scores, has_the_word, level=0.99)
@@ -19,7 +19,7 @@ from humor_env.types import Joke
 
 
 def text_features(jokes: Sequence[Joke], taught: frozenset[tuple[str, ...]] = frozenset()) -> dict[str, float]:
-    """What needs no critic: length, variety, borrowing, and the marks of known hacks."""
+    """Features that need no critic: length, variety, borrowing, and marks of known hacks."""
     texts = [j.text for j in jokes]
     features = {
         "length": sum(map(len, texts)) / len(texts),
@@ -49,13 +49,13 @@ def difference(now: Sequence[float], then: Sequence[float]) -> list[float]:
 
 
 def mean_known(values: Sequence[float] | np.ndarray) -> float:
-    """Over what was judged."""
+    """The mean over judged lines."""
     finite = [v for v in values if math.isfinite(v)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> bool:
-    """Whether the mean change is above zero by more than other prompts would make of it (one-sided, paired)."""
+    """Whether the mean change over prompts is significantly above zero (one-sided, paired)."""
     finite = np.array(change)
     finite = finite[np.isfinite(finite)]
     if len(finite) < 2:
@@ -65,7 +65,7 @@ def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> 
 
 
 def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
-    """Whether the lines that have something score above those that do not (one-sided, Welch's test)."""
+    """Whether the lines with a feature score significantly above those without (one-sided, Welch's test)."""
     known = np.isfinite(values)
     some, others = values[known & has], values[known & ~has]
     if min(len(some), len(others)) < 3:
@@ -78,14 +78,14 @@ def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
 
 
 def is_surely_commoner(count: int, of: int, before: int, of_before: int, level: float) -> bool:
-    """Whether something that `before` of `of_before` lines had is commoner now, by more than the luck of two samples.
-    Exact for few lines (binomial); before, it counts as seen once more than it was."""
+    """Whether a feature that `before` of `of_before` lines had is significantly more common now.
+    Exact for few lines (binomial); one is added to the earlier count."""
     chance = (before + 1) / (of_before + 1)
     return count > 0 and chance < 1 and bool(bdtrc(count - 1, of, chance) < 1 - level)
 
 
 def shares(held: Sequence[Set[str]]) -> dict[str, float]:
-    """The share of the lines that have each of the things that lines have."""
+    """For each feature, the share of the lines that have it."""
     counts = Counter(each for of_line in held for each in of_line)
     return {each: n / len(held) for each, n in counts.items()}
 
@@ -95,7 +95,7 @@ def word_sets(jokes: Sequence[Joke]) -> list[set[str]]:
 
 
 def character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:
-    """The part of each line that is this character, for every character but space; capital or not is the same."""
+    """For every character but space, ignoring case, its share of each line."""
     texts = [j.text.lower() for j in jokes]
     counts = [Counter(text) for text in texts]
     lengths = np.array([max(1, len(text)) for text in texts])
@@ -103,7 +103,7 @@ def character_parts(jokes: Sequence[Joke]) -> dict[str, np.ndarray]:
 
 
 def usual_parts(jokes: Sequence[Joke]) -> dict[str, tuple[float, float]]:
-    """Of each character the part that nine lines in ten do not pass, and the share of the lines that do."""
+    """For each character, the part that nine lines in ten do not exceed, and the share of lines that do."""
     usual = {}
     for character, part in character_parts(jokes).items():
         much = float(np.quantile(part, 0.9))

@@ -1,8 +1,8 @@
-"""What a run leaves behind: metrics, the jokes themselves, and a way to stop it politely.
+"""A run's logs: metrics and the jokes themselves; and a way to stop a run cleanly.
 
 log = RunLog("runs/first")                       # writes metrics.jsonl and jokes.jsonl, flushed line by line
 log.metrics(step, {"reward": 0.61, "kl": 0.02})
-log.jokes(step, jokes, judgements)               # so that any number can be traced to a text
+log.jokes(step, jokes, judgements)               # any number can be traced to a text
 with StopRequest() as stop: ...; if stop: save and leave   # Ctrl-C finishes the step first
 """
 
@@ -24,7 +24,7 @@ from humor_env.types import Joke, Judgement
 
 
 class Log(Protocol):
-    """What learners write to. `RunLog` writes files; `Silent` nothing. A log may also have `flush()`, which is called
+    """What learners log to. `RunLog` writes files; `Silent` writes nothing. A log may also have `flush()`, called
     before each checkpoint."""
 
     def metrics(self, step: int, numbers: Mapping[str, float]) -> None: ...
@@ -41,7 +41,7 @@ Echo = Callable[[int, Mapping[str, float]], None]
 
 
 class Silent:
-    """A log that writes nothing; `echo` may still show the numbers on a screen."""
+    """A log that writes nothing; `echo` may still print the metrics."""
 
     def __init__(self, echo: Echo | None = None) -> None:
         self.echo = echo
@@ -60,8 +60,8 @@ class Silent:
 class RunLog:
     """JSON lines in a folder, and optionally a callback for the screen.
 
-    Seconds and memory are kept in `timings.jsonl`, apart from the metrics, so that a repeated run gives the same
-    metrics file. The memory is the most that this process has held so far.
+    Seconds and memory go to `timings.jsonl`, apart from the metrics, so that a repeated run gives the same metrics
+    file. Memory is this process's peak so far.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RunLog:
             self._append("jokes.jsonl", [joke_record(step, j, v) for j, v in zip(jokes, judgements, strict=True)])
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: the run goes on from there. A torn last line is dropped too."""
+        """Drop everything logged after `step`, where the run resumes. A torn last line is dropped too."""
         if not self.writes:
             return
         for name in FILES:
@@ -107,15 +107,15 @@ class RunLog:
             broken = [
                 n for n, (line, at) in enumerate(zip(lines, steps, strict=True), 1) if at is None and line.strip()
             ]
-            if broken and broken != [len(lines)]:  # a torn last line is what a kill leaves
-                _warn(f"{path}: {len(broken)} damaged lines are left out, the first is line {broken[0]}.")
+            if broken and broken != [len(lines)]:  # a kill leaves a torn last line
+                _warn(f"{path}: dropped {len(broken)} damaged lines, the first is line {broken[0]}.")
             kept_lines = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
             temporary = path.with_suffix(".rewinding")
             temporary.write_bytes(b"".join(kept_lines))
             os.replace(temporary, path)
 
     def flush(self) -> None:
-        """On the disk, not only in the system's memory."""
+        """Flush to disk, not only to the system's buffers."""
         for name in FILES if self.writes else ():
             if (self.folder / name).exists():
                 handle = os.open(self.folder / name, os.O_RDONLY)
@@ -130,19 +130,19 @@ class RunLog:
 
 
 def flush_log(log: Log) -> None:
-    """Have a log that can do so bring what it holds to the disk."""
+    """Flush the log to disk, if it has a `flush`."""
     flush = getattr(log, "flush", None)
     if flush is not None:
         flush()
 
 
 def is_timing(name: str) -> bool:
-    """Whether a metric measures the clock, and so differs from run to run."""
+    """Whether a metric depends on the clock and so differs between runs."""
     return name.startswith("seconds/") or name.endswith("_per_second")
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step that a line is about; None for one that is torn or damaged."""
+    """The step of a line; None if the line is torn or damaged."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -4,10 +4,11 @@
     memory.needed(micro_batch=32), free_memory_of(student.device)     # bytes
     memory.micro_batch_that_fits(free, most=64)                       # 32
 
-Most of it is counted: weights by their type, gradients and AdamW's two moments of what is trained, keys and values of
-the lines being written, a chunk of logits. What a pass keeps for its backward pass differs too much between models (and
-kinds of attention) to be counted from their settings, so one row of that length goes through the student, and the bytes
-that autograd keeps are added up. The result is within a factor of two of what a step takes (tests/test_memory.py).
+Most of it is counted: weights by their type, gradients and AdamW's two moments of the trained parameters, keys and
+values of the lines being generated, a chunk of logits. What is saved for the backward pass differs too much between
+models (and kinds of attention) to be derived from their settings, so one row of that length goes through the student,
+and the bytes that autograd saves are added up. The result is within a factor of two of the truth
+(tests/test_memory.py).
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.logprobs import chunk_rows
 from humor_env.shared.precision import free_memory
 
-SHARE = 0.8  # of the free memory that a micro-batch is chosen for: the rest is for what is not counted here
+SHARE = 0.8  # of the free memory that a micro-batch may fill; the rest is for what is not counted here
 _FLOAT, _DOUBLE = 4, 8
-# Tensors as wide as the widest layer that a pass holds beside those it keeps: its input, output and their gradients.
+# Tensors as wide as the widest layer that a pass holds besides the saved ones: its input, output and their gradients.
 _IN_PASSING = 4
-# float32 tables of logits at a time: raw, shifted, probabilities; and in writing, with the running sum in doubles.
+# float32 tables of logits at a time: raw, shifted, probabilities; in generation also the running sum in doubles.
 _LOGITS_SCORED = 3 * _FLOAT
 _LOGITS_WRITTEN = 3 * _FLOAT + 2 * _DOUBLE
 
 
 @dataclass(frozen=True)
 class RowLength:
-    """The longest row that is expected, in tokens."""
+    """The longest expected row, in tokens."""
 
     prompt: int
     response: int
@@ -47,26 +48,26 @@ class RowLength:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes. `weights` are there once the student is loaded, `training` from the first step to the last; beside them
-    there is either `writing` (the whole batch is written at once) or a micro-batch's pass and its way back."""
+    """Bytes. `weights` are held once the student is loaded, `training` from the first step to the last; on top of them
+    either `writing` (the whole batch at once) or a micro-batch's forward and backward pass."""
 
     weights: int
     training: int
     writing: int
     row: int
     logits_row: int
-    logits_most: int  # however many rows: they are taken in chunks
+    logits_most: int  # for any number of rows: they are processed in chunks
 
     def update(self, micro_batch: int) -> int:
-        """What a micro-batch of so many rows takes beside weights and training."""
+        """Bytes for a micro-batch of that many rows, on top of weights and training."""
         return micro_batch * self.row + min(micro_batch * self.logits_row, self.logits_most)
 
     def needed(self, micro_batch: int) -> int:
         return self.weights + self.training + max(self.writing, self.update(micro_batch))
 
     def micro_batch_that_fits(self, free: int | None, most: int) -> int:
-        """The largest power of two up to `most` for which a student that is loaded finds room; 1 where none does.
-        `free` is None where nothing tells it."""
+        """The largest power of two up to `most` that fits once the student is loaded; 1 if none does.
+        `free` is None if unknown."""
         fitting = 1 << (max(1, most).bit_length() - 1)
         room = None if free is None else SHARE * free - self.training
         while fitting > 1 and room is not None and self.update(fitting) > room:
@@ -77,8 +78,8 @@ class StepMemory:
 def step_memory(
     student: Student, length: RowLength, *, rows: int, full: bool = False, entropy: bool = True
 ) -> StepMemory:
-    """The memory of a step in which `rows` lines of this length are written at once (0 where none are) and then learned
-    from. With `full` the base is trained in place of an adapter. The student is left as it was."""
+    """The memory of a step that generates `rows` lines of this length at once (0 for none) and then learns from them.
+    With `full` the base is trained instead of an adapter. The student is unchanged."""
     length = _within_context(student, length)
     trained = _trained(student, full)
     bases: list[Tensor] = [layer.get_base_layer().weight for layer in student.lora_layers]
@@ -87,17 +88,17 @@ def step_memory(
     vocabulary, width = student.base.get_output_embeddings().weight.shape
     widest = max(max(weight.shape) for weight in bases)
     logits = rows * vocabulary * _LOGITS_WRITTEN
-    # A captured step keeps all that it writes into, merged weights included, from one step of learning to the next.
+    # A captured step keeps all its output buffers, merged weights included, between learning steps.
     captured = merged + cache + logits if student.device.type == "cuda" and rows else 0
     writing = 0 if captured else cache + logits
-    # A merge, for writing and for the reference's pass, is worked out in float32, a layer at a time.
+    # A merge, for generation and for the reference's pass, is computed in float32, one layer at a time.
     writing += merged + 3 * _FLOAT * max(weight.numel() for weight in bases) + rows * length.prompt * widest * _FLOAT
     saved = _saved_bytes(student, length, trained, values=not full, entropy=entropy)
     slopes = length.response * width * student.base.dtype.itemsize
     in_passing = _IN_PASSING * length.whole * widest * _FLOAT
     logits_row = length.response * vocabulary * _LOGITS_SCORED
     most = chunk_rows(vocabulary, student.device) * vocabulary * _LOGITS_SCORED
-    if student.passes.backbone is None:  # such a model gives logits for all of a row, and all at once
+    if student.passes.backbone is None:  # such a model computes the logits of whole rows, all at once
         logits_row += length.whole * vocabulary * _FLOAT
         most = rows * logits_row or 1 << 62
     return StepMemory(
@@ -111,8 +112,8 @@ def step_memory(
 
 
 def free_memory_of(device: torch.device) -> int | None:
-    """Bytes that this process can have on the device; None where nothing tells. Processes on one machine share its
-    RAM, while each has a GPU of its own."""
+    """Bytes available to this process on the device; None if unknown. Processes on one machine share its RAM, while
+    each has its own GPU."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
@@ -121,21 +122,21 @@ def free_memory_of(device: torch.device) -> int | None:
 
 
 def in_a_sentence(memory: StepMemory, micro_batch: int, free: int | None) -> str:
-    """For people. `free` is what there was before the student was loaded."""
+    """A message for users. `free` is the free memory before the student was loaded."""
     needed = memory.needed(micro_batch)
     sentence = f"about {_gigabytes(needed)} with micro_batch {micro_batch}"
     if free is None:
-        return f"{sentence}; this machine does not say how much is there"
-    sentence += f"; {_gigabytes(free)} are there"
+        return f"{sentence}; the free memory of this machine is unknown"
+    sentence += f"; {_gigabytes(free)} are free"
     if needed <= free:
         return sentence
     least = memory.needed(1)
     if least <= free:
         fitting = memory.micro_batch_that_fits(free - memory.weights, micro_batch)
-        return f'{sentence}, too few: micro_batch {fitting} fits ("auto" chooses it)'
+        return f'{sentence}, too little: micro_batch {fitting} fits ("auto" chooses it)'
     return (
-        f"{sentence}, too few, and micro_batch 1 takes {_gigabytes(least)}: a smaller student, dtype bfloat16, or "
-        "shorter or fewer lines a step are what helps"
+        f"{sentence}, too little, and micro_batch 1 takes {_gigabytes(least)}: use a smaller student, dtype bfloat16, "
+        "or shorter or fewer lines per step"
     )
 
 
@@ -175,7 +176,7 @@ def _cache_bytes(student: Student, length: RowLength) -> int:
 def _saved_bytes(
     student: Student, length: RowLength, trained: list[nn.Parameter], *, values: bool, entropy: bool
 ) -> int:
-    """What autograd keeps of a pass over one row of this length, the weights themselves left out."""
+    """Bytes that autograd saves in a pass over one row of this length, without the weights themselves."""
     own = {p.untyped_storage().data_ptr() for p in student.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -192,7 +193,7 @@ def _saved_bytes(
     student.activate(POLICY)
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            scored = student.score(rows, values=values, entropy=entropy)  # kept alive: no address is used twice
+            scored = student.score(rows, values=values, entropy=entropy)  # kept alive, so that no address is reused
         assert scored.logprobs.requires_grad
     finally:
         student.train_only(trainable)

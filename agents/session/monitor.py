@@ -1,31 +1,31 @@
 """Is the student still getting funnier, or is it exploiting its critic? A check every few steps.
 
     monitor = Monitor(MonitorConfig(action="stop"), prompts, training=critic, held_out=exact, folder=run)
-    control = RunControl(monitor=monitor)                       # every learner asks its control after each step
+    control = RunControl(monitor=monitor)                       # every learner checks its control after each step
     ppo.train(config, env, student, log, prompts=train_prompts, control=control)
 
 At each look the student writes one line for each of the same prompts, with the same random numbers. So two looks are
-compared prompt by prompt, and what is left of the noise is known from how much prompts differ in their change. Alarms:
+compared prompt by prompt, and the remaining noise is estimated from the spread of the changes over prompts. Alarms:
 
-- *gap*: the held-out critic's score is below its best by more than noise, while the training critic's is above what it
-  was then, by more than noise. This is what learning to please a flawed critic looks like.
+- *gap*: the held-out critic's score is below its best, while the training critic's is above its value at that time,
+  both by more than noise. This is the mark of exploiting a flawed critic.
 - *unshared*: since the best held-out look the training critic's score rose by more than noise, and the held-out one
-  shares less than `unshared` of that rise, by more than noise; both count in units of their spread at the first look.
-  This sees a critic being gamed before the jokes get worse.
-- *habit*: a word, or lines full of one character, have come up since the first look, the training critic pays for them,
-  and the held-out critic shares less than `unshared` of what it pays, all by more than noise. What games the critic is
-  seen while few lines have it.
+  shares less than `unshared` of that rise, by more than noise; both in units of their spread at the first look. It
+  detects that a critic is being gamed before the jokes get worse.
+- *habit*: a word, or lines full of one character, have become more frequent since the first look, the training critic
+  rewards them, and the held-out critic shares less than `unshared` of that reward, all by more than noise. It detects a
+  hack while few lines have it.
 - *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
-  the best of many is always a lucky one, so the more there were, the surer it must be.
-- *same_line*, *same_word*, *same_frame*: one line is the answer to more prompts than at first, one content word or one
-  frame ("was so _ that") stands in many more lines. The first is also watched in what the student learns from, at every
-  step, and calls for a look out of turn.
-- *lift*: the student's lines gain less by their own prompt, beside another one, than at first.
+  the best of many looks is partly luck, so the more looks, the higher the required confidence.
+- *same_line*, *same_word*, *same_frame*: one line answers more prompts than at first, or one content word or one
+  frame ("was so _ that") is in many more lines. The first is also watched in the lines learned from, at every step, and
+  triggers an extra look.
+- *lift*: the score that the student's lines gain from their own prompt, over another prompt, is lower than at first.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
-  the first look, which is the student before it learned anything.
+  the first look, at the student before it learned anything.
 
-Scores are means of the last `window` looks: one lucky look is not a best, and one unlucky look is no alarm. The page
-docs/monitor.md has each number's meaning, its default limit, and why. Critics are handed in: this file knows none.
+Scores are means of the last `window` looks: one lucky look is not a best, and one unlucky look is no alarm.
+docs/monitor.md explains each number, its default limit, and why. Critics are passed in: this file knows none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,10 @@ from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 
-RECENT = 256  # prompts whose last line, of those learned from, is looked at: about a step's
+RECENT = 256  # prompts whose last learned line is watched: about one step's
 FILE = "drift.jsonl"
 
-# What a checkpoint of an earlier version lacks is measured from the next look or step on.
+# State that a checkpoint of an earlier version lacks is measured from the next look or step on.
 _LATER: Mapping[str, Any] = {
     "first_frames": None,
     "first_lines": {},
@@ -82,7 +82,7 @@ _LATER: Mapping[str, Any] = {
 
 
 class Monitor:
-    """`ending` is why the run should end; `rate` what the learning rate is to be multiplied by."""
+    """`ending` is why the run should end; `rate` is the factor for the learning rate."""
 
     def __init__(
         self,
@@ -99,28 +99,28 @@ class Monitor:
     ) -> None:
         self.config, self.prompts = config, list(prompts)[: config.lines]
         if len(self.prompts) < 2:
-            raise InvalidOption(f"A monitor compares checks prompt by prompt: give at least 2, found {len(prompts)}.")
+            raise InvalidOption(f"A monitor needs at least 2 prompts, found {len(prompts)}.")
         self.critics = {n: c for n, c in (("training", training), ("held_out", held_out)) if c is not None}
         self.sampling, self.seed, self.say = sampling or Sampling(), seed, say
         self.path = None if folder is None else Path(folder) / FILE
-        self.backend: Backend | None = None  # writes the lines in the student's place
+        self.backend: Backend | None = None  # writes the lines instead of the student
         self.ending = ""
         self.rate = 1.0
         self._taught = text_stats.ngram_set(d.text for d in teacher)
         self._first: dict[str, float] = {}
         self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
-        self._first_much: dict[str, tuple[float, float]] = {}  # what is much of a character, and the share with more
-        self._first_has_pairs = False  # whether an average line had a pair of words
-        self._first_frames: dict[str, float] | None = None  # and with each frame
-        self._first_lines: dict[str, int] = {}  # how many prompts each line answered before anything was learned
+        self._first_much: dict[str, tuple[float, float]] = {}  # each character's threshold, and the share above it
+        self._first_has_pairs = False  # whether an average line of the first look had a pair of words
+        self._first_frames: dict[str, float] | None = None  # and the share with each frame
+        self._first_lines: dict[str, int] = {}  # number of prompts each line answered before anything was learned
         self._first_lift: dict[str, list[float]] = {}  # by critic and prompt
-        self._recent: dict[str, str] = {}  # the last line learned from for each prompt, the newest prompts last
-        self._steps = 0  # that lines were learned from
-        self._named: set[str] = set()  # lines that called for a look out of turn, which each does once
+        self._recent: dict[str, str] = {}  # the last line learned for each prompt, newest prompts last
+        self._steps = 0  # learner steps seen
+        self._named: set[str] = set()  # lines that triggered an extra look, each once
         self._out_of_turn = False
-        self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # the last looks', by prompt
-        self._start: dict[str, list[float]] = {}  # by critic and prompt, of the first look
-        self._best: dict[str, list[float]] = {}  # by critic and prompt, of the window that was best held out
+        self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # of the last looks, by prompt
+        self._start: dict[str, list[float]] = {}  # at the first look, by critic and prompt
+        self._best: dict[str, list[float]] = {}  # in the best held-out window, by critic and prompt
         self._best_step = 0
         self._seen = -1  # the step of the last look
         self._looks = 0
@@ -129,8 +129,8 @@ class Monitor:
         return (step % self.config.every == 0 or self._out_of_turn) and step != self._seen
 
     def notice(self, jokes: Sequence[Joke]) -> None:
-        """What the student wrote and learned from in a step, in every process the same lines. It costs nothing to see
-        there that one line answers more and more prompts, long before the next look may be due."""
+        """Watch the lines learned from in a step (the same in every process) for one line that answers more and more
+        prompts. This is free, and may come long before the next look."""
         if not self.config.same_line or not jokes:
             return
         self._steps += 1
@@ -146,8 +146,8 @@ class Monitor:
             self._out_of_turn = True
 
     def _repeated(self, lines: Sequence[str]) -> tuple[str, float, float] | None:
-        """The line that answers more prompts than at first by the limit and by more than chance, among the last lines
-        learned from and these; its share of the prompts, and what that was."""
+        """A line that answers more prompts than at first, by the limit and by more than chance, among these and the
+        last lines learned from; with its share of the prompts now and at first."""
         last_lines = [*self._recent.values(), *lines]
         before = sum(self._first_lines.values())
         if not last_lines or not before:
@@ -164,7 +164,7 @@ class Monitor:
         return None
 
     def measure(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
-        """The numbers of this look, `drift/…`. The main process looks, and the others learn what it decided."""
+        """This look's metrics, `drift/…`. The main process looks and shares its decision with the others."""
         numbers: dict[str, float] = {}
         self._looks += 1
         if is_main_process():
@@ -184,13 +184,13 @@ class Monitor:
             judged = checked_reply(critic, critic_name(critic), jokes)
             scores = [math.nan if j.score is None else j.score for j in judged]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
-            if any(map(math.isfinite, scores)):  # a critic that is out at the first look is measured from a later one
+            if any(map(math.isfinite, scores)):  # a critic that fails at the first look is measured from a later one
                 self._start.setdefault(name, scores)
             numbers[name] = mean_known(self._now(name))
         lifts = {name: self._lift(critic, jokes, self._scores[name][-1]) for name, critic in self.critics.items()}
         numbers |= {f"lift_{name}": mean_known(lift) for name, lift in lifts.items()}
         new_alarms = []
-        if self._first:  # the first look is what drift is measured from
+        if self._first:  # drift is measured from the first look
             new_alarms = [*self._drifted(numbers), *self._alike(jokes)]
             new_alarms += alarms.of_lift(self.config, lifts, self._first_lift, self._corrected_level())
             new_alarms += [*self._habits(jokes), *self._fooled(numbers, step)]
@@ -209,8 +209,8 @@ class Monitor:
     def _measure_from(
         self, jokes: Sequence[Joke], features: Mapping[str, float], lifts: Mapping[str, list[float]]
     ) -> None:
-        """Keep of this look what later ones are compared with, unless an earlier one is kept. A checkpoint of an
-        earlier version has a first look without some parts: those are measured from the next look on."""
+        """Keep this look's values as the reference for later ones, unless an earlier look is kept. Parts missing from
+        an earlier version's checkpoint are measured from the next look on."""
         if not self._first or not self._first_lines:
             for line in (text_stats.line_key(j.text) for j in jokes):
                 self._first_lines[line] = self._first_lines.get(line, 0) + 1
@@ -241,13 +241,11 @@ class Monitor:
         )
 
     def _lift(self, critic: Critic, jokes: Sequence[Joke], own: Sequence[float]) -> list[float]:
-        """Each line's score with its own prompt less the mean of its scores with others: nearly 0 for a critic, or a
-        student, to which the prompt makes no difference."""
+        """Each line's score with its own prompt minus the mean of its scores with others: near 0 if the prompt makes no
+        difference to the critic or the student."""
         count = len(jokes)
         turns = range(1, min(self.config.others, count - 1) + 1)
-        moved = [
-            Joke(jokes[(i + turn) % count].prompt, jokes[i].text, "student") for turn in turns for i in range(count)
-        ]
+        moved = [replace(jokes[i], prompt=jokes[(i + turn) % count].prompt) for turn in turns for i in range(count)]
         if not moved:
             return [math.nan] * count
         judged = checked_reply(critic, critic_name(critic), moved)
@@ -255,7 +253,7 @@ class Monitor:
         return [score - mean_known(others) for score, others in zip(own, scores.T, strict=True)]
 
     def _now(self, name: str) -> list[float]:
-        """Each prompt's score, the mean over those looks of the window that have one."""
+        """Each prompt's mean score over the looks of the window that have one."""
         looks = np.array(self._scores[name])
         known = np.isfinite(looks)
         sums, counts = np.where(known, looks, 0.0).sum(axis=0), known.sum(axis=0)
@@ -268,7 +266,7 @@ class Monitor:
         )
 
     def _alike(self, jokes: Sequence[Joke]) -> list[Alarm]:
-        """One line, one word or one frame in many more of the lines than at first."""
+        """One line, word or frame in many more of the lines than at first."""
         new_alarms = []
         repeated = self._repeated([text_stats.line_key(j.text) for j in jokes]) if self.config.same_line else None
         if repeated is not None:
@@ -284,7 +282,7 @@ class Monitor:
             return []
         now = {n: self._now(n) for n in self.critics}
         if not math.isfinite(mean_known(now["held_out"])):
-            return []  # out for the whole window
+            return []  # failed for the whole window
         if not self._best or mean_known(now["held_out"]) > mean_known(self._best["held_out"]):
             self._best, self._best_step = now, step
             numbers["held_out_best"] = mean_known(now["held_out"])
@@ -304,7 +302,7 @@ class Monitor:
         return new_alarms
 
     def _unshared(self, now: Mapping[str, list[float]]) -> list[Alarm]:
-        """Since the best held-out look the training critic saw the lines get better, and the held-out one did not."""
+        """Since the best held-out look the training critic's score rose and the held-out one's did not."""
         if "training" not in now or not self.config.unshared:
             return []
         rises = {}
@@ -316,7 +314,7 @@ class Monitor:
         return alarms.of_unshared(self.config, rises, self._best_step, self._corrected_level())
 
     def _habits(self, jokes: Sequence[Joke]) -> list[Alarm]:
-        """What the training critic pays most for, of the habits that came up and please it alone."""
+        """The habit that the training critic rewards most, of those that rose and that it alone rewards."""
         if "training" not in self.critics or "held_out" not in self.critics or not self.config.habit:
             return []
         training, held_out = (self._in_spreads(n, self._scores[n][-1]) for n in ("training", "held_out"))
@@ -326,12 +324,12 @@ class Monitor:
         return alarms.of_habits(self.config, jokes, training, held_out, self._first_words, self._first_much, level)
 
     def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
-        """In units of the critic's spread at the first look. One that gave everybody the same has no unit."""
+        """Scores in units of the critic's spread at the first look; None if all scores were equal."""
         spread = float(np.nanstd(np.array(self._start[name]))) if name in self._start else 0.0
         return np.array(scores) / spread if spread > 0 else None
 
     def _corrected_level(self) -> float:
-        """Sure over all looks so far: the more there were, the likelier that one of them looks odd by luck."""
+        """The confidence level corrected for all looks so far: with more looks, one is likelier to look odd by luck."""
         return 1 - (1 - self.config.level) / self._looks
 
     def _act(self, step: int, new_alarms: Sequence[Alarm]) -> None:
@@ -344,7 +342,7 @@ class Monitor:
         self.say(f"step {step}: drift: {why}")
 
     def get_state(self) -> dict[str, Any]:
-        """Plain data with which the next look is what it would have been."""
+        """Plain data from which the monitor continues exactly."""
         return {
             "first": self._first,
             "first_words": self._first_words,
@@ -371,7 +369,7 @@ class Monitor:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._seen, self._looks, self.rate = state["seen"], state["looks"], state["rate"]
-        # An old alarm ends the run again, unless the user has answered it with other settings.
+        # An old alarm ends the run again, unless the user has changed the settings.
         as_before = {**asdict(MonitorConfig()), **state["config"]} == asdict(self.config)
         self.ending = state["ending"] if as_before else ""
         state = {**_LATER, **state}
@@ -379,7 +377,7 @@ class Monitor:
         self._steps, self._named, self._out_of_turn = state["steps"], set(state["named"]), state["out_of_turn"]
         count = len(self.prompts)
         if state["prompts"][:count] != [p.id for p in self.prompts]:
-            self.say("the monitor has other prompts than before: it measures drift from its next check on")
+            self.say("the monitor's prompts have changed: it measures drift from its next check on")
             return
         self._first, self._first_words = dict(state["first"]), dict(state["first_words"])
         has_pairs = state.get("first_has_pairs", state["first"].get("distinct_2", 0.0) > 0)
@@ -388,7 +386,7 @@ class Monitor:
         first_lift = {n: values for n, values in state["first_lift"].items() if n in self.critics}
         self._first_lift = {n: [_nan(v) for v in values[:count]] for n, values in first_lift.items()}
         self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
-        # A critic that was not there before has no past; one that is gone needs none.
+        # A new critic has no past; one that is gone needs none.
         looks = {n: state["scores"].get(n, []) for n in self.critics}
         self._scores = {n: [[_nan(v) for v in look[:count]] for look in history] for n, history in looks.items()}
         self._start = {n: [_nan(v) for v in state["start"][n][:count]] for n in self.critics if n in state["start"]}
@@ -397,7 +395,7 @@ class Monitor:
         self._best_step = state["best_step"]
 
     def rewind(self, step: int) -> None:
-        """Forget what was written down after `step`."""
+        """Drop everything recorded after `step`."""
         if self.path is None or not self.path.exists() or not is_main_process():
             return
         lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

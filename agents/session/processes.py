@@ -1,10 +1,10 @@
-"""The few things that several processes must agree on, through Accelerate; with one process, nothing happens.
+"""Communication between processes, through Accelerate; with one process nothing is exchanged.
 
     total = sum_over_processes(torch.stack([loss_sum, token_count]))
     sum_gradients(parameters)
 
-Learners scale a loss by the *global* token count and add gradients up over processes, so that two processes with half
-the batch each take the same step as one with all of it. Only the adapters and the value head are exchanged: the
+Learners scale a loss by the *global* token count and sum gradients over processes, so that two processes with half the
+batch each take the same step as one with all of it. Only the adapters and the value head are exchanged: the
 frozen base is the same everywhere.
 """
 
@@ -42,13 +42,13 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """The elementwise sum of `values` over all processes."""
     if process_count() == 1:
         return values
-    summed = values.to(PartialState().device, copy=True)  # the exchange happens where the devices can
+    summed = values.to(PartialState().device, copy=True)  # the exchange needs the process's device
     torch.distributed.all_reduce(summed)
     return summed.to(values.device)
 
 
 def spread_over_processes(values: Tensor, keep: Tensor) -> tuple[float, float, float]:
-    """Count, mean, and sum of squared distances from the mean, of the kept values of all processes."""
+    """Count, mean, and sum of squared distances from the mean of the kept values, over all processes."""
     values, keep = read(values, keep)
     kept_values = values[keep].double()
     count, total = sum_over_processes(torch.stack([keep.sum().double(), kept_values.sum()])).tolist()
@@ -57,7 +57,7 @@ def spread_over_processes(values: Tensor, keep: Tensor) -> tuple[float, float, f
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Add up gradients over processes in one exchange, in place."""
+    """Sum gradients over processes in one exchange, in place."""
     if process_count() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -72,7 +72,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """True everywhere when it is true anywhere: so that all processes stop together."""
+    """True on every process if `flag` is true on any, so that all stop together."""
     if process_count() == 1:
         return flag
     return bool(sum_over_processes(torch.tensor(float(flag), device=PartialState().device)) > 0)
@@ -85,7 +85,7 @@ def local_share(total: int) -> slice:
 
 
 def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The records of all processes in the order of processes, exchanged as JSON; None where this is the only one."""
+    """The records of all processes in process order, exchanged as JSON; None if this is the only one."""
     if process_count() == 1:
         return None
     device = PartialState().device
@@ -105,10 +105,10 @@ def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]] | None
 
 @functools.cache
 def keep_freed_memory(limit: int = 1 << 30) -> bool:
-    """Ask glibc to reuse freed blocks up to `limit` bytes. False where the C library is another one.
+    """Make glibc reuse freed blocks up to `limit` bytes. False if the C library is not glibc.
 
     glibc gives every block above 128 kB (by default) a mapping of its own and unmaps it when freed, so each step's
-    activations are page-faulted in anew. Raising two thresholds keeps them on the heap, warm for the next step.
+    activations are page-faulted in again. Raising two thresholds keeps them on the heap, warm for the next step.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""Learning rates and coefficients that change over a run, as functions of how much of it is done."""
+"""Learning rates and coefficients that change over a run, as functions of its progress."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AdaptiveCoefficient:
 
 
 class RunningScale:
-    """The running standard deviation of rewards, merged batch by batch; its three numbers are saved with a run."""
+    """The running standard deviation of rewards, merged batch by batch; its three numbers are saved with the run."""
 
     def __init__(self, count: float = 0.0, mean: float = 0.0, squares: float = 0.0) -> None:
         self.count, self.mean, self.squares = count, mean, squares

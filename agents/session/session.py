@@ -1,7 +1,7 @@
-"""What every learner does around its update: resume, set the rate, log, check the limits, stop, save.
+"""What every learner does around its update: resume, set the learning rate, log, check limits, stop, save.
 
-A learner does not use this file directly: `update.on_policy` and `update.from_pairs` build on it the two sessions whose
-steps a learner's `for` goes through.
+Learners do not use this file directly: `update.on_policy` and `update.from_pairs` build on it the two sessions that
+learners iterate over.
 
     with OnPolicySession(config, env, student, log, prompts=prompts, checkpoints=store) as session:
         for step in session.steps():
@@ -41,13 +41,13 @@ Evaluate = Callable[[Student], Mapping[str, float]]
 
 
 class Writer(Protocol):
-    """Prompts in, one joke for each out; the same seed writes the same."""
+    """Writes one joke per prompt; the same seed gives the same jokes."""
 
     def write(self, prompts: Sequence[Prompt], *, seed: int | None = None) -> list[Joke]: ...
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps beside weights: plain JSON out, the same back in."""
+    """State that a checkpoint keeps besides weights, as plain JSON."""
 
     def get_state(self) -> Any: ...
 
@@ -56,9 +56,9 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. `stopped` means by the user; `why` is what else ended it before its last step, such as a limit.
+    """How a run ended. `stopped` means by the user; `why` names any other early end, such as a limit.
 
-    A learner whose product is not the student but something that writes with it, such as best-of-n, gives the `writer`.
+    `writer` is set by learners whose product is not the student but a writer that uses it, such as best-of-n.
     """
 
     steps: int
@@ -70,15 +70,15 @@ class TrainResult:
 
 
 def _critic_of(env: Any) -> object:
-    """The critic of one of our environments; None of another's."""
+    """The critic of one of our environments; None for others."""
     played = getattr(env, "env", env)
     return getattr(getattr(getattr(played, "unwrapped", played), "task", None), "critic", None)
 
 
 class Session(ABC):
-    """One learner's run of the `policy` adapter (and of the value head, where it has a learning rate)."""
+    """One training run of the `policy` adapter (and of the value head, if it has a learning rate)."""
 
-    envs: Sequence[Any] = ()  # a learner from scores has some; what their critics remember is saved with the run
+    envs: Sequence[Any] = ()  # set by learners from scores; their critics' memory is saved with the run
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Session(ABC):
         saved: Mapping[str, Stateful] | None = None,
     ) -> None:
         keep_freed_memory()
-        rows_at_once(config)  # before anything is written or asked
+        rows_at_once(config)  # before anything is generated or judged
         self.config, self.student, self.stream = config, student, stream
         self.log_to = log or Silent()
         self.checkpoints, self.measure, self.control = checkpoints, evaluate, control or RunControl()
@@ -131,7 +131,7 @@ class Session(ABC):
 
     @property
     def asks(self) -> bool:
-        """Whether the next step asks student and critic for more. A round of feedback is learned to its end first."""
+        """Whether the next step generates and judges lines; a feedback round is learned to its end first."""
         return True
 
     def result(self) -> TrainResult:
@@ -140,7 +140,7 @@ class Session(ABC):
         return TrainResult(self.step, stopped, self.evaluations, self.last_saved, why)
 
     def set_learning_rate(self, steps: int) -> None:
-        """Each group of parameters gets the same share of its own peak rate; `steps` are those of the whole run."""
+        """Give each parameter group the same share of its own peak rate; `steps` is the length of the whole run."""
         config = self.config
         share = learning_rate_share(self.step, steps, warmup=config.warmup_steps, decay=config.decay)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
@@ -157,11 +157,11 @@ class Session(ABC):
         kl_limit: float = float("inf"),
         save: bool = False,
     ) -> None:
-        """Evaluate where it is due, write the step down, look whether it is the run's last, and save.
+        """Evaluate if due, log the step, check whether it is the last, and save.
 
-        `self.step` counts it already. Raises `TrainingStopped` on weights or a KL that are out of bounds.
+        `self.step` already counts it. Raises `TrainingStopped` on non-finite weights or a KL above its limit.
         """
-        # Before anybody is measured: what is asked from here on is asked of critics that know this step's lines.
+        # Before any evaluation: from here on, critics with a memory know this step's lines.
         show(self._remembering, jokes)
         self.control.notice(jokes)
         numbers = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"]} | self._evaluate()
@@ -190,15 +190,15 @@ class Session(ABC):
         state |= {name: stateful.get_state() for name, stateful in self._saved.items()}
         if self._remembering:
             state["critics"] = [critic.get_state() for critic in self._remembering]
-        flush_log(self.log_to)  # a checkpoint never outlives the log of its steps
+        flush_log(self.log_to)  # no checkpoint without the log of its steps
         self.last_saved = self.checkpoints.save(self.step, tensors, state, score, self.control.seconds)
 
     def _resume(self) -> int:
-        """The step to go on from: 0, or that of the newest whole checkpoint."""
+        """The step to resume from: 0, or that of the newest intact checkpoint."""
         checkpoint = self.checkpoints.resume() if self.checkpoints else None
         if checkpoint is None:
             if self.checkpoints is not None:
-                self.log_to.rewind(0)  # a run that died before its first checkpoint may have logged some steps
+                self.log_to.rewind(0)  # a run killed before its first checkpoint may have logged some steps
             self.control.start(0, self.student)
             return 0
         self.student.load_state({n[8:]: t for n, t in checkpoint.tensors.items() if n.startswith("student/")})
@@ -220,15 +220,15 @@ class Session(ABC):
         states = checkpoint.state.get("critics", [])
         if len(states) != len(self._remembering):
             raise CheckpointError(
-                f"{checkpoint.folder.name} holds the memory of {len(states)} critics, and this run has "
-                f"{len(self._remembering)} that remember. Go on with the critics that it began with, or begin again in "
-                "another folder."
+                f"{checkpoint.folder.name} holds the memory of {len(states)} critics, but this run has "
+                f"{len(self._remembering)} with a memory. Resume with the critics that the run began with, or start "
+                "again in another folder."
             )
         for critic, state in zip(self._remembering, states, strict=True):
             critic.set_state(state)
 
     def _evaluate(self) -> dict[str, float]:
-        """The evaluation's numbers under `eval/`, in the steps where one is due."""
+        """The evaluation's metrics under `eval/`, at the steps where one is due."""
         every = self.config.evaluate_every
         if self.measure is None or not every or self.step % every:
             return {}
@@ -238,12 +238,13 @@ class Session(ABC):
         return {f"eval/{n}": v for n, v in numbers.items()}
 
     def _check_health(self, kl_per_token: float, kl_limit: float) -> None:
-        """Stop the run on a weight that is not finite or a KL past its limit; the last good checkpoint is named."""
-        # One question for all of them: a GPU answers none before it has done what it was given to do.
-        if not bool(torch.stack([torch.isfinite(p).all() for p in self.policy.values()]).all()):
+        """Stop the run on a non-finite weight or a KL above its limit, naming the last good checkpoint."""
+        # One read for all of them: each read waits for the GPU to finish its queue.
+        largest = torch._foreach_norm([p.detach() for p in self.policy.values()], float("inf"))
+        if not bool(torch.isfinite(torch.stack([norm.float() for norm in largest])).all()):
             why = "a weight is no longer finite"
         elif kl_per_token > kl_limit:
-            why = f"the KL is {kl_per_token:.2f} a token, past the limit of {kl_limit:g}"
+            why = f"the KL is {kl_per_token:.2f} per token, above the limit of {kl_limit:g}"
         else:
             return
         where = f"The last good checkpoint is {self.last_saved}." if self.last_saved else "Nothing was saved yet."

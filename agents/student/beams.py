@@ -2,7 +2,7 @@
 
     beams(student, ["The meeting was slow."], width=6, groups=3, diversity=0.5)   # candidates per prompt
 
-Written by hand because `transformers` removed it in its version 5.
+Implemented here because `transformers` 5 removed it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def beams(
 ) -> list[list[str]]:
     """`width` candidates per observation, best first within a group. With `groups` > 1, diverse beam search.
 
-    Each group searches `width / groups` beams; a token already chosen at this position by an earlier group costs
+    Each group searches `width / groups` beams; a token that an earlier group already chose at this position costs
     `diversity` per choice. A finished line's score is its log-probability over length ** length_penalty.
     """
     if width % groups:
-        raise InvalidOption(f"Beam search needs a width that the groups divide evenly; found {width} and {groups}.")
+        raise InvalidOption(f"Beam search needs a width divisible by groups; found {width} and {groups}.")
     per_group = width // groups
     count, device = len(observations), student.device
     prompts = [student.encode_prompt(o) for o in observations]
@@ -44,7 +44,7 @@ def beams(
     with student.merged(adapter):
         decoding = Decoding(student, prompts)
         _, logits = decoding.advance(decoding.first_input)
-        # From here a row is (prompt, group, beam). At first a group's beams are equal: only the first may be extended.
+        # From here on a row is (prompt, group, beam). A group's beams start equal: only the first may be extended.
         decoding.keep(torch.arange(count, device=device).repeat_interleave(width))
         logits = logits.repeat_interleave(width, dim=0)
         scores = torch.full((count, groups, per_group), -torch.inf, device=device)
@@ -60,7 +60,7 @@ def beams(
             for g in range(groups):
                 total = scores[:, g, :, None] + logprobs[:, g]
                 ranked = (total - diversity * used[:, None, :]).view(count, -1)
-                # Twice the beams: at most half of them can end here, so enough are left to go on.
+                # Twice the beams: at most half of them can end here, so enough remain.
                 picks = ranked.topk(2 * per_group, dim=-1).indices
                 values = total.reshape(count, -1).gather(-1, picks)
                 beam, token = picks // vocabulary, picks % vocabulary
@@ -103,7 +103,7 @@ def _no_beam_can_win(
     per_group: int,
     length_penalty: float,
 ) -> bool:
-    """True once every group holds enough finished lines, the worst of them better than its best unfinished one."""
+    """True once every group has enough finished lines, the worst of them better than its best unfinished one."""
     best = (scores.amax(-1) / length**length_penalty).tolist()
     for lines, limits in zip(finished, best, strict=True):
         for group, limit in zip(lines, limits, strict=True):

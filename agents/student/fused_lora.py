@@ -1,11 +1,11 @@
-"""PEFT's LoRA layer, its arithmetic done in fewer passes over memory.
+"""PEFT's LoRA layer, computed in fewer passes over memory.
 
-    use_fused_lora(model)      # every plain LoRA layer from now on; anything special is left to PEFT
+    use_fused_lora(model)      # converts every plain LoRA layer; anything special is left to PEFT
 
-On a CPU half of what an adapter costs is not its products but `result + lora_B(lora_A(dropout(x))) * scaling`: three
+On a CPU half of an adapter's cost is not its matrix products but `result + lora_B(lora_A(dropout(x))) * scaling`: three
 more tensors as large as the layer's output, written and read again in the backward pass. Here the adapter's share is
 added into the output by the product itself, and only x and the rank-sized middle are kept. The parameters are PEFT's
-own, under their own names; with dropout, DoRA, several active adapters or mixed precision PEFT's code runs as ever.
+own, under their own names; with dropout, DoRA, several active adapters or mixed precision PEFT's own code runs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FusedLoraLinear(Linear):
         return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[adapter])
 
     def _plain_adapter(self, x: Tensor, base: nn.Linear) -> str | None:
-        """The one active adapter, where nothing about it is special."""
+        """The active adapter, if there is just one and it is plain; else None."""
         if self.merged or len(self.active_adapters) != 1:
             return None
         adapter = self.active_adapters[0]

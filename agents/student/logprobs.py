@@ -1,14 +1,14 @@
 """Log-probabilities, KL estimators and masked means: the arithmetic that every learner shares.
 
-Two conventions hold everywhere. *Alignment*: in a `[B, T]` tensor column t speaks about token t, given what precedes
-it; column 0 is never a student's choice. *Action mask*: 1 on the tokens the student chose, its end token included.
+Two conventions hold everywhere. *Alignment*: in a `[B, T]` tensor column t is about token t, given what precedes it;
+column 0 is never a student's choice. *Action mask*: 1 on the tokens the student chose, including its end token.
 
     logprobs, entropy = token_logprobs(hidden, head, targets)     # [N], [N]; no logits are kept
     masked_row_mean(logprobs, mask)                               # [B]
 
-Logits are never kept. A response of 64 x 512 tokens over 151,000 words would need 20 GB; instead the rows are taken
-in chunks, and where the output layer is frozen (LoRA) the gradient of a row's log-probability with respect to its
-hidden state, W[target] - softmax(h W) W, is worked out on the spot, so that backward is one multiplication.
+Logits are never kept. A response of 64 x 512 tokens over 151,000 words would need 20 GB; instead the rows are processed
+in chunks, and with a frozen output layer (LoRA) the gradient of a row's log-probability with respect to its hidden
+state, W[target] - softmax(h W) W, is computed in the forward pass, so that backward is one multiplication.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 4 << 20  # of fp32 logits at a time: small enough to stay in a CPU's cache
+CHUNK_BYTES = 4 << 20  # of fp32 logits at a time: fits in a CPU's cache
 MIN_CHUNK_ROWS = 64  # with fewer, the output layer's weights are read more often than they are used
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """How many rows of logits to hold at once: a cache's worth on CPU, enough to fill the card on a GPU."""
+    """How many rows of logits to hold at once: a cache's worth on CPU, enough to fill a GPU."""
     budget = CHUNK_BYTES if device.type == "cpu" else 256 << 20
     return max(MIN_CHUNK_ROWS, budget // (4 * vocabulary))
 
@@ -101,13 +101,13 @@ def token_logprobs(
     entropy: bool = False,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log p(targets | hidden) as fp32 `[N]`, and the entropy `[N]` where asked for.
+    """Log p(targets | hidden) as fp32 `[N]`, and the entropy `[N]` if requested.
 
     `hidden` `[N, H]` are the states *before* each target. `head` maps states to logits; when it is a plain frozen
     linear layer no logits outlive a chunk even in training, otherwise chunks are recomputed in backward.
     """
     if isinstance(head, torch.nn.Linear) and not head.weight.requires_grad:
-        # A frozen layer's bias is frozen with it.
+        # A frozen layer's bias is frozen too.
         logprobs, entropies = _FrozenHeadLogprobs.apply(
             hidden, head.weight, head.bias, targets, temperature, entropy, entropy_gradient
         )
@@ -132,7 +132,7 @@ def token_logprobs(
 
 
 def masked_row_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """`[B, T]` to `[B]`: the mean of each row over its own mask; 0 where it is empty."""
+    """`[B, T]` to `[B]`: the mean of each row over its own mask; 0 if it is empty."""
     mask = mask.to(values.dtype)
     return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 

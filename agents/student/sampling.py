@@ -1,12 +1,12 @@
-"""How a student writes in this process: sampling in batches.
+"""Batched sampling from the student in this process.
 
     out = sample(student, ["The meeting was slow."] * 8, Sampling(max_new_tokens=40), uniforms=None)
     out.texts, out.stop_reasons
 
-Written by hand, though `transformers` can generate, for three things it does not do: rows that have ended are dropped
-from the batch instead of being carried along; the random numbers are handed in, one per row and position, so that a
-row's text does not depend on its batch and a resumed run repeats itself; and values come with the tokens, from the same
-pass. All that writes lines goes through `writer.write_jokes` or a backend, and so comes here.
+Implemented here for three things that `generate` of `transformers` does not do: finished rows are dropped from the
+batch; the random numbers are passed in, one per row and position, so that a row's text does not depend on its batch and
+a resumed run is reproducible; and values come from the same pass as the tokens. Everything that generates lines goes
+through `writer.write_jokes` or a backend, and so comes here.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from humor_env.agents.student.settings import Sampling
 from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
 from humor_env.agents.student.transfers import read, send
 
-ASK_EVERY = 8  # tokens after which a GPU is asked which rows still go on
-COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is still writing
+ASK_EVERY = 8  # tokens between checks of which rows are unfinished, on a GPU
+COMPACT_BELOW = 0.8  # drop finished rows once fewer than this share of the batch is unfinished
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What was written. `logprobs` and `values` are `[N, R]`, beside the response tokens; values where asked for."""
+    """Generated responses. `logprobs` and `values` are `[N, R]`, by response token; values only if requested."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -40,7 +40,7 @@ class Generation:
 
 
 def draw_uniforms(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """One number in [0, 1) for each row and position: all the chance that a batch of samples uses."""
+    """One number in [0, 1) per row and position: all the randomness of a batch of samples."""
     return torch.rand(rows, columns, generator=generator)
 
 
@@ -54,7 +54,7 @@ def sample(
     adapter: str | None = POLICY,
     values: bool = False,
 ) -> Generation:
-    """One response per observation. Without `uniforms` they are drawn from torch's own generator."""
+    """Generate one response per observation. Without `uniforms`, they are drawn from torch's global generator."""
     if not observations:
         return no_lines(values)
     prompts = encode_all(student, observations)
@@ -63,7 +63,7 @@ def sample(
     with student.merged(adapter):
         writer = _Writer(student, prompts, sampling, uniforms, values)
         written = writer.write()
-    return told(student, prompts, *written)
+    return as_generation(student, prompts, *written)
 
 
 def no_lines(values: bool) -> Generation:
@@ -75,7 +75,7 @@ def encode_all(student: Student, observations: Sequence[str]) -> list[list[int]]
     return [encoded[o] for o in observations]
 
 
-def told(
+def as_generation(
     student: Student,
     prompts: list[list[int]],
     responses: list[list[int]],
@@ -83,13 +83,13 @@ def told(
     logprobs: Tensor,
     values: Tensor | None,
 ) -> Generation:
-    """What was written, with its texts."""
+    """Wrap generated tokens, with their decoded texts."""
     texts = [student.decode(r[:-1] if stop == "end" else r) for r, stop in zip(responses, stops, strict=True)]
     return Generation(prompts, responses, texts, stops, logprobs, values)
 
 
 def most_new_tokens(student: Student, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms: Tensor) -> int:
-    """How many tokens a row may get: what was asked for, as far as the context holds them."""
+    """Most new tokens per row: the requested number, capped by the context length."""
     if uniforms.shape[0] != len(prompts) or uniforms.shape[1] < sampling.max_new_tokens:
         raise ValueError(f"uniforms must be [{len(prompts)}, >= {sampling.max_new_tokens}], not {uniforms.shape}")
     used = len(student.decoder_prefix) - 1 if student.is_seq2seq else max(len(p) for p in prompts)
@@ -97,9 +97,9 @@ def most_new_tokens(student: Student, prompts: Sequence[Sequence[int]], sampling
 
 
 class Decoding:
-    """The model's side of writing token by token: a cache, and states for the next position of each live row.
+    """The model's state in token-by-token generation: a cache, and the next position's states of each live row.
 
-    What all prompts begin with is read once, by `__init__`; in a causal model's table the padding stands behind it.
+    A prefix common to all prompts is read once, by `__init__`; in a causal model's rows the padding follows it.
     """
 
     def __init__(self, student: Student, prompts: Sequence[Sequence[int]]) -> None:
@@ -144,7 +144,7 @@ class Decoding:
         return prefix if prefix and passes.backbone is not None and passes.prompts_can_be_shared else 0
 
     def advance(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Feed `[n, k]` tokens; the last position's hidden state `[n, H]` and logits `[n, V]`."""
+        """Feed `[n, k]` tokens; return the last position's hidden states `[n, H]` and logits `[n, V]`."""
         inputs: dict[str, object] = {"past_key_values": self.cache, "use_cache": True}
         if self.student.is_seq2seq:
             inputs |= {
@@ -171,7 +171,7 @@ class Decoding:
         return hidden, logits.reshape(len(tokens), -1).float()
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order (a row may be repeated)."""
+        """Keep only these rows, in this order (a row may be repeated)."""
         self.cache.batch_select_indices(rows)
         self.attention = self.attention[rows]
         if self.position is not None:
@@ -195,7 +195,7 @@ class _Writer:
         unique, self.prompt_of = unique_prompts(prompts)
         self.decoding = Decoding(student, unique)
         self.wants_values = values
-        # A GPU works ahead of this process, and a question makes it wait; a CPU answers for nothing.
+        # On a GPU each check waits for its queue to finish; on a CPU it is free.
         self.ask_every = 1 if student.device.type == "cpu" else ASK_EVERY
 
     def write(self) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
@@ -207,11 +207,11 @@ class _Writer:
         all_values = torch.zeros(count, self.limit, device=device) if self.wants_values else None
         [ends] = send(device, torch.tensor(student.end_tokens))
         ended = torch.zeros(count, dtype=torch.bool, device=device)
-        live = torch.arange(count, device=device)  # which row each line of the running batch belongs to
+        live = torch.arange(count, device=device)  # the row of each entry of the running batch
         tokens = self.decoding.first_input
         for t in range(self.limit):
             hidden, logits = self.decoding.advance(tokens)
-            if t == 0 and len(logits) < count:  # from here on each row goes its own way
+            if t == 0 and len(logits) < count:  # from here on each row continues by itself
                 [rows] = send(device, torch.tensor(self.prompt_of))
                 self.decoding.keep(rows)
                 hidden, logits = hidden[rows], logits[rows]
@@ -242,9 +242,9 @@ class _Writer:
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The token at which the running sum of probabilities passes `uniform`, row by row: `[n, V]`, `[n]` to `[n]`.
+    """The token at which the cumulative probability passes `uniform`, row by row: `[n, V]`, `[n]` to `[n]`.
 
-    Beside it its log-probability under the tempered but uncut distribution, which is what learners score.
+    Also its log-probability under the tempered but untruncated distribution, which is what learners score.
     """
     if sampling.temperature == 0:
         best = logits.log_softmax(-1).max(-1)
@@ -259,8 +259,8 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
         ordered = ordered.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), 0.0)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
     running = probabilities.double().cumsum(-1)
-    # In double a number below 1 times the total stays below the total, so a token of probability 0 is never reached.
+    # In double precision, a number below 1 times the total stays below it, so a token of probability 0 is never chosen.
     target = uniform.double()[:, None] * running[:, -1:]
-    # The clamp is for not-a-number only; its log-probability is then one too, and the learner stops on it.
+    # The clamp only matters for NaN; the log-probability is then NaN too, and the learner stops on it.
     chosen = torch.searchsorted(running, target, right=True).clamp(max=logits.shape[-1] - 1)
     return chosen.squeeze(-1), whole.gather(-1, chosen).squeeze(-1).log()

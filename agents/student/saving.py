@@ -1,9 +1,9 @@
-"""A student on disk: where its base model is read from, and the folder that keeps what it has learned.
+"""A student on disk: reading its base model, and the folder with its adapters and value head.
 
     source = read_source("models/smollm2.gguf", device="cpu", dtype="auto")   # or a name, a folder, a saved student
     source.model, source.tokenizer, source.saved                              # `saved` is empty for a bare model
 
-`Student.load` and `Student.save_pretrained` are the way to use it.
+Use it through `Student.load` and `Student.save_pretrained`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DESCRIBED, TENSORS = "student.json", "student.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """What a student is made of: a base model, its tokenizer, and what `write_folder` described, if it did."""
+    """A base model, its tokenizer, and the description by `write_folder`, if any."""
 
     folder: Path
     model: PreTrainedModel
@@ -56,8 +56,8 @@ class Source:
 
 
 def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dtype | str) -> Source:
-    """The model and tokenizer behind a name that `humor-env students` lists, a Hugging Face name or folder, a GGUF
-    file, or a folder of `write_folder`."""
+    """Load model and tokenizer from a name listed by `humor-env students`, a Hugging Face name or folder, a GGUF file,
+    or a folder written by `write_folder`."""
     folder = Path(path)
     saved: dict[str, Any] = {}
     source: str | Path = path
@@ -77,7 +77,7 @@ def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dt
 
 
 def copy_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """The saved tensors into a student's own, which must be of the same names and shapes."""
+    """Copy saved tensors into a student's own, which must have the same names and shapes."""
     if set(own) != set(saved):
         odd = sorted(set(own) ^ set(saved))[:3]
         raise StudentError(
@@ -102,8 +102,8 @@ def write_folder(
     described: Mapping[str, Any],
     plain_base: PreTrainedModel | None,
 ) -> None:
-    """Each adapter as a PEFT folder, all tensors in one file, and `plain_base` beside them unless the description
-    names a base."""
+    """Write each adapter as a PEFT folder, all tensors in one file, and `plain_base` unless the description names a
+    base."""
     folder.mkdir(parents=True, exist_ok=True)
     base = described["base"]
     base_folder = folder / "base"
@@ -115,7 +115,7 @@ def write_folder(
         model.peft_config[adapter].base_model_name_or_path = (
             str(base_folder) if base is None else students.hub_name(base)
         )
-    # The base's embeddings never change. Left to find that out, PEFT asks the Hub, and warns where there is none.
+    # The base's embeddings never change. Left to find that out, PEFT queries the Hub, and warns if it is unreachable.
     model.save_pretrained(str(folder), selected_adapters=list(adapters), save_embedding_layers=False)
     save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n")

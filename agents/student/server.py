@@ -1,13 +1,13 @@
-"""Lines written by a server that holds the same weights, instead of by this process.
+"""Generation by a server that holds the same weights, instead of by this process.
 
     backend = Server("http://127.0.0.1:8000", student, base="Qwen/Qwen3-0.6B", adapters="run/adapters")
     out = backend.generate(observations, sampling, uniforms)
     backend.refresh()          # after an update: the next lines come from the new policy
     backend.close()
 
-The server is any that speaks OpenAI's completions with token ids and loads LoRA adapters at run time (vLLM started with
-`--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its lines are scored again here, so that a difference in its
-arithmetic shows up as `update/first_mismatch` and not as a wrong step.
+Any server works that offers OpenAI's completions API with token ids and loads LoRA adapters at run time (vLLM started
+with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). Its lines are scored again here, so that a numerical
+difference shows up as `update/first_mismatch` and not as a wrong step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from humor_env.errors import StudentError
 
 
 class Server:
-    """An OpenAI-compatible server. Each row's seed comes from `uniforms`, so a run repeats as far as it can."""
+    """An OpenAI-compatible server. Each row's seed comes from `uniforms`, so a run is as reproducible as the server."""
 
     exact = False
 
@@ -52,7 +52,7 @@ class Server:
         self.folder, self.timeout, self.concurrency = Path(adapters), timeout, concurrency
         self._key = key
         self._version = 0
-        self._loaded: dict[str, str] = {}  # the name under which the server has each adapter
+        self._loaded: dict[str, str] = {}  # the server's name for each adapter
         self.refresh()
 
     def generate(
@@ -75,8 +75,8 @@ class Server:
                 "prompt": prompt,
                 "max_tokens": min(sampling.max_new_tokens, max(1, student.context - len(prompt))),
                 **sampling.how(),
-                "top_k": sampling.top_k or -1,  # a server's word for all
-                "seed": int(float(row[0]) * (1 << 24)),  # all the bits that a single-precision number has
+                "top_k": sampling.top_k or -1,  # -1 means all
+                "seed": int(float(row[0]) * (1 << 24)),  # all bits of a single-precision number
                 "return_token_ids": True,
                 "stop_token_ids": list(student.end_tokens),
             }
@@ -93,7 +93,7 @@ class Server:
                     "because text does not tell which tokens were chosen."
                 )
             ended = choice.get("finish_reason") == "stop"
-            # Servers may or may not return the end token; the student did choose it.
+            # Servers may omit the end token, but the student did choose it.
             ids = [int(i) for i in ids]
             if ended and (not ids or ids[-1] not in student.end_tokens):
                 ids.append(student.end_token)
@@ -105,14 +105,14 @@ class Server:
         return Generation(prompts, responses, texts, stops, blank, blank.clone() if values else None)
 
     def refresh(self) -> None:
-        """Have the server load the policy as it is now, and drop the one before."""
+        """Make the server load the current policy and drop the previous one."""
         before = self._loaded.get(POLICY)
         self._load(POLICY)
         if before is not None:
             self._post("/v1/unload_lora_adapter", {"lora_name": before})
 
     def _load(self, adapter: str) -> None:
-        """Save the adapter where the server can read it, and have it loaded."""
+        """Save the adapter where the server can read it, and make the server load it."""
         self._version += 1
         name = f"{adapter}-{self._version}"
         path = self.folder / name
@@ -148,7 +148,7 @@ class Server:
         reply = self._post("/v1/completions", body)
         if not reply.get("choices"):
             raise StudentError(
-                f"The server at {self.url} answered /v1/completions without a completion. Is it a server of the OpenAI "
-                "interface, and no proxy's page?"
+                f"The server at {self.url} answered /v1/completions without a completion. Is it an OpenAI-compatible "
+                "server, not a proxy's page?"
             )
         return dict(reply["choices"][0])

@@ -6,8 +6,7 @@
 
 One base in memory serves the policy, the reference and the value function. The reference is the *imitation* adapter,
 not "adapter off": that is the raw base, which never learned to joke. Any Hugging Face causal model or encoder-decoder
-works; a row of tokens is always the prompt followed by the response (for an encoder-decoder the prompt part feeds
-the encoder), so that learners need not know which it is.
+works; a row of tokens is the prompt followed by the response for both, so that learners need not distinguish them.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from humor_env.agents.student.token_rows import (
     take_rows,
     widths_of,
 )
-from humor_env.agents.student.transfers import send
+from humor_env.agents.student.transfers import send, usable
 from humor_env.errors import StudentError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
@@ -55,7 +54,7 @@ POLICY: str = "policy"
 
 
 class ValueHead(nn.Module):
-    """A linear reading of the policy's hidden state, zero at first so that it starts by claiming nothing."""
+    """A linear readout of the policy's hidden state, initialised to zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class ValueHead(nn.Module):
 
 
 class Student:
-    """See the module's docstring. Build it with `Student.load` or around a model and tokenizer of your own."""
+    """See the module's docstring. Build it with `Student.load`, or from your own model and tokenizer."""
 
     def __init__(
         self,
@@ -85,16 +84,11 @@ class Student:
         self.instruction = instruction
         self.lora = lora or Lora()
         self.is_seq2seq = bool(model.config.is_encoder_decoder)
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise StudentError(
-                f"The student's device is '{device}', and torch finds no GPU that it can use. "
-                'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
-            )
+        self.device = usable(device)
         self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
         self.base.eval()
         self._read_special_tokens()
-        # Adapters are drawn from their own stream, so that nothing drawn before changes them.
+        # Adapters are initialised from their own random stream, independent of earlier draws.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "lora"))
             self.model = get_peft_model(self.base, self._lora_config(), adapter_name=IMITATION)
@@ -104,13 +98,19 @@ class Student:
         self.value_head = ValueHead(self._hidden_width()).to(self.device)
         self._layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         self._active = ""
-        self.static_writing: str | None = None  # why captured steps cannot write its lines, "" where they can
+        self.static_writing: str | None = None  # why captured steps cannot generate its lines; "" if they can
         self.static_writer: StaticWriter | None = None
         self.activate(POLICY)
         self.train_only(())
         self.passes = ForwardPasses(
             self.base, pad_token=self.pad_token, end_token=self.end_token, decoder_prefix=self.decoder_prefix
         )
+
+    def close(self) -> None:
+        """Free what writing keeps on the GPU. It refers to the student, which would stay in memory with it."""
+        if self.static_writer is not None:
+            self.static_writer.close()
+            self.static_writer = None
 
     @classmethod
     def load(
@@ -123,10 +123,10 @@ class Student:
         dtype: torch.dtype | str = "auto",
         seed: int = 0,
     ) -> Student:
-        """From a name that `humor-env students` lists, a Hugging Face name or folder, a GGUF file, or a folder that
-        `save_pretrained` wrote (adapters included).
+        """Load from a name listed by `humor-env students`, a Hugging Face name or folder, a GGUF file, or a folder
+        written by `save_pretrained` (adapters included).
 
-        `dtype="auto"` is the saved model's, or 32 bits where its 16 are slow on this device.
+        `dtype="auto"` is the saved model's, or float32 if its 16-bit type is slow on this device.
         """
         source = read_source(path, device=device, dtype=dtype)
         if lora is None and source.saved:
@@ -162,7 +162,7 @@ class Student:
             )
         self.end_tokens = tuple(dict.fromkeys(int(e) for e in ends))
         self.end_token = self.end_tokens[0]
-        # A tokenizer without padding pads with the end token. That is safe: masks are stored, never read off the ids.
+        # Without a pad token the end token is used. That is safe: masks are stored, never derived from the ids.
         self.pad_token = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.end_token
         self.decoder_prefix: tuple[int, ...] = ()
         if self.is_seq2seq:
@@ -171,7 +171,7 @@ class Student:
             if start is None:
                 raise StudentError("The encoder-decoder names no decoder_start_token_id in its config.")
             forced = getattr(generation, "forced_bos_token_id", None)
-            # What the model is forced to say is not its choice: it goes before the response, like a prompt.
+            # Forced tokens are not the model's choice: they go before the response, like a prompt.
             self.decoder_prefix = (int(start),) if forced is None else (int(start), int(forced))
         config = self.base.config.get_text_config()
         self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
@@ -179,12 +179,12 @@ class Student:
         self._check_known([*self.end_tokens[:1], self.pad_token, *self.decoder_prefix], "its special tokens")
 
     def _check_known(self, ids: Sequence[int], where: str) -> None:
-        """A tokenizer may know more tokens than the model, as long as they are never used."""
+        """A tokenizer may have more tokens than the model, as long as they are never used."""
         if ids and max(ids) >= self.vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise StudentError(
-                f"The student's tokenizer gives the token {token!r} the number {max(ids)} in {where}, and its model "
-                f"knows the numbers below {self.vocabulary} only. Take the tokenizer that belongs to the model, or "
+                f"The student's tokenizer gives the token {token!r} the number {max(ids)} in {where}, but its model "
+                f"only has numbers below {self.vocabulary}. Use the model's own tokenizer, or "
                 "enlarge the model: model.resize_token_embeddings(len(tokenizer))."
             )
 
@@ -194,7 +194,7 @@ class Student:
     # -- adapters -------------------------------------------------------------------------------------------------
 
     def activate(self, adapter: str | None) -> None:
-        """Use this adapter from now on; None is the raw base. What is trainable does not change."""
+        """Use this adapter from now on; None is the raw base. Does not change what is trainable."""
         if adapter == self._active:
             return
         trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -226,9 +226,9 @@ class Student:
 
     @contextlib.contextmanager
     def merged(self, adapter: str | None) -> Iterator[None]:
-        """For passes without gradient: the adapter added into the base weights, which are put back untouched.
+        """For passes without gradient: the adapter merged into the base weights, which are restored exactly.
 
-        The original weights are kept aside rather than subtracted back: in bf16 unmerging drifts.
+        The original weights are set aside rather than recovered by subtraction, which drifts in bf16.
         """
         originals: list[tuple[nn.Parameter, Tensor]] = []
         before = self._active
@@ -248,20 +248,20 @@ class Student:
             self.activate(before or None)
 
     def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name, the adapter's own name left out of it."""
+        """The adapter's parameters by name, with the adapter's own name removed."""
         marker = f".{adapter}."
         return {n.replace(marker, "."): p for n, p in self.model.named_parameters() if marker in n and "lora_" in n}
 
     def check_trainable(self) -> None:
-        """Refuse a precision in which learning would quietly go wrong."""
+        """Refuse a precision in which learning would silently go wrong."""
         if self.base.dtype == torch.float16:
             raise StudentError(
-                "The student's base is in float16, in which small gradients become 0: it can write and be measured, "
-                'not trained. Set [student] dtype = "bfloat16", of the same size, or "float32".'
+                "The student's base is in float16, in which small gradients become 0: it can be used and evaluated, "
+                'not trained. Set [student] dtype = "bfloat16" (the same size) or "float32".'
             )
 
     def train_only(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Exactly these get gradients."""
+        """Make exactly these parameters trainable."""
         if parameters:
             self.check_trainable()
         self.model.requires_grad_(False)
@@ -271,7 +271,7 @@ class Student:
 
     @torch.no_grad()
     def start_policy_from_imitation(self) -> None:
-        """The policy begins as a copy of the imitation, which stays as the reference."""
+        """Copy the imitation into the policy; the imitation stays as the reference."""
         source = self.adapter_parameters(IMITATION)
         for name, parameter in self.adapter_parameters(POLICY).items():
             parameter.copy_(source[name])
@@ -279,18 +279,20 @@ class Student:
     # -- text to tokens and back ----------------------------------------------------------------------------------
 
     def encode_prompt(self, observation: str) -> list[int]:
-        """The tokens before the response: chat template where there is one, the text and a line end otherwise."""
+        """The tokens before the response: the chat template if there is one, else the text and a newline."""
         ids = prompt_tokens(self.tokenizer, observation, self.instruction, is_seq2seq=self.is_seq2seq)
         self._check_known(ids, f"{observation[:80]!r}")
         room = self.context if self.is_seq2seq else self.context - 1
         if len(ids) > room:
             raise StudentError(
-                f"The prompt has {len(ids)} tokens, the student's context holds {self.context}: {observation[:80]!r}…"
+                f"The prompt has {len(ids)} tokens, but the student's context holds {self.context}: "
+                f"{observation[:80]!r}…"
             )
         return ids
 
     def encode_response(self, text: str) -> list[int]:
-        """A line as the student would write it, its end token included. No other control token is read in it."""
+        """A line as the student would write it, with its end token. Other control tokens in it are read as plain
+        text."""
         ids = [int(i) for i in self.tokenizer(as_text(self.tokenizer, text), add_special_tokens=False)["input_ids"]]
         self._check_known(ids, f"{text[:80]!r}")
         return [*ids, self.end_token]
@@ -299,19 +301,19 @@ class Student:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def rows(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenRows:
-        """Prompt and response ids to padded tensors."""
+        """Padded tensors from prompt and response ids."""
         return make_rows(prompts, responses, self.pad_token, self.device)
 
     def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> TokenRows:
         prompts, responses = [self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines]
         for prompt, response, line in zip(prompts, responses, lines, strict=True):
-            # Without the end token: a line of the student's own may have been cut by the context.
+            # Without the end token: the context may have cut off the student's own line.
             read = len(self.decoder_prefix) if self.is_seq2seq else len(prompt)
             if read + len(response) - 1 > self.context:
                 before = "" if self.is_seq2seq else f" after a prompt of {len(prompt)}"
                 raise StudentError(
-                    f"The line has {len(response) - 1} tokens{before}, the student's context holds {self.context}: "
-                    f"{line[:80]!r}… Leave such lines out, or take a student with a longer context."
+                    f"The line has {len(response) - 1} tokens{before}, but the student's context holds {self.context}: "
+                    f"{line[:80]!r}… Leave such lines out, or use a student with a longer context."
                 )
         return self.rows(prompts, responses)
 
@@ -329,7 +331,7 @@ class Student:
     ) -> Scored:
         """One pass of the active adapter over the rows; gradients flow where they are enabled.
 
-        Only hidden states before response tokens meet the output layer. A GPU is asked nothing on the way, and works
+        The output layer sees only hidden states before response tokens. Nothing synchronises with the GPU, which works
         through one micro-batch while the next is prepared.
         """
         if bool(rows.host.action_mask[:, 0].any()):
@@ -370,7 +372,7 @@ class Student:
         temperature: float = 1.0,
         merge: bool = True,
     ) -> Scored:
-        """Without gradient: micro-batches of alike lengths, each trimmed to its longest; results in the given order."""
+        """Without gradient, in micro-batches of similar lengths, each trimmed to its longest; keeps the given order."""
         shape = rows.tokens.shape
         micro_batches = length_sorted(rows, micro_batch) if len(rows.tokens) else []
         logprobs = torch.zeros(shape, device=self.device)
@@ -396,7 +398,7 @@ class Student:
         seed: int = 0,
         adapter: str | None = POLICY,
     ) -> Generation:
-        """One sampled response per observation, the same for the same seed. `sampling.sample` gives more control."""
+        """Sample one response per observation, the same for the same seed. `sampling.sample` gives more control."""
         from humor_env.agents.student.sampling import Sampling, draw_uniforms
         from humor_env.agents.student.writer import InProcess
 
@@ -421,10 +423,10 @@ class Student:
         copy_tensors(tensors, self.state())
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
-        """A folder that `Student.load`, and plain PEFT and transformers, can read.
+        """Write a folder that `Student.load`, and plain PEFT and transformers, can read.
 
-        `policy/` and `imitation/` are PEFT adapter folders. With `base=None` the base model is saved beside them;
-        otherwise it is only named (a hub name, a path, or one of `humor_env.sources.students`).
+        `policy/` and `imitation/` are PEFT adapter folders. With `base=None` the base model is saved too;
+        otherwise only its name (a hub name, a path, or one of `humor_env.sources.students`).
         """
         write_folder(
             Path(folder),
@@ -442,7 +444,7 @@ class Student:
         return clone.unload()
 
     def merge(self, adapter: str = POLICY) -> PreTrainedModel:
-        """A plain Hugging Face model with the adapter folded in, for use anywhere. The student is unchanged."""
+        """A plain Hugging Face model with the adapter merged in. The student is unchanged."""
         clone: Any = copy.deepcopy(self.model)
         clone.set_adapter(adapter)
         return clone.merge_and_unload(adapter_names=[adapter])

@@ -1,11 +1,11 @@
-"""Rows of tokens, prompt then response, and what a pass says about them. The layout that all learners share.
+"""Rows of tokens, prompt then response, and their scores: the layout that all learners share.
 
-part = take_rows(rows, index)                         # trimmed of columns nobody uses
-order = length_sorted(rows, 32)                       # micro-batches of alike lengths
+part = take_rows(rows, index)                         # without unused columns
+order = length_sorted(rows, 32)                       # micro-batches of similar lengths
 for index, width in zip(order, widths_of(rows, order)): ...
 
-Rows are made of lists, and how to lay them out is decided by the same lists: `rows.host` are the rows on the CPU, where
-a question costs nothing. Indices of rows are tensors of the CPU too.
+Rows are made from lists on the CPU, and `rows.host` keeps that copy, so that layout decisions need no synchronisation.
+Row indices are CPU tensors too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from humor_env.agents.student.transfers import read, send
 
-LEAST_SHARING = 2  # rows per prompt, on average, from which sharing is worth its bookkeeping
+LEAST_SHARING = 2  # least rows per prompt, on average, for which sharing pays off
 
 
 @dataclass(frozen=True)
 class TokenRows:
     """Prompt and response tokens side by side: `[B, T]`, real tokens first, padding on the right.
 
-    `on_host` are the same rows on the CPU, by those who have them; otherwise the device is asked, once.
+    `on_host` are the same rows on the CPU, if available; otherwise they are copied from the device once.
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class TokenRows:
 
     @property
     def host(self) -> TokenRows:
-        """The rows on the CPU: themselves where the student is there."""
+        """The rows on the CPU: these rows, if they are on the CPU."""
         if self.tokens.device.type == "cpu":
             return self
         if self.on_host is not None:
@@ -46,7 +46,7 @@ class TokenRows:
         return there
 
     def to(self, device: torch.device) -> TokenRows:
-        """Rows of the CPU on the device, which keep these as their `host`."""
+        """Copy CPU rows to the device; the copy keeps these as its `host`."""
         if device.type == "cpu":
             return self
         tokens, attention, action_mask = send(device, self.tokens, self.attention, self.action_mask)
@@ -80,8 +80,8 @@ def make_rows(
 
 
 def take_rows(rows: TokenRows, index: Tensor, width: int | None = None) -> TokenRows:
-    """These rows, trimmed of columns in which none of them has a real token (padding on the right only). `width` is
-    what `widths_of` gave."""
+    """These rows, without the columns in which none has a real token (padding on the right only). `width` comes from
+    `widths_of`."""
     if width is None:
         [width] = widths_of(rows, [index])
     host = rows.host
@@ -90,7 +90,7 @@ def take_rows(rows: TokenRows, index: Tensor, width: int | None = None) -> Token
 
 
 def widths_of(rows: TokenRows, order: Sequence[Tensor]) -> list[int]:
-    """How many columns the rows of each micro-batch use."""
+    """Number of columns used by each micro-batch."""
     attention = rows.host.attention
     columns = attention.shape[1]
     if not columns or not len(attention) or not order:
@@ -110,7 +110,7 @@ class PromptGroups:
 
 
 def prompt_groups(tokens: Tensor, attention: Tensor, mask: Tensor) -> PromptGroups | None:
-    """Which rows share a prompt; None where too few do, or where the padding is not on the right."""
+    """Which rows share a prompt; None if too few do, or if the padding is not on the right."""
     rows, columns = tokens.shape
     is_prompt = attention.bool() & ~mask.bool()
     lengths = is_prompt.sum(-1)
@@ -128,9 +128,9 @@ def prompt_groups(tokens: Tensor, attention: Tensor, mask: Tensor) -> PromptGrou
 
 
 def length_sorted(rows: TokenRows, micro_batch: int) -> list[Tensor]:
-    """Row indices in micro-batches of alike lengths, which cuts padding. The order is stable.
+    """Row indices in micro-batches of similar lengths, which reduces padding. The order is stable.
 
-    Where rows share prompts they stay together, in the order of the longest of each prompt.
+    Rows that share a prompt stay together, ordered by the longest row of each prompt.
     """
     rows = rows.host
     lengths = rows.attention.sum(-1)
@@ -149,7 +149,7 @@ def response_places(rows: TokenRows) -> tuple[Tensor, Tensor]:
 
 
 def scatter(flat: Tensor, row: Tensor, column: Tensor, shape: torch.Size) -> Tensor:
-    """`[N]` numbers at their places in a table of zeros."""
+    """Scatter `[N]` numbers into a table of zeros."""
     return torch.zeros(shape, dtype=flat.dtype, device=flat.device).index_put((row, column), flat)
 
 

@@ -1,10 +1,10 @@
-"""Tensors to and from a device without making it wait more often than it must.
+"""Tensor transfers with as few synchronisations as possible, and the check of the device.
 
-    first, group = send(device, first, group)        # one copy; this process goes on at once
-    rewards, valid = read(rewards, valid)            # one question for all of them
+    first, group = send(device, first, group)        # one copy; does not block
+    rewards, valid = read(rewards, valid)            # one synchronisation for all
 
-A GPU works through what it was given while this process prepares more. Each number that is read back, and each plain
-copy to the device, waits until all of that is done, and the device then idles until it is given something new.
+A GPU works through its queue while this process prepares more. Each number read back, and each plain copy to the
+device, waits until the queue is empty, and the device then idles until it gets new work.
 """
 
 from __future__ import annotations
@@ -12,27 +12,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from humor_env.errors import StudentError
+
 
 def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """These tensors of the CPU, all of one type, on the device. Those that are there already stay as they are."""
+    """Copy CPU tensors, all of one type, to the device. Those already there are returned as they are."""
     if {tensor.device.type for tensor in tensors} <= {device.type}:
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     if device.type == "cuda":
-        # From other memory the driver may wait for the stream. PyTorch keeps this until it was read.
+        # Pinned: from pageable memory the driver may wait for the stream. PyTorch keeps the buffer until it was read.
         flat = flat.pin_memory()
-    there = flat.to(device, non_blocking=device.type != "mps")  # MPS reads what may be gone by then
+    there = flat.to(device, non_blocking=device.type != "mps")  # MPS may read the buffer after it is freed
     parts = there.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def read(*tensors: Tensor) -> list[Tensor]:
-    """These tensors on the CPU. In between all are doubles, which hold any float32 and whole numbers up to 2**53."""
+    """Copy tensors to the CPU, as doubles, which hold any float32 and integers up to 2**53; types are restored."""
     away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
-    if len(away) < 2 or away[0].device.type == "mps":  # which has no doubles
+    if len(away) < 2 or away[0].device.type == "mps":  # MPS has no doubles
         return [tensor.cpu() for tensor in tensors]
     flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in away]).cpu()
     parts = iter(flat.split([tensor.numel() for tensor in away]))
     return [
         tensor if tensor.device.type == "cpu" else next(parts).view(tensor.shape).to(tensor.dtype) for tensor in tensors
     ]
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device, if it can be used. Raises StudentError for a GPU that is not there."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise StudentError(
+                f"The student's device is '{device}', but torch finds no usable GPU. "
+                'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
+            )
+        # cuDNN's attention plans every new shape of a batch for tens of milliseconds, and here most shapes are new.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return device

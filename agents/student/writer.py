@@ -1,9 +1,9 @@
-"""The one place where lines are written: for learners, evaluation, the monitor, pairs, best-of-n and the reproduction.
+"""The one entry point to generation: for learners, evaluation, the monitor, pairs, best-of-n and the reproduction.
 
     jokes = write_jokes(student, prompts, Sampling(max_new_tokens=40), uniforms, author="policy")
 
 Behind it is a backend: `InProcess` is the student itself; `server.Server` is a server that holds the same weights. A
-backend of your own has four things: `generate`, `refresh`, `close`, and `exact`.
+custom backend needs four members: `generate`, `refresh`, `close` and `exact`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from humor_env.types import Joke, Prompt
 class Backend(Protocol):
     """`exact` tells whether `generate` reports the log-probabilities and values of this process's own arithmetic.
 
-    `uniforms` is `[N, T]`, the chance of each row and position. After `refresh` lines come from the newest weights.
+    `uniforms` is `[N, T]`, the random number of each row and position. After `refresh` the newest weights are used.
     """
 
     exact: bool
@@ -44,9 +44,9 @@ class Backend(Protocol):
 
 
 class InProcess:
-    """The student itself writes, with the adapter merged; a refresh has nothing to do.
+    """The student itself generates, with the adapter merged; `refresh` does nothing.
 
-    On CUDA its steps are captured, where the model allows it (`static_writer`); otherwise `sampling.sample` writes.
+    On CUDA its steps are captured, if the model allows it (`static_writer`); otherwise `sampling.sample` is used.
     """
 
     exact = True
@@ -65,7 +65,7 @@ class InProcess:
     ) -> Generation:
         student = self.student
         if student.device.type == "cuda" and not unsuitable(student):
-            # Kept with the student: a backend is made for many a call, a table and its graph are not.
+            # Kept on the student: backends are made often, but a table and its graph are expensive.
             student.static_writer = student.static_writer or StaticWriter(student)
             return student.static_writer.generate(observations, sampling, uniforms, adapter=adapter, values=values)
         return sample(student, observations, sampling, uniforms=uniforms, adapter=adapter, values=values)
@@ -88,7 +88,7 @@ def write_jokes(
     at_once: int = 128,
     backend: Backend | None = None,
 ) -> list[Joke]:
-    """One line for each prompt (a prompt may stand several times), `at_once` rows in memory at a time."""
+    """Write one line per prompt (prompts may repeat), with `at_once` rows in memory at a time."""
     backend = backend or InProcess(student)
     jokes: list[Joke] = []
     for start in range(0, len(prompts), at_once):

@@ -1,4 +1,4 @@
-"""Our critics and prompts in TRL's trainers (`formats`), and those trainers as learners of ours (`peers`)."""
+"""Our critics and prompts in TRL's trainers (`formats`), and those trainers as learners here (`peers`)."""
 
 from humor_env.agents.trl.formats import (
     demonstrations_dataset,

@@ -1,6 +1,6 @@
-"""Our critics, prompts, preferences and teacher lines in the formats of TRL's trainers: what a TRL user needs of us.
+"""Our critics, prompts, preferences and teacher lines in the formats of TRL's trainers.
 
-reward = make_trl_reward(critic)                              # async; None for what could not be judged
+reward = make_trl_reward(critic)                              # async; None for lines that could not be judged
 trainer = GRPOTrainer(model, reward_funcs=reward, train_dataset=prompts_dataset(prompts), ...)
 trainer = DPOTrainer(model, train_dataset=preferences_dataset(preferences), ...)
 """
@@ -48,11 +48,11 @@ def make_trl_reward(
     on_jokes: Callable[[int, list[Joke], list[Judgement]], None] | None = None,
     asynchronous: bool = True,
 ) -> TRLReward | PlainReward:
-    """A critic as an async reward function of TRL: the score, or None where there is none.
+    """A critic as an async TRL reward function that returns scores, or None where there is none.
 
-    The columns of `prompts_dataset`, where the dataset has them, give the critic the whole prompt. The critic thinks in
-    a thread of its own. Where more than `max_failure_share` of a batch fails the run ends with the list of errors.
-    `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that await no reward.
+    The columns of `prompts_dataset`, if present, give the critic the whole prompt. The critic runs in a separate
+    thread. If more than `max_failure_share` of a batch fails, the run ends with the list of errors.
+    `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that do not await rewards.
     """
 
     def make_jokes(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
@@ -81,7 +81,7 @@ def make_trl_reward(
 
 
 def _line_of(text: Text) -> str:
-    """The line itself: of a conversation the last message."""
+    """The line itself; in a conversation, the last message."""
     return (text if isinstance(text, str) else str(text[-1]["content"])).strip()
 
 
@@ -98,9 +98,9 @@ def prompts_dataset(
     *,
     instruction: str | None = None,
 ) -> Any:
-    """A Hugging Face dataset for TRL's online trainers. `prompt` is as the reader reads it, where one is given: a
-    student, or your model's tokenizer, whose chat template makes it a conversation. `instruction` is the system message
-    (or what stands before each prompt of a model that has no chat form); a student's is its own where none is given."""
+    """A Hugging Face dataset for TRL's online trainers. `prompt` has the form that the given reader expects: a student,
+    or your model's tokenizer, whose chat template makes it a conversation. `instruction` is the system message (or the
+    prefix of each prompt, for a model without a chat template); by default a student's own."""
     from datasets import Dataset
 
     if instruction is None:
@@ -161,7 +161,7 @@ def _is_chat(student: Student | None) -> bool:
 
 
 def _as_read(student: Student | None, text: str) -> Text:
-    """The same words that `Student.encode_prompt` puts before a response."""
+    """The same text that `Student.encode_prompt` puts before a response."""
     if student is None:
         return text
     text = as_text(student.tokenizer, text)

@@ -1,11 +1,11 @@
-"""TRL's trainers as learners of ours: the same student, the same budget.
+"""TRL's trainers as learners here: the same student, the same budget.
 
     result = train_grpo(TRLConfig(steps=60, siblings=8), critic, student, log, prompts=prompts)
 
-What a peer trains is a copy of the student's base with the `policy` adapter on it; its reference is a copy of the
-`imitation` adapter (TRL would take the policy itself where an adapter is given). The trained adapter is brought back
-into the student. Checkpoints are TRL's own, in the store's folder: a stopped run resumes, but a kill in the middle of
-saving is not survived as our own learners survive it.
+A peer trains a copy of the student's base with the `policy` adapter; its reference is a copy of the `imitation`
+adapter (by default TRL would take the policy itself). The trained adapter is copied back into the student. Checkpoints
+are TRL's own, in the store's folder: a stopped run resumes, but unlike with our own learners a kill during saving may
+damage them.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Prefe
 if TYPE_CHECKING:
     pass
 
-OURS = "humor_env.json"  # in a checkpoint of TRL: what its trainer does not keep
-ASKING = ("GRPO", "RLOO")  # peers whose every step asks student and critic for more
+OURS = "humor_env.json"  # file in a TRL checkpoint with the state that its trainer does not save
+ASKING = ("GRPO", "RLOO")  # peers whose every step generates and judges lines
 
 
 @dataclass(frozen=True)
 class TRLConfig:
-    """One configuration for all peers. `options` go to TRL's own config class as they are, and win."""
+    """One configuration for all peers. `options` go to TRL's own config class as they are and take precedence."""
 
     steps: int = 100
-    batch_size: int = 64  # a step: lines (GRPO, RLOO), pairs (DPO) or demonstrations (SFT)
+    batch_size: int = 64  # per step: lines (GRPO, RLOO), pairs (DPO) or demonstrations (SFT)
     siblings: int = 8  # lines per prompt (GRPO, RLOO)
     sampling: Sampling = field(default_factory=Sampling)
     pairs: PairConfig = field(default_factory=PairConfig)  # DPO
@@ -72,10 +72,10 @@ class TRLConfig:
         if self.batch_size % min(self.micro_batch, self.batch_size):
             raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}.")
         if self.decay not in ("constant", "linear", "cosine"):
-            raise InvalidOption(f"decay is 'constant', 'linear' or 'cosine', found '{self.decay}'.")
+            raise InvalidOption(f"decay must be 'constant', 'linear' or 'cosine', found '{self.decay}'.")
 
     def arguments(self, folder: Path, device: torch.device) -> dict[str, Any]:
-        """What all of TRL's config classes share."""
+        """Arguments that all of TRL's config classes share."""
         rows = min(self.micro_batch, self.batch_size)
         schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
         return {
@@ -104,7 +104,7 @@ class TRLConfig:
     def online_arguments(self) -> dict[str, Any]:
         if self.batch_size % self.siblings or self.siblings < 2:
             raise InvalidOption(
-                f"batch_size {self.batch_size} must be a multiple of siblings, and those at least 2; "
+                f"batch_size {self.batch_size} must be a multiple of siblings, and siblings at least 2; "
                 f"found {self.siblings}."
             )
         return {
@@ -158,7 +158,7 @@ def _train_online(
 ) -> TrainResult:
     log = log or Silent()
 
-    remembering = with_memory([critic])  # of each process its own lines, and not in TRL's checkpoints
+    remembering = with_memory([critic])  # each process its own lines only, and not in TRL's checkpoints
 
     def record_batch(step: int, jokes: list[Joke], judgements: list[Judgement]) -> None:
         show(remembering, jokes)
@@ -196,7 +196,7 @@ def train_dpo(
         control.set_state(saved["watch"], 0.0)
     if not preferences:
         if judge is None:
-            raise InvalidOption("DPO learns from preferences: give a judge to ask, or preferences made before.")
+            raise InvalidOption("DPO learns from preferences: give a judge, or existing preferences.")
         feedback = student_pairs(student, judge, prompts, config.pairs, seed=config.seed)
         preferences = feedback.preferences
         control.count(feedback.samples, feedback.judged)
@@ -218,7 +218,7 @@ def train_sft(
     checkpoints: CheckpointStore | None = None,
     control: RunControl | None = None,
 ) -> TrainResult:
-    """TRL's imitation on the `imitation` adapter, of which `policy` becomes a copy. `dev` is not looked at."""
+    """TRL's imitation on the `imitation` adapter, which is then copied to `policy`. `dev` is ignored."""
     more = {"train_dataset": demonstrations_dataset(demonstrations, student)}
     arguments = {"completion_only_loss": True}
     control = control or RunControl()
@@ -264,7 +264,7 @@ def _run(
         )
         steps = reporter.resume(last, rewind=checkpoints is not None)
         trainer.add_callback(reporter)
-        if control.ending and last is not None:  # TRL would take one more step before it asks whether to stop
+        if control.ending and last is not None:  # TRL would take one more step before checking whether to stop
             set_peft_model_state_dict(model, load_peft_weights(last), adapter_name="default")
         else:
             with control:
@@ -296,7 +296,7 @@ def _copy_weights(source: Mapping[str, torch.nn.Parameter], target: Mapping[str,
 
 
 class _Reporter(TrainerCallback):
-    """Numbers to our log, evaluations of the student, and a polite end on Ctrl-C."""
+    """Sends metrics to our log, evaluates the student, and stops cleanly on Ctrl-C."""
 
     def __init__(
         self,
@@ -348,7 +348,7 @@ class _Reporter(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        if not logs or "train_runtime" in logs:  # the summary at the end repeats what was logged
+        if not logs or "train_runtime" in logs:  # the final summary repeats earlier logs
             return
         numbers = {_metric(n): float(v) for n, v in logs.items() if isinstance(v, (int, float))}
         numbers |= {f"eval/{n}": v for n, v in self.evaluation.items()} | self.control.numbers() | self.seen
@@ -361,5 +361,5 @@ class _Reporter(TrainerCallback):
 
 
 def _metric(name: str) -> str:
-    """`step_time` is the clock's, which our log keeps apart."""
+    """Our name for TRL's metric; `step_time` is a timing, which our log keeps apart."""
     return "seconds/step" if name == "step_time" else f"trl/{name}"

@@ -1,1 +1,1 @@
-"""How one optimiser step is taken, and the sessions that give learners from scores and from pairs their loop."""
+"""One optimiser step, and the training loops of learners from scores and from pairs."""

@@ -16,7 +16,7 @@ from humor_env.agents.student.transfers import read, send
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """`[B]`: the column of each row's last 1, or 0 for an empty row (whose column 0 is masked anyway)."""
+    """`[B]`: the column of each row's last 1; 0 for an empty row (whose column 0 is masked anyway)."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return (mask.long() * columns).argmax(dim=1)
 
@@ -40,10 +40,10 @@ def gae(
     """Advantages and returns `[B, T]` over the tokens where mask is 1; zero elsewhere.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1};  return_t = A_t + V_t. Gaps in the mask
-    are skipped, so prompts of any length and padding on either side change nothing.
+    are skipped, so the prompt's length and padding on either side change nothing.
 
     `following[b]` is the row that continues row b's episode (the next attempt at the same prompt), or -1 where the
-    episode ends. Advantages flow across it: what a first attempt makes possible later counts for it.
+    episode ends. Advantages flow across it: an attempt gets credit for later attempts.
     """
     rows, columns = rewards.shape
     advantages = torch.zeros_like(rewards)
@@ -68,13 +68,13 @@ def gae(
 
 
 def _last_first(following: Tensor) -> list[Tensor]:
-    """Rows in batches such that what follows a row is in an earlier batch. All on the CPU."""
+    """Batches of rows, each after the batch with its followers. All on the CPU."""
     done = following < 0
     batches = [done.nonzero().squeeze(1)]
     while not bool(done.all()):
         ready = ~done & done[following.clamp(min=0)]
         if not bool(ready.any()):
-            raise ValueError("`following` runs in a circle: an attempt cannot come after itself")
+            raise ValueError("`following` has a cycle: an attempt cannot come after itself")
         batches.append(ready.nonzero().squeeze(1))
         done = done | ready
     return batches
@@ -82,7 +82,7 @@ def _last_first(following: Tensor) -> list[Tensor]:
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the mask, over the batches of *all* processes; zero outside the mask."""
-    # Sums in double: a difference of squares in single precision loses the variance of large, close values.
+    # Sums in double: in single precision a difference of squares loses the variance of large, close values.
     weight, exact = mask.double(), values.double()
     sums = sum_over_processes(torch.stack([weight.sum(), (exact * weight).sum(), (exact.square() * weight).sum()]))
     count = sums[0].clamp(min=1)
@@ -93,7 +93,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, group: Tensor, valid: Tensor, *, scale: bool) -> Tensor:
-    """GRPO's: reward minus its group's mean, over the group's deviation where `scale`. Unscored rows get 0."""
+    """GRPO's: reward minus its group's mean, divided by the group's deviation if `scale`. Unscored rows get 0."""
     device = rewards.device
     rewards, group, valid = read(rewards, group, valid)
     advantages = torch.zeros_like(rewards)

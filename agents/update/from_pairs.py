@@ -1,4 +1,4 @@
-"""The loop of learners from preferences: rounds of feedback, each with some epochs of learning.
+"""The training loop of learners from preferences: rounds of feedback, each learned for some epochs.
 
     with PairSession(config, student, log, judge, prompts, preferences) as session:
         for round in session.rounds():
@@ -14,9 +14,8 @@
                 round.log(batch)
     return session.result()
 
-The student's lines of a round cannot be written again once it has learned from them, so the preferences of the round
-under way are part of a checkpoint, and a resumed run goes on in the middle of its round. Its reference
-log-probabilities are not: they are computed again.
+A round's lines cannot be regenerated once the student has learned from them, so the current round's preferences are
+part of a checkpoint, and a run can resume in mid-round. Its reference log-probabilities are not: they are recomputed.
 """
 
 from __future__ import annotations
@@ -43,22 +42,24 @@ from humor_env.types import Judge, Preference, Prompt
 
 @dataclass(frozen=True)
 class PairLearnerConfig(LearnerConfig):
-    """What learners from preferences have in common. `micro_batch` counts lines, `batch_size` pairs."""
+    """Settings of learners from preferences. `micro_batch` counts lines, `batch_size` pairs."""
 
     epochs: int = 10
     rounds: int = 1  # of feedback, spread evenly over the epochs
-    prompts_per_round: int = 0  # 0 is all of them
+    prompts_per_round: int = 0  # 0: all
     pairs: PairConfig = field(default_factory=PairConfig)
-    batch_size: int = 32  # pairs a step, over all processes
+    batch_size: int = 32  # pairs per step, over all processes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.rounds <= self.epochs:
-            raise InvalidOption(f"rounds lies between 1 and the number of epochs ({self.epochs}), found {self.rounds}.")
+            raise InvalidOption(
+                f"rounds must be between 1 and the number of epochs ({self.epochs}), found {self.rounds}."
+            )
 
 
 class PairSession(Session):
-    """One run of a learner from preferences. With `preferences` (from people, say) nobody is asked."""
+    """One run of a learner from preferences. With `preferences` (from people, say) the judge is not called."""
 
     config: PairLearnerConfig
     stream: Rounds
@@ -77,9 +78,7 @@ class PairSession(Session):
         control: RunControl | None = None,
     ) -> None:
         if judge is None and not preferences:
-            raise InvalidOption(
-                "This learner needs preferences: give a judge to ask, or preferences that were made before."
-            )
+            raise InvalidOption("This learner needs preferences: give a judge, or existing preferences.")
         self.given, self.backend = preferences, backend
         rounds = Rounds(
             prompts,
@@ -100,13 +99,13 @@ class PairSession(Session):
         return self.stream.due
 
     def rounds(self) -> Iterator[FeedbackRound]:
-        """The rounds that are left. One that a checkpoint was in the middle of is resumed."""
+        """The remaining rounds, starting with the one that a checkpoint interrupted."""
         while not self.done and not self.control.ending:
             yield FeedbackRound(self)
 
 
 class FeedbackRound:
-    """One round: its feedback, and the minibatches in which it is learned."""
+    """One round: its feedback, and the minibatches that learn from it."""
 
     def __init__(self, session: PairSession) -> None:
         self.session, self._rounds = session, session.stream
@@ -119,7 +118,7 @@ class FeedbackRound:
 
     @property
     def is_due(self) -> bool:
-        """Whether this round's feedback must be collected. Not where it was given, or begun before a restart."""
+        """Whether this round's feedback must be collected: not if it was given, or collected before a restart."""
         return self._rounds.due
 
     @property
@@ -127,13 +126,13 @@ class FeedbackRound:
         return self._rounds.preferences
 
     def prompts(self) -> list[Prompt]:
-        """The prompts to collect feedback on. A backend gets the newest weights first."""
+        """The prompts to collect feedback on. Refreshes the backend with the newest weights."""
         if self.session.backend is not None and self.session.step:
             self.session.backend.refresh()
         return self._rounds.take_prompts()
 
     def begin(self, feedback: Feedback) -> None:
-        """Learn from this. Feedback without a single preference is passed over, but it was paid for."""
+        """Start the round with this feedback. Without preferences the round is skipped, but its cost is counted."""
         session = self.session
         self._rounds.begin(feedback)
         session.control.count(feedback.samples, feedback.judged)
@@ -143,7 +142,7 @@ class FeedbackRound:
             session.save()
 
     def minibatches(self, rows: TokenRows, *, lines_each: int) -> Iterator[Minibatch]:
-        """The optimiser steps of this round's epochs; example e is the rows from e x lines_each on."""
+        """The optimiser steps of this round's epochs; example e starts at row e x lines_each."""
         session, rounds = self.session, self._rounds
         while self.preferences and not (rounds.done or rounds.due or session.control.ending):
             self._began = time.perf_counter()
@@ -165,5 +164,5 @@ class FeedbackRound:
         numbers = example_numbers(batch.sums, batch.example_count, batch.norm) | self._rounds.numbers()
         numbers |= dict(more or {}) | {"seconds/step": time.perf_counter() - self._began}
         lines = (self.feedback.jokes, self.feedback.judgements) if is_first else ((), ())
-        # A round's first step is always saved: its preferences were paid for.
+        # A round's first step is always saved, because its preferences were paid for.
         session.finish_step(numbers, *lines, save=is_first)

@@ -1,4 +1,4 @@
-"""Cross-entropy on a teacher's lines: what imitation learns by, and what other learners may mix into their update.
+"""Cross-entropy on a teacher's lines: the loss of imitation, which other learners may add to their own.
 
 imitation = ImitationLoss(student, demonstrations, config, weight=0.5, decay=0.99)
 imitation.backward(step)          # adds its gradients to those of the learner's own loss
@@ -30,7 +30,7 @@ def encode(student: Student, demonstrations: Sequence[Demonstration]) -> TokenRo
 
 
 class BatchedConfig(Protocol):
-    """The settings of a learner that say how large a batch is."""
+    """The batch settings of a learner."""
 
     @property
     def batch_size(self) -> int: ...
@@ -43,7 +43,7 @@ class BatchedConfig(Protocol):
 
 
 class ImitationLoss:
-    """Cross-entropy on a batch of teacher lines, mixed into an update with a weight that fades. Weight 0 is nothing."""
+    """Cross-entropy on a batch of teacher lines, added to an update with a decaying weight. Weight 0 disables it."""
 
     def __init__(
         self,

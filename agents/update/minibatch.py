@@ -1,4 +1,4 @@
-"""One optimiser step: its rows scored afresh a micro-batch at a time, then gradients exchanged, clipped and applied.
+"""One optimiser step: rows are scored in micro-batches, then gradients are exchanged, clipped and applied.
 
     batch = Minibatch(student, optimizer, rows, length_sorted(rows, 32), mask=mask)
     for part in batch:                              # forward
@@ -9,7 +9,7 @@
     batch.sums["policy_loss"], batch.norm
 
 Losses are divided by the counts of the *whole* step over all processes (`batch.tokens`, `batch.examples`), so that
-neither micro-batches nor processes change it.
+neither micro-batches nor processes change the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from humor_env.types import Preference
 
 
 class ScoreOptions(TypedDict, total=False):
-    """What `Student.score` is asked for beside log-probabilities."""
+    """What `Student.score` computes besides log-probabilities."""
 
     values: bool
     detach_values: bool
@@ -40,10 +40,10 @@ class ScoreOptions(TypedDict, total=False):
 
 @dataclass
 class Part:
-    """One micro-batch: `rows` of the step's table, `[b]`, and what the active adapter says about them, `[b, t]`.
+    """One micro-batch: `rows` of the step's table, `[b]`, and the active adapter's scores for them, `[b, t]`.
 
-    `values` and `entropy` are empty where they were not asked for. `part(table)` takes the same rows and columns out of
-    any table of the step, `[B, T]` or `[B]`.
+    `values` and `entropy` are empty unless requested. `part(table)` selects the same rows and columns of any table of
+    the step, `[B, T]` or `[B]`.
     """
 
     rows: Tensor
@@ -66,8 +66,8 @@ class Part:
 class Minibatch:
     """`order` holds row indices, one tensor per micro-batch; `tokens` and `examples` are counts over all processes.
 
-    After `clip_and_step`, `sums` are those recorded, over all processes, `norm` is the gradient's before clipping, and
-    `token_count` and `example_count` are the counts as numbers. Only there is a device asked, once.
+    After `clip_and_step`, `sums` are the recorded sums over all processes, `norm` is the gradient norm before clipping,
+    and `token_count` and `example_count` are the counts as numbers. It synchronises with the device once, only there.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Minibatch:
             )
 
     def clip_and_step(self, max_grad_norm: float) -> None:
-        """Add gradients up over processes, clip their norm, move the weights."""
+        """Sum gradients over processes, clip their norm, update the weights."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
@@ -119,14 +119,14 @@ class Minibatch:
         device = self.rows.tokens.device
         totals = [torch.as_tensor(t, dtype=torch.float32, device=device) for t in self._totals.values()]
         summed = [sum_over_processes(torch.stack(totals))] if totals else []
-        # Read in one go: each read waits for all that the device was given to do.
+        # Read together: each read waits for the device's whole queue.
         rest = [number.detach().to(device).reshape(1) for number in (norm, self.tokens, self.examples)]
         *sums, self.norm, self.token_count, self.example_count = torch.cat([*summed, *rest]).tolist()
         self.sums = dict(zip(self._totals, sums, strict=True))
 
 
 def my_examples(examples: Tensor) -> Tensor:
-    """This process's share. A batch that does not divide is done by every process: sums and counts then grow alike."""
+    """This process's share. A batch that does not divide is done by every process: sums and counts scale alike."""
     return examples[local_share(len(examples))] if len(examples) % process_count() == 0 else examples
 
 
@@ -139,7 +139,7 @@ def encode_pairs(student: Student, preferences: Sequence[Preference]) -> TokenRo
 
 
 def pairs_together(rows: TokenRows, examples: Tensor, lines_each: int, micro_batch: int) -> list[Tensor]:
-    """Micro-batches of row indices in which an example's lines (rows from e x lines_each on) are never parted."""
+    """Micro-batches of row indices that keep each example's lines (rows from e x lines_each on) together."""
     index = examples.cpu()[:, None] * lines_each + torch.arange(lines_each)
     longest = rows.host.attention[index].sum(-1).amax(-1)
     order = torch.argsort(longest, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""The loop of learners from scores: each step's lines are written and judged, then learned from in minibatches.
+"""The training loop of learners from scores: each step writes and judges lines, then learns from them in minibatches.
 
     with OnPolicySession(config, env, student, log, prompts) as session:
         for step in session.steps():
@@ -54,7 +54,7 @@ from humor_env.shared.streams import generator, stream_seed
 from humor_env.shared.text_stats import ngram_set
 from humor_env.types import Demonstration, Prompt
 
-MISMATCH_LIMIT = 0.1  # mean |log-ratio| between sampler and update above which they cannot be the same policy
+MISMATCH_LIMIT = 0.1  # mean |log-ratio| of sampler and update above which they cannot be the same policy
 
 
 class OnPolicySession(Session):
@@ -98,7 +98,7 @@ class OnPolicySession(Session):
         return self.step >= self.config.steps
 
     def steps(self) -> Iterator[OnPolicyStep]:
-        """The steps that are left. Each must be logged before the next."""
+        """The remaining steps. Each must be logged before the next."""
         while not self.done and not self.control.ending:
             step = OnPolicyStep(self)
             self.set_learning_rate(self.config.steps)
@@ -108,22 +108,22 @@ class OnPolicySession(Session):
 
 
 class OnPolicyStep:
-    """One step: lines, minibatches, log. `index` counts from 0 over restarts."""
+    """One step: lines, minibatches, log. `index` counts from 0, across restarts."""
 
     def __init__(self, session: OnPolicySession) -> None:
         self.session, self.config, self.index = session, session.config, session.step
         self.sums: dict[str, float] = {}  # over the whole step
-        self.pass_sums: dict[str, float] = {}  # over the pass under way
+        self.pass_sums: dict[str, float] = {}  # over the current pass
         self.norms: list[float] = []
         self.mismatch = 0.0
         self._began = time.perf_counter()
         self._updating = self._began
 
     def collect(self, *, values: bool = False, reference: bool = True, old_logprobs: bool | None = None) -> Rollout:
-        """Lines for the next prompts, judged. The reference is scored while the critic thinks.
+        """Write and judge lines for the next prompts. The reference is scored while the critic runs.
 
-        With one optimiser step a batch the log-probabilities that came with the tokens are those of the policy that
-        learns, and no pass is spent on old ones.
+        With one optimiser step per batch, the log-probabilities from sampling are those of the policy being trained,
+        and no pass is spent on old ones.
         """
         config, session = self.config, self.session
         batch = [p for p in session.prompts.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
@@ -157,8 +157,8 @@ class OnPolicyStep:
         rows: Tensor | None = None,
         **options: Unpack[ScoreOptions],
     ) -> Iterator[PolicyMinibatch]:
-        """One pass over the batch in random minibatches, or over these `rows` at once. `mask` says which tokens count;
-        left out, all that were judged."""
+        """One pass over the batch in random minibatches, or over these `rows` at once. `mask` selects the tokens that
+        count; by default all tokens of judged lines."""
         config = self.config
         mask = rollout.mask if mask is None else mask
         self.pass_sums = {}
@@ -183,7 +183,7 @@ class OnPolicyStep:
                     sums[name] = sums.get(name, 0.0) + number
 
     def _random_rows(self, rows: int, epoch: int) -> list[Tensor]:
-        """Row indices in random parts (an episode with several attempts gives more rows than prompts)."""
+        """Row indices in random parts (episodes with several attempts give more rows than prompts)."""
         config = self.config
         if config.minibatches == 1:
             return [torch.arange(rows)]
@@ -192,16 +192,16 @@ class OnPolicyStep:
 
     @property
     def lines(self) -> Tensor:
-        """How many lines were judged, over all processes."""
+        """Number of judged lines, over all processes."""
         return sum_over_processes(self.rollout.valid.sum().float()).clamp(min=1)
 
     @property
     def approx_kl(self) -> float:
-        """How far the pass under way has moved the policy, per token."""
+        """The policy's KL per token over the current pass."""
         return self.pass_sums["approx_kl"] / max(1.0, self.pass_sums["tokens"])
 
     def log(self, *numbers: Mapping[str, float]) -> None:
-        """End the step: a backend gets the new weights, then metrics and lines are written and the run is saved."""
+        """End the step: refresh the backend, write metrics and lines, and save the run."""
         session = self.session
         if session.backend is not None:
             session.backend.refresh()
@@ -230,7 +230,7 @@ class PolicyPart(Part):
 
 
 class PolicyMinibatch(Minibatch):
-    """A minibatch of a rollout; it also sums tokens, lines, and how far the sampler's log-probabilities are off."""
+    """A minibatch of a rollout; also sums tokens, lines, and the mismatch with the sampler's log-probabilities."""
 
     def __init__(
         self,
@@ -260,14 +260,14 @@ class PolicyMinibatch(Minibatch):
 
 
 def check_first_ratio(step: int, sums: Mapping[str, float]) -> float:
-    """Before a batch's first optimiser step old and new policy are one: their log-probabilities must agree.
+    """Before a batch's first optimiser step the old and new policy are the same: their log-probabilities must agree.
 
-    Returns their mean distance per token; raises `TrainingStopped` where it cannot be rounding.
+    Returns their mean difference per token; raises `TrainingStopped` if it cannot be rounding.
     """
     mismatch = sums["mismatch"] / max(1.0, sums["tokens"])
-    if not mismatch <= MISMATCH_LIMIT:  # not-a-number included
+    if not mismatch <= MISMATCH_LIMIT:  # also catches NaN
         raise TrainingStopped(
-            f"At step {step + 1} the update's log-probabilities differ from the sampler's by {mismatch:.3f} a token "
+            f"At step {step + 1} the update's log-probabilities differ from the sampler's by {mismatch:.3f} per token "
             f"before anything was learned (at most {MISMATCH_LIMIT} can be rounding). The rows are misaligned, the "
             "precision is too low, or a weight is not a number."
         )
@@ -275,7 +275,7 @@ def check_first_ratio(step: int, sums: Mapping[str, float]) -> float:
 
 
 def chance(seed: int, step: int, rows: int, mine: slice) -> Callable[[int, int], Tensor]:
-    """The random numbers of one step as a function of the attempt: what a row draws depends on nothing else."""
+    """The random numbers of one step as a function of the attempt; a row's draws depend on nothing else."""
 
     def uniforms(attempt: int, columns: int) -> Tensor:
         source = torch.Generator().manual_seed(stream_seed(seed, "sampling", f"{step}/{attempt}"))

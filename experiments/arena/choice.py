@@ -1,18 +1,18 @@
-"""Which pair a rater sees next, and which of its lines stands first.
+"""Chooses the pair a rater sees next, and which of its lines comes first.
 
     chooser = Chooser(store.lines, store.settings, store.plan)
     chooser.asked(ask); chooser.answered(answer)        # what happened so far
     chooser.next(rater)                                 # a Next(a, b, turned, again), or None: nothing is left
 
-By default the two systems are those whose comparison tells most about the order: the answer that is expected to lower
-the variance of the gaps between neighbours in the ranking most, the widest gap first. It is a greedy optimal design for
-Bradley and Terry's model: with H the information about strengths so far, S its inverse and C the rows of the gaps,
+By default, the two systems are those whose comparison says most about the ranking: the one expected to reduce the
+variance of the gaps between neighbours most, with the widest gap weighted highest. This is a greedy optimal design for
+the Bradley-Terry model: with H the information about strengths so far, S its inverse and C the rows of the gaps,
 another game of i and j lowers the variance of gap k by w (C S (e_i - e_j))_k² / (1 + w v), where w = p (1 - p) and v is
-the variance of t_i - t_j. Games that were asked and not answered count as if they had been, so that raters who judge
-at once are not all sent to the same place. Prompts are taken in turn, and a share of the pairs goes to the systems that
-met least, with the teacher before others: every system meets every other, whatever the model thinks of them.
+the variance of t_i - t_j. Games asked but not yet answered count as if they were answered, so that raters who judge at
+the same time do not all get the same comparison. Prompts take turns, and a share of the pairs goes to the systems that
+have met least, those with the teacher first, so that every system meets every other, whatever the model says.
 
-All chance is drawn by hash, so a server that was killed goes on as it would have.
+All random draws are by hash, so a server that is killed and restarted continues as it would have.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Chooser:
         self._gains: Array | None = None
 
     def _common_prompts(self) -> dict[tuple[int, int], list[str]]:
-        """For each two systems the prompts that both wrote for."""
+        """For each pair of systems, the prompts that both wrote for."""
         wrote: dict[int, dict[str, None]] = defaultdict(dict)
         for system, prompt in self._of:
             wrote[system][prompt] = None
@@ -127,13 +127,13 @@ class Chooser:
         self._gains = None
 
     def count(self, rater: int) -> int:
-        """How much a rater was asked, repeats included."""
+        """How many pairs or lines a rater was asked about, repeats included."""
         return self._seen[rater].count
 
     # What comes next
 
     def next(self, rater: int) -> Next | None:
-        """None where the rater has done what was asked for, or nothing is left."""
+        """None if the rater has reached the limit or nothing is left."""
         seen = self._seen[rater]
         if seen.count >= self.settings.per_rater:
             return None
@@ -168,8 +168,7 @@ class Chooser:
         return stream_seed(self.settings.seed, f"arena-{what}", "/".join(map(str, where)))
 
     def _line(self, rater: int, seen: _Seen) -> tuple[int, None] | None:
-        """The line that the fewest have graded, but those that somebody has before those that nobody has, for the
-        share of overlap."""
+        """The line with the fewest grades; in a share `overlap` of the draws, only among lines that somebody graded."""
         left = [place for place in range(len(self.lines)) if (place, None) not in seen.items]
         begun = [place for place in left if self._raters[place, None]]
         if begun and self._draw("overlap", rater, seen.count) % 1000 / 1000 < self.settings.overlap:
@@ -184,8 +183,8 @@ class Chooser:
         return min(left, key=rank), None
 
     def _others(self, rater: int, seen: _Seen) -> tuple[int, int] | None:
-        """A pair of the two systems that tell most which somebody else was asked and this rater was not: agreement
-        needs such pairs. Those that the fewest were asked come first."""
+        """A pair of the two most informative systems that another rater was asked and this one was not, since
+        agreement needs such pairs. Pairs that the fewest raters were asked come first."""
         systems = next(self._order(rater, seen), None)
         pairs = self._asked[systems] if systems else []
         if not pairs:
@@ -209,14 +208,14 @@ class Chooser:
         return None
 
     def _pair(self, i: int, j: int, prompt: str) -> tuple[int, int] | None:
-        """A line of each system; of several (seeds) which, a hash decides. The same line twice is no question."""
+        """A line of each system, chosen by hash if there are several (seeds). None if both lines are the same."""
         a, b = (
             lines[self._draw("seed", i, j, prompt) % len(lines)] for lines in (self._of[i, prompt], self._of[j, prompt])
         )
         return None if self.lines[a].text == self.lines[b].text else (min(a, b), max(a, b))
 
     def _order(self, rater: int, seen: _Seen) -> Iterator[tuple[int, int]]:
-        """Two systems each, what tells most first."""
+        """Pairs of systems, the most informative first."""
         pairs = list(self._shared)
         if self.settings.choose == "random":
             yield from sorted(pairs, key=lambda pair: self._draw("systems", rater, seen.count, pair))
@@ -224,21 +223,21 @@ class Chooser:
         if self._draw("everybody", rater, seen.count) % 1000 < 1000 * _EVERYBODY:
             yield from sorted(pairs, key=lambda pair: (self._met(*pair), self._draw("met", rater, seen.count, pair)))
             return
-        gains = self._told()
+        gains = self._current_gains()
         yield from sorted(pairs, key=lambda pair: (-gains[pair], self._draw("systems", rater, seen.count, pair)))
 
     def _met(self, i: int, j: int) -> float:
-        """How often two systems met; a game with the teacher, which everybody is measured by, counts half."""
+        """How often two systems met; games with the teacher, which all systems are compared with, count half."""
         return len(self._asked[i, j]) * (0.5 if TEACHER in (self.systems[i], self.systems[j]) else 1.0)
 
-    def _told(self) -> Array:
+    def _current_gains(self) -> Array:
         if self._gains is None:
             self._gains = expected_gains(self.wins, self.open)
         return self._gains
 
 
 def expected_gains(wins: Array, open_games: Array | None = None) -> Array:
-    """`[systems, systems]`: how much another game of two systems is expected to tell about the order of all."""
+    """`[systems, systems]`: how much another game of two systems is expected to say about the whole ranking."""
     n = len(wins)
     if n < 2:
         return np.zeros((n, n))
@@ -260,7 +259,7 @@ def expected_gains(wins: Array, open_games: Array | None = None) -> Array:
 
 
 def information(games: Array, t: Array, prior: float = 1.0) -> tuple[Array, Array]:
-    """p (1 - p) of each game, and the covariance of strengths at the top of the posterior of `strengths`."""
+    """p (1 - p) of each game, and the covariance of strengths at the mode of the posterior of `strengths`."""
     p = 1 / (1 + np.exp(t[None, :] - t[:, None]))
     each: Array = p * (1 - p)
     own = 1 / (1 + np.exp(-t))
@@ -278,7 +277,7 @@ def rebuilt(
     asks: Sequence[Ask],
     answers: Mapping[int, Answered],
 ) -> Chooser:
-    """A chooser that knows what a store holds."""
+    """A chooser in the state that a store's asks and answers lead to."""
     chooser = Chooser(lines, settings, plan)
     for ask in asks:
         chooser.asked(ask)

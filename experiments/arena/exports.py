@@ -2,8 +2,8 @@
 
     for name, make in FILES.items(): Path(folder, name).write_text(make(store))
 
-Raters are numbers, and repeats are left out except in the table. A line that is empty cannot stand in a set of pairs
-or ratings and is left out of those. A cell of the table that a spreadsheet would run as a formula begins with '.
+Raters are numbered, and repeats are only in the table. Empty lines are left out of the sets of pairs and ratings, which
+cannot hold them. Cells of the table that a spreadsheet would run as a formula start with '.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from humor_env.experiments.arena import figures
 from humor_env.experiments.arena.sources import TEACHER
 from humor_env.experiments.arena.store import Answered, Store
 from humor_env.experiments.compare.stats import Interval
+from humor_env.shared.spreadsheet import no_formula
 
 
 def pairs_file(question: str) -> Callable[[Store], str]:
-    """The set `pairs` of `humor-env audit` and `train-critic`: a row for each single answer to this question."""
+    """The set `pairs` of `humor-env audit` and `train-critic`: a row for each answer to this question."""
 
     def made(store: Store) -> str:
         rows = []
@@ -45,9 +46,9 @@ def ratings_file(store: Store) -> str:
     rows = []
     for answer in _first_answers(store):
         line = store.lines[answer.ask.a]
-        if answer.ask.b is None and "humor" in answer.said and line.text.strip():
+        if answer.ask.b is None and "humor" in answer.replies and line.text.strip():
             row = {"id": str(answer.ask.a), "prompt": store.prompts[line.prompt][1], "text": line.text}
-            rows.append(row | {"score": int(answer.said["humor"]), "rater": str(answer.ask.rater), "kind": ""})
+            rows.append(row | {"score": int(answer.replies["humor"]), "rater": str(answer.ask.rater), "kind": ""})
     return _json_lines(rows)
 
 
@@ -61,7 +62,7 @@ def people_file(store: Store) -> str:
         first, second = (b, a) if answer.ask.turned else (a, b)
         id, text = store.prompts[a.prompt]
         row = {"prompt": id, "input": text, "first": first.text, "second": second.text, "rater": answer.ask.rater}
-        rows.append(row | dict(answer.said))
+        rows.append(row | dict(answer.replies))
     return _json_lines(rows)
 
 
@@ -79,14 +80,10 @@ def table(store: Store) -> str:
         second = lines[1] if len(lines) > 1 else None
         row: list[object] = [ask.id, ask.rater, id, text, lines[0].system, second.system if second else ""]
         row += [lines[0].text, second.text if second else "", ask.again or "", answer.what]
-        row += [answer.said.get(q, "") for q in ("humor", "consistency", "overall")]
+        row += [answer.replies.get(q, "") for q in ("humor", "consistency", "overall")]
         row += [f"{answer.at - ask.at:.1f}", datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="seconds")]
-        writer.writerow([_no_formula(cell) for cell in row])
+        writer.writerow([no_formula(cell) for cell in row])
     return out.getvalue()
-
-
-def _no_formula(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def _first_answers(store: Store) -> Iterator[Answered]:
@@ -101,7 +98,7 @@ def _json_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def card_data(store: Store) -> dict[str, Any]:
-    """The session in figures: no names, no lines, no links."""
+    """The session in numbers: no names, no lines, no links."""
     answers = store.answers()
     settings = store.settings
     data: dict[str, Any] = {
@@ -192,23 +189,25 @@ def card(store: Store) -> str:
         ]
         for rating in numbers["ratings"]:
             wins = numbers["wins or ties against the teacher"].get(rating["system"])
-            rows.append(f"| {_in_cell(rating['system'])} | {rating['tier']} | {_told(rating, 0)} | {_told(wins, 2)} |")
+            bounded = f"{_with_bounds(rating, 0)} | {_with_bounds(wins, 2)}"
+            rows.append(f"| {_in_cell(rating['system'])} | {rating['tier']} | {bounded} |")
         rows += ["", "| agreement with a single person | | pairs |", "|---|---|---|"]
-        for name, share in numbers["critics"].items():
-            rows.append(f"| {_in_cell(name)} | {_told(share, 2)} | {share['pairs']} |")
+        rows += [
+            f"| {_in_cell(name)} | {_with_bounds(c, 2)} | {c['pairs']} |" for name, c in numbers["critics"].items()
+        ]
         people = numbers["two people agree"]
-        rows.append(f"| one person with another | {_told(people, 2)} | {people['pairs']} |")
-        rows.append(f"| ceiling | {_told(numbers['ceiling'], 2)} | {people['pairs']} |")
-        rows.append(f"| Krippendorff's alpha | {_told(numbers['alpha'], 2)} | {numbers['alpha']['pairs']} |")
+        rows.append(f"| one person with another | {_with_bounds(people, 2)} | {people['pairs']} |")
+        rows.append(f"| ceiling | {_with_bounds(numbers['ceiling'], 2)} | {people['pairs']} |")
+        rows.append(f"| Krippendorff's alpha | {_with_bounds(numbers['alpha'], 2)} | {numbers['alpha']['pairs']} |")
     return "\n".join(rows) + "\n"
 
 
 def _in_cell(text: str) -> str:
-    """A text as it stands in a table's cell: without bars and line breaks, which would end it."""
+    """A text for a table's cell: bars escaped, line breaks replaced, either of which would end the cell."""
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _told(figure: Mapping[str, Any] | None, digits: int) -> str:
+def _with_bounds(figure: Mapping[str, Any] | None, digits: int) -> str:
     if figure is None or figure["value"] is None:
         return "–"
     if figure["low"] is None:
@@ -231,13 +230,13 @@ ABOUT = {
     "ratings.jsonl": "grades of single lines, for audit and train-critic (--data ratings)",
     "people.jsonl": "for humor-env reproduce --set people.who=people.jsonl",
     "answers.csv": "every answer as a table",
-    "card.md": "the session in figures, without names and lines",
+    "card.md": "the session in numbers, without names or lines",
     "card.json": "the same as data",
 }
 
 
 def write(store: Store, folder: Path) -> list[Path]:
-    """All files that hold something."""
+    """Write all files that are not empty."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, make in FILES.items():

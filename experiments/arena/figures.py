@@ -1,14 +1,14 @@
-"""What the answers say: ratings of systems, wins against the teacher, how far raters agree, and critics with them.
+"""What the answers say: ratings of systems, wins against the teacher, and how far raters and critics agree.
 
     votes = votes_of(store, "humor")
     rated = ratings(votes, store.systems)                 # Bradley and Terry, with intervals and tiers
     agreement(votes).same.value                            # two people on one pair
 
-Units are chosen so that figures stand beside each other. Agreement is always with *single answers*: how often two
-people who were shown one pair prefer the same line, how often a critic prefers the line that a person does, and how
-often the best possible critic could. Pairs weigh alike, however many people judged them. Intervals are 95 %, from
-drawing sentences anew, since pairs of one sentence share lines; where enough raters took part, ratings draw raters as
-well. Repeats count for a rater's own consistency and for nothing else.
+Units are chosen so that the numbers can be compared. Agreement is always with *single answers*: how often two people
+who were shown the same pair prefer the same line, how often a critic prefers the line that a person does, and how often
+the best possible critic could. All pairs have the same weight, however many people judged them. Intervals are 95 %,
+from resampling sentences, since pairs of one sentence share lines; with enough raters, ratings resample raters too.
+Repeats count only for a rater's own consistency.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
 
 Array = NDArray[np.float64]
-ENOUGH_RATERS = 5  # below, an interval over raters would say more about chance than about people
+ENOUGH_RATERS = 5  # with fewer, an interval over raters would say more about chance than about people
 RESAMPLES = 500
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One person's answer to a question on a pair: `share` is 1 where they prefer line a, 0 for b, 0.5 for a tie."""
+    """One person's answer to a question on a pair: `share` is 1 if they prefer line a, 0 for b, 0.5 for a tie."""
 
     rater: int
     a: int
@@ -70,7 +70,7 @@ def votes_of(store: Store, question: str, answers: Sequence[Answered] | None = N
 
 
 def games(votes: Sequence[Vote], systems: Sequence[str]) -> Array:
-    """`wins[i, j]`: how often i beat j, ties half to each."""
+    """`wins[i, j]`: how often i beat j; a tie counts half for each."""
     place = {name: k for k, name in enumerate(systems)}
     wins = np.zeros((len(systems), len(systems)))
     for vote in votes:
@@ -82,15 +82,15 @@ def games(votes: Sequence[Vote], systems: Sequence[str]) -> Array:
 
 
 def raters_drawn(votes: Sequence[Vote]) -> bool:
-    """Whether the intervals of ratings are over raters too."""
+    """Whether the intervals of ratings resample raters too."""
     return len({vote.rater for vote in votes}) >= ENOUGH_RATERS
 
 
 def ratings(
     votes: Sequence[Vote], systems: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Rating]:
-    """Best first; 0 is the average system. A system that nobody has judged yet stands at 0, between infinities. Answers
-    about fewer than `FEWEST` sentences give no bounds (NaN), and one tier."""
+    """Best first; 0 is the average system. A system that nobody has judged yet is at 0 without bounds. Answers about
+    fewer than `FEWEST` sentences give no bounds (NaN), and one tier."""
     n, place = len(systems), {name: k for k, name in enumerate(systems)}
     own = [v for v in votes if v.first != v.second and v.first in place and v.second in place]
     if n < 2 or not own:
@@ -101,7 +101,7 @@ def ratings(
 
 
 def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resamples: int) -> Array:
-    """`[resamples, systems, systems]`: wins where sentences, and raters where there are enough, were drawn anew."""
+    """`[resamples, systems, systems]`: wins with sentences resampled, and raters too if there are enough."""
     n, source = len(place), generator(seed, "arena-ratings")
     weights = np.ones((resamples, len(votes)))
     keys = [[vote.prompt for vote in votes]]
@@ -122,7 +122,7 @@ def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resam
 
 def many_strengths(wins: Array, start: Array, prior: float = 1.0) -> Array:
     """`strengths` of many matrices `[resamples, systems, systems]` at once, so that a page of results does not wait for
-    a thousand fits. Newton's method from the fit of the whole, no step longer than 1."""
+    a thousand fits. Newton's method, starting from the fit of all answers, with no step longer than 1."""
     games = wins + wins.transpose(0, 2, 1)
     t = np.broadcast_to(start, wins.shape[:2]).copy()
     diagonal = np.arange(wins.shape[1])
@@ -142,7 +142,7 @@ def many_strengths(wins: Array, start: Array, prior: float = 1.0) -> Array:
 
 
 def against_teacher(votes: Sequence[Vote], system: str, teacher: str = TEACHER) -> tuple[int, Interval | None]:
-    """How many answers there were, and the share in which the system's line won or tied."""
+    """The number of answers, and the share in which the system's line won or tied."""
     values, prompts = [], []
     for vote in votes:
         if {vote.first, vote.second} == {system, teacher}:
@@ -153,7 +153,8 @@ def against_teacher(votes: Sequence[Vote], system: str, teacher: str = TEACHER) 
 
 
 def mean_interval(values: Sequence[float], prompts: Sequence[str], highest: float = 1.0) -> Interval | None:
-    """The mean of values between 0 and `highest`, drawing sentences anew; without bounds below `FEWEST` sentences."""
+    """The mean of values from 0 to `highest`, with bounds from resampling sentences; no bounds for fewer than `FEWEST`
+    sentences."""
     if not values:
         return None
     bounds = audit_stats.interval(np.asarray(values) / highest, list(prompts)) or (math.nan, math.nan)
@@ -165,9 +166,10 @@ def mean_interval(values: Sequence[float], prompts: Sequence[str], highest: floa
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the pairs that two people or more judged (`pairs`): how often two of them gave the same of three answers;
-    how often two who both preferred a line preferred the same one (`same`, over `decided` pairs); Krippendorff's alpha
-    of wins, ties and losses; and the most that any critic could agree with a single answer (`ceiling`)."""
+    """Of the pairs that two or more people judged (`pairs`): how often two of them gave the same answer, ties included
+    (`equal`); how often two who both preferred a line preferred the same one (`same`, over `decided` pairs);
+    Krippendorff's alpha of wins, ties and losses; and how often any critic could agree with a single answer at most
+    (`ceiling`)."""
 
     pairs: int
     decided: int
@@ -202,7 +204,7 @@ def agreement(votes: Sequence[Vote], *, seed: int = 0) -> Agreement:
 
 
 def _share_equal(values: Sequence[float]) -> float:
-    """Of all two raters of one pair, the share that gave the same answer."""
+    """The share of pairs of raters who gave the same answer."""
     couples = list(combinations(values, 2))
     return sum(a == b for a, b in couples) / len(couples)
 
@@ -211,8 +213,8 @@ def ceiling(same: float) -> float:
     """How often a critic that knew what most people prefer could agree with a single person, at most.
 
     With p the share of people who prefer the first line, two people agree with E[p² + q²] = 1/2 + 2 E[(p - 1/2)²], and
-    the best critic agrees with one with 1/2 + E|p - 1/2|, which is at most 1/2 + √E[(p - 1/2)²]; it is that much where
-    all pairs are equally hard.
+    the best critic agrees with one with probability 1/2 + E|p - 1/2|, which is at most 1/2 + √E[(p - 1/2)²]; the two
+    are equal if all pairs are equally hard.
     """
     return 0.5 + math.sqrt(max(0.0, same - 0.5) / 2) if math.isfinite(same) else math.nan
 
@@ -248,7 +250,7 @@ def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
 @dataclass(frozen=True)
 class RaterFigures:
     """One rater: what they did, how often they answered a repeated pair as before, and how often they prefer the line
-    that stands first (of the pairs on which they prefer one)."""
+    shown first (of the pairs on which they prefer one)."""
 
     rater: int
     answers: int
@@ -272,7 +274,7 @@ def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> l
             for x in own
             if x.what == "answer" and x.ask.again is not None and x.ask.again in by_ask
         ]
-        sides = [x.said[question] for x in own if x.said.get(question) in ("first", "second")]
+        sides = [x.replies[question] for x in own if x.replies.get(question) in ("first", "second")]
         took = [x.at - x.ask.at for x in own]
         made.append(
             RaterFigures(
@@ -290,8 +292,8 @@ def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> l
 
 
 def _plain(answer: Answered, question: str) -> float | str | None:
-    """What was said, whichever side it stood on."""
-    return answer.said.get(question) if answer.ask.b is None else answer.share(question)
+    """The answer, independent of which side each line was on."""
+    return answer.replies.get(question) if answer.ask.b is None else answer.share(question)
 
 
 # Critics
@@ -299,8 +301,8 @@ def _plain(answer: Answered, question: str) -> float | str | None:
 
 @dataclass(frozen=True)
 class CriticFigures:
-    """A critic beside people: how often it prefers the line that a person prefers (no difference earns half), on all
-    pairs that it scored and on those that several people judged."""
+    """A critic compared with people: how often it prefers the line that a person prefers (equal scores count half), on
+    all pairs that it scored and on those that several people judged."""
 
     critic: str
     pairs: int
@@ -328,7 +330,7 @@ def critic_figures(votes: Sequence[Vote], lines: Sequence[Line]) -> list[CriticF
 
 
 def agreement_of_critics(votes: Sequence[Vote], lines: Sequence[Line]) -> dict[str, float]:
-    """The figure of `critic_figures` on all pairs, without its interval."""
+    """`agrees` of `critic_figures` for each critic, without its interval."""
     pairs = by_pair([vote for vote in votes if vote.decided]).values()
     shares = {}
     for critic in critics_of(lines):
@@ -344,7 +346,7 @@ def _margin(critic: str, vote: Vote, lines: Sequence[Line]) -> float | None:
 
 
 def _credit(critic: str, own: Sequence[Vote], lines: Sequence[Line]) -> float | None:
-    """How often the critic is with these decided answers to one pair."""
+    """How often the critic agrees with these decided answers to one pair."""
     margin = _margin(critic, own[0], lines)
     if margin is None:
         return None
@@ -355,7 +357,7 @@ def _credit(critic: str, own: Sequence[Vote], lines: Sequence[Line]) -> float | 
 
 @dataclass(frozen=True)
 class Difference:
-    """A pair on which a critic was sure and people were not of its mind."""
+    """A pair on which a critic and most people preferred different lines."""
 
     critic: str
     prompt: str
@@ -366,7 +368,7 @@ class Difference:
 
 
 def differences(votes: Sequence[Vote], lines: Sequence[Line], most: int = 6) -> list[Difference]:
-    """Those first that most people were against; of equals, those on which the critic was surest."""
+    """The pairs with the largest majority against the critic first; among equals, the largest margin first."""
     ranked, critics = [], critics_of(lines)
     for own in by_pair(votes).values():
         lead = sum(vote.share - 0.5 for vote in own)
@@ -383,9 +385,9 @@ def differences(votes: Sequence[Vote], lines: Sequence[Line], most: int = 6) -> 
     return [each for _, each in ranked[:most]]
 
 
-# Over the answers
+# Over time
 
 
 def places(count: int, points: int = 20) -> list[int]:
-    """After how many answers the points of a curve are measured."""
+    """The numbers of answers at which a curve is measured."""
     return sorted({max(1, round(count * k / points)) for k in range(1, points + 1)}) if count else []

@@ -1,9 +1,9 @@
 """The arena's pages: templates filled with escaped text, one stylesheet, one script.
 
-    html = render("message", title="Not here", said="Copy the whole link.", link="", label="")
+    html = render("message", title="Not here", text="Copy the whole link.", link="", label="")
 
-A line may be anything a model wrote: it enters a page only through Jinja2's escaping, stands in an element of its own
-whose direction it cannot leave, and control characters are shown as dots.
+A line may be anything a model wrote: it enters a page only through Jinja2's escaping, is in an element of its own that
+isolates its text direction, and control characters are shown as dots.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import jinja2
 from humor_env.experiments.drawing.chart_parts import style
 
 TEMPLATES = Path(__file__).parent / "templates"
-LONG = 600  # characters, beyond which a line scrolls in its own box
+LONG = 600  # characters; longer lines scroll in their own box
 
-# What stands on each button, with the value that it sends and its key.
+# Each button's value, label and key.
 _SIDES = (("first", "Line 1", "1"), ("second", "Line 2", "2"), ("tie", "No difference", "0"))
 _FUNNY = tuple(
-    (str(n), f"{n} – {said}", str(n)) for n, said in enumerate(("not at all", "hardly", "somewhat", "quite", "very"))
+    (str(n), f"{n} – {word}", str(n)) for n, word in enumerate(("not at all", "hardly", "somewhat", "quite", "very"))
 )
 QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "pairs": {
-        "humor": {"said": "Which line is funnier?", "choices": _SIDES},
-        "consistency": {"said": "Which line keeps the meaning of the sentence better?", "choices": _SIDES},
-        "overall": {"said": "All in all, which line would you rather say?", "choices": _SIDES},
+        "humor": {"text": "Which line is funnier?", "choices": _SIDES},
+        "consistency": {"text": "Which line keeps the meaning of the sentence better?", "choices": _SIDES},
+        "overall": {"text": "All in all, which line would you rather say?", "choices": _SIDES},
     },
     "ratings": {
-        "humor": {"said": "How funny is the line?", "choices": _FUNNY},
-        "consistency": {"said": "How far does it keep the meaning of the sentence?", "choices": _FUNNY},
-        "overall": {"said": "All in all, how gladly would you say it?", "choices": _FUNNY},
+        "humor": {"text": "How funny is the line?", "choices": _FUNNY},
+        "consistency": {"text": "How well does it keep the meaning of the sentence?", "choices": _FUNNY},
+        "overall": {"text": "All in all, how happy would you be to say it?", "choices": _FUNNY},
     },
 }
 
 
 def visible(text: str) -> str:
-    """Without control characters, which no page can show; line breaks and tabs stay."""
+    """Replace control characters, which no page can show, except line breaks and tabs."""
     shown = "".join("·" if (c < " " and c not in "\n\t") or c == "\x7f" or "\x80" <= c <= "\x9f" else c for c in text)
     return shown if shown.strip() else "(nothing was written)"
 

@@ -30,7 +30,7 @@ class Table:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    said: str = ""
+    caption: str = ""
 
 
 def share(interval: Interval | None) -> str:
@@ -62,11 +62,11 @@ def results_view(store: Store) -> dict[str, Any]:
         "facts": _facts(store, answers),
         "notes": _notes(store, first) if pairs else [],
         "owner": store.sign("owner"),
-        "rated_over": _rated_over(apart) if pairs else "",
+        "ratings_note": _ratings_note(apart) if pairs else "",
         "ratings": _ratings(store, votes) if pairs else _grades(store, answers),
         "raters": _raters(store, votes, answers),
         "critics": _critics(store, votes) if pairs else {"tables": [], "pictures": []},
-        "critics_said": _critics_said(store) if pairs else "",
+        "critics_note": _critics_note(store) if pairs else "",
         "differ": _differ(store, first) if pairs else [],
         "course": _course(store, first) if pairs else {"tables": [], "pictures": []},
         "files": [(name, exports.ABOUT[name]) for name in exports.FILES],
@@ -80,7 +80,7 @@ def results_view(store: Store) -> dict[str, Any]:
 
 def _facts(store: Store, answers: Sequence[Answered]) -> str:
     raters = len({x.ask.rater for x in answers})
-    sentence = f"{len(answers)} answers of {raters} {'rater' if raters == 1 else 'raters'}"
+    sentence = f"{len(answers)} answers from {raters} {'rater' if raters == 1 else 'raters'}"
     if answers:
         sentence += f", the last {datetime.fromtimestamp(answers[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
     return sentence + (". The session is closed." if store.closed else ".")
@@ -89,14 +89,14 @@ def _facts(store: Store, answers: Sequence[Answered]) -> str:
 def _notes(store: Store, votes: Sequence[figures.Vote]) -> list[str]:
     notes = []
     if not store.systems:
-        notes.append("The pairs are blind: whose lines they are is not known here, so no system is rated.")
+        notes.append("The pairs are blind: who wrote the lines is not known here, so no system is rated.")
     few = [name for name in store.systems if sum(name in (v.first, v.second) for v in votes) < 20]
     if votes and few:
-        notes.append(f"Fewer than 20 answers are about {', '.join(few)}: their figures are guesses yet.")
+        notes.append(f"Fewer than 20 answers are about {', '.join(few)}: their numbers are still very uncertain.")
     return notes
 
 
-def _rated_over(raters_too: bool) -> str:
+def _ratings_note(raters_too: bool) -> str:
     over = "sentences and raters" if raters_too else "sentences"
     more = (
         ""
@@ -104,9 +104,9 @@ def _rated_over(raters_too: bool) -> str:
         else (f" With fewer than {figures.ENOUGH_RATERS} raters they do not say how other people would answer.")
     )
     return (
-        "Bradley and Terry's model, in points: 0 is the average system, 400 more are ten times the odds. Intervals "
-        f"are 95 %, over {over}.{more} Fewer than {FEWEST} sentences have none. "
-        "Systems in one tier cannot be told apart."
+        "Bradley-Terry model, in points: 0 is the average system, and 400 points are ten times the odds. Intervals "
+        f"are 95 %, over {over}.{more} With fewer than {FEWEST} sentences there are none. "
+        "Systems in the same tier cannot be told apart."
     )
 
 
@@ -141,16 +141,16 @@ def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[
 
 
 def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
-    """Means of grades where single lines were rated."""
+    """Mean grades, if single lines were rated."""
     tables: list[Table] = []
     pictures: list[Markup] = []
     for question in store.settings.questions:
         rows, dots = [], []
         for system in store.systems or ("",):
             own = [
-                (float(x.said[question]), store.lines[x.ask.a].prompt)
+                (float(x.replies[question]), store.lines[x.ask.a].prompt)
                 for x in answers
-                if question in x.said and store.lines[x.ask.a].system == system and x.ask.again is None
+                if question in x.replies and store.lines[x.ask.a].system == system and x.ask.again is None
             ]
             interval = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own], highest=4)
             name = system or "all lines"
@@ -187,7 +187,7 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
                 "Agreement between raters",
                 ("question", "prefer the same line", "pairs", "same answer, ties too", "pairs", "alpha"),
                 shared,
-                "Two people on one pair. The first figure is over pairs on which both prefer a line.",
+                "Two people on the same pair. The first share is of pairs on which both prefer a line.",
             )
         )
     question = store.settings.questions[0]
@@ -204,21 +204,21 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
         for r in figures.rater_figures(store, question, answers)
     ]
     head = ("rater", "answers", "skipped", "reported", "as before", "prefers line 1", "median time")
-    note = "“As before”: repeated pairs, with sides changed, that got the same answer to the first question."
+    note = "“As before”: repeated pairs, with sides swapped, that got the same answer to the first question."
     tables.append(Table("Each rater", head, rows, note))
     return {"tables": tables, "pictures": []}
 
 
-def _critics_said(store: Store) -> str:
+def _critics_note(store: Store) -> str:
     if not figures.critics_of(store.lines):
         return (
-            "No critic's scores are here. A run brings those of its own critics; others are added with `humor-env "
+            "There are no critics' scores. A run includes those of its own critics; add others with `humor-env "
             "rescore` before a session, or with --critic."
         )
     return (
-        "How often a critic prefers the line that a single person prefers; no difference earns half. Beside it, on the "
-        "pairs that several people judged: one person with another, and the most that any critic could reach, given "
-        "how far people differ."
+        "How often a critic prefers the line that a single person prefers; equal scores count half. For comparison, on "
+        "the pairs that several people judged: how often one person agrees with another, and the most that any critic "
+        "could reach, given how much people differ."
     )
 
 

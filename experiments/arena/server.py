@@ -1,11 +1,11 @@
-"""The arena's web server: pages for raters behind their links, and the results for whoever began it.
+"""The arena's web server: pages for raters, who each have a link, and the results for whoever started it.
 
     app = make_app(Arena(Store.open(Path("arena.sqlite"))))
     serve(app, open_socket("127.0.0.1", 8765))
 
 Meant for a lab, a class or friends, not for the open internet. A link's token becomes a cookie and leaves the address
-bar; every form carries a value that other sites cannot know; nothing is fetched from elsewhere, and the policy in the
-headers forbids it. No address is written to any log, since links hold tokens.
+bar; every form carries a value that other sites cannot know; nothing is loaded from other sites, and the policy in the
+headers forbids it. URLs are never logged, since links hold tokens.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _HEADERS = {
 
 
 def _message(status: int, title: str, text: str, link: str = "/judge", label: str = "Go on") -> Response:
-    return _page("message", status, title=title, said=text, link=link, label=label)
+    return _page("message", status, title=title, text=text, link=link, label=label)
 
 
 def _page(name: str, status: int = 200, **view: object) -> Response:
@@ -87,7 +87,7 @@ class _App:
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
 
-    # Who is there
+    # Identifying raters
 
     def _rater(self, request: Request) -> Rater:
         id, _, signed = request.cookies.get(COOKIE, "").partition(".")
@@ -101,7 +101,7 @@ class _App:
         return rater
 
     async def _form(self, request: Request, rater: Rater) -> dict[str, str]:
-        """The fields of a form that this server gave to this rater."""
+        """The fields of a form; it must be one that this server gave to this rater."""
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             raise HTTPException(403)
         body = b""
@@ -129,7 +129,7 @@ class _App:
             return _message(
                 404,
                 "This link is not known",
-                "Its token is not one of this session. Copy the whole link that you were given, or ask for a new one.",
+                "Its token is not of this session. Copy the whole link that you were given, or ask for a new one.",
                 "",
                 "",
             )
@@ -186,7 +186,7 @@ class _App:
                 and any(q not in form for q in asked)
                 and any(q in form for q in asked)
             ):
-                # Without a script each button sends the form: what was answered so far comes back with it.
+                # Without the script, each button sends the form, with the answers given so far.
                 ask = self.arena.store.find(rater.id, form.get("ask", ""))
                 done = self.arena.chooser.count(rater.id) - 1
                 return self._asked(ask, form["csrf"], done, {q: form[q] for q in asked if q in form})
@@ -219,7 +219,7 @@ class _App:
         self.arena.changed()
         return RedirectResponse("/judge", 303)
 
-    # Whoever began it
+    # The owner's pages
 
     def _owner(self, request: Request) -> None:
         token = request.path_params["token"].encode("utf-8", "replace")
@@ -264,15 +264,15 @@ async def _static(request: Request) -> Response:
 
 
 _WRONG = {
-    400: ("This request makes no sense", "It is not one of this server's forms. Nothing was changed."),
+    400: ("This request is not valid", "It is not one of this server's forms. Nothing was changed."),
     401: (
         "Open your own link first",
         "This page belongs to a rater, and nobody is signed in here. Open the link that you were given.",
     ),
     403: ("This form is not from here", "It was sent from another page, or for another rater. Nothing was changed."),
     404: ("There is nothing here", "Copy the whole link that you were given."),
-    405: ("There is nothing here", "This page takes no such request. Nothing was changed."),
-    413: ("That is too much", "The form is larger than an answer can be. Nothing was changed."),
+    405: ("There is nothing here", "This page does not accept such requests. Nothing was changed."),
+    413: ("This form is too large", "No answer can be that long. Nothing was changed."),
     429: (
         "One moment, please",
         "Too many requests came from here. Wait a few seconds and load the page again; nothing was changed.",
@@ -287,12 +287,12 @@ async def _wrong(_: Request, problem: Exception) -> Response:
 
 
 async def _disk(_: Request, problem: Exception) -> Response:
-    with contextlib.suppress(OSError):  # the log may lie on the same disk
-        print(f"The store refuses to be written to: {problem}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log may be on the same disk
+        print(f"Cannot write to the store: {problem}", file=sys.stderr, flush=True)
     return _message(
         503,
         "This could not be saved",
-        "The disk of the server is full or refuses to be written to. Nothing was "
+        "The server's disk is full or cannot be written to. Nothing was "
         "changed. Tell whoever gave you the link, and try again later.",
         "/judge",
         "Try again",
@@ -304,8 +304,8 @@ async def _broken(_: Request, problem: Exception) -> Response:
 
 
 class _Guard:
-    """Security headers on every response; a host that is not this machine is refused where nothing is shared, so that
-    no web page can reach the server under a name of its own."""
+    """Security headers on every response. If nothing is shared, requests for a host other than this machine are
+    refused, so that no web page can reach the server under a name of its own."""
 
     def __init__(self, app: ASGIApp, shared: bool) -> None:
         self.app, self.shared = app, shared
@@ -326,7 +326,7 @@ class _Guard:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if not self.shared and name.strip("[]") not in LOOPBACK:
             text = "This session is private to the machine it runs on. To share it, start it with --share."
-            await _message(403, "Not from here", text, "", "")(scope, receive, with_headers)
+            await _message(403, "Not available from here", text, "", "")(scope, receive, with_headers)
             return
         await self.app(scope, receive, with_headers)
 
@@ -357,9 +357,9 @@ def make_app(arena: Arena) -> Starlette:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Listening from now on; port 0 is a free one."""
+    """A socket that is already listening; port 0 picks a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named: only then asyncio turns off Nagle's algorithm, which held every page back for 40 ms.
+    # Name the protocol: otherwise asyncio leaves Nagle's algorithm on, which delays every page by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -368,13 +368,13 @@ def open_socket(host: str, port: int) -> socket.socket:
     except OSError as problem:
         listener.close()
         raise InvalidOption(
-            f"Nothing can be served at {host}, port {port}: {problem.strerror}. Give another --port (0 is a free one)."
+            f"Cannot listen on {host}, port {port}: {problem.strerror}. Give another --port (0 picks a free one)."
         ) from None
     return listener
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
-    """Addresses are not logged: they hold tokens."""
+    """URLs are not logged: they hold tokens."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -391,13 +391,13 @@ def make_server(app: Starlette) -> uvicorn.Server:
 
 
 def serve(app: Starlette, at: socket.socket) -> None:
-    """Until Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes it on when it has ended
+    """Serve until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
         make_server(app).run(sockets=[at])
 
 
 def links(arena: Arena, base: str, tokens: Sequence[str] = ()) -> tuple[list[tuple[int, str]], str]:
-    """Each rater's link (those of a file by their tokens), and that of the results."""
+    """Each rater's link (with `tokens`, if given in a file), and the link to the results."""
     store = arena.store
     known = {store.rater_of(token): token for token in tokens}
     own_tokens = [(rater.id, known.get(rater.id) or store.token(rater.id)) for rater in store.raters()]

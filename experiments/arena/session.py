@@ -1,10 +1,10 @@
-"""A running session: its store, what is kept of it in memory, and the limits on requests.
+"""A running session: its store, its state in memory, and the limits on requests.
 
     arena = Arena(Store.open(Path("arena.sqlite")))
     ask = arena.ask_of(rater)
     arena.answer(rater, ask.nonce, {"humor": "first", "consistency": "tie"})
 
-Knows nothing of the web: `server.py` asks it for what its pages show.
+It is independent of the web server: `server.py` asks it for what its pages show.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from humor_env.experiments.arena.store import Ask, Refused, Store, What
 
 
 class Limiter:
-    """So many requests a second each, with some in hand; "each" is a rater or an address."""
+    """Limits the requests per second of each rater or address, with bursts of up to `burst`."""
 
     def __init__(self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_second, self.burst, self.clock = per_second, burst, clock
@@ -34,15 +34,15 @@ class Limiter:
         now = self.clock()
         left, at = self._left.get(who, (float(self.burst), now))
         left = min(float(self.burst), left + (now - at) * self.per_second)
-        if len(self._left) > 10_000:  # addresses that try once and never again
+        if len(self._left) > 10_000:  # addresses that come only once
             self._left = {k: v for k, v in self._left.items() if now - v[1] < self.burst / self.per_second}
         self._left[who] = (left - (left >= 1), now)
         return left >= 1
 
 
 class Kept:
-    """Waits until what was written before is on the disk. That takes it ten milliseconds or more, so it is done in a
-    thread, once for all who are waiting."""
+    """Waits until everything written so far is on disk. That takes ten milliseconds or more, so it is done in a thread,
+    once for all who are waiting."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -50,7 +50,7 @@ class Kept:
         self._next: asyncio.Future[None] | None = None
 
     async def wait(self) -> None:
-        # One that has begun may have begun before our answer was written: the one after it has not.
+        # A sync in progress may have started before our answer was written, so wait for the one after it.
         if self._next is None:
             self._next = asyncio.ensure_future(self._after(self._running))
         await asyncio.shield(self._next)
@@ -67,7 +67,7 @@ class Kept:
 
 
 class Arena:
-    """The store, what follows from it in memory, and the limits of a shared session."""
+    """The store, the state derived from it, and the limits of a shared session."""
 
     def __init__(self, store: Store, *, shared: bool = False) -> None:
         self.store, self.shared = store, shared
@@ -82,7 +82,7 @@ class Arena:
 
     @property
     def chooser(self) -> Chooser:
-        """Made anew where another process has written to the store, such as `--forget`."""
+        """Rebuilt if another process, such as `--forget`, has written to the store."""
         version = self.store.version()
         if self._chooser is None or version != self._version:
             answers = {answer.ask.id: answer for answer in self.store.answers()}
@@ -95,7 +95,7 @@ class Arena:
         self._chooser = None
 
     def ask_of(self, rater: int) -> Ask | None:
-        """What the rater is asked now; None where they are done."""
+        """What the rater is asked now; None if they are done."""
         ask = self.store.open_ask(rater)
         if ask is None:
             with self._written() as chooser:
@@ -103,7 +103,7 @@ class Arena:
         return ask
 
     def answer(self, rater: int, nonce: str, form: Mapping[str, str]) -> None:
-        """Write an answer, and what the rater is asked next, or nothing: Refused says why."""
+        """Write an answer and the rater's next ask, or raise Refused and write nothing."""
         ask = self.store.find(rater, nonce)
         if self.store.closed:
             raise Refused("closed")
@@ -116,8 +116,8 @@ class Arena:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[Chooser]:
-        """One transaction; where it fails, what was noted in memory is forgotten too."""
-        chooser = self.chooser  # before the transaction, in which the store's version could not change
+        """One transaction; if it fails, the state in memory is discarded too."""
+        chooser = self.chooser  # before the transaction, during which the store's version cannot change
         try:
             with self.store.writing():
                 yield chooser
@@ -141,8 +141,8 @@ class Arena:
         return self.store.sign("owner")
 
     async def results(self) -> str:
-        """The page of results; computed aside, once for each state and during a fifth of the time at most, so that
-        those who judge do not feel that somebody is watching."""
+        """The page of results; computed in a thread, once for each state and at most a fifth of the time, so that it
+        does not slow down the raters' pages."""
         async with self._making:
             state = (self.store.count(), self.store.version(), self.store.closed)
             began = time.monotonic()

@@ -1,11 +1,11 @@
-"""What people are shown: the lines of runs and files, by prompt and system, and perhaps a plan of pairs.
+"""What people are shown: the lines of runs and files, by prompt and system, and optionally a plan of pairs.
 
     material = gather([Path("runs/pocket-quickstart")], ["teacher=lines.jsonl"], teacher=True)
     material.systems                # ("base", "imitation", "ppo", "teacher")
 
 A run gives the held-out lines of its stages with the scores of every critic that saw them. A file is a teacher buffer,
 a file of jokes (`prompt`, `text`, perhaps `author`), or blind pairs (`prompt`, `input`, `first`, `second`, as
-`humor-env reproduce` writes them), which are shown as they stand.
+`humor-env reproduce` writes them), which are shown as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from typing import Any
 from humor_env.errors import InvalidOption, PromptError, did_you_mean
 from humor_env.experiments.reports.report_data import load_run
 from humor_env.prompts import comparable
+from humor_env.shared.json_lines import read_lines
+from humor_env.shared.plain_numbers import real_number
+from humor_env.shared.user_path import user_path
 
 TEACHER = "teacher"
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -29,7 +32,7 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a system ("" where nobody may know whose it is), and what critics gave it. `prompt` is a key of
+    """One line of a system ("" if its author is hidden), and its scores by critic. `prompt` is a key of
     `Material.prompts`."""
 
     prompt: str
@@ -40,8 +43,8 @@ class Line:
 
 @dataclass
 class Material:
-    """`prompts` holds id and text by key; `plan` pairs of places in `lines`, where they are given; `parts` whether the
-    plan asks for the third question of a reproduction, "all in all"."""
+    """`prompts` holds (id, text) by key; `plan`, if given, pairs of indices into `lines`; `asks_overall` says whether
+    the plan includes the third question of a reproduction, "all in all"."""
 
     prompts: dict[str, tuple[str, str]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
@@ -59,19 +62,19 @@ class Material:
         return tuple(sorted(names, key=lambda name: name == TEACHER))
 
     def digest(self) -> str:
-        """Tells one material from another."""
+        """A hash that identifies the material."""
         whole = [sorted(self.prompts.values()), [(x.prompt, x.system, x.text) for x in self.lines], self.plan]
         return hashlib.blake2b(json.dumps(whole).encode(), digest_size=12).hexdigest()
 
     def prompt(self, id: str, text: str) -> str:
-        """The key of a prompt: the same sentence is the same prompt, whatever file it stands in."""
+        """The key of a prompt: the same sentence is the same prompt, whichever file it is in."""
         text = sound(text)
         key = comparable(text)
         self.prompts.setdefault(key, (sound(id), text))
         return key
 
     def add(self, prompt: str, system: str, text: str, scores: Mapping[str, float] | None = None) -> int:
-        """The place of the line. The same line of a system is kept once, with all the scores that it was given."""
+        """Add a line and return its index. A system's line is kept once, with all scores that it was given."""
         text, system = sound(text), sound(system)
         scores = {critic: score for critic, score in (scores or {}).items() if math.isfinite(score)}
         place = self._places.setdefault((prompt, system, text), len(self.lines))
@@ -84,13 +87,13 @@ class Material:
         return place
 
     def named(self, prompt: str, text: str) -> int:
-        """The place of a line of a plan: that of the system which wrote it, or a new one of nobody's."""
+        """The index of a line of a plan: that of the system that wrote it, or of a new line without a system."""
         line = self._by_text.get((prompt, sound(text)))
         return self.add(prompt, "", text) if line is None else line
 
 
 def sound(text: str) -> str:
-    """Half a surrogate pair, which JSON can hold and no file or page can, becomes the sign for "unreadable"."""
+    """Replace lone surrogates, which JSON can hold but no file or page can, by U+FFFD."""
     return _HALVES.sub("\ufffd", text)
 
 
@@ -102,7 +105,7 @@ def gather(
     systems: Sequence[str] = (),
     plan: Path | None = None,
 ) -> Material:
-    """Everything that is to be judged; with `systems` only theirs."""
+    """Everything to judge; with `systems`, only their lines."""
     made = Material()
     for folder in runs:
         if (folder / "people.jsonl").is_file() and not (folder / "results.json").is_file():
@@ -140,9 +143,9 @@ def _read_run(made: Material, folder: Path, alone: bool, teacher: bool) -> None:
 
 def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
     name, equals, path = source.partition("=")
-    if not equals or Path(source).exists():
+    if not equals or user_path(source).exists():
         name, path = "", source
-    for place, row in _rows(Path(path)):
+    for place, row in _rows(user_path(path)):
         try:
             if "first" in row and "second" in row:
                 key = made.prompt(_text(row, "prompt"), _text(row, "input" if "input" in row else "prompt"))
@@ -157,9 +160,8 @@ def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
             else:
                 key = made.prompt(str(row.get("prompt_id", prompt)), _text(row, "prompt"))
             system = name or str(row.get("author") or row.get("source") or Path(path).stem)
-            score, critic = row.get("score"), row.get("critic")
-            known = isinstance(score, int | float) and not isinstance(score, bool)
-            scores = {str(critic): float(score)} if critic and known else {}
+            score, critic = real_number(row.get("score")), row.get("critic")
+            scores = {str(critic): score} if critic and score is not None else {}
             made.add(key, system, _text(row, "text"), scores)
         except (KeyError, ValueError, TypeError) as problem:
             raise PromptError(
@@ -170,10 +172,10 @@ def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        content = path.read_text(encoding="utf-8")
+        lines = read_lines(path)
     except UnicodeDecodeError as problem:
         raise PromptError(f"'{path}' is not UTF-8 text ({problem}).") from None
-    for number, line in enumerate(content.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -187,7 +189,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(row[name], str):
-        raise TypeError(f"'{name}' is no text")
+        raise TypeError(f"'{name}' is not a string")
     return row[name]
 
 
@@ -220,7 +222,7 @@ def _check(made: Material) -> None:
 
 
 def scored(made: Material, critics: Sequence[str]) -> Material:
-    """The same material with what these critics say of each line."""
+    """The same material, with each line scored by these critics."""
     from humor_env import registry
     from humor_env.types import Joke, Prompt
 

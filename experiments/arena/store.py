@@ -1,14 +1,14 @@
-"""What people said, in one SQLite file: lines, raters, what each was asked, and what each answered.
+"""The answers of a session, in one SQLite file: lines, raters, what each was asked, and what each answered.
 
     with Store.create(Path("arena.sqlite"), material, Settings()) as store:
         [rater] = store.raters()
         ...
     with Store.open(Path("arena.sqlite")) as store: store.votes("humor")
 
-An answer is written in one transaction before its rater sees the next pair, so a server that is killed has lost
-nothing; the server also waits until the disk has it, so neither does a power cut. The file is in WAL mode: exports and
-`--forget` work beside a running server. Names are never kept: a rater is a number. Links are made from the store's own
-secret, so whoever reads the file could answer for others: it is readable by its owner alone.
+An answer is written in one transaction before its rater sees the next pair, so a server that is killed loses nothing;
+the server also waits until it is on disk, so a power cut loses nothing either. The file is in WAL mode: exports and
+`--forget` work while a server is running. Names are never kept: a rater is a number. Links are made from the store's
+own secret, so anyone who can read the file could answer for others: only its owner can read it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ What = Literal["answer", "skip", "offence"]
 QUESTIONS = ("humor", "consistency", "overall")
 SIDES = {"first": 1.0, "second": 0.0, "tie": 0.5}
 GRADES = ("0", "1", "2", "3", "4")
-FORM = 1  # of the tables; another one is refused
+FORM = 1  # version of the tables; others are refused
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -62,7 +62,7 @@ CREATE TABLE answers (
 
 @dataclass(frozen=True)
 class Settings:
-    """How a session asks; fixed when it is begun."""
+    """How a session asks; fixed when it is created."""
 
     title: str = "Which is funnier?"
     mode: Mode = "pairs"
@@ -82,7 +82,7 @@ class Settings:
             if not 0 <= getattr(self, name) <= 0.5:
                 raise InvalidOption(f"--{name} is a share from 0 to 0.5; found {getattr(self, name)}.")
         if self.per_rater < 1 or self.rest < 1:
-            raise InvalidOption(f"--per-rater and --rest begin at 1; found {self.per_rater} and {self.rest}.")
+            raise InvalidOption(f"--per-rater and --rest must be at least 1; found {self.per_rater} and {self.rest}.")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Rater:
 
 @dataclass(frozen=True)
 class Ask:
-    """One page before one rater: two lines (one where lines are graded), the first of which is `b` where `turned`.
+    """One page shown to one rater: two lines (one if lines are graded), the first of which is `b` if `turned`.
     `again` is the ask that it repeats."""
 
     id: int
@@ -109,16 +109,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answered:
-    """An ask with its answer, as it was given: sides are those of the page."""
+    """An ask with its answer as given: sides are those of the page."""
 
     ask: Ask
     what: What
-    said: Mapping[str, str]
+    replies: Mapping[str, str]
     at: float
 
     def share(self, question: str) -> float | None:
-        """How far line a won: 1, 0, or 0.5 for a tie; None where the question was not answered."""
-        side = SIDES.get(self.said.get(question, ""))
+        """1 if line a won, 0 if it lost, 0.5 for a tie; None if the question was not answered."""
+        side = SIDES.get(self.replies.get(question, ""))
         return None if side is None else 1 - side if self.ask.turned else side
 
 
@@ -153,12 +153,12 @@ class Store:
 
     @classmethod
     def create(cls, path: Path, material: Material, settings: Settings, tokens: Sequence[str] | int = 1) -> Store:
-        """A new session; `tokens` are the raters' own, or how many to make."""
+        """A new session; `tokens` are the raters' own tokens, or how many to make."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".begun")
-        beside.unlink(missing_ok=True)
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        db = _connect(beside)
+        unfinished = path.with_name(path.name + ".begun")
+        unfinished.unlink(missing_ok=True)
+        os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        db = _connect(unfinished)
         secret = secrets.token_bytes(32)
         with _transaction(db):
             for statement in _TABLES.split(";\n"):
@@ -186,23 +186,23 @@ class Store:
             _add_raters(db, secret, tokens)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
-        # Whole or not at all: a name that is there is a session that can be served.
-        os.replace(beside, path)
+        # Written in full or not at all: if the file exists, the session can be served.
+        os.replace(unfinished, path)
         for end in ("-wal", "-shm"):
-            Path(f"{beside}{end}").unlink(missing_ok=True)
+            Path(f"{unfinished}{end}").unlink(missing_ok=True)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> Store:
         if not path.is_file():
-            raise InvalidOption(f"There is no session in '{path}'. Begin one: humor-env arena RUN --store {path}")
+            raise InvalidOption(f"There is no session in '{path}'. Start one: humor-env arena RUN --store {path}")
         try:
             return cls(path, _connect(path))
         except (sqlite3.DatabaseError, KeyError, ValueError) as problem:
             raise InvalidOption(f"'{path}' is not the store of an arena ({problem}). Give another --store.") from None
 
     def add_raters(self, tokens: Sequence[str] | int) -> None:
-        """So that there are that many, or so that each of these tokens has a rater."""
+        """Add raters until there are this many, or until each of these tokens has one."""
         with _transaction(self._db):
             _add_raters(self._db, self.secret, tokens)
 
@@ -218,12 +218,12 @@ class Store:
     # Who
 
     def sign(self, *what: object) -> str:
-        """What nobody can write who has not read the store."""
+        """A signature that only somebody who has read the store can make."""
         message = "\x1f".join(map(str, what)).encode()
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
 
     def token(self, rater: int) -> str | None:
-        """The token of a rater's link, where this store made it; those of a file are kept as digests."""
+        """The token of a rater's link, if this store made it; tokens from a file are kept as digests."""
         made = self.sign("rater", rater)
         return made if self.rater_of(made) == rater else None
 
@@ -266,7 +266,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """One transaction around several of the calls below: all of it or nothing."""
+        """One transaction around several of the calls below: all or nothing."""
         with _transaction(self._db):
             yield
 
@@ -278,7 +278,7 @@ class Store:
         return None if row is None else _ask(row)
 
     def add_ask(self, rater: int, a: int, b: int | None, turned: bool, again: int | None = None) -> Ask:
-        """Inside `writing`."""
+        """Call inside `writing`."""
         row = (rater, secrets.token_urlsafe(12), a, b, int(turned), again, time.time())
         done = self._db.execute(
             "INSERT INTO asks (rater, nonce, a, b, turned, again, at) VALUES (?, ?, ?, ?, ?, ?, ?)", row
@@ -286,7 +286,7 @@ class Store:
         return _ask((done.lastrowid, *row))
 
     def find(self, rater: int, nonce: str) -> Ask:
-        """The open ask of that form, or why it cannot be answered."""
+        """The open ask of that form; raises Refused if it cannot be answered."""
         row = self._db.execute("SELECT * FROM asks WHERE nonce = ?", (nonce,)).fetchone()
         if row is None:
             raise Refused("unknown")
@@ -298,7 +298,7 @@ class Store:
         return ask
 
     def answer(self, ask: Ask, what: What, replies: Mapping[str, str]) -> Answered:
-        """Inside `writing`. What is not an answer to a question of this session is refused."""
+        """Call inside `writing`. Anything that is not an answer to a question of this session is refused."""
         allowed = SIDES if ask.b is not None else GRADES
         if what == "answer" and any(replies.get(q) not in allowed for q in self.settings.questions):
             raise Refused("incomplete")
@@ -311,8 +311,8 @@ class Store:
         return answered
 
     def undo(self, rater: int) -> bool:
-        """Take back a rater's last answer: its pair is asked again, and what was asked after it is not. The old page's
-        form no longer works. False where there is none."""
+        """Take back a rater's last answer: its pair is asked again, and any later ask is dropped. The old page's form
+        no longer works. False if there is no answer."""
         row = self._db.execute(
             "SELECT id FROM asks JOIN answers ON ask = id WHERE rater = ? ORDER BY id DESC LIMIT 1", (rater,)
         ).fetchone()
@@ -325,7 +325,7 @@ class Store:
         return True
 
     def forget(self, rater: int) -> int:
-        """Delete all that a rater said, and that they agreed. How many answers that were."""
+        """Delete a rater's answers and their consent, and return the number of answers deleted."""
         with _transaction(self._db):
             self._db.execute("PRAGMA secure_delete = ON")
             mine = "SELECT id FROM asks WHERE rater = ?"
@@ -371,7 +371,7 @@ def _digest(token: str) -> str:
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
-    # The file is whole after any crash. That the last answers are on the disk the server sees to, beside its work.
+    # The file survives any crash. The server itself makes sure that the last answers are on disk (`session.Kept`).
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA foreign_keys = ON")
     return db
@@ -384,7 +384,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        # After an error of the disk SQLite may have rolled back already.
+        # After a disk error, SQLite may have rolled back already.
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise

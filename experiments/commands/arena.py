@@ -1,4 +1,4 @@
-"""`humor-env arena`: people judge on a web page, blind.
+"""`humor-env arena`: people judge lines blind on a web page.
 
 humor-env arena runs/pocket-quickstart --teacher --raters 2
 humor-env arena --store arena.sqlite --export judged
@@ -13,6 +13,7 @@ import typer
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.options import Seed
+from humor_env.shared.json_lines import read_text
 
 if TYPE_CHECKING:
     from humor_env.experiments.arena.session import Arena
@@ -69,7 +70,7 @@ def arena(
 
     if export is not None or forget is not None or close or reopen:
         with Store.open(store) as opened:
-            _look_after(opened, export, forget, close, reopen)
+            _manage(opened, export, forget, close, reopen)
         return
     if mode not in ("pairs", "ratings"):
         raise InvalidOption(f"--mode is pairs or ratings; found {mode!r}.")
@@ -125,12 +126,13 @@ def arena(
             at = server.open_socket(host, port)
             made = Arena(opened, shared=share)
             shown = _shown_host(host)
-            _say(made, f"http://{shown}:{at.getsockname()[1]}", share, [] if isinstance(tokens, int) else tokens)
+            own = [] if isinstance(tokens, int) else tokens
+            _print_links(made, f"http://{shown}:{at.getsockname()[1]}", share, own)
             server.serve(server.make_app(made), at)
             typer.echo(f"Stopped. To continue: humor-env arena --store {store}", err=True)
 
 
-def _look_after(store: Store, export: Path | None, forget: int | None, close: bool, reopen: bool) -> None:
+def _manage(store: Store, export: Path | None, forget: int | None, close: bool, reopen: bool) -> None:
     if forget is not None:
         if store.rater(forget) is None:
             raise InvalidOption(f"There is no rater {forget}: they are numbered from 1 to {len(store.raters())}.")
@@ -147,12 +149,12 @@ def _look_after(store: Store, export: Path | None, forget: int | None, close: bo
 
 
 def _tokens(raters: str, share: bool) -> list[str] | int:
-    """How many to make, or those of a file: letters, digits, - and _, long enough not to be guessed."""
+    """How many tokens to make, or the tokens in a file: letters, digits, - and _, long enough not to be guessed."""
     if raters.isascii() and raters.isdecimal():
         if not 1 <= int(raters) <= 1000:
             raise InvalidOption(f"--raters is from 1 to 1000, or a file; found {raters}.")
         return int(raters)
-    lines = [line.strip() for line in Path(raters).read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(raters).splitlines()]
     tokens = [line for line in lines if line and not line.startswith("#")]
     least = 16 if share else 4
     wrong = next(
@@ -161,8 +163,8 @@ def _tokens(raters: str, share: bool) -> list[str] | int:
     )
     if wrong is not None or not tokens:
         raise InvalidOption(
-            f"{raters}: a token is {least} letters, digits, - and _ or more, one a line; "
-            + (f"line {lines.index(wrong) + 1} is not." if wrong is not None else "there is none.")
+            f"{raters}: expected one token per line, each of at least {least} letters, digits, - or _; "
+            + (f"line {lines.index(wrong) + 1} is not a token." if wrong is not None else "there is none.")
         )
     if len(set(tokens)) < len(tokens):
         raise InvalidOption(f"{raters}: the same token appears twice; each rater needs their own.")
@@ -177,8 +179,8 @@ def _shown_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say(arena: Arena, base: str, share: bool, tokens: list[str]) -> None:
-    """The links, once, on standard output; nothing else ever shows a token."""
+def _print_links(arena: Arena, base: str, share: bool, tokens: list[str]) -> None:
+    """Print the links, once, to standard output; tokens are shown nowhere else."""
     from humor_env.experiments.arena.server import links
 
     raters, results = links(arena, base, tokens)
@@ -187,7 +189,7 @@ def _say(arena: Arena, base: str, share: bool, tokens: list[str]) -> None:
     typer.echo(f"Results    {results}")
     if share:
         typer.echo(
-            "Shared: whoever has a link and reaches this machine can use it, and the connection is not encrypted. "
+            "Shared: anyone who has a link and can reach this machine can use it, and the connection is not encrypted. "
             "Meant for a lab or a class, not for the open internet.",
             err=True,
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from humor_env.experiments.options import FAILED, AsJson, Options, key_values
+from humor_env.experiments.options import FAILED, AsJson, Options, key_values, say
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -85,7 +85,7 @@ def check_env(
     from humor_env.experiments.commands.listings import make_env
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the checks report for themselves
+        warnings.simplefilter("ignore")  # the checks report problems themselves
         _findings(check(make_env(name, key_values(option))), as_json)
 
 
@@ -94,6 +94,6 @@ def _findings(findings: Sequence[Any], as_json: bool) -> None:
         typer.echo(json.dumps([{"name": f.name, "ok": f.ok, "sentence": f.sentence} for f in findings]))
     else:
         for finding in findings:
-            typer.echo(str(finding))
+            say(str(finding))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)

@@ -1,9 +1,9 @@
-"""The command line `humor-env`: every command in one place, everything heavy loaded only by the command that needs it.
+"""The command line `humor-env`: all commands in one place; heavy imports happen only in the commands that need them.
 
     humor-env --help
     humor-env train pocket-quickstart --set learner.steps=20
 
-Exit codes: 0 done; 1 the run failed or a check found something; 2 a mistake in what was asked for; 3 a spending limit
+Exit codes: 0 done; 1 the run failed or a check found something; 2 a mistake in the request; 3 a spending limit
 was reached; 130 stopped with Ctrl-C. Results go to standard output, progress and errors to standard error.
 """
 
@@ -41,30 +41,31 @@ from humor_env.experiments.options import (
     end,
     key_values,
     printable,
+    say,
 )
 
 if TYPE_CHECKING:
     from humor_env.experiments.runs.run import SeedResult
 
-# What may go wrong though everything was asked for rightly.
+# Errors that can occur even if the request was correct.
 _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError", "HubError")
 
 
 def _quiet_libraries() -> None:
-    """Notices of libraries do not belong between ours, nor bars where nobody sees them."""
+    """Hide the notices of libraries, and progress bars where nobody sees them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        if "transformers" in sys.modules:  # it read the setting when it was imported
+        if "transformers" in sys.modules:  # it has already read the setting
             from transformers.utils import logging
 
             logging.disable_progress_bar()
 
 
 class Commands(TyperGroup):
-    """Turns what users can cause into a sentence and an exit code. Our own bugs keep their traceback."""
+    """Turns errors that users can cause into a sentence and an exit code. Our own bugs keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         _quiet_libraries()
@@ -84,36 +85,36 @@ class Commands(TyperGroup):
         except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as problem:
             end(f"'{problem.filename}' cannot be used: {problem.strerror}.", MISTAKE)
         except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has gone; Python would complain once more at the end
+            sys.stderr.close()  # the reader of our output is gone; Python would report it again at exit
             raise typer.Exit(FAILED) from None
         except OSError as problem:
             if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG):
                 raise
             where = f" ('{problem.filename}')" if problem.filename else ""
             end(
-                f"Nothing can be written to the disk{where}: {problem.strerror}. Free some space, or choose another "
+                f"Cannot write to the disk{where}: {problem.strerror}. Free some space, or choose another "
                 "folder with --out. A run that had started continues with --resume.",
                 FAILED,
             )
         except RuntimeError as problem:
-            # By name, so that torch is not loaded to find out that it was not torch.
+            # Compared by name, so that torch need not be imported.
             if type(problem).__name__ != "OutOfMemoryError":
                 raise
             end(
                 "The GPU's memory is full. Lower learner.micro_batch (the step stays the same), or "
-                'student.dtype = "bfloat16", or teacher.imitation.micro_batch. micro_batch = "auto" takes what fits; '
-                "`humor-env doctor --spec SPEC` says how much a step takes.",
+                'student.dtype = "bfloat16", or teacher.imitation.micro_batch. micro_batch = "auto" uses what fits; '
+                "`humor-env doctor --spec SPEC` says how much a step needs.",
                 FAILED,
             )
         except Exception as problem:
-            # By name: typer brings a click of its own, which it does not show.
+            # Compared by name: typer has its own copy of click, which it does not export.
             if type(problem).__name__ == "NoSuchOption":
                 _point_to_set(problem)
             raise
 
 
 def _point_to_set(problem: Any) -> None:
-    """Somebody who gave a setting of the learner as an option is told where it goes."""
+    """Point to --set if a setting of the learner was given as an option."""
     name = problem.option_name.lstrip("-").replace("-", "_")
     if problem.ctx is not None and problem.ctx.info_name == "train" and not problem.possibilities:
         problem.message += f". Settings of a spec are changed with --set, for example --set learner.{name}=…"
@@ -123,7 +124,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    # Its own tracebacks would print local variables, and a key may be among them.
+    # Typer's own tracebacks would print local variables, which may include a key.
     pretty_exceptions_enable=False,
     help="""Train small language models to be funny: a student writes, a critic scores, the student learns.
 
@@ -298,7 +299,7 @@ def _show_numbers(title: str, numbers: Any) -> None:
 add_line_commands(app)
 
 
-# Looking around
+# Listing and playing
 
 
 def _listing(kind: str) -> Any:
@@ -312,7 +313,7 @@ def _listing(kind: str) -> Any:
         width = max((len(row["name"]) for row in listed), default=0)
         for row in listed:
             origin = "" if row["origin"] == "built in" else f"  ({row['origin']})"
-            typer.echo(f"{row['name']:<{width}}  {row['summary']}{origin}")
+            say(f"{row['name']:<{width}}  {row['summary']}{origin}")
 
     return command
 
@@ -387,7 +388,7 @@ def pretrain_pocket(ctx: typer.Context) -> None:
 
 
 def _plain(name: str) -> Any:
-    """A name that somebody else chose, in a table: no markup, nothing that drives the terminal."""
+    """A name chosen by somebody else, as a table cell: no markup and no terminal control characters."""
     from rich.text import Text
 
     return Text(printable(name))
@@ -397,7 +398,7 @@ def _print(what: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    # Not a terminal: no guess at a width that would cut names.
+    # Not a terminal: do not guess a width, which would cut names.
     (console if console.is_terminal else Console(width=160)).print(what)
 
 

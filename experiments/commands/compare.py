@@ -1,4 +1,4 @@
-"""Commands that compare and show: learners with learners (benchmark), ours with a paper's (reproduce), runs (report).
+"""Commands that compare: learners (benchmark), our results with a paper's (reproduce) and runs (report).
 
 humor-env benchmark pocket-learners --workers 2
 humor-env reproduce small-but-funny --scale pocket --seeds 3
@@ -24,12 +24,13 @@ from humor_env.experiments.options import (
     Threads,
     Workers,
     end,
-    printable,
+    ready_for,
+    say,
 )
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put the commands of this file on the command line."""
+    """Add the commands of this file to the command line."""
     app.command(
         epilog="Examples: humor-env benchmark pocket-learners --out runs/learners · humor-env benchmark mine.toml "
         "--set 'seeds=[0]' · humor-env benchmark runs/learners --collect · "
@@ -74,9 +75,11 @@ def gallery(
     """Show lines of the pocket world: the same sentences by the base model, the teacher and a perfect student."""
     from humor_env.experiments.pocket.gallery import gallery as make_page
 
+    if out is not None:
+        ready_for(out)
     page = make_page(count, seed)
     if out is None:
-        typer.echo(page)
+        say(page)
     else:
         out.write_text(page, encoding="utf-8")
         typer.echo(f"Written to {out}")
@@ -84,7 +87,7 @@ def gallery(
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help="Which paper: small-but-funny.")],
-    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file like theirs.")] = "pocket",
+    scale: Annotated[str, typer.Option(help="pocket, small, paper, or a TOML file in the same format.")] = "pocket",
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to n - 1.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write. Default: runs/PAPER-SCALE.")] = None,
     set_: Set = None,
@@ -109,13 +112,11 @@ def reproduce(
         from humor_env.experiments.reproduction.estimate import as_text, estimate
 
         forecast = estimate(spec, count)
-        typer.echo(json.dumps(forecast) if as_json else as_text(forecast))
+        say(json.dumps(forecast) if as_json else as_text(forecast))
         return
     folder = out or Path("runs") / f"{paper}-{spec.name}"
-    done = run_protocol(
-        spec, folder, seeds=range(count), launcher=launcher, say=lambda line: typer.echo(line, err=True)
-    )
-    typer.echo(json.dumps(done.tables) if as_json else done.text, nl=as_json)
+    done = run_protocol(spec, folder, seeds=range(count), launcher=launcher, say=lambda line: say(line, err=True))
+    say(json.dumps(done.tables) if as_json else done.text, nl=as_json)
     if not as_json:
         typer.echo(f"Written to {folder}")
     if done.failed:
@@ -169,11 +170,11 @@ def benchmark(
             from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 
             forecast, lacking = forecast_benchmark(loaded, workers=workers)
-            typer.echo(printable(forecast), err=True)
+            say(forecast, err=True)
             for sentence in lacking:
-                typer.echo(f"warning: {printable(sentence)}", err=True)
+                say(f"warning: {sentence}", err=True)
             for cell in loaded.cells(folder):
-                typer.echo(cell.name)
+                say(cell.name)
             return
         bench = engine.run_benchmark(
             loaded,
@@ -181,7 +182,7 @@ def benchmark(
             workers=workers,
             threads=threads,
             launcher=launcher,
-            say=lambda line: typer.echo(line, err=True),
+            say=lambda line: say(line, err=True),
         )
     page = bench.folder / engine.PAGE
     typer.echo(f"Written to {page}" if page.is_file() else f"'{bench.folder}' has its results without cells: only read")

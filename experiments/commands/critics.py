@@ -10,6 +10,7 @@ Each loads what it needs when it is called.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from humor_env.experiments.options import (
     ledger_if_used,
     limits_of,
     printable,
+    ready_for,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ def audit(
     seed: Seed = 0,
     examples: Annotated[int, typer.Option(min=0, help="Show this many confident mistakes. They may be offensive.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="A .json or .md file for the figures, or a folder for the whole card.")
+        Path | None, typer.Option(help="A .json or .md file for the results, or a folder for the whole card.")
     ] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
@@ -107,18 +110,21 @@ def audit(
 
     if list_sets:
         rows = {name: entry.summary for name, entry in sorted(rated_sets.entries().items())}
-        typer.echo(json.dumps(rows) if as_json else "\n".join(f"{name:<16} {what}" for name, what in rows.items()))
+        say(json.dumps(rows) if as_json else "\n".join(f"{name:<16} {what}" for name, what in rows.items()))
         return
     if critic is None or data is None or not (file or data in BUNDLED):
         raise InvalidOption(
             "An audit needs --critic NAME, --data SET and --file PATH. `humor-env audit --list` names the sets: get "
-            f"the file from those who published it. Bundled, without --file: {', '.join(BUNDLED)}."
+            f"the file from its publisher. Bundled, without --file: {', '.join(BUNDLED)}."
         )
     rated = load_rated(data, file or (), **key_values(data_option, "--data-option"))
     limits = limits_of(max_calls, max_tokens, max_cost)
     options = key_values(option, "--option")
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    if out is not None:
+        ready_for(out if out.suffix in _FILES else out / "card")
+    scope = _audit_scope(data, file or (), options)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits, scope)
     report = measure(
         (judges if kind == "judge" else critics).make(critic, **filled),
         rated,
@@ -136,7 +142,7 @@ def audit(
     if as_json:
         typer.echo(json.dumps(report.data()))
         return
-    typer.echo(report.markdown(), nl=False)
+    say(report.markdown(), nl=False)
     for number, example in enumerate(report.examples, 1):
         typer.echo(f"\n{number}. asked      {printable(example.asked, 1000)}")
         typer.echo(f"   people     {printable(example.preferred, 1000)}")
@@ -172,13 +178,13 @@ def probes(
         if option or limits:
             raise InvalidOption("--option and the limits apply to one critic. Give --critic NAME.")
         reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
-        typer.echo(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
+        say(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
-    place = ledger or _beside(None, critic)
-    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope="probes")
+    place = ledger or _default_ledger(None, critic)
+    filled = fill(critics, critic, key_values(option), ledger=place, limits=limits, scope=f"probes {prompts}")
     with ledger_if_used(place):
         report = run_probes(critics.make(critic, **filled), cases)
-    typer.echo(report.markdown() if markdown else report.summary())
+    say(report.markdown() if markdown else report.summary())
 
 
 def card(
@@ -187,7 +193,7 @@ def card(
     judge: IsJudge = False,
     prompts: Annotated[list[str] | None, typer.Option(help="Probe cases: pocket, everyday; both by default.")] = None,
     audit_file: Annotated[
-        list[Path] | None, typer.Option("--audit", help="Figures that `humor-env audit --out FILE.json` wrote.")
+        list[Path] | None, typer.Option("--audit", help="Results written by `humor-env audit --out FILE.json`.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="The cards of all built-in critics and judges.")] = False,
     models: Annotated[
@@ -196,7 +202,7 @@ def card(
     out: Annotated[
         Path | None, typer.Option(help="A folder for NAME.md, .card.html and .json. Default: print.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="With --all: a folder of its own for the .json files.")] = None,
+    store: Annotated[Path | None, typer.Option(help="With --all: a separate folder for the .json files.")] = None,
     ledger: LedgerHere = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
@@ -210,6 +216,8 @@ def card(
     from humor_env.rewards.cards.page import card_markdown
 
     audits = [_read_audit(path) for path in audit_file or []]
+    if out is not None:
+        ready_for(out / "card")
     if all_:
         if critic is not None or out is None:
             raise InvalidOption("--all takes no name, and needs --out FOLDER.")
@@ -224,7 +232,7 @@ def card(
     options = key_values(option, "--option")
     limits = limits_of(max_calls, max_tokens, max_cost)
     kind = _kind(critic, judge)
-    filled = _filled(critic, kind, options, ledger or _beside(out, critic), limits)
+    filled = _filled(critic, kind, options, ledger or _default_ledger(out, critic), limits, "card")
     command = " ".join(
         ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
     )
@@ -241,16 +249,16 @@ def card(
     if as_json:
         typer.echo(json.dumps(made.data()))
     elif out is None:
-        typer.echo(card_markdown(made), nl=False)
+        say(card_markdown(made), nl=False)
 
 
 def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
-    """Before a run: which of the critics in the score have no card, or one that fails."""
+    """Warn before a run of the critics in its score that have no card, or one that fails."""
     from humor_env.rewards.cards.built_in import Entry, card_warnings
 
     entries = [Entry(c.critic, c.options, gate=c.gate is not None and c.weight is None) for c in spec.critic]
     for sentence in card_warnings(entries, places):
-        typer.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}", err=True)
 
 
 def _save(made: Card, out: Path, store: Path | None) -> None:
@@ -263,11 +271,12 @@ def _save(made: Card, out: Path, store: Path | None) -> None:
         (out / name).replace(store / name)
 
 
+_FILES = (".json", ".md")  # suffixes of files for an audit's figures; any other place is a folder for the card
 FREE = "It rewards none of the known hacks and hostile texts that it was tried on."
 
 
 def _index(cards: Sequence[Card], out: Path) -> None:
-    """The page that lists them; its last column says something of each."""
+    """Write the page that lists the cards; its last column gives the reason for each verdict."""
     from humor_env.rewards.audits.page import Table, markdown_table
     from humor_env.rewards.cards.built_in import COMMAND
     from humor_env.rewards.cards.card import file_stem
@@ -292,24 +301,32 @@ def _kind(name: str, judge: bool) -> Kind:
 
 
 def _filled(
-    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any]
+    name: str, kind: Kind, options: Mapping[str, Any], ledger: Path, limits: Mapping[str, Any], scope: str
 ) -> dict[str, Any]:
     from humor_env.registry import critics, judges
 
-    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope="audit")
+    return fill(judges if kind == "judge" else critics, name, options, ledger=ledger, limits=limits, scope=scope)
 
 
-def _beside(out: Path | None, name: str) -> Path:
+def _audit_scope(data: str, files: Sequence[Path], options: Mapping[str, Any]) -> str:
+    """The account of an audit's spending: another set, file or model is another audit."""
+    client = options.get("client")
+    # Hashed, because an address may contain a password, and people share ledgers.
+    model = [] if client is None else [hashlib.sha256(str(client).encode()).hexdigest()[:12]]
+    return " ".join(["audit", data, *(file.name for file in files), *model])
+
+
+def _default_ledger(out: Path | None, name: str) -> Path:
     from humor_env.rewards.cards.card import file_stem
 
     stem = f"{file_stem(name)}.ledger.sqlite"
     if out is None:
         return Path(stem)
-    return (out.parent if out.suffix in (".json", ".md", ".html") else out) / stem
+    return (out.parent if out.suffix in (*_FILES, ".html") else out) / stem
 
 
 def _named(report: AuditReport, critic: str, options: Mapping[str, Any]) -> AuditReport:
-    """By the name and the options that the user gave."""
+    """The report under the name and the options that the user gave."""
     from dataclasses import replace
 
     from humor_env.rewards.cards.card import plain_options

@@ -5,7 +5,7 @@
     facts["notes"]                      # sentences on what is missing and what it means
     memory_of("pocket-quickstart")      # what a step of a spec takes: `humor-env doctor --spec NAME`
 
-Of keys it says only whether they are there.
+Of keys, it says only whether they are set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GB = 1024**3
 
 
 def examine() -> dict[str, Any]:
-    """Everything as plain data."""
+    """All facts as plain data."""
     import torch
 
     memory = free_memory()
@@ -57,8 +57,8 @@ def examine() -> dict[str, Any]:
 
 
 def memory_of(spec: str, overrides: Sequence[str] = ()) -> list[str]:
-    """A sentence for each learner of a spec: what a step of it takes, and what is there. The student is loaded for it,
-    and one row goes through it."""
+    """A sentence for each learner of a spec: how much memory a step needs, and how much there is. This loads the
+    student and runs one row through it."""
     from humor_env.agents.session.memory import free_memory_of
     from humor_env.experiments.runs.costs import without_keys
     from humor_env.experiments.runs.ingredients import Ingredients, device_of, load_student
@@ -95,7 +95,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
             "'openai:MODEL@http://127.0.0.1:8000/v1' (a server of your own)."
         )
     sentences += [
-        f"The pocket student '{name}' is not here; humor-env pretrain-pocket --student {name} rebuilds it."
+        f"The pocket student '{name}' is missing; humor-env pretrain-pocket --student {name} rebuilds it."
         for name, present in facts["pocket_students"].items()
         if not present
     ]
@@ -109,14 +109,14 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: a container's share counts, not what the machine has."""
+    """The cores that this process may use: in a container its limit, not the machine's."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
-        return cores  # no such limit here
+        return cores  # no such limit
     return cores
 
 
@@ -151,7 +151,7 @@ def _has_student(name: str) -> bool:
 
 
 def show(facts: Mapping[str, Any]) -> None:
-    """For people: what there is, then the notes."""
+    """Print the facts for people, then the notes."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)

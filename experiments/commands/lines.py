@@ -4,7 +4,7 @@
     humor-env rescore runs/pocket-quickstart --critic rules
     humor-env teach lines.jsonl --prompts everyday --teacher anthropic:claude-haiku-4-5 --max-cost 2
 
-What they do is in `judge_file.py` and `teach.py`, which are loaded when a command is called.
+The work is done in `judge_file.py` and `teach.py`, which are loaded when a command is called.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from humor_env.experiments.options import (
     Output,
     key_values,
     limits_of,
+    say,
 )
 
 
@@ -96,7 +97,7 @@ def teach(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many prompts, from the first on.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the teacher.")] = None,
     licence: Annotated[str | None, typer.Option(help="The licence to record for the lines.")] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept. Default: beside the buffer.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Where replies are kept. Default: next to the buffer.")] = None,
     max_calls: MaxCalls = None,
     max_tokens: MaxTokens = None,
     max_cost: MaxCost = None,
@@ -119,4 +120,4 @@ def teach(
         limits=limits_of(max_calls, max_tokens, max_cost),
         dry_run=dry_run,
     )
-    typer.echo(json.dumps(outcome.data) if as_json else outcome.sentence)
+    say(json.dumps(outcome.data) if as_json else outcome.sentence)

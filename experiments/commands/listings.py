@@ -1,5 +1,4 @@
-"""What there is, by name: the lists behind `humor-env critics`, `judges`, `envs`, `learners`, `prompts`, `specs` and
-`students`.
+"""The lists behind `humor-env critics`, `judges`, `envs`, `learners`, `prompts`, `specs` and `students`.
 
 rows("critics")[0]          # {"name": "diversity", "summary": "how new a line is ...", "origin": "built in"}
 """
@@ -22,7 +21,7 @@ _ENVS = {
 
 
 def rows(kind: str) -> list[dict[str, str]]:
-    """Name, one line, and where it is from. Nothing is imported but what other distributions offer."""
+    """Name, summary and origin of each. Only entries of other distributions are imported."""
     if kind == "envs":
         return _envs()
     if kind == "specs":
@@ -61,14 +60,14 @@ def _specs() -> list[dict[str, str]]:
 
     specs = []
     for name in bundled():
-        # The comment at the top says what a spec is; its first sentence is the list's line.
+        # The comment at the top describes the spec; its first sentence is the summary.
         comment = " ".join(line.lstrip("# ") for line in bundled_text(name).split("\n\n")[0].splitlines())
         specs.append({"name": name, "summary": comment.split(". ")[0].rstrip("."), "origin": "built in"})
     return specs
 
 
 def _students() -> list[dict[str, str]]:
-    """With licence and size, and where the weights would come from."""
+    """The students, with licence and size, and where to get the weights."""
     listed = []
     for student in students.NAMED.values():
         elsewhere = f"from the Hub, or: {student.install}" if student.hub else "not installed"
@@ -79,7 +78,7 @@ def _students() -> list[dict[str, str]]:
 
 
 def make_env(name: str, options: Mapping[str, Any]) -> Any:
-    """The environment, or an error that says what is wrong with its name or its options."""
+    """The environment; an error says what is wrong with its name or options."""
     import importlib
     import inspect
 
@@ -109,7 +108,7 @@ def make_env(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _known_env(name: str) -> str:
-    """The id, or an error that says which there are."""
+    """The id; an error lists the known ones."""
     import gymnasium
 
     if ":" not in name and name not in gymnasium.registry:

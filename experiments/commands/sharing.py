@@ -15,11 +15,11 @@ from typing import Annotated
 
 import typer
 
-from humor_env.experiments.options import AsJson, Options, key_values
+from humor_env.experiments.options import AsJson, Options, key_values, say
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put the commands of this file on the command line."""
+    """Add the commands of this file to the command line."""
     app.command(
         epilog="Examples: humor-env push runs/pocket-quickstart owner/name --dry-run · humor-env push lines.jsonl "
         "owner/lines"
@@ -54,7 +54,7 @@ def push(
         if as_json:
             typer.echo(json.dumps({"repo": repo, "address": address, "files": dict(files)}))
         else:
-            typer.echo("Nothing was uploaded." if address is None else f"Pushed to {address}")
+            say("Nothing was uploaded." if address is None else f"Pushed to {address}")
 
 
 def pull(
@@ -102,7 +102,7 @@ def serve(
 
     alone = host in ("127.0.0.1", "::1", "localhost")
     reach = "this machine only" if alone else "EVERYBODY who can reach this machine, without a login"
-    typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Ctrl-C ends it.", err=True)
+    typer.echo(f"Serving {prompts} judged by {critic} on {host} port {port}, for {reach}. Stop with Ctrl-C.", err=True)
     uvicorn.run(application, host=host, port=port, log_level="warning")
 
 
@@ -120,5 +120,5 @@ def export(
 
 def _show(files: Sequence[tuple[str, int]]) -> None:
     for name, size in files:
-        typer.echo(f"{size:>12,}  {name}")
-    typer.echo(f"{sum(size for _, size in files):>12,}  in all, {len(files)} files")
+        say(f"{size:>12,}  {name}")
+    typer.echo(f"{sum(size for _, size in files):>12,}  in total, {len(files)} files")

@@ -3,7 +3,7 @@
     outcome = fill_buffer(Path("lines.jsonl"), "anthropic:claude-haiku-4-5", limits={"max_cost": 2.0})
     print(outcome.sentence)
 
-Services are teachers by way of LanguageModelTeacher; any other name is one of `humor_env.registry.teachers`.
+Services are used through LanguageModelTeacher; any other name is looked up in `humor_env.registry.teachers`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def fill_buffer(
     limits: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> Outcome:
-    """Ask for what the buffer lacks of `n` lines for each prompt. A dry run asks and writes nothing."""
+    """Ask for the lines that the buffer lacks to have `n` for each prompt. A dry run asks and writes nothing."""
     prompt_set = load_prompts(prompts)
     present = {p.split for p in prompt_set}
     asked = [p for split in splits or [s for s in SPLITS if s in present] for p in prompt_set.split(split)][:limit]

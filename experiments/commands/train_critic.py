@@ -1,4 +1,4 @@
-"""What `humor-env train-critic` does: reads the sets, trains, reports progress and the result.
+"""The work of `humor-env train-critic`: read the sets, train, report progress and the result.
 
 run(Path("runs/critic"), ["humicroedit=task-1_train.csv"], None, None, {"model": "minilm"}, as_json=False)
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from humor_env.errors import InvalidOption
+from humor_env.experiments.options import say
 
 if TYPE_CHECKING:
     from humor_env.rewards.trained.critic_data import CriticSet
@@ -33,7 +34,7 @@ def run(
     as_json: bool,
 ) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidOption(f"'{out}' is there already and not empty: give another folder.")
+        raise InvalidOption(f"'{out}' already exists and is not empty. Give another folder.")
     _quiet()
     from humor_env.rewards.trained.train_critic import config_of, train
 
@@ -41,9 +42,9 @@ def run(
     sets = _sets(data, ledger, client)
     out.mkdir(parents=True, exist_ok=True)
     for ratings in sets:
-        typer.echo(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
+        say(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
     made = train(config, sets, out, _Screen())
-    typer.echo(_as_data(made) if as_json else _in_words(made))
+    say(_as_data(made) if as_json else _in_words(made))
     if made.stopped:
         raise typer.Exit(STOPPED)
 
@@ -58,13 +59,13 @@ def _sets(data: Sequence[str], ledger: Path | None, client: str | None) -> list[
     if not sets:
         raise InvalidOption(
             "train-critic needs something to learn from: --data SET=FILE (humor-env audit --list names the sets; this "
-            "project has loaders and no data), or --ledger FILE."
+            "project has loaders but no data), or --ledger FILE."
         )
     return sets
 
 
 class _Screen:
-    """A line for each look at the dev pairs; in a terminal, also where training is now."""
+    """Prints a line for each evaluation on the dev pairs; in a terminal, also the current step."""
 
     def __call__(self, now: TrainProgress) -> None:
         member = f"member {now.member + 1}/{now.members}, " if now.members > 1 else ""
@@ -104,7 +105,7 @@ def _in_words(made: TrainedCritic) -> str:
         for name, value in dev.items()
         if name.startswith("spearman_")
     ]
-    lines.append("These prompts decided when to stop, so report figures from another file, with the command below.")
+    lines.append("These prompts decided when to stop, so report results from another file, with the command below.")
     if made.verdicts:
         cheap, paid = zip(*made.verdicts, strict=True)
         lines += ["", "As the cheap judge of cheap-first, on these pairs:", "", render(gate_table(cheap, paid)), ""]
@@ -115,7 +116,7 @@ def _in_words(made: TrainedCritic) -> str:
 
 
 def _quiet() -> None:
-    """Notices of libraries do not belong between ours: a fresh head is what we want."""
+    """Hide the notices of libraries, such as that the model's head is new, which is intended."""
     from transformers.utils import logging as notices
 
     notices.set_verbosity_error()

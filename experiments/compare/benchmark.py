@@ -1,14 +1,14 @@
-"""Learners on equal terms: the cells of a benchmark done, and its plain files written and read.
+"""Learners compared on equal terms: run the cells of a benchmark, write its plain files and read them.
 
     bench = run_benchmark(load_benchmark_spec("pocket-learners"), Path("runs/bench"), workers=2)
     bench = load_benchmark(Path("runs/bench"))         # or docs/results/pocket-learners: the small files are enough
     bench.rows[0]["score"], bench.curves[0]["samples"]
 
-What lies in the folder:
+The folder contains:
 
-    spec.toml  run.json            what was asked; versions, commit, seeds, failures
+    spec.toml  run.json            the spec; versions, commit, seeds, failures
     results.jsonl  results.csv     a row for each system, feedback and seed (the first also line by line)
-    curves.csv                     what was measured on the way, on dev prompts
+    curves.csv                     measured during training, on dev prompts
     RESULTS.md                     generated from these
     cells/                         each run's own files: metrics, the lines written for the held-out prompts, log
 """
@@ -32,10 +32,11 @@ from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN, Benchmar
 from humor_env.experiments.compare.jobs import Outcome, Say, finished, run_cells
 from humor_env.experiments.compare.trained_critics import FOLDER
 from humor_env.experiments.runs.run_folder import RECORD, SPEC, commit, read_json, versions, write_json, write_text
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.line_file import only_writer
 
 ROWS, TABLE, CURVES, PAGE, CELLS = "results.jsonl", "results.csv", "curves.csv", "RESULTS.md", "cells"
-# Line by line, in the order of the prompts in run.json: of the first prompt all lines, then those of the second.
+# Line by line, in the order of the prompts in run.json: all lines of the first prompt, then those of the second.
 _ITSELF = ("wins_itself", "ties_itself", "wins_itself_held_out", "ties_itself_held_out")
 BY_LINE = ("scores", "wins", "ties", "wins_held_out", "ties_held_out", "longer", *_ITSELF)
 Row = dict[str, Any]
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The outcome: a row for each system, feedback and seed; what was measured on the way; and what failed."""
+    """The outcome: a row for each system, feedback and seed; what was measured during training; and what failed."""
 
     folder: Path
     spec: BenchmarkSpec
@@ -53,7 +54,7 @@ class Benchmark:
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """By cell, why it has no result."""
+        """Why a cell has no result, by cell."""
         return dict(self.record["failures"])
 
 
@@ -66,8 +67,8 @@ def run_benchmark(
     launcher: str = "local",
     say: Say = lambda _: None,
 ) -> Benchmark:
-    """Do the cells that are missing, and write the files. The same call goes on after a kill; seeds and learners may be
-    added to a folder, and cells that failed are tried again."""
+    """Run the cells that are missing, and write the files. The same call continues after a kill; seeds and learners may
+    be added to a folder, and cells that failed are tried again."""
     if (folder / SPEC).is_file() and load_benchmark_spec(folder).name != spec.name:
         raise InvalidOption(f"'{folder}' holds another benchmark ('{load_benchmark_spec(folder).name}'): give --out.")
     cells = spec.cells(folder)
@@ -79,7 +80,7 @@ def run_benchmark(
         )
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"A benchmark is already at work in '{folder}': wait for it, or give another --out."
-    with only_writer(folder / ".lock", refusal):  # two at work in one folder would write over each other
+    with only_writer(folder / ".lock", refusal):  # two processes in one folder would overwrite each other's files
         write_text(folder / SPEC, spec.to_toml())
         started = datetime.now(UTC).isoformat(timespec="seconds")
         outcomes = run_cells(cells, workers=workers, threads=threads, launcher=launcher, say=say)
@@ -88,8 +89,8 @@ def run_benchmark(
 
 
 def collect(folder: Path) -> Benchmark:
-    """Write the files from the cells that are there: of a benchmark that is still running, or was moved. Results that
-    were published without their cells are only read."""
+    """Write the files from the cells done so far, such as those of a benchmark that is still running or was moved.
+    Results that were published without their cells are only read."""
     if _rows_in(folder) and not (folder / CELLS).is_dir():
         return load_benchmark(folder)
     spec = load_benchmark_spec(folder)
@@ -132,22 +133,22 @@ def _write(spec: BenchmarkSpec, folder: Path, outcomes: Mapping[str, Outcome], m
 
 
 def load_benchmark(folder: Path) -> Benchmark:
-    """From the small files alone."""
+    """Load a benchmark from its small files alone."""
     missing = [name for name in (SPEC, RECORD, ROWS, CURVES) if not (folder / name).is_file()]
     if missing:
         raise InvalidOption(
             f"'{folder}' holds no finished benchmark (no {missing[0]} there). Run `humor-env benchmark` to its end, or "
             "`humor-env benchmark FOLDER --collect` for what is done so far."
         )
-    rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_lines(folder / ROWS)]
     with (folder / CURVES).open(encoding="utf-8", newline="") as file:
         curves = [{k: _value(k, v) for k, v in point.items() if v != ""} for point in csv.DictReader(file)]
     return Benchmark(folder, load_benchmark_spec(folder), read_json(folder / RECORD), rows, curves)
 
 
 def publish(bench: Benchmark, folder: Path) -> None:
-    """Copy the small files: enough for every table and chart, without the lines themselves. Where the user's own files
-    lie is left out."""
+    """Copy the small files: enough for every table and chart, without the lines themselves. Paths of the user's own
+    files are left out."""
     if folder.resolve() == bench.folder.resolve():
         raise InvalidOption(f"'{folder}' is the benchmark's own folder: publish to another one.")
     if not bench.rows:
@@ -161,13 +162,13 @@ def publish(bench: Benchmark, folder: Path) -> None:
 
 
 def trained_of(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
-    """How the critics that were trained for it did on the prompts that they kept aside."""
+    """The results of the critics trained for the benchmark, on their held-out prompts."""
     done = {name.partition("/")[2]: o.result for name, o in outcomes.items() if name.startswith(f"{FOLDER}/")}
     return {name: {"sets": result["sets"], **result["dev"]} for name, result in done.items() if result is not None}
 
 
 def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list[str]]:
-    """Results as flat rows, what was measured on the way as flat points, and the prompts that all were measured on."""
+    """Results as flat rows, measurements during training as flat points, and the prompts that all were measured on."""
     rows: list[Row] = []
     curves: list[Row] = []
     prompts: list[str] = []
@@ -176,14 +177,14 @@ def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list
             continue
         result = outcome.result
         if "systems" not in result:
-            continue  # a critic that was trained for it
+            continue  # a critic trained for the benchmark
         seed = int(name.rpartition("-")[2])
         for system, numbers in result["systems"].items():
             prompts = prompts or numbers["prompts"]
             if numbers["prompts"] != prompts:
                 raise CheckpointError(f"The cell '{name}' was measured on other prompts than the ones before it.")
             if system == "teacher" and any(r["system"] == "teacher" and r["seed"] != seed for r in rows):
-                continue  # it is one and the same for all seeds
+                continue  # the same for all seeds
             for source, votes in numbers["feedback"].items():
                 learned = system not in ("base", "teacher", WRITTEN_AGAIN)
                 rows.append(_row(system, source, seed, numbers, votes) | (_spent(result) if learned else {}))
@@ -241,7 +242,7 @@ def win_or_tie(wins: Sequence[float | None], ties: Sequence[float]) -> list[floa
 
 
 def _mean(values: Sequence[float | None], prompts: int) -> float | None:
-    """Over prompts, each by the mean of its lines."""
+    """The mean over prompts of the means of their lines."""
     lines = len(values) // max(1, prompts)
     by_prompt = [[v for v in values[at : at + lines] if v is not None] for at in range(0, len(values), max(1, lines))]
     known = [np.mean(own) for own in by_prompt if own]

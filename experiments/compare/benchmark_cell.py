@@ -1,10 +1,10 @@
-"""One cell of a benchmark: train one learner from the seed's warm start, and measure what it then writes.
+"""One cell of a benchmark: train one learner from the seed's warm start, and measure the lines it then writes.
 
     train_and_measure(spec, seed=0, folder=Path("cells/ppo/crowd/seed-0"))     # called by cells.py, returns plain data
 
-Training is that of `humor-env train` (its spec, metrics and jokes lie in the cell's folder). Measuring is apart from
-it: lines for held-out prompts, judged by the held-out critic, by the feedback source that taught (so that the two can
-be compared), and each beside the teacher's line for the same prompt.
+Training is that of `humor-env train` (its spec, metrics and jokes are in the cell's folder). Measuring is separate:
+lines for held-out prompts, judged by the held-out critic and by the feedback source that was trained on (so that the
+two can be compared), and each compared with the teacher's line for the same prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.compare.trained_critics import fill_names, folder_names
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
 from humor_env.experiments.runs.ingredients import Ingredients, load_student
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run import SeedRun
 from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
 from humor_env.experiments.runs.screen import Quiet
@@ -38,6 +38,7 @@ from humor_env.experiments.specs.toml_text import dumps
 from humor_env.rewards.audits.context import measure_context
 from humor_env.rewards.shared.read_once import Readings, reading_once
 from humor_env.shared import text_stats
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import stream_seed
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge
@@ -69,7 +70,7 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
 
 
 def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Sequence[Joke]]) -> dict[str, Any]:
-    """The numbers of every system, by its name in the benchmark."""
+    """The measurements of every system, by its name in the benchmark."""
     parts, label = cell.parts, str(spec["label"])
     critics = {source: make_critic(parts, critic) for source, critic, _ in spec["sources"]}
     judges = {source: make_judge(parts, judge) for source, _, judge in spec["sources"]}
@@ -78,12 +79,12 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
         for name, jokes in written.items():
             numbers = measured(jokes, parts, others=int(spec.get("others", 0)))
             if name == cell.name:
-                n = getattr(cell.config, "n", 0)  # of a choice the distance is known, else it is measured
+                n = getattr(cell.config, "n", 0)  # for a choice among n the distance is known, otherwise it is measured
                 numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes)
-            numbers["exact"] = beside_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
+            numbers["exact"] = against_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
             numbers["feedback"] = {}
             for source, critic in critics.items():
-                verdicts = beside_teacher(jokes, parts.teacher, judges[source])
+                verdicts = against_teacher(jokes, parts.teacher, judges[source])
                 scores = [j.score for j in judge_apart(critic, jokes) if j.score is not None]
                 numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
             _line_by_line(numbers, jokes, cell.spec.eval.lines)
@@ -95,12 +96,12 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
 
 
 def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) -> None:
-    """Put what is known of each line in the order of prompts, `lines` for each, so that line k of one system meets line
-    k of another."""
+    """Put the numbers of each line in the order of prompts, `lines` for each, so that line k of one system is compared
+    with line k of another."""
     own: dict[str, list[int]] = {}
     for i, joke in enumerate(jokes):
         own.setdefault(joke.prompt.id, []).append(i)
-    order = [line_beside(places, line) for places in own.values() for line in range(lines)]
+    order = [paired_line(places, line) for places in own.values() for line in range(lines)]
     numbers["prompts"] = list(own)
     for table, keys in (
         (numbers, ("scores",)),
@@ -112,7 +113,7 @@ def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) ->
 def against_itself(
     again: dict[str, Any], first: Mapping[str, Any], pairs: Sequence[tuple[Joke, Joke]], judges: Mapping[str, Judge]
 ) -> None:
-    """Add what becomes of a policy's lines beside others of its own for the same prompts: by the scores that the
+    """Add the comparison of a policy's lines with other lines of its own for the same prompts: by the scores that the
     held-out critic has given, and by each source of feedback."""
     verdicts: list[tuple[float | None, float]] = []
     for a, b in zip(again["scores"], first["scores"], strict=True):
@@ -121,7 +122,7 @@ def against_itself(
     again["exact"] |= {"wins_itself": [win for win, _ in verdicts], "ties_itself": [tie for _, tie in verdicts]}
     different = [i for i, (a, b) in enumerate(pairs) if a.text.strip() != b.text.strip()]
     for source, judge in judges.items():
-        # The same words are a draw by definition, here as beside the teacher.
+        # The same words are a draw by definition, as in `against_teacher`.
         wins: list[float | None] = [0.5] * len(pairs)
         ties = [1.0] * len(pairs)
         for i, verdict in zip(different, judge([pairs[i] for i in different]) if different else [], strict=True):
@@ -131,11 +132,11 @@ def against_itself(
 
 
 def _prepare(spec: Spec, folder: Path, seed: int) -> None:
-    """Go on with what a killed process has left, unless a default has changed since: then begin anew."""
+    """Continue from what a killed process has left, or start over if a default has changed since."""
     try:
         prepare_folder(spec, folder, resume=(folder / RECORD).is_file())
     except CheckpointError as problem:
-        print(f"begun anew: {problem}")
+        print(f"Starting over: {problem}")
         shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
         prepare_folder(spec, folder, resume=False)
 
@@ -161,12 +162,12 @@ def make_judge(parts: Ingredients, table: Mapping[str, Any]) -> Judge:
 
 
 class CellRun(SeedRun):
-    """A run that begins with a given student, and looks further than a run does when it measures on the way."""
+    """A run that starts from a given student, and measures more during training than a run does."""
 
     def __init__(self, parts: Ingredients, seed: int, student: Student) -> None:
         super().__init__(parts, seed, student, Quiet())
         self.name = self.spec.learner_name
-        self.known: Readings = {}  # what local critics found in the lines that the cell is measured by
+        self.known: Readings = {}  # readings of local critics in the lines that the cell is measured by
 
     def _measure(self, name: str, adapter: str | None, seed: int | None = None) -> None:
         with reading_once(self.known):
@@ -177,8 +178,8 @@ class CellRun(SeedRun):
             super()._measure_teacher()
 
     def learn_and_write(self, *, is_start: bool, twice: bool = False) -> dict[str, list[Joke]]:
-        """Train; then the lines for the held-out prompts, by name. The warm start also has those of base and teacher,
-        and is the one that is saved; with `twice` it writes its own again, with other random numbers."""
+        """Train, then return the lines for the held-out prompts, by name. The warm start also has those of base and
+        teacher, and is saved; with `twice` it writes its own again, with other random numbers."""
         if is_start:
             self._measure("base", None)
             self._measure_teacher()
@@ -200,7 +201,7 @@ class CellRun(SeedRun):
 
     def _lines(self, name: str) -> list[Joke]:
         prompts = {p.id: p for p in self.parts.eval_prompts}
-        records = map(json.loads, (self.folder / f"evaluation-{name}.jsonl").read_text(encoding="utf-8").splitlines())
+        records = map(json.loads, read_lines(self.folder / f"evaluation-{name}.jsonl"))
         return [Joke(prompts[r["prompt_id"]], r["text"], r["author"], r["stop_reason"]) for r in records]
 
     def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
@@ -209,8 +210,8 @@ class CellRun(SeedRun):
             return inner
 
         def on_the_way(student: Student) -> dict[str, float]:
-            """On dev prompts: the held-out critic, the one that teaches, and the distance to the imitation."""
-            with reading_once({}):  # for itself: a resumed run measures as one that was not stopped
+            """On dev prompts: the held-out critic, the training critic, and the distance to the imitation."""
+            with reading_once({}):  # on its own, so that a resumed run measures as an uninterrupted one
                 return numbers_of(student)
 
         def numbers_of(student: Student) -> dict[str, float]:
@@ -231,10 +232,10 @@ class CellRun(SeedRun):
             numbers |= {"meaning": evaluation.parts["meaning"]} if "meaning" in evaluation.parts else {}
             teaching = [j.score for j in self._teaching(evaluation.jokes) if j.score is not None]
             numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
-            beside = beside_teacher(evaluation.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
+            wins = against_teacher(evaluation.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
             numbers |= (
-                {"held_out_wins": float(np.mean([w for w in beside if w is not None]))}
-                if any(w is not None for w in beside)
+                {"held_out_wins": float(np.mean([w for w in wins if w is not None]))}
+                if any(w is not None for w in wins)
                 else {}
             )
             numbers["kl"] = kl_per_line(student, evaluation.jokes)
@@ -244,11 +245,11 @@ class CellRun(SeedRun):
 
     @cached_property
     def _teaching(self) -> Critic:
-        """Made anew, so that measuring is not counted as learning."""
+        """The training critic, as a new instance, so that measuring is not counted as learning."""
         return make_critic(self.parts, self.spec.critic[0].model_dump())
 
     def curve(self) -> list[dict[str, float]]:
-        """What was measured on the way: step, what was spent until then, score, the feedback's opinion, distance."""
+        """The measurements during training: step, what was spent so far, score, the feedback's score, distance."""
         seconds = {r["step"]: r["seconds/spent"] for r in self._records("timings") if "seconds/spent" in r}
         points = []
         for record in self._records("metrics"):
@@ -259,7 +260,7 @@ class CellRun(SeedRun):
         return points
 
     def spent(self) -> dict[str, float]:
-        """What learning took, over restarts."""
+        """What learning cost, including restarts."""
         metrics, timings = self._records("metrics"), self._records("timings")
         totals = {"steps": float(max((r["step"] for r in metrics), default=0))}
         for name, records, key in (
@@ -274,18 +275,18 @@ class CellRun(SeedRun):
 
     def _records(self, name: str) -> list[dict[str, float]]:
         path = self.folder / f"{name}.jsonl"
-        return [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return [json.loads(x) for x in read_lines(path)] if path.is_file() else []
 
 
 def kl_per_line(student: Student, jokes: Sequence[Joke]) -> float:
-    """How far the policy has gone from the imitation: the log-ratio of the lines it wrote, the mean over lines."""
+    """The policy's distance from the imitation: the mean log-ratio of the lines it wrote."""
     rows = student.rows_from_text([j.prompt.text for j in jokes], [j.text for j in jokes])
     policy, imitation = (student.score_in_batches(rows, adapter=a).logprobs for a in (POLICY, IMITATION))
     return float(((policy - imitation) * rows.action_mask).sum(-1).mean())
 
 
 def measured(jokes: Sequence[Joke], parts: Ingredients, others: int = 0) -> dict[str, Any]:
-    """What the held-out critic says, part by part, also with `others` other prompts, and what needs no critic."""
+    """The held-out critic's scores, by part and with `others` other prompts, and what needs no critic."""
     judgements = judge_apart(parts.eval_critic, jokes)
     context = measure_context(parts.eval_critic, jokes, draws=others) if others else None
     texts = [j.text for j in jokes]
@@ -308,15 +309,15 @@ def _taught(teacher: TeacherBuffer | None, joke: Joke) -> set[str]:
     return {line.strip() for line in teacher.lines_for(joke.prompt.id)} if teacher else set()
 
 
-def beside_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
-    """Each line beside one of the teacher's for its prompt, the first beside the first: the probability that it wins (a
-    tie is half a win), the tie's share, and how much longer it is, in characters. None where there is no teacher's line
-    or no verdict."""
+def against_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge: Judge) -> dict[str, Any]:
+    """Each line compared with one of the teacher's for its prompt, the first with the first: the probability that it
+    wins (a tie is half a win), that of a tie, and how much longer it is, in characters. None if there is no teacher's
+    line or no verdict."""
     lines = [
-        None if teacher is None else line_beside(teacher.lines_for(joke.prompt.id), place)
+        None if teacher is None else paired_line(teacher.lines_for(joke.prompt.id), place)
         for joke, place in zip(jokes, line_places(jokes), strict=True)
     ]
-    # The same words are a draw by definition: not worth asking.
+    # The same words are a draw by definition, so the judge is not asked.
     pairs = {
         i: (joke, Joke(joke.prompt, line, "teacher"))
         for i, (joke, line) in enumerate(zip(jokes, lines, strict=True))

@@ -19,7 +19,7 @@ from humor_env.experiments.drawing.charts import Dot, Line, Points, dot_chart, l
 if TYPE_CHECKING:
     from humor_env.experiments.compare.benchmark import Benchmark
 
-MOST = 8  # curves that an eye can tell apart
+MOST = 8  # as many curves as an eye can tell apart
 
 
 def _scores(bench: Benchmark) -> str:
@@ -110,7 +110,7 @@ CHARTS: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
 
 
 def make_chart(bench: Benchmark, name: str) -> str:
-    """One chart as a file of its own, light and dark inside."""
+    """One chart as a standalone file, with light and dark styles."""
     if name not in CHARTS:
         raise InvalidOption(f"No chart is called '{name}'. Known: {', '.join(CHARTS)}.")
     return standalone(CHARTS[name][1](bench))

@@ -1,9 +1,9 @@
-"""What a benchmark would take: cells, calls, tokens, dollars and rough time, before a cent is spent.
+"""What a benchmark would cost: cells, calls, tokens, dollars and rough time, before a cent is spent.
 
     forecast_benchmark(load_benchmark_spec("pocket-learners"), workers=2)      # `humor-env benchmark --dry-run`
 
-Every run is made as far as it can be made without asking anybody, so that what would stop the last cell is found before
-the first. Counts are bounds from above, as in `runs/costs.py`.
+Every run is set up as far as possible without any calls, so that a mistake in the last cell is found before the first
+one runs. Counts are upper bounds, as in `runs/costs.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec
 
 
 def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list[str]]:
-    """The forecast in words, and what the benchmark would need and this machine lacks now, such as a key."""
+    """The forecast in words, and what the benchmark needs but this machine lacks, such as a key."""
     bench = bench.filled()
     if bench.trained:
         return _before_training(bench), []
@@ -42,7 +42,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     items: dict[tuple[str, str], costs.Item] = {}
     unknown = False
     for spec, sources in ((start, list(bench.feedback)), *runs):
-        # The warm start's cell also has the base, the teacher and, where it writes twice, the imitation again.
+        # The warm start's cell also has the base, the teacher and, if it writes twice, the imitation again.
         twice = bench.noise_floor and spec is start
         systems = 3 + twice if spec is start else 1
         with tempfile.TemporaryDirectory() as scratch:
@@ -63,7 +63,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
         seconds += (each or 0.0) * on_the_way
     count = len(bench.seeds)
     cells = count * (1 + len(runs))
-    money = "what it would cost is not known without the key." if unknown else ""
+    money = "the cost is not known without the key." if unknown else ""
     if not unknown:
         money = costs.show_items(
             bench.name,
@@ -72,34 +72,34 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
             bench.budget.cost,
             f"each of {cells} runs",
         )
-    time = "How long that takes depends on the student and the machine: its weights are large or not here."
+    time = "The time depends on the student and the machine: the student's weights are large or not installed."
     if each is not None:
         time = (
             f"On this machine, with {workers} worker{'s' if workers > 1 else ''}, that takes roughly "
-            f"{costs.in_words(seconds * count / workers)}, by how fast the student wrote just now; waiting for "
-            "language models comes on top."
+            f"{costs.in_words(seconds * count / workers)}, from how fast the student wrote just now, plus the time "
+            "spent waiting for language models."
         )
     text = f"{money}\n{cells} cells; the learners write about {written * count:,} lines to learn from. {time}"
     return text, list(dict.fromkeys(lacking))
 
 
 def _before_training(bench: BenchmarkSpec) -> str:
-    """What can be said while the critics of the benchmark are not there yet, which it trains itself."""
+    """The forecast while the critics that the benchmark trains do not exist yet."""
     names = ", ".join(table.name for table in bench.trained)
     return (
-        f"This benchmark first trains its critics ({names}), without which its {len(bench.seeds)} × "
-        f"{1 + len(bench.pairs())} runs cannot be tried. They read on this machine and cost nothing."
+        f"This benchmark first trains its critics ({names}); its {len(bench.seeds)} × {1 + len(bench.pairs())} runs "
+        "cannot be estimated without them. They run on this machine and cost nothing."
     )
 
 
 def _lines(spec: Spec, parts: Any) -> int:
-    """Lines that a cell's student writes in order to learn from them."""
+    """The number of lines that a cell's student writes to learn from."""
     return costs.lines_to_learn_from(spec, parts) or spec.budget.max_samples or spec.budget.max_judgements or 0
 
 
 def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
-    """Lines measured on the way. How many steps a learner of pairs takes depends on the judge: it is measured about as
-    often as [budget] has it."""
+    """The number of lines measured during training. The steps of a learner from pairs depend on the judge: it is
+    measured about as often as [budget] says."""
     counted = costs.dev_lines(spec, parts)
     if counted or not getattr(spec.learner_config(spec.seeds[0]), "rounds", 0):
         return counted
@@ -109,8 +109,8 @@ def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
 def _items(
     spec: Spec, parts: Any, sources: list[FeedbackTable], dev: int, others: int, *, systems: int, twice: bool
 ) -> Iterator[costs.Item]:
-    """For one seed: what the feedback is asked in learning, and what it and the held-out critic are asked in measuring,
-    where each line meets the teacher's too and, where the imitation is written `twice`, the one that it wrote first.
+    """For one seed: the calls of the feedback for learning, and of the feedback and the held-out critic for measuring,
+    where each line is also compared with the teacher's and, if the imitation is written `twice`, with its first line.
     The held-out critic also scores each line with `others` other prompts."""
     measured = costs.tested_lines(spec, parts)
     sample, lines = costs.sample_pairs(parts), systems * measured
@@ -123,8 +123,8 @@ def _items(
         learning = 0 if systems > 1 else scored
         pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
         asked += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
-        beside = lines + measured * twice
-        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, beside)]
+        compared = lines + measured * twice
+        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, compared)]
     for what, who, whom, count in asked:
         if isinstance(whom, CriticAsJudge):
             whom, count = whom.critic, 2 * count

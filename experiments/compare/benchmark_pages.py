@@ -1,9 +1,9 @@
-"""The tables and charts of benchmarks on a page of the docs, from the result files beside it.
+"""Fills a page of the docs with tables and charts of benchmarks, from the result files next to it.
 
     fill_page(Path("docs/benchmark.md"))              # `humor-env benchmark --tables docs/benchmark.md`
 
-A page says where a table or a chart belongs; what stands between the two comments is replaced. Results are looked for
-in `results/NAME` beside the page, charts are written there too:
+Comments in a page mark the place of a table or a chart; the text between them is replaced. Results are read from
+`results/NAME` next to the page, and charts are written there too:
 
     <!-- benchmark: pocket-learners/scores -->
     <!-- end -->
@@ -23,7 +23,7 @@ MARK = re.compile(r"(<!-- benchmark: (\S+?)/(\S+) -->\n)(.*?)(<!-- end -->)", re
 
 
 def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
-    """The page with its tables, and the charts it shows, by path. Where results are missing nothing is put in."""
+    """The page with its tables, and the charts it shows, by path. Without results, a place stays empty."""
     charts: dict[Path, str] = {}
 
     @lru_cache
@@ -46,7 +46,8 @@ def filled(page: str, results: Path) -> tuple[str, dict[Path, str]]:
 
 
 def fill_page(page: Path, *, write: bool = True) -> int:
-    """Write a page's tables and charts from the result files beside it; how many changed, or would without `write`."""
+    """Write a page's tables and charts from the result files next to it; return how many changed or, without `write`,
+    would change."""
     before = page.read_text(encoding="utf-8")
     after, charts = filled(before, page.parent / "results")
     changed = sum(a != b for a, b in zip(MARK.findall(before), MARK.findall(after), strict=True))

@@ -1,27 +1,27 @@
 """A benchmark as data: learners × feedback × seeds under one budget, judged by a critic that none of them learned from.
 
     bench = load_benchmark_spec("pocket-learners")        # bundled; or the path of a file
-    bench.cells(Path("runs/bench"))                       # what is to be done: see jobs.py
-    bench.run_spec(bench.learners[0], bench.feedback[0], seed=0)    # one run of it, as `humor-env train` takes it
+    bench.cells(Path("runs/bench"))                       # the work to do: see jobs.py
+    bench.run_spec(bench.learners[0], bench.feedback[0], seed=0)    # one of its runs, as for `humor-env train`
 
 `[shared]` is a run's spec (environment, student, teacher, evaluation) without critic and learner. Each `[[feedback]]`
-is a source of feedback in both forms, so that all learners learn from the same: a judge of pairs, and a critic that by
-default is the win-tie critic of that judge. Each `[[learners]]` entry names a registered learner and what it sets
-differently from `[learner]`, which holds for every learner that has such a setting.
+is a source of feedback in two forms, so that all learners learn from the same source: a judge of pairs, and a critic,
+by default the win-tie critic of that judge. Each `[[learners]]` entry names a registered learner and its settings that
+differ from `[learner]`, which applies to every learner that has such a setting.
 
-The budget is what one learner may take of its feedback after the warm start, equal for all:
+The budget is what one learner may use after the warm start, equal for all:
 
-- `samples`: lines that the student writes in order to learn from them;
+- `samples`: lines that the student writes to learn from;
 - `judgements`: answers of the feedback source. A line scored by a critic is one (with a win-tie critic that has
-  `max_lines = 1` it is one line beside one line of the teacher); two lines compared in both orders are one;
+  `max_lines = 1` that is one comparison with one line of the teacher); two lines compared in both orders are one;
 - `seconds` (of the training loop, evaluations excluded) and `cost` (US dollars, all that the run asks of paid models
-  included) end a run early: it is measured where it stood.
+  included) end a run early: it is measured at that point.
 
-`noise_floor = true` has the imitation's lines for the held-out prompts written twice, with other random numbers: how
-far the two lie apart is what no difference between learners should be mistaken for.
+Steps and prompts per round follow from the budget and cannot be set. Best-of-n learns nothing: the results give instead
+how many lines it writes and has judged for each line that it returns.
 
-Steps and prompts per round follow from it and cannot be typed. Best-of-n learns nothing: what it writes and has judged
-for each line, for ever, is told in the results instead.
+`noise_floor = true` writes the imitation's lines for the held-out prompts twice, with other random numbers. A
+difference between learners that is no larger than that between the two means nothing.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ from humor_env.experiments.specs.toml_text import dumps
 
 JOB = "humor_env.experiments.compare.benchmark_cell:train_and_measure"
 IMITATION, BEST_OF_N = "imitation", "best-of-n"
-AGAIN = "-again"  # behind the name of a stage that is written a second time
+AGAIN = "-again"  # suffix of a stage that is written a second time
 WRITTEN_AGAIN = IMITATION + AGAIN  # the row of the same weights with other random numbers
 ONE_ORDER = "humor_env.experiments.compare.bias_judges:OneOrder"
 CRITIC_JUDGE = "humor_env.experiments.compare.bias_judges:make_critic_judge"
 
 
 class HeldOutTable(Table):
-    """Who measures: a critic of single lines, by name. With `others`, each line is also scored with so many other
-    prompts, which tells its lift."""
+    """The critic of single lines that measures, by name. With `others`, each line is also scored with that many other
+    prompts, which gives its lift."""
 
     critic: str
     options: dict[str, Any] = {}
@@ -76,8 +76,9 @@ class HeldOutTable(Table):
 
 
 class FeedbackTable(Table):
-    """Who teaches. Only a `judge`: scalar learners get its win-tie critic. Only a `critic`: learners of pairs get the
-    line with the higher score. `one_order` asks the judge once, as a careless experiment would."""
+    """The source that trains. With only a `judge`, learners from scores get its win-tie critic; with only a `critic`,
+    learners from pairs prefer the line with the higher score. `one_order` asks the judge in one order only, as a
+    careless experiment would."""
 
     name: Name
     judge: str | None = None
@@ -88,7 +89,7 @@ class FeedbackTable(Table):
 
 
 class CompareTable(Table):
-    """A table of its own for some of the rows, to answer one question."""
+    """A separate table of some of the rows, to answer one question."""
 
     name: Name
     title: str
@@ -114,16 +115,16 @@ class BenchmarkSpec(Table):
         return dumps(self.model_dump(exclude_none=True))
 
     def with_files(self, entries: Sequence[str]) -> BenchmarkSpec:
-        """The same with files of NAME=FILE entries for its [[data]]."""
+        """The spec with the files of NAME=FILE entries for its [[data]]."""
         return self.model_copy(update={"data": with_files(self.data, entries)})
 
     def filled(self) -> BenchmarkSpec:
-        """The same with its files' paths in place of their names; those of trained critics follow in each cell."""
+        """The spec with its files' names replaced by paths; those of trained critics are replaced in each cell."""
         names = file_names(self.data)
         return BenchmarkSpec(**fill_names(self.model_dump(exclude_none=True), names, others=True)) if names else self
 
     def pairs(self) -> list[tuple[LearnerTable, FeedbackTable]]:
-        """What is compared: each learner with each of its feedback sources."""
+        """The runs to compare: each learner with each of its feedback sources."""
         return [
             (learner, feedback)
             for learner in self.learners
@@ -133,17 +134,17 @@ class BenchmarkSpec(Table):
         ]
 
     def imitation_run(self, seed: int) -> dict[str, Any]:
-        """The warm start that all runs of a seed begin with, as a run's spec in plain data."""
+        """The warm start of all runs of a seed, as a run's spec in plain data."""
         teacher = dict(self.shared.get("teacher", {}))
         settings = teacher.pop("imitation", {})
         return self._data(IMITATION, seed) | {"teacher": teacher, "learner": {"name": "sft", **settings}}
 
     def run_spec(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> Spec:
-        """One run, complete but for its student: the cell puts the imitation's in its place."""
+        """One run, complete except for its student: the cell uses the imitation's."""
         return self.parsed(self.learner_run(learner, feedback, seed), f"learner '{learner.name}'")
 
     def learner_run(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> dict[str, Any]:
-        """The same as plain data that says only what differs from the defaults."""
+        """`run_spec` as plain data, with only what differs from the defaults."""
         data = self._data(f"{learner.name}-{feedback.name}", seed)
         data["teacher"] = {k: v for k, v in data.get("teacher", {}).items() if k != "imitation"} | {"imitate": False}
         data["critic"], data["judge"] = [critic_table(feedback)], judge_table(feedback)
@@ -153,7 +154,7 @@ class BenchmarkSpec(Table):
         return data
 
     def settings_of(self, learner: LearnerTable) -> dict[str, Any]:
-        """A learner's settings: the shared ones it has, its own, and those that follow from the budget."""
+        """A learner's settings: the shared ones that it has, its own, and those that follow from the budget."""
         config = config_class(registry.learners.resolve(learner.registered), learner.registered)
         own = _merged(_known(config, self.learner), with_full_names(config, learner.settings))
         return fit_budget(config, own, self.budget, learner)
@@ -162,7 +163,7 @@ class BenchmarkSpec(Table):
         data = dict(self.shared)
         held_out = {"critic": self.held_out.critic, "options": self.held_out.options}
         data |= {"name": f"{self.name}-{name}".replace("+", "p"), "seeds": [seed]}
-        # Base and imitation are written as the learners' students write: another temperature is another system.
+        # Base and imitation are sampled as the learners' students are: another temperature is another system.
         alike = {"sampling": self.learner["sampling"]} if "sampling" in self.learner else {}
         data["eval"] = alike | dict(data.get("eval", {})) | {"critic": [held_out]}
         if "tracking" in data:
@@ -175,7 +176,7 @@ class BenchmarkSpec(Table):
         return parse_spec(dumps(data), file=f"benchmark '{self.name}', {what}")
 
     def cells(self, root: Path) -> list[Cell]:
-        """One warm start per seed, then what learns from it; seed by seed, so that a stopped one has whole seeds."""
+        """One warm start per seed, then its learners; seed by seed, so that a stopped benchmark has complete seeds."""
         return self.filled()._cells(root)
 
     def _cells(self, root: Path) -> list[Cell]:
@@ -201,14 +202,14 @@ class BenchmarkSpec(Table):
         return cells
 
     def _for_all_cells(self, up: str) -> dict[str, Any]:
-        """What a cell is told only where the benchmark has it. `up` leads from its folder to that of all cells."""
-        told: dict[str, Any] = {"others": self.held_out.others} if self.held_out.others else {}
+        """The optional part of every cell's spec. `up` leads from its folder to that of all cells."""
+        optional: dict[str, Any] = {"others": self.held_out.others} if self.held_out.others else {}
         if self.trained:
-            told["trained"] = {table.name: f"{up}/{FOLDER}/{table.name}/{CRITIC}" for table in self.trained}
-        return told
+            optional["trained"] = {table.name: f"{up}/{FOLDER}/{table.name}/{CRITIC}" for table in self.trained}
+        return optional
 
     def limits_of(self, learner: LearnerTable) -> dict[str, float]:
-        """The same as hard limits, for learners whose steps do not follow from a budget too."""
+        """The budget as hard limits, which also bind learners whose steps do not follow from it."""
         budget, share = self.budget, learner.budget
         limits: dict[str, float] = {}
         for name, most in (("max_samples", budget.samples), ("max_judgements", budget.judgements)):
@@ -238,7 +239,7 @@ def judge_table(feedback: FeedbackTable) -> dict[str, Any]:
 
 
 def _known(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the shared settings this learner has, in nested tables too."""
+    """The shared settings that this learner has, in nested tables too."""
     hints = typing.get_type_hints(config)
     fields = {f.name for f in dataclasses.fields(config)}
     values: dict[str, Any] = {}
@@ -255,7 +256,7 @@ def _known(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(inner: Any, config: type, name: str) -> dict[str, Any]:
-    """What a config's own default for a nested one differs in: naming one of its settings must not undo it."""
+    """The settings in which a config's own default for a nested config differs: setting another must keep them."""
     [field] = [f for f in dataclasses.fields(config) if f.name == name]
     here, plainly = plain(default_of(field)), plain(inner())
     return {key: value for key, value in here.items() if plainly.get(key) != value}
@@ -275,7 +276,7 @@ def bundled_benchmarks() -> list[str]:
 
 
 def load_benchmark_spec(what: str | Path, overrides: Sequence[str] = ()) -> BenchmarkSpec:
-    """From a file, a benchmark's folder, or a bundled name, with dotted overrides (`budget.samples=640`)."""
+    """Load a file, a benchmark's folder, or a bundled name, with dotted overrides (`budget.samples=640`)."""
     path = Path(what)
     if path.is_dir() and (path / "spec.toml").is_file():
         path = path / "spec.toml"
@@ -292,7 +293,7 @@ def load_benchmark_spec(what: str | Path, overrides: Sequence[str] = ()) -> Benc
 
 
 def parse_benchmark(text: str, file: str = "benchmark", overrides: Sequence[str] = ()) -> BenchmarkSpec:
-    """Checked to the last run: names, settings, budget, and that the held-out judge is held out."""
+    """Parse and check every run: names, settings, budget, and that the held-out judge is held out."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
@@ -310,7 +311,7 @@ def parse_benchmark(text: str, file: str = "benchmark", overrides: Sequence[str]
 
 
 def _override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key; items of a list are numbered from 0, or called by their name (`learners.ppo.budget=0.5`)."""
+    """Set one dotted key; items of a list are given by number from 0, or by name (`learners.ppo.budget=0.5`)."""
     dotted, value = read_override(override, "--set")
     *path, last = dotted.split(".")
     table: Any = data
@@ -343,12 +344,12 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
     reserved = [x.name for x in spec.learners if x.name in reserved_names]
     if reserved:
         raise InvalidOption(
-            f"'{file}': '{reserved[0]}' is what the benchmark calls its own row; give the learner another name."
+            f"'{file}': '{reserved[0]}' is a name that the benchmark uses itself. Give the learner another name."
         )
     named = {f"data.{x.name}" for x in spec.data} | {f"trained.{x.name}" for x in spec.trained}
     for name in sorted(named_in(spec.model_dump()) - named):
         raise InvalidOption(
-            f"'{file}' says '{{{name}}}', and it has no such table.{did_you_mean(name, named)} "
+            f"'{file}' uses '{{{name}}}', but has no such table.{did_you_mean(name, named)} "
             f"Known: {', '.join(sorted(named)) or 'none'}."
         )
     known = {f.name for f in spec.feedback}
@@ -356,11 +357,11 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
         for name in learner.feedback or ():
             if name not in known:
                 raise InvalidOption(
-                    f"'{file}': the learner '{learner.name}' asks for the feedback '{name}'."
+                    f"'{file}': the learner '{learner.name}' uses an unknown feedback '{name}'."
                     f"{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
                 )
     if spec.budget.samples is None and spec.budget.judgements is None:
-        raise InvalidOption(f"'{file}': [budget] needs samples or judgements, from which steps follow.")
+        raise InvalidOption(f"'{file}': [budget] needs samples or judgements, which determine the steps.")
     rows = {IMITATION, "base", "teacher", *(x.name for x in spec.learners)}
     rows |= {WRITTEN_AGAIN} if spec.noise_floor else set()
     for table in spec.compare:
@@ -381,7 +382,7 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
 
 
 def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> None:
-    """A judge that gave the reward has been pleased on purpose: its praise is no measurement."""
+    """Raise an error if a critic would measure what was trained to please it: its score would be no measurement."""
     measuring = identities_of(held_out.critic, held_out.options, registry.critics)
     critic, judge = critic_table(feedback), judge_table(feedback)
     teaching = identities_of(critic["critic"], critic["options"], registry.critics)
@@ -390,6 +391,6 @@ def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> N
     if both:
         who = " with ".join(part for part in both[0] if part)
         raise InvalidOption(
-            f"'{who}' teaches (feedback '{feedback.name}') and would also measure: it cannot be called held out. Give "
+            f"'{who}' is used for training (feedback '{feedback.name}'), so it cannot be called held out. Give "
             "[held_out] a critic that no learner was trained on."
         )

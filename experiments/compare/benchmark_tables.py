@@ -1,4 +1,4 @@
-"""The tables of a benchmark, from its result files and never typed.
+"""The tables of a benchmark, made from its result files.
 
 results_page(load_benchmark(folder))              # RESULTS.md
 make_table(load_benchmark(folder), "scores")      # one of them, for a page of the docs: see benchmark_pages.py
@@ -26,7 +26,7 @@ AGAIN_LABEL = "imitation, written again"
 
 @dataclass(frozen=True)
 class System:
-    """A row of the tables: what learned from whom, with its rows by seed."""
+    """A row of the tables: a learner and its feedback, with the results of each seed."""
 
     label: str
     name: str
@@ -35,7 +35,7 @@ class System:
     prompts: int
 
     def lines(self, key: str) -> Array:
-        """`[seeds, prompts]`, or `[seeds, prompts, lines]` where there are several; NaN where there is no number."""
+        """`[seeds, prompts]`, or `[seeds, prompts, lines]` if there are several; NaN for missing numbers."""
         flat = np.array([[np.nan if v is None else v for v in row[key]] for row in self.rows], dtype=np.float64)
         several = flat.shape[1] > self.prompts
         return flat.reshape(len(flat), self.prompts, -1) if several else flat
@@ -48,15 +48,15 @@ class System:
         return float(stats.mean(values)) if np.isfinite(values).any() else float("nan")
 
     def win_tie(self, whose: str, other: str = "") -> Array:
-        """P(win) + P(tie) line by line, by the held-out judge or the feedback's; beside the teacher's line, or (other
-        "_itself") beside the policy's own of the first time."""
+        """P(win) + P(tie) line by line, by the held-out judge or the feedback's; against the teacher's line, or (other
+        "_itself") the policy's own first line."""
         judge = "_held_out" if whose == "held out" else ""
         wins, ties = (f"{kind}{other}{judge}" for kind in ("wins", "ties"))
         return np.minimum(1.0, self.lines(wins) + self.lines(ties) / 2)
 
 
 def systems_of(bench: Benchmark) -> list[System]:
-    """Best held-out score first. What did not learn stands in one row, whoever else was asked about it."""
+    """Best held-out score first. A system that did not learn has one row, whatever feedback measured it."""
     by_system: dict[tuple[str, str], list[Row]] = {}
     sources = [f.name for f in bench.spec.feedback]
     for row in bench.rows:
@@ -170,7 +170,7 @@ def _texts(bench: Benchmark) -> str:
 
 
 def _noise(bench: Benchmark) -> str:
-    """What the same policy gives that has written twice: no smaller difference between two systems means anything."""
+    """The difference between two passes of the same policy: a smaller one between two systems means nothing."""
     by_name = {s.name: s for s in systems_of(bench)}
     again, first = by_name.get(WRITTEN_AGAIN), by_name.get(IMITATION)
     columns: dict[str, Callable[[System], str]] = {
@@ -206,7 +206,7 @@ def _spent(bench: Benchmark) -> str:
 
 
 def ratings_of(bench: Benchmark) -> list[tuple[System, stats.Rating]]:
-    """Bradley-Terry over all systems; one that was not run with a seed does not play in it, and no policy plays
+    """Bradley-Terry ratings of all systems; a system plays no games in seeds it was not run with, and no policy plays
     twice."""
     systems = [s for s in systems_of(bench) if s.name != WRITTEN_AGAIN]
     array = np.full((len(systems), len(bench.spec.seeds), *systems[0].lines("scores").shape[1:]), np.nan)
@@ -227,7 +227,7 @@ def _ratings(bench: Benchmark) -> str:
 
 
 def _improvement(bench: Benchmark) -> str:
-    """Each beside the imitation it began with and the control that does not learn."""
+    """Each system compared with the imitation it started from and the control that does not learn."""
     systems = systems_of(bench)
     controls = [s for s in systems if s.name == "imitation" or s.name.startswith("best-of")]
     learned = [s for s in systems if s.name not in FIXED]
@@ -261,7 +261,7 @@ def _improved(system: System, control: System) -> str:
 def curve_of(
     bench: Benchmark, system: System, key: str, over: str = "samples"
 ) -> list[tuple[list[float], list[float]]]:
-    """A seed's points, each: what was spent, and what was measured. All begin with the imitation."""
+    """For each seed, what was spent and what was measured at each point. All start with the imitation."""
     curves = []
     for row in system.rows:
         points = [
@@ -277,7 +277,7 @@ def curve_of(
 
 
 def _efficiency(bench: Benchmark) -> str:
-    """On dev prompts: the score when a share of the budget was spent, and the mean on the way."""
+    """On dev prompts: the score when a share of the budget was spent, and the mean over the budget."""
     budget = bench.spec.budget.samples or bench.spec.budget.judgements or 0
     over = "samples" if bench.spec.budget.samples else "judgements"
     systems = [s for s in systems_of(bench) if curve_of(bench, s, "score", over)]
@@ -299,7 +299,7 @@ def _efficiency(bench: Benchmark) -> str:
 
 
 def _overoptimisation(bench: Benchmark) -> str:
-    """At the end: how far each went, and whether the training judge still agrees with the held-out one."""
+    """At the end: how far each moved, and whether the training judge still agrees with the held-out one."""
 
     def gap(s: System) -> str:
         return _bounds(stats.paired_difference(s.lines("wins"), s.lines("wins_held_out")), 0, 100)
@@ -316,7 +316,7 @@ def _overoptimisation(bench: Benchmark) -> str:
 
 
 def _effects(bench: Benchmark, systems: Sequence[System] | None = None) -> str:
-    """The main figures in one table: score, meaning, length, and both judges."""
+    """The main results in one table: score, meaning, length, and both judges."""
     if systems is None:
         systems = sorted(systems_of(bench), key=lambda s: (s.name not in FIXED, _place(bench, s)))
     columns: dict[str, Callable[[System], str]] = {"held-out score": lambda s: _bounds(score(s))}
@@ -338,7 +338,7 @@ def _place(bench: Benchmark, system: System) -> tuple[int, int]:
 
 
 def _critics(bench: Benchmark) -> str:
-    """The critics that were trained for it, on the prompts that they kept aside."""
+    """The critics trained for the benchmark, on their held-out prompts."""
     lines = ["| | trained on | pairs right, % | pairs |", "|---|---|---|---|"]
     for name, dev in bench.record["trained"].items():
         right = f"{100 * dev['pair_accuracy']:.1f}"
@@ -365,7 +365,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
 
 
 def make_table(bench: Benchmark, name: str) -> str:
-    """One table by its name; those of the spec's [[compare]] are called by theirs."""
+    """One table by its name, or by that of one of the spec's [[compare]]."""
     for compare in bench.spec.compare:
         if compare.name == name:
             by_name = {s.name: s for s in systems_of(bench)}
@@ -393,7 +393,7 @@ def lines_of(bench: Benchmark) -> int:
 
 
 def results_page(bench: Benchmark) -> str:
-    """RESULTS.md: every table, and what made it."""
+    """RESULTS.md: every table, and how it was made."""
     record: Mapping[str, Any] = bench.record
     budget = {k: v for k, v in bench.spec.budget.model_dump().items() if v is not None and k != "evaluations"}
     seeds = ", ".join(map(str, bench.spec.seeds))

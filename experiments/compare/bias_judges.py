@@ -1,7 +1,7 @@
-"""Two ways to ask that a benchmark compares with the usual one: a judge in one order only, and a critic as a judge.
+"""Two judges that a benchmark compares with the usual one: a judge asked in one order only, and a critic as a judge.
 
-OneOrder(judge="pocket-crowd")(pairs)              # the pair as it comes: a liking for the first place stays in
-make_critic_judge(critic="pocket")(pairs)          # of two lines the one with the higher score
+OneOrder(judge="pocket-crowd")(pairs)              # the pair as given: a preference for the first place remains
+make_critic_judge(critic="pocket")(pairs)          # prefers the line with the higher score
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from humor_env.types import Joke, Verdict, critic_name
 
 
 class OneOrder:
-    """What a careless experiment does, for measuring what care is worth. The judge must have `ask` (one order)."""
+    """A judge asked in one order, as in a careless experiment, to measure the effect. It must have the method `ask`."""
 
     def __init__(self, judge: str = "pocket-crowd", judge_options: Mapping[str, Any] | None = None) -> None:
         self.judge: Any = registry.judges.make(judge, **(judge_options or {}))
@@ -29,5 +29,5 @@ class OneOrder:
 
 
 def make_critic_judge(critic: str, critic_options: Mapping[str, Any] | None = None) -> CriticAsJudge:
-    """By name, so that a file can say it."""
+    """A critic as a judge, by name, so that a file can give it."""
     return CriticAsJudge(registry.critics.make(critic, **(critic_options or {})))

@@ -1,4 +1,4 @@
-"""Cells: pieces of a long measurement, each done once, in a process of its own, and never again.
+"""Cells: pieces of a long measurement, each run once, in its own process, and never again.
 
     cells = [Cell("ppo/seed-0", folder / "ppo" / "seed-0", "package.module:job", {"steps": 100}, seed=0)]
     outcomes = run_cells(cells, workers=2, threads=1)       # or launcher="ray"
@@ -6,9 +6,9 @@
     outcomes["ppo/seed-0"].error                            # or why there is none
 
 A job is a function `job(spec, seed, folder) -> plain data`, named by its import path so that another process or machine
-can find it. Its result is written whole or not at all (`result.json`, beside what it was asked for), so a measurement
-that was killed goes on with the cells that are missing. A cell that fails leaves `failure.json` with its traceback and
-`log.txt` with all it printed; the others go on, but those that need it are not begun.
+can find it. Its result is written in full or not at all (`result.json`, together with its spec), so a killed
+measurement continues with the cells that are missing. A cell that fails leaves `failure.json` with its traceback and
+`log.txt` with its output; the others continue, except those that need it, which do not start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece of work. `spec` is plain data (what JSON can hold); `needs` are names of cells that come first."""
+    """One piece of work. `spec` is plain data (JSON); `needs` are the names of cells that must come first."""
 
     name: str
     folder: Path
@@ -44,13 +44,13 @@ class Cell:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What decides the result. The folder does not: a measurement may be moved."""
+        """Everything that determines the result. The folder does not: a measurement may be moved."""
         return json.loads(json.dumps({"name": self.name, "job": self.job, "seed": self.seed, "spec": self.spec}))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell. `again` says that it was done before and only read now."""
+    """The outcome of a cell. `again`: it was done earlier and has only been read now."""
 
     name: str
     result: Any = None
@@ -67,7 +67,7 @@ def run_cells(
     launcher: str = "local",
     say: Say = lambda _: None,
 ) -> dict[str, Outcome]:
-    """Do what is not done yet, `workers` cells at a time with `threads` threads each; by name, in the given order."""
+    """Run the cells not done yet, `workers` at a time with `threads` threads each; outcomes by name, in given order."""
     from humor_env.experiments.compare.launchers import launch
 
     _check(cells, workers, threads)
@@ -83,12 +83,12 @@ def run_cells(
         say(f"{len(outcomes)} of {len(cells)} cells were done before")
 
     def ready() -> Cell | None:
-        """The next cell whose needs are met; those whose needs have failed are given up on the way."""
+        """The next cell whose needs are met; cells whose needs have failed are settled as not started."""
         for cell in list(waiting):
             failed = [n for n in cell.needs if n in outcomes and outcomes[n].error is not None]
             if failed:
                 waiting.remove(cell)
-                settle(Outcome(cell.name, error=f"not begun: it needs '{failed[0]}', which failed"))
+                settle(Outcome(cell.name, error=f"not started: it needs '{failed[0]}', which failed"))
             elif all(n in outcomes for n in cell.needs):
                 waiting.remove(cell)
                 (cell.folder / FAILURE).unlink(missing_ok=True)  # else its process may die and leave that of last time
@@ -106,7 +106,7 @@ def run_cells(
 
 
 def finished(cell: Cell) -> Outcome | None:
-    """The outcome of a cell that was done before, None where there is none."""
+    """The outcome of a cell that was done earlier, or None."""
     path = cell.folder / RESULT
     if not path.is_file():
         return None
@@ -114,14 +114,14 @@ def finished(cell: Cell) -> Outcome | None:
     if result["cell"] != cell.asked:
         changed = [key for key, value in cell.asked.items() if result["cell"].get(key) != value]
         raise CheckpointError(
-            f"'{cell.folder}' holds a result of other settings ({', '.join(changed)} changed). Give another folder, or "
-            "delete this one to have the cell done again."
+            f"'{cell.folder}' holds a result with other settings ({', '.join(changed)} changed). Give another folder, "
+            "or delete this one to run the cell again."
         )
     return Outcome(cell.name, result["result"], None, result["seconds"], again=True)
 
 
 def execute(cell: Cell, threads: int) -> Outcome:
-    """Do a cell in this process: what launchers call where the work happens. Never raises but for Ctrl-C."""
+    """Run a cell in this process; called by launchers. Never raises, except for Ctrl-C."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / FAILURE).unlink(missing_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -140,14 +140,14 @@ def execute(cell: Cell, threads: int) -> Outcome:
 
 
 def outcome_of(cell: Cell, exit_code: int | None) -> Outcome:
-    """What a process that was to do the cell has left behind."""
+    """The outcome of a cell whose process has ended, from the files it left."""
     done = finished(cell)
     if done is not None:
         return Outcome(cell.name, done.result, None, done.seconds)
     if (cell.folder / FAILURE).is_file():
         return Outcome(cell.name, error=read_json(cell.folder / FAILURE)["error"])
     if exit_code is not None and exit_code < 0:
-        why = f"its process was ended by signal {-exit_code}" + (" (out of memory?)" if exit_code == -9 else "")
+        why = f"its process was killed by signal {-exit_code}" + (" (out of memory?)" if exit_code == -9 else "")
     else:
         why = f"its process ended with exit code {exit_code} and no result"
     return Outcome(cell.name, error=f"{why}; see {cell.folder / LOG}")

@@ -1,10 +1,10 @@
-"""Where cells are computed: processes of this machine, or a Ray cluster.
+"""Where cells run: in processes on this machine, or on a Ray cluster.
 
     launch("local", ready, settle, workers=2, threads=1)
 
-A launcher takes from `ready()` whenever it has a free place (None: nothing can begin now), does the cell somewhere by
-`jobs.execute`, and hands what became of it to `settle()`. Ray runs on this machine where no cluster is named
-(`RAY_ADDRESS`); on a cluster the folder must be one that all its machines see.
+A launcher takes a cell from `ready()` whenever it has a free worker (None: nothing can start now), runs it with
+`jobs.execute`, and passes the outcome to `settle()`. Ray runs on this machine unless a cluster is named
+(`RAY_ADDRESS`); on a cluster, the folder must be visible to all its machines.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Ready = Callable[[], Cell | None]
 Settle = Callable[[Outcome], None]
 LAUNCHERS = ("local", "ray")
 STOPPED = 130
-_PATIENCE = 60.0  # seconds that a learner gets to finish its step and save, once it was asked to stop
+_PATIENCE = 60.0  # seconds that a learner gets to finish its step and save after being asked to stop
 
 
 def launch(name: str, ready: Ready, settle: Settle, *, workers: int, threads: int) -> None:
-    """Do cells until none is left."""
+    """Run cells until none is left."""
     if name == "local":
         _local(ready, settle, workers, threads)
     elif name == "ray":
@@ -42,7 +42,7 @@ def launch(name: str, ready: Ready, settle: Settle, *, workers: int, threads: in
 
 
 def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
-    # Forked from a server that has the imports behind it and no threads yet: quick and clean, and each has its own.
+    # Forked from a server that has done the imports and has no threads yet: a quick start in a clean process.
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     running: dict[BaseProcess, Cell] = {}
     try:
@@ -63,7 +63,7 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
                     raise KeyboardInterrupt
                 settle(outcome_of(cell, process.exitcode))
     except KeyboardInterrupt:
-        # Ctrl-C reached them too: they finish their step and save. Asking again would end them at once.
+        # Ctrl-C reached them too: they finish their step and save. A second signal would end them at once.
         until = time.monotonic() + _PATIENCE
         for process in running:
             process.join(max(0.0, until - time.monotonic()))
@@ -78,7 +78,7 @@ def _local(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
 
 
 def _modules_of(cell: Cell) -> list[str]:
-    """The job's, unless it is the program that runs here: multiprocessing imports that by itself."""
+    """The job's module, unless it is the running program, which multiprocessing imports by itself."""
     module = cell.job.partition(":")[0]
     running = getattr(sys.modules["__main__"], "__spec__", None)
     return [] if running is not None and running.name == module else [module]
@@ -87,9 +87,9 @@ def _modules_of(cell: Cell) -> list[str]:
 def _in_child(cell: Cell, threads: int, environment: dict[str, str]) -> None:
     from tqdm import tqdm
 
-    os.environ.update(environment)  # the server that forks children has that of its own beginning, keys too
+    os.environ.update(environment)  # the fork server still has the environment, keys included, from its start
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Else the lock of progress bars is a semaphore of the system, and `os._exit` leaves it for Python to complain of.
+    # Otherwise tqdm's lock is a system semaphore, which `os._exit` would leak, with a warning from Python.
     tqdm.set_lock(threading.RLock())
     cell.folder.mkdir(parents=True, exist_ok=True)
     log = os.open(cell.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -101,11 +101,11 @@ def _in_child(cell: Cell, threads: int, environment: dict[str, str]) -> None:
         os._exit(STOPPED)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if outcome.error is None else 1)  # nothing a library left behind may hold the result up
+    os._exit(0 if outcome.error is None else 1)  # nothing that a library left behind may delay the result
 
 
 def _end_with_parent() -> None:
-    """A killed measurement must not leave processes that write into the folder of the one that goes on."""
+    """Exit with the parent: a killed measurement must not leave processes that write while another one continues it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -119,10 +119,10 @@ def _ray(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
         raise MissingExtra("The launcher 'ray' needs Ray: pip install 'humor-env[ray]'.") from None
     started = not ray.is_initialized()
     if started:
-        # A cluster that RAY_ADDRESS names has its own size; here it is ours to say.
+        # A cluster named by RAY_ADDRESS has its own size; here we set it.
         here: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers * threads}
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, **here)
-    # One process for each cell, so that nothing of one is left in the next; a crash is ours to report, not to retry.
+    # One process per cell, so that no state is left for the next; crashes are reported by us, not retried by Ray.
     task = ray.remote(num_cpus=threads, max_calls=1, max_retries=0)(_on_ray)
     running: dict[Any, Cell] = {}
     try:
@@ -152,7 +152,7 @@ def _ray(ready: Ready, settle: Settle, workers: int, threads: int) -> None:
 
 
 _NOT_SHARED = (
-    "its machine wrote the result where this one cannot read it: give a folder that all machines of the cluster see"
+    "its machine wrote the result where this one cannot read it: use a folder that all machines of the cluster share"
 )
 
 

@@ -1,4 +1,4 @@
-"""What one learner of a benchmark may take, and the steps or prompts per round that follow from it.
+"""The budget of one learner of a benchmark, and the steps or prompts per round that follow from it.
 
 fit_budget(PPOConfig, {"batch_size": 32}, BudgetTable(samples=640), LearnerTable(name="ppo"))    # 20 steps
 """
@@ -28,7 +28,7 @@ class BudgetTable(Table):
 
 
 class LearnerTable(Table):
-    """`budget` is the share of the whole budget that this one gets; `feedback` the sources it is tried with (all)."""
+    """`budget` is the learner's share of the whole budget; `feedback` the sources it is run with (default: all)."""
 
     name: Name
     learner: str | None = None
@@ -47,7 +47,7 @@ def fit_budget(
     budget: BudgetTable,
     learner: LearnerTable,
 ) -> dict[str, Any]:
-    """The settings with steps, or prompts per round, and evaluations on the way as the budget has it."""
+    """The settings, with the steps or prompts per round and the evaluations that the budget allows."""
     fitted = dict(settings)
     fields = {f.name: f for f in dataclasses.fields(config)}
     hints = typing.get_type_hints(config)
@@ -59,7 +59,7 @@ def fit_budget(
     judgements = None if budget.judgements is None else int(budget.judgements * learner.budget)
     if {"rounds", "prompts_per_round", "pairs"} <= set(fields):
         if "pairs_of" in fields and value("pairs_of") == "teacher":
-            return fitted  # the student writes nothing for it
+            return fitted  # the student writes nothing to learn from
         _refuse(fitted, "prompts_per_round", learner)
         rounds = value("rounds")
         candidates = fitted.get("pairs", {}).get("candidates", default_of(fields["pairs"]).candidates)

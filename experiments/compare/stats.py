@@ -1,24 +1,24 @@
 """Statistics for few seeds and many prompts: pure functions from arrays to numbers with intervals.
 
-    interval([scores])                        # scores [seeds, prompts]: mean, and its 95 % bootstrap interval
-    interval([scores])                        # or [seeds, prompts, lines]: a prompt counts by the mean of its lines
+    interval([scores])                        # scores [seeds, prompts]: the mean with its 95 % bootstrap interval
+    interval([scores])                        # or [seeds, prompts, lines]: lines of a prompt are averaged first
     interval([scores], interquartile_mean)
     probability_of_improvement(a, b)          # a, b [seeds, prompts]: how likely is a run of a to beat one of b?
     paired_difference(a, b)                   # same seeds, same prompts
     bradley_terry(scores)                     # [systems, seeds, prompts]: ratings, intervals, tiers
-    length_controlled(wins, longer)           # the win rate, were both lines of one length
+    length_controlled(wins, longer)           # the win rate if both lines had the same length
 
-Interquartile mean, stratified bootstrap, probability of improvement and performance profiles are those of Agarwal and
-others 2021 ("Deep Reinforcement Learning at the Edge of the Statistical Precipice"). Their package rliable 1.2.0 is on
-PyPI, but needs arch, pandas and seaborn (and so matplotlib) for a few dozen lines of NumPy: these are written here, and
-differ in one thing: prompts are resampled beside seeds, because a held-out set is a sample too.
+Interquartile mean, stratified bootstrap, probability of improvement and performance profiles follow Agarwal et al. 2021
+("Deep Reinforcement Learning at the Edge of the Statistical Precipice"). Their package rliable 1.2.0 is on PyPI, but
+needs arch, pandas and seaborn (and so matplotlib) for a few dozen lines of NumPy. Ours differ in one point: prompts
+are resampled as well as seeds, because a held-out set is a sample too.
 
-Lines for one prompt are not independent tests: prompts are drawn whole, with all their lines.
+Lines for one prompt are not independent: a prompt is resampled with all its lines.
 
-A bootstrap draws only what it has seen. Below `FEWEST` prompts, or below `FEWEST_RUNS` runs that have one number each,
-there are no bounds (NaN); where all scores are alike, the rule of three gives them.
+Below `FEWEST` prompts, or below `FEWEST_RUNS` runs with a single number each, there are no bounds (NaN), because a
+bootstrap draws only from what it has seen; if all scores are equal, the rule of three gives the bounds.
 
-NaN is a score that is missing (a failed judgement) and is left out. All chance comes from `seed`.
+NaN is a missing score (a failed judgement) and is left out. All randomness comes from `seed`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ELO = 400 / np.log(10)  # points for each factor of e in the odds
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and the bounds that the truth lies between, as far as seeds and prompts can tell."""
+    """A number with the bounds of its interval over seeds and prompts."""
 
     value: float
     low: float
@@ -56,19 +56,19 @@ class Interval:
 
 
 def mean(values: Array) -> Array:
-    """Over the last axis, without what is missing; NaN where all is."""
+    """The mean over the last axis, without missing values; NaN if all are missing."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(known, values, 0.0).sum(-1) / known.sum(-1))
 
 
 def interquartile_mean(values: Array) -> Array:
-    """The mean of the middle half of what is not missing, over the last axis; NaN where all is. Neither one lucky seed
-    nor one that failed decides it."""
+    """The mean of the middle half over the last axis, without missing values; NaN if all are missing. Neither a lucky
+    seed nor a failed one dominates it."""
     count = np.isfinite(values).sum(-1, keepdims=True)
     cut, place = count // 4, np.arange(np.shape(values)[-1])
     middle = (place >= cut) & (place < count - cut)
-    return mean(np.where(middle, np.sort(values, axis=-1), np.nan))  # what is missing is sorted to the end
+    return mean(np.where(middle, np.sort(values, axis=-1), np.nan))  # NaN is sorted to the end
 
 
 def interval(
@@ -80,12 +80,12 @@ def interval(
     level: float = LEVEL,
     lowest: float = 0.0,
 ) -> Interval:
-    """A statistic of the scores of runs, and its bootstrap interval. Scores lie between `lowest` and 1, which matters
-    only where all are alike.
+    """A statistic of the scores of runs, with its bootstrap interval. Scores lie between `lowest` and 1, which matters
+    only if all are equal.
 
     Each stratum (a task, a critic) is `[seeds]`, or `[seeds, prompts]`, whose rows are averaged, or `[seeds, prompts,
-    lines]`, where the lines of a prompt are averaged first. Runs are resampled within their stratum, prompts alike for
-    all runs of it: the two kinds of luck are crossed, not nested.
+    lines]`, where the lines of a prompt are averaged first. Runs are resampled within their stratum, with the same
+    prompts for all its runs: the two sources of variance are crossed, not nested.
     """
     arrays = [_matrix(stratum) for stratum in strata]
     source = generator(seed, "interval")
@@ -155,8 +155,8 @@ def _interval(value: float, resampled: ArrayLike, level: float) -> Interval:
 def probability_of_improvement(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> Interval:
-    """How likely a run of `a` scores higher than one of `b`; equal scores count half. Above one half with the whole
-    interval: `a` is better."""
+    """How likely a run of `a` scores higher than one of `b`; equal scores count half. If the whole interval is above
+    one half, `a` is better."""
     first, second = _matrix(a), _matrix(b)
     source = generator(seed, "improvement")
     runs = [_resampled_runs(array, source, resamples) for array in (first, second)]
@@ -168,7 +168,7 @@ def probability_of_improvement(
 
 
 def _share_above(a: Array, b: Array) -> Array:
-    """Mann and Whitney's U over the number of pairs, over the last axis; runs without a score take no part."""
+    """The Mann-Whitney U divided by the number of pairs, over the last axis; runs without a score do not count."""
     difference = a[..., :, None] - b[..., None, :]
     wins = np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), np.nan)
     return mean(wins.reshape(*wins.shape[:-2], -1))
@@ -177,8 +177,8 @@ def _share_above(a: Array, b: Array) -> Array:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> Interval:
-    """The mean of a - b where seeds and prompts are the same in both: what they share cancels out. Of prompts with
-    several lines the means are compared."""
+    """The mean of a - b with the same seeds and prompts in both, so that what they share cancels out. For prompts with
+    several lines, the means are compared."""
     first, second = _matrix(a), _matrix(b)
     if first.shape != second.shape:
         raise InvalidOption(f"Pairs need the same seeds and prompts; found {first.shape} and {second.shape}.")
@@ -189,7 +189,7 @@ def paired_difference(
 def performance_profile(
     scores: ArrayLike, thresholds: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> list[Interval]:
-    """For each threshold the share of lines that score above it, over all seeds and prompts."""
+    """For each threshold, the share of lines that score above it, over all seeds and prompts."""
     array = np.asarray(scores, dtype=np.float64)
     profile = []
     for threshold in np.asarray(thresholds, dtype=np.float64):
@@ -200,8 +200,8 @@ def performance_profile(
 
 @dataclass(frozen=True)
 class Rating:
-    """A system's strength in Elo points (0 is the average system, 400 more are ten times the odds) and its tier: 1 is
-    the best, and systems whose intervals overlap that of their tier's first share it."""
+    """A system's strength in Elo points (0 is the average system, 400 points are ten times the odds) and its tier: 1 is
+    the best, and a tier holds the systems whose intervals overlap that of its first."""
 
     system: int
     points: Interval
@@ -212,8 +212,8 @@ def bradley_terry(
     scores: ArrayLike, *, seed: int = 0, resamples: int = 500, level: float = LEVEL, prior: float = 1.0
 ) -> list[Rating]:
     """Ratings of systems, best first, from scores `[systems, seeds, prompts]`: on each prompt of each seed the higher
-    score wins, equal ones draw. With `[systems, seeds, prompts, lines]` line k meets line k, and all of a prompt's
-    games together count as one. `prior` games against an average system keep the strength of one that always wins
+    score wins and equal scores draw. With `[systems, seeds, prompts, lines]`, line k plays line k, and all games of a
+    prompt together count as one. `prior` games against an average system keep the strength of one that always wins
     finite. Below `FEWEST` prompts there are no bounds, and one tier."""
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim not in (3, 4) or len(array) < 2:
@@ -261,8 +261,8 @@ def _if_otherwise(wins: Array, system: int, prompts: int, prior: float) -> Inter
 
 
 def _games(scores: Array) -> Array:
-    """`[systems, systems, seeds, prompts]`: 1 where the first beats the second, 1/2 for a draw, 0 where not both were
-    scored or a system would meet itself."""
+    """`[systems, systems, seeds, prompts]`: 1 if the first beats the second, 1/2 for a draw, 0 if either has no score
+    or both are the same system."""
     difference = scores[:, None] - scores[None, :]
     wins = np.where(np.isfinite(difference), (difference > 0) + 0.5 * (difference == 0), 0.0)
     wins[np.arange(len(scores)), np.arange(len(scores))] = 0.0
@@ -270,8 +270,8 @@ def _games(scores: Array) -> Array:
 
 
 def tiers(intervals: Sequence[Interval]) -> list[int]:
-    """Of intervals in the order of their values, best first: a new tier begins where one does not overlap the first of
-    the tier before."""
+    """The tiers of intervals sorted by value, best first: a new tier starts with the first interval that does not
+    overlap the first of the current tier."""
     numbers: list[int] = []
     first: Interval | None = None
     for rating in intervals:
@@ -287,9 +287,9 @@ def length_controlled(wins: ArrayLike, longer: ArrayLike, ridge: float = 1e-2) -
     """The win rate that a judge would give if no line were longer than the one it is compared with.
 
     A logistic model of the verdict, s(a + b tanh(longer / deviation)), fitted by Newton's method to the judge's
-    probabilities; the length term is then dropped: s(a). That is the length control of AlpacaEval 2 (Dubois and others
-    2024) without its term for a prompt's difficulty, which one system alone cannot tell from its own strength. `ridge`
-    keeps both numbers finite where the judge never doubts.
+    probabilities; the length term is then dropped: s(a). This is the length control of AlpacaEval 2 (Dubois et al.
+    2024) without its term for a prompt's difficulty, which a single system cannot separate from its own strength.
+    `ridge` keeps both numbers finite if the judge is always certain.
     """
     target, length = np.asarray(wins, dtype=np.float64), np.asarray(longer, dtype=np.float64)
     known = np.isfinite(target) & np.isfinite(length)
@@ -327,8 +327,8 @@ def mean_curve(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> list[Interval]:
-    """The mean of several runs' curves (x, y) at the places `at`, with intervals over runs. Between two points a curve
-    is straight; where a run has not begun or has ended, it has no say."""
+    """The mean of several runs' curves (x, y) at the points `at`, with intervals over runs. Curves are interpolated
+    linearly; a run counts only between its first and last point."""
     places = np.asarray(at, dtype=np.float64)
     rows = np.stack([np.interp(places, *_sorted(x, y), left=np.nan, right=np.nan) for x, y in curves])  # [S, X]
     intervals = []
@@ -340,8 +340,8 @@ def mean_curve(
 
 
 def area_under(x: ArrayLike, y: ArrayLike, until: float) -> float:
-    """The mean height of a curve from its first point to `until`: how good a learner was on the way, not only at the
-    end. Beyond its last point a curve stays where it was."""
+    """The mean height of a curve from its first point to `until`: how good a learner was during training, not only at
+    the end. After its last point a curve is constant."""
     places, heights = _sorted(x, y)
     if until <= places[0]:
         return float(heights[0])
@@ -358,13 +358,13 @@ def _sorted(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
 
 
 def overoptimisation(kl: ArrayLike, feedback: ArrayLike, held_out: ArrayLike) -> tuple[Array, Array]:
-    """The distance from the start as √KL, and how much better the critic that teaches thinks of the lines than the one
-    that does not. Both must mean the same, such as a win rate against the teacher. A gap that grows with the distance
-    is what learning to please looks like. A KL estimated below 0 is 0."""
+    """The distance from the start as √KL, and how much higher the training critic scores the lines than the held-out
+    one. Both must measure the same, such as a win rate against the teacher. A gap that grows with the distance is
+    overoptimisation. A KL estimated below 0 counts as 0."""
     distance = np.sqrt(np.clip(np.asarray(kl, dtype=np.float64), 0.0, None))
     return distance, np.asarray(feedback, dtype=np.float64) - np.asarray(held_out, dtype=np.float64)
 
 
 def best_of_n_kl(n: int) -> float:
-    """How far best-of-n is from the writer it chooses from: log n - (n - 1) / n, exact where no two lines tie."""
+    """The KL of best-of-n from the policy it samples from: log n - (n - 1) / n, exact if no two lines tie."""
     return float(np.log(n) - (n - 1) / n)

@@ -1,4 +1,4 @@
-"""Critics that a benchmark trains before all else, on files that are the user's own.
+"""Critics that a benchmark trains first, on the user's own files.
 
     [[data]]
     name = "humicroedit"                            # --data humicroedit=task-1_train.csv; "{data.humicroedit}" below
@@ -9,8 +9,8 @@
     data = ["humicroedit={data.humicroedit}"]
     settings = { model = "minilm", epochs = 1 }     # as train-critic takes them
 
-Both names may stand in any text of the benchmark. A critic is a cell like any other: it is trained once, and a
-benchmark that was stopped goes on with what is missing.
+Both names may be used in any string of the benchmark. A critic is a cell like any other: it is trained once, and a
+stopped benchmark continues with what is missing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import Field
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.experiments.compare.jobs import Cell
 from humor_env.experiments.specs.learner_settings import Table
+from humor_env.shared.user_path import user_path
 
 JOB = "humor_env.experiments.compare.trained_critics:train_for_benchmark"
 FOLDER, CRITIC = "trained", "critic"
@@ -34,7 +35,7 @@ _NAMED = re.compile(r"\{((?:data|trained)\.[^{}]*)\}")
 
 
 class DataTable(Table):
-    """A file that this project does not bring along. `what` says where it comes from."""
+    """A file that this project does not include. `what` says where it comes from."""
 
     name: Name
     what: str
@@ -58,16 +59,16 @@ def with_files(tables: Sequence[DataTable], entries: Sequence[str]) -> list[Data
         if not (name and equals and file):
             raise InvalidOption(f"--data is NAME=FILE; found {entry!r}.")
         if name not in known:
-            takes = f"It takes {', '.join(sorted(known))}." if known else "It takes none."
+            takes = f"It takes: {', '.join(sorted(known))}." if known else "It takes none."
             raise InvalidOption(f"This benchmark takes no file '{name}'.{did_you_mean(name, known)} {takes}")
-        if not Path(file).is_file():
+        if not user_path(file).is_file():
             raise InvalidOption(f"--data {name}: there is no file '{file}'.")
-        files[name] = str(Path(file).resolve())
+        files[name] = str(user_path(file).resolve())
     return [table.model_copy(update={"file": files.get(table.name, table.file)}) for table in tables]
 
 
 def file_names(tables: Sequence[DataTable]) -> dict[str, str]:
-    """What "{data.NAME}" stands for."""
+    """The paths that "{data.NAME}" stands for."""
     missing = [table for table in tables if not table.file]
     if missing:
         wanted = "; ".join(f"--data {table.name}=FILE ({table.what})" for table in missing)
@@ -76,13 +77,12 @@ def file_names(tables: Sequence[DataTable]) -> dict[str, str]:
 
 
 def folder_names(trained: Mapping[str, str], cell_folder: Path) -> dict[str, str]:
-    """What "{trained.NAME}" stands for, by the paths that a cell was given."""
+    """The paths that "{trained.NAME}" stands for, from those that a cell was given."""
     return {f"trained.{name}": str((cell_folder / path).resolve()) for name, path in trained.items()}
 
 
 def fill_names(value: Any, names: Mapping[str, str], *, others: bool = False) -> Any:
-    """Plain data with each "{data.…}" and "{trained.…}" replaced by what it stands for; with `others`, only those that
-    are known."""
+    """Plain data with each "{data.…}" and "{trained.…}" replaced by its path; with `others`, unknown names stay."""
     if isinstance(value, str):
 
         def stands_for(match: re.Match[str]) -> str:
@@ -90,7 +90,7 @@ def fill_names(value: Any, names: Mapping[str, str], *, others: bool = False) ->
                 return names[match[1]]
             if others:
                 return match[0]
-            raise InvalidOption(f"'{match[0]}' names nothing here.{did_you_mean(match[1], names)}")
+            raise InvalidOption(f"'{match[0]}' is not a known name.{did_you_mean(match[1], names)}")
 
         return _NAMED.sub(stands_for, value)
     if isinstance(value, Mapping):
@@ -101,7 +101,7 @@ def fill_names(value: Any, names: Mapping[str, str], *, others: bool = False) ->
 
 
 def named_in(value: Any) -> set[str]:
-    """The names ("data.x", "trained.y") that stand in plain data."""
+    """The names ("data.x", "trained.y") used in plain data."""
     if isinstance(value, str):
         return set(_NAMED.findall(value))
     if isinstance(value, Mapping):
@@ -122,12 +122,12 @@ def cells_of(tables: Sequence[TrainedTable], root: Path) -> list[Cell]:
 
 
 def train_for_benchmark(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """The job of a cell: what `humor-env train-critic` does, in the cell's own folder."""
+    """The job of a cell: `humor-env train-critic` in the cell's folder."""
     from humor_env.rewards.trained.critic_data import sets_from_files
     from humor_env.rewards.trained.train_critic import config_of, train
 
     out = folder / CRITIC
-    shutil.rmtree(out, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(out, ignore_errors=True)  # left by a killed process
     sets = sets_from_files(spec["data"])
     made = train(config_of(spec["settings"]), sets, out)
     if made.stopped:

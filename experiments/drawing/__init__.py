@@ -1,1 +1,1 @@
-"""Charts as SVG. Knows nothing of runs."""
+"""Charts as SVG, independent of runs."""

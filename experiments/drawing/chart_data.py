@@ -1,4 +1,4 @@
-"""What charts are drawn from: lines, marks, dots, bars, points, values and sample texts."""
+"""The data that charts are drawn from: lines, marks, dots, bars, points, values and sample texts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, with a band between `low` and `high` where given. Lines of one name share colour and legend; a `faint`
-    one is background, such as one seed behind the mean of all. A value that is not finite leaves a gap."""
+    """A curve, with a band between `low` and `high` if given. Lines of one name share colour and legend; a `faint` line
+    is background, such as one seed behind the mean of all. A value that is not finite leaves a gap."""
 
     name: str
     x: Sequence[float]
@@ -21,7 +21,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the x axis worth a look, such as where two curves part."""
+    """A notable point on the x axis, such as where two curves diverge."""
 
     x: float
     label: str
@@ -48,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Points:
-    """A cloud of points, or with `joined` a curve through them; `labels` are shown when one points at them."""
+    """A cloud of points, or with `joined` a curve through them; `labels` are shown on hover."""
 
     name: str
     x: Sequence[float]
@@ -59,7 +59,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Values:
-    """Numbers whose spread is shown, under one name."""
+    """Numbers under one name whose distribution is shown."""
 
     name: str
     values: Sequence[float]

@@ -1,10 +1,10 @@
-"""What every chart of `charts.py` is made of: escaped tags, nice ticks, estimated text widths, and the frame with axes.
+"""The parts of every chart in `charts.py`: escaped tags, round ticks, estimated text widths, and the frame with axes.
 
     ticks(0, 0.93)                       # [0.0, 0.2, 0.4, 0.6, 0.8]
     number(12_400), number(0.25)         # "12.4k", "0.25"
     wrap_svg("Reward", "one line", ["<g/>"], 480, 280)
 
-Nothing here knows of runs or reports. Text only ever enters through `text` and `tag`, which escape it.
+Nothing here depends on runs or reports. Text enters only through `text` and `tag`, which escape it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
-TITLE, SMALL = 16, 14  # font sizes in the units of the viewBox: a chart 480 wide is still read on a phone 360 wide
+TITLE, SMALL = 16, 14  # font sizes in the units of the viewBox: a chart 480 wide is still readable on a phone 360 wide
 COLOURS = 8
 MOST_POINTS = 400  # more than a screen can show
 
-# Name -> (light, dark). Checked by a test: contrast with the surface, and difference under colour-blind sight.
+# Name -> (light, dark). A test checks their contrast with the surface and their difference to colour-blind readers.
 PALETTE: dict[str, tuple[str, str]] = {
     "surface": ("#ffffff", "#16191f"),
     "ink": ("#1b2027", "#eceff3"),
@@ -40,7 +40,7 @@ DASHES = ("", "7 4", "2 3", "10 3 2 3", "12 4", "1 4", "6 2 1 2 1 2", "4 4")
 
 
 def style() -> str:
-    """The CSS that charts need, once per page: light, dark by the reader's setting, and by `data-theme` on the root."""
+    """The CSS that charts need, once per page: light or dark by the reader's setting or by `data-theme` on the root."""
     light, dark = (";".join(f"--chart-{n}:{pair[i]}" for n, pair in PALETTE.items()) for i in (0, 1))
     series = "".join(
         f".chart .s{i}{{--c:var(--chart-{i})}}"
@@ -86,7 +86,7 @@ def _plain(value: str | float) -> str:
 
 
 def text_width(words: str, size: float = SMALL) -> float:
-    """An estimate, a little generous: nobody can measure text without a font."""
+    """A slightly generous estimate: text cannot be measured without a font."""
     narrow, wide = "iljtfr.,:;!|'()[] I", "mwMWGOQ%@—"
     return size * sum(0.34 if c in narrow else 0.88 if c in wide else 0.66 if c.isupper() else 0.57 for c in words)
 
@@ -115,7 +115,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside the range; with 2 and 5 between them where there are few."""
+    """Powers of ten inside the range; with 2 and 5 between them if there are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     whole = [10.0**p for p in powers if low * 0.999 <= 10.0**p <= high * 1.001]
     if len(whole) >= 3:
@@ -124,7 +124,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number as a reader likes it: 0.25, 1,200 as 1.2k, 0 as 0; "–" where there is none."""
+    """A number for readers: 0.25, 1,200 as 1.2k, 0 as 0; "–" if there is none."""
     if not math.isfinite(value):
         return "–"
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -148,7 +148,7 @@ def axis_labels(values: Sequence[float]) -> list[str]:
 
 @dataclass(frozen=True)
 class Scale:
-    """From data to the viewBox."""
+    """Maps data to the viewBox."""
 
     low: float
     high: float
@@ -165,7 +165,7 @@ class Scale:
 
 
 def span(values: Iterable[float], bounds: tuple[float, float] | None = None, log: bool = False) -> tuple[float, float]:
-    """The range of an axis: as given, or what the values need with a little air."""
+    """The range of an axis: as given, or that of the values with some margin."""
     if bounds is not None:
         return bounds
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
@@ -177,7 +177,7 @@ def span(values: Iterable[float], bounds: tuple[float, float] | None = None, log
     if low == high:
         return (low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5)
     air = 0.06 * (high - low)
-    # A quantity that is never negative keeps its zero where it comes near it.
+    # A quantity that is never negative keeps its zero if it comes near it.
     below = 0.0 if 0 <= low <= 0.35 * high else low - air
     return (below, 0.0 if low < 0 and high == 0 else high + air)
 
@@ -201,7 +201,7 @@ def _polygon(points: Sequence[tuple[float, float]], hint: str, class_: str) -> s
 
 @dataclass
 class Legend:
-    """Entries in rows that fit the width; `height` is what they take."""
+    """Entries in rows that fit the width; `height` is the height of all rows."""
 
     names: Sequence[str]
     width: float
@@ -241,7 +241,7 @@ class Legend:
 
 
 def wrap_svg(title: str, description: str, parts: Sequence[str], width: float, height: float) -> str:
-    """The whole picture, named for those who cannot see it. The ids come from the content: the function stays pure."""
+    """The whole picture, with a title and description for screen readers. The ids are hashes of the content."""
     body = "".join(parts)
     key = hashlib.sha256(f"{title}\n{description}\n{body}".encode()).hexdigest()[:10]
     names = tag("title", escape(title) or " ", id=f"t{key}") + tag("desc", escape(description) or " ", id=f"d{key}")
@@ -284,7 +284,7 @@ def frame(
     height: float,
     x_log: bool = False,
 ) -> Frame:
-    """Title, legend, both axes with their ticks and labels. The y label lies flat above its axis: easier to read."""
+    """Title, legend, and both axes with ticks and labels. The y label is horizontal, above its axis: easier to read."""
     pad = 14.0
     out = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
     top = pad + 24
@@ -314,7 +314,7 @@ def frame(
 
 
 def tight_span(values: Iterable[float]) -> tuple[float, float]:
-    """The x axis of a curve: from its first point to its last, with no air."""
+    """The x axis of a curve: from its first point to its last, without margin."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return (0.0, 1.0)
@@ -324,7 +324,7 @@ def tight_span(values: Iterable[float]) -> tuple[float, float]:
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS: of each stretch its lowest and highest value, so that no spike is lost."""
+    """At most MOST_POINTS: the lowest and highest value of each stretch, so that no spike is lost."""
     points = list(zip(x, y, strict=True))
     if len(points) <= MOST_POINTS:
         return points
@@ -342,7 +342,7 @@ def _height(point: tuple[float, float]) -> float:
 
 
 def curve(box: Frame, points: Sequence[tuple[float, float]]) -> str:
-    """The `d` of a path through the points; one that is not finite leaves a gap."""
+    """The `d` of a path through the points; a point that is not finite leaves a gap."""
     out, pen = [], "M"
     for x, y in points:
         if not (math.isfinite(x) and math.isfinite(y)):

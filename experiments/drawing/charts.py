@@ -2,11 +2,11 @@
 
     svg = line_chart([Line("held-out judge", steps, scores, low, high)], title="Score", x_label="step", y_label="score")
     page = f"<style>{style()}</style>{svg}"              # the page's style, once for all its charts
-    write_svg(Path("score.svg"), svg)                    # a file of its own, with light and dark inside
+    write_svg(Path("score.svg"), svg)                    # a standalone file, with light and dark styles
 
-Not matplotlib: an SVG of our own takes its colours from CSS, so one picture follows the reader's light or dark theme;
-it scales to a phone, its text stays text for search and screen readers, and a report needs no heavy dependency. Every
-series differs by colour, dash and marker. All text is escaped: a name may be anything.
+Matplotlib is not used: our SVG takes its colours from CSS, so one picture follows the reader's light or dark theme; it
+scales to a phone, its text stays text for search and screen readers, and a report needs no heavy dependency. Series
+differ by colour, dash and marker. All text is escaped: a name may be anything.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WHOLE = re.compile(
     r"<desc[^>]*>(?P<description>.*?)</desc>(?P<body>.*)</svg>",
     re.DOTALL,
 )
-NOTHING = "nothing was measured"  # stands in a chart without data
+NOTHING = "nothing was measured"  # the text of a chart without data
 
 
 def line_chart(
@@ -67,7 +67,7 @@ def line_chart(
     width: float = WIDTH,
     height: float = HEIGHT,
 ) -> str:
-    """Learning curves and the like. Where no description is given, the start and end of each curve are told."""
+    """Learning curves and the like. The default description gives the start, end and maximum of each curve."""
     names = list(dict.fromkeys(line.name for line in lines))
     legend = Legend(names, width - 28)
     height += max(0.0, legend.height - 20)
@@ -76,7 +76,7 @@ def line_chart(
     x_span = span(xs, log=True) if x_log else tight_span(xs)
     box = frame(title, x_label, y_label, x_span, span(ys, y_range), legend, width, height, x_log)
     parts = [box.furniture]
-    # Bands below, then faint lines, then the lines that matter, so that none of these is hidden.
+    # Bands first, then faint lines, then the main lines, so that these are never hidden.
     for line in lines:
         if line.low is not None and line.high is not None:
             above, below = thinned(line.x, line.high), thinned(line.x, line.low)[::-1]
@@ -89,7 +89,7 @@ def line_chart(
         parts.append(tag("path", d=curve(box, points), class_=f"s{i} line{' faint' if line.faint else ' dash'}"))
         if not line.faint:
             shown = [p for p in points if math.isfinite(p[1])]
-            every = max(1, math.ceil(len(shown) / 8))  # a marker for some of the points, the last one among them
+            every = max(1, math.ceil(len(shown) / 8))  # a marker for some of the points, including the last
             dots = [marker(names.index(line.name), box.x(x), box.y(y), 3.8) for x, y in shown[::-1][::every]]
             parts.append(tag("g", "".join(dots) or " ", class_=f"s{i}"))
     parts += _draw_marks(box, marks)
@@ -155,7 +155,7 @@ def dot_chart(
     digits: int = 2,
     width: float = WIDTH,
 ) -> str:
-    """Rows with a value and its interval, the numbers printed beside them; `reference` is a line to compare with."""
+    """Rows with a value and its interval, and the numbers next to them; `reference` is a line to compare with."""
     labels = list(dict.fromkeys(dot.label for dot in dots))
     series = list(dict.fromkeys(dot.series for dot in dots))
     legend = Legend(series, width - 28)
@@ -208,7 +208,7 @@ def bar_chart(
     unit: str = "",
     width: float = WIDTH,
 ) -> str:
-    """Horizontal bars whose parts are stacked, with the total beside each; one part makes plain bars."""
+    """Horizontal bars of stacked parts, with the total next to each; bars with one part are plain."""
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
     legend = Legend(names, width - 28, line=False)
     pad, tall = 14.0, 32.0
@@ -261,15 +261,15 @@ def histogram(
     width: float = WIDTH,
     height: float = HEIGHT,
 ) -> str:
-    """What per cent of each group's values lies in each part of the range, groups side by side. A value at an inner
-    edge belongs to the part above it; values outside widen the range."""
+    """The percentage of each group's values in each part of the range, groups side by side. A value at an inner edge
+    belongs to the part above it; values outside widen the range."""
     finite = [[v for v in group.values if math.isfinite(v)] for group in groups]
     names = [group.name for group in groups]
     every = [*x_range, *(v for values in finite for v in values)]
     low, high = min(every), max(every)
     shares = []
     for values in finite:
-        # Rounded, so that 0.3 of a range that ends at 1 lies at its edge and not a hair below it.
+        # Rounded, so that 0.3 in a range that ends at 1 is at its edge and not slightly below it.
         places = [min(bins - 1, int(round((v - low) / (high - low) * bins, 9))) for v in values]
         shares.append([100 * places.count(i) / len(values) if values else 0.0 for i in range(bins)])
     top = max((share for group in shares for share in group), default=0.0) or 1.0
@@ -306,7 +306,7 @@ def histogram(
 
 
 def _heading(title: str, legend: Legend, width: float, pad: float) -> str:
-    """The title of a chart of rows, and below it the legend where there is more than one name."""
+    """The title of a chart of rows, and below it the legend if there is more than one name."""
     heading = text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")
     return heading + (legend.draw(pad, pad + 24) if len(legend.names) > 1 else "")
 
@@ -324,7 +324,7 @@ def _grid(x: Scale, apart: float, top: float, bottom: float, x_label: str) -> st
 
 
 def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> str:
-    """Lines to read: of each group its heading, and under it what was written, with its number before it."""
+    """Sample texts: for each group its heading, and below it the lines, each after its number."""
     pad, line, label = 14.0, 20.0, 48.0
     parts = [text(pad, pad + 12, shortened(title, width - 2 * pad, TITLE), "title")]
     y = pad + 38
@@ -341,7 +341,7 @@ def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> st
 
 
 def arranged(rows: Sequence[Sequence[str]], *, title: str) -> str:
-    """Several charts as one picture, row under row, for a README; described by their own descriptions."""
+    """Several charts as one picture, in rows, for a README; its description joins theirs."""
     parts, in_words, widest, y = [], [], 0.0, 0.0
     for row in rows:
         x, tallest = 0.0, 0.0
@@ -357,7 +357,7 @@ def arranged(rows: Sequence[Sequence[str]], *, title: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same picture as a file of its own: its style inside, light or dark by the reader's setting."""
+    """The same picture as a standalone file with its style, light or dark by the reader's setting."""
     head, rest = svg.split(">", 1)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{style()}</style>{rest}\n'
 
@@ -372,7 +372,7 @@ def _colour(names: Sequence[str], line: Line) -> int:
 
 
 def _draw_marks(box: Frame, marks: Sequence[Mark]) -> list[str]:
-    """Labels stand in rows of their own where they would lie on each other."""
+    """Labels that would overlap are put in separate rows."""
     lines: list[str] = []
     labels: list[str] = []
     taken: list[tuple[int, float, float]] = []
@@ -404,7 +404,7 @@ def _interval(dot: Dot, digits: int) -> str:
 
 
 def _in_words(lines: Sequence[Line], marks: Sequence[Mark], x_label: str) -> str:
-    """The picture in words: where each curve starts, ends and is highest."""
+    """The picture in words: the start, end and maximum of each curve."""
     sentences = []
     for line in lines:
         finite = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]

@@ -1,9 +1,10 @@
-"""The demo, which needs only this package: a student imitates its teacher, then learns from a critic.
+"""The demo, which needs only this package: a student imitates a teacher, then learns from a critic.
 
     python -m humor_env.experiments.pocket.demo --seed 0
 
-No network, key or download; a few minutes on two cores. At the end: a table base -> imitation -> PPO, judged by the
-pocket world's exact judge on held-out sentences, ten of the student's lines before and after, and a report.
+It needs no network, key or download, and takes a few minutes on two cores. The result is a table base -> imitation ->
+PPO, judged by the pocket world's exact judge on held-out sentences, ten of the student's lines before and after, and
+a report.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads; default: all cores")
     options = parser.parse_args(arguments)
     if options.threads < 1:
-        parser.error("--threads is at least 1")
+        parser.error("--threads must be at least 1")
     console = Console()
     out = options.out or free_folder()
     try:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def free_folder() -> Path:
-    """runs/demo, or with a number where there is one already; a temporary one where nothing may be written here."""
+    """runs/demo, with a number if it exists already; a temporary folder if this one is not writable."""
     number, folder = 1, Path("runs", "demo")
     try:
         while folder.exists():
@@ -73,16 +74,21 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
         "[bold]The pocket world[/]: a literal sentence in, a humorous paraphrase out.\n"
         'A punchline is a witness and what it did: "The meeting was so slow that glaciers overtook it."\n'
     )
-    columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        imitating = bars.add_task("imitation", total=None, said="")
-        learning = bars.add_task("PPO", total=settings.steps, said="")
+        imitating = bars.add_task("imitation", total=None, status="")
+        learning = bars.add_task("PPO", total=settings.steps, status="")
 
         def echo(step: int, numbers: Mapping[str, float]) -> None:
             if "sft/loss" in numbers:
-                bars.update(imitating, completed=step, said=f"loss {numbers['sft/loss']:.2f}")
+                bars.update(imitating, completed=step, status=f"loss {numbers['sft/loss']:.2f}")
             elif "reward/mean" in numbers:
-                bars.update(learning, completed=step, said=f"reward {numbers['reward/mean']:.2f}")
+                bars.update(learning, completed=step, status=f"reward {numbers['reward/mean']:.2f}")
                 if not console.is_terminal and step % 25 == 0:
                     console.print(
                         f"  step {step}: reward {numbers['reward/mean']:.2f}, KL {numbers['kl/per_line']:.1f}"
@@ -109,16 +115,16 @@ def run_demo(console: Console, student: str, seed: int, out: Path, threads: int)
     for before, was, after, now in list(
         zip(run.imitation.jokes, run.imitation.judgements, run.trained.jokes, run.trained.judgements, strict=True)
     )[:SHOWN]:
-        # As Text, so that nothing in a line is read as markup.
+        # As Text, so that lines are not parsed as markup.
         console.print(Text(before.prompt.text, style="bold"))
         console.print(Text.assemble((f"  {was.score or 0:.2f}  ", "dim"), before.text))
         console.print(Text.assemble((f"  {now.score or 0:.2f}  ", "green"), after.text))
-    console.print(Text(f"\nKept in {out}: metrics, each line with its judgement, the student as plain PEFT adapters."))
+    console.print(Text(f"\nSaved in {out}: metrics, each line with its judgement, the student as plain PEFT adapters."))
     console.print(Text(f"report: {save_report(run, out, student, seed)}"), soft_wrap=True)
 
 
 def save_report(run: PocketRun, out: Path, student: str, seed: int) -> Path:
-    """Lay the run's files out as `humor-env train` does, and make the page of them."""
+    """Arrange the run's files as `humor-env train` does, and make their report."""
     from humor_env.experiments.reports.report import write_report
     from humor_env.experiments.runs.evaluate import save_lines
     from humor_env.experiments.runs.run_folder import RECORD, RESULTS, commit, versions, write_json

@@ -1,4 +1,4 @@
-"""A page of the pocket world to read: what the base, the teacher and a perfect student make of the same sentences.
+"""A page of lines of the pocket world: the same sentences by the base model, the teacher and a perfect student.
 
 python -m humor_env.experiments.pocket.gallery --out docs/gallery.md
 """
@@ -61,7 +61,7 @@ def _entry(number: int, prompt: Prompt, rows: Sequence[tuple[str, str]]) -> list
 
 
 def _plain(text: str) -> str:
-    """A model's text as text: nothing in it is read as Markdown or HTML."""
+    """A model's text, escaped so that nothing in it is Markdown or HTML."""
     for mark in "\\`*_{}[]<>|#&":
         text = text.replace(mark, f"&#{ord(mark)};")
     return " ".join(text.split())

@@ -34,7 +34,7 @@ from humor_env.vector import HumorVectorEnv
 
 LINES_PER_PROMPT = 3  # as in the paper
 SAMPLING = Sampling(max_new_tokens=48)
-NOVELTY = 0.4  # its weight beside the exact judge's 1
+NOVELTY = 0.4  # its weight; the exact judge's is 1
 
 
 def imitation_config(student: str, seed: int) -> sft.SFTConfig:
@@ -42,8 +42,8 @@ def imitation_config(student: str, seed: int) -> sft.SFTConfig:
 
 
 def training_critic() -> Critic:
-    """The exact judge and a share of `novelty`: the judge does not mind one frame in every line, and a student that
-    learned from it alone kept less than two thirds of its teacher's variety."""
+    """The exact judge and a share of `novelty`: the judge does not penalise using one frame in every line, and a
+    student that learned from it alone kept less than two thirds of its teacher's variety."""
     members = [{"critic": "pocket"}, {"critic": "novelty", "weight": NOVELTY}]
     return registry.critics.make("mix", critics=members)
 
@@ -72,12 +72,12 @@ class PocketRun:
 
     @property
     def gap_closed(self) -> float:
-        """The share of the way from imitation to a perfect 1.0 that learning from the critic went."""
+        """The share of the gap between imitation and a perfect 1.0 that learning from the critic closed."""
         return (self.trained.mean - self.imitation.mean) / (1 - self.imitation.mean)
 
     @property
     def frames_kept(self) -> float:
-        """How much of the teacher's variety of sentence frames the trained student has."""
+        """The share of the teacher's variety of sentence frames that the trained student has."""
         trained, teacher = (frame_variety([j.text for j in stage.jokes]) for stage in (self.trained, self.teacher))
         return trained / teacher
 
@@ -107,7 +107,7 @@ def pocket_run(
     base = evaluate(writer, held_out, critic, adapter=None, sampling=SAMPLING, seed=seed, name="base")
     say(f"base: {base.mean:.3f}")
     log = RunLog(folder, echo=echo) if folder else Silent(echo)
-    # A log of its own, as in a run's folder: a learner that begins forgets what its log holds of later steps.
+    # A separate log, as in a run's folder: a learner that starts drops later steps from its log.
     first_log = RunLog(folder / "imitation", echo=echo) if folder else log
     began = time.perf_counter()
     imitated = sft.train(

@@ -1,11 +1,11 @@
-"""Is the monitor in time, and silent where nothing is wrong? PPO against critics that can be gamed, and honest ones.
+"""Does the monitor warn in time, and only if something is wrong? PPO with critics that can be gamed, and honest ones.
 
     python -m humor_env.experiments.pocket.monitor_trials --out runs/monitor --publish docs/results/monitor-trials
 
-Every student imitates the pocket teacher and then learns from one of `CRITICS`, with a monitor that only warns: so a
-run goes on past its alarms, and shows what stopping there would have saved. The exact score is measured at each look,
-on held-out prompts that neither the student nor the monitor sees, with two lines each. OUT holds one folder per cell
-(nothing is done twice); `--publish` copies the numbers, from which docs/monitor.md has its table and picture.
+Every student imitates the pocket teacher and then learns from one of `CRITICS`, with a monitor that only warns, so that
+a run continues past its alarms and shows what stopping there would have saved. The exact score is measured at each
+check, on held-out prompts that neither the student nor the monitor sees, with two lines each. OUT holds one folder per
+cell (nothing is done twice); `--publish` copies the numbers for the table and picture in docs/monitor.md.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from humor_env.experiments.runs.run_folder import commit, versions, write_json, 
 from humor_env.pocket import path
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts
+from humor_env.shared.json_lines import read_lines
 from humor_env.types import Critic, Joke, Judgement
 from humor_env.vector import HumorVectorEnv
 
@@ -41,7 +42,7 @@ MODULE = "humor_env.experiments.pocket.monitor_trials"
 RESULTS, RECORD = "results.jsonl", "run.json"
 STEPS, EVERY, LINES = 80, 2, 200
 
-# What a gamed critic pays for, from 0 to 1. It is seven tenths of the score, the exact judge's the rest.
+# What a gamed critic rewards, from 0 to 1. It is seven tenths of the score; the exact judge's is the rest.
 PAYS: Mapping[str, Callable[[Joke], float]] = {
     "a glacier": lambda joke: float("glacier" in joke.text),
     "the letter o": lambda joke: _share_above(joke.text.count("o"), len(joke.text), 0.05, 0.15),
@@ -52,7 +53,7 @@ CRITICS = (*PAYS, *HONEST)
 
 
 def _share_above(count: int, of: int, none: float, full: float) -> float:
-    """0 where the share is `none` or less, 1 where it is `full` or more."""
+    """0 if the share is `none` or less, 1 if it is `full` or more."""
     return min(1.0, max(0.0, (count / max(1, of) - none) / (full - none)))
 
 
@@ -75,7 +76,7 @@ def make_critic(name: str) -> Critic:
 
 
 def imitate(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, float]:
-    """The cell that the trials of one seed begin from."""
+    """The cell from which the trials of one seed start."""
     student, teacher, prompts = (
         Student.load(path("causal"), seed=seed),
         PocketTeacher(seed=seed),
@@ -88,7 +89,7 @@ def imitate(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, float
 
 
 def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """One run past all its alarms: at each look the exact score on held-out prompts, and what the monitor saw."""
+    """One run past all its alarms: the exact score on held-out prompts and the monitor's alarms at each check."""
     prompts, critic, exact = load_prompts("pocket"), make_critic(spec["critic"]), registry.critics.make("pocket")
     student = Student.load(folder.parent / "imitation" / "student", seed=seed)
     student.start_policy_from_imitation()
@@ -103,7 +104,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
                 student.activate("policy")
                 held_out.append(fmean(twice))
 
-    (folder / FILE).unlink(missing_ok=True)  # of a try that was cut short
+    (folder / FILE).unlink(missing_ok=True)  # left by an interrupted attempt
     watching = MonitorConfig(action="warn", every=spec["every"], lines=spec["lines"])
     monitor = Monitor(
         watching, prompts.split("dev"), training=critic, held_out=exact, sampling=SAMPLING, folder=folder, seed=seed
@@ -114,7 +115,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     config = replace(ppo_config("causal", seed), steps=spec["steps"], decay="constant", entropy_weight=0.02)
     env = HumorVectorEnv(prompts, critic, num_envs=config.batch_size)
     ppo.train(config, env, student, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))
-    looks = [json.loads(line) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
+    looks = [json.loads(line) for line in read_lines(folder / FILE)]
     return {
         "steps": [look["step"] for look in looks],
         "exact": held_out,
@@ -136,22 +137,22 @@ def make_cells(out: Path, seeds: Sequence[int], critics: Sequence[str], steps: i
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Each look's score with its neighbours': one look of 600 lines is lucky or unlucky by 0.02."""
+    """Each check's score averaged with its neighbours': a single check of 600 lines is off by about 0.02."""
     return [fmean(values[max(0, i - 1) : i + 2]) for i in range(len(values))]
 
 
 def first_alarm(row: Mapping[str, Any]) -> int | None:
-    """Which look saw one."""
+    """The index of the first check with an alarm."""
     return next((i for i, why in enumerate(row["alarms"]) if why), None)
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """What an alarm saved or cost: scores are `smooth`, losses are shares of the best score until then."""
+    """What an alarm saved or cost: scores are smoothed, losses are shares of the best score until then."""
     exact, at = smooth(row["exact"]), first_alarm(row)
     end = len(exact) - 1 if at is None else at
     return {
         "step": None if at is None else float(row["steps"][at]),
-        "first": row["exact"][0],  # the same student for every critic, so not smoothed with what came after
+        "first": row["exact"][0],  # the same student for every critic, so not smoothed with later scores
         "at_alarm": None if at is None else exact[at],
         "last": exact[-1],
         "best": max(exact),
@@ -190,7 +191,7 @@ def chart(rows: Sequence[Mapping[str, Any]], critic: str) -> str:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / RESULTS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_lines(folder / RESULTS)]
 
 
 def publish(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder: Path) -> None:
@@ -202,9 +203,9 @@ def publish(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder
 def main(
     out: Path = typer.Option(Path("runs/monitor-trials"), help="Folder of the cells."),
     seeds: int = typer.Option(4, help="Seeds 0 to n - 1."),
-    critic: list[str] = typer.Option(list(CRITICS), help="Which critics; all, where none is named."),
+    critic: list[str] = typer.Option(list(CRITICS), help="Which critics; default: all."),
     steps: int = typer.Option(STEPS, help="Steps of PPO."),
-    workers: int = typer.Option(2, help="Cells at once, one thread each."),
+    workers: int = typer.Option(2, help="Cells at the same time, one thread each."),
     publish_to: Path | None = typer.Option(None, "--publish", help="Write the numbers here."),
 ) -> None:
     console = Console(width=160)

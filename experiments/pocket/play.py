@@ -6,8 +6,8 @@
     humor-env play --prompts everyday    # you are the student, in real English
 
 The pocket judge knows a fixed list of words that nobody could guess: the student is shown some of them, and "?" lists
-all that fit. Real sentences take any words; the critic `everyday` scores them, which needs a model of its own but no
-key. An empty answer skips a round; the end of input (Ctrl-D) ends the game with what was played.
+all that fit. Real sentences may use any words; the critic `everyday` scores them, which needs a model but no key. An
+empty answer skips a round; the end of input (Ctrl-D) ends the game and shows the score so far.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ The judge reads a fixed list of words. Below each sentence are some of them: hal
 ? for all words that fit, or nothing to skip."""
 
 _EVERYDAY_RULES = """Write any line that says the same and is funnier. The score is how funny it is, times how well it
-keeps the meaning, as the critic 'everyday' sees it: a small model, right about two lines of one sentence in about 77 %
-of cases. Type a line, ? for somebody else's line, or nothing to skip."""
+keeps the meaning, according to the critic 'everyday': a small model that picks the better of two lines for a sentence
+in about 77 % of cases. Type a line, ? for somebody else's line, or nothing to skip."""
 
 Ask = Callable[[str], str]
 Say = Callable[[str], None]
@@ -47,8 +47,8 @@ PROMPTS = ("pocket", "everyday")
 
 @dataclass(frozen=True)
 class _Setting:
-    """What differs between the two worlds when you are the student. `help` is what "?" shows, `words` what is shown
-    before you write, `remark` what is said about your line beside its score."""
+    """What differs between the two worlds if you are the student: `words` are shown before you write, `help` by "?",
+    and `remark` with your line's score."""
 
     rules: str
     prompts: Sequence[Prompt]
@@ -85,7 +85,7 @@ def _drawn(held_out: Sequence[Prompt], rounds: int, seed: int) -> list[Prompt]:
 
 
 def _pocket(seed: int) -> _Setting:
-    """You write from the words that are shown; the exact judge says why."""
+    """You write with the words that are shown; the exact judge gives reasons."""
     teacher = PocketTeacher(seed)
 
     def remark(line: str, judgement: Judgement) -> list[str]:
@@ -105,8 +105,8 @@ def _pocket(seed: int) -> _Setting:
 
 
 def _everyday(seed: int) -> _Setting:
-    """You write what you like. Of the three lines that were written for a sentence one is the teacher's, drawn by the
-    seed, and "?" shows another."""
+    """You write what you like. Of the three lines written for a sentence, the seed draws one as the teacher's, and "?"
+    shows another."""
     lines = everyday_lines().split("test")
     prompts = lines.prompts()
 
@@ -115,7 +115,7 @@ def _everyday(seed: int) -> _Setting:
         return [own[i] for i in generator(seed, "play-lines", prompt.id).permutation(len(own))]
 
     critic = critics.make("everyday")
-    critic([Joke(prompts[0], drawn(prompts[0])[0], "teacher")])  # its model is loaded, or missed, before you write
+    critic([Joke(prompts[0], drawn(prompts[0])[0], "teacher")])  # loads its model, or reports it missing, now
     return _Setting(
         rules=_EVERYDAY_RULES,
         prompts=prompts,
@@ -167,7 +167,7 @@ def _asked(prompt: Prompt) -> tuple[Subject, Complaint]:
 
 
 def _words_to_choose_from(subject: Subject, complaint: Complaint, seed: int) -> list[str]:
-    """Two fresh ways to tell it, and witnesses and reactions in a random order: half of them fit and are fresh."""
+    """Two fresh sentence frames, and witnesses and reactions in random order, half of which fit and are fresh."""
     world = load_world()
     rng = generator(seed, f"play-words-{subject.text}-{complaint.name}")
 
@@ -197,7 +197,7 @@ def _words_to_choose_from(subject: Subject, complaint: Complaint, seed: int) -> 
 
 
 def _words_that_fit(complaint: Complaint) -> list[str]:
-    """Every witness and reaction that fits, those last that everybody has heard."""
+    """Every witness and reaction that fits, the worn-out ones last."""
     habits = load_world().habits
     rows = [f"  '{complaint.name}' may also be {' or '.join(complaint.synonyms)}."] if complaint.synonyms else []
     for title, habit in (
@@ -211,7 +211,7 @@ def _words_that_fit(complaint: Complaint) -> list[str]:
 
 
 def _unread(line: str) -> str:
-    """What keeps the judge from reading a line: the parts that it does not find, or the way it is told."""
+    """Why the judge cannot read a line: the parts that it does not find, or the order of the words."""
     reading = load_world().read(line)
     if reading.kind != "fragment" or not reading.form:
         return ""
@@ -250,7 +250,7 @@ def _critic(prompts: Sequence[Prompt], seed: int, ask: Ask, say: Say) -> None:
                 say(f"  You {'agree' if choice == better else 'disagree'}; the crowd judge chose {crowds}.")
     finally:
         if decided:
-            say(f"\nYou agreed with the exact judge {right} times of {decided}, the crowd judge {crowd_right} times.")
+            say(f"\nYou agreed with the exact judge in {right} of {decided} rounds, the crowd judge in {crowd_right}.")
 
 
 def _rater(prompts: Sequence[Prompt], seed: int, ask: Ask, say: Say) -> None:
@@ -273,7 +273,7 @@ def _rater(prompts: Sequence[Prompt], seed: int, ask: Ask, say: Say) -> None:
 
 
 def _one_of(ask: Ask, question: str, answers: Sequence[str]) -> str:
-    """One of the answers, or "" to pass; anything else is asked again."""
+    """One of the answers, or "" to pass; asks again after anything else."""
     while (answer := ask(question).strip()) not in ("", *answers):
         question = f"One of {', '.join(answers)}, or nothing to pass: "
     return answer

@@ -1,10 +1,10 @@
-"""Rebuild the bundled pocket students from the lexicon: tokenizer, pretraining, weights and the record of how.
+"""Rebuild the bundled pocket students from the lexicon: tokenizer, pretraining, weights and a record of the recipe.
 
     python -m humor_env.experiments.pocket.pretrain --student causal --out weights/causal
 
-The students read the pocket language without its jokes (`humor_env.pocket.corpus`): they speak, they know what glaciers
-are known for, and they are not funny. The folder holds what `from_pretrained` needs and `recipe.json`: the recipe, the
-steps done, the losses, what was measured, and the fingerprint of the lexicon it was trained on.
+The students are trained on the pocket language without its jokes (`humor_env.pocket.corpus`): they write sentences and
+know what glaciers are known for, but are not funny. The folder holds what `from_pretrained` needs and `recipe.json`:
+the recipe, the steps done, the losses, the measurements, and the fingerprint of the training lexicon.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ REPLY_TOKENS = 64  # longest reply that generation allows by default; the longes
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes a student. The defaults are the bundled ones; `steps` is fixed so that a rebuild is the same."""
+    """How a student is made. The defaults are the bundled ones; `steps` is fixed so that a rebuild is the same."""
 
     student: str = "causal"
     seed: int = 0
     steps: int = 2000
     batch_tokens: int = 1792
     lr: float = 1.5e-2  # AdamW: embeddings, norms, biases
-    matrix_lr: float = 0.02  # Muon: everything between, in half the steps that AdamW needs there
+    matrix_lr: float = 0.02  # Muon: the other matrices, in half the steps that AdamW needs for them
     warmup: float = 0.05
     weight_decay: float = 0.02
     vocabulary: int = 1472
@@ -72,7 +72,7 @@ def make_tokenizer(corpus: Corpus, recipe: Recipe) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     lines = corpus.block(recipe.seed, 0, size=12_000, name="pocket-tokenizer")
-    # Pieces that no line of the corpus holds (joke frames) are repeated to weigh as much as words of the facts.
+    # Pieces that are in no line of the corpus (joke frames) are repeated to count as much as words of the facts.
     texts = [text for line in lines for text in (line.source, line.target)] + 20 * list(spellings(corpus.lexicon))
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocabulary,
@@ -151,7 +151,7 @@ def _seq2seq(size: int) -> PreTrainedModel:
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
-            decoder_start_token_id=1,  # BART itself starts from the end token; a start of its own is easier to read
+            decoder_start_token_id=1,  # BART itself starts from the end token; a separate start token is easier to read
             forced_bos_token_id=None,  # type: ignore[call-arg]
             forced_eos_token_id=None,
         )
@@ -159,7 +159,7 @@ def _seq2seq(size: int) -> PreTrainedModel:
 
 
 def encode(lines: Sequence[Line], tokenizer: PreTrainedTokenizerFast) -> list[tuple[list[int], list[int]]]:
-    """(source, target) token lists as the student meets them: the chat's, or BART's with its end tokens."""
+    """(source, target) token lists as the student sees them: the chat's, or BART's with its end tokens."""
     sources = tokenizer([line.source for line in lines], add_special_tokens=False)["input_ids"]
     targets = tokenizer([line.target for line in lines], add_special_tokens=False)["input_ids"]
     if tokenizer.chat_template:
@@ -170,7 +170,7 @@ def encode(lines: Sequence[Line], tokenizer: PreTrainedTokenizerFast) -> list[tu
 def batches(
     corpus: Corpus, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, name: str = "pocket-corpus", start: int = 0
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """Batches without end of about `batch_tokens` tokens, rows of like length together, in shuffled order."""
+    """Endless batches of about `batch_tokens` tokens, with rows of similar length together, in shuffled order."""
     index = start
     while True:
         rows = sorted(encode(corpus.block(recipe.seed, index, name=name), tokenizer), key=lambda r: len(r[0] + r[1]))
@@ -198,7 +198,7 @@ def token_loss(model: PreTrainedModel, batch: Sequence[tuple[list[int], list[int
         hidden = model.model(input_ids=source, attention_mask=(source != 0).long(), decoder_input_ids=shifted)[0]
         spoken = labels != 0
     else:
-        # Right padding, so no mask is needed: no real token looks to its right.
+        # Right padding, so no mask is needed: no real token attends to its right.
         tokens = _padded([s + t for s, t in batch])
         labels = _padded([[0] * (len(s) - 1) + t for s, t in batch])
         hidden = model.model(input_ids=tokens[:, :-1])[0]
@@ -208,7 +208,7 @@ def token_loss(model: PreTrainedModel, batch: Sequence[tuple[list[int], list[int
 
 
 def dev_loss(model: PreTrainedModel, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> float:
-    """Mean loss per token, in nats, on lines about pairs that training never spoke of."""
+    """Mean loss per token, in nats, on lines about pairs that are not in the training data."""
     total, count = 0.0, 0
     with torch.no_grad():
         for _, batch in zip(range(24), batches(corpus, tokenizer, recipe, name="pocket-corpus-dev"), strict=False):
@@ -229,9 +229,9 @@ def make_optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.
 
 
 def make_corpora() -> tuple[Corpus, Corpus]:
-    """What a student reads, and what its dev loss is measured on: pairs that only out-of-distribution prompts have.
+    """The training corpus, and the one for the dev loss: pairs that only out-of-distribution prompts have.
 
-    Of the pairs that are read, the dev and test sentences themselves are left out.
+    The dev and test sentences of the training pairs are left out.
     """
     world = pocket.load_world()
     prompts = world.prompts()
@@ -243,7 +243,7 @@ def make_corpora() -> tuple[Corpus, Corpus]:
 def pretrain(
     recipe: Recipe, out: Path, seconds: float | None = None, report: Callable[[int, float, float], None] | None = None
 ) -> dict[str, Any]:
-    """Train and save a student; the record that is written to `recipe.json`. `seconds` ends it sooner, well cooled."""
+    """Train and save a student; return the record in `recipe.json`. `seconds` ends it sooner, fully annealed."""
     if recipe.student not in pocket.STUDENTS:
         raise InvalidOption(f"A pocket student is one of {', '.join(pocket.STUDENTS)}; found '{recipe.student}'.")
     keep_freed_memory()
@@ -257,7 +257,7 @@ def pretrain(
     began, step, mean = time.monotonic(), 0, math.nan
     try:
         for batch in batches(corpus, tokenizer, recipe):
-            # Progress is the larger of two clocks, so that the rate has fallen to nothing whichever runs out first.
+            # Progress is the larger of two clocks, so that the rate reaches zero whichever runs out first.
             done = step / recipe.steps
             if seconds is not None:
                 done = max(done, (time.monotonic() - began) / seconds)
@@ -301,7 +301,7 @@ def pretrain(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path, record: dict[str, Any]) -> None:
-    """Half-precision tensors in the file (half the download), `float32` in the config: that is what loading gives."""
+    """Save half-precision tensors (half the download), with `float32` in the config, so that they load as such."""
     out.mkdir(parents=True, exist_ok=True)
     # Tied weights stay one tensor: each storage is halved once, and the file holds it once.
     halves: dict[int, Tensor] = {}
@@ -340,7 +340,7 @@ def speak(
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int, count: int = 256
 ) -> dict[str, float]:
-    """On dev prompts, which it never read: how often it speaks plainly and keeps the meaning, and how funny it is."""
+    """On dev prompts, which it never saw: how often lines are plain and keep the meaning, and how funny they are."""
     world = pocket.load_world()
     prompts = [p for p in world.prompts() if p.split == "dev"]
     chosen = [prompts[i] for i in generator(seed, "pocket-measure").permutation(len(prompts))[:count]]
@@ -374,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=defaults.threads)
     asked = parser.parse_args(argv)
     if asked.threads < 1 or asked.steps < 1:
-        parser.error("--threads and --steps are at least 1")
+        parser.error("--threads and --steps must be at least 1")
     recipe = replace(defaults, student=asked.student, seed=asked.seed, steps=asked.steps, threads=asked.threads)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"))

@@ -1,8 +1,8 @@
-"""A benchmark as the same kind of page as a run's: tables and charts of all systems, then every line they wrote.
+"""The page of a benchmark, like that of a run: tables and charts of all systems, then every line they wrote.
 
-    write_report([Path("runs/pocket-learners")], Path("bench.html"))     # knows a benchmark's folder by its files
+    write_report([Path("runs/pocket-learners")], Path("bench.html"))     # recognises a benchmark's folder by its files
 
-Tables and charts are those of RESULTS.md; the lines come from the cells, where the folder still has them.
+Tables and charts are those of RESULTS.md; the lines come from the cells, if they are still in the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from humor_env.experiments.reports.report_data import RunData, SeedData, load_ru
 if TYPE_CHECKING:
     from humor_env.experiments.compare.benchmark import Benchmark
 
-MOST_LINES = 6000  # of all systems together; past that, only the first seed's are browsed
+MOST_LINES = 6000  # of all systems together; beyond that, only the first seed's are listed
 
 
 def is_benchmark(folder: Path) -> bool:
@@ -30,7 +30,7 @@ def is_benchmark(folder: Path) -> bool:
 
 
 def benchmark_view(folder: Path) -> tuple[dict[str, Any], list[RunData]]:
-    """What the template needs of a benchmark, and its systems as runs whose lines can be looked at."""
+    """What the template needs from a benchmark, and its systems as runs whose lines can be browsed."""
     from humor_env.experiments.compare.benchmark import load_benchmark
     from humor_env.experiments.compare.benchmark_charts import CHARTS
     from humor_env.experiments.compare.benchmark_tables import TABLES, tables_of
@@ -86,7 +86,7 @@ def _about(bench: Benchmark) -> dict[str, Any]:
 
 
 def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
-    """Each learner with each feedback as a run; what all of a seed began with is shown beside what it became."""
+    """Each learner with each feedback as a run, together with the stages that all learners of a seed started from."""
     cells = bench.folder / "cells"
     if not cells.is_dir():
         return [], ["The cells of this benchmark are not in its folder, so its lines cannot be shown."]
@@ -106,7 +106,7 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
             shown.append(RunData(label, bench.folder, {}, {}, seeds, ()))
     if sum(_lines(seed) for run in shown for seed in run.seeds) > MOST_LINES:
         shown = [replace(run, seeds=run.seeds[:1]) for run in shown]
-        notes.append("Very many lines: the list shows those of the first seed, the tables are about all.")
+        notes.append("Very many lines: the list shows those of the first seed, the tables cover all seeds.")
     return shown, notes
 
 
@@ -119,6 +119,6 @@ def _stages(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         return {}
     stages = load_run(folder).seeds[0].stages
-    # Written twice, it would stand among the learners; the table of noise has it.
+    # The second pass would appear among the learners; it is in the table of noise.
     kept = {name: lines for name, lines in stages.items() if name != "sft" + AGAIN}
     return {"imitation" if name == "sft" else name: lines for name, lines in kept.items()}

@@ -1,9 +1,9 @@
-"""Two runs as one difference with its interval, beside everything in which the two were not alike.
+"""The difference between two runs with its interval, and everything in which the two differ.
 
     difference(run, other).rows      # held-out score of run minus that of other, on the prompts that both have
     what_differs(run, other).rows    # ("learner.kl_weight", "0.05", "0.2"), ("commit", "abc", "def")
 
-A difference is only a number where both were measured by the same critic on the same prompts: otherwise a sentence says
+A difference is a number only if both were measured by the same critic on the same prompts; otherwise a sentence says
 why there is none.
 """
 
@@ -44,8 +44,8 @@ NOT_SET = "not set"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run minus another one: the table of differences, the same prompts by both, and what differs in how they were
-    made; or why there is no difference."""
+    """One run minus another: the table of differences, the same prompts by both, and the differences in their setup; or
+    why they cannot be subtracted."""
 
     run: str
     other: str
@@ -58,7 +58,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Side:
-    """What one of the two runs measured at one stage, by seed."""
+    """The measurements of one of the two runs at one stage, by seed."""
 
     run: str
     stage: str
@@ -74,11 +74,11 @@ class Side:
 
     @property
     def critics(self) -> str:
-        return ", ".join(sorted({line.critic or "a critic without a name" for line in self.lines}))
+        return ", ".join(sorted({line.critic or "an unnamed critic" for line in self.lines}))
 
 
 def side(run: RunData, stage: str = "") -> Side:
-    """The lines of a stage; without a name, of what learning ended at."""
+    """The lines of a stage, by default the last one of learning."""
     stage = stage or next((last for seed in run.seeds if seed.stages.get(last := last_stage(seed))), "")
     return Side(run.name, stage, {seed.name: seed.stages[stage] for seed in run.seeds if seed.stages.get(stage)})
 
@@ -93,7 +93,7 @@ def compare(run: RunData, other: RunData) -> Comparison:
 
 
 def _not_comparable(mine: Side, theirs: Side) -> str:
-    """Why the one's scores minus the other's are no number, in a sentence; nothing where they are one."""
+    """Why the scores cannot be subtracted, in a sentence; "" if they can."""
     for each in (mine, theirs):
         if not each.seeds:
             return f"No stage of {each.run} was measured on held-out prompts, so there is no difference to give."
@@ -123,20 +123,20 @@ def difference(run: RunData, other: RunData) -> Table:
         values = [measure(each.lines) for each in (mine, theirs)]
         cells = [what, *(format(value, form) for value in values), format(values[0] - values[1], f"+{form}"), "–"]
         rows.append(TableRow(cells))
-    luck = (
+    resampled = (
         "over prompts and the seeds that both have"
         if _same_seeds(mine, theirs)
-        else "over prompts alone: how another seed would have ended is not in them"
+        else "over prompts alone: they do not include the variation between seeds"
     )
     caption = (
-        f"{mine.run} ({mine.stage}) minus {theirs.run} ({theirs.stage}), prompt by prompt. Intervals are 95 %, {luck}. "
-        "A row is marked where its interval lies on one side of 0."
+        f"{mine.run} ({mine.stage}) minus {theirs.run} ({theirs.stage}), prompt by prompt. Intervals are 95 %, "
+        f"{resampled}. A row is marked if its interval excludes 0."
     )
     return Table("Held-out lines", ("number", mine.run, theirs.run, "difference", "prompts"), rows, caption)
 
 
 def prompts_of_both(mine: Side, theirs: Side, count: int = 6) -> list[SamePrompt]:
-    """What the two students wrote for the same prompts, evenly spread from the most gained to the most lost."""
+    """The two students' lines for the same prompts, evenly spread from the largest gain to the largest loss."""
     lines = [first_lines(next(iter(each.seeds.values()))) for each in (mine, theirs)]
     gains = {
         prompt: a - b
@@ -169,14 +169,14 @@ def _row(what: str, mine: Side, theirs: Side, value: Value = score_of) -> TableR
         known = math.isfinite(found.low + found.high)
         change = Estimate(found.value, found.low, found.high) if known else Estimate(found.value)
     else:
-        change = interval(differences, lowest=-1.0)  # where all are alike, by the rule of three
+        change = interval(differences, lowest=-1.0)  # if all are equal, by the rule of three
     sides = [f"{statistics.fmean(each[p] for p in shared):.3f}" for each in means]
     apart = change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
     return TableRow([what, *sides, with_interval(change), str(len(shared))], apart)
 
 
 def _same_seeds(mine: Side, theirs: Side) -> bool:
-    """Whether both have the same seeds, and more than one: then the luck of a seed is in the interval too."""
+    """Whether both have the same seeds, and more than one: then the interval includes the variance over seeds."""
     return list(mine.seeds) == list(theirs.seeds) and len(mine.seeds) > 1
 
 
@@ -189,7 +189,7 @@ def _characters(lines: Sequence[Judged]) -> float:
 
 
 def what_differs(run: RunData, other: RunData) -> Table:
-    """Every setting that both specs have and that is not the same, then commit, machine and versions."""
+    """Every setting that both specs have with different values, then commit, machine and versions."""
     mine, theirs = (flat(each.spec) for each in (run, other))
     both = sorted(key for key in mine.keys() & theirs.keys() if key != "name" and mine[key] != theirs[key])
     rows = [TableRow([key, _shown(mine[key]), _shown(theirs[key])]) for key in both]
@@ -198,12 +198,12 @@ def what_differs(run: RunData, other: RunData) -> Table:
         a, b = (each.get(key) for each in made)
         if a != b:
             rows.append(TableRow([key, _shown(a), _shown(b)]))
-    caption = "Settings, code and versions that are not the same in both."
+    caption = "Settings, code and versions that differ."
     return Table("What differs", ("setting", run.name, other.name), rows, caption)
 
 
 def only_in_one(run: RunData, other: RunData) -> Table:
-    """Settings that the other spec lacks, such as those of another learner: a run writes all that it could set."""
+    """Settings that the other spec lacks, such as those of another learner: a run's spec lists all its settings."""
     mine, theirs = (flat(each.spec) for each in (run, other))
     keys = sorted(mine.keys() ^ theirs.keys())
     rows = [TableRow([key, _shown(mine.get(key)), _shown(theirs.get(key))]) for key in keys]

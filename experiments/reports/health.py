@@ -1,9 +1,9 @@
-"""How the trainer and the judges of a run fared, in two tables: what a researcher looks at before believing a score.
+"""The health of a run's trainer and judges, in two tables: what a researcher checks before trusting a score.
 
     trainer_table(run, "Trainer")     # KL, clip share, explained variance, gradient norm, speed: by thirds of the run
     judge_table(run, "Judges")        # failures, refusals, flips, ties, and what a thousand judgements cost
 
-Only what a run logged is in them: a learner without a value head has no explained variance.
+They contain only what a run logged: a learner without a value head has no explained variance.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from humor_env.experiments.reports.report_numbers import Curve, mean_curve, seri
 from humor_env.experiments.reports.tables import Table, TableRow, percent, share_of
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
-# A failed reply's kind stands before its detail, and before that may stand the name of the part that failed.
+# A failed reply's kind comes before its detail, possibly after the name of the part that failed.
 _REFUSAL = re.compile(r"(?:^|[;:] ?)refusal(?=[:;]|$)")
 
 
 @dataclass(frozen=True)
 class Vital:
-    """A logged number of the trainer. Outside of `least` to `most` it is worth a look; `hint` says why."""
+    """A logged number of the trainer. Outside `least` to `most` it deserves a look; `hint` says why."""
 
     metric: str
     name: str
@@ -65,7 +65,7 @@ TRAINER = (
 
 
 def trainer_table(run: RunData, title: str) -> Table:
-    """Each logged number in the first, the middle and the last third of the steps, and its extremes at any seed."""
+    """Each logged number in the first, middle and last third of the steps, and its extremes in any seed."""
     rows = []
     for vital in TRAINER:
         curves = [c for seed in run.seeds if (c := series([*seed.metrics, *seed.timings], vital.metric)).steps]
@@ -83,12 +83,12 @@ def trainer_table(run: RunData, title: str) -> Table:
         title,
         ("number, unit", "first third", "middle", "last third", "lowest, at step", "highest, at step"),
         rows,
-        f"The steps in three parts. A marked row ended beyond its limit.{several}",
+        f"Means over each third of the steps. A marked row ended beyond its limit.{several}",
     )
 
 
 def in_thirds(curve: Curve) -> list[float]:
-    """The means over the first, the middle and the last third of the points; of one or two points what is there."""
+    """The means over the first, middle and last third of the points; with one or two points, the points themselves."""
     count = len(curve.values)
     size = max(1, math.ceil(count / 3))
     middle = (count - size) // 2
@@ -97,7 +97,7 @@ def in_thirds(curve: Curve) -> list[float]:
 
 
 def _short(value: float) -> str:
-    """Three digits that count, for numbers from a learning rate to tokens a second."""
+    """Three significant digits, for numbers from a learning rate to tokens a second."""
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -105,7 +105,7 @@ def _short(value: float) -> str:
 
 @dataclass(frozen=True)
 class JudgeHealth:
-    """What was asked of one judge in a run and what came of it; None where the run did not keep it."""
+    """One judge's questions in a run and their outcome; None for what the run did not keep."""
 
     role: str
     name: str
@@ -124,7 +124,7 @@ class JudgeHealth:
 
 
 def judges(run: RunData) -> list[JudgeHealth]:
-    """The judge that gave the reward and the one that measured, over all seeds."""
+    """The judge that gave the reward and the held-out judge, over all seeds."""
     return [judge for judge in (_teaching(run), _held_out(run)) if judge is not None and judge.asked]
 
 
@@ -193,7 +193,7 @@ _COUNTED = ("judged", "failed", "flipped", "ties", "calls")
 
 
 def is_refusal(line: Judged) -> bool:
-    """Whether the language model behind the judge declined to answer, by the kind that its error begins with."""
+    """Whether the language model behind the judge declined to answer, from the kind of its error."""
     return line.score is None and _REFUSAL.search(line.error) is not None
 
 
@@ -206,7 +206,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def judge_table(run: RunData, title: str) -> Table:
-    """One row for each judge; a column that neither has is left out."""
+    """One row for each judge; columns without values are left out."""
     found = judges(run)
     columns: dict[str, list[str | None]] = {
         "judge": [f"{j.role}: {j.name}" if j.name else j.role for j in found],
@@ -229,5 +229,5 @@ _MEANING = {
     "failed": "Failed: no score came back.",
     "refused": "Refused: the model declined to answer.",
     "flips": "Flips: verdicts that change when the two lines are shown in the other order.",
-    "cost per 1,000": "Cost per 1,000: dollars for so many judgements.",
+    "cost per 1,000": "Cost per 1,000: dollars for 1,000 judgements.",
 }

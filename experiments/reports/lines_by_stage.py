@@ -1,7 +1,7 @@
-"""What was written, stage by stage: the same prompts at several steps, scores with floor and ceiling, parts, frames.
+"""The lines of a run by stage: the same prompts at several steps, floor and ceiling of scores, parts, frames.
 
     same_prompts(run)[0].versions          # ("base", 0.1, "…"), ("imitation", 0.4, "…"), ("ppo", 0.7, "…")
-    floor_table(run, "Floor and ceiling")  # how many lines have the lowest and the highest score of all
+    floor_table(run, "Floor and ceiling")  # how many lines have the lowest and the highest score
     frame_table(run, "Frames")             # ("was so _ that", 12 % at first, 61 % at the end)
 
 Pure functions from `RunData` to small records and tables; no HTML and no files.
@@ -34,7 +34,7 @@ class Version:
 
 @dataclass(frozen=True)
 class SamePrompt:
-    """One prompt and what was written for it, from early to late."""
+    """One prompt and its lines, from early to late."""
 
     prompt: str
     versions: Sequence[Version]
@@ -42,7 +42,7 @@ class SamePrompt:
 
 def same_prompts(run: RunData, count: int = 6) -> list[SamePrompt]:
     """Held-out prompts with the first line of every stage: not picked, but evenly spread over the first seed's lines
-    by the last student's score, the best first. None where only one stage was measured."""
+    by the last student's score, best first. Empty if only one stage was measured."""
     seed = next((s for s in run.seeds if s.stages.get(last_stage(s))), None)
     if seed is None:
         return []
@@ -60,8 +60,8 @@ def same_prompts(run: RunData, count: int = 6) -> list[SamePrompt]:
 
 
 def same_prompts_while_learning(run: RunData, count: int = 6) -> list[SamePrompt]:
-    """Training prompts that came up early and late: the first line of their first step, of the step nearest to the
-    middle of the run, and of their last one. Only where the two ends lie at least half the run apart."""
+    """Training prompts that occurred early and late: the first line of their first step, of the step nearest to the
+    middle of the run, and of their last step. Only if first and last are at least half the run apart."""
     for seed in run.seeds:
         lines_of: dict[str, dict[int, Judged]] = defaultdict(dict)
         for line in seed.training:
@@ -85,19 +85,19 @@ def _on_the_way(lines: Mapping[int, Judged], last: int) -> SamePrompt:
 
 
 def last_stage(seed: SeedData) -> str:
-    """What the learner made of the student; where it was not measured yet, what it began with."""
+    """The learner's stage or, if it was not measured yet, the one it started from."""
     return seed.trained or next((stage for stage in ("imitation", "base") if stage in seed.stages), "")
 
 
 def spread(ranked: Sequence[Ranked], count: int) -> list[Ranked]:
-    """`count` of them, each the middle of its part of the list; all where there are no more."""
+    """`count` items, each from the middle of its part of the list; all if there are no more."""
     if len(ranked) <= count:
         return list(ranked)
     return [ranked[len(ranked) * (2 * i + 1) // (2 * count)] for i in range(count)]
 
 
 def stage_names(run: RunData) -> list[str]:
-    """The stages that any seed kept lines of, in their order."""
+    """The stages with lines in any seed, in order."""
     return list(dict.fromkeys(stage for seed in run.seeds for stage in seed.stages))
 
 
@@ -106,7 +106,7 @@ def lines_of_stage(run: RunData, stage: str) -> list[Judged]:
 
 
 def thirds_of_training(run: RunData) -> dict[str, list[Judged]]:
-    """The lines of the first and of the last third of the steps that wrote some, all seeds together."""
+    """The lines of the first and the last third of the steps with lines, over all seeds."""
     parts: dict[str, list[Judged]] = {"first third": [], "last third": []}
     for seed in run.seeds:
         lines = recent(seed.training)
@@ -125,8 +125,8 @@ def scores(lines: Sequence[Judged]) -> list[float]:
 
 
 def floor_table(run: RunData, title: str) -> Table:
-    """How many lines of each stage have the lowest and the highest score that any held-out line of this run has. Many
-    at an end mean that the judge cannot tell these lines apart."""
+    """How many lines of each stage have the lowest and the highest score of all held-out lines of this run. If many
+    lines are at one end, the judge cannot tell them apart."""
     by_stage = {stage: scores(lines_of_stage(run, stage)) for stage in stage_names(run)}
     by_stage = {stage: found for stage, found in by_stage.items() if found}
     every = [round(score, 6) for found in by_stage.values() for score in found]
@@ -142,7 +142,7 @@ def floor_table(run: RunData, title: str) -> Table:
         title,
         ("stage", f"at the lowest, {low:.2f}", "median", f"at the highest, {high:.2f}", "lines"),
         rows,
-        "Shares of the held-out lines with the lowest and with the highest score of all stages. Where most lines have "
+        "Shares of the held-out lines with the lowest and with the highest score of all stages. If most lines have "
         "one of them (marked), the judge cannot tell these lines apart.",
     )
 
@@ -167,7 +167,7 @@ def part_table(run: RunData, title: str) -> Table:
 
 
 def with_interval(change: Estimate) -> str:
-    """A difference with its sign, and its interval where it has one."""
+    """A difference with its sign, and its interval if it has one."""
     if change.low is None or change.high is None:
         return f"{change.mean:+.3f}"
     return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
@@ -175,7 +175,7 @@ def with_interval(change: Estimate) -> str:
 
 def frame_table(run: RunData, title: str) -> Table:
     """The commonest frames of the last student's lines, and how common they are at every other stage and early and
-    late in training. A frame that is a listed one moved by a word is left out."""
+    late in training. A frame that is a listed one shifted by a word is left out."""
     groups = {stage: [line.text for line in lines_of_stage(run, stage)] for stage in stage_names(run)}
     groups |= {f"training, {part}": [line.text for line in lines] for part, lines in thirds_of_training(run).items()}
     late = next((stage for seed in run.seeds if (stage := last_stage(seed))), "")
@@ -194,8 +194,8 @@ def frame_table(run: RunData, title: str) -> Table:
         title,
         ("four words", *shares),
         rows,
-        "Share of lines with a frame: four words in a row, each content word a blank. One that rises while learning is "
-        "a joke told again with other words.",
+        "Share of lines with a frame: four words in a row, with blanks for content words. A frame whose share rises "
+        "during learning is one joke repeated with other words.",
     )
 
 
@@ -211,7 +211,7 @@ def _moved_by_a_word(frame: str, other: str) -> bool:
 
 @dataclass(frozen=True)
 class SamePrompts:
-    """Prompts with what was written for each, from early to late."""
+    """Prompts with their lines, from early to late."""
 
     title: str
     caption: str
@@ -219,7 +219,7 @@ class SamePrompts:
 
 
 def sections_of_same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
-    """Both sections, without an empty one; titles name the run where there are several."""
+    """Both sections, if not empty; titles name the run if there are several."""
     of = f": {run.name}" if several else ""
     found = (
         SamePrompts(
@@ -230,7 +230,7 @@ def sections_of_same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
         ),
         SamePrompts(
             f"Training prompts, early and late{of}",
-            "Prompts that came up again. Scores are the training critic’s.",
+            "Prompts that occurred repeatedly. Scores are the training critic’s.",
             same_prompts_while_learning(run),
         ),
     )

@@ -1,4 +1,4 @@
-"""The pictures of a report, chosen by what a run has: nothing is drawn that was not measured.
+"""The pictures of a report, chosen by what a run measured.
 
 for picture in pictures(runs, headline_rows): page.add(picture.section, picture.svg, picture.caption)
 """
@@ -52,23 +52,23 @@ from humor_env.experiments.reports.report_numbers import (
 from humor_env.experiments.reports.tables import percent
 
 MOST_PARTS = 8
-# The metric, the section, the picture's title, the y label, and what a reader should see in it.
+# The metric, the section, the picture's title, the y label, and what it shows.
 _ONE_NUMBER = (
     (
         "kl/per_line",
         "trainer",
         "Distance to the imitation",
         "KL, nats a line",
-        "How far the student went from its start.",
+        "How far the student has moved from its start.",
     ),
     ("update/clip_share", "trainer", "Clip share", "share of tokens", "Tokens whose ratio left the clip range."),
     (
         *("value/explained_variance", "trainer", "Explained variance", "share"),
-        "How much of the returns the values predict: 0 is none, below 0 they do harm.",
+        "How much of the returns the values predict: 0 is nothing, and below 0 they do harm.",
     ),
-    ("update/grad_norm", "trainer", "Gradient norm", "norm before clipping", "A jump is where a run may break."),
+    ("update/grad_norm", "trainer", "Gradient norm", "norm before clipping", "A run may break at a jump."),
     ("update/entropy", "trainer", "Entropy", "nats a token", "Near 0 the student has stopped trying anything else."),
-    ("tokens_per_second", "trainer", "Speed", "tokens a second", "Of whole steps: writing, judging and learning."),
+    ("tokens_per_second", "trainer", "Speed", "tokens a second", "For whole steps: writing, judging and learning."),
     (
         "length/tokens",
         "curves",
@@ -84,7 +84,7 @@ _ONE_NUMBER = (
         "They are left out of learning and of every mean.",
     ),
 )
-_SOME_NOT_ZERO = ("failures/share", "update/clip_share")  # drawn only where there was any
+_SOME_NOT_ZERO = ("failures/share", "update/clip_share")  # drawn only if not always 0
 _DIVERSITY = (
     ("text/distinct_2", "different word pairs"),
     ("text/self_overlap", "4-grams shared by lines"),
@@ -115,7 +115,7 @@ def pictures(runs: Sequence[RunData], heads: Sequence[Headline]) -> list[Picture
 
 
 def result_picture(run: RunData) -> str:
-    """The held-out score by stage beside the score while learning, and lines under it: a run in one picture."""
+    """A run in one picture: the held-out score by stage, the score while learning, and lines below them."""
     drawn = [_headline([run], headline(run)), *_score(run, False)]
     rows = [[str(p.svg) for p in drawn]]
     groups = before_and_after(run)
@@ -125,8 +125,8 @@ def result_picture(run: RunData) -> str:
 
 
 def before_and_after(run: RunData, count: int = 3) -> list[Sample]:
-    """What the student made of the same held-out prompts before and after the learner: not picked, but the middle of
-    the best, the middle and the worst third of the first seed by the learner's score."""
+    """The student's lines for the same held-out prompts before and after learning: not picked, but the middle of the
+    best, middle and worst third of the first seed by the learner's score."""
     seed = next((s for s in run.seeds if s.trained and s.stages.get(s.trained)), None)
     if seed is None or seed.trained is None:
         return []
@@ -180,20 +180,18 @@ def _score(run: RunData, several: bool) -> list[Picture]:
         lines.append(Line("held-out judge", held_out.steps, held_out.values, *band))
         where = parting(held_out.steps, at_steps(thick, held_out.steps), held_out.values)
         if where is None:
-            caption += " The held-out judge (dev prompts) and the training critic do not part."
+            caption += " The held-out judge (dev prompts) and the training critic do not diverge."
         else:
-            marks = [*marks, Mark(where, "they part")]
-            caption += (
-                f" From step {where:g} on the training critic is ever more pleased and the held-out judge is not."
-            )
+            marks = [*marks, Mark(where, "they diverge")]
+            caption += f" From step {where:g} on, the training critic's score rises and the held-out judge's does not."
     else:
         ends = _held_out_ends(run)
         if len(ends) == 2:
-            # Two points and no line: nobody knows what lay between them.
+            # Two points and no line: nothing was measured between them.
             last = thick.steps[-1]
             lines.append(Line("held-out judge", [0.0, last / 2, last], [ends[0], math.nan, ends[1]]))
             caption += (
-                " The held-out judge was asked before and after only: learner.evaluate_every asks it on the way too."
+                " The held-out judge was asked only before and after; learner.evaluate_every asks it during learning."
             )
     svg = line_chart(lines, title=_of(run, several, "Score while learning"), y_label="mean score", marks=marks)
     return [_picture("curves", svg, caption)]
@@ -209,7 +207,7 @@ def _held_out_ends(run: RunData) -> list[float]:
 
 
 def drift_marks(run: RunData) -> list[Mark]:
-    """Where the monitor first raised each alarm, from drift.jsonl."""
+    """The steps at which the monitor first raised each alarm, from drift.jsonl."""
     first: dict[str, float] = {}
     for seed in run.seeds:
         for row in seed.drift:
@@ -273,16 +271,16 @@ def _histograms(run: RunData, several: bool) -> list[Picture]:
 
 
 def _ends(groups: Mapping[str, Sequence[float]]) -> str:
-    """The lowest and the highest score of each group, and how many of its lines have it."""
-    told = []
+    """The lowest and the highest score of each group, and the share of its lines that have it."""
+    phrases = []
     for name, found in groups.items():
         low, high = min(found), max(found)
         if low == high:
-            told.append(f"{name}: all at {low:.2f}")
+            phrases.append(f"{name}: all at {low:.2f}")
             continue
         shares = [percent(sum(abs(v - end) < 1e-6 for v in found) / len(found)) for end in (low, high)]
-        told.append(f"{name}: {shares[0]} at its lowest, {low:.2f}, and {shares[1]} at its highest, {high:.2f}")
-    return "; ".join(told) + "."
+        phrases.append(f"{name}: {shares[0]} at its lowest, {low:.2f}, and {shares[1]} at its highest, {high:.2f}")
+    return "; ".join(phrases) + "."
 
 
 def _diversity(run: RunData, several: bool) -> list[Picture]:
@@ -299,7 +297,7 @@ def _diversity(run: RunData, several: bool) -> list[Picture]:
         _picture(
             "curves",
             svg,
-            "Different word pairs falling while the other two rise: the student gives one line to all prompts.",
+            "If different word pairs fall while the other two rise, the student writes one line for all prompts.",
         )
     ]
 
@@ -325,7 +323,7 @@ def _drift(run: RunData, several: bool) -> list[Picture]:
 
 
 def _two_critics(run: RunData, several: bool) -> list[Picture]:
-    """The lines that a second critic judged afterwards (`humor-env rescore`)."""
+    """The lines that a second critic scored afterwards (`humor-env rescore`)."""
     clouds: dict[str, tuple[list[float], list[float]]] = {}
     for seed in run.seeds:
         for lines in (seed.training[-1000:], seed.stages.get(seed.trained or "", ())):
@@ -346,7 +344,7 @@ def _two_critics(run: RunData, several: bool) -> list[Picture]:
         x_range=(0.0, 1.0),
         y_range=(0.0, 1.0),
     )
-    return [_picture("curves", svg, "Far below the diagonal: lines that only the run's critic likes.")]
+    return [_picture("curves", svg, "Far below the diagonal are lines that only the run's critic likes.")]
 
 
 def _imitation(run: RunData, several: bool) -> list[Picture]:
@@ -359,7 +357,7 @@ def _imitation(run: RunData, several: bool) -> list[Picture]:
     if not lines:
         return []
     svg = line_chart(lines, title=_of(run, several, "Imitation of the teacher"), y_label="nats a token")
-    return [_picture("curves", svg, "The warm start: what the student was before it met the critic.")]
+    return [_picture("curves", svg, "The warm start, before the student learned from the critic.")]
 
 
 def _time(run: RunData, several: bool) -> list[Picture]:
@@ -371,7 +369,7 @@ def _time(run: RunData, several: bool) -> list[Picture]:
     phases = [Bar(_seed_name(seed), parts) for seed in run.seeds if (parts := phase_seconds(seed))]
     if phases:
         svg = bar_chart(phases, title=_of(run, several, "Time of learning by phase"), unit="s")
-        drawn.append(_picture("cost", svg, "The critic's time counts only where somebody had to wait for it."))
+        drawn.append(_picture("cost", svg, "The critic's time counts only while the learner waited for it."))
     return drawn
 
 

@@ -1,12 +1,12 @@
-"""A run, or several side by side, as one page to send to a colleague: everything inside one HTML file.
+"""A run, or several side by side, as one self-contained HTML page to send to a colleague.
 
     write_report([Path("runs/pocket-quickstart")], Path("report.html"))
     humor-env report runs/a runs/b --out compare.html
     humor-env report runs/new --against runs/old         # the same two, and new minus old with its interval
 
-The page asks nothing of a network and says so to the browser: its content-security policy allows only its own style and
-its own script, both by their hash. What a model wrote is never markup: the template escapes, charts escape, and the
-browser of jokes gets its lines as data and puts them on the page as text.
+The page loads nothing from a network, and its content-security policy allows only its own style and script, both by
+hash. A model's text is never markup: the template and the charts escape it, and the list of jokes gets its lines as
+data and puts them on the page as text.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from humor_env.experiments.reports.report_data import (
     load_run,
 )
 from humor_env.experiments.reports.tables import Table, percent
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.screen import MOST_FLIPS, flips
 
 TEMPLATES = resources.files("humor_env.experiments") / "templates"
-MOST_TRAINING_LINES = 500  # of the latest steps, in the browser of jokes; the flagged ones come on top
+MOST_TRAINING_LINES = 500  # of the latest steps, in the list of jokes; flagged ones are added
 SHOWN_FIRST = 8
 
 
 @dataclass(frozen=True)
 class Flagging:
-    """How many lines of each stage a gate stops: a hack shows as a share that grows."""
+    """The share of each stage's lines that a gate stops: a hack shows as a growing share."""
 
     gate: str
     shares: Mapping[str, float]
@@ -68,22 +68,22 @@ class Fact:
 
 
 def write_report(folders: Sequence[Path], out: Path, against: Path | None = None) -> Path:
-    """Read the runs, write the page, return its path. `against` is one more run, which each is compared with."""
+    """Read the runs, write the page, return its path. `against` is another run, which each is compared with."""
     if not folders:
         raise InvalidOption("Give at least one run's folder.")
     if out.is_dir():
         out = out / "report.html"
     command = command_for(folders, out, against)
-    every = [*folders, *([] if against is None else [against])]
-    if len({folder.resolve() for folder in every}) < len(every):
-        raise InvalidOption("The same folder was given twice: a run has no difference from itself. Name each run once.")
-    benchmarks = [folder for folder in every if is_benchmark(folder)]
-    if benchmarks and len(every) > 1:
-        raise InvalidOption(f"'{benchmarks[0]}' is a benchmark, and a benchmark has a page of its own: give it alone.")
+    all_folders = [*folders, *([] if against is None else [against])]
+    if len({folder.resolve() for folder in all_folders}) < len(all_folders):
+        raise InvalidOption("The same folder was given twice, but a run does not differ from itself. Give it once.")
+    benchmarks = [folder for folder in all_folders if is_benchmark(folder)]
+    if benchmarks and len(all_folders) > 1:
+        raise InvalidOption(f"'{benchmarks[0]}' is a benchmark, which has its own page: give it alone.")
     page = (
         render_benchmark(benchmarks[0], command=command)
         if benchmarks
-        else render([load_run(folder) for folder in every], command=command, against=against is not None)
+        else render([load_run(folder) for folder in all_folders], command=command, against=against is not None)
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -91,7 +91,7 @@ def write_report(folders: Sequence[Path], out: Path, against: Path | None = None
 
 
 def write_picture(folders: Sequence[Path], out: Path) -> Path:
-    """One run's result as an SVG file that is light or dark by its reader's setting."""
+    """Draw one run's result as an SVG file that is light or dark by its reader's setting."""
     if len(folders) != 1 or is_benchmark(folders[0]):
         raise InvalidOption(
             "A picture shows one run: give one run's folder. (A benchmark draws its own: --tables PAGE.)"
@@ -104,7 +104,7 @@ def write_picture(folders: Sequence[Path], out: Path) -> Path:
 
 
 def default_path(folders: Sequence[Path], against: Path | None = None) -> Path:
-    """Beside what it tells of; of several runs, where the reader stands."""
+    """In the run's folder; for several runs, in the current one."""
     return Path(folders[0], "report.html") if len(folders) == 1 and against is None else Path("report.html")
 
 
@@ -120,7 +120,7 @@ def _quoted(word: str) -> str:
 
 
 def render(runs: Sequence[RunData], *, command: str = "", against: bool = False) -> str:
-    """The page. The same runs give the same page, byte for byte. With `against` each run is compared with the last
+    """The page. The same runs give the same page, byte for byte. With `against`, each run is compared with the last
     one; two runs always are."""
     runs = _named_apart(runs)
     heads = [row for run in runs for row in numbers.headline(run)]
@@ -143,8 +143,8 @@ def render(runs: Sequence[RunData], *, command: str = "", against: bool = False)
 
 
 def _tables(runs: Sequence[RunData], makers: Mapping[str, Callable[[RunData, str], Table]]) -> list[Table]:
-    """The tables that have rows; where there are several runs, the title of each says whose it is, and how to read
-    them is told once."""
+    """The tables that have rows; if there are several runs, each title names its run and only the first table has a
+    caption."""
     several = len(runs) > 1
     shown: list[Table] = []
     for title, make in makers.items():
@@ -155,14 +155,14 @@ def _tables(runs: Sequence[RunData], makers: Mapping[str, Callable[[RunData, str
 
 
 def _order_bias(run: RunData) -> list[str]:
-    """Of judges whose verdicts follow the order in which they are shown two lines."""
+    """Warnings of judges whose verdicts depend on the order in which two lines are shown."""
     last = [seed.metrics[-1] for seed in run.seeds if seed.metrics]
     teaching = max((share for row in last if (share := flips(row)) is not None), default=0.0)
     stages = [stage for seed in run.seeds for stage in seed.numbers.values()]
     measuring = max((share for stage in stages if (share := flips(stage)) is not None), default=0.0)
     return [
         f"{run.name}: {share:.0%} of the verdicts of the judge that {what} change when the two lines are shown in the "
-        "other order: it goes by the place of a line more than by its words."
+        "other order: they depend more on a line's position than on its words."
         for what, share in (("gave the reward", teaching), ("measured", measuring))
         if share > MOST_FLIPS
     ]
@@ -174,28 +174,28 @@ def render_benchmark(folder: Path, *, command: str = "") -> str:
 
 
 def _whole(view: Mapping[str, Any], runs: Sequence[RunData], command: str) -> str:
-    """The page with what is to be seen first, and the browser of jokes."""
+    """The page with what to look at first, and the list of jokes."""
     from humor_env.rewards.rules import RulesCritic
 
-    every = _AllLines(runs, RulesCritic().faults)
+    scan = _LineScan(runs, RulesCritic().faults)
     view = {name: [] for name in _OF_RUNS} | dict(view)
     view |= {
         "several": len(runs) > 1,
-        "suspects": every.suspects[:SHOWN_FIRST],
-        "suspect_count": len(every.suspects),
-        "scanned": every.scanned,
-        "worst": every.worst[:SHOWN_FIRST],
-        "best_lines": every.best,
-        "worst_lines": every.lowest,
-        "flags": every.flaggings,
-        "flag_stages": every.flag_stages,
-        "repeats": [(run.name, stage, repeats) for run, stage, repeats in every.repeats if repeats],
-        "critics": every.critics,
-        "second_opinion": any(line.others for line in every.all_lines),
+        "suspects": scan.suspects[:SHOWN_FIRST],
+        "suspect_count": len(scan.suspects),
+        "scanned": scan.scanned,
+        "worst": scan.worst[:SHOWN_FIRST],
+        "best_lines": scan.best,
+        "worst_lines": scan.lowest,
+        "flags": scan.flaggings,
+        "flag_stages": scan.flag_stages,
+        "repeats": [(run.name, stage, repeats) for run, stage, repeats in scan.repeats if repeats],
+        "critics": scan.critics,
+        "second_opinion": any(line.others for line in scan.all_lines),
         "command": command,
-        "rows": len(every.rows),
+        "rows": len(scan.rows),
     }
-    return _page(view, {"runs": [run.name for run in runs], "rows": every.rows})
+    return _page(view, {"runs": [run.name for run in runs], "rows": scan.rows})
 
 
 _OF_RUNS = ("comparisons", "same", "score_tables", "frames", "trainer", "judge")  # a benchmark's page has none
@@ -230,7 +230,7 @@ def _page(view: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def json_for_html(data: Any) -> str:
-    """JSON that no HTML parser can take for markup: it ends no element and begins none."""
+    """JSON that an HTML parser cannot mistake for markup: it neither opens nor closes an element."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -244,7 +244,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _head_row(row: numbers.Headline) -> dict[str, Any]:
-    """A row of the table of stages, with its cells as they are printed."""
+    """A row of the table of stages, with its cells as printed."""
     return {
         "run": row.run,
         "stage": row.stage,
@@ -254,7 +254,7 @@ def _head_row(row: numbers.Headline) -> dict[str, Any]:
 
 
 def _about(run: RunData) -> dict[str, Any]:
-    """What was run, in a few facts; the whole spec is folded away below them."""
+    """The main facts about a run; the whole spec is folded away below them."""
     spec, record = run.spec, run.record
     training = [str(c.get("name") or c.get("critic")) for c in spec.get("critic", [])]
     held_out = [str(c.get("name") or c.get("critic")) for c in spec.get("eval", {}).get("critic", [])]
@@ -293,11 +293,11 @@ def _about(run: RunData) -> dict[str, Any]:
 
 
 def _spent(run: RunData) -> str:
-    """What the training critic took, in words; nothing where it asked no language model."""
+    """What the training critic cost, in words; "" if it asked no language model."""
     spent = numbers.spent(run)
     if not spent.get("calls"):
         return ""
-    cost = f"${spent['cost']:.2f}" if "cost" in spent else "a cost that is not known"
+    cost = f"${spent['cost']:.2f}" if "cost" in spent else "an unknown cost"
     return f"the training critic made {spent['calls']:.0f} calls of a language model for {cost}."
 
 
@@ -310,14 +310,14 @@ def _steps(run: RunData) -> str:
     return reached if asked in (None, min(done)) else f"{reached} of {asked}"
 
 
-class _AllLines:
-    """Every line of the runs looked at once: the rows of the browser, and what is to be seen first."""
+class _LineScan:
+    """One pass over all lines of the runs: the rows of the list of jokes, and the lines to look at first."""
 
     def __init__(self, runs: Sequence[RunData], gates: numbers.Gates) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.suspects: list[numbers.Suspect] = []
+        self.suspects: list[numbers.ScannedLine] = []
         self.worst: list[dict[str, Any]] = []
-        self.judged: list[numbers.Suspect] = []
+        self.judged: list[numbers.ScannedLine] = []
         self.all_lines: list[Judged] = []
         self.scanned = 0
         self.repeats = []
@@ -335,7 +335,7 @@ class _AllLines:
             names = [s.trained for s in run.seeds if s.trained]
             if names:
                 self.repeats.append((run, names[0], numbers.repeats(run.seeds, names[0])))
-        # The best paid first: a fault that costs nothing is what a learner will find.
+        # Highest reward first: a learner will exploit a fault that costs nothing.
         self.suspects.sort(key=lambda s: (-(s.line.score or 0.0), s.run, s.seed, s.line.prompt_id))
         self.worst.sort(key=lambda row: row["change"])
         self.best, self.lowest = _ends(self.judged)
@@ -363,22 +363,22 @@ class _AllLines:
         seen: Counter[str] = Counter()
         for place, line in enumerate(seed.stages.get(trained, ())):
             flags, why = flagged[trained][place]
-            beside = {
+            at_each_stage = {
                 stage: other
                 for stage, table in lines.items()
-                if (other := line_beside(table.get(line.prompt_id, ()), seen[line.prompt_id])) is not None
+                if (other := paired_line(table.get(line.prompt_id, ()), seen[line.prompt_id])) is not None
             }
             seen[line.prompt_id] += 1
-            before = beside.get(begun_from(trained, lines))
+            before = at_each_stage.get(begun_from(trained, lines))
             change = None
             if before is not None and before.score is not None and line.score is not None:
                 change = line.score - before.score
-            if flags and round(line.score or 0.0, 2) > 0:  # what is paid nothing, no learner finds
-                self.suspects.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
+            if flags and round(line.score or 0.0, 2) > 0:  # without a reward, no learner exploits it
+                self.suspects.append(numbers.ScannedLine(run.name, seed.name, trained, line, flags, why))
             if before is not None and change is not None and change <= -0.1:
                 self.worst.append({"run": run.name, "before": before, "now": line, "change": change})
-            self.judged.append(numbers.Suspect(run.name, seed.name, trained, line, flags, why))
-            versions = [_told(stage, other) for stage, other in beside.items()]
+            self.judged.append(numbers.ScannedLine(run.name, seed.name, trained, line, flags, why))
+            versions = [_version(stage, other) for stage, other in at_each_stage.items()]
             main = next(i for i, t in enumerate(versions) if t[0] == trained)
             self._row("held-out", index, seed.name, line, versions, main, flags, why, change)
 
@@ -389,12 +389,12 @@ class _AllLines:
         hacks = []
         for place, (line, (flags, why)) in enumerate(zip(lines, flagged, strict=True)):
             if flags and line.score is not None and line.score >= 0.5:
-                self.suspects.append(numbers.Suspect(run.name, seed.name, f"step {line.step}", line, flags, why))
+                self.suspects.append(numbers.ScannedLine(run.name, seed.name, f"step {line.step}", line, flags, why))
                 hacks.append(place)
         latest = range(max(0, len(lines) - MOST_TRAINING_LINES), len(lines))
         for place in sorted({*hacks[-MOST_TRAINING_LINES:], *latest}):
             line, (flags, why) = lines[place], flagged[place]
-            self._row("training", index, seed.name, line, [_told(run.learner, line)], 0, flags, why, None)
+            self._row("training", index, seed.name, line, [_version(run.learner, line)], 0, flags, why, None)
 
     def _row(
         self,
@@ -416,25 +416,25 @@ class _AllLines:
         self.rows.append(row | {k: v for k, v in optional.items() if v is not None})
 
 
-def _ends(judged: Sequence[numbers.Suspect]) -> tuple[list[numbers.Suspect], list[numbers.Suspect]]:
-    """The best and the worst held-out lines of the students, each text once and none in both; none where all have one
-    score."""
+def _ends(judged: Sequence[numbers.ScannedLine]) -> tuple[list[numbers.ScannedLine], list[numbers.ScannedLine]]:
+    """The best and the worst held-out lines of the students, each text once and none in both; empty if all have the
+    same score."""
     scored = [found for found in judged if found.line.score is not None]
     if len({found.line.score for found in scored}) < 2:
         return [], []
     scored.sort(key=lambda found: (found.line.score, found.run, found.line.prompt_id, found.seed))
-    # Of a text that was written for several prompts its best line and its worst, for the last one in an order stays.
+    # A dict keeps the last line of each text: of a text written for several prompts, the best or the worst one.
     best = {found.line.text: found for found in scored}
     worst = {found.line.text: found for found in reversed(scored)}
     count = min(SHOWN_FIRST, len(best) // 2)
     return sorted(best.values(), key=_score, reverse=True)[:count], sorted(worst.values(), key=_score)[:count]
 
 
-def _score(found: numbers.Suspect) -> float:
+def _score(found: numbers.ScannedLine) -> float:
     return found.line.score or 0.0
 
 
-def _told(stage: str, line: Judged) -> list[Any]:
+def _version(stage: str, line: Judged) -> list[Any]:
     parts = {name: _short(value) for name, value in line.parts.items()}
     return [stage, line.text, _short(line.score), line.reason, parts, {k: _short(v) for k, v in line.others.items()}]
 

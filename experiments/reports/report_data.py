@@ -1,10 +1,10 @@
-"""What a report reads: the files of a run's folder as plain data, with every oddity noted or explained.
+"""Reads the files of a run's folder as plain data for a report; irregularities become notes or errors.
 
     run = load_run(Path("runs/pocket-quickstart"))
     run.seeds[0].metrics[-1]["reward/mean"], run.seeds[0].stages["ppo"][0].text
 
-A line that a killed run left half written is skipped and noted; a damaged line elsewhere is an error that names file
-and line. Nothing is computed here: see `report_numbers.py`. The folder may be a whole run's, one seed's, or a bare log
+A last line that a killed run left incomplete is skipped and noted; any other damaged line is an error that names file
+and line. Nothing is computed here: see `report_numbers.py`. The folder may be that of a run, of one seed, or a bare log
 of a learner (metrics.jsonl alone).
 """
 
@@ -26,7 +26,7 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """One line as it was written and judged; `others` are scores that further critics gave it later."""
+    """One line with its judgement; `others` are scores that further critics gave it later."""
 
     prompt_id: str
     prompt: str
@@ -60,12 +60,12 @@ class SeedData:
 
     @property
     def trained(self) -> str | None:
-        """The learner's stage, where it was measured."""
+        """The learner's stage, if it was measured."""
         return next((n for n in [*self.stages, *self.numbers] if n not in REFERENCES), None)
 
 
 def lines_by_prompt(lines: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """A stage's lines by the prompt they are for: `eval.lines` of them, or as many as the teacher has."""
+    """A stage's lines by prompt: `eval.lines` for each, or as many as the teacher has."""
     by_prompt: dict[str, list[Judged]] = {}
     for line in lines:
         by_prompt.setdefault(line.prompt_id, []).append(line)
@@ -73,12 +73,12 @@ def lines_by_prompt(lines: Sequence[Judged]) -> dict[str, list[Judged]]:
 
 
 def first_lines(lines: Sequence[Judged]) -> dict[str, Judged]:
-    """The line that is shown where a prompt is shown once: its first, so that none is picked."""
+    """The line that represents each prompt: its first, so that none is picked."""
     return {prompt: own[0] for prompt, own in lines_by_prompt(lines).items()}
 
 
 def begun_from(stage: str, stages: Collection[str]) -> str:
-    """The stage that a learner's result is compared with: imitation, where there was one."""
+    """The stage that a learner's result is compared with: imitation, if there is one."""
     return "imitation" if stage != "imitation" and "imitation" in stages else "base"
 
 
@@ -99,7 +99,7 @@ class RunData:
 
 
 def load_run(folder: Path) -> RunData:
-    """The run in `folder`, or a sentence that says why it cannot be reported on."""
+    """The run in `folder`; an error says why it cannot be reported on."""
     folder = Path(folder)
     if not folder.exists():
         raise InvalidOption(
@@ -143,7 +143,7 @@ def _load_seed(folder: Path, notes: list[str]) -> SeedData:
     results = _record(folder / "results.json")
     own = [_finite(r) for r in _lines(folder / "metrics.jsonl", notes)]
     learning = [r for r in own if not _of_imitation(r)]
-    # A log that both phases share (the demo's) has the warm start's rows first; a run keeps them in a folder.
+    # A log shared by both phases (the demo's) has the warm start's rows first; a run keeps them in a folder.
     imitation = [r for r in own if _of_imitation(r)]
     imitation += [_finite(r) for r in _lines(folder / "imitation" / "metrics.jsonl", notes)]
     stages = {}
@@ -174,7 +174,7 @@ def _of_imitation(row: Row) -> bool:
 
 
 def _in_order(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Base, imitation, whatever was learned, and the teacher to compare with."""
+    """The stages in order: base, imitation, the learner's, and the teacher."""
     order = {"base": 0, "imitation": 1, "teacher": 3}
     return {name: stages[name] for name in sorted(stages, key=lambda n: (order.get(n, 2), n))}
 
@@ -182,14 +182,14 @@ def _in_order(stages: Mapping[str, Any]) -> dict[str, Any]:
 def _judged(path: Path, notes: list[str]) -> list[Judged]:
     rows = _lines(path, notes)
     others: dict[tuple[str, str, int], dict[str, float]] = {}
-    # What `humor-env rescore` writes beside a file: further critics' opinions on the same lines.
-    for beside in sorted(path.parent.glob(f"{path.stem}.*.jsonl")):
-        for row in _lines(beside, notes):
+    # Files that `humor-env rescore` writes next to this one: further critics' scores of the same lines.
+    for rescored in sorted(path.parent.glob(f"{path.stem}.*.jsonl")):
+        for row in _lines(rescored, notes):
             verdict = row.get("judgement")
             score = verdict.get("score") if isinstance(verdict, Mapping) else None
             if isinstance(score, int | float):
                 key = (str(row.get("prompt_id")), str(row.get("text")), int(row.get("step") or 0))
-                others.setdefault(key, {})[str(row.get("critic", beside.stem))] = float(score)
+                others.setdefault(key, {})[str(row.get("critic", rescored.stem))] = float(score)
     judged = []
     for number, row in enumerate(rows, 1):
         try:
@@ -220,7 +220,7 @@ def _fields(judged: Judged) -> dict[str, Any]:
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none where there is no file."""
+    """The objects of a JSON-lines file; none if there is no file."""
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -236,10 +236,10 @@ def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 raise ValueError("it is not an object")
         except ValueError as problem:
             if number == len(lines):
-                notes.append(f"The last line of {path.name} ({path.parent.name}) was never finished and is left out.")
+                notes.append(f"The last line of {path.name} ({path.parent.name}) is incomplete and is left out.")
                 continue
             raise CheckpointError(
-                f"Line {number} of '{path}' is damaged ({problem}). Remove that line, or continue the run by "
+                f"Line {number} of '{path}' is damaged ({problem}). Remove that line, or continue the run with "
                 "--resume, which rewrites the file up to its last checkpoint."
             ) from None
         rows.append(row)
@@ -261,7 +261,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except ValueError as problem:
-        raise CheckpointError(f"'{path}' is damaged ({problem}). Resume or repeat the run to write it anew.") from None
+        raise CheckpointError(f"'{path}' is damaged ({problem}). Resume or repeat the run to rewrite it.") from None
     return record if isinstance(record, dict) else {}
 
 
@@ -278,4 +278,4 @@ def _toml(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
-        raise CheckpointError(f"'{path}' is not TOML ({problem}). Put the run's own spec back.") from None
+        raise CheckpointError(f"'{path}' is not TOML ({problem}). Restore the run's own spec.") from None

@@ -1,8 +1,8 @@
-"""What a report computes from a run: headline with intervals, where two judges diverge, suspected hacks, repeats.
+"""The numbers that a report computes: scores with intervals, where two judges diverge, suspected hacks, repeats.
 
     [row.mean for row in headline(run)]              # base, imitation, the learner, teacher
-    parting([10, 20, 30], [.5, .6, .7], [.5, .6, .4])    # 20: from there the critic is pleased and the judge is not
-    suspects(run, gates)                             # lines that look like a hack, the best paid first
+    parting([10, 20, 30], [.5, .6, .7], [.5, .6, .4])    # 20: after it, the critic's score rises and the judge's falls
+    flagged(lines, gates)                            # for each line, the gates that it fails and why
 
 Pure functions from `RunData` to small records; no HTML and no files.
 """
@@ -27,18 +27,18 @@ from humor_env.experiments.reports.report_data import (
     lines_by_prompt,
 )
 from humor_env.experiments.runs.interval import bootstrap_interval
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.rewards.rules import Fault
 from humor_env.shared.text_stats import distinct_n, ngrams
 from humor_env.types import Joke, Prompt
 
-FAR = 0.3  # a critic's score this far above another's is worth a look
+FAR = 0.3  # a critic's score this far above another's is flagged
 _MOST_SCANNED = 20_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, None where there is too little to give one."""
+    """A mean with its 95 % interval; None if there is too little data for one."""
 
     mean: float
     low: float | None = None
@@ -53,8 +53,8 @@ class Headline:
     stage: str
     score: Estimate
     by_seed: Sequence[float]
-    change: Estimate | None  # from what it began as (the imitation, or else the base), prompt by prompt
-    matches_teacher: Estimate | None  # share of lines that score at least what the teacher's for that prompt does
+    change: Estimate | None  # from where it started (the imitation, or else the base), prompt by prompt
+    matches_teacher: Estimate | None  # share of lines that score at least as high as the teacher's for that prompt
     distinct_2: float | None
     length_ratio: float | None
     failures: int
@@ -63,7 +63,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of stages: its heading, the text of a row's cell, and small print behind it."""
+    """A column of the table of stages: its heading, the text of a row's cell, and small print after it."""
 
     heading: str
     cell: Callable[[Headline], str]
@@ -82,7 +82,7 @@ def _with_interval(estimate: Estimate | None, form: str) -> str:
     return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
-# The page draws its table of stages from these, so a further column is one more line here.
+# The columns of the page's table of stages.
 COLUMNS = (
     Column(
         "score",
@@ -104,7 +104,7 @@ def headline(run: RunData) -> list[Headline]:
 
 def _headline(run: RunData, stage: str) -> Headline:
     tables = [by_prompt(seed.stages[stage]) for seed in run.seeds if stage in seed.stages]
-    if not tables:  # only the numbers were kept
+    if not tables:  # only the numbers were saved
         kept = [seed.numbers[stage] for seed in run.seeds if stage in seed.numbers]
         scores = [s for n in kept if (s := n.get("score")) is not None]
         low, high = (kept[0].get("low"), kept[0].get("high")) if len(kept) == 1 else (None, None)
@@ -143,7 +143,7 @@ def _headline(run: RunData, stage: str) -> Headline:
 
 
 def _seed_of(run: RunData) -> int:
-    """The seed of a run that has one, for the interval that this seed's own files give; otherwise 0."""
+    """The seed of a run with a single seed, to get the same interval as this seed's own files; otherwise 0."""
     number = run.seeds[0].name.removeprefix("seed-")
     return int(number) if len(run.seeds) == 1 and number.isdecimal() else 0
 
@@ -160,7 +160,7 @@ def part_of(line: Judged, name: str) -> float | None:
 
 
 def by_prompt(lines: Sequence[Judged], value: Value = score_of) -> dict[str, float]:
-    """Mean score, or another value, by prompt; lines that no critic could judge are left out."""
+    """The mean score, or another value, by prompt; lines without a score are left out."""
     values_of: dict[str, list[float]] = defaultdict(list)
     for line in lines:
         number = value(line)
@@ -170,7 +170,7 @@ def by_prompt(lines: Sequence[Judged], value: Value = score_of) -> dict[str, flo
 
 
 def over_seeds(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Each prompt's mean over the seeds: prompts are what is resampled, for they are what a new test would change."""
+    """Each prompt's mean over the seeds: prompts are resampled, because a new test would have other prompts."""
     scores_of: dict[str, list[float]] = defaultdict(list)
     for table in tables:
         for prompt, score in table.items():
@@ -186,17 +186,17 @@ def paired(
     lowest: float = -1.0,
     value: Value = score_of,
 ) -> Estimate | None:
-    """The mean of the comparison within each seed; None where nothing can be paired. Each line of a stage stands beside
-    the other's for the same prompt, the first beside the first; a prompt counts by the mean of its lines."""
+    """The mean of the comparison within each seed; None if nothing can be paired. Each line of a stage is paired with
+    the other's for the same prompt, the first with the first; the lines of a prompt are averaged."""
     measured = [seed.stages for seed in run.seeds if stage in seed.stages]
     if not measured or any(other not in stages for stages in measured):
         return None
     tables: list[dict[str, float]] = []
     for stages in measured:
-        beside = lines_by_prompt(stages[other])
+        others = lines_by_prompt(stages[other])
         table: dict[str, float] = {}
         for prompt, own in lines_by_prompt(stages[stage]).items():
-            pairs = [(line, line_beside(beside.get(prompt, ()), place)) for place, line in enumerate(own)]
+            pairs = [(line, paired_line(others.get(prompt, ()), place)) for place, line in enumerate(own)]
             values = [(value(line), value(then)) for line, then in pairs if then is not None]
             known = [compare(a, b) for a, b in values if a is not None and b is not None]
             if known:
@@ -207,8 +207,8 @@ def paired(
 
 
 def interval(values: Sequence[float], lowest: float = 0.0, seed: int = 0) -> Estimate:
-    """Mean and 95 % interval over prompts: for one seed's scores that of its results.json; no interval for few of
-    them. `lowest` is the least that a value can be: -1 for differences."""
+    """Mean and 95 % interval over prompts, for one seed's scores the same as in its results.json; no interval for few
+    prompts. `lowest` is the least possible value: -1 for differences."""
     low, high = bootstrap_interval(values, seed=seed, lowest=lowest)
     return Estimate(_mean(values)) if math.isnan(low) else Estimate(_mean(values), low, high)
 
@@ -229,7 +229,7 @@ def series(rows: Sequence[Row], name: str) -> Curve:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over seeds at the steps that all of them reached; the only one, where there is one."""
+    """The mean over seeds at the steps that all of them have; a single curve is returned as it is."""
     curves = [c for c in curves if c.steps]
     if len(curves) <= 1:
         return curves[0] if curves else Curve([], [])
@@ -239,7 +239,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """A centred running mean; at the ends over what is there."""
+    """A centred running mean, over fewer points at the ends."""
     if window <= 1:
         return curve
     half = window // 2
@@ -254,9 +254,9 @@ def window_for(curve: Curve) -> int:
 def parting(
     steps: Sequence[float], trained: Sequence[float], held_out: Sequence[float], least: float = 0.03
 ) -> float | None:
-    """The step from which the training critic's score goes on rising while the held-out judge's falls; None where they
-    agree. It is the held-out judge's best step, if afterwards (mean of up to three last measurements) the judge has
-    lost more than `least` and the critic has gained more than that."""
+    """The step from which the training critic's score keeps rising while the held-out judge's falls; None if there is
+    none. It is the held-out judge's best step, if afterwards (mean of up to three last measurements) the judge has lost
+    more than `least` and the critic has gained more than that."""
     if len(steps) < 3:
         return None
     best = max(range(len(steps)), key=lambda i: held_out[i])
@@ -277,8 +277,8 @@ def at_steps(curve: Curve, steps: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A line that a gate fails, or that two critics judge very differently. `why` is told in words."""
+class ScannedLine:
+    """A line with its origin; `flags` are the gates it fails, or that critics disagree on it, and `why` explains."""
 
     run: str
     seed: str
@@ -292,7 +292,7 @@ Gates = Callable[[Joke], Mapping[str, Fault]]
 
 
 def flagged(lines: Sequence[Judged], gates: Gates) -> list[tuple[tuple[str, ...], str]]:
-    """For each line the gates it clearly fails (below a half), and why."""
+    """For each line, the gates it clearly fails (below a half), and why."""
     jokes = [Joke(Prompt(r.prompt_id, r.prompt), r.text, "student", r.stop_reason) for r in lines]
     flagged_lines = []
     for line, joke in zip(lines, jokes, strict=True):
@@ -307,19 +307,19 @@ def flagged(lines: Sequence[Judged], gates: Gates) -> list[tuple[tuple[str, ...]
 
 
 def disagreement(line: Judged) -> float | None:
-    """How far the critics that judged this line lie apart; None where only one did."""
+    """The range of the scores that this line's critics gave; None if there was only one."""
     scores = [s for s in (line.score, *line.others.values()) if s is not None]
     return max(scores) - min(scores) if len(scores) > 1 else None
 
 
 def recent(lines: Sequence[Judged]) -> Sequence[Judged]:
-    """The lines written while learning that are looked at: the latest, where there are very many."""
+    """The lines written while learning that are scanned: only the latest if there are very many."""
     return lines[-_MOST_SCANNED:]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """A run of words that stands in many lines but in none of their prompts."""
+    """A sequence of words that is in many lines but in none of their prompts."""
 
     words: str
     share: float
@@ -327,7 +327,7 @@ class Repeat:
 
 
 def repeats(seeds: Sequence[SeedData], stage: str, n: int = 4, most: int = 5, least: float = 0.02) -> list[Repeat]:
-    """The commonest runs of `n` words of a stage: the joke told again and again. Overlapping ones count once."""
+    """The commonest sequences of `n` words of a stage: a joke that is repeated. Overlapping ones count once."""
     shares, teacher = _gram_shares(seeds, stage, n), _gram_shares(seeds, "teacher", n)
     repeated: list[tuple[tuple[str, ...], float]] = []
     for gram, share in sorted(shares.items(), key=lambda kv: (-kv[1], kv[0])):
@@ -349,7 +349,7 @@ def _gram_shares(seeds: Sequence[SeedData], stage: str, n: int) -> dict[tuple[st
 
 
 def phase_seconds(seed: SeedData) -> dict[str, float]:
-    """Where the learner's time went. The critic's own time counts only where somebody waited for it."""
+    """The learner's time by phase. The critic's own time counts only while the learner waited for it."""
     totals: dict[str, float] = defaultdict(float)
     for row in seed.timings:
         for name, value in row.items():
@@ -367,7 +367,7 @@ _PHASES = {"generate": "writing", "judge_wait": "waiting for the critic", "refer
 
 
 def spent(run: RunData) -> dict[str, float]:
-    """Calls and dollars of the training critic over all seeds, where they were logged."""
+    """Calls and dollars of the training critic over all seeds, if they were logged."""
     totals: dict[str, float] = {}
     for name in ("critic/calls", "critic/cost"):
         values = [row[name] for seed in run.seeds for row in seed.metrics if name in row]

@@ -1,4 +1,4 @@
-"""A table of a report as plain text, cell by cell, and the two ways in which numbers are written in one.
+"""A table of a report as plain text, cell by cell, and how shares are written in it.
 
 Table("Parts", ("part", "imitation", "ppo"), [TableRow(("form", "0.90", "0.95"))])
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TableRow:
-    """Cells as they are printed, the row's name first, and a `hint` in small print below the name; a row `worth_a_look`
-    is marked."""
+    """The printed cells, the row's name first, with a `hint` in small print below the name; a row `worth_a_look` is
+    marked."""
 
     cells: Sequence[str]
     worth_a_look: bool = False
@@ -21,7 +21,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a sentence on how to read it, the heads and the rows. Without rows it is not shown."""
+    """A title, a caption, the headings and the rows. A table without rows is not shown."""
 
     title: str
     columns: Sequence[str]
@@ -30,10 +30,10 @@ class Table:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, with a decimal where the share is small."""
+    """A share in per cent, with a decimal if it is small."""
     return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
 
 
 def share_of(count: int, whole: int) -> str:
-    """A count and what share of the whole it is: "3 of 250, 1.2%"."""
+    """A count and its share of the whole: "3 of 250, 1.2%"."""
     return f"{count:,} of {whole:,}, {percent(count / whole)}" if whole else "–"

@@ -1,12 +1,12 @@
-"""The work itself, cell by cell: who teaches, who imitates, who learns from feedback, and what judges and people say.
+"""The cells of a reproduction: the teacher, the systems that imitate or learn from feedback, and the verdicts.
 
     cells = make_cells(spec, out, seeds=[0, 1, 2])
     run_cells(cells, workers=2)              # experiments/compare/jobs.py: nothing is done twice
 
-OUT/cells/teacher/              sentences and the teacher's lines (where a language model teaches)
+OUT/cells/teacher/              sentences and the teacher's lines (if the teacher is a language model)
 OUT/cells/seed-0/warm-3/        imitation of all data; every other system of the seed starts from such a student
-OUT/cells/seed-0/brio/          a system: its student, its lines on each split, what the judges say of them
-OUT/cells/seed-0/people/        the critic and the systems before people: Tables 1 and 6
+OUT/cells/seed-0/brio/          a system: its student, its lines on each split, and the judges' verdicts
+OUT/cells/seed-0/people/        the critic and the systems compared with people: Tables 1 and 6
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ from humor_env.experiments.specs.spec import StudentSpec
 from humor_env.pocket.teacher import PocketTeacher
 from humor_env.prompts import load_prompts
 from humor_env.rewards.win_tie import WinTieCritic
+from humor_env.shared import json_lines
 from humor_env.shared.streams import generator, stream_seed
 from humor_env.teacher import TeacherBuffer, fill
 from humor_env.teacher_llm import LanguageModelTeacher
 from humor_env.types import SPLITS, Critic, Demonstration, Joke, Judge, Prompt, Verdict
 
 MODULE = "humor_env.experiments.reproduction.cells"
-# What decides no result: where it is computed, and what it may cost.
+# Settings that do not affect results: where they are computed, and what they may cost.
 _FREE = ("name", "about", "seeds", "workers", "threads", "budget", "people", "cloze")
 ALLOWANCE = "allowance.json"
 
@@ -79,7 +80,7 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
 
 
 def _what_decides(common: Mapping[str, Any], system: System | None) -> dict[str, Any]:
-    """The settings that a cell depends on, so that changing one learner's leaves the others' results alone."""
+    """The settings that a cell depends on, so that changing one learner's does not invalidate the others' results."""
     kind = system.kind if system else ""
     kept = {k: v for k, v in common.items() if k not in ("more_imitation", "feedback", "learners")}
     if kind == "ft":
@@ -90,13 +91,13 @@ def _what_decides(common: Mapping[str, Any], system: System | None) -> dict[str,
 
 
 def write_allowance(spec: ScaleSpec, out: Path) -> None:
-    """What the language models may cost, beside the cells: it may change between two starts."""
+    """Write the limits on cost outside the cells, since they may change between two starts."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / ALLOWANCE, spec.budget.model_dump(mode="json", exclude_none=True))
 
 
 def _open(record: Mapping[str, Any], out: Path, **others: Any) -> ScaleSpec:
-    """The scale again, in the process of a cell."""
+    """The scale, read in the process of a cell."""
     budget = read_json(out / ALLOWANCE) if (out / ALLOWANCE).is_file() else {}
     spec = check_table(ScaleSpec, {"name": "cell", **record, **others, "budget": budget})
     assert isinstance(spec, ScaleSpec)
@@ -108,7 +109,7 @@ def _open(record: Mapping[str, Any], out: Path, **others: Any) -> ScaleSpec:
 
 @dataclass(frozen=True)
 class Material:
-    """Prompts by split, and what the teacher wrote for them. Prompts that the teacher refused are left out."""
+    """Prompts by split, and the teacher's lines for them. Prompts that the teacher refused are left out."""
 
     prompts: Mapping[str, tuple[Prompt, ...]]
     buffer: TeacherBuffer
@@ -118,7 +119,7 @@ class Material:
 
 
 def teach(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """The cell of the teacher: sample the sentences, have lines written for each, once for all seeds."""
+    """The cell of the teacher: sample the sentences and have lines written for each, once for all seeds."""
     out = folder.parents[1]
     critic = {"judge": "pocket"}
     spec = _open({**record, "critic": critic, "outside": critic}, out)
@@ -172,7 +173,7 @@ def training_prompts(material: Material, system: System, seed: int) -> list[Prom
 
 
 def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """The cell of a system: from its warm start, by its learner; then its lines, and what the judges say of them."""
+    """The cell of a system: train it from its warm start, write its lines, and judge them."""
     system, out = by_name(record["system"]), folder.parents[2]
     spec = _open(record["scale"], out)
     material = open_material(spec, seed, out)
@@ -200,7 +201,7 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
             config, student, material.demonstrations(prompts, spec.teacher.lines), dev, log, checkpoints=store
         )
     else:
-        # Feedback is for some of the prompts that were imitated, with their teacher's lines: all of them in the paper.
+        # Feedback is given on some of the imitated prompts, with their teacher's lines; in the paper, on all.
         prompts = prompts[: max(1, round(len(prompts) * spec.feedback.share))]
         extras: dict[str, Any] = {"prompts": prompts, "checkpoints": store}
         if system.kind in ("brio", "brio-dpo"):
@@ -217,7 +218,7 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
 
 
 def protocol(spec: ScaleSpec, system: System) -> dict[str, Any]:
-    """What the paper's grid asks of a learner, over the settings that the scale gives it."""
+    """The learner's settings in the paper's grid, which override those of the scale."""
     settings = spec.learners.get(system.kind, {})
 
     def phase(table: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def protocol(spec: ScaleSpec, system: System) -> dict[str, Any]:
 
 
 def _save(spec: ScaleSpec, system: System, student: Student, folder: Path) -> None:
-    """The student, its base weights beside it only where they are its own."""
+    """Save the student, with its base weights only if they are its own."""
     base: str | None = None
     start = None if system.starts_from is None else folder.parent / system.starts_from / "student"
     full = getattr(spec.imitation_config("warm_start", 0), "full", False)
@@ -256,7 +257,7 @@ def write_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], na
 
 
 def sample_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], name: str, seed: int) -> list[Joke]:
-    """The same, drawn at temperature 1: what learners train on, and what beam search hides."""
+    """One line for each prompt, sampled at temperature 1, as in training; beam search hides these."""
     writing = spec.writing
     uniforms = draw_uniforms(len(prompts), writing.max_new_tokens, generator_for(seed))
     how = Sampling(max_new_tokens=writing.max_new_tokens)
@@ -279,7 +280,7 @@ def _measure(
     split: str,
     folder: Path,
 ) -> dict[str, Any]:
-    """For each way of writing: win-tie values by each judge, one a prompt, and how long the lines are."""
+    """For each way of writing: each judge's win-tie value for each prompt, and the length of the lines."""
     prompts = material.prompts[split]
     outside = make_judge(spec, spec.outside, "outside", seed=seed, out=out)
     ways: dict[str, Callable[[], list[Joke]]] = {
@@ -304,7 +305,7 @@ def _measure(
 
 
 def win_ties(jokes: Sequence[Joke], judge: Judge | None, buffer: TeacherBuffer) -> list[float | None]:
-    """For each line the share of both orders in which it wins or ties against the teacher's first line."""
+    """For each line, the share of the two orders in which it wins or ties against the teacher's first line."""
     assert judge is not None
     critic = WinTieCritic(buffer, judge=judge, max_lines=1, ties="win")
     return [_rounded(judgement.score) for judgement in critic(jokes)]
@@ -321,7 +322,7 @@ def _keep_lines(path: Path, jokes: Sequence[Joke]) -> None:
 
 def read_lines(path: Path, prompts: Sequence[Prompt], author: str) -> list[Joke]:
     by_id = {p.id: p for p in prompts}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in json_lines.read_lines(path)]
     return [Joke(by_id[row["prompt"]], row["text"], author) for row in rows]
 
 
@@ -333,9 +334,9 @@ def _usage(ledgered: Any) -> dict[str, Any]:
 
 
 def people_pairs(spec: ScaleSpec, material: Material, folder: Path) -> dict[str, list[tuple[Joke, Joke]]]:
-    """What is put before people: each system's line and the teacher's, blind, on the first test prompts.
+    """The pairs shown to people: each system's line and the teacher's, blind, on the first test prompts.
 
-    Half of the pairs show the system first; which half, a hash of the texts decides."""
+    Half of the pairs show the system first, chosen by a hash of the texts."""
     prompts = material.prompts["test"]
     prompts = prompts[: spec.people.prompts or len(prompts)]
     wanted = {p.id for p in prompts}
@@ -355,7 +356,7 @@ def _blind(mine: Joke, theirs: Joke) -> tuple[Joke, Joke]:
 
 
 def ask_people(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """The cell of Tables 1 and 6: people on the systems' lines, and each critic's verdicts beside theirs."""
+    """The cell of Tables 1 and 6: people's verdicts on the systems' lines, compared with each critic's."""
     out = folder.parents[2]
     spec = _open(record["scale"], out, **{k: record[k] for k in ("people", "cloze") if k in record})
     material = open_material(spec, seed, out)
@@ -389,7 +390,7 @@ def _asked(judge: Judge | None, pairs: Sequence[tuple[Joke, Joke]]) -> list[Verd
 
 
 def _win_or_tie(pair: tuple[Joke, Joke], verdict: Verdict) -> float | None:
-    """The student's share, whichever place it was shown in."""
+    """The student's share, in whichever place it was shown."""
     if verdict.probability is None:
         return None
     p = verdict.probability if pair[0].author != "teacher" else 1 - verdict.probability
@@ -399,11 +400,11 @@ def _win_or_tie(pair: tuple[Joke, Joke], verdict: Verdict) -> float | None:
 def compare(
     pairs: Sequence[tuple[Joke, Joke]], verdicts: Sequence[Verdict], truth: Mapping[str, Sequence[Verdict]], part: str
 ) -> dict[str, list[float | None]]:
-    """A critic beside people, one value a pair; None where there is nothing to compare.
+    """A critic compared with people, one value for each pair; None if there is nothing to compare.
 
-    Agreement is over pairs of which people prefer a line. A critic that cannot decide such a pair disagrees. Length
-    bias: of the pairs on which people decided the question that the critic was asked, those where people prefer the
-    shorter line and the critic the longer.
+    Agreement is over pairs on which people prefer one line. A critic that cannot decide such a pair disagrees. Length
+    bias: of the pairs on which people decided the question that the critic was asked, those on which people prefer the
+    shorter line and the critic the longer one.
     """
     columns: dict[str, list[float | None]] = {
         "agree humor": [],

@@ -1,14 +1,14 @@
-"""What the paper claims, as differences that should be above zero, and the rule by which ours agree with them.
+"""The paper's claims, as differences that should be above zero, and the rule by which our results agree with them.
 
-Written down before the first result was seen. A claim says that one thing is larger than another; the difference here
-has a 95 % interval over seeds and prompts:
+They were written before the first result was seen. A claim says that one quantity is larger than another; our
+difference has a 95 % interval over seeds and prompts:
 
-    agrees        the whole interval lies above 0
-    disagrees     the whole interval lies below 0
-    undecided     it holds 0
+    agrees        the whole interval is above 0
+    disagrees     the whole interval is below 0
+    undecided     it contains 0
 
-A table disagrees if any of its claims does, agrees if all do, and is undecided otherwise. Sizes are shown and not
-judged: a pocket student is no BART, and a pocket critic no Llama. Intervals are not corrected for the number of claims.
+A table disagrees if any of its claims does, agrees if all do, and is undecided otherwise. Sizes are shown but not
+judged: a pocket student is not BART. Intervals are not corrected for the number of claims.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Finding = Literal["agrees", "disagrees", "undecided", "not measured"]
 
 @dataclass(frozen=True)
 class Claim:
-    """`terms` are arranged so that the paper's difference is above 0. `said` is where the paper has words only."""
+    """`terms` are arranged so that the paper's difference is above 0. `quote` holds its words if it gives no number."""
 
     table: str
     text: str
     terms: Terms
-    said: str = ""
+    quote: str = ""
 
     @property
     def published(self) -> float | None:
@@ -47,7 +47,7 @@ _JUDGES = {"training": "the training judge", "outside": "the outside judge"}
 
 
 def _ladder(table: str, order: Sequence[str], column: str, by: str) -> list[Claim]:
-    """Each system is above the one before it."""
+    """Claims that each system is above the one before it."""
     return [
         _above(table, upper, lower, column, f"{_NAMES[upper]} is above {_NAMES[lower]} by {by}")
         for lower, upper in pairwise(order)
@@ -55,7 +55,7 @@ def _ladder(table: str, order: Sequence[str], column: str, by: str) -> list[Clai
 
 
 def _gap(upper: str, lower: str) -> Claim:
-    """How much more the judge that trained a student thinks of it than an outside one does."""
+    """The claim that the training judge scores a student higher than the outside judge does, by more than for FT."""
     terms = [
         (1, Ref("2", upper, "training")),
         (-1, Ref("2", upper, "outside")),
@@ -120,7 +120,7 @@ CLAIMS: Sequence[Claim] = (
         "length",
         "BRIO writes longer lines when the length filter is left out",
         [(1, Ref("length", "brio-unfiltered", "length ratio")), (-1, Ref("length", "brio", "length ratio"))],
-        said="outputs nearly double",
+        quote="outputs nearly double",
     ),
     Claim(
         "length",
@@ -129,7 +129,7 @@ CLAIMS: Sequence[Claim] = (
             (1, Ref("length", "brio-unfiltered", "length ratio")),
             (-1, Ref("length", "dpo-unfiltered", "length ratio")),
         ],
-        said="most with BRIO",
+        quote="most with BRIO",
     ),
 )
 
@@ -153,7 +153,7 @@ def findings(results: Results, table: str) -> list[Found]:
 
 
 def of_table(decided: Sequence[Found]) -> Finding:
-    """The one word for a table."""
+    """The verdict on a table."""
     kinds = {f.finding for f in decided} - {"not measured"}
     if not kinds:
         return "not measured"

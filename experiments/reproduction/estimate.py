@@ -1,11 +1,11 @@
-"""What a reproduction would take, before anything is done: models, data, samples, calls, tokens and money.
+"""What a reproduction would cost, before it starts: models, data, samples, calls, tokens and money.
 
     forecast = estimate(load_scale("paper"), seeds=3)
     print(as_text(forecast))
 
-Calls are counted from the grid of systems: nothing is downloaded or asked. A sentence and a line are taken to be of
-`CHARACTERS` characters; input is guessed at 3.5 bytes a token and output is the most that is allowed, so tokens and
-money are upper bounds. Pairs that the length filter drops are counted as judged.
+Calls are counted from the grid of systems: nothing is downloaded or sent. Sentences and lines are assumed to have
+`CHARACTERS` characters; input is estimated at 3.5 bytes a token and output at the longest that is allowed, so tokens
+and money are upper bounds. Pairs that the length filter drops are counted as judged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ORDERS = 2
 
 
 class _Silent:
-    """A client that is never asked: only what would be sent to it is counted."""
+    """A client that is never called: only what would be sent to it is counted."""
 
     name = "nobody"
 
@@ -42,7 +42,7 @@ class _Silent:
 
 
 def estimate(spec: ScaleSpec, seeds: int) -> dict[str, Any]:
-    """Plain data: who plays which role, how much data, and for each role its questions, tokens and cost."""
+    """The forecast as plain data: the model of each role, the amount of data, and each role's calls and cost."""
     sizes = _sizes(spec)
     pairs = seeds * sum(_pairs(spec, system, sizes["train"]) for system in SYSTEMS)
     measured = seeds * (1 + spec.writing.sampled) * sum(sizes[split] for system in SYSTEMS for split in system.splits)
@@ -106,7 +106,7 @@ def _rounds(system: System) -> int:
 
 
 def _pairs(spec: ScaleSpec, system: System, train: int) -> int:
-    """Judged pairs at most. BRIO-DPO also has pairs of the teacher's lines ranked."""
+    """The most pairs that are judged. BRIO-DPO also has pairs of the teacher's lines ranked."""
     return _prompts(spec, system, train) * (_rounds(system) + (system.kind == "brio-dpo"))
 
 
@@ -177,7 +177,7 @@ def _cost(
 
 
 def as_text(forecast: Mapping[str, Any]) -> str:
-    """For a reader: who, what, how much."""
+    """The forecast as text."""
     lines = [
         f"Scale '{forecast['scale']}', {forecast['seeds']} seeds, {forecast['cells']} cells. {forecast['about']}",
         "",

@@ -1,10 +1,10 @@
-"""Who judges: the training critic, the outside judge, people (or who stands in for them), and the paper's cloze critic.
+"""The judges: the training critic, the outside judge, people (or a substitute), and the paper's cloze critic.
 
     judge = make_judge(spec, spec.critic, "critic", seed=0, out=folder, part="humor")
     people = make_people("ratings.jsonl", "overall")    # or "exact"
     ClozeJudge(model, "humor")(pairs)                   # perplexity of a template that claims that the line is funny
 
-`part` is what is asked about: "overall" (the prompt that trains and measures), "humor" or "consistency" alone.
+`part` is the question: "overall" (the prompt for training and measuring), "humor" or "consistency" alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.reproduction.spec import ClozeTable, JudgeTable, ScaleSpec
 from humor_env.rewards.pocket import PocketJudge
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judge, Verdict
 
 if TYPE_CHECKING:
@@ -38,9 +40,9 @@ SCOPE = "reproduction"
 def make_judge(
     spec: ScaleSpec, table: JudgeTable, role: str, *, seed: int, out: Path, part: str = "overall"
 ) -> Judge | None:
-    """The judge of a role; None where the scale does not say how it is asked about that part alone.
+    """The judge of a role; None if the scale does not say how to ask it about that part alone.
 
-    A judge with a taste of its own (`seed`) has another one in each role and for each seed of the run."""
+    A judge with a random taste (`seed`) has a different one in each role and for each seed of the run."""
     changes: Mapping[str, Any] = {} if part == "overall" else getattr(table, part)
     if part != "overall" and not changes:
         return None
@@ -71,9 +73,9 @@ def make_people(who: str | None, part: str) -> Judge | None:
 
 
 class RatedJudge:
-    """People's verdicts from a file: one JSON object a line with `prompt` (an id), `first` and `second` (the texts) and
-    for `humor`, `consistency` and `overall` the answer "first", "second" or "tie". Several raters of a pair are
-    averaged; a pair that nobody rated has no verdict."""
+    """People's verdicts from a file: one JSON object a line with `prompt` (an id), `first` and `second` (the texts),
+    and "first", "second" or "tie" for `humor`, `consistency` and `overall`. Several raters of a pair are averaged; a
+    pair that nobody rated has no verdict."""
 
     name = "people"
 
@@ -81,7 +83,7 @@ class RatedJudge:
         self.answers: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         values = {"first": 1.0, "second": 0.0, "tie": 0.5}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = read_lines(user_path(path))
         except OSError as problem:
             raise PromptError(f"The ratings '{path}' cannot be read: {problem.strerror}.") from None
         for number, line in enumerate(lines, start=1):
@@ -121,9 +123,9 @@ CLAIMS = {
 
 
 class ClozeJudge:
-    """The line whose claim a language model finds less perplexing wins. The order cannot matter.
+    """The line whose claim has the lower perplexity under a language model wins. The order does not matter.
 
-    The paper names the method and not its templates; these are ours.
+    The paper names the method but not its templates; these are ours.
     """
 
     name = "cloze"
@@ -153,7 +155,7 @@ class ClozeJudge:
         ]
 
     def perplexities(self, jokes: Sequence[Joke]) -> list[float]:
-        """Mean of -log p per token of each claim: the logarithm of its perplexity."""
+        """The mean of -log p over the tokens of each claim: the logarithm of its perplexity."""
         import torch
 
         start = self.tokenizer.bos_token_id
@@ -171,7 +173,7 @@ class ClozeJudge:
                 tokens[i, : len(row)] = torch.tensor(row)
                 mask[i, : len(row)] = True
             with torch.no_grad():
-                # Padding stands on the right, where causality keeps it out of sight.
+                # Padding is on the right, where the causal mask hides it.
                 logits = self.model(input_ids=tokens.to(self.device)).logits[:, :-1].float().cpu()
             means += self._means(logits, tokens[:, 1:], mask[:, 1:])
         return means

@@ -1,11 +1,11 @@
-"""From results to numbers: each quantity is one value for each (seed, item), and its interval is over both.
+"""Numbers from results: each quantity has a value for each (seed, item), and its interval is over both.
 
     results = Results.read(folder)                               # results.jsonl
     estimate(results, [(1.0, Ref("2", "brio", "training")), (-1.0, Ref("2", "ft", "training"))])
 
 A bootstrap draws seeds and, independently, items (prompts, or pairs of Table 1) with replacement, 2,000 times. All
-quantities on the same items are drawn alike, so that a difference is taken prompt by prompt. With few seeds such
-intervals are on the narrow side: three seeds say little about a fourth.
+quantities on the same items use the same draws, so that a difference is taken prompt by prompt. With few seeds, such
+intervals are too narrow: three seeds say little about a fourth.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.reproduction.paper import PUBLISHED
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import generator
 
 RESULTS = "results.jsonl"
@@ -29,7 +30,7 @@ Values = np.ndarray
 
 @dataclass(frozen=True)
 class Ref:
-    """A place in a table. `way` says how the lines were written."""
+    """A cell of a table. `way` says how the lines were written."""
 
     table: str
     row: str
@@ -46,7 +47,7 @@ Terms = Sequence[tuple[float, Ref]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, and how many seeds and items it rests on."""
+    """A mean with its 95 % interval, and the number of seeds and items behind it."""
 
     mean: float
     low: float
@@ -60,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Results:
-    """What the cells returned, by seed and cell."""
+    """The results of the cells, by seed and cell."""
 
     cells: Mapping[int, Mapping[str, Any]]
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Results:
     def read(cls, folder: Path) -> Results:
         cells: dict[int, dict[str, Any]] = {}
         about: dict[str, Any] = {}
-        for line in (folder / RESULTS).read_text(encoding="utf-8").splitlines():
+        for line in read_lines(folder / RESULTS):
             row = json.loads(line)
             if row["cell"] == "about":
                 about = row["result"]
@@ -82,7 +83,7 @@ class Results:
         return sorted(self.cells)
 
     def values(self, ref: Ref) -> tuple[str, Values] | None:
-        """What its items are called, and `[S, N]` values with NaN where there is none; None where no seed has any."""
+        """The name of its items, and its `[S, N]` values, NaN where one is missing; None if no seed has any."""
         by_seed = [(seed, list(self._of_seed(seed, ref))) for seed in self.seeds]
         rows = [row for _, row in by_seed if row]
         if not rows or not any(v is not None for row in rows for v in row):
@@ -108,7 +109,7 @@ class Results:
 
 
 def estimate(results: Results, terms: Terms) -> Estimate | None:
-    """The sum of `coefficient x mean` over the terms; None where one of them was not measured."""
+    """The sum of `coefficient x mean` over the terms; None if one of them was not measured."""
     mean, draws = 0.0, np.zeros(RESAMPLES)
     seeds = items = 0
     for coefficient, ref in terms:
@@ -124,19 +125,19 @@ def estimate(results: Results, terms: Terms) -> Estimate | None:
 
 
 def _means(name: str, values: Values) -> Values:
-    """The mean of each resample, over the values that are there."""
+    """The mean of each resample, over the values that are not missing."""
     by_seed = _weights("seeds", len(values))
     by_item = _weights(f"items/{name}", values.shape[1])
     there = np.isfinite(values)
     total = np.einsum("rn,rn->r", by_seed @ np.where(there, values, 0.0), by_item)
     count = np.einsum("rn,rn->r", by_seed @ there.astype(float), by_item)
-    # A resample that met no value at all says nothing of its own.
+    # A resample without any value gets the mean of all values.
     return np.where(count > 0, total / np.maximum(count, 1e-12), float(np.nanmean(values)))
 
 
 @lru_cache(maxsize=16)
 def _weights(name: str, size: int) -> Values:
-    """How often each of `size` things is drawn in each resample."""
+    """How often each of `size` items is drawn in each resample."""
     draws = generator(0, f"reproduction/{name}", size).integers(size, size=(RESAMPLES, size))
     weights = np.zeros((RESAMPLES, size))
     np.add.at(weights, (np.arange(RESAMPLES)[:, None], draws), 1.0)

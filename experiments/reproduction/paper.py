@@ -1,11 +1,11 @@
-"""What the paper reports, as data: every figure that a reproduction is compared with, and where it stands.
+"""The paper's results as data: every number that a reproduction is compared with, by table.
 
     PUBLISHED["2"]["brio"]["training"]       # 53: win-tie rate x 100, by the judge that also trained the student
 
 Source: Ravi, Huber, Shrivastava, Sagar, Aly, Shwartz, Einolghozati, "Small But Funny: A Feedback-Driven Approach to
 Humor Distillation", ACL 2024 (arXiv 2402.18113v1), Tables 1 to 4 and 6 and the section on length (RQ5). Table 5 holds
-four examples and no number. The paper gives one run of each and no interval. BART-FT on all data is 28 in its Table 2
-and 30 in its Table 4 though both say the same judge; each table below has what that table prints.
+four examples and no numbers. The paper gives one run of each and no intervals. BART-FT on all data is 28 in its Table 2
+and 30 in its Table 4, although both name the same judge; each table below has what that table prints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SOURCE = (
 Row = Mapping[str, float | None]
 
 PUBLISHED: Mapping[str, Mapping[str, Row]] = {
-    # Critic against people on 100 blind pairs, x 100.
+    # Critic compared with people on 100 blind pairs, x 100.
     "1": {
         "cloze/humor": {"agree humor": 57, "agree consistency": None, "position bias": 0, "length bias": 18},
         "cloze/consistency": {"agree humor": None, "agree consistency": 46, "position bias": 0, "length bias": 21},

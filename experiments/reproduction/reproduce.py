@@ -1,4 +1,4 @@
-"""Reproduce a paper: its whole protocol at a scale that fits the machine, each table beside the published one.
+"""Reproduce a paper: its whole protocol at a scale that fits the machine, each table compared with the published one.
 
     humor-env reproduce small-but-funny --scale pocket --seeds 3 --out runs/reproduction
     made = reproduce(load_scale("pocket"), Path("runs/reproduction"), seeds=[0, 1, 2])
@@ -6,13 +6,13 @@
 
     python -m humor_env.experiments.reproduction.reproduce runs/reproduction docs/reproduction.md    # the page's
 
-What is done is decided by the paper (reproduction/systems.py), what it means by rules written before any result
-(reproduction/claims.py); a scale only says with which models, data and settings. Everything is done cell by cell and
-nothing twice. OUT then holds:
+The systems are the paper's (reproduction/systems.py), and the verdicts follow rules written before any result
+(reproduction/claims.py); a scale only sets models, data and settings. Everything is done cell by cell and nothing
+twice. OUT then holds:
 
     spec.json  results.jsonl     the scale; every value of every cell, with versions, commit and seeds
     tables.json  TABLES.md       made from results.jsonl alone
-    people.jsonl                 pairs for people to rate, blind (where they are not rated already)
+    people.jsonl                 pairs for people to rate, blind (unless they are already rated)
     cells/                       students, lines and logs
 """
 
@@ -62,7 +62,7 @@ def reproduce(
     launcher: str = "local",
     say: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
-    """Do what is not done yet, and make the tables of what there is."""
+    """Run the cells not done yet, and make the tables of all results."""
     cells = make_cells(spec, out, seeds)
     for cell in cells:
         finished(cell)  # refuses those of other settings, before anything is written
@@ -90,7 +90,7 @@ def reproduce(
 
 
 def write_tables(out: Path) -> tuple[dict[str, Any], str]:
-    """tables.json and TABLES.md, from results.jsonl alone."""
+    """Write tables.json and TABLES.md, from results.jsonl alone."""
     results = Results.read(out)
     made = make_tables(results)
     text = as_text(made, results.about)
@@ -128,7 +128,7 @@ def _write_results(out: Path, about: Mapping[str, Any], outcomes: Mapping[str, O
 
 
 def _write_pairs(spec: ScaleSpec, out: Path, seeds: Sequence[int], outcomes: Mapping[str, Outcome]) -> None:
-    """The pairs of all seeds for people to rate, in an order that tells nothing."""
+    """Write the pairs of all seeds for people to rate, in an order that reveals nothing."""
     rows: dict[str, dict[str, str]] = {}
     for seed in seeds:
         names = [name for name in outcomes if name.startswith(f"seed-{seed}/")]
@@ -145,7 +145,7 @@ def _write_pairs(spec: ScaleSpec, out: Path, seeds: Sequence[int], outcomes: Map
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """OUT [PAGE]: make the tables of a folder again, and write them into a page."""
+    """OUT [PAGE]: remake the tables of a folder, and write them into a page."""
     paths = list(sys.argv[1:] if arguments is None else arguments)
     if len(paths) not in (1, 2):
         print("Usage: python -m humor_env.experiments.reproduction.reproduce OUT [PAGE.md]", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""Literal sentences from published data sets, in the columns they were published in, sampled once and for all.
+"""Literal sentences from published data sets, in their published columns, sampled once.
 
     material = read_sentences(spec.data)            # {"train": (Prompt, ...), "dev": ..., "test": ..., "ood": ...}
 
-A source is what `load_prompts` reads rows from: a JSONL or CSV file, a folder of data files, `hf:owner/name`.
+A source is anything that `load_prompts` reads rows from: a JSONL or CSV file, a folder of data files, `hf:owner/name`.
 EmpatheticDialogues repeats a conversation's opening sentence in each of its rows and writes commas as `_comma_`; SAMSum
-holds whole conversations, a turn a line. So texts are cleaned, kept if they are of a sentence's length, and taken once:
-a sentence that one split has is not in another. Which ones are sampled depends on the seed and the texts alone.
+holds whole conversations, one turn a line. So texts are cleaned, kept if they have the length of a sentence, and used
+once: no sentence is in two splits. The sample depends only on the seed and the texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_SAID = re.compile(r"^<[^>]*>$")  # <file_photo> and the like
 
 
 def read_sentences(data: DataSpec) -> dict[str, tuple[Prompt, ...]]:
-    """The sentences of each split. Held-out splits choose first, so that training cannot take what tests them."""
+    """The sentences of each split. Held-out splits choose first, so that training cannot take their sentences."""
     taken: set[str] = set()
     by_split: dict[str, tuple[Prompt, ...]] = {}
     for split in ("test", "ood", "dev", "train"):
@@ -43,7 +43,7 @@ def _sample(source: SourceSpec, split: str, seed: int, taken: set[str]) -> tuple
         candidates = [t for t in conversation if source.least_words <= len(t.split()) <= source.most_words]
         candidates = [t for t in candidates if _key(t) not in taken and _key(t) not in by_key]
         if candidates:
-            # One turn of each conversation: they would not be independent.
+            # One turn of each conversation: several would not be independent.
             chosen = candidates[stream_seed(seed, "turn", "\x1f".join(conversation)) % len(candidates)]
             by_key[_key(chosen)] = chosen
     if len(by_key) < source.count:
@@ -51,7 +51,7 @@ def _sample(source: SourceSpec, split: str, seed: int, taken: set[str]) -> tuple
             f"'{source.source}' has {len(by_key)} different sentences of {source.least_words} to {source.most_words} "
             f"words for the split '{split}' (from {rows} rows of column '{source.column}'"
             + (f" in {', '.join(source.splits)}" if source.splits else "")
-            + f"); {source.count} are wanted. Lower data.{split}.count, or widen least_words and most_words."
+            + f"); {source.count} are needed. Lower data.{split}.count, or widen least_words and most_words."
         )
     keys = sorted(by_key)
     order = generator(seed, "sentences", split).permutation(len(keys))[: source.count]
@@ -61,7 +61,7 @@ def _sample(source: SourceSpec, split: str, seed: int, taken: set[str]) -> tuple
 
 
 def _texts(source: SourceSpec) -> Iterator[list[str]]:
-    """The texts of each row that is wanted: one, or the turns of a conversation."""
+    """The texts of each row of the wanted splits: one, or the turns of a conversation."""
     reading = {k: v for k, v in (("config", source.config), ("revision", source.revision)) if v is not None}
     last = ""
     for place, split, row in prompt_files.rows(source.source, **reading):
@@ -74,9 +74,9 @@ def _texts(source: SourceSpec) -> Iterator[list[str]]:
             )
         text = row[source.column]
         if not isinstance(text, str):
-            raise PromptError(f"{source.source}, {place}: '{source.column}' holds {text!r} where a text was expected.")
+            raise PromptError(f"{source.source}, {place}: '{source.column}' holds {text!r}; expected a text.")
         if text == last:
-            continue  # a conversation's rows follow one another
+            continue  # a conversation's rows are consecutive
         last = text
         if source.turns:
             yield [t for line in text.splitlines() if (t := _clean(_SPEAKER.sub("", line), source)) is not None]

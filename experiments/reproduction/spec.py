@@ -1,10 +1,10 @@
-"""The scale of a reproduction as data: who teaches, judges and learns, on which sentences, for how long.
+"""The scale of a reproduction as data: the teacher, the judges, the learners, the sentences, and the epochs.
 
     spec = load_scale("pocket")                     # pocket, small, paper, or the path of a TOML file
     spec = load_scale("small", ["critic.options.client=local:Qwen/Qwen2.5-7B-Instruct"])
 
-The protocol itself (which systems, compared on what) is the paper's, stands in `systems.py` and is the same for every
-scale. `[learners.NAME]` holds fields of that learner's own config dataclass.
+The protocol itself (which systems, compared on what) is the paper's; it is in `systems.py` and the same for every
+scale. `[learners.NAME]` holds fields of that learner's config dataclass.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from humor_env.errors import HumorEnvError, InvalidOption, did_you_mean
 from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import Table, check_table, config_class, make_config
 from humor_env.experiments.specs.spec import BudgetSpec, Count, StudentSpec
+from humor_env.shared.json_lines import read_text
 
 SCALES = ("pocket", "small", "paper")
 LEARNERS = ("sd", "brio", "dpo", "brio-dpo")
@@ -29,10 +30,10 @@ SFT = "humor_env.agents.sft:train"
 
 
 class SourceSpec(Table):
-    """Sentences from a prompt set, a JSONL or CSV file, or `hf:owner/dataset`, in the columns they were published in.
+    """Sentences from a prompt set, a JSONL or CSV file, or `hf:owner/dataset`, in their published columns.
 
     `splits` are the source's own names (empty: all rows). `turns` reads the column as a conversation, one turn a line
-    with the speaker's name before a colon, and takes one turn of each. `replace` undoes what a publisher did to texts.
+    with the speaker's name before a colon, and takes one turn of each. `replace` undoes a publisher's replacements.
     """
 
     source: str
@@ -48,8 +49,8 @@ class SourceSpec(Table):
 
 
 class DataSpec(Table):
-    """Where the inputs come from. Left out, they are the pocket world's own splits, and `pocket_...` say how many of
-    each are used. `seed` draws the sample, the same for every seed of the run."""
+    """The sources of the inputs. Without any, they are the pocket world's own splits, and `pocket_...` say how many of
+    each are used. `seed` draws the sample, which is the same for every seed of the run."""
 
     train: SourceSpec | None = None
     dev: SourceSpec | None = None
@@ -72,8 +73,8 @@ class TeacherTable(Table):
 
 
 class JudgeTable(Table):
-    """A judge by name. `humor` and `consistency` are what changes in its options when it is asked about that alone;
-    without them those rows of Table 1 are left out."""
+    """A judge by name. `humor` and `consistency` change its options to ask about that alone; without them, those rows
+    of Table 1 are left out."""
 
     judge: str
     options: dict[str, Any] = {}
@@ -82,8 +83,8 @@ class JudgeTable(Table):
 
 
 class PeopleTable(Table):
-    """`who` is "exact" (the pocket world's exact judge stands in for people) or the path of a file of ratings; without
-    one the tables that need people are left out. `prompts` test prompts are put before them; 0 is all."""
+    """`who` is "exact" (the pocket world's exact judge replaces people) or the path of a file of ratings; without it,
+    the tables that need people are left out. `prompts` is the number of test prompts shown to them; 0 is all."""
 
     who: str | None = None
     prompts: Annotated[int, Field(ge=0)] = 100
@@ -98,15 +99,15 @@ class ClozeTable(Table):
 
 
 class FeedbackTable(Table):
-    """`share` of a system's training inputs meets the critic, ten epochs long in the paper; `epochs` is that ten."""
+    """The critic judges a `share` of a system's training inputs, for `epochs` epochs (ten in the paper)."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     epochs: Count = 10
 
 
 class WritingTable(Table):
-    """How lines are written when they are measured: by beam search, as in the paper, and with `sampled` once more by
-    drawing them, which is how learners see them."""
+    """How the lines to measure are written: by beam search, as in the paper, and with `sampled` also by sampling, as in
+    training."""
 
     beams: Count = 5
     sampled: bool = True
@@ -138,7 +139,7 @@ class ScaleSpec(Table):
         return make_config(config_class(registry.learners.resolve(SFT)), getattr(self, stage), seed)
 
     def learner_config(self, name: str, seed: int, **changes: Any) -> Any:
-        """The learner's settings, its number of epochs the protocol's, and `changes` over them."""
+        """The learner's settings, with the protocol's number of epochs and then `changes`."""
         table = {**self.learners.get(name, {}), **changes}
         return make_config(config_class(registry.learners.resolve(name)), table, seed)
 
@@ -147,7 +148,7 @@ class ScaleSpec(Table):
 
 
 def load_scale(what: str, overrides: Sequence[str] = ()) -> ScaleSpec:
-    """A scale by name or by the path of a TOML file, with dotted overrides; every mistake told in a sentence."""
+    """A scale by name or by the path of a TOML file, with dotted overrides; mistakes raise InvalidOption."""
     data = tomllib.loads(_text(what))
     for override in overrides:
         _set(data, override)
@@ -172,10 +173,10 @@ def _text(what: str) -> str:
     if path.suffix != ".toml" or not path.is_file():
         raise InvalidOption(
             f"No scale is called '{what}'.{did_you_mean(what, SCALES)} Known: {', '.join(SCALES)}; or give the path of "
-            "a TOML file like theirs."
+            "a TOML file in the same format."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise InvalidOption(f"'{what}' is not TOML: {problem}.") from None
@@ -194,7 +195,7 @@ def _set(data: dict[str, Any], override: str) -> None:
 
 
 def _check(spec: ScaleSpec) -> None:
-    """What only the parts themselves can say: the learners' settings, the judges' names, what belongs together."""
+    """Check what only the parts know: the learners' settings, the judges' names, and settings that belong together."""
     unknown = sorted(set(spec.learners) - set(LEARNERS))
     if unknown:
         near = did_you_mean(unknown[0], LEARNERS)
@@ -207,7 +208,7 @@ def _check(spec: ScaleSpec) -> None:
     for judge in (spec.critic, spec.outside):
         registry.judges.resolve(judge.judge)
     if spec.critic.model_dump() == spec.outside.model_dump():
-        raise InvalidOption("The outside judge is the training critic: it must be another one.")
+        raise InvalidOption("The outside judge is the training critic: it must be a different one.")
     places = [("warm_start", None), ("more_imitation", None), *(("learners", name) for name in LEARNERS)]
     for table, name in places:
         try:

@@ -1,9 +1,9 @@
-"""The paper's grid: every system that it trains, in the order in which one needs another.
+"""The paper's grid: every system that it trains, in order of dependency.
 
     [s.name for s in SYSTEMS]            # warm-3, warm-2, warm-1, ft, ...
     by_name("brio-1-rounds-10")          # one third of the data, feedback in each of ten epochs
 
-Everything but the warm starts begins from the warm start with the same thirds of the data.
+Every system except the warm starts begins from the warm start with the same thirds of the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class System:
     rounds: int = 1
     filtered: bool = True
     splits: tuple[str, ...] = ("test",)
-    people: bool = False  # whether people (or who stands in for them) see its lines
+    people: bool = False  # whether people (or their substitute) see its lines
 
     @property
     def starts_from(self) -> str | None:
@@ -30,7 +30,7 @@ class System:
 
     @property
     def title(self) -> str:
-        """In words, for a table."""
+        """The system in words, for a table."""
         words = [self.kind.upper()]
         if self.thirds < 3:
             words.append(f"{self.thirds}/3 of the data")

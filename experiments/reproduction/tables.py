@@ -1,4 +1,4 @@
-"""The tables: each of the paper's beside ours, the claims under it, and one word for it. Made of results alone.
+"""The paper's tables compared with ours, each with its claims and a verdict, made from the results alone.
 
 made = make_tables(Results.read(folder))
 made["2"]["verdict"]                 # "agrees", "disagrees", "undecided" or "not measured"
@@ -51,7 +51,7 @@ COLUMN_NAMES = {
     "consistency": "WTR-C",
     "overall": "WTR",
 }
-# Rows that the paper does not have: what a careless experiment would do.
+# Rows that the paper does not have: a careless experiment.
 EXTRA_ROWS = {"1": ("mcp in one order/overall",)}
 NOTES = {
     "1": "Shares of pairs, x 100. Each pair is a line of FT, BRIO or DPO and the teacher's line for the same prompt.",
@@ -94,7 +94,7 @@ def _table(results: Results, table: str) -> dict[str, Any]:
 
 
 def _asks(row: str, column: str) -> bool:
-    """A critic asked about one thing says nothing of the other."""
+    """A critic asked about one quality says nothing about the other."""
     part = row.partition("/")[2]
     return part == "overall" or column in (f"agree {part}", "position bias", "length bias")
 
@@ -120,7 +120,7 @@ def _claim(decided: Found, table: str) -> dict[str, Any]:
     paper = claim.published
     return {
         "text": claim.text,
-        "paper": round(paper, 1) if paper is not None else claim.said or None,
+        "paper": round(paper, 1) if paper is not None else claim.quote or None,
         "ours": ours,
         "finding": decided.finding,
     }
@@ -130,7 +130,7 @@ def _claim(decided: Found, table: str) -> dict[str, Any]:
 
 
 def as_text(made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> str:
-    """Markdown that reads well on a terminal too."""
+    """The tables in Markdown that is readable on a terminal too."""
     blocks = [_heading(about)] if about else []
     summary = "\n".join(f"- {_name(table)}: {made[table]['verdict']}{_counts(made[table]['claims'])}" for table in made)
     return "\n\n".join([*blocks, *(_block(table, made[table]) for table in made), "### In short", summary]) + "\n"
@@ -151,7 +151,7 @@ def _heading(about: Mapping[str, Any]) -> str:
 
 
 def _calibrated(about: Mapping[str, Any]) -> str:
-    """What was set must not be read as a result."""
+    """A note that some levels are inputs, not results."""
     if about["scale"].get("critic", {}).get("judge") != "pocket-crowd":
         return ""
     return (
@@ -206,7 +206,7 @@ def _interval(numbers: Mapping[str, float] | None, table: str, sign: str = "") -
     if numbers is None:
         return "–"
     digits = 2 if table == "length" else 1
-    # Plus 0: a rounded -0.0 is no sign of anything.
+    # Plus 0 turns a rounded -0.0 into 0.0, which has no sign.
     mean, low, high = (f"{round(numbers[k], digits) + 0.0:{sign}.{digits}f}" for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
@@ -216,7 +216,7 @@ def _number(value: float | None, sign: str) -> str:
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up where letters are of one width."""
+    """A table whose columns line up in a monospaced font."""
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     marks = [":" + "-" * (w - 1) if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
 

@@ -1,1 +1,1 @@
-"""One run: what it is made of, its folder, its seeds one after the other, what it costs, how it is measured."""
+"""One run: its parts, its folder, its seeds one after the other, its cost, and how it is measured."""

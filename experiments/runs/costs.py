@@ -1,12 +1,12 @@
-"""What an experiment file would ask of language models: questions, tokens and dollars, before a cent is spent.
+"""What an experiment file would cost in language-model calls, tokens and dollars, before a cent is spent.
 
     python -m humor_env.experiments.runs.costs one-gpu-anthropic
     python -m humor_env.experiments.runs.costs mine.toml --set learner.steps=50
 
-Nothing is sent and no key is needed. Each critic is shown the teacher's lines for some of the run's own prompts, and
-what it would send is measured; that, times the lines of the run, is the table. It is a bound from above for each item:
-lines that an earlier gate stops, repeated lines and what a ledger already holds are not subtracted, and replies are
-counted at the longest that is allowed.
+Nothing is sent and no key is needed. Each critic is given the teacher's lines for some of the run's own prompts, and
+what it would send is measured and multiplied by the lines of the run. Each item is an upper bound: lines that an
+earlier gate stops, repeated lines and what a ledger already holds are not subtracted, and replies are counted at the
+longest that is allowed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from humor_env.rewards.tournament import TournamentCritic
 from humor_env.types import Joke
 
 SAMPLE = 20  # prompts that the questions are measured on
-_SENDS = ("scorer", "multiple-choice")  # built in, and asked through a client
+_SENDS = ("scorer", "multiple-choice")  # built in, and called through a client
 
 
 @dataclass(frozen=True)
 class Item:
-    """One critic or judge in one part of the run. `lines` is what it is asked about: lines, or pairs of lines."""
+    """One critic or judge in one part of the run. `lines` is the number of lines, or pairs of lines, that it judges."""
 
     what: str
     who: str
@@ -50,7 +50,7 @@ class Item:
     cost: float | None
 
     def times(self, count: int) -> Item:
-        """The same, so many times."""
+        """The item multiplied by `count`."""
         numbers = (self.calls * count, self.input_tokens * count, self.output_tokens * count)
         return Item(self.what, self.who, self.lines * count, *numbers, None if self.cost is None else self.cost * count)
 
@@ -101,9 +101,9 @@ def estimate_spec(spec: Spec) -> list[Item]:
 
 
 def check_without_paying(spec: Spec) -> list[str]:
-    """Make what a run would make before its first step and that asks nobody: prompts, the teacher's lines for them,
-    critics with their clients and options. See too that the student's folder and device are there. The sentences
-    returned are what a run would need and this machine lacks now: a key may be given later."""
+    """Make what a run makes before its first step, as far as that needs no calls: prompts, the teacher's lines for
+    them, critics with their clients and options. Also check that the student's folder and device exist. The sentences
+    returned say what the run needs but this machine lacks now: a key may be given later."""
     from humor_env.experiments.runs.ingredients import Ingredients, check_student
 
     check_student(spec.student)
@@ -117,7 +117,7 @@ def check_without_paying(spec: Spec) -> list[str]:
             raise InvalidOption(f"There is no folder '{folder}', which the client '{client}' names.")
     lacking: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        # Lines are filtered by asking a critic, so the filter is only made.
+        # Filtering lines would call a critic, so the filter is only made.
         wanted = spec.teacher.filter if spec.teacher is not None else None
         parts = Ingredients(without_keys(spec), Path(scratch))
         try:
@@ -133,7 +133,7 @@ def check_without_paying(spec: Spec) -> list[str]:
 
 
 def _clients(spec: Spec) -> list[str]:
-    """The language models that critics and judges are to ask, however deep they are named."""
+    """The language models that critics and judges would call, however deeply nested."""
 
     def inside(table: Any) -> list[str]:
         if isinstance(table, Mapping):
@@ -145,7 +145,7 @@ def _clients(spec: Spec) -> list[str]:
 
 
 def lines_to_learn_from(spec: Spec, parts: Any) -> int:
-    """Lines that the training critics are asked about in one seed."""
+    """The number of lines that the training critics judge in one seed."""
     config = spec.learner_config(spec.seeds[0])
     steps, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
     if steps and batch:
@@ -154,12 +154,12 @@ def lines_to_learn_from(spec: Spec, parts: Any) -> int:
 
 
 def tested_lines(spec: Spec, parts: Any) -> int:
-    """Lines that one stage of one seed writes to be measured."""
+    """The number of lines that one stage of one seed writes to be measured."""
     return len(parts.eval_prompts) * spec.eval.lines
 
 
 def dev_lines(spec: Spec, parts: Any) -> int:
-    """Lines measured on the way, in one seed."""
+    """The number of lines measured during training in one seed."""
     config = spec.learner_config(spec.seeds[0])
     every, steps = getattr(config, "evaluate_every", 0), getattr(config, "steps", 0)
     dev = sum(p.split == "dev" for p in parts.prompts)
@@ -167,7 +167,7 @@ def dev_lines(spec: Spec, parts: Any) -> int:
 
 
 def _watched_lines(spec: Spec, parts: Any) -> int:
-    """Lines that the monitor has judged in one seed, each under its own and under other prompts."""
+    """The number of lines that the monitor has judged in one seed, each with its own and with other prompts."""
     monitor, steps = spec.monitor, getattr(spec.learner_config(spec.seeds[0]), "steps", 0)
     if monitor is None or not steps:
         return 0
@@ -176,7 +176,7 @@ def _watched_lines(spec: Spec, parts: Any) -> int:
 
 
 def pairs_to_judge(spec: Spec, parts: Any) -> int:
-    """Pairs that the judge is asked about in one seed, where each prompt gives one in each round."""
+    """The number of pairs that the judge compares in one seed, if each prompt gives one in each round."""
     config = spec.learner_config(spec.seeds[0])
     phases = [c for n in ("brio", "dpo") if (c := getattr(config, n, None)) is not None] or [config]
     prompts = len(parts.prompts.split(spec.env.split))
@@ -184,12 +184,12 @@ def pairs_to_judge(spec: Spec, parts: Any) -> int:
 
 
 def sample_pairs(parts: Any) -> list[tuple[Joke, Joke]]:
-    """Two lines for each of some prompts: the teacher's, or the prompt itself where there is none."""
+    """Two lines for each of some prompts: the teacher's, or the prompt itself if there is none."""
     pairs = []
     for prompt in parts.prompts.split(parts.spec.env.split)[:SAMPLE]:
         lines = list(parts.teacher.lines_for(prompt.id)) if parts.teacher else []
         lines = (lines or [f"{prompt.text} Twice."]) * 2
-        # Never the same words: a critic knows the outcome of that without asking.
+        # Never the same text: critics decide that without a call.
         pairs.append((Joke(prompt, f"{lines[0]} "), Joke(prompt, lines[1])))
     return pairs
 
@@ -197,12 +197,12 @@ def sample_pairs(parts: Any) -> list[tuple[Joke, Joke]]:
 def item_of(
     what: str, who: str, critic: Any, sample: Sequence[tuple[Joke, Joke]], lines: int, together: int = 1
 ) -> Item | None:
-    """None where the critic asks nobody. `together` is how many lines for one prompt it is asked about at once."""
-    if isinstance(critic, LiftCritic):  # each line is asked about under its own prompt and under others
+    """None if the critic makes no calls. `together` is how many lines for one prompt it judges at once."""
+    if isinstance(critic, LiftCritic):  # each line is judged with its own prompt and with others
         return item_of(what, who, critic.critic, sample, lines * (1 + critic.others), together)
     judge: Any = getattr(critic, "judge", None)
     members = [*getattr(critic, "inner_critics", ()), *getattr(critic, "inner_judges", ())]
-    if members and judge is None:  # a mix or a jury asks each about each
+    if members and judge is None:  # a mix or a jury asks each member about each line
         items = [item for one in members if (item := item_of(what, who, one, sample, lines, together)) is not None]
         return replace(sum(items[1:], items[0]), lines=lines) if items else None
     of_pairs = _of_pairs(judge)
@@ -210,7 +210,7 @@ def item_of(
     if of_pairs is not None and isinstance(critic, TournamentCritic):
         estimated = of_pairs([(a, Joke(a.prompt, f"{a.text}!")) for a, _ in sample])
         share *= critic.most_games(together) / together
-    elif of_pairs is not None:  # win-tie: each line meets some of the teacher's
+    elif of_pairs is not None:  # win-tie: each line is compared with some of the teacher's
         known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
         pairs = [
             (Joke(a.prompt, f"{a.text}!"), Joke(a.prompt, b))
@@ -231,7 +231,7 @@ def item_of(
 
 
 def _of_pairs(judge: Any) -> Callable[[Sequence[tuple[Joke, Joke]]], Estimate] | None:
-    """What tells what a judge would ask about pairs; of one that asks others, the sum of theirs. None where all are
+    """The function that estimates a judge's calls for pairs, summed over the judges that it asks. None if all are
     free."""
     if hasattr(judge, "estimate"):
         found: Callable[[Sequence[tuple[Joke, Joke]]], Estimate] = judge.estimate
@@ -246,8 +246,7 @@ def name_of(critic: CriticSpec) -> str:
 
 
 def without_keys(spec: Spec) -> Spec:
-    """The spec with clients that need no key, ledgers that leave no file, and a teacher whose lines nobody is asked
-    about."""
+    """The spec with clients that need no key, ledgers without a file, and a teacher whose lines are not filtered."""
     critics, measuring = _harmless_critics(spec.critic), _harmless_critics(spec.eval.critic)
     monitor = spec.monitor
     if monitor is not None:
@@ -278,9 +277,9 @@ def show(spec: Spec, items: Sequence[Item]) -> str:
 
 
 def show_items(name: str, items: Sequence[Item], seeds: int, limit: float | None, limited: str = "it") -> str:
-    """The table and its sum; `limit` in dollars stops what is `limited`."""
+    """The table and its total; a `limit` in dollars stops what `limited` names."""
     if not items:
-        return f"{name}: no language model is asked; it costs nothing but time."
+        return f"{name}: no language model is called; it costs only time."
     rows = [
         "| part | who | lines or pairs | calls | tokens read | tokens written, at most | dollars, at most |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -301,13 +300,13 @@ def show_items(name: str, items: Sequence[Item], seeds: int, limit: float | None
 
 
 def forecast(spec: Spec) -> str:
-    """What the run would take: calls, tokens and dollars, and how many lines are written and judged."""
+    """What the run would cost: calls, tokens and dollars, and how many lines are written and judged."""
     from humor_env.experiments.runs.ingredients import Ingredients
 
     try:
         money = show(spec, estimate_spec(spec))
     except CredentialError:
-        money = f"{spec.name}: what it would cost is not known without the key."
+        money = f"{spec.name}: the cost is not known without the key."
     with tempfile.TemporaryDirectory() as scratch:
         parts = Ingredients(without_keys(spec), Path(scratch))
         lines, prompts = lines_to_learn_from(spec, parts), len(parts.eval_prompts)
@@ -316,14 +315,14 @@ def forecast(spec: Spec) -> str:
     each = seconds_to_write(spec)
     if each is None:
         time = (
-            "How long that takes depends on the student and the machine: run it with --set learner.steps=2 and look at "
+            "The time depends on the student and the machine: run it with --set learner.steps=2 and look at "
             "timings.jsonl."
         )
     else:
         whole = rough_seconds(each, lines, measured=prompts * spec.eval.lines, stages=stages, lessons=imitated)
         time = (
-            f"On this machine that takes roughly {in_words(whole * seeds)}, by how fast the student wrote {_TRIED} "
-            "lines just now; waiting for language models comes on top."
+            f"On this machine that takes roughly {in_words(whole * seeds)}, from how fast the student wrote {_TRIED} "
+            "lines just now, plus the time spent waiting for language models."
         )
     return (
         f"{money}\nThe learner writes about {lines * seeds:,} lines to learn from, and each stage is measured on "
@@ -331,12 +330,12 @@ def forecast(spec: Spec) -> str:
     )
 
 
-_TRIED = 8  # lines that are written to see how fast the student is
+_TRIED = 8  # lines written to measure the student's speed
 _LARGEST = 4 * 1024**3  # bytes of weights that a dry run loads for it
 
 
 def seconds_to_write(spec: Spec) -> float | None:
-    """Seconds of this machine for one line of the student; None where its weights are large or not here."""
+    """Seconds on this machine for one line of the student; None if its weights are large or not installed."""
     from humor_env.agents.student.writer import write_jokes
     from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 
@@ -358,8 +357,8 @@ def seconds_to_write(spec: Spec) -> float | None:
 
 
 def rough_seconds(each: float, lines: int, *, measured: int, stages: int, lessons: int) -> float:
-    """Seconds for one seed, `each` being that of writing a line. Learning from a line takes about as long as writing
-    it, and imitating one three quarters of that; the teacher's stage is not written."""
+    """Seconds for one seed, where writing a line takes `each`. Learning from a line takes about as long as writing it,
+    and imitating one three quarters of that; the teacher's stage is not written."""
     return each * (2 * lines + measured * (stages - 1) + 0.75 * lessons)
 
 
@@ -373,7 +372,7 @@ def in_words(seconds: float) -> str:
 
 
 def lessons(spec: Spec, parts: Any) -> int:
-    """The teacher's lines that are imitated in one seed, each as often as it is."""
+    """The number of times that a teacher's line is imitated in one seed."""
     from humor_env.agents.sft import SFTConfig
 
     config: Any = spec.learner_config(spec.seeds[0])

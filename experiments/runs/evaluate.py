@@ -4,10 +4,10 @@
     measured.mean, measured.interval    # mean score and its 95 % bootstrap interval over prompts
     measured.parts["meaning"], measured.distinct_2, measured.jokes
 
-Chance is one number per prompt, line and position, derived from the seed alone: the raw base, the imitation and the
-trained policy are measured with the same random numbers. With several lines for each prompt the first is the one that
-an evaluation of one line has, and a prompt counts by the mean of its lines: intervals are over prompts, for four lines
-to one prompt are not four independent tests.
+There is one random number per prompt, line and position, derived from the seed alone, so the raw base, the imitation
+and the trained policy are measured with the same ones. With several lines for each prompt, the first is that of an
+evaluation with one line, and the lines of a prompt are averaged: intervals are over prompts, because four lines for
+one prompt are not four independent tests.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """Over prompts, each by the mean of its lines."""
+        """The mean over prompts of the means of their lines."""
         scores = prompt_means(self.jokes, self.judgements)
         return float(np.mean(scores)) if scores else float("nan")
 
@@ -95,7 +95,7 @@ def evaluate(
     backend: Backend | None = None,
     lines: int = 1,
 ) -> Evaluation:
-    """`lines` sampled lines for each prompt, judged."""
+    """Sample `lines` lines for each prompt and judge them."""
     sampling = sampling or Sampling()
     author = name or (adapter or "base")
 
@@ -110,8 +110,8 @@ def evaluate(
 
 
 def written_by(writer: Writer, prompts: Sequence[Prompt], *, lines: int, seed: int) -> list[Joke]:
-    """`lines` lines for each prompt, by what writes in the student's place, such as best-of-n. Each is asked for by
-    itself: a critic that compares the candidates for one prompt compares those of one line."""
+    """`lines` lines for each prompt from a writer used instead of the student, such as best-of-n. Each is requested
+    separately, so that a critic that compares the candidates for one prompt sees only those of one line."""
     seeds = [stream_seed(seed, "evaluation", line) if line else None for line in _places(lines)]
     return _by_prompt([writer.write(prompts, seed=own) for own in seeds])
 
@@ -123,7 +123,7 @@ def _places(lines: int) -> range:
 
 
 def _by_prompt(written: Sequence[Sequence[Joke]]) -> list[Joke]:
-    """First the lines of the first prompt, then those of the second."""
+    """All lines of the first prompt, then those of the second."""
     return [joke for own in zip(*written, strict=True) for joke in own]
 
 
@@ -135,8 +135,8 @@ def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -
 
 
 def judge_apart(critic: Critic, jokes: Sequence[Joke]) -> list[Judgement]:
-    """The critic's judgements; it never sees two lines for one prompt at once. A critic that compares siblings, or
-    lowers the score of what repeats, then says of each line what it says where there is one."""
+    """The critic's judgements, without ever showing it two lines for one prompt together. A critic that compares
+    siblings, or lowers the score of repeats, then scores each line as if it were the only one."""
     judgements: dict[int, Judgement] = {}
     turns = line_places(jokes)
     for turn in range(max(turns, default=-1) + 1):
@@ -146,7 +146,7 @@ def judge_apart(critic: Critic, jokes: Sequence[Joke]) -> list[Judgement]:
 
 
 def line_places(jokes: Sequence[Joke]) -> list[int]:
-    """For each line, how many of its prompt's lines stand before it."""
+    """For each line, how many of its prompt's lines come before it."""
     before: Counter[str] = Counter()
     places = []
     for joke in jokes:
@@ -156,7 +156,7 @@ def line_places(jokes: Sequence[Joke]) -> list[int]:
 
 
 def prompt_means(jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> list[float]:
-    """The mean score of each prompt's lines; a prompt of which no line could be judged is left out."""
+    """The mean score of each prompt's lines; a prompt without any judged line is left out."""
     scores: dict[str, list[float]] = {}
     for joke, judgement in zip(jokes, judgements, strict=True):
         if judgement.score is not None:

@@ -1,4 +1,4 @@
-"""What a spec names, made: prompts, teacher, critics with the run's ledger and limits, environments, the student.
+"""Makes what a spec names: prompts, teacher, critics with the run's ledger and limits, environments, the student.
 
 parts = Ingredients(spec, folder)
 parts.check()                       # names, options, keys and files, before anything is computed
@@ -39,6 +39,7 @@ from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
+from humor_env.shared.user_path import user_path
 from humor_env.sources import human_pairs, students
 from humor_env.spaces import UnicodeText
 from humor_env.teacher import TeacherBuffer, open_lines, pocket_lines
@@ -49,26 +50,26 @@ _FILES = (".jsonl", ".json", ".csv", ".tsv")
 
 
 def check_named(spec: Spec) -> None:
-    """That the files which a spec names are there."""
+    """Check that the files named in a spec exist."""
     named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
     named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
     for key, value in named.items():
         file = human_pairs.file_of(value) if isinstance(value, str) else ""
-        if file.endswith(_FILES) and not Path(file).is_file():
+        if file.endswith(_FILES) and not user_path(file).is_file():
             raise InvalidOption(f"There is no file '{file}', which {key} names.")
 
 
 def check_student(spec: StudentSpec) -> None:
-    """That the student's folder and device are there; nothing is loaded. A name on a hub is taken on trust."""
+    """Check that the student's folder and device exist, without loading anything. A name on a hub is not checked."""
     place = students.find(spec.model)
     folder = Path(place).expanduser()
     is_path = place.startswith(("/", ".", "~")) or place.count("/") > 1 or folder.is_dir()
     if place.endswith(students.GGUF):
         if not folder.is_file():
-            raise StudentError(f"The student '{spec.model}' is not there: there is no such file.")
+            raise StudentError(f"The student '{spec.model}' does not exist: there is no such file.")
     elif is_path and not any((folder / file).is_file() for file in ("config.json", "student.json")):
         raise StudentError(
-            f"The student '{spec.model}' is not there: expected a folder with a config.json or a student.json."
+            f"The student '{spec.model}' does not exist: expected a folder with a config.json or a student.json."
         )
     if spec.device != "auto":
         try:
@@ -82,15 +83,15 @@ def check_student(spec: StudentSpec) -> None:
 
 @dataclass
 class Ingredients:
-    """What all seeds share, each made when first asked for."""
+    """What all seeds share, each part made on first use."""
 
     spec: Spec
     folder: Path
     _made: list[Critic | Judge] = field(default_factory=list)
-    _fresh: dict[int, Any] = field(default_factory=dict)  # what critics remember before anything was written
+    _fresh: dict[int, Any] = field(default_factory=dict)  # the initial memory of critics
 
     def check(self) -> None:
-        """Make what is cheap and may be wrong (names, options, keys, files) before anything is computed."""
+        """Make the parts that are cheap and may be wrong (names, options, keys, files), before anything is computed."""
         check_installed(self.spec.tracking)
         _ = self.eval_critic, self.judge, self.prompts, self.eval_prompts
         if self.spec.critic:
@@ -105,7 +106,7 @@ class Ingredients:
         watched = self.limits != Limits() or self.spec.monitor is not None
         if watched and "control" not in taken:
             raise InvalidOption(
-                f"The learner '{self.spec.learner_name}' keeps no budget and no monitor: give its train function a "
+                f"The learner '{self.spec.learner_name}' supports no budget and no monitor: give its train function a "
                 "parameter 'control', or leave [monitor] and max_samples, max_judgements and max_seconds out."
             )
         if self.spec.monitor is not None:
@@ -117,7 +118,7 @@ class Ingredients:
             )
 
     def digests(self) -> dict[str, str]:
-        """Short hashes of what the spec only names, by what it is."""
+        """Short hashes of the inputs that the spec only names."""
         splits = dict.fromkeys([self.spec.env.split, self.spec.eval.split])
         by_name = {f"prompts of '{split}'": self.prompts.digest(split) for split in splits}
         if self.demonstrations:
@@ -127,7 +128,7 @@ class Ingredients:
 
     @cached_property
     def env_options(self) -> dict[str, Any]:
-        """The environment's own settings: those it is registered with, and over them the spec's."""
+        """The environment's settings: those it is registered with, overridden by the spec's."""
         spec = self.spec.env
         options = dict(gymnasium.spec(spec.id).kwargs)
         chosen = {"attempts": spec.attempts, "max_chars": spec.max_chars, "split": spec.split}
@@ -184,7 +185,7 @@ class Ingredients:
         return self._make_all(self.spec.critic)
 
     def forget(self) -> None:
-        """Critics that remember are as they were made: what one seed wrote is nothing to the next."""
+        """Reset critics with a memory, so that one seed's lines do not affect the next."""
         for critic in with_memory(self._made):
             critic.set_state(self._fresh[id(critic)])
 
@@ -194,13 +195,13 @@ class Ingredients:
 
     @property
     def limits(self) -> Limits:
-        """What each seed's learner may take."""
+        """The limits of each seed's learner."""
         budget = self.spec.budget
         return Limits(budget.max_samples, budget.max_judgements, budget.max_seconds)
 
     @cached_property
     def preferences(self) -> tuple[Preference, ...]:
-        """Those that were made before."""
+        """The preferences from a file."""
         path = self.spec.preferences
         return () if path is None else tuple(read_preferences(path, self.prompts))
 
@@ -211,11 +212,11 @@ class Ingredients:
         if spec is None or spec.key_env is None:
             return None
         if not os.environ.get(spec.key_env):
-            raise CredentialError(f"[student.backend] takes its key from {spec.key_env}, which is not set.")
+            raise CredentialError(f"[student.backend] reads its key from {spec.key_env}, which is not set.")
         return os.environ[spec.key_env]
 
     def make_backend(self, student: Student, folder: Path) -> Backend | None:
-        """Where the student's lines are written: None is in this process."""
+        """The backend that writes the student's lines; None for this process."""
         spec = self.spec.student.backend
         if spec is None:
             return None
@@ -230,7 +231,7 @@ class Ingredients:
         )
 
     def make_monitor(self, folder: Path, sampling: Sampling, seed: int, say: Callable[[str], None]) -> Monitor | None:
-        """What watches the learner of one seed for drift, where the spec asks for it."""
+        """The monitor that watches one seed's learner for drift, if the spec has one."""
         spec = self.spec.monitor
         if spec is None:
             return None
@@ -249,7 +250,7 @@ class Ingredients:
 
     @cached_property
     def watching_critic(self) -> Critic | None:
-        """Who holds the score against the training critic's. The training critic itself is never held out."""
+        """The held-out critic of the monitor. The training critic itself is never held out."""
         own = self.spec.monitor.critic if self.spec.monitor is not None else []
         if own and own != self.spec.critic:
             return self._make_all(own)
@@ -283,8 +284,8 @@ class Ingredients:
         return made
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with the run's ledger, limits, teacher and prompts, where they are taken and not given; so too
-        for every critic and judge that it asks."""
+        """The options, with the run's ledger, limits, teacher and prompts added if accepted and not given, also for
+        every critic and judge that it asks."""
         budget = self.spec.budget
         ledger = budget.ledger or self.folder / "ledger.sqlite"
         limits = limits_of(budget.max_calls, budget.max_tokens, budget.max_cost)
@@ -339,7 +340,7 @@ class Ingredients:
 
 
 def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
-    """How lines are written when they are measured: as said, or as the learner writes them."""
+    """How the lines to measure are sampled: as the spec says, or as in training."""
     if spec.eval.sampling is not None:
         return Sampling(**spec.eval.sampling.model_dump())
     for holder in (config, getattr(config, "pairs", None)):
@@ -354,7 +355,7 @@ def device_of(spec: StudentSpec) -> torch.device:
 
 
 def load_student(spec: StudentSpec, seed: int) -> Student:
-    """The student on its device, with an error that names the model where it cannot be loaded."""
+    """The student on its device; if it cannot be loaded, the error names the model."""
     lora = None
     if spec.lora is not None:
         lora = Lora(**spec.lora.model_dump())
@@ -369,10 +370,10 @@ def load_student(spec: StudentSpec, seed: int) -> Student:
         install = students.how_to_install(spec.model)
         if install:
             raise StudentError(
-                f"The student '{spec.model}' is neither installed nor to be had from the Hub ({why}). "
+                f"The student '{spec.model}' is not installed and could not be downloaded from the Hub ({why}). "
                 f"Install it: {install}"
             ) from problem
         raise StudentError(
             f"The student '{spec.model}' could not be loaded ({why}). Give a name that `humor-env students` lists, a "
-            "Hugging Face model's name, a folder, or a GGUF file; set [student] device where the device is the reason."
+            "Hugging Face model's name, a folder, or a GGUF file; set [student] device if the device is the reason."
         ) from problem

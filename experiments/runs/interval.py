@@ -2,8 +2,8 @@
 
     low, high = bootstrap_interval(scores, seed=0)
 
-Prompts are what is resampled, for they are what another test would change; a prompt with several lines is one value,
-their mean. Intervals over seeds and prompts, for comparing learners, are those of `compare/stats.py`.
+Prompts are resampled, because another test would have other prompts; a prompt with several lines is one value, their
+mean. Intervals over seeds and prompts, for comparing learners, are in `compare/stats.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def bootstrap_interval(
     values: Sequence[float], *, seed: int = 0, resamples: int = 2000, lowest: float = 0.0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of values between `lowest` and 1; always the same for the same values
-    and seed. NaN for too few of them to have one."""
+    and seed. NaN if there are too few values."""
     if len(values) < FEWEST:
         return (float("nan"), float("nan"))
     data = np.asarray(values)

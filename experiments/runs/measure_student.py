@@ -42,12 +42,12 @@ def measure_student(
     lines: int | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one evaluation, and what it was done with; None where there is no number to give. What is not said
-    is as in the run that the student is from, or else the pocket world's. With `out` each line is written too."""
+    """The numbers of one evaluation and its settings; None for a number that does not exist. The defaults are those of
+    the run that the student is from, or else the pocket world's. With `out`, each line is written too."""
     if adapter not in ADAPTERS:
         raise unknown_name("adapter", adapter, ADAPTERS)
     if options and critic is None:
-        raise InvalidOption(f"--option is for a critic that is named: give --critic too ({', '.join(options)}).")
+        raise InvalidOption(f"--option needs --critic: it sets an option of that critic ({', '.join(options)}).")
     path = Path(student)
     folder = student_folder(path) if path.is_dir() else path
     run = run_of(path) if path.is_dir() else None

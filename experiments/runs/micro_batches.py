@@ -1,10 +1,10 @@
-"""`micro_batch = "auto"`: the number that fits, chosen once for a run before its first step.
+"""`micro_batch = "auto"`: the largest number that fits in memory, chosen once for a run before its first step.
 
     chosen = choose(parts, student)              # {"learner.micro_batch": 32, "teacher.imitation.micro_batch": 64}
     parts.spec = with_numbers(parts.spec, chosen)
     memory_sentences(parts, student, free)       # "learner: about 3.1 GB with micro_batch 32; 24.0 GB are there"
 
-A run's record keeps the numbers, and a resumed run takes them from there: what is free then may be something else.
+A run's record keeps the numbers, and a resumed run reads them from there, since the free memory may have changed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from humor_env.agents.student.sampling import Sampling
 from humor_env.experiments.runs.ingredients import Ingredients
 from humor_env.experiments.specs.spec import Spec
 
-_LONGEST = 16  # texts of the most characters that are cut into tokens to find the longest
+_LONGEST = 16  # texts, those with the most characters, that are tokenized to find the longest
 LEARNER, IMITATION = "learner", "teacher.imitation"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a step of one learner takes. `most` rows are learned from at a time; `micro_batch` is what was set."""
+    """The memory of a step of one learner, the `most` rows of an update, and the `micro_batch` that was set."""
 
     memory: StepMemory
     most: int
@@ -68,7 +68,7 @@ def with_numbers(spec: Spec, chosen: Mapping[str, int]) -> Spec:
 
 
 def memory_sentences(parts: Ingredients, student: Student, free: int | None) -> list[str]:
-    """A sentence for each learner of the spec; `free` is what there was before the student was loaded."""
+    """A sentence for each learner of the spec; `free` is the free memory before the student was loaded."""
     sentences = []
     for place, config in _learners(parts.spec):
         expected = _expected(config, parts, student)
@@ -82,16 +82,16 @@ def memory_sentences(parts: Ingredients, student: Student, free: int | None) -> 
 
 
 def _learners(spec: Spec) -> Iterator[tuple[str, Any]]:
-    """The settings that have a micro_batch of rows to learn from, by the table that they stand in."""
+    """The settings with a `micro_batch` for learning, with the name of their table."""
     if spec.imitates:
         yield IMITATION, spec.imitation_config(spec.seeds[0])
-    if spec.learner_name.startswith("trl-"):  # TRL copies the student, and keeps logits in ways of its own
+    if spec.learner_name.startswith("trl-"):  # TRL copies the student, and stores logits differently
         return
     yield from _parts_of(LEARNER, spec.learner_config(spec.seeds[0]))
 
 
 def _parts_of(place: str, config: Any) -> Iterator[tuple[str, Any]]:
-    """A learner made of two others, such as BRIO-DPO, has them in its parts only."""
+    """The settings with a `micro_batch`; a learner made of two others, such as BRIO-DPO, has them only in its parts."""
     if hasattr(config, "micro_batch") and hasattr(config, "batch_size"):
         yield place, config
         return
@@ -128,7 +128,7 @@ def _row_length(sampling: Sampling | None, parts: Ingredients, student: Student)
     response = max((len(student.encode_response(text)) for text in _longest(lines)), default=1)
     if sampling is not None:
         response = max(response, sampling.max_new_tokens)
-        # A later attempt is shown those before it.
+        # A later attempt sees the earlier ones.
         prompt += (int(parts.env_options.get("attempts") or 1) - 1) * response
     return RowLength(prompt, response)
 

@@ -1,11 +1,11 @@
-"""One spec, run: environment, student, teacher, critic and learner by name; warm start; learning; held-out evaluation.
+"""Run a spec: environment, student, teacher, critic and learner by name; warm start; learning; held-out evaluation.
 
     results = run(load_spec("pocket-quickstart"), Path("runs/first"))
     results[0].stages["ppo"]["score"]           # the held-out critic's mean on held-out prompts
     run(spec, Path("runs/first"), resume=True)  # continues a run that was stopped
 
-What a learner is given is decided by the names of its parameters, so that a new one needs no change here: OFFERS lists
-them.
+The names of a learner's parameters decide which arguments it gets, so that a new learner needs no change here: OFFERS
+lists them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ OFFERS = (
 @dataclass(frozen=True)
 class SeedResult:
     """One seed's outcome: the numbers of each stage ("base", "imitation", the learner's name, and "teacher"). `stopped`
-    means by the user; `why` is what else ended the learner before its last step, such as a limit of the budget."""
+    means by the user; `why` is any other reason for ending before the last step, such as a limit of the budget."""
 
     seed: int
     folder: Path
@@ -81,14 +81,14 @@ class SeedResult:
 
 
 def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None = None) -> list[SeedResult]:
-    """Run all seeds, one after the other; stops after the one in which the user asked to stop."""
+    """Run all seeds, one after the other; stop after a seed in which the user asked to stop."""
     parts = Ingredients(spec, folder)
-    # Before the folder becomes a run's: a mistake leaves nothing that would be in the way.
+    # Before the run's folder is written, so that a mistake leaves no files behind.
     parts.check()
     first = load_student(spec.student, spec.seeds[0])
     if spec.imitates or spec.learner_name not in WRITERS:
         first.check_trainable()
-    # As it was chosen when the run began, whatever is free now.
+    # As chosen when the run started, whatever memory is free now.
     at_once = read_json(folder / RECORD).get("micro_batch", {}) if resume else choose(parts, first)
     parts.spec = with_numbers(spec, at_once)
     if is_main_process():
@@ -106,7 +106,8 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
         results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
         if is_main_process():
             write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
-        student = None  # before the next is loaded: two would take twice the memory
+        student.close()
+        student = None  # freed before the next is loaded: two would need twice the memory
         if results[-1].stopped:
             break
     parts.close()
@@ -114,14 +115,14 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
 
 
 def join_processes() -> None:
-    """Join the other processes of a launcher, before anything asks how many there are. Without an accelerator they talk
-    over the CPU, which Accelerate only does when it is told."""
+    """Join the other processes of a launcher, before anything asks how many there are. Without an accelerator they
+    communicate over the CPU, which Accelerate does only on request."""
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     PartialState(cpu=together and not torch.accelerator.is_available())
 
 
 def same_folder(choose: Callable[[], Path]) -> Path:
-    """The folder that the main process chooses, in every process: a second one could already see it as taken."""
+    """The folder that the main process chooses, in every process; others might already find it taken."""
     chosen = [choose() if is_main_process() else Path()]
     if process_count() > 1:
         broadcast_object_list(chosen)
@@ -135,7 +136,7 @@ def _machine() -> dict[str, Any]:
 
 
 class SeedRun:
-    """One seed of a run; a benchmark's cell is one that measures less on the way and more at the end."""
+    """One seed of a run; a benchmark's cell is one with other measurements."""
 
     def __init__(self, parts: Ingredients, seed: int, student: Student, screen: Screen) -> None:
         self.parts, self.spec, self.seed, self.student, self.screen = parts, parts.spec, seed, student, screen
@@ -146,8 +147,8 @@ class SeedRun:
         self.seconds: dict[str, float] = {}
         self.steps: int | None = None
         self.why = ""
-        self.writer: Writer | None = None  # who is measured in the student's place
-        self.backend: Backend | None = None  # where lines are written in this process's place
+        self.writer: Writer | None = None  # measured instead of the student
+        self.backend: Backend | None = None  # writes lines instead of this process
         parts.forget()
         self.trackers = Trackers.of(self.spec, parts.folder, seed=seed, say=screen.say)
         if (self.folder / RESULTS).is_file():
@@ -187,7 +188,7 @@ class SeedRun:
         result = self._learn(name, self.spec.train, self.config, self.folder, self._control())
         steps = getattr(result, "steps", None)
         if self.steps not in (None, steps):
-            self.stages.pop(name, None)  # it has learned more since it was measured
+            self.stages.pop(name, None)  # the student has learned more since this was measured
         self.steps = steps
         self.why = getattr(result, "why", "")
         if getattr(result, "stopped", False):
@@ -200,7 +201,7 @@ class SeedRun:
         return self._result(stopped=False)
 
     def _control(self) -> RunControl:
-        """What may end the learner before its last step."""
+        """The limits and the monitor that may end the learner before its last step."""
         monitor = self.parts.make_monitor(self.folder, self.sampling, self.seed, self.screen.say)
         return RunControl(self.parts.limits, monitor)
 
@@ -238,14 +239,14 @@ class SeedRun:
         return result
 
     def _make_backend(self, folder: Path, control: RunControl) -> Backend | None:
-        """Where lines are written from now on: those the learner learns from, the monitor's, and evaluations."""
+        """The backend that writes lines from now on: those to learn from, the monitor's, and those of evaluations."""
         self.backend = self.parts.make_backend(self.student, folder)
         if control.monitor is not None:
             control.monitor.backend = self.backend
         return self.backend
 
     def _evaluator(self, name: str, config: Any) -> Callable[[Any], Mapping[str, float]] | None:
-        """What a learner measures itself with on the way: dev prompts."""
+        """The function with which a learner is measured during training, on dev prompts."""
         if getattr(config, "evaluate_every", None) == 0:
             return None
 
@@ -269,7 +270,7 @@ class SeedRun:
         return measured
 
     def _measure(self, name: str, adapter: str | None, seed: int | None = None) -> None:
-        """Write, judge and keep the lines of a stage; with the run's own random numbers, unless a seed is given."""
+        """Write, judge and save the lines of a stage; with the run's random numbers, unless a seed is given."""
         if name not in self.stages and is_main_process():
             began = time.perf_counter()
             prompts, critic, lines = self.parts.eval_prompts, self.parts.eval_critic, self.spec.eval.lines
@@ -293,7 +294,7 @@ class SeedRun:
         PartialState().wait_for_everyone()
 
     def _measure_teacher(self) -> None:
-        """As many of its lines as the others write, where it has so many: none is judged twice."""
+        """Measure as many of the teacher's lines as others write, or fewer if it has fewer: none is judged twice."""
         teacher, most = self.parts.teacher, self.spec.eval.lines
         if teacher is None or "teacher" in self.stages or not is_main_process():
             return
@@ -322,8 +323,8 @@ class SeedRun:
         return result
 
     def _base(self) -> str | None:
-        """What the saved student says its base is. One that a hub or a folder holds is named and not copied, unless
-        the warm start has changed its weights."""
+        """The base that the saved student names. A base from a hub or a folder is named and not copied, unless the warm
+        start has changed its weights."""
         model = self.spec.student.model
         full = self.spec.imitates and self.spec.imitation_config(self.seed).full
         if model.startswith("pocket:") or full or getattr(self.config, "full", False):
@@ -340,7 +341,7 @@ class SeedRun:
 
 
 def _chosen(train: Callable[..., Any], name: str, offers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """The offers that the learner has parameters for."""
+    """The arguments on offer that the learner has parameters for."""
     _, *others = inspect.signature(train).parameters.values()
     for parameter in others:
         needed = parameter.default is parameter.empty and parameter.kind not in (

@@ -1,14 +1,14 @@
-"""The folder of a run: where it is, what it says of itself, and whether it may be resumed.
+"""The folder of a run: where it is, what it records, and whether it may be resumed.
 
 runs/pocket-quickstart/
     spec.toml                 the resolved spec: `humor-env train runs/pocket-quickstart/spec.toml` repeats the run
     run.json                  versions, commit, seeds, machine, times
-    ledger.sqlite             every reply of a language model (only where one was asked)
+    ledger.sqlite             every reply of a language model (only if one was called)
     results.json              all seeds: the held-out score of each stage
     seed-0/
         metrics.jsonl  timings.jsonl  jokes.jsonl        the learner's, step by step
-        drift.jsonl                                       what the monitor saw, where the spec has [monitor]
-        checkpoints/                                      from which `--resume` goes on
+        drift.jsonl                                       what the monitor saw, if the spec has [monitor]
+        checkpoints/                                      from which `--resume` continues
         imitation/                                        the same for the warm start
         evaluation-base.jsonl  …-imitation.jsonl  …       each held-out line with its judgement, by stage
         results.json
@@ -45,8 +45,8 @@ _MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps", "tracking")
 
 @contextmanager
 def claimed_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Iterator[Path]:
-    """The folder of `choose_folder`, which nobody else may write to meanwhile. A folder that was made for a run which
-    never began is removed again."""
+    """The folder of `choose_folder`, locked against other writers. A folder made for a run that never started is
+    removed again."""
     taken: list[Path] = []
     while True:
         folder = choose_folder(spec, what, out, resume, taken)
@@ -62,7 +62,7 @@ def claimed_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool)
                     raise
                 taken.append(folder)
                 continue
-            # Whoever held the lock until now may have begun a run here.
+            # The last holder of the lock may have started a run here.
             if choose_folder(spec, what, out, resume, taken) != folder:
                 continue
             stack.enter_context(ledger_if_used(folder / "ledger.sqlite"))
@@ -72,20 +72,20 @@ def claimed_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool)
 
 def _leave(folder: Path, made: bool) -> None:
     if made:
-        with contextlib.suppress(OSError):  # it holds something
+        with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()
             folder.parent.rmdir()
 
 
 def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, taken: Sequence[Path] = ()) -> Path:
-    """Where the run goes. A new run never lands in a folder that has one, that is `taken`, or that holds files which
-    the run would write over; a resumed one must have begun there."""
+    """The run's folder. A new run never gets a folder that has a run, that is `taken`, or that holds files which the
+    run would overwrite; a resumed run must have started there."""
     if resume:
         folder = out or _own_folder(what) or _latest(spec.name)
         if not (folder / SPEC).is_file():
             raise InvalidOption(
-                f"There is no run to resume in '{folder}' (no {SPEC} there). Give its folder with --out, or leave "
-                "--resume away to begin."
+                f"There is no run to resume in '{folder}' (no {SPEC} there). Give its folder with --out, or leave out "
+                "--resume to start a run."
             )
         if not (folder / RECORD).is_file():
             raise InvalidOption(f"There is no run to resume in '{folder}': it has a {SPEC}, but no {RECORD}.")
@@ -96,8 +96,8 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, 
         own = [path.name for name in (SPEC, RESULTS, "seed-*") for path in sorted(out.glob(name))]
         if own:
             raise InvalidOption(
-                f"'{out}' is no run's folder and holds {', '.join(own[:3])}, which a run would write over. Give a "
-                "folder of its own with --out."
+                f"'{out}' is not a run's folder and holds {', '.join(own[:3])}, which a run would overwrite. Give "
+                "another folder with --out."
             )
         return out
     if Path(what).is_dir() and _own_folder(what) is not None:
@@ -123,7 +123,7 @@ def _latest(name: str) -> Path:
 
 
 def _own_folder(what: str | Path) -> Path | None:
-    """The run's folder, where the spec that was named is the one saved in it."""
+    """The run's folder, if the given spec is the one saved in it."""
     path = Path(what)
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.name == SPEC
@@ -139,8 +139,8 @@ def prepare_folder(
     inputs: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write the spec and the record, or check that they are those of the run that is resumed. `inputs` are digests
-    of what the spec only names: where they or the versions are others than when the run began, `say` is told."""
+    """Write the spec and the record, or check that they are those of the resumed run. `inputs` are digests of what the
+    spec only names; if they or the versions have changed since the run started, `say` gets a warning."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     part = {"from": now, "versions": versions(), "commit": commit(), "inputs": dict(inputs or {})}
     record: dict[str, Any] = {"started": now, "parts": []}
@@ -166,10 +166,10 @@ def prepare_folder(
 
 
 def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
-    """What a resumed run reads or runs on that is not as it was before."""
+    """The inputs and versions of a resumed run that have changed."""
     before = (record.get("parts") or [{}])[-1]
     changes = [
-        f"the {name} changed since the run was begun: what it learns from now on is of others than before."
+        f"the {name} changed since the run started: from now on it learns from different ones."
         for name, digest in part["inputs"].items()
         if before.get("inputs", {}).get(name, digest) != digest
     ]
@@ -190,13 +190,13 @@ def _check_same(spec: Spec, folder: Path) -> None:
     if changed:
         differences = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
         raise CheckpointError(
-            f"The run in '{folder}' was begun with other settings ({differences}). Resume it with its own "
-            f"({folder / SPEC}; {', '.join(_MAY_CHANGE)} may change), or begin another one with --out."
+            f"The run in '{folder}' was started with other settings ({differences}). Resume it with its own "
+            f"({folder / SPEC}; {', '.join(_MAY_CHANGE)} may change), or start another one with --out."
         )
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what a run computes."""
+    """The versions that affect what a run computes."""
     installed = {"humor-env": humor_env.__version__}
     for name in PACKAGES:
         try:
@@ -207,7 +207,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package is run from, "+changes" where files differ; None for an installed one."""
+    """The commit of the checkout that runs, with "+changes" if files differ; None for an installed package."""
     package = Path(humor_env.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -228,10 +228,10 @@ def commit() -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".writing")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    """Write a file in full or not at all."""
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -242,7 +242,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise CheckpointError(f"'{path}' cannot be read ({problem}). Begin the run anew with another --out.") from None
+        raise CheckpointError(f"'{path}' cannot be read ({problem}). Start the run again with another --out.") from None
 
 
 def run_of(path: Path) -> Path | None:
@@ -261,8 +261,8 @@ def read_results(path: Path) -> Any:
     except (OSError, ValueError, TypeError) as why:
         problem = why
     raise CheckpointError(
-        f"'{path}' is damaged ({problem}). All else may be whole: remove that file and resume, and the stages are "
-        "measured again."
+        f"'{path}' is damaged ({problem}). Remove it and resume: the stages are measured again, and the rest of the "
+        "run may be intact."
     )
 
 

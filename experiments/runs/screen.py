@@ -1,6 +1,6 @@
-"""What a person at a terminal sees of a run: a bar with rate, time left, reward and cost, and a line now and then.
+"""A run's progress on a terminal: a bar with rate, time left, reward and cost, and sample lines.
 
-screen = make_screen()                      # plain lines where standard error is no terminal
+screen = make_screen()                      # plain lines if standard error is not a terminal
 with screen.stage("ppo", total=150) as bar:
     train(config, env, student, bar.log(RunLog(folder)))
 screen.say("imitation: 0.46")
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 SAMPLE_EVERY = 15.0  # seconds between sample lines
 LINE_EVERY = 1.0  # seconds between the lines of a log file
 LONGEST = 200  # characters of one
-MOST_FLIPS = 0.5  # a judge whose verdicts change with the order more often goes by the place of a line
+MOST_FLIPS = 0.5  # above this share, a judge's verdicts depend more on a line's position than on its text
 
 
 def flips(numbers: Mapping[str, float | None]) -> float | None:
     """The share of a judge's verdicts that change when the two lines are shown in the other order, from a step's
-    metrics or a stage's numbers; None where no judge was asked in both orders."""
+    metrics or a stage's numbers; None if no judge was asked in both orders."""
     judged, flipped = numbers.get("feedback/judged"), numbers.get("feedback/flipped")
     if judged and flipped is not None:
         return flipped / judged
@@ -50,7 +50,7 @@ class Screen(Protocol):
 
 
 class Quiet:
-    """Says nothing and hands the log through."""
+    """Prints nothing and returns the log unchanged."""
 
     def say(self, text: str) -> None:
         pass
@@ -70,7 +70,7 @@ class Terminal:
         self.console = console
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Bar]:
@@ -88,7 +88,7 @@ class Terminal:
 
 
 class LogFile:
-    """The same as plain lines, for a log file or a batch queue: one for each step, but not more than one a second."""
+    """Progress as plain lines, for a log file or a batch queue: one for each step, but at most one a second."""
 
     def say(self, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
@@ -116,7 +116,7 @@ class _Lines:
         self.say(line)
 
     def at(self, step: int) -> None:
-        """A resumed run says where it is with its next step."""
+        """Nothing: a resumed run prints its position with its next step."""
 
 
 class _Bar:
@@ -132,14 +132,14 @@ class _Bar:
             self.progress.update(self.task, note=note)
 
     def sample(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False, style="dim")
+        self.progress.console.print(printable(line), markup=False, highlight=False, style="dim")
 
     def at(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
 
 
 class _Watched:
-    """A log that also moves the bar, or adds a line."""
+    """A log that also updates the bar or prints a line."""
 
     def __init__(self, inner: Log, bar: _Bar | _Lines) -> None:
         self.inner, self.bar = inner, bar

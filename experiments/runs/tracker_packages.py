@@ -1,12 +1,12 @@
-"""How each tracker's package is called: trackio, TensorBoard, Weights & Biases.
+"""Calls to the trackers' packages: trackio, TensorBoard, Weights & Biases.
 
     tracker = TRACKERS["trackio"]()
-    id = tracker.begin(names, None)      # or the id that it gave before, to go on in the same run
+    id = tracker.begin(names, None)      # or the id that it returned before, to continue the same run
     tracker.metrics("", 1, {"loss": 0.5})
     tracker.end()
 
-They are called directly and not through Accelerate's trackers: those have no tables, traces or groups, and cannot go on
-in the same run. `trackers.py` decides what they are told, and when.
+They are called directly and not through Accelerate's trackers, which have no tables, traces or groups and cannot
+continue a run. `trackers.py` decides what is reported, and when.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Numbers = Mapping[str, float]
 
 @dataclass(frozen=True)
 class RunNames:
-    """What a tracker is told of a run: where it belongs, and what it was given."""
+    """What a tracker gets to know about a run: its project, group and name, and its settings."""
 
     project: str
     group: str
@@ -40,7 +40,7 @@ class RunNames:
 
 
 class Tracker(Protocol):
-    """One tracker's run. Any of these may raise. `id` is what `begin` gave when the run was begun, None at first."""
+    """One tracker's run. Any of these may raise. `id` is what `begin` returned when the run started, None at first."""
 
     def begin(self, names: RunNames, id: str | None) -> str: ...
 
@@ -64,7 +64,7 @@ class Trackio:
         with contextlib.ExitStack() as held:
             if not names.online:
                 held.enter_context(_without(os.environ, "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"))
-                # It asks the hub for the user's name, to write it beside the settings.
+                # It would ask the Hub for the user's name, to save it with the settings.
                 held.enter_context(_replaced(trackio.Run, "_get_username", lambda self: None))
             self.run = trackio.init(
                 project=names.project,
@@ -152,7 +152,7 @@ class TensorBoard:
 
 
 class WandB:
-    """An offline run in the seed's folder, which `wandb sync` uploads when its owner wants it."""
+    """An offline run in the seed's folder, which `wandb sync` uploads on request."""
 
     def begin(self, names: RunNames, id: str | None) -> str:
         import wandb
@@ -173,7 +173,7 @@ class WandB:
                 silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
             ),
         )
-        # The warm start and the learner both count their steps from 1, and W&B's own step may only grow.
+        # The warm start and the learner both count their steps from 1, but W&B's own step may only increase.
         self.run.define_metric("*", step_metric="step")
         return run_id
 
@@ -237,7 +237,7 @@ def _without(table: Any, *keys: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(owner, name, None)
-    if before is None:  # a version that does not ask
+    if before is None:  # a version without it
         yield
         return
     setattr(owner, name, value)

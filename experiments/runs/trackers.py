@@ -1,16 +1,16 @@
-"""What a run reports to trackers: trackio, TensorBoard, Weights & Biases.
+"""Reports a run to trackers: trackio, TensorBoard, Weights & Biases.
 
     trackers = Trackers.of(spec, folder, seed=0, say=print)
     log = trackers.log(RunLog(folder), "ppo")     # learners write to it as to any log
     trackers.results("ppo", {"score": 0.61})
     trackers.close()
 
-A tracker is a guest. Each has a thread of its own, so that the run never waits for one; one that fails three times and
-takes nothing in between, or is still busy when the run ends, is left out with a sentence. Nothing leaves the machine
-unless the spec says `online = true`.
+Each tracker has its own thread, so that the run never waits for it. A tracker that fails three times without accepting
+any metrics in between, or is still busy when the run ends, is dropped with a warning. Nothing leaves the machine unless
+the spec says `online = true`.
 
-`tracking.json` in the seed's folder remembers which steps a tracker has, so that a resumed run, which repeats some
-steps to the bit, does not tell them twice. How each tracker's package is called is in `tracker_packages.py`.
+`tracking.json` in the seed's folder records which steps a tracker has, so that a resumed run, which repeats some steps
+exactly, does not report them twice. The calls to each tracker's package are in `tracker_packages.py`.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ from humor_env.experiments.runs.tracker_packages import EXTRAS, TRACKERS, Number
 from humor_env.experiments.specs.spec import Spec
 from humor_env.experiments.specs.tracking import TrackingSpec
 from humor_env.llm.ledger import Call, Ledger
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement
 
 RECORD = "tracking.json"
-FAILURES = 3  # with no metrics taken in between, after which a tracker is left out
-PATIENCE = 60.0  # seconds that a tracker has to begin, and to finish what waits when the run ends
+FAILURES = 3  # without metrics accepted in between, after which a tracker is dropped
+PATIENCE = 60.0  # seconds that a tracker has to start, and to finish its queue when the run ends
 LINE_COLUMNS = ("step", "prompt", "text", "score", "reason", "error", "author")
 Say = Callable[[str], None]
 
 
 def check_installed(spec: TrackingSpec) -> None:
-    """That the trackers a spec names are there: a mistake that is told before anything is computed."""
+    """Raise MissingExtra if a tracker of the spec is not installed, before anything is computed."""
     for name in spec.trackers:
         if importlib.util.find_spec(name) is None:
             raise MissingExtra(
@@ -55,17 +56,17 @@ def check_installed(spec: TrackingSpec) -> None:
 
 
 class Trackers:
-    """All trackers of one seed. Without any, nothing is done and no thread begun."""
+    """All trackers of one seed. Without any, it does nothing and starts no thread."""
 
     def __init__(self, names: RunNames, spec: TrackingSpec, ledger: Path | None, say: Say) -> None:
         self.spec, self.ledger, self.folder = spec, ledger, names.folder
-        self.since = time.time()  # calls before it were told, or are of another run
-        self.begun = {name: _Begun.read(names.folder, name) for name in spec.trackers}
-        self.threads = [_Guest(name, TRACKERS[name](), names, self.begun[name], say) for name in spec.trackers]
+        self.since = time.time()  # earlier calls were reported, or belong to another run
+        records = {name: _Record.read(names.folder, name) for name in spec.trackers}
+        self.threads = [_TrackerThread(name, TRACKERS[name](), names, records[name], say) for name in spec.trackers]
 
     @classmethod
     def of(cls, spec: Spec, folder: Path, *, seed: int, say: Say) -> Trackers:
-        """Those that the spec names, for the run in `folder`; none in any process but the first."""
+        """The trackers that the spec names, for the run in `folder`; none outside the main process."""
         tracking = spec.tracking if is_main_process() else TrackingSpec()
         names = RunNames(
             tracking.project,
@@ -75,21 +76,21 @@ class Trackers:
             spec.model_dump(mode="json", exclude_none=True),
             tracking.online,
         )
-        return cls(names, tracking, Path(spec.budget.ledger or folder / "ledger.sqlite"), say)
+        return cls(names, tracking, user_path(spec.budget.ledger or folder / "ledger.sqlite"), say)
 
     def log(self, inner: Log, stage: str) -> Log:
-        """`inner`, whose entries the trackers get too. `stage` is part of a metric's name, but for the learner's."""
+        """A log that writes to `inner` and the trackers. `stage` is a prefix of metric names, except the learner's."""
         return _Tracked(inner, self, stage) if self.threads else inner
 
     def metrics(self, stage: str, step: int, numbers: Numbers) -> None:
         for thread in self.threads:
-            if step > thread.told.get(stage, -1):
+            if step > thread.reported.get(stage, -1):
                 named = {f"{stage}/{name}" if stage else name: value for name, value in numbers.items()}
                 thread.put(lambda t, named=named: t.metrics(stage, step, named), (stage, step))  # type: ignore[misc]
 
     def lines(self, stage: str, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None:
-        """A sample of the step's lines, the best and the worst among them; and of the calls since the last time."""
-        wanted = [t for t in self.threads if step > t.told.get(stage, -1)]
+        """Report a sample of the step's lines, including the best and the worst, and of the calls since last time."""
+        wanted = [t for t in self.threads if step > t.reported.get(stage, -1)]
         if not wanted or (step % self.spec.every and step != 1):
             return
         rows = [joke_record(step, j, v) for j, v in zip(jokes, judgements, strict=True)]
@@ -109,18 +110,18 @@ class Trackers:
         try:
             with Ledger(self.ledger) as ledger:
                 return ledger.calls_since(since, self.spec.calls)
-        except Exception:  # what the learner's own ledger has to say about the file is said by it
+        except Exception:  # the learner's own ledger reports problems with the file
             return []
 
     def results(self, stage: str, numbers: Mapping[str, float | None]) -> None:
-        """What a stage reached on held-out prompts."""
+        """Report a stage's results on held-out prompts."""
         kept = {f"held_out/{stage}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))}
         for thread in self.threads:
-            if stage not in thread.begun.results:
+            if stage not in thread.record.results:
                 thread.put(lambda t: t.results(kept), stage)
 
     def close(self) -> None:
-        """Wait for what is under way, but not for ever."""
+        """Wait for pending reports, but not forever."""
         for thread in self.threads:
             thread.close()
 
@@ -145,8 +146,8 @@ class _Tracked:
 
 
 @dataclass
-class _Begun:
-    """What a tracker has of a seed already: its run's id, the last step of each stage, the stages with results."""
+class _Record:
+    """What a tracker already has of a seed: its run's id, the last step of each stage, the stages with results."""
 
     folder: Path
     tracker: str
@@ -155,11 +156,11 @@ class _Begun:
     results: list[str]
 
     @classmethod
-    def read(cls, folder: Path, tracker: str) -> _Begun:
+    def read(cls, folder: Path, tracker: str) -> _Record:
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))[tracker]
             return cls(folder, tracker, str(record["id"]), dict(record["last"]), list(record["results"]))
-        except (OSError, ValueError, KeyError, TypeError):  # a damaged one only costs a second run in the tracker
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged file only leads to a second run in the tracker
             return cls(folder, tracker, None, {}, [])
 
     def write(self) -> None:
@@ -171,9 +172,9 @@ class _Begun:
                 others = {}
             others[self.tracker] = {"id": self.id, "last": self.last, "results": self.results}
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".writing")
-            beside.write_text(json.dumps(others), encoding="utf-8")
-            os.replace(beside, path)
+            temporary = path.with_suffix(".writing")
+            temporary.write_text(json.dumps(others), encoding="utf-8")
+            os.replace(temporary, path)
 
 
 _RECORDS = threading.Lock()
@@ -181,21 +182,21 @@ Work = Callable[[Tracker], None]
 Mark = tuple[str, int] | str | None
 
 
-class _Guest:
-    """One tracker on a thread of its own."""
+class _TrackerThread:
+    """One tracker on its own thread."""
 
-    def __init__(self, name: str, tracker: Tracker, names: RunNames, begun: _Begun, say: Say) -> None:
-        self.name, self.tracker, self.names, self.begun, self.say = name, tracker, names, begun, say
-        self.told = dict(begun.last)  # before this process; what it tells itself is in the order of the run
+    def __init__(self, name: str, tracker: Tracker, names: RunNames, record: _Record, say: Say) -> None:
+        self.name, self.tracker, self.names, self.record, self.say = name, tracker, names, record, say
+        self.reported = dict(record.last)  # by earlier processes; this one reports in order
         self.work: queue.Queue[tuple[Work, Mark] | None] = queue.Queue(maxsize=10_000)
         self.failures = 0
         self.given_up = False
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
-        with contextlib.redirect_stdout(sys.stderr):  # they greet on standard output, where results go
+        with contextlib.redirect_stdout(sys.stderr):  # trackers print greetings to standard output, where results go
             self.thread.start()
             if not self.started.wait(PATIENCE):
-                self._give_up(f"did not begin within {PATIENCE:g} s")
+                self._give_up(f"did not start within {PATIENCE:g} s")
 
     def put(self, work: Work, mark: Mark = None) -> None:
         if self.given_up:
@@ -222,9 +223,9 @@ class _Guest:
 
     def _run(self) -> None:
         try:
-            self.begun.id = self.tracker.begin(self.names, self.begun.id)
+            self.record.id = self.tracker.begin(self.names, self.record.id)
         except (Exception, SystemExit) as problem:
-            self._give_up(f"cannot begin ({_told(problem)})")
+            self._give_up(f"cannot start ({_one_line(problem)})")
             return
         finally:
             self.started.set()
@@ -233,7 +234,7 @@ class _Guest:
         try:
             self.tracker.end()
         except (Exception, SystemExit) as problem:
-            self._give_up(f"did not end well ({_told(problem)})")
+            self._give_up(f"failed to finish ({_one_line(problem)})")
 
     def _do(self, work: Work, mark: Mark) -> None:
         try:
@@ -241,24 +242,24 @@ class _Guest:
         except (Exception, SystemExit) as problem:
             self.failures += 1
             if self.failures >= FAILURES:
-                self._give_up(f"failed {FAILURES} times ({_told(problem)})")
+                self._give_up(f"failed {FAILURES} times ({_one_line(problem)})")
             return
         if isinstance(mark, tuple):
-            self.failures = 0  # a table that came through says nothing of the metrics
-            self.begun.last[mark[0]] = mark[1]
+            self.failures = 0  # only after metrics: a table that was accepted does not count
+            self.record.last[mark[0]] = mark[1]
         elif mark is not None:
-            self.begun.results.append(mark)
+            self.record.results.append(mark)
         if mark is not None:
             with contextlib.suppress(OSError):
-                self.begun.write()
+                self.record.write()
 
 
-def _told(problem: BaseException) -> str:
+def _one_line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}".strip().split("\n")[0][:200]
 
 
 def _spread(rows: list[Any], count: int) -> list[Any]:
-    """`count` of them at even distances, the first and the last among them."""
+    """`count` evenly spaced rows, including the first and the last."""
     if len(rows) <= count:
         return rows
     return [rows[round(i * (len(rows) - 1) / max(1, count - 1))] for i in range(count)]

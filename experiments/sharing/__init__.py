@@ -1,4 +1,4 @@
-"""Sharing what a run made: the Hub, and other people's formats."""
+"""Sharing a run's results: the Hub, and other formats."""
 
-# What a model is asked in other people's evaluations, in the same words in all of them.
+# The instruction in other frameworks' evaluations, the same in all of them.
 INSTRUCTION = "Say what the sentence says as one funny sentence. Answer with that sentence and nothing else."

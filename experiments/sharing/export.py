@@ -1,9 +1,9 @@
-"""A run's lines in other people's formats: JSONL, Hugging Face datasets, Minari.
+"""Export a run's lines as JSONL, a Hugging Face dataset or a Minari dataset.
 
     export(Path("runs/first"), Path("lines.jsonl"), form="jsonl")
 
-A row is a line of the student with what the critic said: those it learned from, or with `stage` those of an evaluation.
-Lines that were not judged have no score; Minari, whose episodes need a reward, is given the others.
+A row is a line of the student with its judgement: the lines it learned from, or with `stage` those of an evaluation.
+Lines that were not judged have no score; they are left out of Minari, whose episodes need a reward.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.exports import to_minari
+from humor_env.shared.json_lines import read_lines
 from humor_env.types import Demonstration, Prompt
 
 FORMS = ("jsonl", "dataset", "minari")
@@ -29,10 +30,10 @@ def rows_of(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
         path = folder / name
         if not path.is_file():
             continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(path):
             try:
                 record = json.loads(line)
-            except ValueError:  # what a kill has torn
+            except ValueError:  # torn by a kill
                 continue
             rows.append({"seed": _number(folder), **record})
     if not rows:
@@ -48,11 +49,11 @@ def _number(folder: Path) -> int:
 
 
 def export(run: Path, out: Path, *, form: str, stage: str | None = None) -> int:
-    """Write the lines to `out` (for Minari its last two parts are the name: `humor/lines-v0`); how many there were."""
+    """Write the lines to `out` (for Minari its last two parts are the name: `humor/lines-v0`); return their number."""
     if form not in FORMS:
-        raise InvalidOption(f"There is no form '{form}'. Known: {', '.join(FORMS)}.")
+        raise InvalidOption(f"There is no format '{form}'. Known: {', '.join(FORMS)}.")
     if form != "minari" and out.exists():
-        raise InvalidOption(f"'{out}' is there already: give another place, or remove it.")
+        raise InvalidOption(f"'{out}' already exists: give another path, or remove it.")
     rows = rows_of(run, stage)
     if form == "jsonl":
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,5 +76,5 @@ def export(run: Path, out: Path, *, form: str, stage: str | None = None) -> int:
 
 
 def _storable(value: Any) -> Any:
-    """UTF-8 has no lone surrogates; a student may write one."""
+    """Replace lone surrogates, which a student may write but UTF-8 cannot hold."""
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value

@@ -3,8 +3,8 @@
     inspect eval humor_env/humor_paraphrase --model openai/gpt-4o-mini -T prompts=everyday -T critic=rules
 
 Inspect finds the task and the scorer by an entry point; the rest of the package does not import this file. All samples
-share one critic, and what is waiting when it is free is judged in one call. A judgement that failed leaves its sample
-unscored: it is counted by Inspect and is in no mean.
+share one critic, which judges all waiting lines in one call. A failed judgement leaves its sample unscored: Inspect
+counts it, and no mean includes it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from humor_env.prompts import load_prompts
 from humor_env.types import Joke, Judgement
 
 VERSION = 1
-"""Of the task: raised when the instruction or the way of asking changes, so that older results are not compared."""
+"""The task's version, raised when the instruction or the format of the prompt changes: results are then different."""
 _STOPS = {"stop": "end", "max_tokens": "length", "model_length": "length"}
 
 
 @metric(name="mean")
 def score_mean() -> Metric:
-    """The mean score; NaN and not 0 where no sample has one."""
+    """The mean score; NaN, not 0, if no sample has one."""
 
     def compute(scores: list[SampleScore]) -> float:
         return sum(one.score.as_float() for one in scores) / len(scores) if scores else math.nan
@@ -43,7 +43,7 @@ def score_mean() -> Metric:
 
 @metric
 def interval() -> Metric:
-    """The 95 % interval of the mean over prompts, as a run's report has it; NaN for too few of them."""
+    """The 95 % interval of the mean over prompts, as in a run's report; NaN for too few prompts."""
 
     def compute(scores: list[SampleScore]) -> Mapping[str, float | None]:
         low, high = bootstrap_interval([one.score.as_float() for one in scores])
@@ -54,7 +54,7 @@ def interval() -> Metric:
 
 @metric
 def judging_cost() -> Metric:
-    """Dollars that judging the scored samples cost; NaN where the price of a model is not known."""
+    """Dollars that judging the scored samples cost; NaN if a model's price is not known."""
 
     def compute(scores: list[SampleScore]) -> float:
         costs = [(one.score.metadata or {}).get("cost", 0.0) for one in scores]
@@ -67,7 +67,7 @@ def judging_cost() -> Metric:
 def critic_scorer(
     critic: str = "rules", critic_options: dict[str, Any] | None = None, prompts: str = "everyday", split: str = "test"
 ) -> Scorer:
-    """A critic of ours as a scorer, for samples whose id is a prompt's of this set."""
+    """One of our critics as a scorer, for samples whose ids are those of this set's prompts."""
     from humor_env.experiments.sharing.shared_critic import SharedCritic
 
     world = episode.Task(prompts, critic, split=split, critic_options=critic_options, max_chars=100_000)
@@ -83,9 +83,9 @@ def critic_scorer(
 
 
 def as_score(judgement: Judgement, text: str) -> Score:
-    """A judgement in Inspect's words, with what it cost."""
+    """A judgement as Inspect's Score, with its cost."""
     usage = judgement.usage
-    # What asked no model cost nothing; None is a price that nobody knows.
+    # Without calls the cost is 0; None is an unknown price.
     spent = {"cost": usage.cost if usage.calls else 0.0, "calls": usage.calls}
     tokens = usage.input_tokens + usage.output_tokens
     facts: dict[str, Any] = {"critic": judgement.critic, **spent, "tokens": tokens}
@@ -105,7 +105,7 @@ def humor_paraphrase(
 ) -> Task:
     """Write a funny paraphrase of each sentence of a prompt set's split; a critic scores the lines.
 
-    The version names the task's own and the digest of the prompts: results of different versions met different ones.
+    The version consists of the task's version and the digest of the prompts, so only equal versions can be compared.
     """
     prompt_set = load_prompts(prompts)
     samples = [

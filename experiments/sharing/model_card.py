@@ -2,7 +2,7 @@
 
     text = model_card(run, seed, repo="owner/name", base="owner/base", merged=False)
 
-Nothing is filled in by guess: what a run does not know is said to be unknown, in words, so that no field is empty.
+Nothing is guessed: what a run does not record is stated as unknown, so that no field is empty.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from typing import Any
 
 from humor_env import __version__
 from humor_env.experiments.runs.run_folder import read_json, read_results
+from humor_env.experiments.sharing.publishable import publishable
 from humor_env.experiments.specs.spec import Spec, load_spec
 from humor_env.rewards.cards.built_in import find_card
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.markdown import table_cell
 
 OURS = ("pocket", "everyday", "oneliners")
 OWN_DATA = "CC-BY-4.0, written by the authors of humor_env"
-UNKNOWN = "not stated where it came from: ask whoever wrote it before you use it"
+UNKNOWN = "not stated by its source: ask its author before you use it"
 SHOWN = 9
 
 
 def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bool) -> str:
-    """The README of a pushed student. `base` is the hub's name of its base model; None where it lies beside it."""
+    """The README of a pushed student. `base` is the Hub name of its base model; None if the base is uploaded too."""
     spec, results, record = (
         load_spec(run / "spec.toml"),
         read_results(seed / "results.json"),
@@ -49,7 +51,7 @@ def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bo
         f"# {repo.rpartition('/')[2]}",
         f"A small language model that rewrites literal sentences as jokes, trained by `{learner}` with "
         f"[humor_env](https://pypi.org/project/humor-env/) {__version__}; seed {results_seed(seed)}, "
-        f"{results['steps'] or 0} steps, begun {record['started']}.",
+        f"{results['steps'] or 0} steps, started {record['started']}.",
         "## Use",
         _use(repo, base, merged),
         "## Base and data",
@@ -61,7 +63,7 @@ def model_card(run: Path, seed: Path, *, repo: str, base: str | None, merged: bo
         "critic's opinion, not a person's.",
         _table(("system", "score", "interval", "lines", "not judged"), _results(results["stages"])),
         "## Sample lines",
-        f"Of the held-out lines after training, at even distances from the worst-scored to the best ({SHOWN} at most).",
+        f"Held-out lines after training, evenly spaced from the lowest to the highest score ({SHOWN} at most).",
         _table(("sentence", "line", "score"), _samples(seed, learner)),
         "## Known hacks",
         "\n".join(_hacks(spec)),
@@ -95,24 +97,29 @@ def _use(repo: str, base: str | None, merged: bool) -> str:
 
 
 def _sources(spec: Spec, base: str | None, run: Path) -> list[tuple[str, str, str]]:
-    model = base or Path(spec.student.model).name
+    model = base or _name(spec.student.model)
     of_base = OWN_DATA if spec.student.model.startswith("pocket:") else "the base model's own, see its page"
     prompts = spec.env.prompts or "pocket"
-    rows = [("base model", model, of_base), ("sentences", Path(prompts).name, _licence(prompts))]
+    rows = [("base model", model, of_base), ("sentences", _name(prompts), _licence(prompts))]
     if spec.teacher is not None:
         lines = spec.teacher.lines
-        rows.append(("teacher's lines", Path(lines).name, _licence(lines)))
+        rows.append(("teacher's lines", _name(lines), _licence(lines)))
     return rows
 
 
+def _name(what: str) -> str:
+    """A file's name without its folder or server."""
+    return Path(publishable(what)).name
+
+
 def _licence(what: str) -> str:
-    """What a set says of itself: ours are known, a file may say it line by line."""
+    """The licence of a set: ours are known, and a file may state it line by line."""
     if what in OURS:
         return OWN_DATA
     path = Path(what)
     if path.is_file():
         licences: Counter[str] = Counter()
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_lines(path, errors="replace"):
             try:
                 licences[str(json.loads(line).get("licence") or "unknown")] += 1
             except (ValueError, AttributeError):
@@ -148,7 +155,7 @@ def _verdict(critic: str, options: Mapping[str, Any]) -> str:
 
 
 def _hacks(spec: Spec) -> list[str]:
-    """What the critics that gave the reward can be tricked with, by their cards."""
+    """The known hacks of the critics that gave the reward, from their cards."""
     sentences = []
     for critic in spec.critic or spec.eval.critic:
         card = find_card(critic.critic, critic.options)
@@ -173,7 +180,7 @@ def _results(stages: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str
 
 def _samples(seed: Path, learner: str) -> list[tuple[str, ...]]:
     path = seed / f"evaluation-{learner}.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in read_lines(path)] if path.is_file() else []
     lines = sorted((line for line in lines if line["score"] is not None), key=lambda line: line["score"])
     if len(lines) > SHOWN:
         lines = [lines[round(i * (len(lines) - 1) / (SHOWN - 1))] for i in range(SHOWN)]

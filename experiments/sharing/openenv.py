@@ -6,9 +6,9 @@
         prompt = env.reset(seed=7).observation["prompt"]
         result = env.step({"text": "Glaciers overtook it."})     # result.reward is the critic's score
 
-All sessions share one critic. What is waiting when it is free is judged in one call, so that 64 sessions wait for a
-language model no longer than one. A judgement that failed is an error of the session, never a number: a reward of 0 for
-it would teach the student that its line was bad.
+All sessions share one critic, which judges all waiting lines in one call, so that 64 sessions wait for a language model
+no longer than one. A failed judgement is an error of the session, never a number: a reward of 0 would teach the student
+that its line was bad.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ try:
     from openenv.core.env_server.http_server import create_app
     from openenv.core.env_server.interfaces import Environment
     from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
-except ImportError as problem:  # told by make_app: the file itself can be read without the extra
+except ImportError as problem:  # raised by make_app: this file can be imported without the extra
     from pydantic import BaseModel
 
     _lacking: str | None = str(problem)
@@ -47,17 +47,17 @@ SPLITS = ("train", "dev", "test", "ood")
 
 
 class JudgementFailed(HumorEnvError):
-    """The critic gave no score. The episode is over and counts for nothing."""
+    """The critic gave no score. The episode is over and does not count."""
 
 
 class JokeAction(Action):
-    """What the student wrote."""
+    """The student's line."""
 
     text: str
 
 
 class JokeObservation(Observation):
-    """`prompt` is what to make funny; after a step `score`, `parts` and `reason` are what the critic said."""
+    """`prompt` is the text to make funny; after a step, `score`, `parts` and `reason` are the critic's."""
 
     prompt: str = ""
     prompt_id: str = ""
@@ -121,7 +121,7 @@ class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
 
     def _ask(self, action: JokeAction) -> tuple[Episode, Future[Judgement]]:
         if self.episode is None or self.episode.over:
-            raise InvalidOption("There is no episode under way: reset first.")
+            raise InvalidOption("There is no episode in progress: reset first.")
         if len(action.text) > self.task.max_chars:
             raise InvalidOption(
                 f"The line has {len(action.text)} characters; at most {self.task.max_chars} are judged."
@@ -155,7 +155,7 @@ class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
         )
         return EnvironmentMetadata(name="humor_env", description=description, version=__version__)
 
-    # What OpenEnv calls a TaskProvider: the prompts by split and place.
+    # OpenEnv's TaskProvider: the prompts by split and index.
 
     def list_splits(self) -> list[Any]:
         present = {prompt.split for prompt in self.task.prompts}
@@ -173,7 +173,7 @@ class HumorEnvironment(Environment[JokeAction, JokeObservation, JokeState]):
 
 
 def make_app(task: Task, *, sessions: int = 64) -> Any:
-    """The FastAPI app that serves the task to so many sessions at once."""
+    """The FastAPI app that serves the task to up to `sessions` sessions at once."""
     if _lacking is not None:
         raise MissingExtra(f"OpenEnv cannot be used ({_lacking}). Install it with: pip install 'humor-env[openenv]'")
     critic = SharedCritic(task)

@@ -1,7 +1,7 @@
 """One critic shared by many callers: when it is free, all waiting lines are judged in one call.
 
 critic = SharedCritic(task)
-critic.judge(joke).result()          # from any thread; the critic works on one of its own
+critic.judge(joke).result()          # from any thread; the critic runs on its own
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ AT_ONCE = 256  # jokes in one call of the critic
 
 
 class SharedCritic:
-    """A task's critic on a thread of its own; `judge` may be called from any other."""
+    """A task's critic on its own thread; `judge` may be called from any other."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -34,7 +34,7 @@ class SharedCritic:
             batch = [self.waiting.get()]
             while len(batch) < AT_ONCE and not self.waiting.empty():
                 batch.append(self.waiting.get())
-            # A session that was ended meanwhile no longer wants its answer.
+            # A session that has ended in the meantime no longer needs its answer.
             batch = [(joke, future) for joke, future in batch if future.set_running_or_notify_cancel()]
             if not batch:
                 continue

@@ -1,1 +1,1 @@
-"""What is asked: experiment files, the settings of learners, and their TOML."""
+"""Experiment files, the settings of learners, and their TOML."""

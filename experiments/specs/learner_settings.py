@@ -1,11 +1,11 @@
-"""From a learner's own config dataclass to a checked table of a spec, so that a new learner needs no change here.
+"""Checked tables of a spec from a learner's config dataclass, so that a new learner needs no change here.
 
     Config = config_class(train)                        # PPOConfig: the dataclass of `train`'s first parameter
     config = make_config(Config, {"steps": 5}, seed=0)  # PPOConfig(steps=5, ..., seed=0)
     plain(config)                                       # {"steps": 5, "batch_size": 64, ...}: what a TOML file can hold
 
-Fields are checked by their own types, without conversion: a text is never read as a number. The field `seed` is the
-run's to give. `lr` is understood where the dataclass says `learning_rate`.
+Fields are checked by their types, without conversion: a text is never read as a number. The run sets the field `seed`.
+`lr` stands for `learning_rate` if the dataclass has that field.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def settings_model(config: type) -> type[BaseModel]:
             hint = settings_model(hint)
         default: Any = ...
         if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
-            default = None  # never read: only the keys that were given are handed on
+            default = None  # never read: only the given keys are passed on
         fields[field.name] = (hint, Field(default, validate_default=False))
     return create_model(config.__name__, __base__=_Open, **fields)
 
@@ -87,7 +87,7 @@ def table_of(config: type) -> Any:
 
 
 class _Open(Table):
-    """A field of a type that only code can build is no obstacle to the others."""
+    """Allows fields of types that only code can build, so that the others can be checked."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -99,7 +99,7 @@ def check_table(model: type[BaseModel], table: Mapping[str, Any]) -> BaseModel:
 
 
 def make_config(config: type, table: Mapping[str, Any], seed: int | None = None) -> Any:
-    """The dataclass from a checked table. Its own complaints (InvalidOption) pass through."""
+    """The dataclass from a checked table. Errors that it raises itself (InvalidOption) pass through."""
     made = _build(config, check_table(settings_model(config), table))
     return made if seed is None else _with_seed(made, seed)
 
@@ -114,7 +114,7 @@ def _build(config: type, model: BaseModel) -> Any:
 
 
 def _with_seed(config: Any, seed: int) -> Any:
-    """The seed at every depth: a learner made of two others, such as BRIO-DPO, has it in its parts only."""
+    """Set the seed at every depth: a learner made of two others, such as BRIO-DPO, has it only in its parts."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -126,13 +126,13 @@ def _with_seed(config: Any, seed: int) -> Any:
 
 
 def with_full_names(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
-    """`lr` to `learning_rate`, where the dataclass has the second and not the first."""
+    """Rename `lr` to `learning_rate`, if the dataclass has the latter and not the former."""
     names = {f.name for f in dataclasses.fields(config)}
     return {SHORT_FORMS[k] if k not in names and SHORT_FORMS.get(k) in names else k: v for k, v in table.items()}
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The dataclass as data for a TOML file, without the seed, without None, without what only code can build."""
+    """The dataclass as data for a TOML file, without the seed, None, and what only code can build."""
     table = {}
     for field in dataclasses.fields(config):
         value = _MISSING if field.name in OURS else _plain_value(getattr(config, field.name))

@@ -1,10 +1,10 @@
-"""What is wrong with a table of a spec, a sentence for each mistake: where it stands, what was expected, the way out.
+"""The mistakes in a table of a spec, a sentence each: the place, what was expected, and the fix.
 
     problems: list[str] = []
-    spec = checked(Spec, data, (), source, problems)      # None where the table does not fit
+    spec = checked(Spec, data, (), source, problems)      # None if there are mistakes
     problems      # ["mine.toml, line 3: [learner] has no key 'stesp'. Did you mean 'steps'?"]
 
-pydantic finds the mistakes; its messages speak of Python's types, these of TOML's.
+pydantic finds the mistakes; its messages name Python's types, these name TOML's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from humor_env.experiments.specs.learner_settings import SHORT_FORMS, check_table
 from humor_env.experiments.specs.overrides import KeyPath, Source
 
-# What a setting is called elsewhere (TRL, Hugging Face), and what it is called here.
+# Names of settings elsewhere (TRL, Hugging Face), and their names here.
 ELSEWHERE = {
     "beta": "kl_weight",
     "kl_coef": "kl_weight",
@@ -33,13 +33,13 @@ ELSEWHERE = {
 
 
 def checked(model: type[BaseModel], data: Any, at: KeyPath, source: Source, problems: list[str]) -> BaseModel | None:
-    """The table as its model; where it does not fit, None, and a sentence for each mistake added to `problems`."""
+    """The table as its model; if it is wrong, None, with a sentence for each mistake added to `problems`."""
     try:
         return check_table(model, data)
     except ValidationError as problem:
         grouped: dict[KeyPath, list[Any]] = {}
         for error in problem.errors(include_url=False):
-            # Inside a choice of types the location also names the choice: cut it back to keys that were written.
+            # Inside a union of types the location also names the type: cut it back to keys in the file.
             missing = error["type"] in ("missing", "extra_forbidden")
             path = error["loc"] if missing else _written(data, error["loc"])
             grouped.setdefault(path, []).append(error)
@@ -96,7 +96,7 @@ def _in_toml_words(message: str) -> str:
 
 
 def _near(key: str, known: Sequence[str]) -> str:
-    """A misspelt key, or an abbreviation: the first letters of a key's words."""
+    """A hint for a misspelt key, or an abbreviation from the first letters of a key's words."""
     initials = {"".join(word[0] for word in name.split("_") if word): name for name in known}
     close = get_close_matches(key, known, n=1, cutoff=0.6)
     nearest = close[0] if close else initials.get(key) or SHORT_FORMS.get(key)
@@ -104,7 +104,7 @@ def _near(key: str, known: Sequence[str]) -> str:
 
 
 def _inside(model: type[BaseModel], key: str) -> str | None:
-    """The way from a table to a key of that name, in it or in a table within it."""
+    """The dotted path from a table to a key of that name, in it or in a nested table."""
     if key in model.model_fields:
         return key
     for name, info in model.model_fields.items():

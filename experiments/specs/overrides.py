@@ -1,10 +1,10 @@
-"""What `--set KEY=VALUE` does to a spec before it is checked, and where each of its values was written down.
+"""Applies `--set KEY=VALUE` to a spec before it is checked, and records where each value comes from.
 
     source = Source("mine.toml", key_lines(text))
     override(data, "learner.steps=5", source)             # data["learner"]["steps"] = 5
     source.where(("learner", "steps"))                    # "--set learner.steps=5"; else "mine.toml, line 7"
 
-A key that is not there yet is added: whether anything reads it is found out with the rest of the spec.
+A missing key is added: whether it is valid is checked with the rest of the spec.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from humor_env.experiments.options import read_override
 from humor_env.experiments.specs.learner_settings import SHORT_FORMS
 
 KeyPath = tuple[str | int, ...]
-"""Where a value stands: the keys on the way to it, a number for an entry of a list."""
+"""The path of a value: the keys that lead to it, with a number for an entry of a list."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
     overrides: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
-        """The nearest place on the way to `path` that was written down."""
+        """The place in the file or command that set `path`, or its nearest parent."""
         written = [path, *((*path[:-1], short) for short, full in SHORT_FORMS.items() if path[-1:] == (full,))]
         ways = [way[:end] for end in range(len(path), 0, -1) for way in written]
         for way in ways:
@@ -58,7 +58,7 @@ def override(data: dict[str, Any], asked: str, source: Source) -> None:
     if other is not None and other in table and path in (("learner",), ("teacher", "imitation")):
         if (*path, other) in source.overrides:
             raise InvalidOption(f"--set {asked} and {source.overrides[(*path, other)]} are one setting: give it once.")
-        del table[other]  # the file's own spelling of what is overridden
+        del table[other]  # the file's spelling of the same setting
     table[key] = value
     source.overrides[(*path, key)] = f"--set {asked}"
 

@@ -1,9 +1,9 @@
-"""Preferences made before, by people or in another run, from a file that anyone can write.
+"""Reads preferences, from people or another run, from a JSONL file.
 
     preferences = read_preferences("choices.jsonl", prompts)
 
-One JSON object a line: `prompt_id` (of the run's prompts) or `prompt` (its text), `chosen`, `rejected`, and if it is
-known how sure the choice is, `probability` (from one half to 1; 1 where it is left out).
+Each line is a JSON object: `prompt_id` (of the run's prompts) or `prompt` (its text), `chosen`, `rejected`, and
+optionally `probability`, the certainty of the choice (from one half to 1; default 1).
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.json_lines import read_lines
+from humor_env.shared.user_path import user_path
 from humor_env.types import Preference, Prompt
 
 KEYS = ("prompt_id", "prompt", "chosen", "rejected", "probability", "source")
 
 
 def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Preference]:
-    """All of the file; a line that is wrong is an error that names it."""
-    path = Path(path)
+    """All preferences of the file; an error names the line that is wrong."""
+    path = user_path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The preferences '{path}' cannot be read: {problem}.") from None
     known = {p.id: p for p in prompts}
     preferences = [_read(line, f"{path}, line {n}", known) for n, line in enumerate(lines, start=1) if line.strip()]
     if not preferences:
-        raise InvalidOption(f"The preferences '{path}' hold no line.")
+        raise InvalidOption(f"The preferences file '{path}' is empty.")
     return preferences
 
 
@@ -46,7 +48,7 @@ def _read(line: str, where: str, known: dict[str, Prompt]) -> Preference:
             raise InvalidOption(f"{where}: '{key}' is the text of a line, found {row.get(key)!r}.")
     sure = row.get("probability", 1.0)
     if isinstance(sure, bool) or not isinstance(sure, (int, float)) or not 0.5 <= sure <= 1:
-        raise InvalidOption(f"{where}: 'probability' lies between 0.5 and 1, found {sure!r}.")
+        raise InvalidOption(f"{where}: 'probability' must be between 0.5 and 1, found {sure!r}.")
     return Preference(
         _prompt(row, where, known), row["chosen"], row["rejected"], float(sure), str(row.get("source", "file"))
     )

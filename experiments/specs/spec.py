@@ -3,11 +3,11 @@
     spec = load_spec("pocket-quickstart")                              # bundled; or the path of a file
     spec = load_spec("mine.toml", ["learner.lr=1e-5", "seeds=[0, 1]"])
     spec.learner_config(seed=0)                                        # PPOConfig(...)
-    spec.to_toml()                                                     # all that was decided, defaults included
+    spec.to_toml()                                                     # all settings, defaults included
 
-The tables are those of the classes below; `[learner]` holds the name of a learner, the fields of its own config
-dataclass, and `preferences`, a file of them, for learners that take them. A key that nothing reads is an error that
-names its line and the nearest known key.
+The tables are those of the classes below; `[learner]` holds the name of a learner, the fields of its config dataclass,
+and `preferences`, a file of them, for learners that use them. An unknown key is an error that names its line and the
+nearest known key.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ from humor_env.experiments.specs.mistakes import checked
 from humor_env.experiments.specs.overrides import KeyPath, Source, override
 from humor_env.experiments.specs.toml_text import dumps, key_lines
 from humor_env.experiments.specs.tracking import TrackingSpec
+from humor_env.shared.json_lines import read_text
 
 Split = Literal["train", "dev", "test", "ood"]
-# Tables that mirror a dataclass. (A type checker takes no call for a base class.)
+# Tables that mirror a dataclass. (A type checker does not accept a call as a base class.)
 _Lora: Any = table_of(Lora)
 _ServerSettings: Any = table_of(ServerSettings)
 _Sampling: Any = table_of(Sampling)
 _MonitorConfig: Any = table_of(MonitorConfig)
 
 IMITATION_LEARNER = "humor_env.agents.sft:train"
-BESIDE_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
-IMITATORS = ("sft", "trl-sft")  # they are the warm start, and need none
+NOT_SETTINGS = ("name", "preferences")  # keys of [learner] that are not the learner's own settings
+IMITATORS = ("sft", "trl-sft")  # learners that are a warm start themselves
 
 
 class EnvSpec(Table):
-    """`id` is a Gymnasium id. Prompts, attempts and max_chars are those the id is registered with, where not given.
+    """`id` is a Gymnasium id. Prompts, attempts and max_chars default to those that the id is registered with.
     `groups` splits the batch: one group is judged while the next one's lines are being written."""
 
     id: str = "humor_env/Paraphrase-v0"
@@ -67,13 +68,13 @@ class EnvSpec(Table):
 
 
 class LoraSpec(_Lora):
-    """The adapter's shape. "all-linear" is every linear layer but the output layer."""
+    """The adapter's shape. "all-linear" means every linear layer except the output layer."""
 
 
 class BackendSpec(_ServerSettings):
-    """A server that writes the student's lines in this process's place (vLLM with `--enable-lora` and
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). `base` is the name it serves the model under, `key_env` the environment
-    variable with its key; adapters are handed over in the run's folder, which it must be able to read."""
+    """A server that writes the student's lines instead of this process (vLLM with `--enable-lora` and
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1). `base` is the name under which it serves the model, `key_env` the environment
+    variable with its key. It loads adapters from the run's folder, which it must be able to read."""
 
 
 class StudentSpec(Table):
@@ -89,7 +90,7 @@ class StudentSpec(Table):
 
 
 class FilterSpec(Table):
-    """Which of the teacher's lines are imitated: those that a critic scores `at_least` so much."""
+    """Imitate only the teacher's lines that a critic scores `at_least` this high."""
 
     critic: str
     at_least: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -120,20 +121,20 @@ class CriticSpec(Table):
 
 
 class JudgeSpec(Table):
-    """Who says which of two lines is better, for learners of preferences."""
+    """The judge that says which of two lines is better, for learners from preferences."""
 
     judge: str
     options: dict[str, Any] = {}
 
 
 class SamplingSpec(_Sampling):
-    """How lines are written, where they are measured otherwise than they are learned from."""
+    """How lines are sampled for measuring, if not as for learning."""
 
 
 class EvalSpec(Table):
-    """Measured on `limit` prompts of `split`, `lines` lines for each, by `[[eval.critic]]` (the training critics, where
-    none is given), written as the learner samples, or by `[eval.sampling]`. `evaluate_every` measures on `dev_limit`
-    dev prompts on the way, `dev_lines` lines for each."""
+    """Measures `lines` lines for each of `limit` prompts of `split` by `[[eval.critic]]` (default: the training
+    critics), sampled as in learning or by `[eval.sampling]`. `evaluate_every` measures `dev_lines` lines for each of
+    `dev_limit` dev prompts during learning."""
 
     split: Split = "test"
     limit: Count | None = None
@@ -145,14 +146,14 @@ class EvalSpec(Table):
 
 
 class BudgetSpec(Table):
-    """`max_calls`, `max_tokens` and `max_cost` (dollars) bound the language models of the whole run, over all seeds and
-    restarts; `ledger` is where their replies are kept: in the run's folder, unless a path is given.
+    """`max_calls`, `max_tokens` and `max_cost` (dollars) limit the language models of the whole run, over all seeds and
+    restarts; `ledger` is the file with their replies, by default in the run's folder.
 
     `max_samples` (lines the student writes to learn from), `max_judgements` (answers of the critic about a line, or of
-    the judge about a pair) and `max_seconds` (of the training loop) bound the learner, each seed for itself, over
+    the judge about a pair) and `max_seconds` (of the training loop) limit the learner of each seed separately, over
     restarts; the warm start and evaluations do not count. The step that reaches a limit is the last one.
 
-    `requests_per_minute` and `tokens_per_minute` are the pace of all language models of one process together."""
+    `requests_per_minute` and `tokens_per_minute` limit all language models of one process together."""
 
     max_calls: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -166,10 +167,10 @@ class BudgetSpec(Table):
 
 
 class MonitorSpec(_MonitorConfig):
-    """Watches the run for drift: every `every` steps it measures `lines` lines for prompts of `split`. `critic` is who
-    holds the score against the training critic's: `[[eval.critic]]`, where none is given. Past a limit it does what
-    `action` says, "warn", "stop" or "slow" (the learning rate, by `slowdown`). The limits are explained in
-    docs/monitor.md; 0 switches one off."""
+    """Watches the run for drift: every `every` steps it measures `lines` lines for prompts of `split`. `critic` is the
+    critic that the training critic is compared with (default: `[[eval.critic]]`). Past a limit it takes the `action`:
+    "warn", "stop" or "slow" (multiply the learning rate by `slowdown`). The limits are explained in docs/monitor.md;
+    0 switches one off."""
 
     split: Split = "dev"
     critic: list[CriticSpec] = []
@@ -202,18 +203,18 @@ class Spec(Table):
 
     @property
     def imitates(self) -> bool:
-        """Whether the run begins with a warm start."""
+        """Whether the run starts with a warm start."""
         if self.teacher is None:
             return False
         return self.learner_name not in IMITATORS if self.teacher.imitate is None else self.teacher.imitate
 
     @property
     def preferences(self) -> str | None:
-        """The file with preferences that were made before."""
+        """The file with existing preferences."""
         return self.learner.get("preferences")
 
     def learner_config(self, seed: int) -> Any:
-        table = {k: v for k, v in self.learner.items() if k not in BESIDE_SETTINGS}
+        table = {k: v for k, v in self.learner.items() if k not in NOT_SETTINGS}
         return make_config(config_class(self.train, self.learner_name), table, seed)
 
     def imitation_config(self, seed: int) -> Any:
@@ -221,7 +222,7 @@ class Spec(Table):
         return make_config(config_class(registry.learners.resolve(IMITATION_LEARNER)), table, seed)
 
     def to_toml(self) -> str:
-        """All that was decided, as a file that `load_spec` reads as this spec."""
+        """All settings, as a file that `load_spec` reads as this spec."""
         return dumps(_without_empty(self.model_dump(exclude_none=True)))
 
 
@@ -263,16 +264,16 @@ def _read(what: str | Path) -> str:
 
 def read_spec_text(path: Path, what: str | Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The spec '{what}' cannot be read: {problem}.") from None
 
 
 def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> Spec:
-    """A spec from TOML text. Every mistake in it is told at once, a sentence each."""
+    """A spec from TOML text. The error lists all mistakes, a sentence each."""
     try:
         data = tomllib.loads(text)
-    except (ValueError, RecursionError) as problem:  # the second: tables or lists nested without end
+    except (ValueError, RecursionError) as problem:  # the second: very deeply nested tables or lists
         raise InvalidOption(f"'{file}' is not TOML: {problem}.") from None
     source = Source(file, key_lines(text))
     for each in overrides:
@@ -290,8 +291,8 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
     if problems:
         raise InvalidOption("\n".join(dict.fromkeys(problems)))
     assert isinstance(spec, Spec)
-    beside = {k: v for k, v in spec.learner.items() if k in BESIDE_SETTINGS}
-    changes: dict[str, Any] = {"learner": {**beside, **learner}}
+    other = {k: v for k, v in spec.learner.items() if k in NOT_SETTINGS}
+    changes: dict[str, Any] = {"learner": {**other, **learner}}
     if spec.teacher is not None:
         changes["teacher"] = spec.teacher.model_copy(
             update={"imitation": imitation if spec.imitates else {}, "imitate": spec.imitates}
@@ -302,7 +303,7 @@ def parse_spec(text: str, overrides: Sequence[str] = (), file: str = "spec") -> 
 def _settings(
     data: Mapping[str, Any], at: tuple[str, ...], what: str, source: Source, problems: list[str]
 ) -> dict[str, Any]:
-    """The table of a learner's settings, checked against its own dataclass; all fields, defaults included."""
+    """The table of a learner's settings, checked against its dataclass, with all fields and defaults."""
     table: Any = data
     for part in at:
         table = table.get(part, {}) if isinstance(table, Mapping) else {}
@@ -320,7 +321,7 @@ def _settings(
     except HumorEnvError as problem:
         problems.append(f"{source.where((*at, 'name'))}: {problem}")
         return {}
-    settings = {k: v for k, v in table.items() if not (at == ("learner",) and k in BESIDE_SETTINGS)}
+    settings = {k: v for k, v in table.items() if not (at == ("learner",) and k in NOT_SETTINGS)}
     if at == ("learner",) and not isinstance(table.get("preferences", ""), str):
         problems.append(f"{source.where((*at, 'preferences'))}: 'learner.preferences' should be the path of a file.")
     for short, full in SHORT_FORMS.items():
@@ -342,7 +343,7 @@ def _settings(
 
 
 def _check_names(spec: Spec, source: Source, problems: list[str]) -> None:
-    """Names that a registry must know. Nothing is imported for it."""
+    """Check names that a registry must know, without importing anything."""
     import gymnasium
 
     named: list[tuple[KeyPath, registry.Registry, str]] = []

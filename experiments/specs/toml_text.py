@@ -1,4 +1,4 @@
-"""What the standard library's TOML reader does not do: say where a key stands, name it in one word, and write.
+"""What the standard library's TOML reader lacks: the line of a key, dotted names for keys, and writing.
 
     places = key_lines(text)
     places["learner", "steps"]                # 12: the line, from 1
@@ -27,7 +27,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
 def key_lines(text: str) -> dict[Path, int]:
-    """The line of every header and key. Keys inside an inline table are found at the key that holds the table."""
+    """The line of every header and key. Keys in an inline table have the line of the key that holds the table."""
     places: dict[Path, int] = {}
     arrays: dict[Path, int] = {}
     table: Path = ()
@@ -49,7 +49,7 @@ def key_lines(text: str) -> dict[Path, int]:
 
 
 def _statements(text: str) -> list[tuple[int, str]]:
-    """Lines at which a statement begins: not those inside a multi-line text or a list that goes on."""
+    """The lines at which a statement starts, but not those inside a multi-line string or list."""
     statements = []
     quote, depth, place = "", 0, 0
     for number, line in enumerate(text.split("\n"), start=1):
@@ -80,12 +80,12 @@ def _statements(text: str) -> list[tuple[int, str]]:
                 depth = max(0, depth - 1)
             place += len(mark) or 1
         if len(quote) == 1:
-            quote = ""  # a one-line text ends with its line
+            quote = ""  # a single-line string ends with its line
     return statements
 
 
 def _parts(dotted: str) -> Path:
-    """A key as written, quotes and dots understood by the TOML reader itself."""
+    """The parts of a dotted key, with quotes and dots parsed by the TOML reader itself."""
     keys: list[str | int] = []
     table: Any = tomllib.loads(f"{dotted} = 0")
     while isinstance(table, dict):
@@ -95,7 +95,7 @@ def _parts(dotted: str) -> Path:
 
 
 def _counted(path: Path, arrays: Mapping[Path, int]) -> Path:
-    """The path with the number of the latest element after each array of tables in it."""
+    """The path with the index of the latest element after each array of tables in it."""
     counted: Path = ()
     for part in path:
         counted = (*counted, part)
@@ -105,7 +105,7 @@ def _counted(path: Path, arrays: Mapping[Path, int]) -> Path:
 
 
 def dumps(table: Mapping[str, Any]) -> str:
-    """TOML text. Keys whose value is None are left out: TOML has no word for nothing."""
+    """TOML text. Keys whose value is None are left out: TOML has no null."""
     lines: list[str] = []
     _write_table(table, (), lines)
     return "\n".join(lines).strip("\n") + "\n"
@@ -131,7 +131,7 @@ def _key(key: str) -> str:
 
 
 def _text(text: str) -> str:
-    # JSON's escapes are TOML's too; only the delete character is JSON's plain and TOML's forbidden one.
+    # JSON's escapes are valid TOML too; only the delete character is plain in JSON and forbidden in TOML.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -148,7 +148,7 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    raise TypeError(f"TOML has no form for {type(value).__name__}: {value!r}")
+    raise TypeError(f"TOML cannot represent {type(value).__name__}: {value!r}")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@
     with = ["trackio", "tensorboard"]
     project = "jokes"
 
-The key is `with`, a word that Python keeps for itself: code reads `tracking.trackers`.
+The key is `with`, a reserved word in Python, so code reads `tracking.trackers`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Tracking(Table):
-    """`with` names the trackers. Runs are kept under `project` as `group` (the spec's name, where not given) and
-    `name` (the run's folder, where not given); each seed is a run of its own. Every `every` steps `lines` sample lines
-    and `calls` calls of language models go along. Nothing leaves the machine unless `online = true`."""
+    """`with` names the trackers. Runs are kept under `project` as `group` (default: the spec's name) and `name`
+    (default: the run's folder); each seed is a separate run. Every `every` steps, `lines` sample lines and `calls`
+    calls of language models are reported. Nothing leaves the machine unless `online = true`."""
 
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "humor_env"
     name: str | None = None

@@ -1,4 +1,4 @@
-// The list of jokes. Lines reach the page by textContent alone: nothing a model wrote is ever read as markup.
+// The list of jokes. Lines reach the page only as textContent, so a model's text is never parsed as markup.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -11,7 +11,7 @@
     at("theme").textContent = "Theme: " + next;
   });
 
-  if (!at("rows")) return; // no line was kept
+  if (!at("rows")) return; // no lines were saved
   const PAGE = 50;
   const make = (tag, text, class_) => {
     const found = document.createElement(tag);
@@ -50,7 +50,7 @@
   fill("run", [["", "all"], ...data.runs.map((name, index) => [String(index), name])]);
   fill("seed", [["", "all"], ...counted((row) => [row.s]).map(([s]) => [s, s])]);
 
-  // Rows that lack what is sorted by come last, whichever way.
+  // Rows without the sorted value come last in either direction.
   const by = (value, sign) => (a, b) => {
     const [x, y] = [value(a), value(b)];
     if (x === undefined || x === null) return y === undefined || y === null ? a.order - b.order : 1;
@@ -92,16 +92,16 @@
     const list = make("dl");
     for (const [stage, text, score, reason, parts, others] of row.l) {
       list.append(make("dt", stage));
-      const told = make("dd");
-      const said = make("p");
-      said.append(make("span", fixed(score), "score"), document.createTextNode(" " + (text || "(nothing written)")));
-      told.append(said);
+      const entry = make("dd");
+      const written = make("p");
+      written.append(make("span", fixed(score), "score"), document.createTextNode(" " + (text || "(nothing written)")));
+      entry.append(written);
       const names = Object.entries(parts).map(([name, value]) => `${name} ${fixed(value)}`);
-      if (reason) told.append(make("p", reason, "muted"));
-      if (names.length) told.append(make("p", names.join(" · "), "muted"));
+      if (reason) entry.append(make("p", reason, "muted"));
+      if (names.length) entry.append(make("p", names.join(" · "), "muted"));
       const more = Object.entries(others).map(([name, value]) => `${name} says ${fixed(value)}`);
-      if (more.length) told.append(make("p", more.join(" · "), "muted"));
-      list.append(told);
+      if (more.length) entry.append(make("p", more.join(" · "), "muted"));
+      list.append(entry);
     }
     const whole = make("div", undefined, "inside");
     whole.append(list);
@@ -116,7 +116,7 @@
     at("rows").append(batch);
     reached = Math.min(shown.length, reached + PAGE);
     at("more").hidden = reached >= shown.length;
-    at("count").textContent = shown.length ? `${shown.length} of ${rows.length} lines, ${reached} shown` : "No line is like that.";
+    at("count").textContent = shown.length ? `${shown.length} of ${rows.length} lines, ${reached} shown` : "No line matches.";
   };
 
   const value = (id) => (at(id) ? at(id).value : "");

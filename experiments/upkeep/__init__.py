@@ -1,1 +1,1 @@
-"""For maintainers: speed, tables that are made from the code, the site."""
+"""For maintainers: speed, tables generated from the code, the site."""

@@ -1,10 +1,10 @@
 """The layers of the code in docs/architecture.md, drawn from the import statements.
 
-    python -m humor_env.experiments.upkeep.architecture            # rewrites it
-    python -m humor_env.experiments.upkeep.architecture --check    # says whether it is out of date
+    python -m humor_env.experiments.upkeep.architecture            # rewrites them
+    python -m humor_env.experiments.upkeep.architecture --check    # says whether they are out of date
 
-It stands between `<!-- floors -->` and `<!-- end -->`. Imports inside functions count, except one that would make a
-circle of two folders: it lifts no floor and is shown in brackets.
+They are between `<!-- floors -->` and `<!-- end -->`. Imports inside functions count, except one that would make a
+cycle of two folders: it raises no floor and is shown in brackets.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PAGE = "docs/architecture.md"
 BEGIN, END = "<!-- floors -->\n", "<!-- end -->"
 FOLDERS = ("experiments", "agents", "rewards", "humor_env")
 
-Room = tuple[str, str]  # a folder of FOLDERS, and a folder in it or "" for the files that lie in it directly
+Room = tuple[str, str]  # a folder of FOLDERS, and a folder in it or "" for the files directly in it
 
 
 def imported(source: str) -> Iterator[tuple[str, bool]]:
-    """Each module or name that a file imports, and whether it does so only inside a function or for types."""
+    """Each module or name that a file imports, and whether only inside a function or for types."""
 
     def inside(node: ast.AST, late: bool) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -74,7 +74,7 @@ def _room_of(name: str, files: Mapping[Room, object]) -> Room | None:
 
 
 def floors(to: Mapping[Room, Mapping[Room, bool]]) -> dict[Room, int]:
-    """How many floors of its own folder lie below each room. Rooms that need each other share one."""
+    """How many floors of its folder are below each room. Rooms that import each other share one."""
     below = {
         room: {t for t, late in targets.items() if t[0] == room[0] and not (late and room in to[t])}
         for room, targets in to.items()
@@ -105,8 +105,8 @@ def picture(root: Path) -> str:
     for folder in FOLDERS:
         inside = [room for room in files if room[0] == folder]
         others = {t[0] for room in inside for t in to[room]} - {folder}
-        stands = " and ".join(other + "/" for other in FOLDERS if other in others)
-        rows.append(f"{folder}/   imports {stands or 'none of the others'}")
+        below = " and ".join(other + "/" for other in FOLDERS if other in others)
+        rows.append(f"{folder}/   imports {below or 'none of the others'}")
         for room in sorted(inside, key=lambda room: (-floor[room], room[1])):
             named = []
             for target in sorted((t for t in to[room] if t[0] == folder), key=lambda t: (-floor[t], t[1])):
@@ -138,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m humor_env.experiments.upkeep.architecture", description=__doc__.split("\n")[0]
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where the picture is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the picture is out of date")
     options = parser.parse_args(arguments)
     try:
         stale = rewrite(ROOT, check=options.check)

@@ -1,5 +1,5 @@
-"""How many answers the arena's choice of pairs saves: five systems of known strengths, four raters who follow Bradley
-and Terry's model, and nobody waiting. The table of docs/arena.md:
+"""How many answers the arena's choice of pairs saves: five systems of known strengths and four raters who follow the
+Bradley-Terry model, without delays. The table of docs/arena.md:
 
     python -m humor_env.experiments.upkeep.arena_trials
 """
@@ -30,7 +30,7 @@ def judged(
     goal: float | None = None,
     seed: int = 0,
 ) -> tuple[int, float]:
-    """Answers given and how well the widest gap is known then; with a `goal`, as soon as it is known so well."""
+    """The number of answers, and the uncertainty of the widest gap then; stops early when it is at most `goal`."""
     lines = [Line(f"p{n}", name, f"{name} {n}") for n in range(SENTENCES) for name in taste]
     settings = Settings(choose=choose, seed=seed, per_rater=10_000, repeats=0, questions=("humor",))
     chooser, chance = Chooser(lines, settings), random.Random(f"{seed} {choose}")
@@ -49,7 +49,7 @@ def judged(
 
 
 def widest_gap(chooser: Chooser) -> float:
-    """Half the width of the 95 % interval of that gap between neighbours which is known worst."""
+    """Half the width of the 95 % interval of the least certain gap between neighbours."""
     wins = chooser.wins
     t = strengths(wins)
     _, covariance = information(wins + wins.T, t)
@@ -58,7 +58,7 @@ def widest_gap(chooser: Chooser) -> float:
 
 
 def shares(strengths_of: Sequence[float], answers: int = ANSWERS, seeds: int = SEEDS) -> list[float]:
-    """For each seed the adaptive choice's answers over those of random pairs, for the same interval."""
+    """For each seed, the adaptive choice's answers divided by those of random pairs, for the same interval."""
     taste = {f"system {place}": float(t) for place, t in enumerate(strengths_of)}
     fractions = []
     for seed in range(seeds):

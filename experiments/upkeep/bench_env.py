@@ -3,8 +3,8 @@
     make bench
     python -m humor_env.experiments.upkeep.bench_env --steps 20000
 
-Critics are free here (one ready-made judgement) unless a row says otherwise: what is measured is the environments. Each
-number is the best of several turns, so that another process on the machine does not decide it.
+Critics cost no time here (one ready-made judgement) unless a row says otherwise, since the environments are measured.
+Each number is the best of several turns, to exclude the effect of other processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def free(jokes: Sequence[Joke]) -> list[Judgement]:
 
 
 def best(run: Callable[[], int], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds per step: the best of some turns. `run` plays and returns how many steps it took."""
+    """Seconds per step: the best of several turns. `run` plays and returns the number of steps."""
     seconds = []
     for _ in range(TURNS):
         began = clock()
@@ -110,7 +110,7 @@ def memory_growth(steps: int, chance: np.random.Generator) -> tuple[int, float]:
 
 
 def measure(steps: int, memory_steps: int) -> list[tuple[str, str, str, str]]:
-    """Rows: what, measured, wanted, verdict."""
+    """Rows: quantity, measured, target, verdict."""
     chance = np.random.default_rng(0)
     rows: list[tuple[str, str, str, str]] = []
 
@@ -147,7 +147,7 @@ def measure(steps: int, memory_steps: int) -> list[tuple[str, str, str, str]]:
     row("… / Tokens-v0, raw", f"{token / vector_many:.1f}")
     row("… / SyncVectorEnv of 256", f"{sync_many / vector_many:.1f}")
 
-    # What the environment costs beside the critic is processor time: the same on a busy machine.
+    # The environment's own cost is measured in processor time, which is the same on a busy machine.
     text, revise = (
         batched(
             gymnasium.make_vec(f"humor_env/{name}", num_envs=256, critic=free), [(LINE,) * 256] * 40, time.process_time

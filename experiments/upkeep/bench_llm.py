@@ -2,8 +2,8 @@
 
     python -m humor_env.experiments.upkeep.bench_llm    # its server is tests/fake_messages_server.py
 
-Two targets: with 200 ms per call and 32 calls in the air, at most 1.3 times the ideal time; from the ledger, at
-least 5,000 verdicts per second. The exit status is 1 where one is missed.
+Two targets: with 200 ms per call and 32 calls in flight, at most 1.3 times the ideal time; from the ledger, at
+least 5,000 verdicts per second. The exit status is 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODEL = "claude-haiku-4-5"
 
 @contextlib.contextmanager
 def served(server: Path, *arguments: str) -> Iterator[str]:
-    """The URL of the test server, started for the time of the block."""
+    """The URL of the test server, which runs during the block."""
     if not server.is_file():
         raise InvalidOption(f"There is no server at '{server}'. Run this from the checkout, or give --server.")
     command = [sys.executable, str(server), *arguments]
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, served(options.server, "--latency", str(options.latency)) as url:
         seconds, rate = measure(url, Path(folder) / "ledger.sqlite", options.jokes, options.concurrency)
     ideal = options.latency * options.jokes / options.concurrency
-    print(f"{options.jokes} jokes, {options.latency * 1000:.0f} ms a call, {options.concurrency} in the air")
+    print(f"{options.jokes} jokes, {options.latency * 1000:.0f} ms a call, {options.concurrency} in flight")
     print(f"through the server: {seconds:.2f} s, ideal {ideal:.2f} s, ratio {seconds / ideal:.2f} (target 1.3)")
     print(f"from the ledger:    {rate:,.0f} verdicts per second (target 5,000)")
     return int(seconds > 1.3 * ideal or rate < 5000)

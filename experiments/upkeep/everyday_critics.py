@@ -1,12 +1,12 @@
-"""The two `everyday` critics, fitted to the bundled grades, and how they do on grades of other sentences.
+"""Fits the two `everyday` critics to the bundled grades, and measures them on grades of other sentences.
 
     python -m humor_env.experiments.upkeep.everyday_critics train everyday          # ten minutes on two cores
     python -m humor_env.experiments.upkeep.everyday_critics train everyday-judge
     python -m humor_env.experiments.upkeep.everyday_critics measure                 # the tables of docs/real-english.md
 
-The sentences whose lines were graded are divided: `everyday` learns from one half, `everyday-judge` from the other, and
-both are measured on test sentences, of which neither has seen a grade. Nearly all of the time goes into reading the
-lines; `--states FOLDER` keeps what was read, so that another head is fitted in a minute.
+The graded sentences are divided: `everyday` learns from one half, `everyday-judge` from the other, and both are
+measured on test sentences, of which neither has seen a grade. Nearly all of the time is spent reading the lines with
+the model; `--states FOLDER` saves its states, so that another head is fitted in a minute.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INSTRUCTION = (
     "You're an AI assistant for text re-writing. Rewrite the input text to make it funnier while preserving its main "
     "points."
 )
-# The folder of the source, not of an installed copy: what is fitted here is to be committed.
+# The folder of the source, not of an installed copy: the fitted heads are committed.
 TARGET = Path(__file__).resolve().parents[2] / "rewards" / WEIGHTS
 
 
@@ -51,7 +51,7 @@ def shares_of(rows: Sequence[Row]) -> Any:
 
 
 def train(name: str, seed: int, kept: Path | None) -> None:
-    """Fit a head for both questions and put it into the package."""
+    """Fit a head for both questions and save it in the package."""
     import torch
 
     from humor_env.rewards.trained.state_reader import GradeHead, HeadConfig
@@ -70,7 +70,7 @@ def train(name: str, seed: int, kept: Path | None) -> None:
 
 
 def states_of(name: str, rows: Sequence[Row], reading: dict[str, Any], kept: Path | None) -> Tensor:
-    """What the body reads, from `kept` where it is there already."""
+    """The model's states, from `kept` if they were saved there."""
     from safetensors.torch import load_file, save_file
 
     from humor_env.rewards.trained.state_reader import StateReader
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = commands.add_parser("train", help="fit one of the two into the package")
     training.add_argument("critic", choices=NAMES)
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--states", type=Path, metavar="FOLDER", help="keep what was read, and use what is there")
+    training.add_argument("--states", type=Path, metavar="FOLDER", help="save the model's states here, or reuse them")
     commands.add_parser("measure", help="agreement with the grades of test sentences")
     options = parser.parse_args(arguments)
     if options.command == "train":

@@ -1,11 +1,11 @@
-"""Adds newly written records to the bundled everyday sentences: checked, spelled as the others, numbered, divided.
+"""Adds new records to the bundled everyday sentences: checks, normalizes spelling, numbers, assigns splits.
 
     python -m humor_env.experiments.upkeep.everyday_set new.jsonl more.jsonl
 
-A record of a file is {"literal": …, "lines": [{"text": …, "device": …}, three in all]}, with "form" where the sentence
+A record of a file is {"literal": …, "lines": [{"text": …, "device": …}, three in all]}, with "form" if the sentence
 is not a plain one ("text message", "headline"): those go to the split "ood". A hash of the literal sentence decides the
-others' splits, so that neither the order of the files nor whoever runs this chooses what is tested on. What is there
-already stays as it is. A record that breaks a rule, or says again what is there, is refused with a sentence each.
+others' splits, so that neither the order of the files nor the user chooses the test sentences. Existing records do not
+change. A record that breaks a rule, or repeats an existing one, is refused with a sentence each.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ DEVICES = frozenset(
 # These are filled first; "train" takes the rest.
 TARGETS = {"test": 200, "dev": 100, "ood": 100}
 MAX_WORDS = 25
-# By how much two texts may overlap (Jaccard): runs of three words in two lines, and in two texts of one record; and of
-# texts in two different splits: content words of two sentences, of two lines, of a line and a sentence, and runs of
-# three words in two lines. Chosen by reading the nearest pairs: below them stood no joke or situation told twice.
+# The most that two texts may overlap (Jaccard): runs of three words in two lines, and in two texts of one record; and
+# for texts in two different splits: content words of two sentences, of two lines, of a line and a sentence, and runs of
+# three words in two lines. Chosen by reading the nearest pairs: below these limits no joke or situation was repeated.
 LINES, OWN = 0.25, 0.5
 SENTENCES, LINES_ACROSS, LINE_SENTENCE, RUNS_ACROSS = 0.35, 0.35, 0.45, 0.2
 FOUR_WORDS, OPENING = 0.005, 0.01
 
-# Laughter, padding, and figures of speech so worn that a reader has seen them before the line is read.
+# Laughter, padding, and worn-out figures of speech.
 FORBIDDEN = re.compile(
     r"\b(a?ha(ha)+h?|he(he)+|l+o+l+|lmf?ao+|rofl|hilarious\w*|jk|just kidding|ba dum tss|pun intended|joke's on)\b"
     r"|\b(my therapist|participation trophy|sponsored by|plot twist|raccoons?|adulting)\b"
@@ -55,7 +55,7 @@ FORBIDDEN = re.compile(
     r"|[!#@<>{}\[\]*_\\—–]|https?:|[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F\u200D]",
     re.IGNORECASE,
 )
-CAPITALS = re.compile(r"\b[A-Z]{3,}\W+[A-Z]{3,}\b")  # two words: gates take it for shouting, headline or not
+CAPITALS = re.compile(r"\b[A-Z]{3,}\W+[A-Z]{3,}\b")  # two words: gates treat it as shouting, even in a headline
 SMALL_WORDS = frozenset(
     re.findall(
         r"\S+",
@@ -85,7 +85,7 @@ _BRITISH = re.compile(
 
 
 def american(text: str) -> str:
-    """The text with American spelling; the words, and how they are capitalised, stay."""
+    """The text with American spelling, with the same words and capitals."""
 
     def spelled(match: re.Match[str]) -> str:
         word = match.group()
@@ -116,7 +116,7 @@ def texts(record: Record) -> list[str]:
 
 
 class Near:
-    """Texts that were added, and which of them overlap with one more; only those that share a feature are compared."""
+    """Finds which of the added texts overlap with another text; only texts that share a feature are compared."""
 
     def __init__(self, features: Callable[[str], frozenset[Any]]) -> None:
         self._features = features
@@ -140,7 +140,7 @@ class Near:
 
 
 class Across:
-    """Records that were added, and which of their texts are so near to another record that they share a split."""
+    """Finds which texts of the added records are so near to another record that both must be in one split."""
 
     def __init__(self) -> None:
         self._sentences, self._lines, self._runs = Near(content), Near(content), Near(grams)
@@ -152,7 +152,7 @@ class Across:
             self._runs.add((record["split"], text), text)
 
     def near(self, record: Record) -> Iterator[tuple[str, str]]:
-        """(split, text) of each that the record is near to."""
+        """(split, text) of each text that the record is near to."""
         checks = [(self._sentences, record["literal"], SENTENCES), (self._lines, record["literal"], LINE_SENTENCE)]
         for text in texts(record):
             checks += [(self._sentences, text, LINE_SENTENCE), (self._lines, text, LINES_ACROSS)]
@@ -162,7 +162,7 @@ class Across:
 
 
 def faults(record: Record) -> Iterator[str]:
-    """What is wrong with a record by itself, a sentence each."""
+    """The faults of a single record, a sentence each."""
     try:
         literal, lines = record["literal"], [(line["text"], line["device"]) for line in record["lines"]]
     except (KeyError, TypeError):
@@ -197,7 +197,7 @@ def faults(record: Record) -> Iterator[str]:
 
 
 def tics(records: Sequence[Record]) -> Iterator[str]:
-    """Runs of four words, and openings of three, that come back too often in the lines of the whole set."""
+    """Runs of four words, and openings of three, that are too frequent in the lines of the whole set."""
     lines = [text for record in records for text in texts(record)]
     runs = Counter(run for text in lines for run in grams(text, 4) if len(run) == 4)
     openings = Counter(" ".join(words(text)[:3]) for text in lines)
@@ -210,7 +210,7 @@ def tics(records: Sequence[Record]) -> Iterator[str]:
 
 
 def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
-    """The set with what could be added to it, and (literal sentence, reason) of all that was refused."""
+    """The set with the new records, and (literal sentence, reason) for each that was refused."""
     made: list[Record] = list(existing)
     refused: list[tuple[str, str]] = []
     room = dict(TARGETS)
@@ -251,7 +251,7 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
 
 
 def _split(is_ood: bool, room: dict[str, int], neighbors: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """The split of the next record, or why there is none: what it is near to must be in the same one."""
+    """The split of the next record, or why there is none: records near each other must share a split."""
     fresh = "ood" if is_ood else next((name for name in ("test", "dev") if room[name] > 0), "train")
     theirs = {name for name, _ in neighbors} or {fresh}
     chosen = min(theirs)
@@ -290,8 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep",
         type=int,
-        help="keep so many of the first records and divide the others again, beside the new ones; for what nobody "
-        "has used yet, as ids and splits change",
+        help="keep this many of the first records, and divide the others again with the new ones; only for records "
+        "that nobody has used yet, since ids and splits change",
     )
     asked = parser.parse_args(arguments)
     try:

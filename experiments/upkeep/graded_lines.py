@@ -1,14 +1,14 @@
-"""Grades brought back to their lines: the file that the `everyday` critics learn from, and how far two passes agree.
+"""Joins grades with their lines: the file that the `everyday` critics learn from, and how far two passes agree.
 
     python -m humor_env.experiments.upkeep.graded_lines grading --out humor_env/data/everyday_grades.jsonl
     python -m humor_env.experiments.upkeep.graded_lines                 # the agreement in the bundled file
 
-`grading` is a folder of `grading_lines`, with the graders' answers beside the batches: `grades/003.txt` for
-`batches/003.jsonl` and `grades2/` for `batches2/`, each a line `row funny meaning`. Lines that only one pass has graded
-are left out. No grade is changed: both stand in the file, and the score is the mean over the passes of funny (0 to 4)
-times meaning (0 to 2) over 2.
+`grading` is a folder of `grading_lines`, with the graders' answers next to the batches: `grades/003.txt` for
+`batches/003.jsonl` and `grades2/` for `batches2/`, with lines of the form `row funny meaning`. Lines that only one pass
+has graded are left out. Grades are not changed: the file has both, and the score is the mean over the passes of funny
+(0 to 4) times meaning (0 to 2) over 2.
 
-Agreement is Cohen's kappa with quadratic weights; its interval comes from drawing sentences anew.
+Agreement is Cohen's kappa with quadratic weights; its interval comes from resampling sentences.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.rewards.rated.everyday_grades import graded_rows
+from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import generator
 
 HIGHEST = {"funny": 4, "meaning": 2}
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 
 def read_jsonl(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_lines(file)]
 
 
 def read_grades(folder: Path, answers: str, batches: str, key: str) -> dict[str, tuple[int, int]]:
@@ -42,12 +43,12 @@ def read_grades(folder: Path, answers: str, batches: str, key: str) -> dict[str,
     grades: dict[str, tuple[int, int]] = {}
     for file in sorted((folder / answers).glob("*.txt")):
         rows = {row["n"] for row in read_jsonl(folder / batches / f"{file.stem}.jsonl")}
-        for text in file.read_text(encoding="utf-8").splitlines():
+        for text in read_lines(file):
             if not text.strip():
                 continue
             number, funny, meaning = (int(word) for word in text.split())
             if not (number in rows and 0 <= funny <= HIGHEST["funny"] and 0 <= meaning <= HIGHEST["meaning"]):
-                sys.exit(f"{file}: '{text}' is no grade of a row of this batch.")
+                sys.exit(f"{file}: '{text}' is not a grade of a row of this batch.")
             if line_of[number] in grades:
                 sys.exit(f"{file}: row {number} is graded twice.")
             grades[line_of[number]] = (funny, meaning)
@@ -83,8 +84,8 @@ def collect(folder: Path) -> list[Row]:
 
 
 def kappa(counts: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Quadratically weighted kappa of tables [..., K, K] of how often the passes gave which two grades; not a number
-    where one grade was given throughout."""
+    """Quadratically weighted kappa of tables [..., K, K] that count the two passes' pairs of grades; NaN if all grades
+    are the same."""
     grades = np.arange(counts.shape[-1])
     weights = np.square(grades[:, None] - grades[None, :]).astype(float)
     total = counts.sum((-2, -1))
@@ -113,7 +114,7 @@ def in_words(value: float, low: float, high: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """By writer: how many lines, the mean grades, how far the passes agree."""
+    """By writer: the number of lines, the mean grades, and the agreement of the passes."""
     lines = [
         "| writer | lines | funny | meaning | score | kappa, funny | kappa, meaning |",
         "|---|---:|---:|---:|---:|---|---|",
@@ -128,8 +129,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="graded_lines", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="of grading_lines; without it, the bundled file is read")
-    parser.add_argument("--out", type=Path, help="where the graded lines are written")
+    parser.add_argument("folder", type=Path, nargs="?", help="a folder of grading_lines; default: the bundled file")
+    parser.add_argument("--out", type=Path, help="where to write the graded lines")
     options = parser.parse_args(arguments)
     rows = collect(options.folder) if options.folder else graded_rows()
     if options.out:

@@ -1,21 +1,22 @@
-"""Lines of many kinds of writers for `everyday` sentences, to be graded by hand or by a strong language model.
+"""Writes lines of many kinds for `everyday` sentences, to be graded by hand or by a strong language model.
 
     python -m humor_env.experiments.upkeep.grading_lines grading --student smollm2
 
-Critics learn from graded lines, and meet more than good ones: a small student at first writes next to no joke, later
-half of one, and a spoilt one finds out what a critic falls for. So the writers are the raw student, the student after
-one, two and three passes of imitation at three temperatures, one that has learned tricks instead of jokes, the teacher,
-and programs that break lines in known ways. `lines.jsonl` says who wrote what; graders get only `batches/` and
-`batches2/`, two independent shuffles with the sentence and the line. `key.jsonl` and `key2.jsonl` lead back.
+Critics learn from graded lines, and must judge more than good ones: a small student at first writes hardly any jokes,
+later poor ones, and a spoilt student exploits a critic's weaknesses. So the writers are the raw student, the student
+after one, two and three passes of imitation at three temperatures, one that has learned tricks instead of jokes, the
+teacher, and programs that break lines in known ways. `lines.jsonl` names the writer of each line; graders get only
+`batches/` and `batches2/`, two independent shuffles with the sentence and the line. `key.jsonl` and `key2.jsonl` map
+them back.
 
-Lines of other writers come in by `--add`: those of a student that has learned from a critic, or written by hand.
+`--add` adds lines of other writers: a student that has learned from a critic, or people.
 
-The work is done in blocks of sentences, each with all writers, and `--blocks` says how many are wanted. Lines are kept
-under `work/`, so that a stopped run goes on. What is new at the end of a run, or with `--release` while another still
-writes, is shuffled and added behind the batches that graders may have already.
+The work is done in blocks of sentences, each with all writers; `--blocks` sets their number. Lines are saved under
+`work/`, so that a stopped run can continue. At the end of a run, or with `--release` while another is still writing,
+new lines are shuffled and added after the batches that graders may already have.
 
-The sentences are divided once, by a seeded shuffle: half of those of train and dev for each of two critics, so that one
-can judge what the other has taught; those of test are graded for evaluation only.
+The sentences are divided once, by a seeded shuffle: half of train and dev for each of two critics, so that one can
+judge what the other has trained; those of test are graded for evaluation only.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Demonstration, Prompt
 
 FUNNY = "Rewrite the sentence as one short funny line."
-# In the words of the texts that SmolLM2 was tuned on; asked in others it explains grammar.
+# In the words of SmolLM2's tuning data; with other words it explains grammar.
 PLAIN = (
     "You're an AI assistant for text re-writing. Rewrite the input text to make it more concise while preserving its "
     "core meaning."
@@ -55,21 +56,21 @@ TEMPERATURES = (0.7, 1.0, 1.3)
 BATCH = 125
 BLOCKS = 2
 MOST_TOKENS = 34  # the teacher's longest lines have 25 words
-# Tricks that a critic may fall for, as the probes write them; those that are a kind of their own here are left out.
+# Tricks that a critic may reward, as in the probes, without those that are separate writers here.
 TRICKS = tuple(
     probe
     for probe in PROBES
     if probe.kind == "hack"
     and probe.name not in {"empty", "teacher copied", "line of another prompt", "cut off", "said twice"}
 )
-# What the spoilt student has learned: tricks that a critic which counts laughter and marks would pay.
+# The tricks that the spoilt student learns: a critic that counts laughter and punctuation would reward them.
 SPOILS = ("laughter", "exclamation", "explanation", "emoji")
 
 
 @dataclass(frozen=True)
 class Writer:
-    """`passes` of imitation before it writes. The raw student needs to be told what to do, and so an instruction in the
-    model's chat template; one that has imitated gets the bare sentence, which is a third of the tokens."""
+    """A student after `passes` passes of imitation. The raw student needs an instruction in the model's chat template;
+    one that has imitated gets the bare sentence, which is a third of the tokens."""
 
     name: str
     passes: int = 0
@@ -84,7 +85,7 @@ STUDENTS = (
     Writer("spoilt", 3, spoilt=True),
 )
 PARAPHRASE = Writer("paraphrase", 0, 0.7, PLAIN)
-# Whose turn it is beside the students', in order; the teacher's lines are most of what is funny at all.
+# The order of the writers that are not students; most of the funny lines are the teacher's.
 OTHERS: tuple[str, ...] = (
     "teacher",
     "paraphrase",
@@ -101,12 +102,12 @@ OTHERS += ("repeated",)
 
 @functools.cache
 def _everyday() -> TeacherBuffer:
-    """Read once: each block and each program wants it."""
+    """The bundled lines, read once: each block and each program needs them."""
     return everyday_lines()
 
 
 def choose(seed: int, per_split: dict[str, int]) -> list[tuple[Prompt, str]]:
-    """The sentences, each with what its lines are for: one of the critics, or "evaluation"."""
+    """The sentences, each with the purpose of its lines: one of the critics, or "evaluation"."""
     chosen: list[tuple[Prompt, str]] = []
     prompts = _everyday().prompts()
     for split, count in per_split.items():
@@ -118,11 +119,11 @@ def choose(seed: int, per_split: dict[str, int]) -> list[tuple[Prompt, str]]:
 
 
 def turns(sentences: Sequence[tuple[Prompt, str]], seed: int, first: int) -> dict[Writer | str, list[Prompt]]:
-    """Who writes for which sentences: two different student writers for each, and two of the others."""
+    """The sentences of each writer: each sentence gets two different student writers and two of the others."""
     ring = [STUDENTS[i] for i in generator(seed, "grading-students").permutation(len(STUDENTS))]
     plan: dict[Writer | str, list[Prompt]] = {}
     for place, (prompt, _) in enumerate(sentences, first):
-        # The second student's distance from the first grows with each round, so that all pairs of them meet.
+        # The second student's distance from the first grows with each round, so that all pairs of them occur.
         gap = 1 + place // len(ring) % (len(ring) - 1)
         for turn in (place, place + gap):
             plan.setdefault(ring[turn % len(ring)], []).append(prompt)
@@ -133,7 +134,7 @@ def turns(sentences: Sequence[tuple[Prompt, str]], seed: int, first: int) -> dic
 
 
 def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[Prompt, str, str]]:
-    """Prompt, line, and which trick it is."""
+    """Prompt, line, and the name of the trick."""
     buffer = _everyday()
     lines = {p.id: buffer.lines_for(p.id) for p in buffer.prompts()}
     by_split: dict[str, list[Prompt]] = {}
@@ -142,7 +143,7 @@ def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tupl
     for place, prompt in enumerate(prompts):
         draw = generator(seed, f"grading-{name}", prompt.id)
         own = [lines[prompt.id][i] for i in draw.permutation(len(lines[prompt.id]))]
-        # Another sentence of the same split, so that no line of a test sentence is graded in what critics learn from.
+        # Another sentence of the same split, so that critics learn from no line of a test sentence.
         strangers = [p for p in by_split[prompt.split] if p.id != prompt.id]
         other = lines[strangers[int(draw.integers(len(strangers)))].id][0]
         case = Case(prompt, own[0], own[1], own[2], other)
@@ -166,7 +167,7 @@ def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tupl
 
 @dataclass
 class Workshop:
-    """The student and what it has been taught so far; every stage is kept in `folder`."""
+    """The student and its training so far; every stage is saved in `folder`."""
 
     model: str
     folder: Path
@@ -183,7 +184,7 @@ class Workshop:
         return self._student
 
     def address(self, instruction: str) -> None:
-        """From now on prompts are the bare sentence, or the sentence in the chat template behind this instruction."""
+        """Set the form of the prompts: the bare sentence, or the sentence in the chat template after an instruction."""
         student = self.student()
         student.instruction = instruction
         student.tokenizer.chat_template = self._template if instruction else None
@@ -214,7 +215,7 @@ class Workshop:
             )
             self.address("")
             result = sft.train(config, student, shown)
-            if result.stopped:  # a signal ends training in good order; half a pass is not to be kept as a whole one
+            if result.stopped:  # a signal ends training cleanly; half a pass must not be saved as a whole one
                 raise KeyboardInterrupt
             save_file({n: t.contiguous() for n, t in student.state().items()}, file)
             say(f"{name}: {len(shown)} lines, loss {result.train_loss:.3f}, {time.monotonic() - started:.0f} s")
@@ -268,8 +269,8 @@ def write_jsonl(file: Path, rows: Iterable[Row]) -> None:
 def written_by_students(
     shop: Workshop | None, plan: dict[Writer | str, list[Prompt]], folder: Path, block: int, at_once: int
 ) -> Iterator[Row]:
-    """From the least taught to the most, so that each pass of imitation is done once; only what is there already, where
-    there is no workshop."""
+    """From the least trained to the most, so that each pass of imitation is done once; without a workshop, only lines
+    written earlier."""
     writers = [key for key in plan if isinstance(key, Writer)]
     for writer in sorted(writers, key=lambda w: (w.spoilt, w.passes, w.name, w.temperature)):
         file = folder / f"block-{block}" / f"{writer.name}@{writer.temperature}.jsonl"
@@ -289,8 +290,8 @@ def written_by_students(
 
 
 def broken(sentences: Sequence[tuple[Prompt, str]], count: int, seed: int) -> Iterator[Row]:
-    """The teacher's lines with their words out of order, or the beginning of one and the end of another: in the
-    teacher's words and manner, and no English. A critic that cannot read grammar pays a small student for those."""
+    """The teacher's lines with their words out of order, or the beginning of one joined to the end of another: in the
+    teacher's words and style, but not English. A critic that ignores grammar rewards a small student for such lines."""
     lines = _everyday()
     order = generator(seed, "grading-broken").permutation(len(sentences))[:count]
     for place, i in enumerate(order):
@@ -309,7 +310,7 @@ def broken(sentences: Sequence[tuple[Prompt, str]], count: int, seed: int) -> It
 
 
 def release(folder: Path, written: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
-    """Add to the lines and batches what is not in them yet. What was released once never changes."""
+    """Add new lines to the lines and batches. Released lines never change."""
     file = folder / "lines.jsonl"
     rows = read_jsonl(file) if file.is_file() else []
     before = len(rows)
@@ -328,7 +329,7 @@ def release(folder: Path, written: Sequence[Row], prompts: dict[str, tuple[Promp
 
 
 def write_batches(folder: Path, key: Path, rows: Sequence[Row], first: int, seed: int) -> None:
-    """The rows shuffled, in numbered files with nothing but the sentence and the line; rows count on from `first`."""
+    """Write the shuffled rows to numbered files with only the sentence and the line, numbering rows from `first`."""
     order = generator(seed, f"grading-{folder.name}", first).permutation(len(rows))
     number = len(list(folder.glob("*.jsonl")))
     for start in range(0, len(rows), BATCH):
@@ -345,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", default="smollm2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"how many of the {BLOCKS} blocks to write")
-    parser.add_argument("--release", action="store_true", help="write nothing, release what is written")
+    parser.add_argument("--release", action="store_true", help="write no lines, only release those written")
     parser.add_argument(
         "--add", type=Path, nargs="*", default=[], help="files of further lines: prompt_id, line, writer"
     )
@@ -356,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     sentences = choose(options.seed, PER_SPLIT)
-    # Shuffled before turns are given, so that no writer and no block meets more of one split or one critic.
+    # Shuffled before writers are assigned, so that no writer and no block gets more of one split or one critic.
     order = generator(options.seed, "grading-turns").permutation(len(sentences))
     sentences = [sentences[i] for i in order]
     prompts = {prompt.id: (prompt, use) for prompt, use in sentences}

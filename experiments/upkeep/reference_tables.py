@@ -1,12 +1,12 @@
-"""Tables of the documentation that are made from the code: metrics, settings, experiment files, curves and results.
+"""Tables of the documentation that are generated from the code: metrics, settings, spec files, curves and results.
 
     python -m humor_env.experiments.upkeep.reference_tables          # rewrites marked tables in docs/ and README
     python -m humor_env.experiments.upkeep.reference_tables --check    # says which are out of date
 
-A table stands between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`,
+A table is between `<!-- metrics ppo -->` (or `settings ppo`, `spec env`, `results`, `curve ppo`, `trials`,
 `learners`, `clients`) and `<!-- end -->`.
-Names, types and defaults are read from the dataclasses and models; which numbers a learner logs is found out by running
-it for a step; what they mean is one line each in docs/meanings.toml, and a name without a line is an error.
+Names, types and defaults are read from the dataclasses and models; the numbers that a learner logs are found by running
+it for a step; the meaning of each is one line in docs/meanings.toml, and a name without a line is an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MARK = re.compile(
     re.DOTALL,
 )
 
-# The smallest run in which each learner does all it ever does: one step on eight prompts. Those not named: _ON_POLICY.
+# The smallest run that uses all of each learner: one step on eight prompts. Learners not listed use _ON_POLICY.
 _ON_POLICY = "steps = 1\nbatch_size = 8\nsiblings = 4\nevaluate_every = 1"
 _PAIRS = "epochs = 1\nbatch_size = 4\nevaluate_every = 1"
 _PEER = "steps = 1\nbatch_size = 8\nmicro_batch = 8\nsiblings = 4\nevaluate_every = 1"
@@ -73,7 +73,7 @@ class Meanings:
         self.tables: Mapping[str, Mapping[str, str]] = tomllib.loads(path.read_text(encoding="utf-8"))
 
     def key(self, table: str, name: str) -> str:
-        """The name as the tables show it: itself, or the longest `…` entry that it begins with."""
+        """The name as the tables show it: itself, or the longest `…` entry that is its prefix."""
         known = self.tables[table]
         if name in known:
             return name
@@ -125,7 +125,7 @@ def logged_by(learner: str, folder: Path) -> set[str]:
     """
     place = folder / "run"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # libraries' notices to each other, and what TRL prints
+        warnings.simplefilter("ignore")  # notices of libraries, such as TRL
         run(parse_spec(text), place)
     logs = [f for name in ("metrics", "timings") for f in sorted(place.glob(f"seed-0/{name}.jsonl"))]
     return {name for f in logs for line in f.open(encoding="utf-8") for name in json.loads(line)} - {"step"}
@@ -144,7 +144,7 @@ def metrics_table(learner: str, names: Collection[str], meanings: Meanings) -> s
 
 
 def comments_of(holder: type) -> dict[str, str]:
-    """The comment beside each field of a class and of those it inherits from, as their source has it."""
+    """The comment next to each field of a class and of its base classes, from their source."""
     own = [base for base in reversed(holder.__mro__) if dataclasses.is_dataclass(base)]
     return {name: comment for base in own for name, comment in _own_comments(base).items()}
 
@@ -166,7 +166,7 @@ def _own_comments(holder: type) -> dict[str, str]:
 
 
 def settings_table(learner: str, meanings: Meanings) -> str:
-    """Every key of `[learner]`, and of the tables within it."""
+    """Every key of `[learner]` and of its nested tables."""
     if learner == "pairs":
         from humor_env.agents.feedback.pairs import PairConfig
 
@@ -187,7 +187,7 @@ def settings_table(learner: str, meanings: Meanings) -> str:
 
 
 def learners_table(folder: Path) -> str:
-    """The learners by page, in the registry's order; a page says below its heading what they learn from."""
+    """The learners by page, in the registry's order; each page says below its heading what they learn from."""
     order = list(registry.learners.entries())
     rows: dict[int, str] = {}
     for page in folder.glob("*.md"):
@@ -228,7 +228,7 @@ def spec_table(part: str, meanings: Meanings) -> str:
 
 
 def spec_keys() -> list[str]:
-    """Every dotted key that an experiment file may have, those of learners left out."""
+    """Every dotted key that an experiment file may have, except those of learners."""
     from humor_env.experiments.specs.spec import Spec
 
     return [path for path, _ in _spec_fields(Spec, "")]
@@ -251,7 +251,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _type_name(hint: Any) -> str:
-    """A type in the words of a TOML file."""
+    """The name of a type in TOML terms."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _type_name(inside[0])
@@ -280,13 +280,13 @@ def _shown(default: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Our own words, whose `code` and [links] are meant: `shared.markdown` is for the words of others."""
+    """A cell with our own text, whose `code` and [links] are kept; `shared.markdown` is for untrusted text."""
     return text.replace("|", "\\|")
 
 
 def fill_page(text: str, make: Callable[[str, str], str], mark: re.Pattern[str] = _MARK) -> str:
-    """The page with what `make(kind, name)` gives in each marked place. The groups of `mark` are the opening comment,
-    kind, name, what stands there now, and the closing comment."""
+    """The page with the text from `make(kind, name)` in each marked place. The groups of `mark` are the opening
+    comment, kind, name, the current text, and the closing comment."""
 
     def filled(match: re.Match[str]) -> str:
         table = make(match[2], match[3] or "").strip()
@@ -296,7 +296,7 @@ def fill_page(text: str, make: Callable[[str, str], str], mark: re.Pattern[str] 
 
 
 class Tables:
-    """Everything that a mark may ask for; what must be run is run once."""
+    """Makes the table of any mark; learners that must run for it run once."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         from humor_env.experiments.upkeep import result_tables
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m humor_env.experiments.upkeep.reference_tables", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is out of date")
     options = parser.parse_args(arguments)
     try:
         stale = rewrite(ROOT, check=options.check)

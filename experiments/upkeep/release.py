@@ -1,10 +1,10 @@
 """Builds a release, installs it in empty environments, and says what to upload. It uploads nothing.
 
     make release             # refuses a checkout that is not ready, and says why
-    make release TRIAL=1     # builds and installs it all the same, and lists what is not ready
+    make release TRIAL=1     # builds and installs it anyway, and lists what is not ready
 
-The wheel is built from the source archive, so both hold the same. Each is installed by `pip install FILE` with all it
-requires, on every declared Python that this machine has. `--offline` uses the packages of this environment instead.
+The wheel is built from the source archive, so both have the same content. Each is installed by `pip install FILE` with
+its requirements, on every declared Python that this machine has. `--offline` uses this environment's packages instead.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import humor_env
 from humor_env.errors import InvalidOption
 
 ROOT = Path(humor_env.__file__).resolve().parent.parent
-# What is run where the package is installed. The first prints the version, the second reads data files.
+# The commands to try after installing. The first prints the version, the second reads data files.
 TRIED = (("--version",), ("prompts",))
 _LINK = re.compile(r"(!?\[[^\]]*\]\()(?![a-z]+:|#)([^)\s]+)(?=\))")
 
 
 def run(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
-    """What a command printed. Raises with its last lines where it fails."""
+    """The output of a command. If it fails, the error has its last lines."""
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -47,7 +47,7 @@ def read_setup(root: Path) -> configparser.ConfigParser:
 
 
 def versions(root: Path) -> dict[str, str]:
-    """The version that each file names, "none" for a file that names none."""
+    """The version in each file, or "none"."""
 
     def first(name: str, pattern: str) -> str:
         found = re.search(pattern, (root / name).read_text(encoding="utf-8"), re.MULTILINE)
@@ -62,7 +62,7 @@ def versions(root: Path) -> dict[str, str]:
 
 
 def unready(root: Path) -> list[str]:
-    """What stands in the way of a release of this checkout, a sentence each."""
+    """What prevents a release of this checkout, a sentence each."""
     found = []
     if changed := run(["git", "status", "--porcelain"], cwd=root).splitlines():
         found.append(f"{_count(changed, 'file')} not committed, the first is {changed[0][3:]}: commit or remove.")
@@ -82,24 +82,24 @@ def _count(things: Sequence[str], noun: str) -> str:
 
 
 def declared_pythons(root: Path) -> list[str]:
-    """The Pythons that the classifiers name, as "3.12"."""
+    """The Python versions in the classifiers, such as "3.12"."""
     classifiers = read_setup(root)["metadata"]["classifiers"]
     return re.findall(r"^Programming Language :: Python :: (3\.\d+)$", classifiers, re.MULTILINE)
 
 
 def interpreter(version: str) -> str | None:
-    """This Python or one on the path; None where there is none that starts."""
+    """This Python or one on the path; None if none starts."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
     path = shutil.which(f"python{version}")
-    # pyenv has a name on the path for each Python that any project uses, which fails where it is not switched on.
+    # pyenv puts a name on the path for every Python that any project uses; it fails unless that Python is active.
     if path and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
         return path
     return None
 
 
 def copy_tracked(root: Path, target: Path) -> None:
-    """The files that git knows: what else lies in a checkout must not get into an archive."""
+    """Copy the files that git tracks: other files of a checkout must not get into an archive."""
     for name in run(["git", "ls-files", "-z"], cwd=root).split("\0"):
         if name and (root / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def copy_tracked(root: Path, target: Path) -> None:
 
 
 def relative_links(page: str) -> list[str]:
-    """Links and images that lead to files of the checkout. Python's own index shows the page without these files."""
+    """Links and images that lead to files of the checkout. PyPI shows the page without these files."""
     return [
         target for number, part in enumerate(page.split("```")) if number % 2 == 0 for _, target in _LINK.findall(part)
     ]
@@ -153,8 +153,8 @@ def install_and_try(file: Path, python: str, place: Path, version: str, *, offli
     options = []
     if offline:
         [site] = place.glob("lib/python*/site-packages")
-        # Listed in a .pth, they come after what is installed here, and their own .pth files (our editable install
-        # is one) are not read. pip would take that install for ours but for --ignore-installed.
+        # Listed in a .pth, they come after what is installed here, and their own .pth files (such as our editable
+        # install) are not read. Without --ignore-installed, pip would mistake that install for this one.
         (site / "beside.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
         options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
     run([place / "bin" / "python", "-m", "pip", "install", "--quiet", *options, file], env=environment, cwd=place)
@@ -166,7 +166,7 @@ def install_and_try(file: Path, python: str, place: Path, version: str, *, offli
 
 
 def release(root: Path, out: Path, *, trial: bool, offline: bool) -> Iterator[str]:
-    """Build, check, install; the lines to show. The files are in `out` only once all has gone well."""
+    """Build, check and install; yield the lines to show. The files are put in `out` only if all of it succeeds."""
     missing = unready(root)
     if missing and not trial:
         raise InvalidOption("\n".join(missing))
@@ -199,8 +199,8 @@ def summary(
     for file in files:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         yield f"{file}  {file.stat().st_size / 1e6:.1f} MB  SHA-256 {digest}"
-    beside = " beside the packages of this environment" if offline else " with all that pip brought"
-    yield f"Checked by twine; installed and used on Python {', '.join(tried) or '(none)'}{beside}."
+    packages = " with the packages of this environment" if offline else " with the packages that pip installed"
+    yield f"Checked by twine; installed and used on Python {', '.join(tried) or '(none)'}{packages}."
     if untried := [name for name in declared_pythons(root) if name not in tried]:
         why = "with --offline only this Python is used" if offline else f"there is no python{untried[0]} on the path"
         yield f"Not tried on Python {', '.join(untried)}: {why}."
@@ -208,7 +208,7 @@ def summary(
     if links and not repository(root):
         yield (
             f"{_count(links, 'link')} of README.md (images too) will not work on PyPI, the first is {links[0]}. "
-            "Put the repository into setup.cfg as `Source = https://…` under project_urls: they lead there then."
+            "Add the repository to setup.cfg as `Source = https://…` under project_urls: the links will lead there."
         )
     if missing:
         yield from ("This was a trial. For a release:", *(f"- {sentence}" for sentence in missing))
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--trial", action="store_true", help="build and install even what is not ready for a release")
     parser.add_argument("--offline", action="store_true", help="use this environment's packages; only on its Python")
-    parser.add_argument("--out", type=Path, default=Path("dist"), help="where the files go (default: dist)")
+    parser.add_argument("--out", type=Path, default=Path("dist"), help="where to put the files (default: dist)")
     options = parser.parse_args(arguments)
     try:
         for line in release(ROOT, options.out, trial=options.trial, offline=options.offline):

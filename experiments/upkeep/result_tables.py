@@ -1,4 +1,4 @@
-"""Measured results for README and docs, from the files under docs/results; nothing where there are none.
+"""Measured results for README and docs, from the files under docs/results; empty if there are none.
 
 results_table(root)                                            # the benchmark's headline table
 text, files = curve(root, "ppo", root / "docs/algorithms/ppo.md")     # an image's link, and the image
@@ -48,7 +48,7 @@ def results_table(root: Path) -> str:
 
 
 def curve(root: Path, learner: str, page: Path) -> tuple[str, dict[Path, str]]:
-    """A link to the learner's measured curve and the picture itself, over the lines that were written to learn from."""
+    """A link to the learner's measured curve, over the lines written to learn from, and the picture itself."""
     bench = _published(root)
     svg = None if bench is None else _curve(bench, learner)
     if bench is None or svg is None:
@@ -64,7 +64,7 @@ def curve(root: Path, learner: str, page: Path) -> tuple[str, dict[Path, str]]:
 
 
 def trials(root: Path, page: Path) -> tuple[str, dict[Path, str]]:
-    """What the monitor did in runs against gamed and honest critics; a picture for each gamed one."""
+    """The monitor's results in runs with gamed and honest critics; a picture for each gamed one."""
     folder = root / "docs" / "results" / TRIALS
     if not folder.is_dir():
         return "", {}

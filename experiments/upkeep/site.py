@@ -1,9 +1,9 @@
-"""Builds the documentation site: strictly (a link that leads nowhere ends it), and readable without a network.
+"""Builds the documentation site: strictly (a broken link is an error), and readable without a network.
 
     python -m humor_env.experiments.upkeep.site                  # from the checkout; the site is in site/index.html
 
 The API reference is read from docstrings without importing anything. A static reader cannot know that `agents/`,
-`rewards/` and `experiments/` are parts of the package, so it is shown a folder of links in which they are.
+`rewards/` and `experiments/` are parts of the package, so it reads a folder of links that puts them there.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from humor_env.errors import InvalidOption
 
 CONFIG = "zensical.toml"
 PARTS = ("agents", "rewards", "experiments")
-GROWING = ("algorithms", "cards")  # folders of docs/ in which each learner and each card has a page
+GROWING = ("algorithms", "cards")  # folders of docs/ with a page for each learner or card
 
 
 def with_all_pages(config: str, docs: Path) -> str:
-    """The settings, with the pages of `GROWING` that the navigation does not name after those that it does."""
+    """The settings, with the pages of `GROWING` that the navigation lacks added after those that it has."""
     lines = config.splitlines(keepends=True)
     for folder in GROWING:
         named = [number for number, line in enumerate(lines) if f'"{folder}/' in line]
@@ -45,7 +45,7 @@ def _title(page: Path) -> str:
 
 
 def build_site(root: Path, out: Path, *, docs: Path | None = None) -> str:
-    """Build the site of the checkout `root` into `out`; what the generator said. Raises where it found a fault."""
+    """Build the site of the checkout `root` into `out`; return the generator's output. Raises if it found a fault."""
     if not (root / CONFIG).is_file():
         raise InvalidOption(f"There is no {CONFIG} in '{root}': the site is built from a checkout of the repository.")
     with tempfile.TemporaryDirectory() as scratch:

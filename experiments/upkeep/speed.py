@@ -1,12 +1,13 @@
-"""How fast a training step is, side by side with TRL's trainers, in one run.
+"""The speed of a training step, compared with TRL's trainers in one run.
 
     python -m humor_env.experiments.upkeep.speed       # equal dense fp32 work, then our defaults, pocket student
     python -m humor_env.experiments.upkeep.speed --steps 5 --only ours-grpo,trl-grpo
     python -m humor_env.experiments.upkeep.speed --shape 135m --device cuda --lines 256 --tokens 64   # speed_shapes.py
 
-Every contender runs in a process of its own, in turn and repeatedly, and the median step is taken: the machine's moods
-then touch all of them alike. What is equal is printed beside the figures. The honest opponent is a tuned one:
-"trl-…-tuned" has glibc's allocator thresholds raised through the environment and micro-batches of 16.
+Every contender runs in its own process, in turn and repeatedly, and the median step is taken, so that variations of the
+machine's speed affect all of them equally. The settings that are equal are printed with the results. A fair comparison
+is with a tuned opponent: "trl-…-tuned" has glibc's allocator thresholds raised through the environment and
+micro-batches of 16.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.table import Table
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.upkeep import speed_shapes
-from humor_env.experiments.upkeep.speed_shapes import GROUP, seconds_by_trl, some_reward, whole_words
+from humor_env.experiments.upkeep.speed_shapes import GROUP, Load, seconds_by_trl, some_reward, whole_words
 
 COMPLETIONS, LENGTH, PROMPT_TOKENS, VOCABULARY = 64, 32, 16, 4096
 EQUAL = (
@@ -48,7 +49,7 @@ VARIANTS = (
     "ours-grpo-bf16",
     "pocket-ours-grpo-bf16",
     "ours-ppo-slow",
-    "ours-ppo-apart",  # as many prompts as lines, so that none of a prompt's work is shared
+    "ours-ppo-apart",  # as many prompts as lines, so that no work for a prompt is shared
     "ours-sft",
     "ours-sft-memory",
     "ours-ppo-memory",
@@ -213,7 +214,7 @@ def matmul_peak() -> float:
 
 
 def dense_gflop() -> dict[str, float]:
-    """Multiply-adds (x2) of the dense step by phase: what a perfect machine would have to do."""
+    """Multiply-adds (x2) of the dense step by phase: the least work of any implementation."""
     layers, width, inner, rank = 4, 256, 1024, 16
     weights = layers * (4 * width * width + 3 * width * inner)
     adapters = layers * rank * (4 * 2 * width + 3 * (width + inner))
@@ -221,7 +222,7 @@ def dense_gflop() -> dict[str, float]:
     scored = COMPLETIONS * LENGTH
     forward = 2 * (tokens * weights + scored * head)
     with_adapters = forward + 2 * tokens * adapters
-    # Backward through a frozen layer needs the input's gradient only; through an adapter both.
+    # The backward pass needs only the input's gradient in a frozen layer, and both gradients in an adapter.
     backward = forward + 4 * tokens * adapters
     return {"generate": forward / 1e9, "reference": forward / 1e9, "update": (with_adapters + backward) / 1e9}
 
@@ -242,17 +243,19 @@ def in_own_process(name: str, steps: int, *more: str) -> dict[str, Any]:
 
 def main(
     steps: int = typer.Option(8, help="Steps per contender and round; the first two are warm-up."),
-    rounds: int = typer.Option(2, help="How often all contenders take their turn."),
-    only: str = typer.Option("", help="Comma-separated contenders; all by default."),
+    rounds: int = typer.Option(2, help="How often each contender runs."),
+    only: str = typer.Option("", help="Comma-separated contenders; default: all."),
     shape: str = typer.Option("", help="A model of this shape instead: 135m, 0.5b or 1b."),
     device: str = typer.Option("cpu", help="With --shape: cpu or cuda."),
     lines: int = typer.Option(64, help="With --shape: lines a step, a multiple of 32."),
     tokens: int = typer.Option(24, help="With --shape: tokens a line."),
+    micro_batch: int = typer.Option(0, help="With --shape: lines at once in an update; 0: 32, or all on a GPU."),
     one: str = typer.Option("", hidden=True),
-    out: Path | None = typer.Option(None, help="Write the figures as JSON here."),
+    out: Path | None = typer.Option(None, help="Write the results as JSON here."),
 ) -> None:
     if shape:
-        measure_shape(shape, device, lines, tokens, steps, rounds, only, one, out)
+        load = speed_shapes.Load(lines, tokens, micro_batch or (lines if device == "cuda" else 32))
+        measure_shape(shape, device, load, steps, rounds, only, one, out)
         return
     if one:
         print(json.dumps(run_one(one, steps)))
@@ -275,27 +278,27 @@ def main(
 
 
 def measure_shape(
-    shape: str, device: str, lines: int, tokens: int, steps: int, rounds: int, only: str, way: str, out: Path | None
+    shape: str, device: str, load: Load, steps: int, rounds: int, only: str, way: str, out: Path | None
 ) -> None:
-    """The same with a real model's shape. `way` is the contender that this process is to be."""
+    """The comparison with a real model's shape. `way` is the contender that this process runs."""
     try:
         speed_shapes.shape_of(shape)
         speed_shapes.check_device(device)
-        if lines < 32 or lines % 32:
-            raise InvalidOption(f"--lines is a multiple of 32, found {lines}.")
+        load.check()
     except InvalidOption as problem:
         raise typer.BadParameter(str(problem)) from None
     if way:
-        print(json.dumps(speed_shapes.run_one(way, shape, device, lines, tokens, steps)))
+        print(json.dumps(speed_shapes.run_one(way, shape, device, load, steps)))
         return
-    options = [f"--shape={shape}", f"--device={device}", f"--lines={lines}", f"--tokens={tokens}"]
+    options = [f"--shape={shape}", f"--device={device}", f"--lines={load.lines}", f"--tokens={load.tokens}"]
+    options.append(f"--micro-batch={load.micro_batch}")
     names = only.split(",") if only else speed_shapes.contenders(device)
     timings: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             timings[name].append(in_own_process(name, steps, *options))
     peaks = speed_shapes.device_peaks(device)
-    speed_shapes.show(shape, device, lines, tokens, timings, peaks)
+    speed_shapes.show(shape, device, load, timings, peaks)
     if out:
         out.write_text(json.dumps({"found": timings, "peaks": peaks, "options": options}, indent=1) + "\n")
 
@@ -331,7 +334,7 @@ def show(
     if {"ours-ppo", "ours-ppo-slow"} <= medians.keys():
         larger = max(medians["ours-ppo"], CRITIC_SECONDS)
         console.print(
-            f"a critic of {CRITIC_SECONDS * 1000:.0f} ms beside a step of {medians['ours-ppo']:.3f} s: "
+            f"a critic of {CRITIC_SECONDS * 1000:.0f} ms with a step of {medians['ours-ppo']:.3f} s: "
             f"{medians['ours-ppo-slow'] / larger:.2f} x the larger of the two"
         )
     if {"ours-ppo-memory", "ours-sft-memory"} <= peaks.keys():

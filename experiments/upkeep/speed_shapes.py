@@ -1,12 +1,12 @@
-"""How fast a step is with a model of a real one's shape, beside TRL's and beside what this device could do at best.
+"""The speed of a step with a real model's shape, compared with TRL's and with the best that the device could do.
 
     python -m humor_env.experiments.upkeep.speed --shape 135m --device cpu --lines 64 --tokens 24
     python -m humor_env.experiments.upkeep.speed --shape 0.5b --device cuda --lines 256 --tokens 64
 
-The weights are random and in bfloat16 on a GPU, in float32 on a CPU. A prompt has 50 tokens, of which all prompts have
-the first 33 in common, as with an instruct model's system prompt and template. The floor is what the step's products
-take at the speed of one large product, or its weights at the speed of one large copy, whichever takes longer, both
-measured in the same run: no program can be faster, and one that keeps keys and values, normalises and draws is slower.
+The weights are random, in bfloat16 on a GPU and in float32 on a CPU. A prompt has 50 tokens, of which all prompts share
+the first 33, as with an instruct model's system prompt and template. The floor is the time of the step's products at
+the speed of one large product, or of its weights at the speed of one large copy, whichever is longer, both measured in
+the same run: no program can be faster, and one that stores keys and values, normalises and samples is slower.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rich.table import Table
 
 from humor_env.errors import InvalidOption
 
-COMMON, OWN, GROUP, RANK = 33, 17, 8, 16  # tokens of a prompt that all share, its own, lines a prompt (GRPO), of LoRA
+COMMON, OWN, GROUP, RANK = 33, 17, 8, 16  # a prompt's shared tokens, its own tokens, lines a prompt (GRPO), LoRA's rank
 WARM_UP = 1  # steps that are not counted
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder whose output layer is its embedding."""
+    """A decoder whose output layer is tied to its embedding."""
 
     family: str  # "llama" or "qwen2"
     vocabulary: int
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def block_weights(self) -> int:
-        """In all layers."""
+        """The weights of all layers."""
         keys = self.width // self.heads * self.key_heads
         return self.layers * (2 * self.width**2 + 2 * self.width * keys + 3 * self.width * self.inner)
 
@@ -52,8 +52,25 @@ class Shape:
         return self.vocabulary * self.width
 
 
+@dataclass(frozen=True)
+class Load:
+    """The work of one step: the number of lines, the tokens of each, and the lines of one micro-batch."""
+
+    lines: int
+    tokens: int
+    micro_batch: int
+
+    def check(self) -> None:
+        if self.lines < 32 or self.lines % 32:
+            raise InvalidOption(f"--lines must be a multiple of 32, found {self.lines}.")
+        if self.micro_batch < GROUP or self.lines % self.micro_batch:
+            raise InvalidOption(
+                f"--micro-batch must be at least {GROUP} and divide the {self.lines} lines, found {self.micro_batch}."
+            )
+
+
 SHAPES = {
-    "tiny": Shape("llama", 512, 32, 64, 2, 4, 2),  # for trying this script out
+    "tiny": Shape("llama", 512, 32, 64, 2, 4, 2),  # for trying out this script
     "135m": Shape("llama", 49152, 576, 1536, 30, 9, 3),  # SmolLM2-135M
     "0.5b": Shape("qwen2", 151936, 896, 4864, 24, 14, 2),  # Qwen2.5-0.5B
     "1b": Shape("llama", 128256, 2048, 8192, 16, 32, 8),  # Llama-3.2-1B
@@ -64,19 +81,19 @@ def check_device(device: str) -> None:
     import torch
 
     if device not in ("cpu", "cuda"):
-        raise InvalidOption(f"--device is cpu or cuda, found '{device}'.")
+        raise InvalidOption(f"--device must be cpu or cuda, found '{device}'.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidOption("--device cuda needs a GPU that torch can use, and finds none. Leave it out for the CPU.")
+        raise InvalidOption("--device cuda needs a GPU that torch can use, but found none. Leave it out for the CPU.")
 
 
 def shape_of(name: str) -> Shape:
     if name not in SHAPES:
-        raise InvalidOption(f"--shape is one of {', '.join(SHAPES)}, found '{name}'.")
+        raise InvalidOption(f"--shape must be one of {', '.join(SHAPES)}, found '{name}'.")
     return SHAPES[name]
 
 
 def whole_words(vocabulary: int) -> Any:
-    """A tokenizer that knows this many words, three special ones among them."""
+    """A tokenizer with this many words, including three special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -89,7 +106,7 @@ def whole_words(vocabulary: int) -> Any:
 
 
 def make_model(shape: Shape, device: str) -> tuple[Any, Any]:
-    """A model with random weights, and a tokenizer of whole words whose chat template begins with COMMON tokens."""
+    """A model with random weights, and a tokenizer of whole words whose chat template starts with COMMON tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -128,7 +145,7 @@ def some_reward(text: str) -> float:
     return (sum(map(ord, text)) % 97) / 96
 
 
-def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int, steps: int) -> dict[str, Any]:
+def run_ours(algorithm: str, shape: Shape, device: str, load: Load, steps: int) -> dict[str, Any]:
     from humor_env.agents import grpo, ppo
     from humor_env.agents.student import Student
     from humor_env.agents.student.sampling import Sampling
@@ -138,10 +155,13 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
 
     model, tokenizer = make_model(shape, device)
     student = Student(model, tokenizer, device=device)
-    texts = make_prompts(lines, shape.vocabulary - 100)
+    texts = make_prompts(load.lines, shape.vocabulary - 100)
     prompts = PromptSet("speed", [Prompt(f"p{i}", text) for i, text in enumerate(texts)])
     env = HumorVectorEnv(
-        prompts, lambda jokes: [Judgement("some", some_reward(j.text)) for j in jokes], num_envs=lines, max_chars=10_000
+        prompts,
+        lambda jokes: [Judgement("some", some_reward(j.text)) for j in jokes],
+        num_envs=load.lines,
+        max_chars=10_000,
     )
     timings: list[dict[str, float]] = []
 
@@ -154,8 +174,8 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
 
         def rewind(self, step: int) -> None: ...
 
-    common: dict[str, Any] = {"sampling": Sampling(max_new_tokens=tokens), "kl_limit": 1e9}
-    common |= {"steps": steps + WARM_UP, "batch_size": lines}
+    common: dict[str, Any] = {"sampling": Sampling(max_new_tokens=load.tokens), "kl_limit": 1e9}
+    common |= {"steps": steps + WARM_UP, "batch_size": load.lines, "micro_batch": load.micro_batch}
     before = _memory(device)
     learn: Callable[..., Any]
     config: Any
@@ -168,23 +188,23 @@ def run_ours(algorithm: str, shape: Shape, device: str, lines: int, tokens: int,
     return {"steps": [t["seconds/step"] for t in counted], "phases": counted, "memory": _memory(device) - before}
 
 
-def run_trl(shape: Shape, device: str, lines: int, tokens: int, steps: int, vllm: bool) -> dict[str, Any]:
+def run_trl(shape: Shape, device: str, load: Load, steps: int, vllm: bool) -> dict[str, Any]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     model, tokenizer = make_model(shape, device)
-    texts = make_prompts(lines, shape.vocabulary - 100)
+    texts = make_prompts(load.lines, shape.vocabulary - 100)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
     before = _memory(device)
     taken = seconds_by_trl(
         (GRPOConfig, GRPOTrainer),
         (model, tokenizer),
         rows,
-        lines=lines,
-        micro_batch=min(lines, 32),
+        lines=load.lines,
+        micro_batch=load.micro_batch,
         device=device,
         max_steps=steps + WARM_UP,
-        max_completion_length=tokens,
+        max_completion_length=load.tokens,
         use_vllm=vllm,
         vllm_mode="colocate",
     )
@@ -258,24 +278,25 @@ def contenders(device: str) -> list[str]:
     return ["ours-ppo", "ours-grpo", "trl-grpo", *(["trl-grpo-vllm"] if with_vllm else [])]
 
 
-def run_one(name: str, shape: str, device: str, lines: int, tokens: int, steps: int) -> dict[str, Any]:
+def run_one(name: str, shape: str, device: str, load: Load, steps: int) -> dict[str, Any]:
     who, algorithm, *more = name.split("-")
     if who == "ours":
-        return run_ours(algorithm, shape_of(shape), device, lines, tokens, steps)
-    return run_trl(shape_of(shape), device, lines, tokens, steps, "vllm" in more)
+        return run_ours(algorithm, shape_of(shape), device, load, steps)
+    return run_trl(shape_of(shape), device, load, steps, "vllm" in more)
 
 
 def _memory(device: str) -> float:
-    """The most that was in use until now, in MiB."""
+    """The peak memory so far, in MiB; of a GPU what was reserved, since a graph's memory no longer counts as allocated
+    after its capture."""
     if device == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_reserved() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def device_peaks(device: str) -> dict[str, float]:
-    """GFLOP a second of a large product, and GB a second of a large copy, both in the precision of the run."""
+    """GFLOP/s of a large product and GB/s of a large copy, both in the precision of the run."""
     import torch
 
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
@@ -302,7 +323,7 @@ def device_peaks(device: str) -> dict[str, float]:
 def floor(
     shape: Shape, device: str, lines: int, tokens: int, siblings: int, peaks: Mapping[str, float]
 ) -> dict[str, float]:
-    """Seconds by phase. What prompts have in common, and what siblings do, is counted once."""
+    """Seconds by phase. Tokens shared by prompts or siblings are counted once."""
     prompts = COMMON + lines // siblings * OWN
     block, head = 2 * shape.block_weights / 1e9, 2 * shape.head_weights / 1e9  # GFLOP a token
     adapters = block * RANK * _adapter_share(shape)
@@ -313,8 +334,8 @@ def floor(
 
     read = prompts + lines * (tokens - 1)
     forward = read * block + lines * tokens * head
-    # Back through a frozen layer the input's gradient only, through an adapter both; the output layer is gone through
-    # once more, for the slope of each log-probability.
+    # The backward pass needs only the input's gradient in a frozen layer, and both in an adapter; the output layer is
+    # run once more, for the gradient of each log-probability.
     update = 2 * read * block + 3 * read * adapters + 2 * lines * tokens * head
     return {
         "generate": seconds(prompts * block, weights)
@@ -326,7 +347,7 @@ def floor(
 
 
 def _adapter_share(shape: Shape) -> float:
-    """Weights of an adapter of rank 1, for each weight of the blocks."""
+    """The weights of a rank-1 adapter divided by the weights of the blocks."""
     keys = shape.width // shape.heads * shape.key_heads
     own = 2 * 2 * shape.width + 2 * (shape.width + keys) + 3 * (shape.width + shape.inner)
     return shape.layers * own / shape.block_weights
@@ -335,17 +356,17 @@ def _adapter_share(shape: Shape) -> float:
 def show(
     shape: str,
     device: str,
-    lines: int,
-    tokens: int,
+    load: Load,
     timings: Mapping[str, Sequence[Mapping[str, Any]]],
     peaks: Mapping[str, float],
 ) -> None:
     """`timings` holds each contender's rounds."""
-    console = Console(width=120)
+    console, lines, tokens = Console(width=120), load.lines, load.tokens
     measured = f"{peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} GB/s measured in this run"
     console.print(
         f"{shape} on {device}: {lines} lines of {tokens} tokens after prompts of {COMMON + OWN} tokens, {COMMON} of "
-        f"them common to all; GRPO with {GROUP} lines a prompt; {measured}"
+        f"them common to all; GRPO with {GROUP} lines a prompt; {load.micro_batch} lines at once in an update; "
+        f"{measured}"
     )
     medians = {name: statistics.median(s for each in rounds for s in each["steps"]) for name, rounds in timings.items()}
     peer = medians.get("trl-grpo")

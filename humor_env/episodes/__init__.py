@@ -1,1 +1,1 @@
-"""What the environments are made of: the rules of an episode, the token table, the state of critics with a memory."""
+"""Parts of the environments: the rules of an episode, the token table, the state of critics with a memory."""

@@ -1,6 +1,6 @@
-"""Critics and judges ask others, which may hold a ledger or a connection open.
+"""Closing critics and judges, and those that they call, which may hold a ledger or a connection open.
 
-close_all([critic, judge])           # and all that they ask
+close_all([critic, judge])           # and all that they call
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 
 def close_all(parts: Iterable[object]) -> None:
-    """Close those that have something to close. One that names others, in `inner_critics` or `inner_judges`, and has no
-    `close` of its own, leaves it to this."""
+    """Close every part that has `close`. Parts without one that name others in `inner_critics` or `inner_judges` have
+    those closed."""
     for part in parts:
         close = getattr(part, "close", None)
         if callable(close):

@@ -1,13 +1,13 @@
-"""Critics with a memory: what a run saves of them, and what it shows them.
+"""Critics with a memory: saving their state with a run, and showing them the lines learned from.
 
     remembering = with_memory([critic])      # the critic itself, or those inside a mix; [] for most
     show(remembering, jokes)                 # these lines were learned from
-    [one.get_state() for one in remembering]
+    [critic.get_state() for critic in remembering]
 
-A critic has a memory if it has `get_state()`, which gives plain JSON, and `set_state(state)`, which goes on from there.
-A run saves the one and calls the other when it is resumed. If it also has `remember(jokes)`, that is called after each
-step of a learner, in every process, with the lines of all processes: so two processes remember what one would. Asking
-alone should change nothing, since evaluations ask too. A critic around others names them in `inner_critics`.
+A critic has a memory if it has `get_state()`, which returns plain JSON, and `set_state(state)`, which restores it. A
+run saves the state and restores it on resuming. If the critic also has `remember(jokes)`, that is called after each
+learner step, in every process, with the lines of all processes, so that two processes remember the same as one. A plain
+call should change nothing, since evaluations call critics too. A critic around others names them in `inner_critics`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Remembering(Protocol):
 
 
 def with_memory(critics: Iterable[object]) -> list[Remembering]:
-    """Those of the critics that have a memory, and those inside of them, each once and always in the same order."""
+    """The critics with a memory, nested ones included, each once and in a fixed order."""
     remembering: dict[int, Remembering] = {}
     for critic in critics:
-        if isinstance(critic, Remembering):  # one that names others as well saves what they remember itself
+        if isinstance(critic, Remembering):  # one that also names others saves their memory itself
             remembering.setdefault(id(critic), critic)
         else:
             for inner in with_memory(getattr(critic, "inner_critics", ())):
@@ -40,7 +40,7 @@ def with_memory(critics: Iterable[object]) -> list[Remembering]:
 
 
 def show(critics: Iterable[Remembering], jokes: Sequence[Joke]) -> None:
-    """Let them remember what was written and learned from."""
+    """Call `remember` with the lines learned from, on critics that have it."""
     for critic in critics:
         remember = getattr(critic, "remember", None)
         if callable(remember):

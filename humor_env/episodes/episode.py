@@ -1,4 +1,4 @@
-"""The rules of an episode, shared by the single, the vector and the token environment so that they cannot disagree.
+"""The rules of an episode, shared by the single, the vector and the token environment so that they agree.
 
     task = Task("pocket", "pocket", split="train", attempts=3)
     episode = Episode(task.prompts.get("p1"))
@@ -6,7 +6,7 @@
     reward, over = episode.advance("…", judgement, task.attempts)
 
 One attempt: the reward is the score. Several: the reward is the improvement over the best attempt so far, so that an
-episode's return is its best score. A failed judgement has no score: the episode ends, reward 0, and `info` says so.
+episode's return is its best score. A failed judgement has no score: the episode ends with reward 0, noted in `info`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from gymnasium import spaces
 from humor_env import registry
 from humor_env.errors import CriticContractError, InvalidOption, did_you_mean
 from humor_env.prompts import PromptSet, load_prompts
+from humor_env.shared.plain_numbers import at_least_one
 from humor_env.shared.text_stats import missing_words
 from humor_env.spaces import UnicodeText, is_encodable, text_space
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
-REASON_CHARS = 400  # how much of a critic's reason the next observation shows
+REASON_CHARS = 400  # length of a critic's reason in the next observation
 _LAST_LINE = "\nYour last line: "
 _CRITIC_SAYS = "\nThe critic says: "
 
 
 @dataclass(slots=True)
 class Episode:
-    """Where one episode stands."""
+    """The state of one episode."""
 
     prompt: Prompt
     attempt: int = 0
@@ -43,7 +44,7 @@ class Episode:
     over: bool = False
 
     def advance(self, text: str, judgement: Judgement, attempts: int) -> tuple[float, bool]:
-        """Count one judged attempt; returns its reward and whether the episode is over."""
+        """Add a judged attempt; return its reward and whether the episode is over."""
         self.attempt += 1
         self.line, self.reason = text, judgement.reason
         reward = 0.0
@@ -72,7 +73,7 @@ class Episode:
 
 
 class Task:
-    """What an environment asks for and how it is judged, fixed over all episodes: prompts, critic, bounds, spaces."""
+    """What is fixed over all episodes of an environment: prompts, critic, limits, spaces."""
 
     def __init__(
         self,
@@ -86,10 +87,7 @@ class Task:
         prompts_options: Mapping[str, Any] | None = None,
         critic_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-            raise InvalidOption(f"attempts is a whole number of at least 1, found {attempts!r}.")
-        if isinstance(max_chars, bool) or not isinstance(max_chars, int) or max_chars < 1:
-            raise InvalidOption(f"max_chars is a whole number of at least 1, found {max_chars!r}.")
+        attempts, max_chars = at_least_one("attempts", attempts), at_least_one("max_chars", max_chars)
         self.prompts = load_prompts(prompts, **(prompts_options or {}))
         self.split = split
         self.split_prompts = self.prompts.split(split)
@@ -97,8 +95,8 @@ class Task:
         self.critic: Critic = registry.critics.make(critic, **(critic_options or {}))
         if not callable(self.critic):
             raise CriticContractError(
-                f"A critic is called with a list of jokes; the critic {critic!r} is a {type(self.critic).__name__}, "
-                "which cannot be called."
+                f"A critic must be callable with a list of jokes; the critic {critic!r} is a "
+                f"{type(self.critic).__name__}, which is not callable."
             )
         self.critic_name = critic_name(self.critic)
         self.attempts = attempts
@@ -110,7 +108,7 @@ class Task:
         self.observation_space = text_space(space, bound, (prompt.text for prompt in self.prompts))
 
     def observe(self, episode: Episode) -> str:
-        """What the student reads: the prompt, and after an attempt its line and what the critic said of it."""
+        """What the student reads: the prompt, and after an attempt its line and the critic's judgement."""
         text = episode.prompt.text
         if episode.attempt == 0 or self.attempts == 1:
             return text
@@ -123,7 +121,7 @@ class Task:
         return Joke(episode.prompt, text, "student", stop_reason)
 
     def judge(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        """One critic call for all jokes, less those that lack a required word: these score 0 without asking."""
+        """One critic call for all jokes, except those without a required word, which score 0 without a call."""
         if not self._constrained:
             return checked_reply(self.critic, self.critic_name, jokes)
         wanted = {i: joke.prompt.extra["words"] for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
@@ -140,7 +138,7 @@ class Task:
         return [judgements[i] for i in range(len(jokes))]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a saved state must agree with to be continued here."""
+        """Values that must match those of a saved state for it to be restored here."""
         return {
             "prompts": self.prompts.name,
             "split": self.split,
@@ -150,7 +148,7 @@ class Task:
 
 
 def step_info(episode: Episode, judgement: Judgement) -> dict[str, Any]:
-    """`info` after an attempt: plain data that a repeated run repeats; never time, cost or latency."""
+    """`info` after an attempt: reproducible plain data, so never time, cost or latency."""
     return {
         "prompt_id": episode.prompt.id,
         "attempt": episode.attempt,
@@ -167,10 +165,10 @@ def reset_info(episode: Episode) -> dict[str, Any]:
 
 
 def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke], *, strict: bool = False) -> list[Judgement]:
-    """Ask a critic and hold it to its contract; its own exceptions pass through.
+    """Call a critic and check its reply against the contract; its own exceptions pass through.
 
-    An odd answer among sound ones (a part that is NaN, a number in place of a judgement) becomes a judgement that
-    failed, so that one joke does not end a batch. Where every answer is odd, or `strict` is set, it is an error.
+    An invalid item among valid ones (a NaN part, a number instead of a judgement) becomes a failed judgement, so that
+    one joke does not end a batch. If every item is invalid, or with `strict`, it is an error.
     """
     if not callable(critic):
         raise CriticContractError(f"The critic '{name}' is a {type(critic).__name__}, which is not callable.")
@@ -182,7 +180,7 @@ def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke], *, strict: b
     if len(reply) != len(jokes):
         raise CriticContractError(
             f"The critic '{name}' was asked about {len(jokes)} jokes and returned {len(reply)} judgements: it must "
-            "return one for each, in the same order, with an error and no score where it cannot judge."
+            "return one per joke, in the same order, with an error and no score where it cannot judge."
         )
     checked: list[Judgement] = []
     odd: list[CriticContractError] = []
@@ -203,14 +201,14 @@ def _checked(name: str, judgement: Judgement) -> Judgement:
             f"The critic '{name}' must return humor_env.Judgement objects, found a {type(judgement).__name__}."
         )
     score = judgement.score
-    # Judgement itself refuses scores outside [0, 1]; a tensor or an array would pass there and fail far from here.
+    # Judgement itself refuses scores outside [0, 1]; a tensor or an array would pass there and fail later.
     if score is not None and type(score) is not float:
         if not isinstance(score, (int, float, np.integer, np.floating)):
             raise CriticContractError(f"The critic '{name}' gave a score of type {type(score).__name__}, not a number.")
         judgement = replace(judgement, score=float(score))
     plain = True
     for part, value in judgement.parts.items():
-        if type(part) is str and type(value) is float and value - value == 0.0:  # the quick way to say "finite"
+        if type(part) is str and type(value) is float and value - value == 0.0:  # a fast test for finite
             continue
         if not isinstance(part, str) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
             raise CriticContractError(
@@ -226,23 +224,23 @@ def _checked(name: str, judgement: Judgement) -> Judgement:
 
 
 def check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
-    """A copy of the options of `reset`; a misspelt one is an error, since it would be ignored in silence."""
+    """A copy of the options of `reset`. A misspelt one is an error, not silently ignored."""
     options = dict(options or {})
     for name in options:
         if name not in known:
             raise InvalidOption(
-                f"reset knows no option '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+                f"reset has no option '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
             )
     return options
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, so that neither a line nor a reason can pose as another part of the observation."""
+    """Remove line breaks, so that neither a line nor a reason can imitate another part of the observation."""
     return " ".join(text.split())
 
 
 def _fitting(text: str, space: UnicodeText | spaces.Text) -> str:
-    """A critic's words are not ours: what the observation space cannot hold is replaced."""
+    """Replace characters of a critic's reason that are not in the observation space."""
     if isinstance(space, UnicodeText):
         return text if is_encodable(text) else text.encode("utf-8", "replace").decode()
     return text if text in space else "".join([c if c in space.character_set else "?" for c in text])

@@ -1,10 +1,10 @@
-"""A tokenizer as the token-level environments need it: prompts to ids once, ids to text at the end of an episode.
+"""The tokenizer of the token-level environments: prompts to ids once, ids to text at the end of an episode.
 
     table = TokenTable("pocket", prompts, max_tokens=48, max_prompt_tokens=None)
     table.prompt("p1")                     # the ids of a prompt
     table.decode([17, 4], max_chars=1000)
 
-What is the same for all environments with one tokenizer and one prompt set is made once and shared by them.
+Data common to all environments with the same tokenizer and prompt set is computed once and shared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gymnasium import spaces
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.prompts import PromptSet
 from humor_env.shared.framing import framed
+from humor_env.shared.plain_numbers import at_least_one
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A prompt set in a tokenizer's ids: row `rows[id]` of `prompts` holds `lengths[row]` of them, then padding."""
+    """A tokenized prompt set: row `rows[id]` of `prompts` holds `lengths[row]` ids, then padding."""
 
     tokenizer: PreTrainedTokenizerBase
     end: int
@@ -48,9 +49,9 @@ class TokenTable:
         max_tokens: int,
         max_prompt_tokens: int | None,
     ) -> None:
-        for name, value in (("max_tokens", max_tokens), ("max_prompt_tokens", max_prompt_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InvalidOption(f"{name} is a whole number of at least 1, found {value!r}.")
+        max_tokens = at_least_one("max_tokens", max_tokens)
+        if max_prompt_tokens is not None:
+            max_prompt_tokens = at_least_one("max_prompt_tokens", max_prompt_tokens)
         made = _encode_once(tokenizer, prompts) if isinstance(tokenizer, str) else _encode(tokenizer, prompts)
         self.tokenizer, self.end, self.padding = made.tokenizer, made.end, made.padding
         self.row, self.prompts, self.lengths, self._pieces = made.rows, made.prompts, made.lengths, made.pieces
@@ -60,7 +61,7 @@ class TokenTable:
         if max_prompt_tokens is not None and need > max_prompt_tokens:
             longest = prompts.prompts[int(self.lengths.argmax())].id
             raise PromptError(
-                f"The prompt '{longest}' has {need} tokens and max_prompt_tokens is {max_prompt_tokens}: raise it, or "
+                f"The prompt '{longest}' has {need} tokens, but max_prompt_tokens is {max_prompt_tokens}: raise it, or "
                 "leave it out to make room for the longest prompt."
             )
         self.width = (max_prompt_tokens or need) + max_tokens
@@ -99,7 +100,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Encoded:
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if not isinstance(end, int):
         raise InvalidOption(
-            f"The tokenizer {_name(tokenizer.name_or_path or tokenizer)} has no end token (eos_token), so that no text "
+            f"The tokenizer {_name(tokenizer.name_or_path or tokenizer)} has no end token (eos_token), so no text "
             "could end."
         )
     padding = pad if isinstance(pad, int) else end
@@ -134,10 +135,10 @@ def load_tokenizer(what: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 def _byte_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
-    """The bytes of each token, special ones empty, where decoding is no more than joining them; else None.
+    """The bytes of each token, empty for special ones, if decoding is just joining them; else None.
 
-    That holds for the byte-level tokenizers of GPT-2's kind (the pocket one too), and is ten times as fast as their own
-    `decode`, which would otherwise be most of a token environment's cost.
+    This holds for byte-level tokenizers like GPT-2's (and the pocket one), and is ten times as fast as their own
+    `decode`, which would otherwise dominate a token environment's run time.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or getattr(tokenizer, "clean_up_tokenization_spaces", False):
@@ -159,7 +160,7 @@ def _byte_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The printable letter that stands for each byte in byte-level vocabularies, the other way round."""
+    """From the printable letters of byte-level vocabularies to the bytes they stand for."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

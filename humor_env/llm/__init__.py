@@ -1,4 +1,4 @@
-"""Language models as critics and teachers: clients, ledger, budget. Nothing heavy is imported before it is used."""
+"""Language models as critics and teachers: clients, ledger, budget. Nothing heavy is imported before its first use."""
 
 from humor_env.llm.budget import Budget
 from humor_env.llm.factory import make_client

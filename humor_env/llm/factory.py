@@ -1,6 +1,6 @@
-"""From a line of text to a language model.
+"""Language-model clients from strings.
 
-make_client("anthropic:claude-haiku-4-5")                   # Anthropic's service; "anthropic" alone: the default
+make_client("anthropic:claude-haiku-4-5")                   # Anthropic's service; "anthropic" alone: the default model
 make_client("openai:my-model@http://127.0.0.1:8000/v1")     # any OpenAI-compatible server
 make_client("local:path/to/model")                          # a Hugging Face model in this process
 make_client("my_package.models:MyClient")                   # your own: anything with the protocol of protocol.py
@@ -36,13 +36,13 @@ def make_client(
 ) -> Client:
     """A client for `SERVICE[:MODEL][@URL]`, for `package.module:name`, or the live client that was given.
 
-    `options` go to the client's class; those of the retry policy (concurrency, timeout, deadline, ...) may be among
-    them. `requests_per_minute` and `tokens_per_minute` hold for every client. Without `must_have_key` a missing key is
-    only complained of when something is to be sent.
+    `options` go to the client's class and may include those of the retry policy (concurrency, timeout, deadline, ...).
+    `requests_per_minute` and `tokens_per_minute` work with every client. Without `must_have_key` a missing key is an
+    error only when something is sent.
     """
     if not isinstance(what, str):
         if options or any(given is not None for given in (budget, requests_per_minute, tokens_per_minute)):
-            raise InvalidOption("A live client takes no options: give them where it is made.")
+            raise InvalidOption("A live client takes no options: give them when making it.")
         return what
     if requests_per_minute is not None or tokens_per_minute is not None:
         budget = budget or Budget()
@@ -94,7 +94,7 @@ def _local(folder: str, options: Mapping[str, Any]) -> Client:
 
 
 def _own(what: str, options: Mapping[str, Any], budget: Budget | None) -> Client:
-    """A client that a user wrote: it keeps the limits itself where it takes them, and is kept to them where not."""
+    """A user-written client; if it does not take `budget`, it is wrapped to enforce the limits."""
     target = clients.resolve(what)
     if budget is None:
         return clients.make(what, **options)

@@ -1,10 +1,10 @@
-"""How a reply is stored in the ledger's file: its tables, its key, and a reply as a row and back.
+"""The ledger's storage format: its tables, a reply's key, and conversion between replies and rows.
 
     key = request_key("scorer 3", "anthropic:claude-haiku-4-5", request)      # a hash of all that the reply depends on
     row = row_of(key, "scorer 3", "anthropic:claude-haiku-4-5", request, reply)
     reply_if_whole(reply_columns(row))                                        # the reply again
 
-`ledger.py` opens the file, waits for its locks and keeps what cannot be written yet.
+`ledger.py` opens the file, waits for its locks and keeps pending replies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from humor_env.types import Usage
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call that was made: what was asked, what came back or went wrong, when, and what it cost."""
+    """One call: the question, the reply or error, the time, and the cost."""
 
     purpose: str
     client: str
@@ -53,11 +53,14 @@ CREATE TABLE IF NOT EXISTS accounts (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batch_items (key TEXT PRIMARY KEY, batch TEXT NOT NULL) WITHOUT ROWID;
 """
+# In `batch_items`, before a key: a row that says how far its batch is. Versions before this one pass it by.
+BATCH_STATE = "state of "
+INSERT_BATCH_ITEM = "INSERT OR REPLACE INTO batch_items VALUES (?, ?)"
 REPLY_COLUMNS = (
     "text, data, stop_reason, error, detail, probabilities, calls, input_tokens, output_tokens, cached_tokens, cost"
 )
-# Of two replies to one key the first counts, unless it was a passing failure, or the last value (`over`) is true.
-# What both have cost is added up.
+# Of two replies to one key the first counts, unless it was a transient failure or the last value (`over`) is true.
+# Their costs are added up.
 INSERT_REPLY = (
     "INSERT INTO replies VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET"
     " text=excluded.text, data=excluded.data, stop_reason=excluded.stop_reason, error=excluded.error,"
@@ -80,7 +83,7 @@ def request_key(purpose: str, client: str, request: Request) -> str:
         request.choices,
         request.sample,
     ]
-    # Order of keys in `data` counts: {"1": a, "2": b} is another question than the other way round anyway.
+    # The order of keys in `data` counts: {"1": a, "2": b} and its reverse are different questions.
     text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -109,7 +112,7 @@ def row_of(key: str, purpose: str, client: str, request: Request, reply: Reply) 
 
 
 def _storable(text: str) -> str:
-    """A lone surrogate cannot be written as UTF-8; it is written out instead."""
+    """Text for UTF-8 storage: a lone surrogate is escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -119,7 +122,7 @@ def reply_columns(row: Row) -> Row:
 
 
 def reply_if_whole(row: Sequence[Any]) -> Reply | None:
-    """The reply in a row; None where the row is not one that was ever written."""
+    """The reply in a row; None if the row is invalid."""
     try:
         reply = reply_of(row)
         usage = reply.usage

@@ -1,13 +1,13 @@
-"""What critics and teachers ask: a client with its ledger and its budget.
+"""The client that critics and teachers use, with its ledger and its budget.
 
     client = LedgeredClient("scorer 1", "anthropic:claude-haiku-4-5", ledger="verdicts.sqlite", budget={"max_calls": 9})
     replies = client.ask(requests)
-    client.usage, client.counts      # what was spent now; how many were asked, replayed, and failed by kind
+    client.usage, client.counts      # spent in this process; numbers asked, replayed, and failed by kind
 
-What the ledger knows is not asked; a question that occurs twice in a batch is asked once; every reply is stored before
-anyone sees it; where several threads ask the same at once, one asks and all get its reply.
-Where there is no key, a client whose ledger has replies opens all the same, and only complains
-(before sending anything) when a question comes up that the ledger cannot answer.
+Questions answered in the ledger are not sent; a question that occurs twice in a batch is sent once; every reply is
+stored before it is returned; if several threads ask the same at once, one sends it and all get its reply.
+Without a key, a client whose ledger has replies still opens, and only raises (before sending
+anything) for a question that the ledger cannot answer.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ OverBudget = Literal["stop", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a batch is. `usage` is what it cost so far; `waiting` says for what it waits, where a call must be tried
-    again."""
+    """The progress of a batch. `usage` is its cost so far; `waiting` is the reason for waiting, if a call must be
+    retried."""
 
     done: int
     total: int
@@ -51,7 +51,7 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a batch would take. Input is guessed at 3.5 bytes a token; output is the most that is allowed."""
+    """Estimated usage of a batch: input at 3.5 bytes per token, output at its limit."""
 
     requests: int
     replayed: int
@@ -82,8 +82,8 @@ class Estimate:
 class LedgeredClient:
     """Questions of one purpose (a critic and its version) to one client.
 
-    Among `options`, `ask_again = ["invalid"]` asks stored failures of these kinds anew, once in a client's life; the
-    other options are the client's. A ledger or a client that was handed in is the caller's to close.
+    In `options`, `ask_again = ["invalid"]` retries stored failures of these kinds, once in the client's lifetime; other
+    options go to the client. The caller closes a ledger or client that it passed in.
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class LedgeredClient:
         else:
             if budget is not None or client_options:
                 raise InvalidOption(
-                    "A live client has its budget and options already: give them where the client is made."
+                    "A live client already has its budget and options: give them when making the client."
                 )
             self.client = client
             self.budget = getattr(client, "budget", None) or Budget()
         self.usage = NO_USAGE
         self.counts: Counter[str] = Counter()
         self._lock = threading.RLock()
-        self._in_air: dict[str, threading.Event] = {}  # asked by some thread just now
+        self._in_air: dict[str, threading.Event] = {}  # being asked by some thread
         self._asked_again: set[str] = set()
         self._told_of_former = False
 
@@ -158,7 +158,7 @@ class LedgeredClient:
                 self.ledger.close()
 
     def _settle_accounts(self) -> None:
-        """Write what a ledger in trouble could not take. Raises LedgerError where it still cannot."""
+        """Write pending replies to the ledger. Raises LedgerError if that still fails."""
         self.ledger.write_down()
         self.budget.write_down()
 
@@ -166,7 +166,7 @@ class LedgeredClient:
         return request_key(self.purpose, self.client.name, request)
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """A reply for each request, in order. Replies that cost nothing now are marked `replayed`, with no usage."""
+        """A reply for each request, in order. Replies that cost nothing now are marked `replayed` and have no usage."""
         keys = [self.key(request) for request in requests]
         first: dict[str, int] = {}
         for index, key in enumerate(keys):
@@ -174,7 +174,7 @@ class LedgeredClient:
         fresh: dict[str, Reply] = {}
         waited: set[str] = set()
         while True:
-            # Under one lock: between looking and claiming, another thread's reply could come and go unnoticed.
+            # Under one lock: between lookup and claim, another thread's reply could come unnoticed.
             with self._lock:
                 known, over = self._known({key: requests[index] for key, index in first.items()})
                 missing = [key for key in first if key not in fresh and (key not in known or key in over - waited)]
@@ -192,7 +192,7 @@ class LedgeredClient:
                 done.set()
             if not others:
                 break
-            # Another thread asks these. Where it was stopped, they are not in the ledger, and this one asks.
+            # Another thread asks these. If it was stopped, they are not in the ledger, and this one asks them.
             waited |= set(others)
             for event in others.values():
                 event.wait()
@@ -208,19 +208,29 @@ class LedgeredClient:
         return replies
 
     def _known(self, requests: Mapping[str, Request]) -> tuple[dict[str, Reply], set[str]]:
-        """What the ledger knows of these, and which of it shall be asked anew.
+        """The stored replies to these, and the keys among them to ask again.
 
-        A stored reply that does not fit the form that is asked for (a damaged row, another program's) is not known.
+        A stored reply without the requested form (a damaged row, another program's) does not count.
         """
         known = self.ledger.find(list(requests))
+        known |= self._under_bare_name({key: requests[key] for key in requests if key not in known})
         over = set()
         for key, reply in known.items():
             if not _fits(reply, requests[key]) or self._worth_another_try(key, reply):
                 over.add(key)
         return known, over
 
+    def _under_bare_name(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
+        """Replies that have the probabilities which are wanted, from ledgers that named the client without them."""
+        bare = getattr(self.client, "bare_name", self.client.name)
+        if bare == self.client.name or not requests:
+            return {}
+        keys = {request_key(self.purpose, bare, request): key for key, request in requests.items()}
+        stored = {keys[key]: reply for key, reply in self.ledger.find(list(keys)).items()}
+        return {key: reply for key, reply in stored.items() if reply.probabilities or not requests[key].choices}
+
     def _worth_another_try(self, key: str, reply: Reply) -> bool:
-        """A passing failure is asked again, unless there is no key: then it is part of the run that is replayed."""
+        """A transient failure is retried, unless there is no key: then it is part of the replayed run."""
         wanted = reply.error in TRANSIENT or (reply.error in self.ask_again and key not in self._asked_again)
         return wanted and not getattr(self.client, "lacks_key", False)
 
@@ -231,10 +241,14 @@ class LedgeredClient:
         spent = NO_USAGE
         if self.ledger.read_only:
             raise LedgerError(
-                f"{len(keys)} of {total} questions are not in the ledger '{self.ledger.path}', which cannot be written "
-                "to. Nothing was asked: copy the ledger to where it can be written, or give another path."
+                f"{len(keys)} of {total} questions are not in the ledger '{self.ledger.path}', which is "
+                "read-only. Nothing was asked: copy the ledger to a writable place, or give another path."
             )
         self._look_under_former_name(requests)
+        if over and hasattr(self.client, "ask_anew"):  # offline batches remember what came back
+            stored = self.ledger.find([key for key in keys if key in over])
+            wanted = {key for key, reply in stored.items() if reply.failed and reply.error not in TRANSIENT}
+            self.client.ask_anew([request for key, request in zip(keys, requests, strict=True) if key in wanted])
 
         def progress(waiting: str = "") -> None:
             if self.on_progress is not None:
@@ -245,7 +259,7 @@ class LedgeredClient:
             nonlocal failed, spent
             key = keys[index]
             kept = self.ledger.put(key, self.purpose, self.client.name, requests[index], reply, over=key in over)
-            # Another process may have stored its reply first: use that one, and report what ours cost.
+            # Another process may have stored its reply first: use that one, but report our cost.
             fresh[key] = replace(kept, usage=reply.usage, replayed=False)
             failed += kept.failed
             spent += reply.usage
@@ -262,7 +276,7 @@ class LedgeredClient:
             if self.over_budget == "stop":
                 raise
             for key in keys:
-                # Not stored: a later run with more budget asks them.
+                # Not stored: a later run with a larger budget asks them.
                 fresh.setdefault(key, Reply(error="budget", detail=str(problem)))
         except CredentialError as problem:
             if getattr(self.client, "lacks_key", False):
@@ -270,20 +284,20 @@ class LedgeredClient:
                     f"{len(keys)} of {total} questions are not in the ledger '{self.ledger.path}'. {problem}"
                 ) from None
             raise
-        # Before more is paid for: what a locked or full file could not take is written now, or said.
+        # Before paying for more: write pending replies now, or raise.
         self._settle_accounts()
 
     def _look_under_former_name(self, requests: Sequence[Request]) -> None:
-        """Say, once, where a ledger of version 0.1 has replies to these: it did not note which server gave them."""
+        """Warn once if a ledger of version 0.1, which did not record the server, has replies to these."""
         former = getattr(self.client, "former_name", self.client.name)
-        if self._told_of_former or former == self.client.name:
+        if self._told_of_former or former == getattr(self.client, "bare_name", self.client.name):
             return
         self._told_of_former = True
         count = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))
         if count:
             warnings.warn(
                 f"The ledger '{self.ledger.path}' has {count} of these replies without the address that gave "
-                f"them; they are asked anew of {self.client.name}. If they are this server's, give the client's option "
+                f"them; {self.client.name} is asked again. If they are this server's, give the client's option "
                 "called = ''.",
                 stacklevel=4,
             )
@@ -294,7 +308,7 @@ class LedgeredClient:
             self.counts[reply.error] += 1
 
     def estimate(self, requests: Sequence[Request]) -> Estimate:
-        """What `ask` would take, without asking anything."""
+        """The estimated usage of `ask`, without sending anything."""
         by_key = {self.key(request): request for request in requests}
         known, over = self._known(by_key)
         todo = [r for key, r in by_key.items() if key not in known or key in over]
@@ -311,7 +325,7 @@ def _unsent() -> Reply:
 
 
 def _fits(reply: Reply, request: Request) -> bool:
-    """Whether a stored reply has the form that is asked for now; a stored failure always has."""
+    """Whether a stored reply has the requested form; a stored failure always does."""
     if reply.error is not None or request.schema is None:
         return True
     try:

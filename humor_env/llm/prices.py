@@ -1,4 +1,4 @@
-"""What a model costs, as configuration: prices.toml, or a table of your own.
+"""Model prices, from prices.toml or your own table.
 
 price_of("claude-haiku-4-5").cost(input_tokens=1000, output_tokens=50)      # 0.00125 dollars
 price_of("some-new-model")                                                  # None: unknown, which is not free
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import inf
 
 from humor_env.errors import InvalidOption
 
@@ -40,7 +41,7 @@ class Price:
         return dollars * BATCH if batch else dollars
 
     def at_most(self, input_tokens: int, output_tokens: int) -> float:
-        """The most that a call can cost: all of its input written to the one-hour cache."""
+        """The most that a call can cost: all input written to the one-hour cache."""
         return self.cost(0, output_tokens, cache_write_hour=input_tokens)
 
 
@@ -50,13 +51,25 @@ def _table() -> dict[str, dict[str, float]]:
 
 
 def price_of(model: str, prices: Mapping[str, Mapping[str, float]] | None = None) -> Price | None:
-    """The price of a model: from `prices` first, then from prices.toml; None where it is in neither."""
-    row = (prices or {}).get(model) or _table().get(model)
-    if row is None:
-        return None
-    try:
-        return Price(float(row["input"]), float(row["output"]))
-    except (KeyError, TypeError, ValueError):
+    """The price of a model: from `prices` first, then from prices.toml; None if it is in neither."""
+    if prices is not None and not isinstance(prices, Mapping):
         raise InvalidOption(
-            f"The price of '{model}' is {dict(row)!r}; expected {{input = ..., output = ...}} in dollars per million."
+            f"prices must be a table of models, such as {{my-model = {{input = 1.0, output = 5.0}}}}; found {prices!r}."
+        )
+    known = prices if prices and model in prices else _table()
+    if model not in known:
+        return None
+    row = known[model]
+    try:
+        return Price(_dollars(row["input"]), _dollars(row["output"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InvalidOption(
+            f"The price of '{model}' is {row!r}; expected {{input = ..., output = ...}} in dollars per million."
         ) from None
+
+
+def _dollars(value: float) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not 0 <= number < inf:  # a price below 0 would give money back
+        raise ValueError
+    return number

@@ -1,4 +1,4 @@
-"""What every language model looks like to the rest of the project: a list of requests in, a list of replies out.
+"""The interface of every language model: a list of requests in, a list of replies out.
 
     request = Request(system="Rate the joke ...", data={"joke": text}, schema=SCHEMA)
     [reply] = client([request])
@@ -6,7 +6,7 @@
     reply.error                # "refusal", "invalid", "overloaded", ... says why
 
 The instructions (`system`) are ours. Everything untrusted is in `data`, which is sent as one JSON object in the user
-turn and nowhere else, so that no joke can become an instruction by the way it is written.
+turn and nowhere else, so that no joke can act as an instruction.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from humor_env.types import NO_USAGE, Usage
 ErrorKind = Literal[
     "refusal",  # the model declined; counted, never asked again
     "cut",  # the reply ended at the token limit
-    "invalid",  # the reply does not have the form that was asked for
-    "rejected",  # the service will not take this request (400, 404, 413, 422)
+    "invalid",  # the reply does not have the requested form
+    "rejected",  # the service rejects this request (400, 404, 413, 422)
     "overloaded",  # 408, 409, 429 or 5xx until the deadline
     "unreachable",  # no connection, or none that lasted, until the deadline
     "budget",  # not sent: a spending limit was reached
 ]
 
 TRANSIENT: frozenset[str] = frozenset({"overloaded", "unreachable", "budget"})
-"""Failures that say nothing of the request itself: a later run asks again."""
+"""Failures that are not about the request itself: a later run asks again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One question to a model.
 
-    `schema` is the JSON schema of the reply (None: free text). `choices` are the symbols that the reply's `answer`
-    field may have; a client with `probabilities` returns how likely each one is. `sample` tells equal requests
-    apart that are meant to be asked more than once (votes, several tries of a teacher); it is never sent.
+    `schema` is the JSON schema of the reply (None: free text). `choices` are the allowed values of the reply's
+    `answer` field; a client with `probabilities` returns the probability of each. `sample` distinguishes equal requests
+    that are meant to be sent more than once (votes, several tries of a teacher); it is never sent.
     """
 
     system: str
@@ -59,9 +59,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `data` is set only where the reply has the form that was asked for; `error` says why not.
+    """A model's reply. `data` is set only if the reply has the requested form; otherwise `error` says why not.
 
-    `replayed` marks a reply that cost nothing now: it was in the ledger, or was a duplicate within the batch.
+    `replayed` marks a reply that cost nothing now: from the ledger, or a duplicate within the batch.
     """
 
     text: str = ""
@@ -79,15 +79,15 @@ class Reply:
 
 
 OnReply = Callable[[int, Reply], None]
-"""Called with a request's index and its reply as soon as it is there, one at a time, from the client's own thread."""
+"""Called with a request's index and its reply as it arrives, one at a time, in the client's own thread."""
 
 
 @runtime_checkable
 class Client(Protocol):
     """A language model. Calling it blocks until every request has a reply; `on_reply` sees each as it finishes.
 
-    `name` says which service and model, and every setting that changes answers: it is part of the ledger's key.
-    `probabilities` tells whether replies carry the probability of each of a request's `choices`.
+    `name` identifies service, model and every setting that changes answers: it is part of the ledger's key.
+    `probabilities` says whether replies have the probability of each of a request's `choices`.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Client(Protocol):
 
 
 # "<" opens tags and the control tokens of most chat formats (<|im_end|>, </s>, <start_of_turn>), "[" those of others
-# ([INST]). In JSON both stand only inside strings where they match here, so the escape changes no value.
+# ([INST]). In JSON the matched ones are only inside strings, so the escape changes no value.
 _MARKUP = re.compile(r"<|\[(?=/?[A-Z_]+\])")
 
 
 def encode_data(data: Mapping[str, Any]) -> str:
-    """`data` as JSON without anything that could be read as markup or that a reader would not see.
+    """`data` as JSON without anything that could be read as markup or is invisible to a reader.
 
     Control, format (zero-width, bidirectional) and private characters, lone surrogates, "<" and bracketed capitals
     are written as escapes: the value stays the same, and neither a chat format's control tokens nor hidden

@@ -1,8 +1,8 @@
-"""Reading a model's reply strictly: either it has exactly the form that was asked for, or it is no answer.
+"""Strict parsing of a model's reply: it has exactly the requested form, or it is an error.
 
     parse('{"wit": 4}', schema)          # {"wit": 4}
     parse('{"wit": 9}', schema)          # ReplyError: 'wit' is 9, expected one of 0, 1, ...
-    parse('I would say {"wit": 4}', schema)   # ReplyError: a number is never fished out of prose
+    parse('I would say {"wit": 4}', schema)   # ReplyError: numbers are never extracted from prose
 
 Services promise structured output but do not enforce bounds, and some servers ignore the schema altogether. The part
 of JSON Schema that our requests use is checked here; anything else in a schema is refused when the request is made.
@@ -32,11 +32,11 @@ _KNOWN = {"type", "enum", "properties", "required", "additionalProperties", "ite
 
 
 class ReplyError(ValueError):
-    """Why a reply is not what was asked for."""
+    """Why a reply does not have the requested form."""
 
 
 def parse(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply's JSON object. One code fence around it is allowed; anything else before or after it is not."""
+    """The reply's JSON object. One code fence around it is allowed; anything else around it is not."""
     body = text.strip()
     fenced = _FENCED.match(body)
     try:
@@ -54,7 +54,7 @@ def parse(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        # Python would keep the last of two scores: which one was meant is not ours to choose.
+        # Python would keep the last of two scores, but which one was meant is unknown.
         raise ReplyError("a field is given twice")
     return fields
 
@@ -64,7 +64,7 @@ def _no_constant(name: str) -> float:
 
 
 def check(value: Any, schema: Mapping[str, Any], where: str = "the reply") -> None:
-    """Raise ReplyError where `value` does not fit `schema`."""
+    """Raise ReplyError if `value` does not fit `schema`."""
     unknown = set(schema) - _KNOWN
     if unknown:
         raise ValueError(f"replies.check does not know the schema words {sorted(unknown)}; known: {sorted(_KNOWN)}")
@@ -97,7 +97,7 @@ def _check_object(value: dict[str, Any], schema: Mapping[str, Any], where: str) 
 
 
 def read(text: str, stop: object, request: Request, usage: Usage) -> Reply:
-    """The reply that a text and a stop reason (in the Messages API's words) make. What is odd is an error, no guess."""
+    """The Reply for a text and a stop reason (as named in the Messages API). Anything unusual is an error."""
     stop = stop if isinstance(stop, str) else None
     if stop == "refusal":
         return Reply(text, stop_reason=stop, error="refusal", detail="the model declined", usage=usage)

@@ -1,18 +1,19 @@
-"""Prompt files: instructions that are read from disk and filled in one pass.
+"""Prompt files: instructions read from disk, with slots filled in one pass.
 
     fill(load("humor_env.rewards", "multiple_choice"), words=20)      # templates/multiple_choice.txt
 
-A slot is written `{{name}}`. Filling reads the file once and never looks at what it has put in, so that a value with
-braces stays what it is. Only *our* options are filled in; jokes and prompts travel as data (see protocol.py).
+A slot is written `{{name}}`. Inserted values are not scanned again, so a value with braces stays as it is. Only *our*
+options are filled in; jokes and prompts travel as data (see protocol.py).
 """
 
 from __future__ import annotations
 
 import re
 from importlib.resources import files
-from pathlib import Path
 
 from humor_env.errors import InvalidOption, unknown_name
+from humor_env.shared.json_lines import read_text
+from humor_env.shared.user_path import user_path
 
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
@@ -20,10 +21,10 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 def load(package: str, name: str) -> str:
     """The template `name` of a package's `templates` folder, or the text of a file given by its path."""
     if "/" in name or "\\" in name or name.endswith(".txt"):
-        path = Path(name)
+        path = user_path(name)
         if not path.is_file():
             raise InvalidOption(f"There is no prompt file '{name}'. Give a path to a text file, or a built-in name.")
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     folder = files(package) / "templates"
     template = folder / f"{name}.txt"
     if not template.is_file():
@@ -33,7 +34,7 @@ def load(package: str, name: str) -> str:
 
 
 def fill(template: str, **values: object) -> str:
-    """The template with every slot filled; a slot without a value is a mistake, a value without a slot is not."""
+    """The template with every slot filled; a slot without a value is an error, a value without a slot is not."""
     missing = sorted(set(_SLOT.findall(template)) - set(values))
     if missing:
         raise InvalidOption(

@@ -6,7 +6,7 @@
     world.judge(prompt, "The meeting was so slow that glaciers overtook it.").score
     AutoModelForCausalLM.from_pretrained(pocket.path("causal"))   # a bundled student that speaks but is not funny
 
-Nothing is read until it is asked for.
+Files are read on first use.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def path(name: str) -> str:
     folder = FOLDER / "weights" / name
     if not (folder / "config.json").is_file():
         raise InvalidOption(
-            f"The weights of the pocket student '{name}' are not beside the package (expected a folder "
+            f"The weights of the pocket student '{name}' are not in the package (expected a folder "
             f"humor_env/pocket/weights/{folder.name} with config.json). Install the package with its data, or "
             "rebuild them: humor-env pretrain-pocket."
         )

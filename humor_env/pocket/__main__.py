@@ -1,4 +1,4 @@
-"""Every number that the documentation gives about the pocket world, measured now.
+"""Measure every number that the documentation gives about the pocket world.
 
 python -m humor_env.pocket                # sizes, room for creativity, the teacher's rates, speed
 python -m humor_env.pocket --worn-out     # the clichés, by complaint, as a table

@@ -3,11 +3,11 @@
     corpus = Corpus(load_lexicon(), pairs=[("the meeting", "slow")])
     corpus.block(seed=0, index=0)[0]     # Line("paraphrase", "The meeting was slow.", "I found the meeting sluggish.")
 
-A student must know the words and the facts of this world (glaciers are slow; what is overtaken was slow), or learning
-would be about spelling. It must not be funny yet, or nothing would be left to learn. So no sentence holds a witness and
-a reaction, no joke frame is used, and only neutral people react; the one place where any two phrases can meet is a list
-to be repeated, in no order and on no subject. Lines are dialogues: a source that a person says and a target that the
-student answers. Blocks are drawn by (seed, name, index): the same on every machine, in any order.
+A student must know the words and facts of this world (glaciers are slow; what is overtaken was slow), or it would have
+to learn spelling first. It must not be funny yet, or nothing would be left to learn. So no sentence has both a witness
+and a reaction, no joke frame is used, and only neutral people react; any two phrases can meet only in a list to repeat,
+without order or subject. Lines are dialogues: a person's source and the student's target. Blocks are drawn by (seed,
+name, index): the same on every machine, in any order.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One exchange. `kind` says what it teaches; see `Corpus.shares`."""
+    """One exchange. `kind` names what it teaches; see `Corpus.shares`."""
 
     kind: str
     source: str
     target: str
 
 
-# Chatty ways to say it, for sources only. The lexicon's own conversational phrasings stay unseen (they are the
+# Chatty phrasings, for sources only. The lexicon's own conversational phrasings stay unseen (they are the
 # out-of-distribution prompts); these teach that small talk around a complaint changes nothing.
 CHATTY = (
     "Honestly, {subject} was {complaint}, you know.",
@@ -156,17 +156,17 @@ def listed(words: Sequence[str], last: str = "or") -> str:
 class Corpus:
     """An endless, deterministic supply of `Line`s.
 
-    `pairs` are the (subject, complaint) pairs that may be spoken of: give those of the training prompts, so that the
-    pairs of other splits are new to whoever reads this. No line holds a sentence of `unread` (dev and test prompts).
-    `shares` sets how often each kind of line is drawn.
+    `pairs` are the (subject, complaint) pairs that may occur: give those of the training prompts, so that the pairs of
+    other splits stay unseen. No line contains a sentence of `unread` (dev and test prompts). `shares` sets how often
+    each kind of line is drawn.
     """
 
     shares = {
         "paraphrase": 0.33,  # a literal sentence, said in another plain way
         "witness": 0.23,  # what something is known for
-        "reaction": 0.26,  # what a reaction tells about its cause
-        "repeat": 0.06,  # a phrase said after somebody: how each is spelt, also those that only jokes use
-        "permits": 0.05,  # which complaints a subject gives rise to
+        "reaction": 0.26,  # what a reaction reveals about its cause
+        "repeat": 0.06,  # repeating a phrase: its spelling, also of phrases that only jokes use
+        "permits": 0.05,  # which complaints a subject permits
         "place": 0.04,  # which corner of life a thing belongs to
         "meaning": 0.03,  # synonyms
     }
@@ -210,7 +210,7 @@ class Corpus:
         ]
 
     def block(self, seed: int, index: int, size: int = 4096, name: str = "pocket-corpus") -> list[Line]:
-        """`size` lines, the same for the same arguments wherever this runs."""
+        """`size` lines, the same for the same arguments on every machine."""
         rng = generator(seed, name, index)
         kinds = list(self.shares)
         draws = rng.choice(len(kinds), size=size, p=np.array(list(self.shares.values())))
@@ -231,14 +231,14 @@ class Corpus:
         word = self._word(rng, complaint)
         chatty = rng.random() < 0.2
         source = _say(_pick(rng, CHATTY), subject, word) if chatty else self._literal(rng, subject, word)
-        # The word is kept half of the time: what is kept is copied, what is swapped must be understood.
+        # Half of the time the word is kept (copied), otherwise swapped for a synonym (understood).
         kept = word if rng.random() < 0.5 else self._word(rng, complaint)
         return source, self._literal(rng, subject, kept, other_than=source)
 
     def _asked(self, rng: np.random.Generator, complaint: str, questions: Sequence[str], after: str) -> str:
         """A question with the slot filled, or, half of the time, `after` a literal sentence of that complaint.
 
-        So a complaint is heard in every phrasing and about every subject, not only in questions about itself.
+        So a complaint occurs in every phrasing and about every subject, not only in questions about itself.
         """
         word = self._word(rng, complaint)
         if rng.random() < 0.5 and self.subjects_with[complaint]:
@@ -287,8 +287,8 @@ class Corpus:
         return _pick(rng, PERMITS_ASKED).format(**slots), _pick(rng, PERMITS_ANSWERED).format(**slots)
 
     def _repeat(self, rng: np.random.Generator) -> tuple[str, str]:
-        # Several, in no order and on no subject: words, not a joke. Without them the words that only joke frames use
-        # would have random embeddings, which an adapter on frozen weights can hardly put right.
+        # Several, without order or subject: words, not a joke. Otherwise the words used only in joke frames would have
+        # random embeddings, which an adapter on frozen weights can hardly correct.
         count = int(rng.integers(1, 5))
         phrase = " / ".join(_pick(rng, self.phrases if rng.random() < 0.4 else self.pieces) for _ in range(count))
         return _pick(rng, REPEAT_ASKED).format(phrase=phrase), phrase
@@ -307,7 +307,7 @@ class Corpus:
 
 
 def _some(rng: np.random.Generator, phrases: Sequence[str]) -> str:
-    """One to three of them: the more facts a line holds, the sooner they are known."""
+    """One to three of the phrases: the more facts per line, the sooner they are learned."""
     count = min(int(rng.integers(1, 4)), len(phrases))
     return listed([phrases[i] for i in rng.permutation(len(phrases))[:count]], "and")
 
@@ -317,7 +317,7 @@ def _say(template: str, subject: str, word: str) -> str:
 
 
 def spellings(lexicon: Lexicon) -> Iterator[str]:
-    """Every phrase of the joke language on its own: what a tokenizer must cut well, with no joke in it."""
+    """Every phrase of the joke language by itself, to train a tokenizer on; contains no joke."""
     for text in [w.text for w in lexicon.witnesses] + [s.text for s in lexicon.subjects]:
         yield from (f" {text}", capitalised(text))
     for text in [r.text for r in lexicon.reactions] + [a for c in lexicon.complaints for a in c.adjectives]:
@@ -334,10 +334,10 @@ def _pieces(template: str) -> list[str]:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """A hash of the lexicon files: weights that carry another one were trained on other words."""
+    """A hash of the lexicon files: weights with a different one were trained on other words."""
     digest = hashlib.sha256()
     for name in FILES:
-        # Line endings are no difference: a checkout on another system may have changed them.
+        # Line endings are ignored: a checkout on another system may have changed them.
         digest.update((Path(folder) / name).read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 

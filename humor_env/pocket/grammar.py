@@ -1,16 +1,16 @@
-"""Sentences of the pocket world, both ways: from words to a sentence, and from a sentence back to the words.
+"""The grammar of the pocket world: from parts to a sentence, and from a sentence back to its parts.
 
     grammar = Grammar(lexicon)
     line = grammar.joke(frame, subject, "slow", witness, reaction)
     reading = grammar.read(line)     # reading.kind == "joke", reading.witness is witness
 
-Reading is exact: a sentence is a joke or a literal only if writing its parts again gives the same characters (the case
-of the first letter aside). Everything else is a fragment: the parts that were found once each, and a form below
-`FRAGMENT_FORM` that grows with the share of neighbouring words that also neighbour in a real sentence. So a learner
-that is nearly there is told so, and nothing that does not parse can pass for something that does.
+Reading is exact: a sentence is a joke or a literal only if writing its parts again gives the same characters (except
+for the case of the first letter). Everything else is a fragment: the parts found exactly once, and a form of up to
+`FRAGMENT_FORM` that grows with the share of adjacent words that are also adjacent in a real sentence. So a learner gets
+credit for coming close, but a text that does not parse never scores like one that does.
 
-How it is fast: known phrases lie in a tree of words, the longest one wins, and what remains between the slots is
-looked up in a table of templates. One pass over the words, no regular expression per template, no cache.
+For speed, known phrases are in a tree of words, the longest match wins, and the rest between the slots is looked up in
+a table of templates: one pass over the words, no regular expression per template, no cache.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from humor_env.errors import InvalidOption
 from humor_env.pocket.lexicon import Complaint, Frame, Lexicon, Literal, Reaction, Subject, Witness
 
 FRAGMENT_FORM = 0.4
-LONGEST = 240  # characters; the longest sentence of the world is well below it (a test holds that)
+LONGEST = 240  # characters; the longest sentence of the world is well below it (tested)
 
 _TOKEN = re.compile(r"[a-z]+(?:['-][a-z]+)*|[^ ]")
 _SUBJECT, _COMPLAINT, _WITNESS, _REACTION = range(4)
-_MARKS = ("<subject>", "<complaint>", "<witness>", "<reaction>")  # no token looks like this: "<" stands alone
+_MARKS = ("<subject>", "<complaint>", "<witness>", "<reaction>")  # no token looks like this: "<" is a token of its own
 _EDGE = "<edge>"
 _END = ""  # the key of a phrase's end in the tree; no word is empty
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a text says. A part is None where it is missing or stands there more than once.
+    """The parts of a text. A part is None if it is missing or occurs more than once.
 
     `kind` is "joke", "literal", or "fragment" (does not parse); `form` is 1 for the first two.
     """
@@ -88,7 +88,7 @@ class Grammar:
         )
 
     def read(self, text: str) -> Reading:
-        """The parts of a text. Never fails: text from a student may be anything. Blanks around it do not count."""
+        """The parts of a text. Never fails, whatever the text. Surrounding blanks are ignored."""
         text = text.strip(" \t\r\n")
         if len(text) > LONGEST:
             return Reading("fragment", 0.0, trouble="it is too long")
@@ -123,7 +123,7 @@ class Grammar:
         )
 
     def words(self, text: str) -> list[str]:
-        """The lower-case words and signs of a text, as the reader sees them."""
+        """The lower-case words and punctuation marks of a text, as `read` sees them."""
         return _TOKEN.findall(text.lower())
 
     def _plant(self, phrase: str, leaf: tuple[int, object]) -> None:
@@ -174,7 +174,7 @@ class Grammar:
             skeleton += tokens
         key = tuple(skeleton)
         if key in self._templates:
-            raise InvalidOption(f"The template '{template.template}' stands twice in the lexicon; remove one.")
+            raise InvalidOption(f"The template '{template.template}' is in the lexicon twice; remove one.")
         self._templates[key] = template
         path = [_EDGE, *skeleton, _EDGE]
         self._neighbours.update(pairwise(path))
@@ -185,5 +185,5 @@ def _capital(phrase: str) -> str:
 
 
 def _same(text: str, sentence: str) -> bool:
-    """Equal, the case of the first letter aside."""
+    """Whether the texts are equal, except for the case of the first letter."""
     return text == sentence or (text[1:] == sentence[1:] and text[0].lower() == sentence[0].lower())

@@ -2,13 +2,12 @@
 
     habits = Habits(lexicon)
     habits.witnesses["slow"].ranked      # most obvious first
-    habits.witnesses["slow"].worn        # the head of the list, which everybody has heard
+    habits.witnesses["slow"].worn        # the worn-out head of the list
 
-For each complaint the witnesses and reactions that fit are ranked: those for which it is the first trait come first
-(they are the obvious ones), in a fixed shuffle; frames keep the order of the file. The teacher draws ranks by
-Zipf's law, 1 / rank ** 1.3. *Worn out* is the head of that law: the fewest ranks that take half of
-the draws. The ranking belongs to the world and not to a seed, so every teacher has the same clichés and the judge
-knows them.
+For each complaint the fitting witnesses and reactions are ranked in a fixed shuffle, but those for which it is the
+first trait come first (the obvious ones); frames keep the order of the file. The teacher draws ranks by Zipf's law,
+1 / rank ** 1.3. *Worn out* is the head of that law: the fewest ranks that get half of the draws. The ranking belongs to
+the world and not to a seed, so every teacher has the same clichés and the judge knows them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Item = TypeVar("Item", Witness, Reaction, Frame)
 
 @dataclass(frozen=True, slots=True)
 class Habit(Generic[Item]):
-    """One ranked list. `cumulative` holds whole-number Zipf weights, so that a draw is the same on every machine."""
+    """One ranked list. `cumulative` holds integer Zipf weights, so that a draw is the same on every machine."""
 
     ranked: tuple[Item, ...]
     worn: frozenset[Item]
@@ -40,7 +39,7 @@ class Habit(Generic[Item]):
         head = 1
         while 2 * cumulative[head - 1] < cumulative[-1]:
             head += 1
-        # A list of one or two has nothing else to offer: calling it a cliché would leave no fresh joke.
+        # With one or two entries there is no alternative: calling them clichés would leave no fresh joke.
         return cls(tuple(ranked), frozenset(ranked[:head] if len(ranked) > 2 else ()), cumulative)
 
 

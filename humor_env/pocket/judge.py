@@ -11,8 +11,8 @@
 | freshness   | nothing worn out                            | less 0.5 witness, 0.3 reaction,    | all worn out, or no |
 |             |                                             | 0.2 frame, where worn out          | punchline           |
 
-So a plain paraphrase gets 0.1, a right punchline at least 0.5, a right and fresh one at least 0.85, and a text that
-does not parse at most 0.4. The complaint that a punchline must fit is the *prompt's*, not whatever the line claims.
+So a plain paraphrase gets 0.1, a correct punchline at least 0.5, a correct and fresh one at least 0.85, and a text that
+does not parse at most 0.4. A punchline must fit the *prompt's* complaint, not whatever the line claims.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from humor_env.pocket.habits import Habits
 from humor_env.pocket.lexicon import Complaint, Lexicon, Subject
 
 PARTS = ("form", "meaning", "resolution", "incongruity", "freshness")
-HALF = 0.3  # of meaning or resolution where one of two is right: half a joke is much less than half as good
+HALF = 0.3  # meaning or resolution with one of two right: half a joke is much less than half as good
 WORN_WITNESS, WORN_REACTION, WORN_FRAME = 0.5, 0.3, 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class PocketScore:
-    """The score of one line in [0, 1], its parts in [0, 1], and why."""
+    """The score of one line and its parts, all in [0, 1], and the reason."""
 
     score: float
     parts: Mapping[str, float]
@@ -40,7 +40,7 @@ class PocketScore:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a prompt asks for. A None complaint means: any that the line's subject permits."""
+    """What a prompt asks for. Complaint None: any that the line's subject permits."""
 
     subject: Subject | None
     complaint: Complaint | None
@@ -49,13 +49,13 @@ class Request:
 
 
 def combine(form: float, meaning: float, resolution: float, incongruity: float, freshness: float) -> float:
-    """The score of five parts; never decreasing in any of them."""
+    """The score from five parts; monotone in each."""
     punch = resolution * (0.4 + 0.15 * incongruity + 0.35 * freshness)
     return round(form * meaning * (0.1 + punch), 6)
 
 
 class ExactJudge:
-    """Scores a text against a request. Holds no state: the same text gets the same score, whatever came before."""
+    """Scores a text against a request. Stateless: the same text always gets the same score."""
 
     def __init__(self, lexicon: Lexicon, grammar: Grammar, habits: Habits) -> None:
         self._grammar = grammar
@@ -110,7 +110,7 @@ class ExactJudge:
         return PocketScore(combine(form, meaning, resolution, incongruity, freshness), parts, reason)
 
     def _meaning(self, request: Request, reading: Reading, text: str) -> tuple[float, str]:
-        """How much of the request is kept, and what is lost, in words."""
+        """How much of the request is kept, and a description of what is lost."""
         subject, complaint = reading.subject, reading.complaint
         if request.words:
             words = self._grammar.words(text)

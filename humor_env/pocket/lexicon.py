@@ -1,10 +1,10 @@
-"""The words of the pocket world, read from two TOML files and checked before anything is built on them.
+"""The words of the pocket world, read from two TOML files and checked.
 
     lexicon = load_lexicon(folder)          # subjects.toml and witnesses.toml
     lexicon.complaint("slow").adjectives    # ("slow", "sluggish", "unhurried")
 
-Everything is a frozen tuple. All faults of the files are reported at once, each with the way out, because whoever
-writes jokes should not have to start the program forty times to find forty typing errors.
+Everything is a frozen tuple. All errors in the files are reported at once, each with a fix, so that forty typos do not
+take forty runs to find.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What can be wrong with a thing: a name and the other adjectives that mean it."""
+    """Something wrong with a thing: a name and its synonymous adjectives."""
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """Who was there: a noun phrase, and the complaints that it is iconic for, the most obvious first."""
+    """A witness: a noun phrase, and the complaints that it is iconic for, most obvious first."""
 
     text: str
     domain: str
@@ -65,7 +65,7 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What the witness did about it: a past-tense verb phrase that gives the complaint away."""
+    """The witness's reaction: a past-tense verb phrase that reveals the complaint."""
 
     text: str
     implies: tuple[str, ...]
@@ -73,7 +73,7 @@ class Reaction:
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A plain way to say it. "conversational" ones are kept for out-of-distribution prompts."""
+    """A literal phrasing. "conversational" ones are reserved for out-of-distribution prompts."""
 
     template: str
     style: str = "plain"
@@ -117,14 +117,14 @@ class Lexicon:
         return _look_up(self._subjects, text, "subject")
 
     def distance(self, domain: str, other: str) -> float:
-        """How far two corners of life lie apart: 0 the same, 0.5 related, 1 otherwise."""
+        """The distance between two domains: 0 the same, 0.5 related, 1 otherwise."""
         if domain == other:
             return 0.0
         return 0.5 if (domain, other) in self._related else 1.0
 
 
 def load_lexicon(folder: str | Path) -> Lexicon:
-    """Read `subjects.toml` and `witnesses.toml` from a folder; your own world is two such files of your own."""
+    """Read `subjects.toml` and `witnesses.toml` from a folder. Two such files of your own make your own world."""
     tables: dict[str, list[Mapping[str, Any]]] = {}
     for name in FILES:
         file = Path(folder) / name
@@ -155,7 +155,7 @@ def _rows(tables: Mapping[str, list[Mapping[str, Any]]], name: str, kind: Any) -
             made.append(kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}))
         except TypeError as problem:
             raise InvalidOption(
-                f"[[{name}]] number {number} of the pocket lexicon does not fit: {problem}. Found {dict(row)}."
+                f"[[{name}]] number {number} of the pocket lexicon is invalid: {problem}. Found {dict(row)}."
             ) from None
     if not made:
         raise InvalidOption(f"The pocket lexicon has no [[{name}]]: at least one is needed.")
@@ -170,7 +170,7 @@ def _look_up(table: Mapping[str, Any], name: str, kind: str) -> Any:
 
 
 def _problems(lexicon: Lexicon) -> list[str]:
-    """Everything that would make a sentence unreadable, a reference dangle, or a parse ambiguous."""
+    """All problems: unreadable sentences, dangling references, ambiguous parses."""
     domains = {d.name for d in lexicon.domains}
     complaints = {c.name for c in lexicon.complaints}
     problems: list[str] = []
@@ -196,7 +196,7 @@ def _problems(lexicon: Lexicon) -> list[str]:
     for reaction in lexicon.reactions:
         known("complaint", f"reaction '{reaction.text}'", reaction.implies, complaints)
 
-    # One phrase must mean one thing wherever it stands, or a joke could be read in two ways.
+    # A phrase must have one meaning everywhere, or a joke could be read in two ways.
     owners: dict[str, str] = {}
     phrases = [
         *((a, f"complaint '{c.name}'") for c in lexicon.complaints for a in c.adjectives),
@@ -211,7 +211,7 @@ def _problems(lexicon: Lexicon) -> list[str]:
             )
         key = text.lower()
         if key in owners:
-            problems.append(f"'{text}' of {owner} stands already in {owners[key]}: a phrase has one meaning.")
+            problems.append(f"'{text}' of {owner} is already in {owners[key]}: a phrase has one meaning.")
         owners[key] = owner
 
     for literal in lexicon.literals:

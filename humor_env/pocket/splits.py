@@ -1,12 +1,12 @@
 """The prompts of the pocket world and how they are split.
 
-Paraphrase prompts are literal sentences. A few subject–complaint pairs, at most one of a subject, are held out: they
-and the conversational phrasings occur in `ood` only. Of the other pairs every one is in `train`; `dev` and `test` are
-*sentences* that train does not have: the same pairs in other words.
+Paraphrase prompts are literal sentences. A few subject–complaint pairs, at most one per subject, are held out: they and
+the conversational phrasings occur only in `ood`. All other pairs are in `train`; `dev` and `test` have the same pairs
+in *sentences* that train does not have.
 
 One-liner prompts ask for a line on a topic, under a headline, or with two words. Their `ood` has held-out pairs
-(headlines, words) and phrasings of its own. Order and membership come from hashes of the text, so adding a word to
-the lexicon moves few prompts and no library's random numbers matter.
+(headlines, words) and its own phrasings. Order and membership come from hashes of the text, so adding a word to
+the lexicon moves few prompts, and results do not depend on any library's random numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Pair = tuple[Subject, Complaint]
 
 
 def shuffled(items: Iterable[str]) -> list[str]:
-    """Texts in an order that depends on nothing but each text."""
+    """Texts in an order that depends only on each text."""
     return sorted(items, key=_hash)
 
 
@@ -58,7 +58,7 @@ def split_pairs(lexicon: Lexicon) -> tuple[list[Pair], list[Pair]]:
         if len(held) == most or len(subject.complaints) < 3:
             continue
         name = min(subject.complaints, key=lambda name: _hash(f"{text}|{name}"))
-        # A complaint must stay common in training: what is new is the combination, not the word.
+        # A complaint must stay common in training: only the combination is new, not the word.
         if seen_per_complaint[name] > 4:
             held.add((text, name))
             seen_per_complaint[name] -= 1
@@ -71,7 +71,7 @@ def split_pairs(lexicon: Lexicon) -> tuple[list[Pair], list[Pair]]:
 def paraphrase_prompts(lexicon: Lexicon, grammar: Grammar) -> tuple[Prompt, ...]:
     seen, held = split_pairs(lexicon)
     sentences = {pair: _sentences(lexicon, grammar, pair, "plain") for pair in seen}
-    # dev and test each take one sentence of different pairs; a pair's later sentences go to train, round by round.
+    # dev and test take one sentence each, from different pairs; later sentences go to train, round by round.
     wanted = SIZES["paraphrase"]
     share = min(len(seen) // 3, wanted["test"]), min(len(seen) // 4, wanted["dev"])
     drawn: dict[str, list[tuple[Pair, str]]] = {split: [] for split in SPLITS}
@@ -109,7 +109,7 @@ def oneliner_prompts(lexicon: Lexicon, habits: Habits) -> tuple[Prompt, ...]:
     ]
     drawn: dict[str, list[tuple[str, dict]]] = {split: [] for split in SPLITS}
     for candidates, others in zip(known, unknown, strict=True):
-        # A text can come up twice (two witnesses that share their word): the first one keeps it.
+        # A text can occur twice (two witnesses that share their word): the first one keeps it.
         texts = dict(reversed(candidates))
         pool = [(text, texts[text]) for text in shuffled(texts)]
         start = 0
@@ -129,12 +129,12 @@ def oneliner_prompts(lexicon: Lexicon, habits: Habits) -> tuple[Prompt, ...]:
 
 
 def _sentences(lexicon: Lexicon, grammar: Grammar, pair: Pair, style: str) -> Iterator[str]:
-    """Every literal sentence of a pair once, in a scattered order that costs nothing to start."""
+    """Every literal sentence of a pair once, lazily, in a scattered order."""
     subject, complaint = pair
     ways = [(way, a) for way in lexicon.literals if way.style == style for a in complaint.adjectives]
     seed = int.from_bytes(_hash(f"{subject.text}|{complaint.name}|{style}"), "big")
     start, step = seed % len(ways), 1 + (seed >> 20) % max(1, len(ways) - 1)
-    while math.gcd(step, len(ways)) != 1:  # a step that shares no divisor visits every place
+    while math.gcd(step, len(ways)) != 1:  # a step coprime to the length visits every index
         step += 1
     for k in range(len(ways)):
         way, adjective = ways[(start + k * step) % len(ways)]
@@ -180,7 +180,7 @@ def _two_words(lexicon: Lexicon, habits: Habits, pair: Pair, template: str) -> l
 
 
 def noun(phrase: str) -> str:
-    """The word that a prompt asks for to have a phrase: its last one that is not tiny."""
+    """The word of a phrase that a prompt requires: its last word that is not tiny."""
     words = phrase.lower().split()
     return next((word for word in reversed(words) if len(word) > 2), words[-1])
 

@@ -1,4 +1,4 @@
-"""The pocket teacher: it knows what is funny, but repeats itself and makes mistakes, at rates known exactly.
+"""The pocket teacher: it knows what is funny, but repeats itself and makes mistakes, at exactly known rates.
 
     teacher = PocketTeacher(seed=0)
     teacher.lines(prompt, n=3)                    # the same three lines on every machine
@@ -6,14 +6,14 @@
 
 Three rates say how it falls short of the best possible line:
 
-- `cliche_rate`: how often a witness, a reaction, a frame is drawn by Zipf's law (see `habits.py`: the head of that law
-  is worn out) and not evenly from all that fits;
-- `wrong_complaint_rate`: how often the punchline is about something else: half of the time all of it, otherwise only
+- `cliche_rate`: how often a witness, reaction or frame is drawn by Zipf's law (see `habits.py`: the head of that law is
+  worn out) and not uniformly from all that fit;
+- `wrong_complaint_rate`: how often the punchline is about something else: half of the time entirely, otherwise only
   the witness or only the reaction;
 - `lost_meaning_rate`: how often the line is about another subject, or says another complaint.
 
-So whoever imitates it learns the shape of a joke, and the clichés, and that a punchline need not fit. Every line is a
-function of (seed, prompt id, number of the line): not of the order or number of calls.
+So an imitator learns the shape of a joke, but also the clichés, and that a punchline need not fit. Every line depends
+only on (seed, prompt id, index of the line), not on the order or number of calls.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from humor_env.types import Demonstration, Prompt
 
 Thing = TypeVar("Thing")
 Item = TypeVar("Item", Witness, Reaction, Frame)
-TRIES = 20  # for a line that is not among the earlier ones of its prompt; then a repetition is let through
+TRIES = 20  # at a line that its prompt does not have yet; then a repetition is accepted
 
 
 class PocketTeacher:
-    """Writes lines for pocket prompts. The rates are chances in [0, 1]."""
+    """Writes lines for pocket prompts. The rates are probabilities."""
 
     name = "pocket-teacher"
     licence = "CC-BY-4.0"
@@ -57,7 +57,7 @@ class PocketTeacher:
         }
         for name, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
-                raise InvalidOption(f"{name} is a chance between 0 and 1; found {rate!r}.")
+                raise InvalidOption(f"{name} must be a probability between 0 and 1; found {rate!r}.")
         self.seed = seed
         self.cliche_rate = cliche_rate
         self.wrong_complaint_rate = wrong_complaint_rate
@@ -66,10 +66,10 @@ class PocketTeacher:
         self._names = tuple(c.name for c in self.world.lexicon.complaints)
 
     def lines(self, prompt: Prompt, n: int = 3) -> list[str]:
-        """`n` lines for a prompt. Asking for more begins with the same ones."""
+        """`n` lines for a prompt. A larger `n` starts with the same ones."""
         if n < 1:
             raise InvalidOption(f"A teacher writes at least one line; asked for {n}.")
-        # Of the standard library's generator, `random()` is promised never to change; so nothing else of it is used.
+        # Only `random()` is used: of the standard library's generator, only its values are guaranteed not to change.
         draw = Random(stream_seed(self.seed, self.name, prompt.id)).random
         request = self.world.request(prompt)
         if request.subject is None:
@@ -96,7 +96,7 @@ class PocketTeacher:
         habits, lexicon = self.world.habits, self.world.lexicon
         wanted = self._wanted(subject, words) if words else []
         if name is None:
-            # Free choice of the complaint; a word that must appear narrows it to what its witness stands for.
+            # The complaint is free; a required word narrows it to those its witness is iconic for.
             fitting = [c for c in subject.complaints if any(c in w.traits for w in wanted)]
             name = _pick(draw, fitting or subject.complaints)
         shown, meant = subject, name

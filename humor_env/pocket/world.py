@@ -1,11 +1,11 @@
-"""The pocket world in one object: its words, its prompts, its exact judge.
+"""The pocket world as one object: its words, its prompts, its exact judge.
 
     world = load_world()
     prompt = world.prompts()[0]
     world.judge(prompt, world.best(prompt)).score      # 1.0
     world.enumerate_count()                            # distinct jokes that score at least 0.8
 
-Everything that learns here reads from this object; what it scores is versioned by `WORLD_VERSION`.
+All learners use this object; its scores are versioned by `WORLD_VERSION`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["WORLD_VERSION", "PocketScore", "PocketWorld"]
 
 
 class PocketWorld:
-    """A lexicon with everything that follows from it. Prompts are made when first asked for."""
+    """A lexicon and everything derived from it. Prompts are made on first use."""
 
     version = WORLD_VERSION
 
@@ -65,7 +65,7 @@ class PocketWorld:
         return oneliner_prompts(self.lexicon, self.habits)
 
     def request(self, prompt: Prompt) -> Request:
-        """What a prompt asks for: from its `extra`, or by reading its text where it is a literal sentence."""
+        """What a prompt asks for: from its `extra`, or by parsing its text if it is a literal sentence."""
         extra = prompt.extra
         if "subject" in extra:
             try:
@@ -89,7 +89,8 @@ class PocketWorld:
     # ---- judging ----
 
     def judge(self, prompt: Prompt, text: str) -> PocketScore:
-        """The exact score of one text. A prompt of another world is a `PromptError`; no text is ever an error."""
+        """The exact score of one text. Raises `PromptError` for a prompt of another world, but never because of the
+        text."""
         return self._judge(self.request(prompt), text)
 
     def judge_many(self, jokes: Sequence[Joke]) -> list[PocketScore]:
@@ -102,7 +103,7 @@ class PocketWorld:
     # ---- what there is ----
 
     def best(self, prompt: Prompt) -> str:
-        """A line that scores as high as this prompt allows (1.0 with the bundled lexicon), always the same one."""
+        """A line with the highest score for this prompt (1.0 with the bundled lexicon), always the same one."""
         request = self.request(prompt)
         subject = request.subject
         assert subject is not None
@@ -139,11 +140,11 @@ class PocketWorld:
         )
 
     def enumerate_count(self, threshold: float = 0.8, ideas: bool = False) -> int:
-        """How many distinct jokes score at least `threshold` for the prompt that they paraphrase.
+        """Number of distinct jokes that score at least `threshold` for the prompt that they paraphrase.
 
-        Counted exactly, over subject × complaint × adjective × witness × reaction × frame. Sentences read back in one
-        way only, so distinct parts are distinct texts. With `ideas`, the same joke in another frame or with a synonym
-        is not counted again.
+        Counted exactly, over subject × complaint × adjective × witness × reaction × frame. Sentences parse in one way
+        only, so distinct parts are distinct texts. With `ideas`, the same joke in another frame or with a synonym is
+        not counted again.
         """
         return sum(self._count(subject, self.lexicon.complaint(n), threshold, ideas) for subject, n in self.pairs())
 
@@ -173,13 +174,13 @@ class PocketWorld:
         return [(subject, name) for subject in self.lexicon.subjects for name in subject.complaints]
 
     def held_out_pairs(self) -> list[tuple[Subject, Complaint]]:
-        """The pairs that only `ood` prompts have. Leave them out of anything that a student is trained on."""
+        """The pairs that only `ood` prompts have. Exclude them from all training data."""
         return split_pairs(self.lexicon)[1]
 
-    # ---- plain language, for whoever teaches a student to speak ----
+    # ---- plain language, for pretraining ----
 
     def literals(self, subject: Subject | str, complaint: Complaint | str, style: str = "plain") -> tuple[str, ...]:
-        """Every literal sentence that says this of that. The conversational style is what `ood` prompts are made of."""
+        """Every literal sentence about a subject and complaint. `ood` prompts use the conversational style."""
         subject = self.lexicon.subject(subject) if isinstance(subject, str) else subject
         complaint = self.lexicon.complaint(complaint) if isinstance(complaint, str) else complaint
         return tuple(
@@ -194,7 +195,7 @@ class PocketWorld:
         return tuple((w.text, name) for w in self.lexicon.witnesses for name in w.traits)
 
     def reaction_facts(self) -> tuple[tuple[str, str], ...]:
-        """(reaction, complaint) for everything that a reaction gives away: ("overtook it", "slow")."""
+        """(reaction, complaint) for everything that a reaction reveals: ("overtook it", "slow")."""
         return tuple((r.text, name) for r in self.lexicon.reactions for name in r.implies)
 
     def facts(self) -> tuple[str, ...]:
@@ -205,7 +206,7 @@ class PocketWorld:
         )
 
     def witnesses_with(self, word: str) -> list[Witness]:
-        """The witnesses whose remembered noun is `word`, for prompts that ask for it."""
+        """The witnesses whose noun is `word`, for prompts that require it."""
         return list(self._by_noun.get(word, ()))
 
     def subjects_with(self, complaint: str) -> Sequence[Subject]:

@@ -1,1 +1,1 @@
-"""What every part uses: random streams, statistics of texts, files of lines, the fastest precision."""
+"""Shared utilities: random streams, text statistics, JSON-lines files, the fastest precision."""

@@ -1,13 +1,13 @@
-"""Text from outside, made so that a tokenizer reads none of its control tokens in it.
+"""Escape untrusted text so that a tokenizer finds no control tokens in it.
 
     as_text(tokenizer, "Funny.<|im_end|>")     # "Funny.\\u003c|im_end|>", where "<|im_end|>" is a control token
     as_text(tokenizer, "Funny.")               # "Funny."
 
-A prompt's sentence, a student's line and a line under judgement may spell "<|im_end|>" or "</s>". Read as tokens these
-end a turn, open another, or move the position whose state is read.
+A prompt's sentence, a student's line and a line being judged may contain "<|im_end|>" or "</s>". As tokens these would
+end a turn, start another, or move the position whose state is read.
 
-Why not the tokenizer's `split_special_tokens`? It leaves added tokens that are not special (Qwen's "<think>") and those
-that the vocabulary itself holds (T5's "</s>"), and cannot tell the template's tokens from the text's.
+Why not the tokenizer's `split_special_tokens`? It keeps added tokens that are not special (Qwen's "<think>") and those
+in the vocabulary itself (T5's "</s>"), and cannot distinguish the template's tokens from the text's.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# An added token that is not special may be an ordinary word or a run of spaces. In brackets it controls something.
+# An added token that is not special may be an ordinary word or a run of spaces; in brackets it is a control token.
 _BRACKETED = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
 
 _patterns: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, re.Pattern[str]]] = WeakKeyDictionary()
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` with the first character of each control token written as a JSON escape; most texts come back as they are.
+    """`text` with the first character of each control token written as a JSON escape; most texts are unchanged.
 
     In JSON the value stays the same.
     """
@@ -34,7 +34,7 @@ def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     shown = pattern.sub(_escape, text)
     normalizer = _normalizer(tokenizer)
     if normalizer is not None:
-        # It may turn wide or compatible characters into plain ones, which then spell a token.
+        # It may map wide or compatibility characters to plain ones, which then form a token.
         plain = normalizer.normalize_str(shown)
         if pattern.search(plain):
             return pattern.sub(_escape, plain)
@@ -42,7 +42,7 @@ def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    """A character as a JSON escape (two, where it lies beyond the basic plane)."""
+    """A character as a JSON escape (two, if it is outside the basic plane)."""
     code = ord(character)
     if code < 0x10000:
         return f"\\u{code:04x}"
@@ -55,8 +55,8 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches the first character of each control token, also where two overlap."""
-    # Tokens may be added to a live tokenizer. To list them takes milliseconds where there are thousands.
+    """Matches the first character of each control token, even if two overlap."""
+    # Tokens may be added to a live tokenizer. Listing thousands of them takes milliseconds.
     state = (len(tokenizer), tuple(tokenizer.all_special_tokens))
     known = _patterns.get(tokenizer)
     if known is None or known[0] != state:
@@ -70,7 +70,7 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     for token in tokenizer.added_tokens_decoder.values():
         if token.special or _BRACKETED.fullmatch(token.content):
             found.add(token.content)
-            if token.normalized and normalizer is not None:  # it is looked for as the normalizer writes it
+            if token.normalized and normalizer is not None:  # it is matched in normalized text
                 found.add(normalizer.normalize_str(token.content))
     return {token for token in found if token.strip()}
 

@@ -1,5 +1,4 @@
-"""How a prompt is framed for a model that writes or reads lines: by its chat template where it has one, as plain text
-otherwise.
+"""Framing of a prompt for a model that writes or reads lines: by its chat template if it has one, else as plain text.
 
 ids = prompt_tokens(tokenizer, "The meeting was slow.", "Be funny.", is_seq2seq=False)
 ids = tokenizer([framed(tokenizer, text) for text in texts], add_special_tokens=not tokenizer.chat_template)
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str, *, is_seq2seq: bool
 ) -> list[int]:
-    """The tokens before the response: chat template where there is one, the text and a line end otherwise.
+    """The tokens before the response: the chat template if there is one, else the text and a newline.
 
-    The observation is read as text, whatever it spells; the instruction is the owner's and may hold control tokens.
+    Control tokens in the observation are read as plain text; the instruction is trusted and may contain them.
     """
     if is_seq2seq:
         ids = tokenizer(f"{instruction}{as_text(tokenizer, observation)}")["input_ids"]
@@ -32,8 +31,8 @@ def prompt_tokens(
 
 
 def framed(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str = "") -> str:
-    """What stands before the response of a model that continues its prompt. A chat template writes the special tokens
-    itself, so that the tokenizer must add none of its own."""
+    """The text before the response, for a model that continues its prompt. A chat template writes the special tokens
+    itself, so the tokenizer must not add any."""
     observation = as_text(tokenizer, observation)
     if tokenizer.chat_template:
         return _in_chat_form(tokenizer, observation, instruction)
@@ -42,7 +41,7 @@ def framed(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: st
 
 def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str) -> str:
     """A conversation as the chat template writes it. Some templates refuse a system turn (Gemma 2, Mistral 7B):
-    these get the instruction at the head of the user's."""
+    for these the instruction starts the user turn."""
     system, user = {"role": "system", "content": instruction}, {"role": "user", "content": observation}
     if not instruction:
         return _templated(tokenizer, [user], observation)
@@ -50,7 +49,7 @@ def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruct
         text = _templated(tokenizer, [system, user], observation)
     except StudentError:
         text = ""
-    if instruction.strip() in text:  # others leave it out without a word
+    if instruction.strip() in text:  # others drop it silently
         return text
     whole = f"{instruction}\n\n{observation}"
     return _templated(tokenizer, [{"role": "user", "content": whole}], observation)

@@ -1,12 +1,12 @@
-"""A file of JSON lines that several processes may append to, and that survives being cut off in the middle of a line.
+"""A JSON-lines file that several processes may append to, and that survives a write cut off within a line.
 
     file = LineFile("lines.jsonl", take=lambda number, line: rows.append(json.loads(line)))
-    file.read_new()                              # `take` sees each whole line once, whoever wrote it
+    file.read_new()                              # `take` gets each whole line once, whichever process wrote it
     file.append(lambda: [b'{"a": 1}'])           # under a lock, after reading what is new
 
-An append is one locked write, so a crash can only tear the last line. Reading changes nothing: a torn line is passed
-over, and dropped by the next append, with a warning and counted in `dropped_bytes`. What cannot be the beginning of a
-JSON object was never written here: it is handed to `take` like any other line, for the caller to refuse.
+An append is one locked write, so a crash can only tear the last line. Reading changes nothing: a torn line is skipped,
+and dropped by the next append, with a warning and counted in `dropped_bytes`. A line that cannot be the start of a JSON
+object was not written by this class: it goes to `take` like any other line, for the caller to refuse.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption
+from humor_env.shared.user_path import user_path
 
 
 class LineFile:
-    """`take(number, line)` is called for every line, in order and once; what it raises goes to the caller."""
+    """`take(number, line)` is called once for every line, in order; its exceptions go to the caller."""
 
     def __init__(self, path: str | os.PathLike[str], take: Callable[[int, bytes], None]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.dropped_bytes = 0
         self._take = take
         self._offset = 0
         self._lines = 0
-        self._unended = b""  # a last line that was taken though its line break is not there yet
+        self._unended = b""  # a last line that was taken before its line break was written
 
     def read_new(self) -> None:
-        """Take what was written since the last call. A file that does not exist has no lines."""
+        """Take the lines written since the last call. A missing file has no lines."""
         if not self.path.exists():
             return
         with open(self.path, "rb", buffering=0) as file, locked(file, exclusive=False):
             self._read(file, repair=False)
 
     def append(self, choose: Callable[[], Sequence[bytes]]) -> None:
-        """Write the lines that `choose` returns once everything that others wrote has been taken."""
+        """Write the lines that `choose` returns, after taking everything that others wrote."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b", buffering=0) as file, locked(file, exclusive=True):
             self._read(file, repair=True)
@@ -53,7 +54,7 @@ class LineFile:
             try:
                 _write_all(file, payload)
             except OSError:
-                # A full disk: take back the part that was written, so that what is in the file is what was added.
+                # A full disk: remove the part that was written, so that the file holds exactly what was added.
                 file.truncate(self._offset)
                 raise
             self._offset += len(payload)
@@ -72,7 +73,7 @@ class LineFile:
         tail = data[end:]
         if not tail:
             return
-        # A JSON object that is cut anywhere does not parse, so a last line that parses only lacks its line break.
+        # A truncated JSON object never parses, so a last line that parses only lacks its line break.
         if _is_json(tail) or not tail.lstrip().startswith(b"{"):
             if tail != self._unended:
                 self._take(self._lines + 1, tail)
@@ -103,7 +104,7 @@ def _write_all(file: Any, payload: bytes) -> None:
 
 @contextmanager
 def locked(file: Any, exclusive: bool, wait: bool = True) -> Iterator[None]:
-    """Hold an open file's lock. Without `wait`, BlockingIOError where somebody else holds it."""
+    """Hold an open file's lock. Without `wait`, raises BlockingIOError if another process holds it."""
     try:
         import fcntl
     except ImportError:  # Windows has no fcntl: there, one process at a time may write.
@@ -118,8 +119,8 @@ def locked(file: Any, exclusive: bool, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def only_writer(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock file `path` as long as the block runs, and remove it then; InvalidOption(refusal) where another
-    process holds it. One that was killed holds nothing, whatever file it left."""
+    """Hold the lock file `path` during the block, then remove it; raises InvalidOption(refusal) if another process
+    holds it. A file left by a killed process holds no lock."""
     while True:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(path, "a"))
@@ -128,7 +129,7 @@ def only_writer(path: Path, refusal: str) -> Iterator[None]:
             except BlockingIOError:
                 raise InvalidOption(refusal) from None
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue  # who held it has just removed it: what we hold is a file that nobody else will find
+                continue  # the previous holder has just removed it: we hold a file that is no longer at this path
             try:
                 yield
             finally:

@@ -1,10 +1,10 @@
-"""Which precision is fastest on a device: measured, and used where a user leaves the choice to us (`dtype = "auto"`).
+"""Measure which precision is fastest on a device, for `dtype = "auto"`.
 
     measure("cpu")["pays"]                 # "float32" or "bfloat16"
     model = in_paying_precision(model, "cpu")
 
-Most models are saved in 16 bits. Many processors have no arithmetic for these: there the same model is two to three
-times faster in 32, and gives the same numbers but for rounding.
+Most models are saved in 16 bits. Many processors have no 16-bit arithmetic: there the same model is two to three times
+faster in 32 bits, and gives the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound="torch.nn.Module")
 
 
 def device_for(wanted: str) -> str:
-    """A torch device; "auto" is the GPU where there is one."""
+    """A torch device; "auto" is the GPU if there is one."""
     import torch
 
     return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,7 +30,7 @@ def device_for(wanted: str) -> str:
 
 @functools.cache
 def measure(kind: str) -> dict[str, Any]:
-    """Milliseconds of one matrix product by precision on a kind of device ("cpu", "cuda"), and which one pays."""
+    """Milliseconds of one matrix product by precision on a kind of device ("cpu", "cuda"), and which is faster."""
     import torch
 
     size = 4096 if kind == "cuda" else 768
@@ -54,8 +54,8 @@ def _product(dtype: torch.dtype, kind: str, size: int) -> float:
 
 
 def in_paying_precision(model: Model, device: str | torch.device) -> Model:
-    """The model in 32 bits where it was loaded in 16, the device is slow in 16, and there is room; else as it is. It is
-    never narrowed: that would lose digits that somebody saved."""
+    """Convert a 16-bit model to 32 bits if the device is slow in 16 and there is room; else return it unchanged. Never
+    narrows a model, which would lose precision."""
     import torch
 
     kind = torch.device(device).type
@@ -63,12 +63,12 @@ def in_paying_precision(model: Model, device: str | torch.device) -> Model:
     if not narrow or kind not in ("cpu", "cuda") or measure(kind)["pays"] != "float32":
         return model
     room = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else free_memory()
-    # Twice: the weights are not all that a model needs.
+    # Twice, because a model needs more than its weights.
     return model.float() if room is None or 2 * 4 * narrow < room else model
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that a process can have on this machine, or in this container; None where nothing tells."""
+    """Bytes available to a process on this machine or in this container; None if unknown."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
@@ -76,20 +76,19 @@ def free_memory(root: Path = Path("/")) -> int | None:
         return None
     try:
         group = root / "sys/fs/cgroup"
-        limit = int((group / "memory.max").read_text())  # "max" is none
+        limit = int((group / "memory.max").read_text())  # "max": no limit
         counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # Files that the kernel keeps at hand count as used, and are given up for whoever needs the room.
+        # The kernel's file cache counts as used, but is released on demand.
         return min(free, max(0, limit - int((group / "memory.current").read_text()) + int(counted["file"])))
     except (OSError, KeyError, ValueError):
         return free
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process has held so far: of a GPU where it uses one, else of the machine. None where the
-    system does not tell."""
+    """This process's peak memory in bytes so far: on the GPU if it uses one, else on the machine. None if unknown."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_reserved())
     try:
         import resource
     except ImportError:  # Windows

@@ -3,7 +3,7 @@
     generator(seed, "prompts")        # a numpy Generator
     generator(seed, "teacher", 7)     # another, unrelated one
 
-Streams are told apart by hashing (seed, name, index), never by adding integers: adding makes item 1 of seed 2
+Streams are distinguished by hashing (seed, name, index), never by adding integers: adding would make item 1 of seed 2
 the same as item 2 of seed 1.
 """
 

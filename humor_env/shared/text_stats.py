@@ -1,13 +1,13 @@
-"""What can be said of lines without a critic: how varied they are, how much they copy, and the marks of known hacks.
+"""Critic-free statistics of lines: variety, copying, and the marks of known hacks.
 
 distinct_n(lines, 2)             # share of different bigrams: 1 when nothing repeats
 overlap(lines, teacher_lines)    # share of the lines' 4-grams that the others contain
-commonest_frame(lines)           # ("was so _ that", 0.94): the skeleton that most lines share, and in how many
+commonest_frame(lines)           # ("was so _ that", 0.94): the frame that most lines share, and their share
 laughter("So slow, hahaha!")     # "hahaha"; so `emoji` and `explaining`
 missing_words(line, ["walrus"])  # the required words that a line lacks
 
-Gates, monitor and environments all read a text by these functions, so that "laughs" or "contains the word" has one
-meaning everywhere. Everything here accepts any Python string.
+Gates, monitor and environments all use these functions, so that "laughs" or "contains the word" means the same
+everywhere. Everything here accepts any Python string.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from functools import lru_cache
 
-UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # categories of characters that nobody sees
+UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # categories of invisible characters
 
-# Scripts that put no space between words are cut into characters, so that a long line is not one single "word".
+# Scripts without spaces between words are split into characters, so that a long line is not a single "word".
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
 
-# English words that say how a sentence is built and not what it is about. All others are blanks of its skeleton.
+# English function words. All others are blanks in a skeleton.
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -44,12 +44,12 @@ _FUNCTION_WORDS = frozenset(
 _ENDING = re.compile(r"(?:n't|'(?:s|re|ll|ve|d|m))$")
 BLANK = "_"
 
-# The marks of known hacks, in texts as they are read: small letters, straight apostrophes.
+# The marks of known hacks, in texts normalised by `as_read`: lower case, straight apostrophes.
 _EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b55\u231a\u231b\u23e9-\u23fa\ufe0f\u20e3\U0001f1e6-\U0001f1ff]"
 )
 _LAUGHTER = re.compile(
-    # A laugh has no article before it: "a ha-ha" is a ditch.
+    # No article before a laugh: "a ha-ha" is a ditch.
     r"(?<!\ba )(?<!\bthe )"
     r"\b(?:(?:b?w?a)?ha(?:[\s,.-]*ha)+h?|a?(?:hah)+a*|(?:he){2,}h?|(?:hi){3,}|lo+l(?:ol)*|lmf?a+o+|rofl\w*|xd+|kek|teehee"
     r"|ba\W{0,2}dum\W{0,2}ts+h?)\b|[:;]-?[)dp](?!\w)|\(?\blaugh(?:s|ter|ing)?\b\)"
@@ -67,8 +67,8 @@ _EXPLANATION = re.compile(
 
 
 def as_read(text: str) -> str:
-    """What a reader sees, in one spelling: hidden characters gone, look-alike widths unified, lower case."""
-    if text.isascii() and text.isprintable():  # most lines; nothing to look for
+    """Normalise a text to what a reader sees: no hidden characters, unified widths, lower case."""
+    if text.isascii() and text.isprintable():  # most lines: nothing to remove
         return text.lower()
     shown = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in UNSEEN)
     return unicodedata.normalize("NFKC", shown).casefold()
@@ -85,26 +85,26 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 def distinct_n(lines: Iterable[str], n: int) -> float:
-    """Different n-grams over all n-grams. It falls as the sample grows: compare samples of one size only."""
+    """Distinct n-grams over all n-grams. Falls as the sample grows, so compare only samples of equal size."""
     counts = Counter(g for line in lines for g in ngrams(line, n))
     total = sum(counts.values())
     return len(counts) / total if total else 0.0
 
 
 def ngram_set(lines: Iterable[str], n: int = 4) -> frozenset[tuple[str, ...]]:
-    """All n-grams of the lines: made once, for `overlap` with the same lines again and again."""
+    """All n-grams of the lines, for repeated calls of `overlap` with the same lines."""
     return frozenset(g for line in lines for g in ngrams(line, n))
 
 
 def overlap(lines: Iterable[str], others: Iterable[str] | frozenset[tuple[str, ...]], n: int = 4) -> float:
-    """The share of the lines' n-grams that also stand in the other lines (or in their `ngram_set`)."""
+    """The share of the lines' n-grams that also occur in the other lines (or in their `ngram_set`)."""
     known = others if isinstance(others, frozenset) else ngram_set(others, n)
     grams = [g for line in lines for g in ngrams(line, n)]
     return sum(g in known for g in grams) / len(grams) if grams else 0.0
 
 
 def self_overlap(lines: Sequence[str], n: int = 4) -> float:
-    """The share of n-gram occurrences that another line of the set contains too."""
+    """The share of n-gram occurrences that another line of the set also contains."""
     per_line = [set(ngrams(line, n)) for line in lines]
     counts = Counter(g for grams in per_line for g in grams)
     total = sum(len(grams) for grams in per_line)
@@ -112,7 +112,7 @@ def self_overlap(lines: Sequence[str], n: int = 4) -> float:
 
 
 def commonest_share(lines: Sequence[str], top: int = 10) -> float:
-    """The share of the set taken by its `top` commonest lines: near 1 when everything is the same joke."""
+    """The share of the set taken by its `top` commonest lines: near 1 if all are the same joke."""
     if not lines:
         return 0.0
     counts = Counter(map(line_key, lines))
@@ -121,36 +121,36 @@ def commonest_share(lines: Sequence[str], top: int = 10) -> float:
 
 def skeleton(text: str) -> list[str]:
     """The words of a text with each content word as a blank: "The meeting was so slow that…" is "the _ was so _ that".
-    English only: of other languages nearly all words are blanks."""
+    English only: in other languages nearly all words are blanks."""
     return [w if _ENDING.sub("", w) in _FUNCTION_WORDS else BLANK for w in words(text)]
 
 
-@lru_cache(maxsize=8192)  # a step, a critic and a monitor ask about the same lines
+@lru_cache(maxsize=8192)  # a step, a critic and a monitor use the same lines
 def frames(text: str, n: int = 4) -> frozenset[str]:
-    """The runs of `n` words of a text's skeleton in which at least half of the words are left: "was so _ that"."""
+    """The runs of `n` skeleton words with at most half blanks: "was so _ that"."""
     skeleton_words = skeleton(text)
     runs = (skeleton_words[i : i + n] for i in range(len(skeleton_words) - n + 1))
     return frozenset(" ".join(run) for run in runs if 2 * run.count(BLANK) <= n)
 
 
 def commonest_frame(lines: Sequence[str], n: int = 4) -> tuple[str, float]:
-    """The frame that most lines have, and the share of the lines that have it. Of equals the one with fewest blanks."""
+    """The frame that most lines have, and their share. Ties go to the one with fewest blanks."""
     return _commonest([frames(line, n) for line in lines])
 
 
 def frame_variety(lines: Iterable[str], n: int = 4) -> float:
-    """Different frames over all frames, each line's own counted once. Like `distinct_n` it falls with the sample."""
+    """Distinct frames over all frames, counted once per line. Like `distinct_n` it falls as the sample grows."""
     all_frames = [frame for line in lines for frame in frames(line, n)]
     return len(set(all_frames)) / len(all_frames) if all_frames else 0.0
 
 
 def line_key(text: str) -> str:
-    """What makes two lines the same one: their words as they are read."""
+    """The key by which two lines count as the same: their words, normalised."""
     return " ".join(words(text))
 
 
 def commonest_line(lines: Sequence[str]) -> tuple[str, float]:
-    """The line that is given most often, as its words, and its share. Of equals the first by the alphabet."""
+    """The most frequent line, as its words, and its share. Ties go to the alphabetically first."""
     return _commonest([{line_key(line)} for line in lines])
 
 
@@ -161,7 +161,7 @@ def commonest_word(lines: Sequence[str]) -> tuple[str, float]:
 
 @lru_cache(maxsize=8192)
 def content_words(text: str) -> frozenset[str]:
-    """The words of a text that say what it is about."""
+    """The content words of a text."""
     return frozenset(w for w in words(text) if _ENDING.sub("", w) not in _FUNCTION_WORDS)
 
 
@@ -179,12 +179,12 @@ def emoji(text: str) -> list[str]:
 
 
 def laughter(text: str) -> str:
-    """What laughs in a text ("haha", "lol", ":)", "(laughs)"), as a reader sees it; empty where nothing does."""
+    """The first laugh in a text ("haha", "lol", ":)", "(laughs)"), normalised; "" if none."""
     return _found(_LAUGHTER, text)
 
 
 def explaining(text: str) -> str:
-    """What explains or announces the joke in a text ("get it?", "the joke is that"); empty where nothing does."""
+    """The first phrase that explains or announces the joke ("get it?", "the joke is that"); "" if none."""
     return _found(_EXPLANATION, text)
 
 
@@ -194,7 +194,7 @@ def _found(pattern: re.Pattern[str], text: str) -> str:
 
 
 def missing_words(text: str, wanted: Iterable[str]) -> list[str]:
-    """The wanted words that a text lacks: whole words, in any case and spelling; "walrus" is in "a walrus's", not in
+    """The wanted words that a text lacks, as whole words in any case: "walrus" is in "a walrus's", not in
     "walruses"."""
     read = as_read(text).replace("’", "'")
     return [word for word in wanted if not _whole_word(word).search(read)]

@@ -1,1 +1,1 @@
-"""Where prompts, people's lines and students come from: files, data sets, and packages that carry weights."""
+"""Sources of prompts, human lines and students: files, data sets, and packages with weights."""

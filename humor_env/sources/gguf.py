@@ -1,12 +1,12 @@
-"""GGUF files, the form in which llama.cpp and Ollama keep models, as folders that transformers reads and writes.
+"""Convert GGUF files, the model format of llama.cpp and Ollama, to folders that transformers reads and writes.
 
     folder = unpacked("models/smollm2.gguf")
-    Student.load("models/smollm2.gguf")          # the same, and then as any folder
+    Student.load("models/smollm2.gguf")          # unpacks the file, then loads the folder
 
-transformers reads such a file, slowly, and calls what it read quantised: it can then not be saved, merged or resumed.
-So a file is turned once into a plain folder with its numbers in float32, kept under `HUMOR_ENV_CACHE` (by default
-~/.cache/humor_env) by the hash of its content. The tokenizer of "gpt2" vocabularies is built here, from the file's own
-merges: transformers' takes half a minute and does not know that SmolLM cuts numbers into single digits.
+transformers reads such a file slowly and marks the model as quantised, so that it cannot be saved, merged or resumed.
+So a file is converted once to a plain folder in float32, kept under `HUMOR_ENV_CACHE` (by default ~/.cache/humor_env)
+by the hash of its content. The tokenizer of "gpt2" vocabularies is built here from the file's own merges: that of
+transformers takes half a minute and does not know that SmolLM splits numbers into single digits.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from humor_env.errors import MissingExtra, StudentError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# How "gpt2" vocabularies are cut before merging, by the name that the file gives its own: single digits or not.
+# Pre-tokenizers of "gpt2" vocabularies, by the name in the file: whether they split numbers into single digits.
 _DIGITS_APART = {"smollm": True, "gpt-2": False, "default": False}
-_CONTROL = 3  # the kind of token that stands for no text
+_CONTROL = 3  # the token type that stands for no text
 
 
 def cache_folder() -> Path:
-    """Where unpacked models are kept."""
+    """The folder for unpacked models."""
     chosen = os.environ.get("HUMOR_ENV_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 
 def unpacked(path: str | Path) -> Path:
-    """The folder of a GGUF file's model and tokenizer; made now if it is not there yet."""
+    """The folder with a GGUF file's model and tokenizer, created if missing."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise StudentError(f"There is no GGUF file '{file}'.")
@@ -54,15 +54,15 @@ def unpacked(path: str | Path) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
     except OSError as problem:
         raise StudentError(
-            f"'{file}' is unpacked into '{target.parent}', and that cannot be written ({problem.strerror}). Set "
-            "HUMOR_ENV_CACHE to a folder that can."
+            f"'{file}' is unpacked into '{target.parent}', which cannot be written ({problem.strerror}). Set "
+            "HUMOR_ENV_CACHE to a writable folder."
         ) from problem
     try:
         _unpack(file, temporary)
         try:
             os.replace(temporary, target)
         except OSError:
-            if not (target / "config.json").is_file():  # else another process was faster, with the same content
+            if not (target / "config.json").is_file():  # else another process has written the same content
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,17 +80,17 @@ def _unpack(file: Path, target: Path) -> None:
     try:
         reader = GGUFReader(str(file))
         tokenizer = _tokenizer(reader, file)
-        # Read as what it says it is; a mixture of kinds and names, each with errors of its own, can come of others.
+        # Read as the architecture it names; other files fail with a variety of exceptions.
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as problem:
         why = str(problem).strip().split("\n")[0]
         raise StudentError(
-            f"The GGUF file '{file}' cannot be read as a student ({type(problem).__name__}: {why}). It must be whole "
-            "and of a causal model that transformers reads from GGUF, such as Llama, Qwen2 or GPT-2."
+            f"The GGUF file '{file}' cannot be read as a student ({type(problem).__name__}: {why}). It must be "
+            "complete and hold a causal model that transformers reads from GGUF, such as Llama, Qwen2 or GPT-2."
         ) from problem
-    # It is dequantised: these say otherwise, and forbid saving.
+    # The model is dequantised: these marks say otherwise and forbid saving.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):

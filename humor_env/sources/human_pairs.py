@@ -1,15 +1,14 @@
-"""Sets of literal and humorous sentences that people wrote, as prompts and teacher lines; their files are yours.
+"""Published sets of human-written literal and humorous sentences, as prompts and teacher lines; you supply the files.
 
     load_prompts("isarcasm:train.En.csv")     # iSarcasmEval: a sarcastic tweet, and its author's literal rephrase
     load_prompts("flute:sarcasm_train.jsonl") # FLUTE: a premise, and the sarcastic hypothesis that contradicts it
     load_prompts("humicroedit:task-1_train.csv")    # a headline with one word in [brackets]; the line is the new word
     open_lines("flute:sarcasm_train.jsonl")   # the sarcastic sides, as a teacher buffer for the same prompts
 
-A prompt is a literal sentence, however many lines it has, and a hash of it decides its split (80 % train, 10 % dev,
-10 % test; a headline's, without the brackets, so that all its edits share a split). Left out are literal sentences of
-fewer than three words ("No."), which say nothing without the tweet around them, lines that are their own literal
-sentence, and edits of headlines that people graded below 1.2 of 3. Nothing of these sets is in this package; their
-licences are their publishers'.
+A prompt is a literal sentence, however many lines it has, and its split depends on its hash (80 % train, 10 % dev, 10 %
+test; for a headline the hash omits the brackets, so that all its edits share a split). Left out are literal sentences
+of fewer than three words ("No."), which mean nothing without their tweet, lines equal to their literal sentence, and
+headline edits graded below 1.2 of 3. None of this data is in the package; the publishers' licences apply.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from humor_env.types import Demonstration, Prompt
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """A file's ending, the column by which it is known, the columns of both sides, and which rows count. Where
-    `is_edit`, the literal side has marks around the word that the other side replaces."""
+    """A file's suffix, its identifying column, the columns of both sides, and which rows count. With `is_edit`, the
+    literal side marks the word that the other side replaces."""
 
     suffix: str
     mark: str
@@ -51,16 +50,16 @@ _SETS = {
     ),
 }
 _FEWEST_WORDS = 3
-REPLACED = re.compile(r"<([^<>]*)/>")  # how Humicroedit's files mark the word of a headline
+REPLACED = re.compile(r"<([^<>]*)/>")  # how Humicroedit's files mark the replaced word
 
 
 def is_pairs(what: str) -> bool:
-    """Whether a name means the file of one of these sets, such as "flute:sarcasm_train.jsonl"."""
+    """Whether a name refers to a file of one of these sets, such as "flute:sarcasm_train.jsonl"."""
     return what.partition(":")[0] in _SETS and ":" in what
 
 
 def file_of(what: str) -> str:
-    """The path in such a name; any other name as it is."""
+    """The path in such a name; other names are returned unchanged."""
     return what.partition(":")[2] if is_pairs(what) else what
 
 
@@ -94,10 +93,11 @@ def _rows(name: str, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     suffix, mark = _SETS[name].suffix, _SETS[name].mark
     if not path.endswith(suffix):
         raise PromptError(f"The file of {name} is a {suffix} file, as in '{name}:train{suffix}'; found '{path}'.")
-    for number, (place, _, row) in enumerate(prompt_files.rows(path)):
-        if number == 0 and mark not in row:
-            raise PromptError(f"{path}, {place}: no column '{mark}', so this is not a file of {name}.")
-        yield place, row
+    rows = [(place, row) for place, _, row in prompt_files.rows(path)]
+    # A cell may be empty in any row: such a row lacks the column.
+    if rows and not any(mark in row for _, row in rows):
+        raise PromptError(f"{path}, {rows[0][0]}: no column '{mark}', so this is not a file of {name}.")
+    yield from rows
 
 
 def _number(value: str) -> float:
@@ -110,5 +110,5 @@ def _number(value: str) -> float:
 def _text(path: str, place: str, row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise PromptError(f"{path}, {place}: '{column}' must hold a text that is not empty, found {value!r}.")
+        raise PromptError(f"{path}, {place}: '{column}' must hold a non-empty text, found {value!r}.")
     return " ".join(value.split())

@@ -1,4 +1,4 @@
-"""Rows for prompt sets, from JSONL and CSV files and from Hugging Face datasets. A broken line is named, never skipped.
+"""Rows for prompt sets, from JSONL and CSV files and from Hugging Face datasets. A bad line is an error, never skipped.
 
     for place, split, row in rows("mine.csv"): ...            # ("line 2", None, {"text": "The bus was late."})
     for place, split, row in rows("hf:owner/dataset"): ...    # ("row 0 of train", "train", {...})
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption, PromptError
+from humor_env.shared.user_path import user_path
 
 Row = tuple[str, str | None, dict[str, Any]]
 
@@ -23,26 +25,31 @@ _SUFFIXES = (".jsonl", ".csv")
 _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is CSV rather than JSON lines, by its name. Some programs write suffixes in capitals."""
+    return os.fspath(path).lower().endswith(".csv")
+
+
 def is_file_name(what: str) -> bool:
-    """Whether a name means a file or a folder on disk rather than a registered prompt set."""
-    return what.endswith(_SUFFIXES) or (("/" in what or "\\" in what) and Path(what).is_dir())
+    """Whether a name refers to a file or folder on disk rather than to a registered prompt set."""
+    return what.lower().endswith(_SUFFIXES) or (("/" in what or "\\" in what) and user_path(what).is_dir())
 
 
 def rows(what: str, **reading: Any) -> Iterator[Row]:
-    """(place in words, the split that the place implies, the row) for each row of a file or a dataset."""
-    if what.startswith("hf:") or not what.endswith(_SUFFIXES):
+    """(location, split implied by the location, row) for each row of a file or a dataset."""
+    if what.startswith("hf:") or not what.lower().endswith(_SUFFIXES):
         return _dataset_rows(what.removeprefix("hf:"), **reading)
     if reading:
         raise InvalidOption(
             f"A prompt file takes the options text, split, task and limit; found {', '.join(sorted(reading))}."
         )
-    return _csv_rows(what) if what.endswith(".csv") else _jsonl_rows(what)
+    return _csv_rows(what) if is_table(what) else _jsonl_rows(what)
 
 
 def _lines(what: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines. Decoded one by one, so that a byte that is not UTF-8 is reported with its line."""
+    """Numbered lines, decoded one by one so that an invalid UTF-8 byte is reported with its line."""
     try:
-        raw = Path(what).read_bytes()
+        raw = user_path(what).read_bytes()
     except OSError as problem:
         raise PromptError(f"The prompt file '{what}' cannot be read: {problem.strerror or problem}.") from None
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -65,11 +72,11 @@ def _jsonl_rows(what: str) -> Iterator[Row]:
             raise PromptError(
                 f"{what}, line {number}: not valid JSON ({problem.msg} at column {problem.colno})."
             ) from None
-        except (ValueError, RecursionError) as problem:  # a number of thousands of digits, brackets without end
+        except (ValueError, RecursionError) as problem:  # a number with thousands of digits, endless brackets
             raise PromptError(f"{what}, line {number}: cannot be read as JSON ({problem}).") from None
         if not isinstance(row, dict):
             raise PromptError(
-                f'{what}, line {number}: one JSON object per line, such as {{"text": "…"}}; found {line[:60]}'
+                f'{what}, line {number}: expected one JSON object per line, such as {{"text": "…"}}; found {line[:60]}'
             )
         yield f"line {number}", None, row
 
@@ -81,8 +88,8 @@ def _csv_rows(what: str) -> Iterator[Row]:
             place = f"line {reader.line_num}"
             if None in row or None in row.values():
                 raise PromptError(
-                    f"{what}, {place}: the header names {len(reader.fieldnames or [])} columns, this row has another "
-                    'number. Put a text that has a comma in "double quotes".'
+                    f"{what}, {place}: the header names {len(reader.fieldnames or [])} columns, this row has a "
+                    'different number. Put a text with a comma in "double quotes".'
                 )
             yield place, None, {key: value for key, value in row.items() if value != "" or key in ("text", "literal")}
     except csv.Error as problem:
@@ -92,22 +99,23 @@ def _csv_rows(what: str) -> Iterator[Row]:
 def _dataset_rows(name: str, config: str | None = None, revision: str | None = None) -> Iterator[Row]:
     import datasets
 
+    name = str(user_path(name)) if name.startswith("~") else name
     try:
         if any((Path(name) / mark).exists() for mark in _SAVED_MARKS):
             dataset = datasets.load_from_disk(name)
         else:
             dataset = datasets.load_dataset(name, config, revision=revision)
-    except Exception as problem:  # the library raises a dozen kinds, from hub, files, parsing and offline mode
+    except Exception as problem:  # the library raises many kinds of errors: hub, files, parsing, offline mode
         raise PromptError(
             f"The dataset '{name}' cannot be loaded ({type(problem).__name__}: {problem}). Expected the name of a "
             "dataset on the hub, or a folder of data files or one written by save_to_disk."
         ) from problem
     if isinstance(dataset, datasets.Dataset):
-        # A single saved table says nothing about splits: its rows are divided as a file's are.
+        # A single saved table has no splits: its rows are divided as a file's are.
         for index, row in enumerate(dataset):
             yield f"row {index}", None, dict(row)
         return
-    # Where the whole dataset is called "train", that is the hub's way to say "not divided", not a claim.
+    # If "train" is the only split, the dataset is just not divided.
     divided = len(dataset) > 1
     for split, table in dataset.items():
         for index, row in enumerate(table):

@@ -1,11 +1,11 @@
-"""Students by a short name: where each one's weights are, under which licence, and whether they are at hand.
+"""Students by short name: the location of their weights, the licence, and whether they are installed.
 
     students.NAMED["smollm2"].summary
     students.find("smollm2")          # the installed package's GGUF file, else the model's name on the Hub
-    students.source("smollm2")        # the same as transformers reads it: a GGUF file unpacked into a folder
+    students.source("smollm2")        # as transformers loads it: a GGUF file unpacked into a folder
 
-A student may also be any folder, any GGUF file, or any name on the Hub: those pass through `find` as they are.
-Nothing is imported from the packages that carry weights; their files are only looked for.
+A student may also be any folder, any GGUF file, or any name on the Hub: `find` returns those unchanged.
+The packages with weights are not imported; only their files are looked up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _pocket(name: str) -> Callable[[], str | None]:
 
 
 def _packaged(package: str) -> Callable[[], str | None]:
-    """The one GGUF file of an installed package, which is not imported for it."""
+    """The one GGUF file of an installed package, found without importing it."""
 
     def here() -> str | None:
         spec = find_spec(package)
@@ -77,7 +77,7 @@ NAMED = {
 
 
 def find(name: str) -> str:
-    """Where to load from: for a named student its files here, else its name on the Hub; anything else as it is."""
+    """Where to load from: a named student's local files, else its name on the Hub; other names are unchanged."""
     if name not in NAMED:
         return pocket.path(name.partition(":")[2]) if name.startswith("pocket:") else name
     named = NAMED[name]
@@ -85,13 +85,13 @@ def find(name: str) -> str:
 
 
 def how_to_install(name: str) -> str:
-    """The line to type for a named student whose weights are not on this machine; empty where there is none."""
+    """The command that installs a named student's missing weights; "" if there is none."""
     named = NAMED.get(name)
     return named.install if named is not None and named.here() is None else ""
 
 
 def source(name: str) -> str:
-    """What transformers loads: `find`, with a GGUF file unpacked into a folder."""
+    """The path that transformers loads: `find`, with a GGUF file unpacked into a folder."""
     place = find(name)
     if not place.endswith(GGUF):
         return place
@@ -101,5 +101,5 @@ def source(name: str) -> str:
 
 
 def hub_name(name: str) -> str:
-    """What a saved adapter calls its base, so that it loads anywhere: the Hub's name where the student has one."""
+    """The base name to save with an adapter, so that it loads anywhere: the Hub's name if the student has one."""
     return NAMED[name].hub or name if name in NAMED else name

@@ -1,1 +1,1 @@
-"""How a critic is examined: agreement with people, known hacks, injected instructions, measures of puns."""
+"""Tests of a critic: agreement with people, known hacks, injected instructions, measures of puns."""

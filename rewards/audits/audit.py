@@ -1,14 +1,13 @@
-"""Does a critic agree with people? Measured on a human-rated set, beside chance, length and a person.
+"""Measure a critic's agreement with people on a human-rated set, compared with chance, length and a single person.
 
     report = audit("rules", load_rated("humicroedit", "task-2_dev.csv"))
     report.pairs.accuracy, report.pairs.interval       # 0.51, (0.49, 0.53): no better than chance
     print(report.markdown())
 
-Pair accuracy: on pairs that people did not tie, the share in which the critic names the line they preferred; where
-it sees no difference it earns half. Every pair is put to it in both orders and the two are averaged before deciding.
-Intervals are 95 %, from drawing prompts (not pairs) anew. A critic of single lines and a judge of pairs are measured by
-the same numbers; only critics have a rank correlation, and context: whether they read the prompt at all. No text is
-printed.
+Pair accuracy: on pairs that people did not tie, the share in which the critic prefers the same line; a critic's tie
+counts half. Every pair is judged in both orders and the two are averaged before deciding. Intervals are 95 %, from
+resampling prompts (not pairs). Critics of single lines and judges of pairs get the same numbers; only critics have a
+rank correlation, and context: whether they read the prompt at all. No text is printed.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from humor_env.rewards.shared.reading import ngrams, words
 from humor_env.shared.streams import generator, stream_seed
 from humor_env.types import Critic, Joke, Judge, Verdict, critic_name
 
-# Where a bin of rating gaps ends, as a share of the scale; the last is "a third and more" (a grade of 0 to 3).
+# Upper ends of the bins of rating gaps, as shares of the scale; the last bin is "a third and more" (grades 0 to 3).
 GAPS = (0.1, 0.2, 1 / 3, math.inf)
 MOST_MADE_PAIRS = 2000
 
@@ -57,12 +56,12 @@ def audit(
 ) -> AuditReport:
     """Measure a critic or judge, by name with options or live.
 
-    A name may mean a critic or a judge (`kind` decides where it means both, and for a live one that is a judge).
-    `limit` bounds the pairs and the texts, drawn at random. `both_orders=False` asks a critic of single lines once:
-    half the price, and no flip rate. `surprisal` is "unigram", a language model's name, or None for no such row.
-    `examples` keeps that many pairs on which it was sure and wrong: they hold text of the set, offensive or not.
-    `context` is how many other prompts each line is tried under, 0 for none: a critic of single lines is asked about
-    each of at most 500 lines this many times more.
+    A name may be a critic's or a judge's; if it is both, or for a live judge, set `kind`.
+    `limit` bounds the pairs and the texts, sampled at random. `both_orders=False` calls a critic of single lines once:
+    half the price, but no flip rate. `surprisal` is "unigram", a language model's name, or None for no such row.
+    `examples` keeps that many pairs on which it was most surely wrong: they contain text of the set, possibly
+    offensive. `context` is how many other prompts each line is scored with, 0 for none: a critic of single lines scores
+    each of at most 500 lines this many more times.
     """
     critic_or_judge, kind = make_judging(critic, kind, options or {})
     notes = list(rated.notes)
@@ -79,7 +78,7 @@ def audit(
     judging = _Judging(critic_or_judge, kind, both_orders, seed)
     judging.see(pairs, texts)
     own_pairs = judging.pair_scores(pairs, rated) if pairs else None
-    # A set of pairs with ratings of their texts has both kinds of people's answer.
+    # A set of pairs with rated texts has both kinds of human answers.
     ranked = texts or tuple({t.id: t for pair in pairs for t in (pair.a, pair.b) if not math.isnan(t.score)}.values())
     own_texts = judging.text_scores(ranked, rated.main) if kind == "critic" and len(ranked) > 2 else None
     main_texts = [t for t in ranked if rated.main is None or t.kind == rated.main]
@@ -115,7 +114,7 @@ def audit(
 def make_judging(
     what: str | Critic | Judge, kind: Kind | None, options: Mapping[str, Any]
 ) -> tuple[Critic | Judge, Kind]:
-    """The critic or judge, and which of the two it is."""
+    """Make the critic or judge; return it with its kind."""
     if not isinstance(what, str):
         return what, kind or "critic"
     if kind is None:
@@ -133,7 +132,7 @@ def _main_kind(rated: RatedSet, notes: list[str]) -> RatedSet:
 
 
 def _drawn(items: Sequence[Item], limit: int | None, seed: int) -> tuple[Item, ...]:
-    """At most `limit` of the items, chosen by a hash of their ids: a larger limit keeps what a smaller one had."""
+    """At most `limit` items, chosen by a hash of their ids, so that a larger limit extends a smaller one."""
     if limit is None or len(items) <= limit:
         return tuple(items)
     if limit < 1:
@@ -143,7 +142,7 @@ def _drawn(items: Sequence[Item], limit: int | None, seed: int) -> tuple[Item, .
 
 
 def _decided_pairs(rated: RatedSet, seed: int) -> tuple[tuple[RatedPair, ...], bool]:
-    """The set's pairs that people decided; for a set of ratings, pairs of texts for one prompt with other ratings."""
+    """The set's decided pairs; for a set of ratings, pairs of texts for one prompt with different ratings."""
     if rated.pairs:
         return rated.decided(), False
     groups: dict[str, list[RatedText]] = defaultdict(list)
@@ -161,7 +160,7 @@ def _decided_pairs(rated: RatedSet, seed: int) -> tuple[tuple[RatedPair, ...], b
             i, j = (int(k) for k in random.choice(len(free), 2, replace=False))
             if len(seen) < MOST_MADE_PAIRS and (min(i, j), max(i, j)) not in seen and free[i].score != free[j].score:
                 seen.add((min(i, j), max(i, j)))
-                # A judge is asked about lines for one prompt; these answer none.
+                # A judge compares lines for one prompt; these texts have none.
                 b = replace(free[j], prompt=free[i].prompt)
                 pairs.append(_pair(free[i], b))
     return _drawn(pairs, MOST_MADE_PAIRS, seed), True
@@ -176,18 +175,18 @@ def _truth(pairs: Sequence[RatedPair]) -> Floats:
 
 
 def _longer(pairs: Sequence[RatedPair]) -> Floats:
-    """How much longer (in logs of characters) the text that people preferred is."""
+    """How much longer the preferred text is, as a log ratio of characters."""
     raw = np.array([math.log((len(p.a.text) + 1) / (len(p.b.text) + 1)) for p in pairs])
     return cast(Floats, raw * _truth(pairs))
 
 
 def _clusters(pairs: Sequence[RatedPair]) -> list[Hashable]:
-    """What is drawn anew: the prompt, or where there is none, the first text."""
+    """The resampling units: the prompts, or without prompts the first texts."""
     return [pair.a.prompt.text or pair.a.id for pair in pairs]
 
 
 class _Judging:
-    """A critic or judge at work on one set: asked once, then read for every number."""
+    """A critic's or judge's answers on one set: collected once, then used for every number."""
 
     def __init__(self, critic_or_judge: Critic | Judge, kind: Kind, both_orders: bool, seed: int) -> None:
         self.critic_or_judge, self.kind, self.both_orders, self.seed = critic_or_judge, kind, both_orders, seed
@@ -207,7 +206,7 @@ class _Judging:
         joke_pairs: list[Pair] = [pair.jokes for pair in pairs]
         ask = getattr(self.critic_or_judge, "ask", None)
         if callable(ask):
-            # One order at a time says more than the average of two, and costs the same.
+            # Separate orders give more information than their average, at the same cost.
             answers = self._verdicts(ask, [*joke_pairs, *((b, a) for a, b in joke_pairs)])
             self.first, self.second = answers[: len(joke_pairs)], answers[len(joke_pairs) :]
         else:
@@ -218,7 +217,7 @@ class _Judging:
         if len(judgements) != len(jokes):
             raise CriticContractError(
                 f"The critic '{critic_name(self.critic_or_judge)}' was given {len(jokes)} jokes and returned "
-                f"{len(judgements)} judgements: it must return one for each, in order."
+                f"{len(judgements)} judgements: it must return one per joke, in order."
             )
         self._say(zip([[joke] for joke in jokes], [j.error for j in judgements], strict=True))
         return {_key(joke): judgement.score for joke, judgement in zip(jokes, judgements, strict=True)}
@@ -228,18 +227,18 @@ class _Judging:
         if len(verdicts) != len(pairs):
             raise CriticContractError(
                 f"The judge '{critic_name(self.critic_or_judge)}' was given {len(pairs)} pairs and returned "
-                f"{len(verdicts)} verdicts: it must return one for each, in order."
+                f"{len(verdicts)} verdicts: it must return one per pair, in order."
             )
         self._say(zip(pairs, [v.error for v in verdicts], strict=True))
         return verdicts
 
     def _say(self, errors: Iterable[tuple[Sequence[Joke], str | None]]) -> None:
-        """Why something could not be judged, in at most three sentences, without the texts that it was about."""
+        """Note why something could not be judged, in at most three sentences, without quoting the texts."""
         problems = {_without_texts(error, jokes) for jokes, error in errors if error}
         self.notes += [f"could not judge: {error}" for error in sorted(problems)[:3]]
 
     def _margins(self, pairs: Sequence[RatedPair]) -> tuple[Floats, Floats | None]:
-        """How much the first text is liked better, in either order (NaN where it failed); None for one order only."""
+        """How much the first text is preferred, in each order (NaN if it failed); None if there is only one order."""
         if self.kind == "critic":
             columns = []
             for scores in self.scores:
@@ -249,7 +248,7 @@ class _Judging:
         first = np.array([math.nan if v.probability is None else v.probability - 0.5 for v in self.first], dtype=float)
         if not self.second:
             return first, None
-        # Asked as (b, a), so a's chance is what is left.
+        # Asked as (b, a), so a's probability is the complement.
         return first, np.array(
             [math.nan if v.probability is None else 0.5 - v.probability for v in self.second], dtype=float
         )
@@ -274,7 +273,7 @@ class _Judging:
             flips = float(np.mean(np.sign(forward) != np.sign(back)))
             orders = (float(stats.pair_credit(forward, truth).mean()), float(stats.pair_credit(back, truth).mean()))
             if self.kind == "judge":
-                # Shown first is a in one order and b in the other.
+                # a is shown first in one order, b in the other.
                 named = stats.pair_credit(forward, np.ones(len(kept))) + stats.pair_credit(back, -np.ones(len(kept)))
                 first = float(named.mean() / 2)
         elif self.kind == "judge":
@@ -298,7 +297,7 @@ class _Judging:
         )
 
     def surely_wrong(self, pairs: Sequence[RatedPair], count: int) -> tuple[Example, ...]:
-        """The pairs on which it was surest and wrong."""
+        """The pairs on which it was most surely wrong."""
         if not pairs or count < 1:
             return ()
         forward, back = self._margins(pairs)
@@ -337,7 +336,7 @@ class _Judging:
 
 
 def _without_texts(error: str, jokes: Sequence[Joke]) -> str:
-    """An error's words without what people wrote: a set may hold what nobody wants to read in a log."""
+    """An error message without the texts it quotes, which may be offensive."""
     for text in sorted({t for j in jokes for t in (j.prompt.id, j.prompt.text, j.text) if t}, key=len, reverse=True):
         error = error.replace(text, "…")
     own = {gram for joke in jokes for t in (joke.prompt.text, joke.text) for gram in ngrams(words(t), 3)}
@@ -358,7 +357,7 @@ def _by_gap(
     rows, low = [], 0.0
     for share in GAPS:
         high = share * span
-        # Grades are means of a few raters: 0.6 and 0.6000000001 are one gap.
+        # Grades are means of a few raters: 0.6 and 0.6000000001 are the same gap.
         own = (gaps >= low - 1e-9) & (gaps < high - 1e-9)
         if own.any():
             inside = [c for c, ok in zip(clusters, own, strict=True) if ok]
@@ -372,7 +371,7 @@ def _by_gap(
 def _references(
     pairs: Sequence[RatedPair], texts: Sequence[RatedText], rated: RatedSet, surprisal: str | None, seed: int
 ) -> tuple[Reference, ...]:
-    """Chance, length, surprisal, people, ceiling, and what others published, on the same pairs and texts."""
+    """Reference rows on the same pairs and texts: chance, length, surprisal, people, ceiling, published results."""
     people = [text.score for text in texts]
     rows = [Reference("chance", 0.5 if pairs else None, None, 0.0 if texts else None)]
 

@@ -1,12 +1,12 @@
-"""The arithmetic of an audit: agreement on pairs, on ranks, between people, and what people's noise allows at best.
+"""Statistics of an audit: agreement on pairs, on ranks, between people, and the ceiling set by raters' noise.
 
-    credit = pair_credit(margins, truth)             # 1 right, 0 wrong, 1/2 where the critic sees no difference
-    interval(credit, headlines, seed=0)              # (low, high): headlines are drawn anew, not pairs
+    credit = pair_credit(margins, truth)             # 1 right, 0 wrong, 1/2 if the critic ties
+    interval(credit, headlines, seed=0)              # (low, high): resamples headlines, not pairs
     length_controlled(credit, longer)                # the accuracy if longer were funnier in half of the pairs
-    one_against_others(grades_of_pairs, seed=0)      # what a single person scores on the same test
+    one_against_others(grades_of_pairs, seed=0)      # a single person's accuracy on the same test
 
-Pairs of one prompt share texts and raters, so intervals come from resampling prompts (clusters). Every function takes
-plain arrays and says in its first lines what it estimates.
+Pairs of one prompt share texts and raters, so intervals come from resampling prompts (clusters). All functions take
+plain arrays.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 RESAMPLES = 2000
-_ROUNDING = 1e-9  # a variance of ranks below this is none
-FEWEST = 10  # below so many prompts a bootstrap, which draws only what it has seen, claims more than is known
+_ROUNDING = 1e-9  # a variance of ranks below this is rounding
+FEWEST = 10  # with fewer prompts, bootstrap intervals are too narrow
 
 
 def percentile_bounds(means: Floats, values: Floats, items: int, lowest: float = 0.0) -> Interval:
-    """The middle 95 % of resampled means of values between `lowest` and 1. Where all values are alike, a resample
-    cannot differ: then the rule of three, by which up to 3 in `items` may be otherwise."""
+    """The middle 95 % of resampled means of values between `lowest` and 1. If all values are equal, resamples cannot
+    differ: then the rule of three applies, by which up to 3 in `items` may differ."""
     if values.min() == values.max():
         value = float(values[0])
         return max(lowest, value - 3 / items), min(1.0, value + 3 / items)
@@ -39,12 +39,12 @@ def percentile_bounds(means: Floats, values: Floats, items: int, lowest: float =
 
 
 def pair_credit(margins: ArrayLike, truth: ArrayLike) -> Floats:
-    """1 where the margin has the sign of the truth, 0 where it has the other, 1/2 where the margin is 0."""
+    """1 if the margin has the sign of the truth, 0 if it has the opposite, 1/2 if it is 0."""
     return np.asarray((np.sign(np.asarray(margins, float)) * np.sign(np.asarray(truth, float)) + 1) / 2, dtype=float)
 
 
 def _weights(clusters: Sequence[Hashable], seed: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each item's cluster by number, and how often each cluster is drawn in each resample."""
+    """Each item's cluster index, and how often each resample draws each cluster."""
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(c, len(numbers)) for c in clusters], dtype=np.int64)
     n = len(numbers)
@@ -59,8 +59,8 @@ def interval(
     resamples: int = RESAMPLES,
     lowest: float = 0.0,
 ) -> Interval | None:
-    """A 95 % percentile interval of the mean of values between `lowest` and 1, drawing whole clusters. None below
-    `FEWEST` clusters."""
+    """A 95 % percentile interval of the mean of values between `lowest` and 1, resampling whole clusters. None with
+    fewer than `FEWEST` clusters."""
     array = np.asarray(values, float)
     if len(set(clusters)) < FEWEST:
         return None
@@ -75,10 +75,10 @@ def interval(
 def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:
     """The accuracy if people preferred the longer line in exactly half of the pairs.
 
-    `longer` says how much longer the text that people preferred is (any unit, negative where it is shorter). Pairs
-    whose longer line was preferred and pairs whose shorter one was weigh alike, whatever their number, so a critic that
-    knows nothing but length gets 0.5. Pairs of equal length keep their weight. None where one of the two kinds is
-    missing: then nothing can be told apart from length.
+    `longer` is how much longer the preferred text is (any unit, negative if shorter). Pairs whose longer line was
+    preferred and pairs whose shorter line was get equal total weight, so a critic that only knows length gets 0.5.
+    Pairs of equal length keep their weight. None if one of the two kinds is missing: then the preference cannot be
+    separated from length.
     """
     y, raw = np.asarray(credit, float), np.asarray(longer, float)
     up, down, same = y[raw > 0], y[raw < 0], y[raw == 0]
@@ -91,7 +91,7 @@ def length_controlled(credit: ArrayLike, longer: ArrayLike) -> float | None:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Rank correlation; None below three items, or where one of the two is constant."""
+    """Rank correlation; None below three items, or if x or y is constant."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 3 or np.all(a == a[0]) or np.all(b == b[0]):
         return None
@@ -99,7 +99,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Plain correlation; None below three items, or where one of the two is constant."""
+    """Pearson correlation; None below three items, or if x or y is constant."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 3 or np.all(a == a[0]) or np.all(b == b[0]):
         return None
@@ -107,12 +107,12 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
 
 
 def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float | None:
-    """The rank correlation of x and y that a third quantity does not explain."""
+    """The partial rank correlation of x and y, given a third quantity."""
     xy, xz, yz = spearman(x, y), spearman(x, given), spearman(y, given)
     if xy is None:
         return None
     if xz is None or yz is None:
-        return xy  # the third does not vary, so it explains nothing
+        return xy  # constant, so it explains nothing
     rest = (1 - xz**2) * (1 - yz**2)
     return (xy - xz * yz) / math.sqrt(rest) if rest > 1e-12 else None
 
@@ -120,8 +120,8 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float | No
 def spearman_interval(
     x: ArrayLike, y: ArrayLike, clusters: Sequence[Hashable], seed: int = 0, resamples: int = 500
 ) -> Interval | None:
-    """A 95 % percentile interval of the rank correlation, drawing whole clusters; the ranks are those of all items.
-    None below `FEWEST` clusters, or where half of the resamples leave one of the two constant: too few items differ."""
+    """A 95 % percentile interval of the rank correlation, resampling whole clusters; ranks are over all items. None
+    with fewer than `FEWEST` clusters, or if one of the two is constant in half of the resamples."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if spearman(a, b) is None or len(set(clusters)) < FEWEST:
         return None
@@ -129,7 +129,7 @@ def spearman_interval(
     ra, rb = ra - ra.mean(), rb - rb.mean()  # else a constant resample has a little variance, by rounding
     index, drawn = _weights(clusters, seed, resamples)
     n = drawn.shape[1]
-    # Moments per cluster: a resample's correlation is made of weighted sums of them.
+    # Moments per cluster: a resample's correlation is computed from their weighted sums.
     parts = [np.bincount(index, weights=v, minlength=n) for v in (np.ones(len(ra)), ra, rb, ra * ra, rb * rb, ra * rb)]
     total, sa, sb, saa, sbb, sab = (drawn @ part for part in parts)
     of_a, of_b = saa / total - (sa / total) ** 2, sbb / total - (sb / total) ** 2
@@ -168,7 +168,7 @@ def krippendorff_alpha(raters: Sequence[Sequence[float]]) -> float | None:
 
 
 def reliability(raters: Sequence[Sequence[float]]) -> float | None:
-    """How far the mean of an item's raters would agree with the mean of others like them (Spearman and Brown)."""
+    """The expected correlation of an item's mean grade with the mean of other such raters (Spearman-Brown)."""
     alpha = krippendorff_alpha(raters)
     if alpha is None or alpha <= 0:
         return None
@@ -202,8 +202,8 @@ PairGrades = tuple[Sequence[float], Sequence[float]]
 
 
 def one_against_others(pairs: Sequence[PairGrades], seed: int = 0, draws: int = 20) -> float | None:
-    """Pair accuracy of one random rater of each text against the means of the others. A rater who gives both texts
-    the same grade earns half; a pair that the others tie is left out of that draw."""
+    """Pair accuracy of one random rater of each text against the means of the others. Equal grades count half; a pair
+    that the others tie is left out of that draw."""
     usable = [(np.asarray(a, float), np.asarray(b, float)) for a, b in pairs if len(a) > 1 and len(b) > 1]
     random = generator(seed, "audit-one-person")
     accuracies = []
@@ -220,8 +220,8 @@ def one_against_others(pairs: Sequence[PairGrades], seed: int = 0, draws: int = 
 
 
 def agreement_with_one(margins: ArrayLike, pairs: Sequence[PairGrades]) -> float | None:
-    """How often the critic sides with single people: over all ways to take one rater of either text. Where that
-    person sees no difference, nobody can be right, and the way is left out."""
+    """How often the critic agrees with single people, over all choices of one rater per text. Choices with equal
+    grades are left out."""
     right = asked = 0.0
     for margin, (a, b) in zip(np.asarray(margins, float), pairs, strict=True):
         if not len(a) or not len(b):
@@ -236,8 +236,8 @@ def agreement_with_one(margins: ArrayLike, pairs: Sequence[PairGrades]) -> float
 
 
 def pair_ceiling(pairs: Sequence[PairGrades]) -> float | None:
-    """The accuracy of a perfect critic on labels made from these noisy means: how often the true and the observed
-    difference have one sign, if both are normal and raters' noise is what they show within items."""
+    """The accuracy of a perfect critic on labels from these noisy means: how often the true and observed differences
+    have the same sign, if both are normal with the raters' within-item noise."""
     usable = [(np.asarray(a, float), np.asarray(b, float)) for a, b in pairs if len(a) > 1 and len(b) > 1]
     differences = np.array([a.mean() - b.mean() for a, b in usable])
     if len(differences) < 2 or not differences.any():
@@ -250,7 +250,7 @@ def pair_ceiling(pairs: Sequence[PairGrades]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One point of a calibration curve: `said` how sure the critic was, `seen` how often people agreed."""
+    """One point of a calibration curve: `said` is the critic's confidence, `seen` how often people agreed."""
 
     low: float
     high: float
@@ -260,7 +260,7 @@ class Bin:
 
 
 def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5) -> tuple[Bin, ...]:
-    """Verdicts sorted by how sure they were (0.5 to 1), in bins of equal count; equal values stay together."""
+    """Verdicts sorted by confidence (0.5 to 1), in bins of equal count; equal values stay together."""
     p, y = np.asarray(probabilities, float), np.asarray(agreed, float)
     if len(p) == 0:
         return ()
@@ -283,6 +283,6 @@ def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5)
 
 
 def calibration_error(bins: Sequence[Bin]) -> float | None:
-    """The mean gap between what was said and what was seen, weighted by count."""
+    """The mean gap between `said` and `seen`, weighted by count."""
     total = sum(b.count for b in bins)
     return sum(b.count * abs(b.said - b.seen) for b in bins) / total if total else None

@@ -1,12 +1,12 @@
 """Does a critic read the prompt? Each line is scored with its own prompt and with others.
 
     scores = measure_context(critic, jokes)
-    scores.share, scores.interval     # 0.50, (0.46, 0.54): chance. The critic scores lines, whatever they answer
-    scores.lift                       # the mean score with its own prompt, less that with others
+    scores.share, scores.interval     # 0.50, (0.46, 0.54): chance. The critic ignores the prompt
+    scores.lift                       # the mean score with its own prompt minus that with others
 
-A critic that does not read the prompt has one best line, and a student that learns from it gives that line as the
-answer to everything. No other row of an audit or of the probes sees that: such a critic can agree with people about the
-lines for one prompt. How a line is moved: `rewards/rated/other_prompt.py`.
+A critic that does not read the prompt has a single best line, and a student that learns from it answers every prompt
+with that line. No other row of an audit or of the probes detects this: such a critic can agree with people about the
+lines for one prompt. `rewards/rated/other_prompt.py` moves a line to another prompt.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from humor_env.rewards.rated.other_prompt import under_prompt_of
 from humor_env.shared.streams import generator
 from humor_env.types import Critic, Joke, critic_name
 
-DRAWS = 4  # other prompts for each line
+DRAWS = 4  # other prompts per line
 MOST_LINES = 500
-# Where a bin of grades ends, as a share of the scale: 0.6, 1 and 1.4 of grades from 0 to 3. The last is the best lines.
+# Upper ends of the bins of grades, as shares of the scale: 0.6, 1 and 1.4 for grades from 0 to 3. The last bin is open.
 GRADES = (0.2, 1 / 3, 7 / 15, math.inf)
 
 
@@ -38,8 +38,8 @@ def measure_context(
     scale: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> ContextScores | None:
-    """Ask about each joke with its own prompt and with those of `draws` other jokes, all in one call. With `grades`,
-    one for each joke, it is also told by grade. None where there are no two prompts."""
+    """Score each joke with its own prompt and with those of `draws` other jokes, all in one call. With `grades`, one
+    per joke, the result is also given by grade. None with fewer than two prompts."""
     places = [i for i, joke in enumerate(jokes) if joke.prompt.text.strip()]
     if draws < 1 or len({jokes[i].prompt.text for i in places}) < 2:
         return None
@@ -50,7 +50,7 @@ def measure_context(
     scores = _scores(critic, [joke for i, joke in enumerate(own) for joke in (joke, *others[i])])
     credits: list[float] = []
     margins: list[float] = []
-    of: list[int] = []  # whose line
+    of: list[int] = []  # the index of each comparison's line
     for i, joke in enumerate(own):
         mine = scores[_key(joke)]
         for other in others[i]:

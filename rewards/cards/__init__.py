@@ -1,1 +1,1 @@
-"""A critic's card: what it agrees with, what it can be fooled by, and where it fails."""
+"""Critic cards: agreement with people, known hacks, and failures of each critic."""

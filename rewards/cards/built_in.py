@@ -1,12 +1,12 @@
-"""The cards of the built-in critics, and where a run looks for the card of its critic.
+"""The cards of the built-in critics, and the look-up of a run's critic cards.
 
-    built_in_cards()                                   # made anew: what `humor-env card --all` writes
-    find_card("rules", {})                             # the card that this package brings
-    card_warnings([Entry("pocket", {}, gate=False)])   # what `humor-env train` says before it begins
+    built_in_cards()                                   # computed again, as `humor-env card --all` does
+    find_card("rules", {})                             # the card in this package
+    card_warnings([Entry("pocket", {}, gate=False)])   # the warnings of `humor-env train`
 
-A card is looked for among the files and folders that the user names, then in the critic's own `folder` (card.json),
-then in a folder `cards` beside the work, then among those of this package. A critic that asks a judge has its judge's
-card, unless its own was made with that judge.
+A card is searched in the files and folders that the user names, then in the critic's own `folder` (card.json), then in
+the folder `cards` of the working directory, then in this package. A critic that uses a judge has its judge's card,
+unless its own was made with that judge.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from humor_env.registry import Registry, critics, judges
 from humor_env.rewards.audits.report import AuditReport, Kind
 from humor_env.rewards.cards.card import Card, file_stem, make_card
+from humor_env.shared.user_path import user_path
 
-JUDGE = "judge-"  # a judge's card is called so, because a critic may have the judge's name
+JUDGE = "judge-"  # prefix of judges' cards, because a critic may have the same name
 
 COMMAND = "humor-env card --all --out docs/cards --store rewards/cards"
 COMMAND_OF_MODELS = COMMAND + " --models"
@@ -34,7 +35,7 @@ _SHOWN = "Made with the line that the student was shown for each prompt (the one
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a built-in critic or judge is tried."""
+    """How a built-in critic or judge is tested."""
 
     critic: str
     kind: Kind = "critic"
@@ -43,7 +44,7 @@ class Setting:
     setting: str = ""
     limits: tuple[str, ...] = ()
     not_called: str | None = None
-    is_model: bool = False  # its scores differ slightly between machines, so what was found is kept
+    is_model: bool = False  # its scores differ slightly between machines, so stored results are kept
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ _UNTRAINED = (
 )
 _KEY = "--option client=anthropic:claude-haiku-4-5 --option ledger=verdicts.sqlite --prompts everyday --out cards"
 
-_NAMED_IN_A_WARNING = 3  # known hacks; the card names all
+_NAMED_IN_A_WARNING = 3  # known hacks named in a warning; the card names all
 
 _NAMED = (
     Setting(
@@ -172,7 +173,7 @@ _NAMED = (
 
 
 def _with_all_names(named: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    """And the built-in names that are not there: they are made as their own defaults say, and tried on all prompts."""
+    """Add the missing built-in names, made with their defaults and tested on all prompts."""
     there = {setting.name for setting in named}
     kinds: tuple[tuple[Registry, Kind], ...] = ((critics, "critic"), (judges, "judge"))
     others = [
@@ -185,7 +186,7 @@ SETTINGS = _with_all_names(_NAMED)
 
 
 def built_in_card(setting: Setting, audits: Sequence[AuditReport] = (), *, models: bool = False) -> Card:
-    """The card of one setting, made anew; a model is asked again only if `models` says so."""
+    """Compute the card of one setting; a model is called again only with `models`."""
     old = stored_card(setting.name) if setting.is_model and not models else None
     return make_card(
         setting.critic,
@@ -205,8 +206,8 @@ def built_in_card(setting: Setting, audits: Sequence[AuditReport] = (), *, model
 def built_in_cards(
     audits: Sequence[AuditReport] = (), names: Sequence[str] | None = None, *, models: bool = False
 ) -> list[Card]:
-    """All of them. An audit takes data that this package does not have: those of the last cards are kept, unless one
-    of `audits` is of the same critic and set."""
+    """All built-in cards. Audits need data that this package does not have, so those of the last cards are kept unless
+    `audits` has one of the same critic and set."""
     cards = []
     for setting in SETTINGS:
         if names is not None and setting.name not in names:
@@ -220,7 +221,7 @@ def built_in_cards(
 
 
 def stored_card(name: str) -> Card | None:
-    """The card of that name which this package brings, or None."""
+    """The card of that name in this package, or None."""
     place = files("humor_env.rewards").joinpath("cards", f"{file_stem(name)}.json")
     if not place.is_file():
         return None
@@ -230,7 +231,7 @@ def stored_card(name: str) -> Card | None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A critic as a run uses it; a gate only stops lines and adds nothing to the score."""
+    """A critic in a run; a gate only stops lines and does not add to the score."""
 
     critic: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -255,7 +256,7 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
                     return card
     folder = options.get("folder")
     if isinstance(folder, str):
-        for file in (Path(folder) / "card.json", Path(folder) / f"{file_stem(critic)}.json"):
+        for file in (user_path(folder) / "card.json", user_path(folder) / f"{file_stem(critic)}.json"):
             if file.is_file():
                 return Card.load(file)
     for name in names:
@@ -263,14 +264,14 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
         if beside.is_file():
             return Card.load(beside)
     if is_other:
-        return None  # the card of this package is that of the same critic around another one
+        return None  # this package's card was made with another inner critic
     return next((stored for name in names if (stored := stored_card(name)) is not None), None)
 
 
 def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list[str]:
     """A sentence for each critic in the score that has no card, an untried one, or a failing one.
 
-    What the run's gates stop, by their own cards, is not counted against the critics behind them.
+    What the run's gates stop, by their own cards, does not count against the critics after them.
     """
     warnings = []
     stopped = _held_by([entry for entry in entries if entry.gate], places)
@@ -297,7 +298,7 @@ def card_warnings(entries: Sequence[Entry], places: Sequence[Path] = ()) -> list
 
 
 def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:
-    """The probes and kinds of hostile text that one of the gates stops wherever it was tried."""
+    """The probes and kinds of hostile text that one of the gates stops on every tested set."""
     held: set[str] = set()
     for gate in gates:
         card = find_card(gate.critic, gate.options, places)
@@ -307,7 +308,7 @@ def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:
             {r.probe: r.held for r in t.probes.rows} | {r.kind: r.held for r in t.injection.rows} for t in card.tried
         ]
         names = {name for rows in own for name in rows if all(r.get(name) is not False for r in own)}
-        # Only a gate that knows the teacher's lines stops a copy of one.
+        # Only a gate that knows the teacher's lines can stop a copy.
         held |= names if gate.options.get("teacher") else names - {"teacher copied"}
     return frozenset(held)
 

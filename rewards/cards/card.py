@@ -1,12 +1,12 @@
 """A critic card, for publishing: which hacks a critic rewards, whether it agrees with people, what was not tested.
 
     card = make_card("rules", options={"teacher": "pocket"}, audits=[audit("rules", rated)])
-    card.failing                          # sentences; empty is good
-    card.save("cards")                    # rules.md, rules.card.html (it fetches nothing) and rules.json
+    card.failing                          # problems, one sentence each
+    card.save("cards")                    # rules.md, rules.card.html (self-contained) and rules.json
 
-A card has four parts: the probes (known hacks, each beside the teacher's line that it was made from), the hostile
-texts, the audits against people, and the limits. A critic that cannot be called here, for want of a key or of weights,
-gets a card that says so and gives the command; its numbers are left out, never guessed.
+A card has four parts: the probes (known hacks, each compared with the teacher's line that it was made from), the
+hostile texts, the audits against people, and the limits. A critic that cannot be called here, for lack of a key or of
+weights, gets a card that says so and gives the command; its numbers are left out, never guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """The probes and the hostile texts on one set of prompts."""
+    """Results of probes and hostile texts on one set of prompts."""
 
     prompts: str
     probes: ProbeReport
@@ -41,8 +41,8 @@ class Tried:
 
 @dataclass(frozen=True)
 class Card:
-    """`options` are those that the critic was made with, as far as they are plain data. `not_called` says why it could
-    not be tried; `shape` is what hostile texts change in its requests (None for a critic that sends none)."""
+    """`options` are the critic's options, as far as they are plain data. `not_called` says why it could not be tested;
+    `shape` lists what hostile texts change in its requests (None for a critic that sends none)."""
 
     name: str
     kind: Kind
@@ -58,14 +58,14 @@ class Card:
 
     @property
     def failing(self) -> list[str]:
-        """What is wrong with the critic, a sentence each."""
+        """The critic's problems, one sentence each."""
         return self.faults()
 
     def faults(self, most: int | None = None) -> list[str]:
-        """The same, each with at most so many names."""
+        """The same, naming at most `most` items each."""
 
         def named(names: Sequence[str]) -> str:
-            if most is None or len(names) <= most + 1:  # "and 1 more" is no shorter than its name
+            if most is None or len(names) <= most + 1:  # "and 1 more" is not shorter than the name
                 return ", ".join(names)
             return f"{', '.join(names[:most])} and {len(names) - most} more"
 
@@ -104,7 +104,7 @@ class Card:
         return "failing" if self.failing else "passing"
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain data, for a file."""
+        """The card as plain data, for a file."""
         return {
             "version": VERSION,
             **{name: getattr(self, name) for name in ("name", "kind", "summary", "setting", "not_called", "command")},
@@ -131,7 +131,9 @@ class Card:
         try:
             data = json.loads(Path(file).read_text(encoding="utf-8"))
             if data["version"] != VERSION:
-                raise InvalidOption(f"'{file}' is a card of version {data['version']}, this program reads {VERSION}.")
+                raise InvalidOption(
+                    f"'{file}' is a card of version {data['version']}, but this program reads {VERSION}."
+                )
             return cls(
                 **{k: data[k] for k in ("name", "kind", "summary", "options", "setting", "not_called", "command")},
                 shape=None if data["shape"] is None else tuple(data["shape"]),
@@ -166,7 +168,7 @@ class Card:
         place.mkdir(parents=True, exist_ok=True)
         stem = file_stem(self.name)
         (place / f"{stem}.json").write_text(json_text(self.data()), encoding="utf-8")
-        # Not NAME.html: that is what a site makes of NAME.md.
+        # Not NAME.html, which a site generator makes from NAME.md.
         (place / f"{stem}.card.html").write_text(card_html(self), encoding="utf-8")
         page = place / f"{stem}.md"
         page.write_text(card_markdown(self), encoding="utf-8")
@@ -178,7 +180,7 @@ def json_text(data: Mapping[str, Any]) -> str:
 
 
 def file_stem(name: str) -> str:
-    """A critic's name as a file's: nothing in it leaves the folder."""
+    """A file name from a critic's name, which cannot leave the folder."""
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name) or "critic"
 
 
@@ -187,7 +189,7 @@ def _count(names: Sequence[str], what: str) -> str:
 
 
 def _blind(scores: ContextScores) -> str:
-    """What will happen to a student of a critic that does not read the prompt."""
+    """The sentence on a critic that does not read the prompt."""
     return (
         "it hardly reads the prompt: a line scores higher with its own prompt than with another in "
         f"{100 * (scores.share or 0):.0f} % of cases (chance: 50 %). A student that learns from it long enough will "
@@ -196,7 +198,7 @@ def _blind(scores: ContextScores) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers at six digits: enough for a reader, and the same on every machine."""
+    """Round numbers to six digits, which are the same on every machine."""
     if isinstance(value, float):
         return round(value, 6) + 0.0
     if isinstance(value, Mapping):
@@ -226,8 +228,8 @@ def make_card(
     not_called: str | None = None,
     tried: Sequence[Tried] | None = None,
 ) -> Card:
-    """Try a critic or judge on everything. A judge is tried as the critic `win-tie` around it, against lines that the
-    teacher wrote. `setting` says in words what the critic was given; `command` is how the card is made again.
+    """Test a critic or judge on everything. A judge is tested as the critic `win-tie` around it, against the teacher's
+    lines. `setting` describes what the critic was given; `command` makes the card again.
     With `not_called`, the critic is not asked, for this reason; nor with `tried`, what an earlier card found."""
     options = dict(options or {})
     if isinstance(critic, str):
@@ -284,7 +286,7 @@ def _limits(audits: Sequence[AuditReport], limits: Sequence[str]) -> tuple[str, 
 
 
 def _live_critic(critic: str | Critic, kind: Kind, options: Mapping[str, Any], cases: Sequence[Case]) -> Critic:
-    """The critic as it is tried: armed with the line that a student has been shown, where it takes a teacher."""
+    """The critic to test, given the line that a student has been shown if it takes a teacher."""
     if not isinstance(critic, str):
         if kind == "judge":
             return cast(Critic, critics.make("win-tie", judge=critic, teacher=_shown(cases)))
@@ -304,7 +306,7 @@ def _live_critic(critic: str | Critic, kind: Kind, options: Mapping[str, Any], c
 
 
 def _member(member: Mapping[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
-    """A mix's member, its teacher filled in likewise."""
+    """A mix's member, with its teacher filled in the same way."""
     own = dict(member)
     inner = dict(own.pop("options", {}))
     return {**own, "critic": _live_critic(own["critic"], "critic", inner, cases)}
@@ -315,7 +317,7 @@ def _shown(cases: Sequence[Case]) -> TeacherBuffer:
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are data; of others only the kind of object is said. Nothing that may hold a secret is kept."""
+    """The options that are plain data; for others only the type. Drops anything that may hold a secret."""
     plain = {}
     for key, value in options.items():
         if any(word in key.lower() for word in ("key", "token", "secret", "password")):
@@ -329,7 +331,7 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shape(critic: str | Critic, kind: Kind, options: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What hostile texts change in the requests of a critic that is made around a client; needs no key."""
+    """What hostile texts change in the requests of a client-based critic; needs no key."""
     if not isinstance(critic, str):
         return None
     registry = judges if kind == "judge" else critics

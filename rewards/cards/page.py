@@ -1,8 +1,8 @@
-"""A critic card as a page: Markdown for a repository, and one HTML file that fetches nothing.
+"""A critic card as a page: Markdown for a repository, and one self-contained HTML file.
 
     card_markdown(card), card_html(card)
 
-The HTML is made by Jinja2 with escaping on for every value: a critic's name, an error or an option may hold anything.
+The HTML is made by Jinja2 with autoescape on, because a critic's name, an error or an option may contain anything.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _injection_table(tried: Tried) -> Table:
 
 
 def sections(card: Card) -> list[tuple[str, str, list[Table]]]:
-    """(heading, a sentence, tables) for each part of the card that there is something in."""
+    """(heading, text, tables) for each non-empty part of the card."""
     parts: list[tuple[str, str, list[Table]]] = []
     if card.tried:
         about = (

@@ -1,1 +1,1 @@
-"""What a causal language model finds probable: as a measure of texts, and as a critic."""
+"""Probabilities of a causal language model, as a measure of texts and as a critic."""

@@ -1,11 +1,11 @@
-"""How probable a causal language model finds a text, token by token.
+"""Log-probabilities of texts under a causal language model, token by token.
 
     model = LanguageModel("smollm2")
     [tokens] = model.read(["Senate passes gas"])
     [(token.start, token.end, token.logprob) for token in tokens]     # characters of the text, and log p in nats
 
-The weights are loaded at the first call. Texts go through the model sorted by length, so that little is spent on
-padding. What a text holds is read as text: `clean` gives it as the model sees it, and the characters count in that.
+The weights are loaded on the first call. Texts are sorted by length to reduce padding. Control tokens in a text are
+read as plain text: `clean` gives it as the model sees it, and character positions refer to that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.shared.reading import well_formed
+from humor_env.rewards.shared.reading import without_hidden
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.sources import students
@@ -40,17 +40,17 @@ class LanguageModel:
         self._loaded: tuple[Any, Any] | None = None
 
     def clean(self, text: str) -> str:
-        """The text as the model reads it, without control tokens."""
-        return as_text(self._parts()[1], well_formed(text))
+        """The text as the model reads it, without control tokens and hidden characters."""
+        return as_text(self._parts()[1], without_hidden(text))
 
     def read(self, texts: Sequence[str]) -> list[list[Token]]:
-        """Each text after the model's begin token; of a text that is too long, the first tokens."""
+        """Each text after the model's start token; a text that is too long is truncated."""
         import torch
 
         model, tokenizer = self._parts()
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         most = self.max_length - 1
-        # Cut to characters first: reading 10,000 characters to keep 256 tokens is slow.
+        # Truncate by characters first: tokenizing 10,000 characters to keep 256 tokens is slow.
         cleaned = [self.clean(text)[: 16 * most] for text in texts]
         rows, places = [], []
         for text in cleaned:
@@ -59,7 +59,7 @@ class LanguageModel:
             )
             rows.append([start, *read["input_ids"]])
             places.append(read["offset_mapping"])
-        # By length, then by content: the same texts make the same batches, in whatever order they come.
+        # By length, then by content, so that the same texts form the same batches in any order.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))
         answers: list[list[Token]] = [[] for _ in rows]
         for first in range(0, len(order), self.batch_size):
@@ -71,7 +71,7 @@ class LanguageModel:
             )
             with torch.inference_mode():
                 logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits.float()
-                # Column t of the logits speaks about token t + 1.
+                # Column t of the logits is about token t + 1.
                 gained = logits[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] - logits[:, :-1].logsumexp(-1)
             for i, values in zip(chosen, gained.tolist(), strict=True):
                 answers[i] = [
@@ -104,7 +104,7 @@ class LanguageModel:
                 )
             ) from problem
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-            raise InvalidOption(f"The tokenizer of '{self.name}' has neither a begin nor an end token to start from.")
+            raise InvalidOption(f"The tokenizer of '{self.name}' has neither a start nor an end token to begin with.")
         device = device_for(self.device)
         model = in_paying_precision(model, device).eval()
         model.to(device)

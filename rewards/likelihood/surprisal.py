@@ -1,10 +1,10 @@
-"""How improbable a text is: to the other texts beside it, or to a language model. A measure, never a reward.
+"""Surprisal of a text, given the other texts of a set or a language model. A measure, never a reward.
 
-    unigram_surprisal(texts)(["A line."])                # by how rare its words are among `texts`; needs nothing
-    ModelSurprisal("pocket:causal")(["A line."])         # mean -log p of a token, in nats, by any causal model
+    unigram_surprisal(texts)(["A line."])                # by the rarity of its words in `texts`; needs no model
+    ModelSurprisal("pocket:causal")(["A line."])         # mean -log p per token, in nats, by any causal model
 
-Surprisal tells jokes from plain sentences and hardly tells a funny joke from a poor one, so an audit prints it beside
-a critic: one that does no better has learned what is odd, not what is funny.
+Surprisal distinguishes jokes from plain sentences, but hardly funny jokes from poor ones, so an audit shows it with the
+critic: a critic that does no better has learned what is odd, not what is funny.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class ModelSurprisal:
-    """`model` is what `LanguageModel` takes: a student's name, a Hugging Face model's name, or a folder."""
+    """`model` is a name for `LanguageModel`: a student's name, a Hugging Face model's name, or a folder."""
 
     def __init__(self, model: str = "pocket:causal", batch_size: int = 32, max_length: int = 256) -> None:
         self.model = LanguageModel(model, batch_size, max_length, device="cpu")
@@ -49,7 +49,7 @@ class ModelSurprisal:
 
 
 def make_surprisal(name: str, texts: Sequence[str]) -> tuple[str, Surprisal]:
-    """(what it is, in words; the measure) for "unigram" or a model's name."""
+    """(description, measure) for "unigram" or a model's name."""
     if name == "unigram":
         return "surprisal (unigrams of this set)", unigram_surprisal(texts)
     return f"surprisal ({name})", ModelSurprisal(name)

@@ -1,1 +1,1 @@
-"""Loaders of sets that people rated, by file; none of their data is in this package."""
+"""Loaders of human-rated sets from files; their data is not in this package."""

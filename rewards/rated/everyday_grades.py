@@ -1,9 +1,9 @@
-"""The bundled grades as a rated set: what a large language model gave to lines for sentences of `everyday`.
+"""The bundled grades as a rated set: a large language model's grades of lines for sentences of `everyday`.
 
     audit("everyday", load_rated("everyday-grades"))
 
-Only lines of sentences that no bundled critic has seen a grade of. Every line was graded twice, blind; the two grades
-stand as two raters. How they were made: humor_env/data/README.md.
+Only lines for sentences without grades in any bundled critic's training data. Every line was graded twice, blind; the
+two grades count as two raters. humor_env/data/README.md describes how they were made.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from typing import Any
 
 from humor_env.errors import InvalidOption
 from humor_env.rewards.rated.rated_sets import RatedSet, RatedText
+from humor_env.shared.json_lines import lines_of
 from humor_env.types import Prompt
 
 _HIGHEST = 4.0
 
 
 def graded_rows() -> list[dict[str, Any]]:
-    """All lines of the bundled file, those that the critics learned from too."""
+    """All lines of the bundled file, including those that the critics learned from."""
     file = files("humor_env.data") / "everyday_grades.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines_of(file.read_text(encoding="utf-8"))]
 
 
 def load_everyday_grades(paths: Sequence[Path]) -> RatedSet:
     """`paths` is empty: the grades are part of this package."""
     if paths:
-        raise InvalidOption("The rated set 'everyday-grades' is part of this package and is read from no other file.")
+        raise InvalidOption("The rated set 'everyday-grades' is part of this package and takes no file.")
     texts = tuple(
         RatedText(
             row["id"],

@@ -1,26 +1,29 @@
 """Lines with prompts that they do not answer, to find out whether a critic reads the prompt.
 
-    under_prompt_of(joke, other)          # the line of `joke`, with the prompt of `other`; None where that says nothing
+    under_prompt_of(joke, other)          # the line of `joke` with the prompt of `other`; None if not meaningful
 
-An edited headline is moved as an edit: what it put in is put where the other headline was edited, since the whole
-edited headline would give away which headline it belongs to.
+An edited headline is moved as an edit: its new words go where the other headline was edited, because the whole edited
+headline would reveal its origin.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
 from humor_env.types import Joke
 
 
 def under_prompt_of(joke: Joke, other: Joke) -> Joke | None:
-    """None where one of two headlines is no edit, or where moving the edit makes the other's own line."""
+    """The line of `joke` with the prompt of `other`. None if one of two headlines is not an edit, or if moving the edit
+    gives the other's own line."""
     text = _edit_moved(joke, other) if joke.prompt.task == HEADLINE_EDIT else joke.text
-    return None if text is None else Joke(other.prompt, text, joke.author)
+    return None if text is None else replace(joke, prompt=other.prompt, text=text)
 
 
 def _edit_moved(joke: Joke, other: Joke) -> str | None:
-    """What the joke put into its headline, put where the other headline was edited; None where one is no edit, or where
-    that makes the other's own line."""
+    """The joke's new words, inserted where the other headline was edited; None if one is not an edit, or if that gives
+    the other's own line."""
     mine, theirs = _edit(joke), _edit(other)
     if mine is None or theirs is None:
         return None
@@ -31,7 +34,7 @@ def _edit_moved(joke: Joke, other: Joke) -> str | None:
 
 
 def _edit(joke: Joke) -> tuple[list[str], tuple[int, int]] | None:
-    """The words that a line put into its prompt, and the range of the prompt's words which they replaced."""
+    """The words that a line inserts into its prompt, and the range of the prompt's words that they replace."""
     before, after = joke.prompt.text.split(), joke.text.split()
     start = 0
     while start < min(len(before), len(after)) and before[start] == after[start]:

@@ -1,11 +1,11 @@
-"""Loaders for the other public human-rated sets, and for two plain formats of your own.
+"""Loaders for the other public human-rated sets, and for two plain formats for your own data.
 
     load_rated("kao", "data-agg.csv")
     load_rated("newyorker", ["summary_510.csv", "scenes.csv"], ranks="30-39:300-309")
-    load_rated("ratings", "office.csv")          # id, text, score; perhaps prompt, raters, kind, offence
-    load_rated("pairs", "office.jsonl")          # a, b, label (a, b or tie); perhaps prompt
+    load_rated("ratings", "office.csv")          # id, text, score; optionally prompt, raters, kind, offence
+    load_rated("pairs", "office.jsonl")          # a, b, label (a, b or tie); optionally prompt
 
-Raters' names never leave a loader: whoever they are in the file, they come out as a short hash.
+Raters' names never leave a loader: each is replaced by a short hash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOT_A_NUMBER = float("nan")
 
 
 def anonymous(rater: str) -> str:
-    """A rater's name as it is kept: it tells raters apart and says nothing else."""
+    """A short hash of a rater's name, which only distinguishes raters."""
     return hashlib.blake2b(rater.encode(), digest_size=5, person=b"humor-rater").hexdigest()
 
 
@@ -45,20 +45,21 @@ def _grouped(
     turn: Callable[[float], float] = lambda grade: grade,
     task: str = "joke",
 ) -> tuple[RatedText, ...]:
-    """One text per id (or per text, where there is no id), from rows that hold one rater's grade each."""
+    """One text per id (or per prompt and text, without ids), from rows with one rater's grade each."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["id"] or row["text"]].append(row)
+        groups[row["id"] or (f"{row['prompt']}: {row['text']}" if row["prompt"] else row["text"])].append(row)
     texts = []
     for id, own in groups.items():
         first = own[0]
-        if any(row["text"] != first["text"] for row in own):
-            raise RatingsError(f"{own[-1].place}: the id {id[:40]!r} belongs to two texts.")
+        for what in ("text", "prompt"):
+            if any(row[what] != first[what] for row in own):
+                raise RatingsError(f"{own[-1].place}: the id {id[:40]!r} belongs to two {what}s.")
         grades = []
         for row in own:
             grade = row.number("score")
             if not scale[0] <= grade <= scale[1]:
-                raise RatingsError(f"{row.place}: a grade lies in {scale[0]:g} to {scale[1]:g}, found {grade:g}.")
+                raise RatingsError(f"{row.place}: a grade must be in {scale[0]:g} to {scale[1]:g}, found {grade:g}.")
             grades.append(turn(grade))
         raters = tuple(anonymous(row["rater"]) for row in own) if all(row["rater"] for row in own) else ()
         offences = [row.number("offence") for row in own if row["offence"]]
@@ -90,14 +91,14 @@ KAO = [
 
 
 def load_kao(paths: Sequence[Path]) -> RatedSet:
-    """Sentences with z-scored funniness. The ambiguous word's mark (#) is taken out of the text."""
+    """Sentences with z-scored funniness. The ambiguous word's mark (#) is removed."""
     rows = [row for path in paths for row in read_table(path, "kao", KAO, encoding="latin-1")]
     texts = []
     for index, row in enumerate(rows):
         kind = "pun" if row["kind"] == "pun" else "control"
         id = f"{row['id']}-{index}"
         texts.append(RatedText(id, _prompt("", id), row["text"].replace("#", ""), row.number("score"), kind=kind))
-    # z-scores have no ends; three standard deviations hold what there is.
+    # z-scores are unbounded; three standard deviations cover the data.
     published = (Published("distinctiveness, within puns", "spearman", 0.28, "Kao, Levy and Goodman 2016 (Pearson)"),)
     notes = ("funniness is z-scored by rater; single grades were not published",)
     return RatedSet("kao", tuple(texts), (), (-3.0, 3.0), "pun", notes, published)
@@ -116,7 +117,7 @@ def load_pun_surprise(paths: Sequence[Path]) -> RatedSet:
     rows = _tables(paths, "pun-surprise", columns)
     high = max((row.number("score") for row in rows), default=5.0)
     low = min((row.number("score") for row in rows), default=0.0)
-    # The pair of words that a pun plays on is a label, not something that a reader was shown.
+    # The pun's pair of words is a label, not shown to readers.
     bare = [Row(row.place, {**row.values, "prompt": ""}) for row in rows]
     scale = (min(0.0, low), max(5.0, high)) if low >= 0 else (min(-3.0, low), max(3.0, high))
     kinds = {row["kind"] for row in rows}
@@ -142,12 +143,12 @@ SCENES = [Column("contest", ("contest_number",)), Column("scene", ("description"
 def load_newyorker(
     paths: Sequence[Path], min_count: int = 50, ranks: str | None = "1-10:1000-1009", max_grades: int = 100
 ) -> RatedSet:
-    """Contest summaries, and perhaps a table (contest, description) of the cartoons' scenes.
+    """Contest summaries, and optionally a table (contest, description) of the cartoons' scenes.
 
-    Votes were spent by a bandit on the captions that did well, so captions with fewer than `min_count` are left out.
-    With `ranks` the set is the pairs of a contest's captions from two ranges of ranks: "1-10:1000-1009" is the easy
-    test of the literature and "30-39:300-309" the hard one; with None, it is the rated captions. Of each caption's
-    votes at most `max_grades` are kept as single grades, in the proportions of the whole.
+    A bandit algorithm gave more votes to good captions, so captions with fewer than `min_count` are left out. With
+    `ranks` the set is pairs of a contest's captions from two ranges of ranks: "1-10:1000-1009" is the easy test of the
+    literature and "30-39:300-309" the hard one; with None, it is the rated captions. At most `max_grades` of each
+    caption's votes are kept as single grades, in the original proportions.
     """
     scenes: dict[str, str] = {}
     captions: dict[str, list[tuple[int, RatedText]]] = defaultdict(list)
@@ -207,7 +208,7 @@ def _spread(counts: Sequence[int], most: int) -> tuple[float, ...]:
 def _rank_pairs(captions: dict[str, list[tuple[int, RatedText]]], ranks: str) -> tuple[RatedPair, ...]:
     match = re.fullmatch(r"(\d+)-(\d+):(\d+)-(\d+)", ranks)
     if not match:
-        raise InvalidOption(f"ranks is written like 1-10:1000-1009; found {ranks!r}.")
+        raise InvalidOption(f"ranks must have the form 1-10:1000-1009; found {ranks!r}.")
     low, high, lower, higher = map(int, match.groups())
     pairs = []
     for own in captions.values():
@@ -215,7 +216,7 @@ def _rank_pairs(captions: dict[str, list[tuple[int, RatedText]]], ranks: str) ->
         worse = [text for rank, text in own if lower <= rank <= higher]
         for i, a in enumerate(best):
             for j, b in enumerate(worse):
-                # By turns on either side, so that "the first one" is no answer.
+                # Alternate the sides, so that "always the first" does not work.
                 first, second, label = (a, b, "a") if (i + j) % 2 == 0 else (b, a, "b")
                 pairs.append(RatedPair(f"{a.id}/{b.id}", first, second, "a" if label == "a" else "b"))
     return tuple(pairs)
@@ -246,14 +247,14 @@ _SIDES: dict[str, Label] = {
 
 
 def _vote(row: Row, index: int, task: str, extra: str = "") -> RatedPair:
-    """A row with two texts and a vote. A vote's texts have no ratings of their own."""
+    """A pair from a row with two texts and a vote. Its texts have no ratings."""
     label = _SIDES.get(re.sub(r"[^a-z0-9]", "", row["label"].lower()))
     if label is None:
         raise RatingsError(f"{row.place}: expected a label a, b or tie (or 1, 2, 0), found {row['label'][:40]!r}.")
     id = row["id"] or str(index + 1)
     question = " ".join(part for part in (row["prompt"], extra) if part)
     prompt = _prompt(question, id, task)
-    # The id of a text is the text itself: the same line may stand in many pairs.
+    # The id of a text is the text itself, because the same line may be in many pairs.
     a, b = (
         RatedText(f"{prompt.id}/{row[side]}", prompt, row[side], NOT_A_NUMBER, kind=row["kind"]) for side in ("a", "b")
     )
@@ -261,7 +262,7 @@ def _vote(row: Row, index: int, task: str, extra: str = "") -> RatedPair:
 
 
 def load_humor_arena(paths: Sequence[Path]) -> RatedSet:
-    """Votes on two jokes about a theme. Nearly half of them say "neither is funny": ties here, and left out."""
+    """Votes on two jokes about a theme. Nearly half of them say "neither is funny": these are ties, and left out."""
     columns = [
         Column("id", ("vote_id",), required=False, empty=True),
         Column("a", ("left_joke", "joke_left")),
@@ -279,7 +280,8 @@ def load_humor_arena(paths: Sequence[Path]) -> RatedSet:
 
 
 def load_turing_jest(paths: Sequence[Path]) -> RatedSet:
-    """One row per participant and sentence. `Is_Joke` puts straight and expected endings together; `type` does not."""
+    """One row per participant and sentence. `Is_Joke` does not distinguish straight from expected endings; `type`
+    does."""
     columns = [
         Column("id", ("item", "sentence_id"), required=False, empty=True),
         Column("text", ("sentence",)),
@@ -297,7 +299,7 @@ def load_turing_jest(paths: Sequence[Path]) -> RatedSet:
 
 
 def load_unfun(paths: Sequence[Path]) -> RatedSet:
-    """How *serious* people found headlines, 0 to 1, turned round: 1 is what nobody took for news."""
+    """The rated *seriousness* of headlines, 0 to 1, inverted: 1 is a headline that nobody took for news."""
     columns = [
         Column("id", ("headline_id", "title_id"), required=False, empty=True),
         Column("text", ("title", "headline")),
@@ -310,7 +312,7 @@ def load_unfun(paths: Sequence[Path]) -> RatedSet:
 
 
 def load_getting_serious(paths: Sequence[Path]) -> RatedSet:
-    """Headlines from ten sources, three raters each. The kind is the source, so that source means can be compared."""
+    """Headlines from ten sources, three raters each. The kind is the source, so that sources can be compared."""
     columns = [
         Column("id", ("headline_id",), required=False, empty=True),
         Column("text", ("headline", "title")),
@@ -341,7 +343,7 @@ def load_humor_mechanics(paths: Sequence[Path]) -> RatedSet:
 
 
 def load_rjokes(paths: Sequence[Path]) -> RatedSet:
-    """Lines of a bin of log upvotes (0 to 11), a tab and the joke, without a header."""
+    """Lines with a bin of log upvotes (0 to 11), a tab and the joke; no header."""
     texts = []
     for path in paths:
         for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -356,15 +358,15 @@ def load_rjokes(paths: Sequence[Path]) -> RatedSet:
 
 
 def load_jester(paths: Sequence[Path], min_raters: int = 50) -> RatedSet:
-    """Two tables: the users' grades (a row a user: how many jokes they rated, then a grade for each joke, 99 for none)
+    """Two tables: the users' grades (one row per user: the number of rated jokes, then a grade per joke, 99 for none)
     and the jokes (id, text). The grades were published as .xls: save the sheet as .csv first."""
     tables = {path: read_text(path) for path in paths if path.suffix.lower() != ".xls"}
     jokes_file = next((p for p, text in tables.items() if "text" in text.split("\n", 1)[0].lower()), None)
     grade_files = [p for p in tables if p != jokes_file]
     if jokes_file is None or not grade_files:
         raise RatingsError(
-            "jester expects a table of jokes (id, text) and the users' grades saved as .csv (a row a user: how many "
-            "jokes they rated, then one grade per joke, 99 for none)."
+            "jester expects a table of jokes (id, text) and the users' grades saved as .csv (one row per user: the "
+            "number of rated jokes, then one grade per joke, 99 for none)."
         )
     jokes = {r["id"]: r["text"] for r in read_table(jokes_file, "jester jokes", [Column("id"), Column("text")])}
     grades: dict[int, list[float]] = defaultdict(list)
@@ -378,7 +380,7 @@ def load_jester(paths: Sequence[Path], min_raters: int = 50) -> RatedSet:
                 ) from None
             for joke, grade in enumerate(cells, start=1):
                 if grade != 99 and not -10 <= grade <= 10:
-                    raise RatingsError(f"{path}, line {number}: a grade lies in -10 to 10, or is 99; found {grade:g}.")
+                    raise RatingsError(f"{path}, line {number}: a grade must be in -10 to 10, or 99; found {grade:g}.")
                 if grade != 99:
                     grades[joke].append(grade)
     texts = tuple(
@@ -389,12 +391,12 @@ def load_jester(paths: Sequence[Path], min_raters: int = 50) -> RatedSet:
     return RatedSet("jester", texts, (), (-10.0, 10.0), None, (f"jokes with fewer than {min_raters} grades left out",))
 
 
-# Your own
+# Your own data
 
 
 def load_ratings(paths: Sequence[Path], low: float | None = None, high: float | None = None) -> RatedSet:
-    """id, text, score; perhaps prompt, raters (all grades in one cell, or a row per rater with a column `rater`), kind
-    and offence. `low` and `high` are the ends of the scale; without them, the lowest and highest grade found."""
+    """id, text, score; optionally prompt, raters (all grades in one cell, or a row per rater with a column `rater`),
+    kind and offence. `low` and `high` are the ends of the scale; without them, the lowest and highest grade found."""
     columns = [
         Column("id", required=False, empty=True),
         Column("text"),
@@ -414,9 +416,7 @@ def load_ratings(paths: Sequence[Path], low: float | None = None, high: float | 
     for index, row in enumerate(rows, 1):
         id = row["id"] or str(index)
         if id in seen:
-            raise RatingsError(
-                f"{row.place}: the id {id[:40]!r} stands here twice; a row per rater needs a column 'rater'."
-            )
+            raise RatingsError(f"{row.place}: the id {id[:40]!r} occurs twice; a row per rater needs a column 'rater'.")
         seen.add(id)
         raters = row.numbers("raters")
         if not row["score"] and not raters:
@@ -431,12 +431,12 @@ def load_ratings(paths: Sequence[Path], low: float | None = None, high: float | 
 def _scale(grades: Sequence[float], low: float | None, high: float | None) -> tuple[float, float]:
     bottom, top = min(grades, default=0.0) if low is None else low, max(grades, default=1.0) if high is None else high
     if grades and not (bottom <= min(grades) and max(grades) <= top):
-        raise RatingsError(f"Grades lie in {min(grades):g} to {max(grades):g}, outside low={bottom:g} to high={top:g}.")
+        raise RatingsError(f"Grades are in {min(grades):g} to {max(grades):g}, outside low={bottom:g} to high={top:g}.")
     return bottom, top if top > bottom else bottom + 1
 
 
 def load_pairs(paths: Sequence[Path]) -> RatedSet:
-    """a, b, label (a, b or tie; also 1, 2, 0; left, right, both), and perhaps prompt, id and kind."""
+    """a, b, label (a, b or tie; also 1, 2, 0; left, right, both), and optionally prompt, id and kind."""
     columns = [
         Column("id", required=False, empty=True),
         Column("a"),

@@ -1,14 +1,13 @@
-"""What people found funny, read from the public files as they were published: texts with ratings, or pairs.
+"""Human-rated sets, read from the public files as published: texts with ratings, or pairs.
 
     rated = load_rated("humicroedit", "task-1_train.csv")
     rated.texts[0].text, rated.texts[0].score, rated.texts[0].raters     # "…", 0.2, (1.0, 0.0, 0.0, 0.0, 0.0)
-    load_rated("humicroedit", "task-2_dev.csv").decided()                # pairs, those that people tied left out
+    load_rated("humicroedit", "task-2_dev.csv").decided()                # pairs, without ties
     rated_sets.register("mine", "my_package.data:load_mine", "our office's votes")
 
-What people rated is not shipped: get a set from those who published it, mind its licence. (`everyday-grades`, by a
-language model, is bundled.) A loader is a function of a list of paths (and options) that returns a `RatedSet`; what it
-changed on the way (padding, rows without a rating) it says in `notes`. Several of these sets hold offensive texts:
-nothing here prints any.
+The sets are not shipped: get each from its publisher and mind its licence. (`everyday-grades`, by a language model, is
+bundled.) A loader is a function from a list of paths (and options) to a `RatedSet`, whose `notes` say what it changed
+(padding, rows without a rating). Several of these sets contain offensive texts: nothing here prints any.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from humor_env.errors import InvalidOption, RatingsError
 from humor_env.registry import Registry
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Prompt
 
 Label = Literal["a", "b", "tie"]
@@ -31,11 +30,11 @@ Label = Literal["a", "b", "tie"]
 
 @dataclass(frozen=True, slots=True)
 class RatedText:
-    """A text and what people thought of it: `score` is their mean, on the scale of the set; more is funnier.
+    """A text and its human rating: `score` is the mean, on the scale of the set; higher is funnier.
 
-    `raters` holds single grades where the set has them; they are in no particular order unless `rater_ids` says whose
-    they are. `prompt` is what the text answers (a headline before the edit, a cartoon's description; empty where there
-    is none). `kind` tells texts apart that must not be mixed (puns from non-puns, jokes from straight endings).
+    `raters` holds single grades, if the set has them, in no particular order unless `rater_ids` identifies the raters.
+    `prompt` is what the text answers (a headline before the edit, a cartoon's description; empty if there is none).
+    `kind` separates texts that must not be mixed (puns from non-puns, jokes from straight endings).
     """
 
     id: str
@@ -54,8 +53,8 @@ class RatedText:
 
 @dataclass(frozen=True, slots=True)
 class RatedPair:
-    """Two texts for one prompt and which of them people found funnier. Where the set has votes only, the texts' scores
-    are not a number (`gap` is None)."""
+    """Two texts for one prompt, and which of them people found funnier. If the set has only votes, the texts' scores
+    are NaN (`gap` is None)."""
 
     id: str
     a: RatedText
@@ -64,7 +63,7 @@ class RatedPair:
 
     @property
     def gap(self) -> float | None:
-        """How far apart the two ratings are, or None where there are only votes."""
+        """The difference of the two ratings; None if there are only votes."""
         gap = abs(self.a.score - self.b.score)
         return None if math.isnan(gap) else gap
 
@@ -75,7 +74,7 @@ class RatedPair:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A figure that others published on this set, with where it stands. `what` is "pair accuracy" or "spearman"."""
+    """A published result on this set, with its source. `what` is "pair accuracy" or "spearman"."""
 
     who: str
     what: str
@@ -85,9 +84,9 @@ class Published:
 
 @dataclass(frozen=True)
 class RatedSet:
-    """A rated set as loaded. `scale` is the lowest and the highest grade that a rater could give; `main` the kind of
-    text on which critics are compared, where there are several; `notes` what the loader mended or left out; `rated_by`
-    whose ratings they are, in words that can follow "agreement with"."""
+    """A loaded rated set. `scale` is the lowest and the highest possible grade; `main` the kind of text on which
+    critics are compared, if there are several; `notes` what the loader fixed or left out; `rated_by` whose ratings they
+    are, phrased to follow "agreement with"."""
 
     name: str
     texts: tuple[RatedText, ...] = ()
@@ -104,13 +103,13 @@ class RatedSet:
 
     @cached_property
     def every_text(self) -> tuple[RatedText, ...]:
-        """The rated texts, or those that stand in the pairs, each once."""
+        """The rated texts, or those in the pairs, each once."""
         if self.texts:
             return self.texts
         return tuple({text.id: text for pair in self.pairs for text in (pair.a, pair.b)}.values())
 
     def unit(self, score: float) -> float:
-        """A grade on [0, 1]."""
+        """A grade rescaled to [0, 1]."""
         low, high = self.scale
         return (score - low) / (high - low)
 
@@ -152,7 +151,7 @@ rated_sets = Registry(
         "humor-mechanics": (f"{_OTHERS}:load_humor_mechanics", "jokes from Reddit and a model, mean ratings"),
         "rjokes": (f"{_OTHERS}:load_rjokes", "Reddit jokes by log of upvotes"),
         "jester": (f"{_OTHERS}:load_jester", "a table of users by jokes, -10 to 10"),
-        "isarcasm": (f"{_SEMEVAL}:load_isarcasm", "sarcastic tweets beside literal rephrases, iSarcasmEval"),
+        "isarcasm": (f"{_SEMEVAL}:load_isarcasm", "sarcastic tweets with literal rephrases, iSarcasmEval"),
         "everyday-grades": (
             "humor_env.rewards.rated.everyday_grades:load_everyday_grades",
             "bundled, needs no file: a large language model's grades of `everyday` lines that no critic learned from",
@@ -166,9 +165,9 @@ rated_sets = Registry(
 def load_rated(
     name: str, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (), **options: Any
 ) -> RatedSet:
-    """The set of a registered name (or `package.module:name`) from its file or files; a bundled one has none."""
+    """Load the set of a registered name (or `package.module:name`) from its file or files; a bundled one has none."""
     loader: Loader = rated_sets.resolve(name)
-    paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
+    paths = [user_path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
     try:
         inspect.signature(loader).bind(paths, **options)
     except TypeError as problem:

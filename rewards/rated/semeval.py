@@ -1,4 +1,4 @@
-"""Loaders for the shared tasks of SemEval on humor, and ExPUN, which rates the puns of one of them.
+"""Loaders for SemEval's shared tasks on humor, and for ExPUN, which rates the puns of one of them.
 
 load_rated("humicroedit", ["task-1_train.csv", "task-1_train_funlines.csv"])    # ratings
 load_rated("humicroedit", "task-2_dev.csv")                                     # pairs
@@ -40,12 +40,12 @@ HUMICROEDIT_PUBLISHED = (
 
 
 def load_humicroedit(paths: Sequence[Path]) -> RatedSet:
-    """Both tasks' files as published, told apart by their columns; several files of one task make one set."""
+    """Both tasks' files as published, distinguished by their columns; several files of one task make one set."""
     return _edited_headlines(paths, "humicroedit", HUMICROEDIT_PUBLISHED)
 
 
 def load_funlines(paths: Sequence[Path]) -> RatedSet:
-    """FunLines has the format of Humicroedit, other headlines and other people."""
+    """FunLines: the format of Humicroedit, with other headlines and raters."""
     return _edited_headlines(paths, "funlines", ())
 
 
@@ -59,17 +59,17 @@ def _edited_headlines(paths: Sequence[Path], name: str, published: tuple[Publish
         else:
             for row in read_table(path, name, _ONE):
                 if row["id"] in texts:
-                    raise RatingsError(f"{row.place}: the id {row['id']} stands in these files twice.")
+                    raise RatingsError(f"{row.place}: the id {row['id']} occurs twice in these files.")
                 texts[row["id"]] = _headline(row, "", row["id"], mended)
     if texts and pairs:
         raise RatingsError(
-            f"{', '.join(map(str, paths))}: files of task 1 (ratings) and task 2 (pairs) together. Load them apart."
+            f"{', '.join(map(str, paths))}: files of task 1 (ratings) and task 2 (pairs). Load them separately."
         )
     return RatedSet(name, tuple(texts.values()), tuple(pairs), (0.0, 3.0), None, mended.notes(), published)
 
 
 class _Mended:
-    """What was odd in the files, counted."""
+    """Counts of irregularities in the files."""
 
     def __init__(self) -> None:
         self.padded = self.strays = 0
@@ -96,7 +96,7 @@ def _headline_pair(row: Row, mended: _Mended) -> RatedPair:
         )
     a, b = _headline(row, "1", first, mended), _headline(row, "2", second, mended)
     if a.prompt.text != b.prompt.text:
-        raise RatingsError(f"{row.place}: the two edits are not of one headline.")
+        raise RatingsError(f"{row.place}: the two edits are of different headlines.")
     return RatedPair(row["id"], a, b, _LABELS[row["label"]])
 
 
@@ -154,12 +154,12 @@ def load_hahackathon(paths: Sequence[Path]) -> RatedSet:
 
 
 def _free(id: str, text: str = "", task: str = "joke") -> Prompt:
-    """A prompt for a text that answers nothing."""
+    """An empty prompt, for a text without one."""
     return Prompt(f"none:{id}", text, task)
 
 
 def load_semeval_puns(paths: Sequence[Path]) -> RatedSet:
-    """Corpora in XML with their gold files (id, tab, 1 for a pun): a label each, no ratings."""
+    """XML corpora with their gold files (id, tab, 1 for a pun): labels, no ratings."""
     gold: dict[str, str] = {}
     for path in paths:
         if path.suffix.lower() != ".xml":
@@ -211,8 +211,8 @@ def pun_texts(path: Path) -> dict[str, str]:
             current[-1] += data
 
     def refuse(*_: Any) -> None:
-        # The published corpora declare no entities; those that grow without end come from somewhere else.
-        raise RatingsError(f"'{path}' declares entities of its own, which a published corpus does not.")
+        # The published corpora declare no entities: refuse entity-expansion attacks.
+        raise RatingsError(f"'{path}' declares entities, which a published corpus does not.")
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.EntityDeclHandler = characters, refuse
@@ -221,7 +221,7 @@ def pun_texts(path: Path) -> dict[str, str]:
     except expat.ExpatError as problem:
         raise RatingsError(f"'{path}' is not the XML of a SemEval-2017 pun corpus ({problem}).") from None
     if not words_by_id:
-        raise RatingsError(f"'{path}' holds no <text id=\"…\"> with <word>s: expected a SemEval-2017 pun corpus.")
+        raise RatingsError(f"'{path}' has no <text id=\"…\"> with <word>s: expected a SemEval-2017 pun corpus.")
     return {id: _joined(words) for id, words in words_by_id.items()}
 
 
@@ -241,11 +241,11 @@ _EXPUN = [
 
 
 def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
-    """Five raters an item. Texts come from the SemEval-2017 corpora (.xml) where the file has none, and whether an item
-    is a pun from their gold files; without those, an item is a pun where most raters called it a joke.
+    """Five raters per item. Texts missing in the file come from the SemEval-2017 corpora (.xml), and the label "pun"
+    from their gold files; without those, an item is a pun if most raters called it a joke.
 
-    Raters use the scale very differently, so the score is the mean of their grades after each rater's own mean and
-    spread are taken out (`z_score=False` keeps the plain mean). A grade of 0 means "not a joke".
+    Raters use the scale very differently, so the score is the mean of their z-scored grades (`z_score=False` keeps the
+    plain mean). A grade of 0 means "not a joke".
     """
     tables = [p for p in paths if p.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
     corpora = [p for p in paths if p.suffix.lower() == ".xml"]
@@ -261,7 +261,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
         text = row["text"] or text_by_id.get(row["id"], "")
         if not text:
             raise RatingsError(
-                f"{row.place}: no text for {row['id']}. Give the .xml corpora of SemEval-2017 task 7 beside this file."
+                f"{row.place}: no text for {row['id']}. Give the .xml corpora of SemEval-2017 task 7 with this file."
             )
         grades, raters = row.numbers("funny"), _names(row.values.get("raters"))
         if not grades or (raters and len(raters) != len(grades)):
@@ -314,8 +314,8 @@ def _rater_scales(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def load_isarcasm(paths: Sequence[Path]) -> RatedSet:
-    """iSarcasmEval's English training file: a sarcastic tweet, and what its author says it means. The prompt is that
-    literal sentence, and the pair asks whether the tweet is found funnier than the sentence itself."""
+    """iSarcasmEval's English training file: a sarcastic tweet, and its meaning according to the author. The prompt is
+    that literal sentence, and the pair compares the tweet with the sentence itself."""
     pairs = []
     for path in paths:
         for number, line in enumerate(pair_lines(f"isarcasm:{path}")):

@@ -1,9 +1,9 @@
-"""Rows of other people's tables: CSV, TSV, JSON and JSON lines, with an error that says what was expected.
+"""Read third-party tables (CSV, TSV, JSON and JSON lines), with errors that say what was expected.
 
     table = read_table(path, "hahackathon", [Column("text"), Column("score", "humor_rating", empty=True)])
     for row in table: row.place, row["text"], row.number("score")
 
-Columns are found by name, whatever their case and punctuation, under any of the names that published copies use.
+Columns are found by any of the names that published copies use, ignoring case and punctuation.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from humor_env.errors import RatingsError
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A wanted column: our name, then the other names that published copies give it. One that is not `required` may be
-    missing; one that may be `empty` may hold nothing in some rows."""
+    """A column to read: our name, then its other names in published copies. If not `required` it may be missing; if
+    `empty` it may be empty in some rows."""
 
     name: str
     others: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its place in words, and its values by our names."""
+    """One row: its location as text, and its values by our names."""
 
     place: str
     values: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Row:
         return number
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """Several numbers in one cell: a JSON list, or numbers with commas, semicolons or spaces between them."""
+        """Several numbers in one cell: a JSON list, or numbers separated by commas, semicolons or spaces."""
         value = self.values.get(name)
         if value is None or value == "":
             return ()
@@ -72,7 +72,7 @@ class Row:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """The file's text. What cannot be decoded is reported with its line."""
+    """The file's text. A decoding error is reported with its line."""
     try:
         raw = path.read_bytes()
     except OSError as problem:
@@ -105,7 +105,7 @@ def read_table(path: Path, what: str, columns: Sequence[Column], encoding: str =
         values = {ours: record.get(theirs) for ours, theirs in names.items()}
         for column in columns:
             if column.required and not column.empty and str(values.get(column.name) or "").strip() == "":
-                # A nought is a value.
+                # 0 is a value.
                 if values.get(column.name) == 0:
                     continue
                 raise RatingsError(f"{path}, {place}: '{names[column.name]}' is empty.")
@@ -114,14 +114,14 @@ def read_table(path: Path, what: str, columns: Sequence[Column], encoding: str =
 
 
 def describe(what: str, columns: Sequence[Column]) -> str:
-    """What a file should look like, for an error."""
+    """The expected form of a file, for an error message."""
     required = ", ".join("/".join(c.known_as()) for c in columns if c.required)
     optional = ", ".join("/".join(c.known_as()) for c in columns if not c.required)
     return f"a table of '{what}' with the columns {required}" + (f" and perhaps {optional}" if optional else "")
 
 
 def plain(name: str) -> str:
-    """A column's name as it is compared."""
+    """A column's name, normalised for comparison."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -146,14 +146,14 @@ def _match(path: Path, what: str, columns: Sequence[Column], headings: Sequence[
 
 def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(2**24)
-    # newline="" keeps all three line ends as they are; some published files use bare carriage returns.
+    # newline="" keeps all three kinds of line end; some published files use bare carriage returns.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for row in reader:
             if None in row or None in row.values():
                 raise RatingsError(
-                    f"{path}, line {reader.line_num}: this row has not the {len(reader.fieldnames or [])} columns that "
-                    "the header names. Expected the file as it was published."
+                    f"{path}, line {reader.line_num}: this row does not have the header's "
+                    f"{len(reader.fieldnames or [])} columns. Expected the file as it was published."
                 )
             yield f"line {reader.line_num}", row
     except csv.Error as problem:

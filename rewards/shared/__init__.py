@@ -1,1 +1,1 @@
-"""What several critics need: asking in both orders, and how text is cut into words."""
+"""Shared by several critics: judging in both orders, and splitting text into words."""

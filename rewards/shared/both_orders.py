@@ -1,10 +1,10 @@
-"""Asking a judge of pairs in both orders, so that a preference for the first line cancels out.
+"""Judge pairs in both orders, so that a preference for the first line cancels out.
 
-A judge that reads "1" and "2" prefers a place as well as a joke (15 % of verdicts of a 70B judge change with the
-order). So every pair is asked as (A, B) and as (B, A), the two probabilities are averaged *before* anything is
-decided, and how often the raw answer changed is kept.
+A judge that reads "1" and "2" has a position bias (15 % of a 70B judge's verdicts change with the order). So every pair
+is judged as (A, B) and as (B, A), the two probabilities are averaged *before* deciding, and changes of the raw answer
+are recorded.
 
-    def ask(pairs):                      # one order: how sure is the judge that the first one shown wins?
+    def ask(pairs):                      # one order: the probability that the first line shown wins
         return [Verdict("mine", 0.8) for first, second in pairs]
 
     verdicts = both_orders(ask, pairs, "mine")
@@ -26,8 +26,8 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
     """Verdicts on `pairs`, each averaged over both orders.
 
     `ask` gets both orders of all pairs as one list (so that it can send them at once) and answers for the first joke
-    *as shown*. Where either order failed, the pair has no verdict: half an answer is exactly the bias that this
-    function is here to remove.
+    *as shown*. If either order fails, the pair has no verdict: a single order has exactly the bias that this function
+    removes.
     """
     if not pairs:
         return []
@@ -36,23 +36,23 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
     if len(answers) != len(ordered):
         raise CriticContractError(
             f"The judge '{name}' was asked about {len(ordered)} ordered pairs and answered {len(answers)}: "
-            "it must return one verdict for each, in order."
+            "it must return one verdict per pair, in order."
         )
     half = len(pairs)
     return [_average(name, forward, back) for forward, back in zip(answers[:half], answers[half:], strict=True)]
 
 
 def ask_judge(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
-    """Ask a judge and hold it to its contract: one verdict for each pair, in order.
+    """Call a judge and check its contract: one verdict per pair, in order.
 
-    An odd answer among sound ones becomes a verdict that failed; where every answer is odd, it is an error.
+    An invalid item among valid ones becomes a failed verdict; if every item is invalid, it is an error.
     """
     name = critic_name(judge)
     verdicts = judge(pairs) if pairs else []
     if len(verdicts) != len(pairs):
         raise CriticContractError(
             f"The judge '{name}' was given {len(pairs)} pairs and returned {len(verdicts)} verdicts: it must return "
-            "one for each, in order."
+            "one per pair, in order."
         )
     checked = [verdict if isinstance(verdict, Verdict) else _odd(name, verdict) for verdict in verdicts]
     if pairs and not any(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -85,11 +85,11 @@ def _average(name: str, forward: Verdict, back: Verdict) -> Verdict:
 
 
 def _side(probability: float) -> int:
-    """Which of the two shown wins: 1 the first, -1 the second, 0 neither."""
+    """The winner of the two as shown: 1 the first, -1 the second, 0 neither."""
     return (probability > 0.5) - (probability < 0.5)
 
 
 def flip_rate(verdicts: Iterable[Verdict]) -> float | None:
-    """The share of verdicts whose raw answer changed with the order; None where none was asked twice."""
+    """The share of verdicts whose raw answer changed with the order; None if none was asked twice."""
     asked_twice = [v.flipped for v in verdicts if v.flipped is not None]
     return sum(asked_twice) / len(asked_twice) if asked_twice else None

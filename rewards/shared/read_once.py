@@ -1,18 +1,18 @@
-"""A critic with weights of its own reads a line once while something is measured, however often it is asked.
+"""Cache a local critic's readings during an evaluation, so that it reads each line once however often it is called.
 
     def states(self, jokes):                                        # in a critic
         return read_once(("my-critic", self.folder), jokes, self._read)     # `_read` gives one answer for each joke
 
     known: Readings = {}
-    with reading_once(known):            # around what is measured
+    with reading_once(known):            # around an evaluation
         critic(jokes), judge(pairs)      # with the same weights: the second reads only lines that are new to it
 
-A measurement asks the same critic for scores, for pairs beside the teacher's lines, and for the pairs of a win-tie
-critic. Each of these reads the line again, in 12 or 18 layers of a language model. Kept is what the model says of one
-line, below all that compares lines or remembers them, so that such critics still see what they are asked about.
+An evaluation calls the same critic for scores, for pairs with the teacher's lines, and for the pairs of a win-tie
+critic. Each of these would read the line again, in 12 or 18 layers of a language model. The cache holds the model's
+output for single lines, below everything that compares or remembers lines, so that such critics still see every call.
 
-Learning is not measured like this: a batch in which some lines are known is padded otherwise than a whole one, and a
-resumed run, which knows none, would differ in the last digits. A critic that asks a service has its ledger instead.
+Training does not use it: a batch with some lines cached is padded differently from a whole one, and a resumed run, with
+an empty cache, would differ in the last digits. A critic that calls a service has its ledger instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _known: ContextVar[Readings | None] = ContextVar("known", default=None)
 
 @contextmanager
 def reading_once(known: Readings) -> Iterator[None]:
-    """Here lines are looked up in `known` before they are read, and what was read is put there."""
+    """Within the block, look lines up in `known` before reading them, and store readings there."""
     token = _known.set(known)
     try:
         yield
@@ -41,8 +41,8 @@ def reading_once(known: Readings) -> Iterator[None]:
 
 
 def read_once(reader: Hashable, jokes: Sequence[Joke], read: Callable[[list[Joke]], Sequence[Answer]]) -> list[Answer]:
-    """What `read` says of each joke; a line that comes twice for a sentence is read once. `reader` names all that the
-    answers depend on besides sentence and line: the weights, and how they are used."""
+    """The result of `read` for each joke; duplicate lines for a sentence are read once. `reader` identifies everything
+    else that the answers depend on: the weights, and how they are used."""
     known = _known.get()
     answers: dict[tuple[str, str], Answer] = {} if known is None else known.setdefault(reader, {})
     keys = [(joke.prompt.text, joke.text) for joke in jokes]

@@ -1,11 +1,11 @@
-"""How critics without a model read a text: as words and runs of words, whatever the text holds.
+"""Text processing of critics without a model: words and n-grams of any text.
 
     words("The MEETING was slow!")          # ['the', 'meeting', 'was', 'slow']
     ngrams(["the", "meeting", "was"], 2)    # {('the', 'meeting'), ('meeting', 'was')}
-    changed("a slow meeting", "a fast meeting")    # ((2, 6), (2, 6)): which characters were replaced, and by which
+    changed("a slow meeting", "a fast meeting")    # ((2, 6), (2, 6)): the replaced range, and the new one
 
-Everything here accepts any Python string (lone surrogates, control characters, right-to-left text, nothing at all),
-because a student may write any string.
+Everything here accepts any Python string (lone surrogates, control characters, right-to-left text, ""), because a
+student may write any string.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _JOINERS = "\u200c\u200d"
 
 
 def well_formed(text: str) -> str:
-    """`text` with each lone surrogate replaced, so that tokenizers and UTF-8 files take it."""
+    """`text` with each lone surrogate replaced, so that tokenizers and UTF-8 files accept it."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def ngrams(tokens: Sequence[str], n: int) -> set[tuple[str, ...]]:
-    """Every run of `n` words; for a text shorter than `n` words, the whole of it."""
+    """Every run of `n` words; for a shorter text, the whole text."""
     if not tokens:
         return set()
     n = min(n, len(tokens))
@@ -36,7 +36,7 @@ def ngrams(tokens: Sequence[str], n: int) -> set[tuple[str, ...]]:
 
 
 def changed(before: str, after: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The character ranges of `before` and `after` between the words that both begin and end with."""
+    """The character ranges of `before` and `after` between their common first and last words."""
     first, second = list(_SPACED.finditer(before)), list(_SPACED.finditer(after))
     shorter = min(len(first), len(second))
     head = 0
@@ -54,8 +54,8 @@ def _range(words: Sequence[re.Match[str]]) -> tuple[int, int]:
 
 def hidden_characters(text: str) -> Iterator[str]:
     """Characters that change what a program reads but not what a person sees: zero-width, bidirectional, control,
-    private-use and unassigned ones, and lone surrogates. Line breaks, tabs and the joiners that Persian, Indic scripts
-    and emoji are written with are not hidden."""
+    private-use and unassigned ones, and lone surrogates. Line breaks, tabs, and the joiners used in Persian, Indic
+    scripts and emoji do not count."""
     if text.isascii() and text.isprintable():
         return
     for i, c in enumerate(text):
@@ -64,7 +64,7 @@ def hidden_characters(text: str) -> Iterator[str]:
 
 
 def without_hidden(text: str) -> str:
-    """`text` as a person sees it: without its hidden characters, and well formed."""
+    """`text` as a person sees it: without hidden characters, and well formed."""
     if text.isascii() and text.isprintable():
         return text
     return well_formed("".join(c for i, c in enumerate(text) if not _is_hidden(text, i)))

@@ -1,9 +1,9 @@
-"""The texts that a critic learns from, as token ids, in batches of about one length.
+"""Training examples of a critic as token ids, in batches of similar length.
 
     examples = make_examples(model, sets, targets_of_each, noise_weights=True)
     for batch in batches(examples, 32, seed, epoch): ...
 
-Little is spent on padding that way, and siblings stay in one batch, where their differences can be learned.
+This reduces padding, and siblings stay in one batch, where their differences can be learned.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from humor_env.types import Joke
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rating (one row) or a comparison (two rows), read already. `good` is the place in `rows` of a line that is
-    better than the average, which its own prompt should make better still; None where neither is known to be."""
+    """A tokenized rating (one row) or comparison (two rows). `good` is the index in `rows` of a line that is better
+    than average, which should score higher with its own prompt; None if there is none."""
 
     rows: tuple[MarkedRow, ...]
     value: float
@@ -55,22 +55,22 @@ def make_examples(
 
 
 class OtherPrompts:
-    """The good lines of a batch under prompts that they do not answer: what a critic that reads the prompt pays less.
+    """The good lines of a batch under other prompts, where a critic that reads the prompt should score them lower.
 
-    A line goes with a random other prompt of its set, another one each time. An edited headline is moved as an edit, as
-    the audit's row *context* does it.
+    Each line gets a random other prompt of its set, a new one each time. An edited headline is moved as an edit, as in
+    the audit's row *context*.
     """
 
     def __init__(self, model: ScoringModel, examples: Sequence[Example], seed: int) -> None:
         self.model, self.seed = model, seed
         self.jokes: dict[
             int, list[tuple[str, Joke]]
-        ] = {}  # of each set: the prompt's group, and a line that answers it
+        ] = {}  # for each set: the prompt's group, and a line that answers it
         for example in examples:
             self.jokes.setdefault(example.set, []).extend((example.group, joke) for joke in example.jokes)
 
     def rows(self, batch: Sequence[Example], step: int) -> tuple[list[int], list[MarkedRow]]:
-        """Places in the batch's flat list of rows, and for each the same line under another prompt."""
+        """Indices into the batch's flat list of rows, and for each the same line under another prompt."""
         draw = generator(self.seed, "other prompts", step)
         places, moved = [], []
         flat = 0
@@ -87,7 +87,7 @@ class OtherPrompts:
 
 
 def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:
-    """One epoch's batches in random order: ratings and comparisons apart, siblings together, lengths alike."""
+    """One epoch's batches in random order: ratings and comparisons separate, siblings together, lengths similar."""
     source = generator(seed, "critic batches", epoch)
     out: list[list[Example]] = []
     for rows in (1, 2):

@@ -1,12 +1,12 @@
-"""What a critic is trained on: texts with a grade and how far it can be trusted, or pairs and who won.
+"""Training data of a critic: texts with weighted grades, or pairs with the winner.
 
     [ratings] = [from_rated(load_rated("humicroedit", ["task-1_train.csv"]))]
-    train, dev = split([ratings], dev_share=0.1, seed=0)      # whole prompts: edits of one headline stay together
+    train, dev = split([ratings], dev_share=0.1, seed=0)      # by prompt: edits of one headline stay together
     standardise(train)                                         # each set on its own scale; weights by raters
 
-A mean of five grades is no fact: people differ by more than the texts do. Each grade therefore gets a weight,
-1 / (what texts differ by + noise of its mean), where the noise is the spread of its raters, drawn towards the set's
-typical spread, over their number.
+A mean of five grades is noisy: people differ more than the texts do. So each grade gets a weight, 1 / (variance between
+texts + variance of its mean), where the latter is its raters' variance, shrunk towards the set's typical one, over
+their number.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from humor_env.rewards.rated.rated_sets import RatedSet, RatedText, load_rated
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke
 
-# A spread is itself measured on few raters: it counts as if this many more had shown the typical one.
+# The variance of few raters is uncertain: shrink it as if this many more raters had the typical one.
 _TYPICAL_RATERS = 20
 _PROBABILITY = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """A joke and its mean grade; `spread` is the variance of its raters' grades, None where it is not known."""
+    """A joke and its mean grade; `spread` is the variance of its raters' grades, None if unknown."""
 
     joke: Joke
     score: float
@@ -42,7 +42,7 @@ class Rating:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two jokes, and how likely the first is the better: 1, 0, 0.5 for a tie, or a judge's probability."""
+    """Two jokes, and the probability that the first is better: 1, 0, 0.5 for a tie, or a judge's."""
 
     a: Joke
     b: Joke
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class CriticSet:
-    """One source of ratings or comparisons (or both), on a scale of its own."""
+    """One source of ratings or comparisons (or both), on its own scale."""
 
     name: str
     ratings: tuple[Rating, ...] = ()
@@ -70,7 +70,7 @@ class CriticSet:
         return list(dict.fromkeys(rated + compared))
 
     def only(self, groups: Iterable[str]) -> CriticSet:
-        """What belongs to these prompts."""
+        """The subset for these prompts."""
         wanted = set(groups)
         return replace(
             self,
@@ -81,7 +81,7 @@ class CriticSet:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the model is to say of a joke: a number on the common scale, and how much a miss counts (1 on average)."""
+    """The training target of a joke: a value on the common scale, and its weight (1 on average)."""
 
     joke: Joke
     value: float
@@ -89,24 +89,24 @@ class Target:
 
 
 def group_of(joke: Joke) -> str:
-    """Jokes with the same prompt are siblings. A joke without a prompt stands alone."""
+    """Jokes with the same prompt are siblings. A joke without a prompt has none."""
     words = joke.prompt.text.split() or joke.text.split()
     return " ".join(words).casefold()
 
 
 def sets_from_files(entries: Sequence[str]) -> list[CriticSet]:
-    """From SET=FILE entries, as --data takes them; several files of one set are one."""
+    """Sets from SET=FILE entries, as in --data; several files of one set are combined."""
     files: dict[str, list[str]] = {}
     for entry in entries:
         name, equals, file = entry.partition("=")
         if not (name and equals and file):
-            raise InvalidOption(f"--data is SET=FILE, such as humicroedit=task-1_train.csv; found {entry!r}.")
+            raise InvalidOption(f"--data must be SET=FILE, such as humicroedit=task-1_train.csv; found {entry!r}.")
         files.setdefault(name, []).append(file)
     return [from_rated(load_rated(name, paths)) for name, paths in files.items()]
 
 
 def from_rated(rated: RatedSet) -> CriticSet:
-    """A loaded set as training material: of its main kind where it mixes several, its pairs as comparisons."""
+    """A loaded set as training data: only its main kind, if it mixes several; its pairs as comparisons."""
     if rated.main is not None:
         rated = rated.only(rated.main)
     return CriticSet(
@@ -118,17 +118,19 @@ def from_rated(rated: RatedSet) -> CriticSet:
 
 def _rating(text: RatedText) -> Rating:
     count = len(text.raters)
-    # The sample variance: divided by one less than the raters.
+    # The sample variance, with one less than the number of raters as divisor.
     spread = pvariance(text.raters) * count / (count - 1) if count > 1 else None
     return Rating(text.joke, text.score, max(1, count), spread)
 
 
 def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[CriticSet], list[CriticSet]]:
-    """Train and dev parts with no prompt in common, across all sets. Of each set about `dev_share` of the prompts go
-    to dev: a small set is not left out of it."""
-    # A prompt's place in line is a hash of itself, so that sets with the same prompts keep the same ones for dev.
+    """Train and dev parts with no prompt in common, across all sets. About `dev_share` of each set's prompts go to dev,
+    even of small sets."""
+    # Prompts are ordered by hash, so that sets with the same prompts keep the same ones for dev.
     if not 0 < dev_share < 1:
-        raise InvalidOption(f"dev_share is the share of prompts kept for stopping, above 0 and below 1: {dev_share}.")
+        raise InvalidOption(
+            f"dev_share (the share of prompts kept for stopping) must be above 0 and below 1, found {dev_share}."
+        )
     dev: set[str] = set()
     for one in sets:
         groups = sorted(one.groups(), key=lambda group: (stream_seed(seed, "critic dev", group), group))
@@ -144,10 +146,10 @@ def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[
 
 
 def noise_weights(ratings: Sequence[Rating]) -> list[float]:
-    """How much each grade counts, 1 on average: 1 / (variance between texts + variance of its mean)."""
+    """Each grade's weight, 1 on average: 1 / (variance between texts + variance of its mean)."""
     known = [(item.spread, item.raters) for item in ratings if item.spread is not None]
     if not known:
-        # Only the numbers of raters speak; a typical spread of the size of all differences is as good as any.
+        # Only the numbers of raters are known: take the variance of all grades as the typical spread.
         typical = pvariance([item.score for item in ratings])
     else:
         typical = math.fsum(s * (n - 1) for s, n in known) / sum(n - 1 for _, n in known)
@@ -163,7 +165,7 @@ def noise_weights(ratings: Sequence[Rating]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How a set's grades are brought to the common scale."""
+    """Standardises a set's grades to the common scale."""
 
     mean: float
     deviation: float
@@ -173,7 +175,7 @@ class Scale:
 
 
 def scale_of(one: CriticSet) -> Scale | None:
-    """Mean and standard deviation of a set's grades; None where it has none."""
+    """Mean and standard deviation of a set's grades; None if it has none."""
     if not one.ratings:
         return None
     scores = [item.score for item in one.ratings]
@@ -181,7 +183,7 @@ def scale_of(one: CriticSet) -> Scale | None:
         raise InvalidOption(f"The set '{one.name}' has grades that are not numbers.")
     if max(scores) == min(scores):
         raise InvalidOption(
-            f"All {len(scores)} grades of the set '{one.name}' are {scores[0]:g}: there is nothing to tell apart. "
+            f"All {len(scores)} grades of the set '{one.name}' are {scores[0]:g}: there is nothing to learn. "
             "Give texts that people rated differently."
         )
     return Scale(fmean(scores), math.sqrt(pvariance(scores)))
@@ -198,7 +200,7 @@ def targets(one: CriticSet, scale: Scale | None) -> list[Target]:
 
 
 def check_comparisons(one: CriticSet) -> None:
-    """Comparisons that say nothing (all ties) or of which some cannot be right are refused."""
+    """Refuse comparisons that are all ties, or with an invalid probability."""
     if not one.comparisons:
         return
     for item in one.comparisons:
@@ -209,8 +211,8 @@ def check_comparisons(one: CriticSet) -> None:
 
 
 def dev_pairs(one: CriticSet, most: int = 20_000) -> list[Comparison]:
-    """The pairs that a dev part can be asked about: its comparisons without ties, and siblings of unlike grades.
-    Where no prompt has two texts, every text meets the next of the file instead."""
+    """The evaluation pairs of a dev part: its comparisons without ties, and siblings with different grades. If no
+    prompt has two texts, each text is paired with the next in the file."""
     pairs = [item for item in one.comparisons if item.probability != 0.5]
     siblings: dict[str, list[Rating]] = {}
     for item in one.ratings:

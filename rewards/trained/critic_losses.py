@@ -1,4 +1,4 @@
-"""What a scoring model is fitted by: a noise-weighted regression, Bradley and Terry's model of pairs, a temperature.
+"""Losses of a scoring model: noise-weighted regression, the Bradley-Terry model of pairs, a temperature.
 
     rating_loss(scores, values, weights)              # grades on the common scale
     sibling_loss(scores, values, groups)              # only differences between edits of one prompt
@@ -19,14 +19,14 @@ from torch.nn.functional import softplus
 
 
 def rating_loss(scores: torch.Tensor, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Squared misses, each counting by its weight: mean of w (s - v)². All [B]."""
+    """Weighted squared error: the mean of w (s - v)². All [B]."""
     return (weights * (scores - values).square()).mean()
 
 
 def sibling_loss(scores: torch.Tensor, values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Half the mean squared miss of *differences* between siblings (same number in `groups`); 0 without siblings.
+    """Half the mean squared error of *differences* between siblings (same number in `groups`); 0 without siblings.
 
-    What all edits of a headline share cancels out, so the model is taught the edit and not the headline.
+    What all edits of a headline share cancels out, so the model learns the edit and not the headline.
     """
     same = groups[:, None] == groups[None, :]
     same.fill_diagonal_(False)
@@ -38,7 +38,7 @@ def sibling_loss(scores: torch.Tensor, values: torch.Tensor, groups: torch.Tenso
 
 def bradley_terry_loss(first: torch.Tensor, second: torch.Tensor, probability: torch.Tensor) -> torch.Tensor:
     """Mean of -p log s(d) - (1 - p) log s(-d), d the difference of the scores, s the logistic function; p may lie
-    between 0 and 1 (a tie, a judge that is not sure)."""
+    between 0 and 1 (a tie, an unsure judge)."""
     difference = first - second
     return (probability * softplus(-difference) + (1 - probability) * softplus(difference)).mean()
 
@@ -53,10 +53,10 @@ def pair_log_loss(scale: float, differences: Sequence[float], probabilities: Seq
 
 
 def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]) -> float:
-    """The factor k > 0 at which s(k d) is the most likely to have given the outcomes; 1 without any pair.
+    """The maximum-likelihood factor k > 0 for win probabilities s(k d); 1 without pairs.
 
-    Two ties at a typical difference are added: where every held-out pair comes out right, by luck or because there are
-    few, the factor stays finite. A model whose order is no better than chance gets one near 0: it should never be sure.
+    Two ties at a typical difference are added, so that the factor stays finite if every held-out pair is right, by luck
+    or because there are few. A model no better than chance gets a factor near 0: it should never be sure.
     """
     if not differences:
         return 1.0
@@ -64,7 +64,7 @@ def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]
 
     spread = math.sqrt(math.fsum(d * d for d in differences) / len(differences)) or 1.0
     shown, outcomes = [*differences, spread, spread], [*probabilities, 0.5, 0.5]
-    # In units of the differences' own size, from "never sure" to "always sure".
+    # In units of the typical difference, from "never sure" to "always sure".
     fit = minimize_scalar(
         lambda x: pair_log_loss(math.exp(x) / spread, shown, outcomes),
         bounds=(math.log(0.01), math.log(100.0)),
@@ -75,8 +75,8 @@ def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]
 
 
 def pair_calibration_error(differences: Sequence[float], probabilities: Sequence[float], bins: int = 10) -> float:
-    """How far "sure to p" is from "right in p of the cases": the mean gap over equal bins of sureness from 0.5 to 1,
-    by the share of pairs in each. Each pair is turned so that the model's favourite comes first."""
+    """Calibration error: the mean gap between confidence and accuracy over equal bins of confidence from 0.5 to 1,
+    weighted by the share of pairs. Each pair is ordered with the model's favourite first."""
     sums = [[0.0, 0.0, 0.0] for _ in range(bins)]  # pairs, sureness, wins of the favourite
     for difference, p in zip(differences, probabilities, strict=True):
         sure = 1 / (1 + math.exp(-min(abs(difference), 700.0)))

@@ -1,7 +1,7 @@
-"""The prompts kept aside while a critic is trained: when to stop, how sure to be, and how well it does.
+"""The held-out prompts of a critic's training, used for early stopping, calibration and evaluation.
 
 dev = DevPrompts(model, sets, batch_size=64, dev_share=0.1)
-dev.ask(contextlib.nullcontext)                # {"loss": ..., "pair_accuracy": ...} of the model as it is now
+dev.ask(contextlib.nullcontext)                # {"loss": ..., "pair_accuracy": ...} of the current model
 calibration = dev.calibrate()
 dev.measure(calibration)["pair_accuracy"]
 """
@@ -22,7 +22,7 @@ from humor_env.types import Joke
 
 
 class DevPrompts:
-    """The prompts kept aside, and what the model says of them."""
+    """The held-out prompts, and the model's logits for them."""
 
     def __init__(self, model: ScoringModel, dev: Sequence[CriticSet], batch_size: int, dev_share: float) -> None:
         self.model, self.dev = model, dev
@@ -30,7 +30,7 @@ class DevPrompts:
         self.pairs = [(number, pair) for number, part in enumerate(dev) for pair in dev_pairs(part)]
         if not self.pairs:
             raise InvalidOption(
-                "Among the prompts kept for stopping there are no two texts of unlike grades: give more data, or a "
+                "The prompts kept for stopping have no two texts with different grades: give more data, or a "
                 f"larger dev_share than {dev_share}."
             )
         self.jokes: list[Joke] = [item.joke for part in dev for item in part.ratings]
@@ -41,7 +41,7 @@ class DevPrompts:
         self.members: list[dict[tuple[str, str], float]] = []
 
     def remember(self) -> None:
-        """This member is done: from here on the logits are the mean of all that are."""
+        """Add the finished member: from now on the logits are the mean over all finished members."""
         self.members.append(self.logits)
         self.logits = {key: fmean(each[key] for each in self.members) for key in self.logits}
 

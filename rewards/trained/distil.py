@@ -1,11 +1,11 @@
-"""Teach a cheap critic what a paid judge said: its verdicts, read back from the ledger or asked for now.
+"""Train a cheap critic on a paid judge's verdicts, from the ledger or newly asked.
 
-    sets = from_ledger("verdicts.sqlite")                   # nothing is asked, nothing is paid
+    sets = from_ledger("verdicts.sqlite")                   # no calls, no cost
     train(TrainCriticConfig(model="..."), sets, "runs/cheap")
     judges.make("cheap-first", cheap="reward-model", cheap_options={"folder": "runs/cheap"}, paid="multiple-choice")
 
-A judge's two answers to a pair, one for each order, become one comparison, as the judge itself would average them; a
-scorer's parts become a rating by its weights. Measured in the pocket world, where verdicts cost nothing:
+A judge's two answers to a pair, one per order, become one comparison, averaged as by the judge itself; a scorer's parts
+become a rating by its weights. A measurement in the pocket world, where verdicts are free:
 
     python -m humor_env.rewards.trained.distil --pairs 2400 --seeds 3
 """
@@ -25,6 +25,7 @@ from humor_env.rewards.multiple_choice import FIRST, SECOND, TIE
 from humor_env.rewards.scorer import MOST, QUESTIONS, WEIGHTS
 from humor_env.rewards.shared.both_orders import Pair
 from humor_env.rewards.trained.critic_data import Comparison, CriticSet, Rating, split
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judge, Prompt, critic_name
 
 PAIRS, SCORES = "multiple-choice ", "scorer "
@@ -33,12 +34,12 @@ PAIRS, SCORES = "multiple-choice ", "scorer "
 def from_ledger(
     ledger: str | Path | Ledger, client: str | None = None, weights: Mapping[str, float] | None = None
 ) -> list[CriticSet]:
-    """The verdicts of one client as training material: a set of comparisons, a set of ratings, or both.
+    """The verdicts of one client as training data: a set of comparisons, a set of ratings, or both.
 
-    `client` names whose verdicts to use where the ledger holds several; `weights` are the scorer's.
+    `client` selects the client if the ledger has several; `weights` are the scorer's.
     """
-    if not isinstance(ledger, Ledger) and not Path(ledger).is_file():
-        raise InvalidOption(f"There is no ledger '{ledger}'. Give the file that a judge was given as its ledger.")
+    if not isinstance(ledger, Ledger) and not user_path(ledger).is_file():
+        raise InvalidOption(f"There is no ledger '{ledger}'. Give the file that a judge used as its ledger.")
     opened = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
     try:
         pairs, scores = list(opened.stored(PAIRS)), list(opened.stored(SCORES))
@@ -48,11 +49,11 @@ def from_ledger(
     clients = sorted({item.client for item in (*pairs, *scores)})
     if not clients:
         raise InvalidOption(
-            f"The ledger '{opened.path}' holds no verdicts of multiple-choice or scorer. Judge some jokes first."
+            f"The ledger '{opened.path}' has no verdicts of multiple-choice or scorer. Judge some jokes first."
         )
     if client is None:
         if len(clients) > 1:
-            raise InvalidOption(f"The ledger '{opened.path}' holds verdicts of {', '.join(clients)}: name one of them.")
+            raise InvalidOption(f"The ledger '{opened.path}' has verdicts of {', '.join(clients)}: name one of them.")
         client = clients[0]
     if client not in clients:
         raise unknown_name("client in this ledger", client, clients)
@@ -64,13 +65,13 @@ def from_ledger(
 
 
 def _joke(data: Mapping[str, str], text: str) -> Joke:
-    # The ledger keeps what the judge saw, and that has no prompt's id.
+    # The ledger keeps what the judge saw, which has no prompt id.
     id = hashlib.sha256(data["input"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Joke(Prompt(id, data["input"], task=data["task"]), text, author="ledger")
 
 
 def _comparisons(stored: Sequence[Stored]) -> tuple[Comparison, ...]:
-    """One comparison for each pair that was asked in both orders; the others are left out, as by the judge."""
+    """One comparison per pair judged in both orders; the others are left out, as by the judge."""
     shown: dict[tuple[str, str, str, str], list[float]] = {}
     for item in stored:
         place = (item.data["task"], item.data["input"], item.data[FIRST], item.data[SECOND])
@@ -86,7 +87,7 @@ def _comparisons(stored: Sequence[Stored]) -> tuple[Comparison, ...]:
 
 
 def _ratings(stored: Sequence[Stored], weights: Mapping[str, float] | None) -> tuple[Rating, ...]:
-    """One rating for each joke of which every weighted part is known."""
+    """One rating per joke for which every weighted part is known."""
     weighted = {part: weight for part, weight in (weights or WEIGHTS).items() if weight > 0}
     parts: dict[tuple[str, str, str], dict[str, float]] = {}
     for item in stored:
@@ -104,7 +105,7 @@ def _ratings(stored: Sequence[Stored], weights: Mapping[str, float] | None) -> t
 
 
 def _parts(item: Stored) -> dict[str, float]:
-    """What one reply says: all parts, or the one whose question the instructions hold."""
+    """The parts of one reply: all, or the one whose question is in the instructions."""
     data = item.reply.data or {}
     if "answer" not in data:
         return {part: value / MOST for part, value in data.items() if part != "reason"}
@@ -114,7 +115,7 @@ def _parts(item: Stored) -> dict[str, float]:
 
 
 def ask(judge: Judge, pairs: Sequence[Pair], name: str | None = None) -> CriticSet:
-    """A judge's verdicts on these pairs as comparisons; pairs that it could not judge are left out."""
+    """A judge's verdicts on these pairs as comparisons; failed pairs are left out."""
     verdicts = judge(pairs)
     return CriticSet(
         name or critic_name(judge),
@@ -128,8 +129,8 @@ def ask(judge: Judge, pairs: Sequence[Pair], name: str | None = None) -> CriticS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """In the pocket world, teach a small model the crowd judge's verdicts, then ask the crowd only where it is unsure:
-    what that saves, and how often the answer is the crowd's own."""
+    """In the pocket world, train a small model on the crowd judge's verdicts, then ask the crowd only if the model is
+    unsure; print the savings, and how often the answer is the crowd's."""
     from humor_env import pocket
     from humor_env.rewards.cheap_first import gate_table, render
     from humor_env.rewards.pocket import CrowdJudge, PocketJudge, calibration_pairs

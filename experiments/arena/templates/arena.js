@@ -1,4 +1,4 @@
-// The pages work without this script; it saves a round trip for each question, and brings the keys.
+// The pages work without this script; it saves a round trip for each question and adds keyboard shortcuts.
 "use strict";
 const form = document.getElementById("answer");
 if (form) {
@@ -45,15 +45,15 @@ if (form) {
     event.preventDefault();
     if (button.closest("fieldset")) choose(button); else send(button);
   });
-  // Back in the browser's history shows this page as it was left.
+  // The browser's Back button shows this page as it was left.
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
   let keys = localStorage.getItem("keys") !== "off";
   const toggle = document.getElementById("keys");
-  const told = () => { toggle.textContent = keys ? "Keys: on" : "Keys: off"; };
+  const label = () => { toggle.textContent = keys ? "Keys: on" : "Keys: off"; };
   toggle.hidden = false;
-  toggle.addEventListener("click", () => { keys = !keys; localStorage.setItem("keys", keys ? "on" : "off"); told(); });
-  told();
+  toggle.addEventListener("click", () => { keys = !keys; localStorage.setItem("keys", keys ? "on" : "off"); label(); });
+  label();
   document.addEventListener("keydown", (event) => {
     if (!keys || sent || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key === "t" ? "0" : event.key.toLowerCase();
@@ -67,7 +67,7 @@ if (form) {
   mark();
 }
 
-// The page of results follows what comes in.
+// The results page updates as answers come in.
 const results = document.querySelector("main[data-answers]");
 if (results) {
   const address = location.pathname.replace(/\/$/, "");

@@ -1,1 +1,1 @@
-"""Pages of the documentation that a command writes."""
+"""Pages of the documentation that are generated."""

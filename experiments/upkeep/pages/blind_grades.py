@@ -1,13 +1,13 @@
-"""Lines of all stages of a run, graded without names: batches for the graders, and the table of docs/real-english.md.
+"""Blind grading of the lines of all stages of a run: batches for the graders, and the table of docs/real-english.md.
 
     python -m humor_env.experiments.upkeep.pages.blind_grades batches runs/everyday-smollm2 grading
     python -m humor_env.experiments.upkeep.pages.blind_grades collect grading --out blind.jsonl
     python -m humor_env.experiments.upkeep.pages.blind_grades table blind.jsonl --page docs/real-english.md
 
-A judge that is like the critic may share its mistakes, so somebody else has to look. For each sentence each stage shows
-one line, its first; where there are several seeds, sentences take them in turn. A line that two stages have written is
-graded once and counts for both. Graders get `batches/` and `batches2/`, two independent shuffles with the sentence and
-the line alone, and answer as for `graded_lines`, each batch in a file of its own.
+A judge that is like the critic may share its mistakes, so the lines are graded independently. Each stage shows one line
+for each sentence, its first; with several seeds, sentences alternate between them. A line that two stages have written
+is graded once and counts for both. Graders get `batches/` and `batches2/`, two independent shuffles with only the
+sentence and the line, and answer as for `graded_lines`, each batch in a separate file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from humor_env.experiments.upkeep.pages import real_english
 from humor_env.experiments.upkeep.reference_tables import fill_page
 
 MARK = re.compile(r"(<!-- (real): (blind) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-BOTH = " and "  # between the names of stages that have written the same line
-WORKS = (2, 1)  # at least a mild smile, and the subject still there
+BOTH = " and "  # between the names of stages that wrote the same line
+WORKS = (2, 1)  # at least a mild smile, and the subject kept
 
 
 def lines_of(run: Path) -> list[Row]:
@@ -55,7 +55,7 @@ def lines_of(run: Path) -> list[Row]:
 
 def write_all(run: Path, folder: Path, seed: int) -> int:
     if (folder / "lines.jsonl").exists():
-        sys.exit(f"'{folder}' holds lines to grade already. Give another folder.")
+        sys.exit(f"'{folder}' already holds lines to grade. Give another folder.")
     rows = lines_of(run)
     for _, batches, key in PASSES:
         write_batches(folder / batches, folder / f"{key}.jsonl", rows, 0, seed)
@@ -64,7 +64,7 @@ def write_all(run: Path, folder: Path, seed: int) -> int:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """By stage: the mean grades over both passes, and how many lines do what they should."""
+    """By stage: the mean grades over both passes, and the share of lines that succeed."""
     stages = real_english.in_order({stage: () for row in rows for stage in row["kind"].split(BOTH)})
     lines = [
         "| | lines | funny, of 4 | meaning, of 2 | score, of 4 | above 0, % | a smile, and the subject kept, % |",
@@ -87,11 +87,13 @@ def table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="blind_grades", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("batches", "collect", "table"))
-    parser.add_argument("source", type=Path, help="the folder of a run or benchmark; of the grading; or the kept file")
-    parser.add_argument("folder", type=Path, nargs="?", help="for batches: where they are written")
-    parser.add_argument("--out", type=Path, help="for collect: where the graded lines are kept")
-    parser.add_argument("--page", type=Path, help="for table: the page that is filled; printed without it")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffles")
+    parser.add_argument(
+        "source", type=Path, help="a run, a benchmark, the folder of the grading, or the collected file"
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="for batches: where to write them")
+    parser.add_argument("--out", type=Path, help="for collect: where to write the graded lines")
+    parser.add_argument("--page", type=Path, help="for table: the page to fill; default: print")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffles")
     options = parser.parse_args(arguments)
     if options.what == "batches":
         if options.folder is None:

@@ -2,8 +2,8 @@
 
     print(clients_table(meanings))
 
-Options and defaults are read from the clients' own signatures, so that the page cannot know fewer or others; what each
-means is one line in docs/meanings.toml.
+Options and defaults are read from the clients' signatures, so that the page cannot be out of date; the meaning of each
+is one line in docs/meanings.toml.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def options_of(service: str) -> dict[str, Any]:
         if name not in _ELSEWHERE
     }
     retries = {field.name: field.default for field in dataclasses.fields(Policy)} if service != "local" else {}
-    pace = _PACE if service != "anthropic-batch" else {}  # a batch service keeps limits of its own
+    pace = _PACE if service != "anthropic-batch" else {}  # a batch service has its own limits
     return {**own, **retries, **pace}
 
 

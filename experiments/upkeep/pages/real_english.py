@@ -4,12 +4,12 @@
     python -m humor_env.experiments.upkeep.pages.real_english runs/everyday-smollm2 --as-run runs/rloo --learner rloo
     humor-env report runs/rloo --picture docs/images/real-english.svg
 
-Of a benchmark, `--as-run` puts the cells of one learner and of the imitation that it began from together, as the folder
+For a benchmark, `--as-run` combines the cells of one learner and of the imitation that it started from into the folder
 of one run, so that a report and a picture can be made of it.
 
-Two tables go between the comments `<!-- real: scores -->` and `<!-- real: lines -->` and the next `<!-- end -->`: what
-the held-out judge says of each stage, and twenty sentences with the lines before and after. Those are taken by rank of
-the trained student's scores, at equal distances from the worst to the best, so that nobody picks them.
+Two tables go between the comments `<!-- real: scores -->` and `<!-- real: lines -->` and the next `<!-- end -->`: the
+held-out judge's scores of each stage, and twenty sentences with the lines before and after. Those are taken by rank of
+the trained student's scores, evenly spaced from the worst to the best, so that nobody picks them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.compare import stats
-from humor_env.experiments.runs.line_beside import line_beside
+from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run_folder import RECORD, RESULTS, SPEC, read_results, write_json
 from humor_env.experiments.upkeep.graded_lines import read_jsonl
 from humor_env.experiments.upkeep.reference_tables import fill_page
@@ -35,14 +35,14 @@ from humor_env.shared import text_stats
 from humor_env.shared.markdown import table_cell
 
 SHOWN = 20
-CELL_OF_IMITATION = "sft"  # what the cell of a benchmark calls the stage that a run calls imitation
+CELL_OF_IMITATION = "sft"  # a benchmark cell's name for the stage that a run calls imitation
 MARK = re.compile(r"(<!-- (real): (scores|lines) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Lines = Sequence[Mapping[str, Any]]
 
 
 def measured_in(folder: Path) -> list[tuple[str, str, Path]]:
-    """Seed, stage and file of all lines that a run, or the cells of a benchmark, have measured."""
+    """Seed, stage and file of all measured lines of a run or of the cells of a benchmark."""
     found = []
     cells = "cells/**/" if (folder / "cells").is_dir() else ""
     for results in sorted(folder.glob(f"{cells}seed-*/{RESULTS}")):
@@ -53,41 +53,41 @@ def measured_in(folder: Path) -> list[tuple[str, str, Path]]:
 
 
 def read_run(folder: Path) -> dict[str, list[Lines]]:
-    """Stage -> for each seed that was measured, its lines with their judgements, in the order of the prompts."""
+    """Stage -> for each measured seed, its lines with their judgements, in the order of the prompts."""
     stages: dict[str, list[Lines]] = {}
     for _, stage, file in measured_in(folder):
         stages.setdefault(stage, []).append(read_jsonl(file))
     if not stages:
-        sys.exit(f"'{folder}' holds no run that has measured anything.")
+        sys.exit(f"'{folder}' holds no run with measured lines.")
     return stages
 
 
 def in_order(stages: Mapping[str, Any]) -> list[str]:
-    """As a run goes, the teacher last."""
+    """The stages in the order of a run, the teacher last."""
     return sorted(stages, key=lambda stage: {"base": 0, "imitation": 1, "teacher": 3}.get(stage, 2))
 
 
 def lines_each(stages: Mapping[str, Sequence[Lines]]) -> int:
-    """How many lines a prompt has: `eval.lines`, of which the teacher may have fewer."""
+    """How many lines a prompt has: `eval.lines`; the teacher may have fewer."""
     return max(max(Counter(line["prompt_id"] for line in lines).values()) for of in stages.values() for lines in of)
 
 
 def numbers(seeds: Sequence[Lines], part: str, each: int = 1) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """`[seeds, prompts, lines]` with `each` lines for a prompt, NaN where there is no judgement. Where there are fewer
-    they begin again, so that line k of one stage stands beside line k of another."""
+    """`[seeds, prompts, lines]` with `each` lines for a prompt, NaN if there is no judgement. If there are fewer
+    lines, they repeat, so that line k of one stage is paired with line k of another."""
     rows = []
     for lines in seeds:
         own: dict[str, list[float]] = {}
         for line in lines:
             value = line["score"] if part == "score" else line["parts"].get(part, np.nan)
             own.setdefault(line["prompt_id"], []).append(np.nan if value is None else value)
-        rows.append([[line_beside(known, k) for k in range(each)] for known in own.values()])
+        rows.append([[paired_line(known, k) for k in range(each)] for known in own.values()])
     return np.array(rows, dtype=float)
 
 
 def against(seeds: Sequence[Lines], others: Sequence[Lines], each: int = 1) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Line by line: 1 for a win over the other system's line, 0.5 for a tie. The judge reads each line alone, so
-    that the order of the two cannot matter."""
+    """Line by line: 1 for a win over the other system's line, 0.5 for a tie. The judge reads each line alone, so the
+    order of the two does not matter."""
     return won(numbers(seeds, "score", each) - numbers(others, "score", each)[: len(seeds)])
 
 
@@ -125,19 +125,19 @@ def score_table(stages: Mapping[str, list[Lines]]) -> str:
 
 
 def noise_floor(stages: Mapping[str, list[Lines]], each: int) -> str:
-    """What chance alone makes of one policy: the second lines that imitation wrote beside its first."""
+    """The effect of chance alone: the second lines of the imitation compared with its first."""
     if each < 2:
         return ""
     by_line = numbers(stages["imitation"], "score", each)
     gap = by_line[:, :, 1] - by_line[:, :, 0]
     return (
-        f" By chance alone, imitation's second lines differ from its first by {bounds(gap)} in score, and win or tie in "
-        f"{bounds(won(gap), 0, 100)} %."
+        f" Chance alone: imitation's second lines differ from its first by {bounds(gap)} in score, and win or tie "
+        f"against them in {bounds(won(gap), 0, 100)} %."
     )
 
 
 def first_lines(lines: Lines) -> dict[str, Mapping[str, Any]]:
-    """Of each prompt the first of its lines."""
+    """The first line of each prompt."""
     first: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         first.setdefault(line["prompt_id"], line)
@@ -145,7 +145,7 @@ def first_lines(lines: Lines) -> dict[str, Mapping[str, Any]]:
 
 
 def line_table(stages: Mapping[str, list[Lines]]) -> str:
-    """Of the first seed, and where there are several learners of the one with most seeds, then the highest score."""
+    """Lines of the first seed; with several learners, of the one with the most seeds, then with the highest score."""
     learners = [stage for stage in in_order(stages) if stage not in ("base", "imitation", "teacher")]
     learner = max(learners, key=lambda s: (len(stages[s]), float(np.nanmean(numbers(stages[s], "score")))))
     before, after = first_lines(stages["imitation"][0]), first_lines(stages[learner][0])
@@ -160,10 +160,10 @@ def line_table(stages: Mapping[str, list[Lines]]) -> str:
 
 
 def as_run(bench: Path, learner: str, out: Path) -> None:
-    """The cells of one learner, and the imitation that it began from, as the folder of a run."""
+    """Write the cells of one learner, and the imitation that it started from, as the folder of a run."""
     cells = sorted((bench / "cells" / learner).glob(f"**/seed-*/{RESULTS}"))
     if not cells:
-        sys.exit(f"'{bench}' holds no cell of a learner '{learner}' that is done.")
+        sys.exit(f"'{bench}' holds no finished cell of a learner '{learner}'.")
     measured = measured_in(bench)
     for results in cells:
         seed = out / results.parent.name
@@ -185,9 +185,9 @@ def as_run(bench: Path, learner: str, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="real_english", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--page", type=Path, help="the page whose tables are filled; printed without it")
+    parser.add_argument("--page", type=Path, help="the page whose tables to fill; default: print")
     parser.add_argument("--as-run", type=Path, help="write one learner's cells of a benchmark as the folder of a run")
-    parser.add_argument("--learner", default="ppo", help="which, for --as-run")
+    parser.add_argument("--learner", default="ppo", help="the learner for --as-run")
     options = parser.parse_args(arguments)
     if options.as_run:
         as_run(options.run, options.learner, options.as_run)

@@ -2,10 +2,10 @@
 
     python -m humor_env.experiments.upkeep.pages.student_memory       # under a minute, no GPU, nothing is downloaded
 
-The sum is that of `humor-env doctor --spec`, which loads the student. Here no weights are at hand: a model with the
-same widths and vocabulary and one layer, and one with two, are filled with zeros, and all other layers take as much as
-the second. What a GPU keeps beside (the captured writing) is counted, as `doctor` does on one. The table is for
-float32: a processor that computes bfloat16 slowly would take an hour for it.
+The calculation is that of `humor-env doctor --spec`, which loads the student. Here the weights are not needed: models
+with the same widths and vocabulary but one and two layers are filled with zeros, and every further layer needs as much
+as the second. The captured graphs that a GPU keeps for writing are counted, as `doctor` does on a GPU. The table is for
+float32: a processor that computes bfloat16 slowly would take an hour.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MICRO_BATCHES = (1, 8, 32)
 
 @dataclass(frozen=True)
 class Size:
-    """What a model's config.json says of its widths."""
+    """The sizes in a model's config.json."""
 
     name: str
     model_type: str
@@ -50,7 +50,7 @@ SIZES = (
 
 
 class _OnGpu:
-    """A student that says it is on a GPU: memory is counted as there, and the row still goes through a CPU."""
+    """A student that claims to be on a GPU: memory is counted as on a GPU, but the row runs on the CPU."""
 
     def __init__(self, student: Student) -> None:
         self._student = student
@@ -61,7 +61,7 @@ class _OnGpu:
 
 
 def with_layers(size: Size, layers: int, dtype: torch.dtype = torch.float32) -> StepMemory:
-    """The memory of a step of such a student with so many layers."""
+    """The memory of a step of a student of this size with this many layers."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.for_model(
@@ -82,13 +82,13 @@ def with_layers(size: Size, layers: int, dtype: torch.dtype = torch.float32) -> 
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
-    tokenizer = AutoTokenizer.from_pretrained(pocket.path("causal"))  # any will do: lengths are given in tokens
+    tokenizer = AutoTokenizer.from_pretrained(pocket.path("causal"))  # any tokenizer: lengths are given in tokens
     student: Any = _OnGpu(Student(model, tokenizer, lora=Lora(rank=RANK)))
     return step_memory(student, ROW, rows=LINES)
 
 
 def memory_of(size: Size, dtype: torch.dtype = torch.float32) -> StepMemory:
-    """That of all layers: the first, and as often as needed what the second added."""
+    """The memory of all layers: that of the first, plus what the second added for each further one."""
     one, two = (dataclasses.asdict(with_layers(size, layers, dtype)) for layers in (1, 2))
     return StepMemory(**{name: one[name] + (size.layers - 1) * (two[name] - one[name]) for name in one})
 

@@ -1,11 +1,11 @@
-"""The tutorial notebook: runs its cells, keeps what they print, and makes a page of the documentation of it.
+"""The tutorial notebook: runs its cells, saves their output, and makes a page of the documentation from it.
 
     python -m humor_env.experiments.upkeep.pages.tutorial run     # runs all cells, rewrites docs/tutorial.ipynb and .md
     python -m humor_env.experiments.upkeep.pages.tutorial page    # rewrites docs/tutorial.md from the notebook as it is
 
-Nothing of Jupyter is needed for either: cells run in order in this process, and only what they print is kept. Progress
-bars and warnings, which go to standard error, are not: they differ from machine to machine. The page cannot differ from
-the notebook, since a test makes it anew and compares.
+Neither needs Jupyter: cells run in order in this process, and only what they print is saved. Progress bars and
+warnings, which go to standard error, are not, since they differ between machines. The page always matches the notebook:
+a test regenerates it and compares.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load(path: Path = NOTEBOOK) -> Notebook:
 
 
 def dump(notebook: Mapping[str, Any]) -> str:
-    """As Jupyter writes it, so that saving it there changes nothing else."""
+    """The notebook as Jupyter writes it, so that saving it there changes nothing else."""
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -54,21 +54,21 @@ def code_cells(notebook: Mapping[str, Any]) -> list[Any]:
 
 
 def run(notebook: Mapping[str, Any], *, name: str = "docs/tutorial.ipynb") -> Notebook:
-    """The notebook with what its cells print now. A cell that fails ends it with the cell's own error."""
+    """The notebook with what its cells print now. A failing cell raises its own error."""
     made: Notebook = copy.deepcopy(dict(notebook))
     names: dict[str, Any] = {"__name__": "tutorial"}
     for number, cell in enumerate(code_cells(made), start=1):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             exec(compile(source(cell), f"{name}, cell {number}", "exec"), names)
-        lines = said.getvalue().splitlines(keepends=True)
+        lines = output.getvalue().splitlines(keepends=True)
         cell["execution_count"] = number
         cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}] if lines else []
     return made
 
 
 def page(notebook: Mapping[str, Any]) -> str:
-    """Markdown: texts as they are, code and what it printed as blocks."""
+    """Markdown: texts unchanged, code and its output as blocks."""
     parts = []
     for cell in notebook["cells"]:
         text = source(cell).strip("\n")

@@ -1,12 +1,12 @@
-"""Where requests go: what an address is called, which addresses may have a key, how much of an answer is read.
+"""Addresses of services: their labels, which of them may get a key, and how much of an answer is read.
 
     label("http://user:pw@127.0.0.1:8000/v1?x=1")      # "127.0.0.1:8000": part of a client's name, and so of ledgers
-    allow_key_hosts("openrouter.ai")                   # what the command line calls for a user who says so
+    allow_key_hosts("openrouter.ai")                   # called by the command line at the user's request
     HUMOR_ENV_ALLOW_KEY_HOSTS=openrouter.ai            # the same from the environment
 
-A spec may come from somebody else and name any address. So a key goes to the service it belongs to, to an address that
-the user's own environment names (ANTHROPIC_BASE_URL, OPENAI_BASE_URL), and to hosts that the user has allowed; a spec
-alone can neither send a key elsewhere nor choose which environment variable is sent.
+A spec may come from somebody else and name any address. So a key goes only to its own service, to an address set in
+the user's environment (ANTHROPIC_BASE_URL, OPENAI_BASE_URL), and to hosts that the user has allowed; a spec alone can
+neither send a key elsewhere nor choose which environment variable is sent.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from humor_env.errors import InvalidOption
 
 ALLOW_KEY_HOSTS = "HUMOR_ENV_ALLOW_KEY_HOSTS"
 LARGEST_ANSWER = 16 * 2**20
-"""Bytes of an answer after unpacking. The longest reply that can be asked for is far below; a bomb is far above."""
+"""Bytes of an answer after unpacking. Far above the longest possible reply, far below a decompression bomb."""
 _ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 _PORTS = {"http": 80, "https": 443}
 _allowed: set[str] = set()
 
 
 def label(url: str) -> str:
-    """`host:port` of an address, and its path where that is more than /v1: no user, no password, no query."""
+    """`host:port` of an address, and its path unless that is /v1; without user, password or query."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -43,7 +43,7 @@ def label(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """An address as it may be shown: no user, no password, no query."""
+    """An address without user, password or query, for display."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -53,17 +53,17 @@ def _plain(url: str) -> str:
 
 
 def is_own(url: str | None, service: str) -> bool:
-    """Whether an address (None: the service's default) is that of the service itself."""
+    """Whether an address (None: the default) is the service's own."""
     return url is None or label(url) == service
 
 
 def allow_key_hosts(*hosts: str) -> None:
-    """Keys may go to these hosts (`host`, or `host:port`) in this process: for what a user says on a command line."""
+    """Allow keys to be sent to these hosts (`host` or `host:port`) in this process, as set on the command line."""
     _allowed.update(host.strip().lower() for host in hosts if host.strip())
 
 
 def may_have_key(url: str) -> bool:
-    """Whether the user has allowed keys to go to this address."""
+    """Whether the user has allowed keys to be sent to this address."""
     listed = {host.strip().lower() for host in os.environ.get(ALLOW_KEY_HOSTS, "").split(",")} | _allowed
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
@@ -71,33 +71,33 @@ def may_have_key(url: str) -> bool:
 
 
 def no_key_was_sent(url: str, variable: str) -> str:
-    """What to say where a server that got no key refuses the call."""
+    """The message for a call refused by a server that was sent no key."""
     host = urlsplit(url).netloc.rpartition("@")[2]
     return (
-        f"No key was sent to {shown(url)}: only the service itself gets one unasked. If {variable} is meant for it, "
+        f"No key was sent to {shown(url)}: by default only the service itself gets one. If {variable} is meant for it, "
         f"set {ALLOW_KEY_HOSTS}={host} in the environment."
     )
 
 
 class AnswerTooLarge(ValueError):
-    """An answer of more bytes than any reply has."""
+    """An answer larger than any reply can be."""
 
 
 class AnswerDamaged(ValueError):
-    """An answer whose compression cannot be undone."""
+    """An answer that cannot be decompressed."""
 
 
 UNREADABLE = (ValueError, RecursionError)
 
 
 def redirected(target: str) -> str:
-    """What to say of an answer that sends the caller elsewhere."""
+    """The message for a redirect."""
     return f"it points to {shown(target)}. Redirects are not followed: if that is the service, give its address"
 
 
 def http_client(sdk: Any, timeout: float) -> Any:
-    """An SDK's HTTP client that follows no redirect (it would take the jokes to another host) and reads no more of an
-    answer than LARGEST_ANSWER, however small it was packed. Proxies of the environment are used as ever."""
+    """An SDK's HTTP client that follows no redirects (which would send the jokes to another host) and reads at most
+    LARGEST_ANSWER unpacked bytes of an answer. Proxies from the environment still apply."""
 
     class Bounded(sdk.DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
@@ -123,7 +123,7 @@ def http_client(sdk: Any, timeout: float) -> Any:
 
 
 def _bounded_stream(kind: type, inner: Any, encoding: str) -> Any:
-    """`inner`, unpacked, up to LARGEST_ANSWER bytes. It stays of the HTTP library's own kind of stream."""
+    """`inner`, unpacked, up to LARGEST_ANSWER bytes, as a stream of the HTTP library's own type."""
 
     class Stream(kind):
         def __init__(self) -> None:
@@ -153,17 +153,17 @@ def _bounded_stream(kind: type, inner: Any, encoding: str) -> Any:
 
 
 def reason_of(problem: BaseException) -> BaseException:
-    """The deepest cause of an SDK's error: the SDK's own message says only 'Connection error.'"""
+    """The root cause of an SDK's error: the SDK's own message is only 'Connection error.'"""
     while problem.__cause__ is not None:
         problem = problem.__cause__
     return problem
 
 
 def never_connected(problem: BaseException) -> bool:
-    """Whether no connection came about (refused, unknown host): then nothing was sent, and nothing billed."""
+    """Whether no connection was made (refused, unknown host), so that nothing was sent or billed."""
     cause: BaseException | None = problem
     while cause is not None:
-        # By name: the SDKs' HTTP library is theirs to choose.
+        # By name, because each SDK chooses its own HTTP library.
         if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
             return True
         cause = cause.__cause__

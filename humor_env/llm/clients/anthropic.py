@@ -4,8 +4,8 @@
     replies = client([Request(system=RUBRIC, data={"joke": text}, schema=SCHEMA)])
 
 The instructions are marked for the service's prompt cache, the data is the user turn, and a schema is sent as
-structured output. No sampling settings are sent: current models refuse them. Equal answers on a second run come from
-the ledger, never from a temperature of 0.
+structured output. No sampling settings are sent, because current models refuse them: a second run gets the same
+answers from the ledger, not from a temperature of 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from humor_env.llm.replies import read
 from humor_env.types import Usage
 
 SERVICE = "api.anthropic.com"
-DEFAULT_MODEL = "claude-haiku-4-5"  # small, and its price is known: limits in money hold
+DEFAULT_MODEL = "claude-haiku-4-5"  # small, and its price is known, so limits in money work
 NO_KEY = (
     "There is no key for Anthropic's service. Set ANTHROPIC_API_KEY in the environment, or choose a model that needs "
     "none: 'openai:MODEL@http://127.0.0.1:8000/v1' (a server of your own) or 'local:FOLDER'. A run whose ledger is "
@@ -35,7 +35,7 @@ NO_KEY = (
 
 
 class AnthropicClient(SdkClient):
-    """`effort` and `thinking` are sent only where given: what a model allows differs.
+    """`effort` and `thinking` are sent only if given, because models differ in what they allow.
 
     An address other than the service's own is part of `name`, and so of the ledger's key: two servers are two critics,
     whatever model they say they serve. `called` names a server whose address changes; `called=""` leaves the address
@@ -64,7 +64,7 @@ class AnthropicClient(SdkClient):
         settings = "".join(f" {k}={v}" for k, v in (("effort", effort), ("thinking", thinking)) if v is not None)
         self._base_url = base_url or os.environ.get("ANTHROPIC_BASE_URL") or None
         self._own = address.is_own(self._base_url, SERVICE)
-        # Where the address is the user's own choice (the environment, a host that was allowed), the key may go there.
+        # The key may go to an address that the user chose (by the environment or an allowed host).
         self._keyed = self._own or not base_url or api_key is not None or address.may_have_key(base_url)
         at = called if called is not None or self._own or self._base_url is None else address.label(self._base_url)
         self.name = f"anthropic:{model}{'@' + at if at else ''}{settings}"
@@ -76,7 +76,7 @@ class AnthropicClient(SdkClient):
             self._connect()
 
     def parameters(self, request: Request) -> dict[str, Any]:
-        """The body that is sent. All that is untrusted stands in the one user turn, as JSON."""
+        """The request body. Everything untrusted is in the one user turn, as JSON."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": request.max_tokens,
@@ -107,11 +107,11 @@ class AnthropicClient(SdkClient):
 
     @property
     def where(self) -> str:
-        """The service as messages name it."""
+        """The service's name in messages."""
         return "Anthropic" if self._own or self._base_url is None else address.shown(self._base_url)
 
     def _connect(self) -> Any:
-        """The SDK's client, made anew where the background loop changed (after a fork)."""
+        """The SDK's client, remade if the background loop changed (after a fork)."""
         import anthropic
 
         home = background.loop()
@@ -128,7 +128,7 @@ class AnthropicClient(SdkClient):
                     http_client=address.http_client(anthropic, self.policy.timeout),
                 )
             except anthropic.AnthropicError as problem:
-                # A profile that is named in the environment and cannot be read. Its message may quote the file.
+                # A profile named in the environment that cannot be read. Its message may quote the file.
                 raise CredentialError(f"The stored credentials fail ({type(problem).__name__}). {NO_KEY}") from None
             if not (sdk.api_key or sdk.auth_token or sdk.credentials):
                 raise CredentialError(NO_KEY)
@@ -158,14 +158,14 @@ class AnthropicClient(SdkClient):
         except anthropic.AnthropicError as problem:
             raise failed_connection(self.where, problem) from None
         if not isinstance(getattr(message, "content", None), list):
-            # A web page, an error, nothing at all: no model said anything, so it is nobody's verdict.
+            # A web page, an error, nothing at all: no model answered, so it is not a verdict.
             raise garbled(self.where, "no content")
         return read_message(message, request, self.usage(message, request))
 
     def usage(self, message: Any, request: Request, batch: bool = False) -> Usage:
-        """Tokens and dollars of one message. `input_tokens` is all that was read, the cached part included.
+        """Tokens and dollars of one message. `input_tokens` counts all input, including the cached part.
 
-        What the service leaves out, or gives as something that no count can be, counts as the most that was possible.
+        Fields that the service omits, or that cannot be counts, are taken at their maximum.
         """
         used = getattr(message, "usage", None)
         most = most_tokens(request)
@@ -181,7 +181,7 @@ class AnthropicClient(SdkClient):
         details = getattr(used, "cache_creation", None)
         hour = None if details is None else reported(details, "ephemeral_1h_input_tokens")
         if hour is None:
-            # Without a breakdown: the price of what was asked for. With one that makes no sense: the dearer price.
+            # Without a breakdown, the price of the requested cache; with an invalid one, the higher price.
             hour = written if self._cache_ttl == "1h" or details is not None else 0
         hour = min(hour, written)
         cost = None if self.price is None else self.price.cost(plain, left, read, written - hour, hour, batch)
@@ -189,12 +189,12 @@ class AnthropicClient(SdkClient):
 
 
 def _optional(used: object, name: str) -> int | None:
-    """A count that a service may leave out where it is 0; None where it is there and makes no sense."""
+    """A count that a service may omit if it is 0; None if it is present but invalid."""
     return 0 if getattr(used, name, None) is None else reported(used, name)
 
 
 def read_message(message: Any, request: Request, usage: Usage) -> Reply:
-    """A message of the Messages API as a Reply. Anything out of the ordinary is an error, never a guess."""
+    """A Reply from a message of the Messages API. Anything unusual is an error, never a guess."""
     stop = getattr(message, "stop_reason", None)
     blocks = getattr(message, "content", None)
     if not isinstance(blocks, list):

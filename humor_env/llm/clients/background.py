@@ -1,8 +1,8 @@
-"""One event loop in one background thread: async inside, a plain call outside.
+"""One event loop in one background thread, behind plain synchronous calls.
 
     run(coroutine)          # blocks until it is done; works in scripts, notebooks and inside other event loops
 
-Pooled connections belong to the loop that opened them, so every client of the process lives on this one.
+Pooled connections belong to the loop that opened them, so all clients of the process share this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _process = 0
 
 
 def loop() -> asyncio.AbstractEventLoop:
-    """The background loop, started when first needed. A forked process gets its own: threads do not survive a fork."""
+    """The background loop, started on first use. A forked process gets its own: threads do not survive a fork."""
     global _loop, _thread, _process
     with _lock:
         if _loop is None or _thread is None or not _thread.is_alive() or _process != os.getpid():
@@ -34,7 +34,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, run on the background loop. An interrupt here cancels it there."""
+    """Run `work` on the background loop and return its result. An interrupt here cancels it there."""
     home = loop()
     if threading.current_thread() is _thread:
         work.close()
@@ -52,7 +52,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _guarded(work: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
-    """These two end the loop, and with it every client, where they escape from a task: they belong to the caller."""
+    """Pass KeyboardInterrupt and SystemExit to the caller: escaping from a task they would end the loop."""
     try:
         return await work, None
     except (KeyboardInterrupt, SystemExit) as wish_to_end:

@@ -2,9 +2,10 @@
 
     client = make_client("anthropic-batch:claude-haiku-4-5", ledger="verdicts.sqlite")
 
-The same protocol as every client, so a critic does not know the difference. With a ledger, which request went into
-which batch is written down as soon as the service has taken it: a process that is killed while it waits finds its
-batches again and does not pay twice. Results arrive in any order and are matched by their id.
+The same protocol as every client, so critics need not know. With a ledger, the batch of each request is recorded as
+soon as the service has accepted it, so a process that is killed while waiting finds its batches again and does not pay
+twice. Results arrive in any order and are matched by their id. Reading a reply a second time costs nothing; a failed
+one is forgotten, and the next request for it is sent again.
 """
 
 from __future__ import annotations
@@ -14,31 +15,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
+from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget
 from humor_env.llm.clients import background
+from humor_env.llm.clients.address import never_connected
 from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
 from humor_env.llm.clients.failed_calls import redact
 from humor_env.llm.clients.retry import Policy
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledger_rows import request_key
 from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.shared.plain_numbers import check_number
 from humor_env.types import NO_USAGE, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The distinct requests of one call by their key, and the places that each one's reply goes to."""
+    """The distinct requests of one call by key, and the indices that each one's reply goes to."""
 
     requests: dict[str, Request]
     places: dict[str, list[int]]
-    tickets: dict[str, int]
     replies: list[Reply | None]
     on_reply: OnReply | None
 
 
 class AnthropicBatchClient(AnthropicClient):
-    """`poll` is the pause between two looks at a batch, in seconds; `largest` how many requests make one batch."""
+    """`poll` is the pause between checks of a batch, in seconds; `largest` the most requests in one batch."""
 
     def __init__(
         self,
@@ -67,9 +69,11 @@ class AnthropicBatchClient(AnthropicClient):
             must_have_key=must_have_key,
             called=called,
         )
-        if largest < 1 or poll <= 0:
-            raise InvalidOption(f"largest must be at least 1 and poll above 0, found {largest} and {poll}.")
+        check_number("largest", largest, least=1, whole=True)
+        check_number("poll", poll, above=0)
         self.poll, self.largest = poll, largest
+        # By key, for requests in accepted batches: an interrupted call leaves them to the next one.
+        self._tickets: dict[str, list[int]] = {}
         self._made_memory = not isinstance(ledger, Ledger)
         self.memory = ledger if isinstance(ledger, Ledger) else Ledger(ledger or ":memory:")
 
@@ -85,12 +89,21 @@ class AnthropicBatchClient(AnthropicClient):
         if not requests:
             return []
         self._connect()
-        work = _Work({}, {}, {}, [None] * len(requests), on_reply)
+        work = _Work({}, {}, [None] * len(requests), on_reply)
         for index, request in enumerate(requests):
-            key = request_key("batch", self.name, request)
+            key = self._key(request)
             work.requests.setdefault(key, request)
             work.places.setdefault(key, []).append(index)
         return background.run(self._run(work))
+
+    def ask_anew(self, requests: Sequence[Request]) -> None:
+        """Send these again although their replies are stored, unless they are already on their way."""
+        keys = [self._key(request) for request in requests]
+        sent = self.memory.batch_states(keys)
+        self.memory.forget_batch([key for key in keys if sent.get(key) != "sent"])
+
+    def _key(self, request: Request) -> str:
+        return request_key("batch", self.name, request)
 
     async def _run(self, work: _Work) -> list[Reply]:
         import anthropic
@@ -103,26 +116,28 @@ class AnthropicBatchClient(AnthropicClient):
         except anthropic.APIStatusError as problem:
             message = redact(f"Anthropic answered {problem.status_code}: {problem.api_message or problem.type}", secret)
             if problem.status_code in (401, 402, 403):
-                raise CredentialError(f"{message}. Check the key, its rights and the account's credit.") from None
+                raise CredentialError(f"{message}. Check the key, its permissions and the account's credit.") from None
             raise JudgingFailed(
                 f"{message}. Batches that the service accepted are remembered: run again to continue."
             ) from None
         except anthropic.AnthropicError as problem:
             raise JudgingFailed(
-                f"The batch service could not be reached ({type(problem).__name__}). Batches that were taken are "
-                "remembered in the ledger: start again to go on."
+                f"The batch service could not be reached ({type(problem).__name__}). Batches that were accepted are "
+                "remembered in the ledger: start again to continue."
             ) from None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
             if isinstance(problem, HumorEnvError):
                 raise
             raise JudgingFailed(
-                f"{self.where} answered with something that is no batch ({type(problem).__name__}). Batches that were "
-                "taken are remembered in the ledger: start again to go on."
+                f"{self.where} answered with something that is not a batch ({type(problem).__name__}). Batches "
+                "that were accepted are remembered in the ledger: start again to continue."
             ) from None
         return [reply if reply is not None else _lost() for reply in work.replies]
 
     async def _submit(self, work: _Work) -> dict[str, list[str]]:
-        """The batches that hold the requests: those remembered from before, and new ones for the rest."""
+        """The batches that hold the requests: recorded ones, and new ones for the rest."""
+        import anthropic
+
         batches: dict[str, list[str]] = {}
         remembered = self.memory.batches_of(list(work.requests))
         for key, batch in remembered.items():
@@ -130,20 +145,27 @@ class AnthropicBatchClient(AnthropicClient):
         rest = [key for key in work.requests if key not in remembered]
         for start in range(0, len(rest), self.largest):
             keys = rest[start : start + self.largest]
-            self._reserve(keys, work)
             sent = [{"custom_id": key, "params": self.parameters(work.requests[key])} for key in keys]
-            made = await self._sdk.messages.batches.create(requests=sent)
+            tickets = self._reserve(keys, work)
+            try:
+                made = await self._sdk.messages.batches.create(requests=sent)
+            except anthropic.AnthropicError as problem:
+                for ticket in tickets if _was_not_taken(problem) else ():
+                    self.budget.release(ticket)
+                raise
+            for key, ticket in zip(keys, tickets, strict=True):
+                self._tickets.setdefault(key, []).append(ticket)
             self.memory.record_batch(made.id, keys)
             batches[made.id] = keys
         return batches
 
-    def _reserve(self, keys: Sequence[str], work: _Work) -> None:
-        """Book a whole batch at its worst case, or nothing of it."""
+    def _reserve(self, keys: Sequence[str], work: _Work) -> list[int]:
+        """Reserve a whole batch at its worst case, or nothing."""
         taken: list[int] = []
         try:
             for key in keys:
                 tokens, cost = self.worst_case(work.requests[key])
-                # On the loop that all clients share: a locked ledger is not waited for here.
+                # On the loop that all clients share: do not wait for a locked ledger here.
                 ticket = self.budget.reserve(tokens, None if cost is None else cost / 2, patience=0.5, paced=False)
                 if ticket is None:
                     raise BudgetExceeded("The batch as a whole may not fit the budget. Raise it, or send fewer jokes.")
@@ -152,7 +174,7 @@ class AnthropicBatchClient(AnthropicClient):
             for ticket in taken:
                 self.budget.release(ticket)
             raise
-        work.tickets.update(zip(keys, taken, strict=True))
+        return taken
 
     async def _collect(self, batch: str, keys: list[str], work: _Work) -> None:
         import anthropic
@@ -162,24 +184,35 @@ class AnthropicBatchClient(AnthropicClient):
             while (await service.retrieve(batch)).processing_status != "ended":
                 await asyncio.sleep(self.poll)
         except anthropic.NotFoundError:
-            # Results are kept for some weeks only, and belong to one account.
+            # Results are kept for a few weeks only, and belong to one account.
             self.memory.forget_batch(keys)
+            for ticket in [ticket for key in keys for ticket in self._tickets.pop(key, ())]:
+                self.budget.settle(ticket, None)
             raise
         expected = set(keys)
-        async for answer in await service.results(batch):
-            if answer.custom_id in expected:
-                expected.discard(answer.custom_id)
-                self._deliver(answer.custom_id, self._read_result(answer.result, work, answer.custom_id), work)
-        for key in expected:
-            self._deliver(key, _lost(), work)
+        read_before = {key for key, state in self.memory.batch_states(keys).items() if state == "read"}
+        delivered: dict[str, Reply] = {}
+
+        def deliver(key: str, reply: Reply) -> None:
+            expected.discard(key)
+            self._deliver(key, replace(reply, usage=NO_USAGE, replayed=True) if key in read_before else reply, work)
+            delivered[key] = reply
+
+        try:
+            async for answer in await service.results(batch):
+                if answer.custom_id in expected:
+                    deliver(answer.custom_id, self._read_result(answer.result, work, answer.custom_id))
+            for key in list(expected):
+                deliver(key, _lost())
+        finally:
+            # Only now, when the caller has stored them.
+            self.memory.batch_was_read([key for key, reply in delivered.items() if not reply.failed])
+            self.memory.forget_batch([key for key, reply in delivered.items() if reply.failed])
 
     def _deliver(self, key: str, reply: Reply, work: _Work) -> None:
-        ticket = work.tickets.pop(key, None)
-        if ticket is not None:
-            # A request without a result is not charged; one with a message was, whatever the message says of it.
+        for ticket in self._tickets.pop(key, ()):
+            # A request without a result is not charged; one with a message was, whatever the message says.
             self.budget.settle(ticket, reply.usage if reply.usage.calls else Usage(calls=1))
-        if reply.error in ("overloaded", "unreachable", "rejected"):
-            self.memory.forget_batch([key])
         for number, index in enumerate(work.places[key]):
             work.replies[index] = reply if number == 0 else replace(reply, usage=NO_USAGE, replayed=True)
             if work.on_reply is not None:
@@ -189,7 +222,7 @@ class AnthropicBatchClient(AnthropicClient):
         if result.type == "succeeded":
             request = work.requests[key]
             if not isinstance(getattr(result.message, "content", None), list):
-                # No model said anything: nobody's verdict, and asked anew by the next run.
+                # No model answered: not a verdict; the next run asks again.
                 return replace(_lost(), usage=self.usage(result.message, request, batch=True))
             return read_message(result.message, request, self.usage(result.message, request, batch=True))
         if result.type == "errored":
@@ -197,6 +230,14 @@ class AnthropicBatchClient(AnthropicClient):
             lasting = kind == "invalid_request_error"
             return Reply(error="rejected" if lasting else "overloaded", detail=f"the batch service: {kind}")
         return Reply(error="unreachable", detail=f"the batch service: {result.type}")
+
+
+def _was_not_taken(problem: Exception) -> bool:
+    """Whether the service certainly did not accept the batch, and so will not charge for it."""
+    status = getattr(problem, "status_code", None)
+    if status is None:
+        return never_connected(problem)
+    return (status < 500 and status != 408) or status in (503, 529)
 
 
 def _lost() -> Reply:

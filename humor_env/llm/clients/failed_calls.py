@@ -1,9 +1,9 @@
-"""What a failed call means: the words in which clients tell the retry loop (`retry.py`) what happened.
+"""What a failed call means: how clients report failures to the retry loop (`retry.py`).
 
     raise from_status("Anthropic", 529, "overloaded", headers.get("retry-after"))
-    raise garbled("the server", "not JSON")               # an answer came, and is no message
+    raise garbled("the server", "not JSON")               # an answer came, but it is not a message
 
-Services repeat keys in their messages: `redact` takes them out before anything is shown or stored.
+Services repeat keys in their messages: `redact` removes them before anything is shown or stored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from humor_env.llm.clients import address
 from humor_env.llm.protocol import ErrorKind
 
 Trouble = Literal["absent", "timeout", "garbled"]
-"""No connection came about; no answer in time; an answer that is no message."""
+"""No connection; no answer in time; an answer that is not a message."""
 
 
 class CallFailed(Exception):
-    """One attempt failed. `billed_unknown`: the service may have worked, and charged, without our seeing it."""
+    """One attempt failed. `billed_unknown`: the service may have done the work and charged for it."""
 
     def __init__(
         self,
@@ -39,15 +39,18 @@ class CallFailed(Exception):
         self.retry_after, self.billed_unknown = retry_after, billed_unknown
 
 
+SHORTEST_KEY = 8
+
+
 def garbled(service: str, what: str) -> CallFailed:
-    """For an answer that is no message: the transport's fault, though the service may have charged."""
+    """For an answer that is not a message: a transport error, though the service may have charged."""
     return CallFailed(
         "unreachable", f"{service}: the answer is no message ({what})"[:300], billed_unknown=True, trouble="garbled"
     )
 
 
 def from_status(service: str, status: int, message: str, retry_after: str | None = None) -> CallFailed:
-    """What an HTTP status means, as a CallFailed."""
+    """The CallFailed for an HTTP status."""
     transient = status in (408, 409, 429) or status >= 500
     timeout = status in (408, 504)
     return CallFailed(
@@ -55,15 +58,15 @@ def from_status(service: str, status: int, message: str, retry_after: str | None
         f"{service} answered {status}: {message}"[:300],
         status=status,
         retry_after=parse_retry_after(retry_after),
-        # A gateway's 504 or 502 says nothing of what happened behind it.
+        # A gateway's 504 or 502 does not say what happened behind it.
         billed_unknown=status in (408, 502, 504),
         trouble="timeout" if timeout else None,
     )
 
 
 def failed_connection(where: str, problem: Exception) -> CallFailed:
-    """An SDK's error that is no answer of the service. Of the error itself only the class and the cause's: it holds
-    the request, and the request holds the key."""
+    """The CallFailed for an SDK's error that is not an answer of the service. Only the classes of the error and its
+    cause are kept: the error holds the request, and that holds the key."""
     cause = address.reason_of(problem)
     if address.never_connected(problem):
         return CallFailed("unreachable", f"{where}: {cause or type(cause).__name__}", trouble="absent")
@@ -74,7 +77,7 @@ def failed_connection(where: str, problem: Exception) -> CallFailed:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a `retry-after` header, a number or a date; None where there is none or it makes no sense."""
+    """Seconds from a `retry-after` header, a number or a date; None if absent or invalid."""
     if not value:
         return None
     try:
@@ -89,8 +92,9 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """`text` without keys: services repeat them in their error messages."""
+    """`text` without keys, which services repeat in their error messages. A value shorter than any real key ("1", for
+    a server that checks none) stays: removing it would garble addresses and numbers."""
     for secret in secrets:
-        if secret:
+        if secret and len(secret) >= SHORTEST_KEY:
             text = text.replace(secret, "[key]")
     return re.sub(r"\b(?:sk|key)-[A-Za-z0-9_*\-]{6,}|(?i:bearer)\s+\S+", "[key]", text)

@@ -1,12 +1,12 @@
-"""A Hugging Face model in this process: a judge that gives exact probabilities of its answer, and a free teacher.
+"""A Hugging Face model in this process: a judge with exact answer probabilities, and a free teacher.
 
     client = LocalClient("path/to/model")                      # causal, or encoder-decoder
     [reply] = client([Request(system, {"1": a, "2": b}, choices=("1", "2"))])
     reply.probabilities        # {"1": 0.71, "2": 0.29}
 
-Where a request has `choices`, nothing is generated: the reply is begun as {"answer": " and each symbol's probability
-there is read from one forward pass and normalised over the symbols. Small judges are best without a reason
-before the answer, and the probability says more than the choice.
+If a request has `choices`, nothing is generated: the reply is started as {"answer": " and each symbol's probability
+there is read from one forward pass and normalised over the symbols. Small judges do best without a reason before the
+answer, and the probability is more informative than the choice.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from humor_env.llm.replies import read
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.precision import in_paying_precision
 from humor_env.shared.streams import stream_seed
+from humor_env.shared.user_path import user_path
 from humor_env.types import Usage
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 ANSWER_PREFIX = '{"answer": "'
 _DATA = "DATA-GOES-HERE"
 Row = tuple[tuple[int, ...], tuple[int, ...]]
-"""What the encoder reads (nothing for a causal model), and what the decoder reads."""
+"""The encoder's input (empty for a causal model), and the decoder's."""
 
 
 class LocalClient:
     """`temperature=None` generates greedily. With a temperature each request has its own stream: its reply depends
-    on the seed and on the request (its `sample` included), not on what else is in the batch.
+    on the seed and the request (including its `sample`), not on the rest of the batch.
 
-    Limits in calls and tokens hold as for a service; in money it costs nothing. Threads take turns.
+    Limits on calls and tokens apply as for a service; the cost is 0. Threads take turns.
     """
 
     probabilities = True
@@ -62,12 +63,13 @@ class LocalClient:
 
         if batch_size < 1:
             raise InvalidOption(f"batch_size must be at least 1, found {batch_size}.")
+        model = str(user_path(model)) if model.startswith("~") else model
         self.path = model
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.budget = budget or Budget()
         self._turn = threading.Lock()
-        # Said, not left out: where it is left out, transformers asks on the terminal whether to run the folder's code.
+        # Explicit: by default transformers asks on the terminal whether to run the folder's code.
         safe = {"trust_remote_code": False}
         try:
             self.encoder_decoder = bool(AutoConfig.from_pretrained(model, **safe).is_encoder_decoder)
@@ -78,7 +80,7 @@ class LocalClient:
             reason = str(problem).strip().split("\n")[0]
             raise InvalidOption(
                 f"'local:{model}' cannot be loaded ({reason[:300]}). Give the folder of a saved model or the name of "
-                "one that is in the cache. Models that bring code of their own are not run."
+                "one that is in the cache. Models with custom code are not run."
             ) from None
         if dtype == "auto":
             loaded = in_paying_precision(loaded, self.device)
@@ -92,7 +94,7 @@ class LocalClient:
 
     def __call__(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
         replies: list[Reply | None] = [None] * len(requests)
-        # Longest first: an out-of-memory shows at once, and rows of like length share a batch.
+        # Longest first: running out of memory shows at once, and rows of similar length share a batch.
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].user_text))
         by_choice = [i for i in order if requests[i].choices]
         free = [i for i in order if not requests[i].choices]
@@ -127,17 +129,17 @@ class LocalClient:
                 self.budget.settle(ticket, None)
 
     def worst_case(self, request: Request) -> tuple[int, float | None]:
-        """The most tokens one call can take; it costs no money."""
+        """The most tokens that one call can use; the cost is 0."""
         return most_tokens(request) + request.max_tokens, 0.0
 
     def close(self) -> None:
         self.model = None
 
     def prompt_text(self, request: Request, answer: str = "") -> str:
-        """What the model reads: its chat template where it has one, else the two parts as paragraphs.
+        """The model's input: by its chat template if it has one, else the two parts as paragraphs.
 
-        The template is applied to a placeholder and the data put in afterwards, so that a template that trims or
-        rewrites its messages cannot touch the data. Control tokens of this tokenizer inside the data are escaped.
+        The template is applied to a placeholder and the data inserted afterwards, so that a template that trims or
+        rewrites its messages cannot change the data. Control tokens of this tokenizer inside the data are escaped.
         """
         data = as_text(self.tokenizer, request.user_text)
         if self.tokenizer.chat_template is None:
@@ -146,22 +148,22 @@ class LocalClient:
         count = rendered.count(self._placeholder(request.system))
         if count != 1:
             raise InvalidOption(
-                f"The chat template of '{self.path}' gives the user's message back {count} times; expected once, "
-                "unchanged. Give another model, or mend its chat_template."
+                f"The chat template of '{self.path}' contains the user's message {count} times; expected once, "
+                "unchanged. Use another model, or fix its chat_template."
             )
         head, _, tail = rendered.partition(self._placeholder(request.system))
         return head + data + tail + answer
 
     def _placeholder(self, system: str) -> str:
-        """A word that stands for the data while the template is applied: one that the instructions do not contain."""
+        """A placeholder for the data while the template is applied; not contained in the instructions."""
         word = _DATA
         while word in system:
             word += "-X"
         return word
 
     def _rendered(self, system: str) -> str:
-        """The template with the instructions in it. Some templates refuse a system turn (Gemma 2, Mistral 7B v0.1):
-        then the instructions open the user turn."""
+        """The template with the instructions filled in. If it refuses a system turn (Gemma 2, Mistral 7B v0.1), the
+        instructions open the user turn."""
         from jinja2 import TemplateError
 
         word = self._placeholder(system)
@@ -174,16 +176,16 @@ class LocalClient:
             except (TemplateError, TypeError, ValueError) as refused:
                 problem = refused
                 continue
-            # A template may also leave the system turn out without a word: then no model would know its task.
+            # A template may also drop the system turn silently: then the model would not know its task.
             if messages is single or system.strip().lower() in str(text).lower():
                 return str(text)
         raise InvalidOption(
             f"The chat template of '{self.path}' takes neither a system turn nor a user turn with the instructions in "
-            f"it ({type(problem).__name__}: {str(problem)[:200]}). Give another model, or mend its chat_template."
+            f"it ({type(problem).__name__}: {str(problem)[:200]}). Use another model, or fix its chat_template."
         )
 
     def _ids(self, text: str) -> list[int]:
-        # A chat template writes the beginning token itself; without one the tokenizer adds it.
+        # A chat template writes the start token itself; without one the tokenizer adds it.
         plain = self.tokenizer.chat_template is None
         return list(self.tokenizer(text, add_special_tokens=plain and not self.encoder_decoder)["input_ids"])
 
@@ -208,10 +210,11 @@ class LocalClient:
         return replies
 
     def choice_logprobs(self, requests: Sequence[Request]) -> list[tuple[dict[str, float], int]]:
-        """For each request, the log-probability of each symbol after the begun answer, and the tokens read.
+        """For each request, the log-probability of each symbol after the started answer, and the number of input
+        tokens.
 
-        The whole text with the symbol in place is tokenized and compared, because a tokenizer may join a symbol with
-        what stands before it. Symbols share their rows: where each is one token there is one row per request.
+        The whole text with the symbol is tokenized and compared, because a tokenizer may join a symbol with the text
+        before it. Symbols share rows: if each is one token, there is one row per request.
         """
         rows: dict[Row, int] = {}
         firsts: list[int] = []  # per row, the position that predicts the first token of its symbols
@@ -227,7 +230,7 @@ class LocalClient:
                 row = rows.setdefault((source, ids[:-1]), len(rows))
                 if row == len(firsts):
                     firsts.append(common - 1)
-                # Another request's symbols may share the row and begin later or earlier on it.
+                # Another request's symbols may share the row and start earlier or later in it.
                 firsts[row] = min(firsts[row], common - 1)
                 entry[symbol] = (row, common - 1, ids[common:])
             wanted.append(entry)
@@ -245,7 +248,7 @@ class LocalClient:
         ]
 
     def _spellings(self, request: Request) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
-        """The encoder's tokens (none for a causal model), and per symbol the tokens of the text that ends with it."""
+        """The encoder's tokens (none for a causal model), and for each symbol the tokens of the text ending in it."""
         if not self.encoder_decoder:
             return (), {s: tuple(self._ids(self.prompt_text(request, ANSWER_PREFIX + s))) for s in request.choices}
         source = tuple(self.tokenizer(self.prompt_text(request))["input_ids"])
@@ -258,7 +261,7 @@ class LocalClient:
     def _forward(self, rows: list[Row], firsts: list[int]) -> list[torch.Tensor]:
         """Log-probabilities [T - first, V] of each row from its first wanted position on, in float32 on the CPU.
 
-        Only wanted positions go through the head: with a large vocabulary the logits of a whole prompt would take
+        Only wanted positions go through the head: with a large vocabulary the logits of a whole prompt would need
         more memory than the model.
         """
         import torch
@@ -285,7 +288,7 @@ class LocalClient:
         return outputs
 
     def _padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask [B, T]. Right padding cannot change what stands before it in a causal model."""
+        """Ids and mask [B, T]. In a causal model right padding cannot change earlier positions."""
         import torch
 
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -299,7 +302,7 @@ class LocalClient:
         return ids.to(self.device), mask.to(self.device)
 
     def _write(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        """Generate replies. Sampling goes row by row, each with its own stream; greedy rows share a batch."""
+        """Generate replies. Sampling runs row by row, each with its own stream; greedy rows share a batch."""
         if self.temperature is None:
             yield from self._generate(requests, {"do_sample": False})
             return
@@ -309,7 +312,7 @@ class LocalClient:
         for request in requests:
             sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
             name = f"{request.system}\x1f{request.user_text}"
-            # generate() draws from torch's global stream: borrow it, and give it back as it was.
+            # generate() draws from torch's global generator: restore its state afterwards.
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(stream_seed(self.seed, name, request.sample))
                 yield from self._generate([request], sampling)
@@ -347,7 +350,7 @@ def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 
 def fingerprint(model: Any) -> str:
-    """Eight hex digits of a model's weights (a sample of each), so that retrained weights are another model."""
+    """Eight hex digits that identify a model's weights (from a sample of each), so that retrained weights differ."""
     import torch
 
     digest = hashlib.blake2b(digest_size=4)

@@ -2,9 +2,9 @@
 
     client = OpenAIClient("my-model", base_url="http://127.0.0.1:8000/v1")
 
-A server of your own needs no key. OpenAI's own service takes it from OPENAI_API_KEY; any other address gets a key (that
-one, or the one in the variable that `key_variable` names) only where the user has allowed its host: see address.py.
-With `probabilities=True` replies carry how likely each answer symbol was, where the server returns log-probabilities
+Your own server needs no key. OpenAI's own service gets the one in OPENAI_API_KEY; any other address gets a key (that
+one, or the one in the variable named by `key_variable`) only if the user has allowed its host: see address.py. With
+`probabilities=True` replies include the probability of each answer symbol, if the server returns log-probabilities
 (vLLM and llama.cpp do; a server that ignores the request gives plain votes).
 """
 
@@ -38,7 +38,7 @@ class OpenAIClient(SdkClient):
 
     An address other than OpenAI's own is part of `name`, and so of the ledger's key: two servers are two critics,
     whatever model they say they serve. `called` names a server whose address changes; `called=""` leaves the address
-    out, as ledgers of version 0.1 did.
+    out, as ledgers of version 0.1 did. `bare_name` is the name without `probabilities`, as ledgers before had it.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class OpenAIClient(SdkClient):
         self._keyed = self._may_send_key(base_url, key_variable)
         settings = "" if temperature is None else f" temperature={temperature}"
         at = called if called is not None or self._own or self._base_url is None else address.label(self._base_url)
-        self.name = f"openai:{model}{'@' + at if at else ''}{settings}"
+        self.bare_name = f"openai:{model}{'@' + at if at else ''}{settings}"
+        self.name = f"{self.bare_name} probabilities=true" if probabilities else self.bare_name
         self.former_name = f"openai:{model}{settings}"
         self.probabilities = probabilities
         self.price = price_of(model, prices)
@@ -78,8 +79,8 @@ class OpenAIClient(SdkClient):
                 {"role": "system", "content": request.system},
                 {"role": "user", "content": request.user_text},
             ],
-            # OpenAI's own models know only the new name, most other servers only the old one.
-            "max_completion_tokens" if self._base_url is None else "max_tokens": request.max_tokens,
+            # OpenAI's own models accept only the new name, most other servers only the old one.
+            "max_completion_tokens" if self._own else "max_tokens": request.max_tokens,
         }
         if self._temperature is not None:
             body["temperature"] = self._temperature
@@ -97,11 +98,11 @@ class OpenAIClient(SdkClient):
 
     @property
     def where(self) -> str:
-        """The service as messages name it."""
+        """The service's name in messages."""
         return "OpenAI" if self._own or self._base_url is None else address.shown(self._base_url)
 
     def _may_send_key(self, api_key: str | None, variable: str) -> bool:
-        """Whether a key goes along: never where a spec alone says so, be it the address or the variable's name."""
+        """Whether a key is sent: never because of a spec alone, be it by the address or the variable's name."""
         if self._base_url is not None and address.may_have_key(self._base_url):
             return True
         return variable == OWN_KEY and (self._own or not api_key)
@@ -126,7 +127,7 @@ class OpenAIClient(SdkClient):
                     f"There is no key for OpenAI's service. Set {self._key_variable} in the environment, or give a "
                     "server of your own: 'openai:MODEL@http://127.0.0.1:8000/v1'."
                 )
-            # The SDK insists on some key; a server of one's own does not look at it.
+            # The SDK requires a key; the user's own server ignores it.
             self._sdk = openai.AsyncOpenAI(
                 api_key=key or "none",
                 base_url=self._base_url,
@@ -163,7 +164,7 @@ class OpenAIClient(SdkClient):
             raise failed_connection(self.where, problem) from None
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-            # A web page, an error, nothing at all: no model said anything, so it is nobody's verdict.
+            # A web page, an error, nothing at all: no model answered, so it is not a verdict.
             raise garbled(self.where, "no choices")
         return self._read(answer, request)
 
@@ -186,20 +187,20 @@ class OpenAIClient(SdkClient):
         return Reply(text, reply.data, reply.stop_reason, usage=usage, probabilities=probabilities)
 
     def _usage(self, answer: Any, request: Request) -> Usage:
-        """What the server says it used; what it leaves out, or gives as no count can be, is the most possible."""
+        """The usage that the server reports; omitted or invalid counts are taken at their maximum."""
         used = getattr(answer, "usage", None)
         entered, left = reported(used, "prompt_tokens"), reported(used, "completion_tokens")
-        entered = entered or most_tokens(request)  # 0 is no count of a prompt
+        entered = entered or most_tokens(request)  # 0 cannot be a prompt's count
         if left is None or (left == 0 and getattr(answer, "choices", None)):
             left = request.max_tokens
         cached = min(entered, reported(getattr(used, "prompt_tokens_details", None), "cached_tokens") or 0)
-        # Discounts for cached input differ between services: the full price is the honest upper end.
+        # Discounts for cached input differ between services: the full price is the upper bound.
         cost = None if self.price is None else self.price.cost(entered, left)
         return Usage(1, entered, left, cached, cost)
 
 
 def answer_probabilities(text: str, logprobs: Any, symbols: Sequence[str]) -> dict[str, float]:
-    """How likely each symbol was as the value of "answer", normalised over the symbols; empty where not to be read."""
+    """How likely each symbol was as the value of "answer", normalised over the symbols; empty if unreadable."""
     content = getattr(logprobs, "content", None)
     places = list(_ANSWER.finditer(text))
     if not content or not places or "".join(token.token for token in content) != text:

@@ -5,23 +5,23 @@
 
 `send` makes one attempt and either returns a reply or raises CallFailed, which says what the failure means:
 
-    408, 409, 429, 5xx, a lost connection      again, after a wait that grows, until the deadline
-    no answer in time                          the same, with fewer calls in the air: the service cannot keep up
-    no connection at all                       the same; but where nobody has answered yet, all stops after some 5 s,
-                                               and where nobody answers any more, at the first deadline
-    an answer that is no message (a web page,  again, a few times; then the request fails as the transport's fault, and
-    nothing, cut or unreadable JSON)           a later run asks it anew. Never a verdict, never stored as one
-    400, 413, 422                              not again: it concerns this request (a content filter, too long). All
-                                               stops where the same 400 came for every call so far (at least three, and
-                                               as many as were in the air), or twenty times in a row
-    404, a redirect                            not again; three in a row stop everything
-    401, 402; 403 where nothing succeeded yet  stop everything at once; a later 403 only after three in a row
-    a reply of the wrong form, or cut off      one fresh try
-    a refusal                                  a reply like any other: counted, never asked again
-    the budget is reached                      stop; calls in the air are waited for, and kept
-    the ledger is locked                       wait for it up to a minute, without holding up other calls
+    408, 409, 429, 5xx, a lost connection      retry, with growing waits, until the deadline
+    no answer in time                          the same, with fewer calls in flight: the service cannot keep up
+    no connection at all                       the same; but if nothing has answered yet, everything stops after about
+                                               5 s, and if nothing answers any more, at the first deadline
+    an answer that is not a message (a web     retry a few times; then the request fails as a transport error, and a
+    page, nothing, cut or unreadable JSON)     later run asks again. Never a verdict, never stored as one
+    400, 413, 422                              no retry: it concerns this request (a content filter, too long).
+                                               Everything stops if every call so far got the same 400 (at least three,
+                                               and as many as were in flight), or after twenty in a row
+    404, a redirect                            no retry; three in a row stop everything
+    401, 402; 403 before any success           stop everything at once; a later 403 only after three in a row
+    a reply of the wrong form, or cut off      one new try
+    a refusal                                  a reply like any other: counted, never retried
+    the budget is reached                      stop; calls in flight are awaited and kept
+    the ledger is locked                       wait for it up to a minute, without delaying other calls
 
-A client has one Caller for its life, whatever thread asks: `concurrency` is the client's, not each call's.
+A client has a single Caller, shared by all threads: `concurrency` is the client's, not each call's.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
+from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.clients import background
 from humor_env.llm.clients.failed_calls import CallFailed, garbled, redact
 from humor_env.llm.clients.throttle import Throttle
 from humor_env.llm.protocol import OnReply, Reply, Request
+from humor_env.shared.plain_numbers import check_number
 from humor_env.types import NO_USAGE, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How hard to try. Times are in seconds; `deadline` counts from a request's first attempt, all attempts in it.
+    """How hard to try. Times are in seconds; `deadline` covers all attempts at a request, from the first one.
 
-    `absent` is how long to look for a service that has not answered once; `garbled_tries` how often to ask where
-    what comes back is no message.
+    `absent` is how long to try a service that has never answered; `garbled_tries` how often to try if the answer
+    is not a message.
     """
 
     concurrency: int = 32
@@ -63,11 +64,13 @@ class Policy:
     absent: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.timeout <= 0 or self.deadline <= 0:
-            raise InvalidOption(
-                f"concurrency must be at least 1, timeout and deadline above 0; found {self.concurrency}, "
-                f"{self.timeout}, {self.deadline}."
-            )
+        for name in ("concurrency", "rejected_in_a_row", "same_rejections", "garbled_tries"):
+            check_number(name, getattr(self, name), least=1, whole=True)
+        check_number("fresh_tries", self.fresh_tries, least=0, whole=True)
+        for name in ("timeout", "deadline"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("first_wait", "longest_wait", "longest_retry_after", "absent"):
+            check_number(name, getattr(self, name), least=0)
 
 
 LEDGER_PATIENCE = 60.0
@@ -76,17 +79,17 @@ LEDGER_PATIENCE = 60.0
 
 Send = Callable[[Request], Awaitable[Reply]]
 WorstCase = Callable[[Request], tuple[int, float | None]]
-"""The most tokens and dollars that one attempt at a request can take; dollars None where the price is unknown."""
+"""The most tokens and dollars that one attempt at a request can use; dollars are None if the price is unknown."""
 
 
 OnWait = Callable[[str], None]
-"""Called with a sentence, from the client's own thread, when a call waits for another try: which service, and why."""
+"""Called in the client's own thread with a message (which service, and why) when a call waits for a retry."""
 
 
 class Caller:
-    """Sends a client's batches through one policy and one budget; what it learns of the service it keeps.
+    """Sends a client's batches under one policy and one budget, and remembers the service's behaviour.
 
-    `where` names the service in messages, `remedy` says what to do where nobody answers there.
+    `where` names the service in messages; `remedy` says what to do if it does not answer.
     """
 
     def __init__(
@@ -98,16 +101,16 @@ class Caller:
         secret: str = "",
         where: str = "the service",
         remedy: str = "Check the address and the network.",
-        refused: str = "The service refuses this key: check which key is set, and its rights.",
+        refused: str = "The service refuses this key: check which key is set, and its permissions.",
         on_wait: OnWait | None = None,
         home: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.send, self.policy, self.budget, self.worst_case = send, policy, budget, worst_case
         self.where, self.remedy, self.refused, self.on_wait = where, remedy, refused, on_wait
         self._secret = secret
-        self.home = home  # the loop that calls wait on: a forked process has another
+        self.home = home  # the loop that calls wait on; a forked process has another
         self.throttle = Throttle(policy.concurrency)
-        self.heard = False  # anything at all, an error too
+        self.heard = False  # anything at all, including an error
         self.succeeded = False
         self.absent_since: float | None = None
         self.garbled_in_a_row = 0
@@ -117,7 +120,7 @@ class Caller:
         self._told_at = -1.0
 
     def ask(self, requests: Sequence[Request], on_reply: OnReply | None = None) -> list[Reply]:
-        """A reply for every request. What stops everything is raised after calls in the air have been stored."""
+        """A reply for every request. An error that stops everything is raised once the calls in flight are stored."""
         if not requests:
             return []
         return background.run(_Batch(self, requests, on_reply).run())
@@ -126,20 +129,20 @@ class Caller:
         return redact(text, self._secret)
 
     def answered(self) -> None:
-        """A message came, whatever it said."""
+        """Note that a message came, whatever it said."""
         self.heard = self.succeeded = True
         self.absent_since = None
         self.garbled_in_a_row = self.rejected_in_a_row = self.same_rejections = 0
 
     def rejected(self, detail: str) -> None:
         self.rejected_in_a_row += 1
-        # Without numbers: services put the request's id into the message.
+        # Without digits: services put the request's id into the message.
         what = re.sub(r"\w*\d\w*", "#", detail)
         self.same_rejections = self.same_rejections + 1 if what == self.last_rejection else 1
         self.last_rejection = what
 
-    def tell(self, detail: str, wait: float) -> None:
-        """Say what is waited for, at most once a second."""
+    def report_wait(self, detail: str, wait: float) -> None:
+        """Report the reason for waiting, at most once a second."""
         now = time.monotonic()
         if self.on_wait is not None and now - self._told_at >= 1.0:
             self._told_at = now
@@ -156,7 +159,7 @@ class _Batch:
         self.replies: list[Reply | None] = [None] * len(requests)
         self.stopped = asyncio.Event()
         self.problem: BaseException | None = None
-        # Only spreads retries in time: no result depends on it.
+        # Only jitters retries: no result depends on it.
         self.jitter = random.Random()
 
     async def run(self) -> list[Reply]:
@@ -175,7 +178,7 @@ class _Batch:
         return [reply for reply in self.replies if reply is not None]
 
     async def _cancel_when_hopeless(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Once stopped: out of budget, calls in the air are paid for and waited for; otherwise they are given up."""
+        """After a stop: calls in flight are awaited if the budget ended (they are paid for), else cancelled."""
         await self.stopped.wait()
         if not isinstance(self.problem, BudgetExceeded):
             for task in tasks:
@@ -196,30 +199,36 @@ class _Batch:
         except asyncio.CancelledError:
             raise
         except BaseException as problem:
-            # A reply that cannot be stored (or our own bug) must end the batch, not vanish in a task.
+            # A reply that cannot be stored (or a bug here) must end the batch, not vanish in a task.
             self._stop(problem)
 
     async def _until_settled(self, request: Request) -> Reply | None:
-        """The final reply, with the usage of all attempts; None where the batch was stopped before there was one."""
+        """The final reply, with the usage of all attempts; None if the batch was stopped first."""
         usage = NO_USAGE
         attempts = garbled_tries = 0
         last: Reply | None = None
+        failure: CallFailed | None = None
+        said = ""  # the last that was heard of the service
         fresh_left = self.policy.fresh_tries
         deadline: float | None = None
         while True:
             await self.throttle.enter(again=attempts > 0)
             try:
                 waits_since = time.monotonic()
+                if deadline is not None and waits_since >= deadline - self.policy.timeout / 10:
+                    # It waited behind other calls, and there is no time left to answer it.
+                    return last if failure is None or self.stopped.is_set() else self._failed(failure, attempts, usage)
                 ticket = await self._reserve(request)
                 if ticket is None:
                     return last
                 sent_at, answered = time.monotonic(), self.throttle.successes
-                # Time that our own limits took is not the service's.
+                # Time spent waiting for our own limits does not count against the service.
                 deadline = sent_at + self.policy.deadline if deadline is None else deadline + sent_at - waits_since
                 outcome = await self._attempt(request, ticket, min(self.policy.timeout, deadline - sent_at))
             finally:
                 self.throttle.leave()
             attempts += 1
+            failure = None if isinstance(outcome, Reply) else outcome
             if isinstance(outcome, Reply):
                 usage += outcome.usage
                 self.throttle.succeeded()
@@ -231,7 +240,7 @@ class _Batch:
                 return last
             usage += Usage(calls=1)
             wait = self._wait(outcome, attempts)
-            # An attempt with next to no time left would only end as "no answer", and hide what is wrong.
+            # An attempt with almost no time left would only end as "no answer" and hide the real problem.
             late = time.monotonic() + wait >= deadline - self.policy.timeout / 10
             if outcome.trouble == "timeout":
                 self.throttle.timed_out(sent_at, self.throttle.successes - answered)
@@ -243,8 +252,9 @@ class _Batch:
                 late = True
             final = self._after_failure(outcome, sent_at)
             if final or late:
-                return last if self.stopped.is_set() else self._failed(outcome, attempts, usage)
-            self.caller.tell(outcome.detail, wait)
+                return last if self.stopped.is_set() else self._failed(outcome, attempts, usage, said)
+            said = outcome.detail if outcome.trouble != "timeout" or outcome.status is not None else said
+            self.caller.report_wait(outcome.detail, wait)
             if await self._sleep(wait):
                 return last
 
@@ -258,7 +268,7 @@ class _Batch:
                 if time.monotonic() > until:
                     self._stop(problem)
                     return None
-                self.caller.tell(str(problem), 0.05)
+                self.caller.report_wait(str(problem), 0.05)
                 ticket = None
             except HumorEnvError as problem:
                 self._stop(problem)
@@ -277,7 +287,7 @@ class _Batch:
             return reply
         except TimeoutError:
             return CallFailed(
-                "unreachable", f"no answer within {seconds:.0f} s", billed_unknown=True, trouble="timeout"
+                "unreachable", f"no answer within {round(seconds, 1):g} s", billed_unknown=True, trouble="timeout"
             )
         except CallFailed as failure:
             spent = None if failure.billed_unknown else Usage(calls=1)
@@ -285,21 +295,21 @@ class _Batch:
         except HumorEnvError:
             raise
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
-            # One odd answer (JSON of a thousand levels, a number of 400 digits) must not end a batch of two thousand.
+            # One odd answer (JSON nested a thousand deep, a number of 400 digits) must not end a batch of two thousand.
             return garbled(self.caller.where, type(problem).__name__)
         finally:
-            # Also when cancelled: then nothing is known, and the worst case stays counted.
+            # Also when cancelled: then usage is unknown, and the worst case stays counted.
             self.caller.budget.settle(ticket, spent)
 
     def _absent(self, failure: CallFailed, sent_at: float, wait: float, late: bool) -> None:
-        """No connection came about. Stop where it never did for a while, or did not for a whole deadline."""
+        """No connection was made. Stop if none ever was for a while, or none for a whole deadline."""
         caller = self.caller
         if caller.absent_since is None:
             caller.absent_since = sent_at
         missing = time.monotonic() - caller.absent_since
         if caller.heard:
             if late and missing >= 0.5 * self.policy.deadline:
-                self._stop(JudgingFailed(f"{self._nobody(failure)} It did before. {caller.remedy}"))
+                self._stop(JudgingFailed(f"{self._nobody(failure)} It answered before. {caller.remedy}"))
         elif missing + wait >= self.policy.absent:
             self._stop(JudgingFailed(f"{self._nobody(failure)} {caller.remedy}"))
 
@@ -307,7 +317,7 @@ class _Batch:
         return f"No server answers at {self.caller.where} ({self.caller.redacted(failure.detail)})."
 
     def _garbled(self, failure: CallFailed) -> None:
-        """A request ended without a message. Stop where no call ever got one."""
+        """A request ended without a message. Stop if no call has got one yet."""
         caller = self.caller
         caller.garbled_in_a_row += 1
         if not caller.succeeded and caller.garbled_in_a_row >= max(
@@ -315,13 +325,13 @@ class _Batch:
         ):
             self._stop(
                 JudgingFailed(
-                    f"No call was answered by a message so far. The last answer: "
+                    f"No call has got a valid message so far. The last answer: "
                     f"{caller.redacted(failure.detail)}. Check that {caller.where} is the service's address."
                 )
             )
 
     def _after_failure(self, failure: CallFailed, sent_at: float) -> bool:
-        """Draw the consequences of a failed attempt for the batch; whether the request itself is beyond help."""
+        """Apply a failed attempt's consequences to the batch; return whether the request itself has failed for good."""
         caller, status = self.caller, failure.status
         detail = caller.redacted(failure.detail)
         if status is not None:
@@ -348,14 +358,14 @@ class _Batch:
         return failure.kind == "rejected"
 
     def _concerns_every_call(self, status: int) -> bool:
-        """Whether rejections so far say that the fault is not in the messages."""
+        """Whether the rejections so far suggest that every call would be rejected."""
         caller, few = self.caller, self.policy.rejected_in_a_row
         if status == 404 or 300 <= status < 400:
             return caller.rejected_in_a_row >= few
         if status != 400:
             return False
-        # A filter rejects quickly what a model would answer slowly: as long as as many calls are still in the air,
-        # the first rejections do not speak for them.
+        # A filter rejects quickly, while a model answers slowly: while as many calls are still in flight, the first
+        # rejections do not represent them.
         never = not caller.succeeded and caller.same_rejections >= max(few, self.throttle.in_air)
         return never or caller.same_rejections >= self.policy.same_rejections
 
@@ -366,12 +376,15 @@ class _Batch:
             wait = max(wait, min(failure.retry_after, self.policy.longest_retry_after))
         return wait
 
-    def _failed(self, failure: CallFailed, attempts: int, usage: Usage) -> Reply:
-        tries = "" if attempts == 1 else f" (after {attempts} attempts)"
-        return Reply(error=failure.kind, detail=self.caller.redacted(failure.detail) + tries, usage=usage)
+    def _failed(self, failure: CallFailed, attempts: int, usage: Usage, said: str = "") -> Reply:
+        """`said` is what came before: where the last attempt got no answer, it tells more."""
+        detail = failure.detail + ("" if attempts == 1 else f" (after {attempts} attempts)")
+        if said and failure.trouble == "timeout" and failure.status is None:
+            detail += f"; before: {said}"
+        return Reply(error=failure.kind, detail=self.caller.redacted(detail), usage=usage)
 
     async def _sleep(self, seconds: float) -> bool:
-        """Sleep; True where the batch was stopped meanwhile."""
+        """Sleep; True if the batch was stopped meanwhile."""
         try:
             async with asyncio.timeout(seconds):
                 await self.stopped.wait()

@@ -1,7 +1,7 @@
-"""What clients that talk through a service's own package have in common: connecting late, asking, closing.
+"""The common part of clients that use a service's own SDK: connecting lazily, calling, closing.
 
 class MyClient(SdkClient):
-    def _connect(self): ...          # makes `_sdk` and `_caller` for the background loop, unless they are there
+    def _connect(self): ...          # makes `_sdk` and `_caller` for the background loop, unless they exist
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from humor_env.llm.protocol import OnReply, Reply, Request
 
 
 class SdkClient:
-    """`name` is the subclass's to set, and `_connect` to write."""
+    """Subclasses set `name` and implement `_connect`."""
 
     name: str
 
@@ -50,7 +50,7 @@ class SdkClient:
 
     @property
     def lacks_key(self) -> bool:
-        """Whether a call would fail for want of a key."""
+        """Whether a call would fail for lack of a key."""
         try:
             self._connect()
         except CredentialError:

@@ -7,7 +7,7 @@
     finally:
         throttle.leave()
 
-What is learned of the service stays with the client: the retry loop (`retry.py`) has one Throttle for its life.
+The retry loop (`retry.py`) keeps one Throttle for its lifetime, so a client remembers the service's capacity.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections import deque
 
 
 class Throttle:
-    """How many calls may be in the air: fewer after an overload, one more after each round of successes.
+    """The number of calls that may be in flight: fewer after an overload, one more after each round of successes.
 
-    It is cut at most once per round trip: of 32 calls that fail together, one tells the news. Second tries go before
-    first ones, or a request's deadline would pass while it waits behind all that have not begun.
+    It is cut at most once per round trip, because 32 calls that fail together are one overload. Retries go before first
+    tries, or a request's deadline would pass while it waits behind all that have not begun.
     """
 
     def __init__(self, most: int) -> None:
@@ -69,10 +69,10 @@ class Throttle:
             self._cut_at = time.monotonic()
 
     def timed_out(self, sent_at: float, answered: int) -> None:
-        """A call was not answered in time, while `answered` others were: that many at once are too many.
+        """A call was not answered in time, while `answered` others were: there are too many at once.
 
-        Half of what was answered in one timeout leaves each call half the timeout. A cut by 0.7 would take as many
-        timeouts as a deadline has.
+        Half of the number answered in one timeout leaves each call half the timeout. A cut by 0.7 would take as many
+        timeouts as fit into a deadline.
         """
         if sent_at > self._cut_at:
             self.limit = max(1.0, min(self.limit / 2, answered / 2))

@@ -1,0 +1,205 @@
+"""The output of `humor-env judge`: a JSON line for each joke with its judgement and with how it was asked for.
+
+    resume(lines, output, "scorer", asked_of("scorer", {"client": "anthropic"}))   # scores by line number, or a refusal
+
+A row says what was asked: the critic and, as a digest each, the options that can change a score. So an output is never
+taken for the answer to another question, and it gives away no address and no path.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from humor_env.errors import InvalidOption, PromptError
+from humor_env.experiments.commands.joke_file import TEXT_FIELDS, Line, joke_of, score_of
+from humor_env.experiments.options import parameters
+from humor_env.llm.clients.retry import Policy
+from humor_env.registry import critics
+from humor_env.shared.json_lines import read_lines
+from humor_env.shared.spreadsheet import no_formula
+from humor_env.sources.prompt_files import is_table
+from humor_env.types import Joke, Judgement
+
+Asked = Mapping[str, Any]
+
+# Options that say how to ask and not what: they may be others when an output is gone on with.
+_HOW = {"ledger", "budget", "prices", "policy", "must_have_key", "requests_per_minute", "tokens_per_minute"}
+_HOW |= {"device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
+_LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+def asked_of(name: str, options: Mapping[str, Any]) -> Asked:
+    """What a critic of that name is asked with these options, as it is kept with each row. Digests tell which option
+    has changed. A default that is given is no option, and a file is what it holds."""
+    defaults = {key: parameter.default for key, parameter in parameters(critics, name).items()}
+    given = {k: v for k, v in options.items() if k not in _HOW and not (k in defaults and _same(defaults[k], v))}
+    return {"critic": name, "options": {key: _digest(value) for key, value in sorted(given.items())}}
+
+
+def _same(default: Any, value: Any) -> bool:
+    return type(default) is type(value) and default == value
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(_essence(value), sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _essence(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _essence(inner) for key, inner in value.items() if key not in _HOW}
+    if isinstance(value, list | tuple):
+        return [_essence(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return {"file": hashlib.blake2b(Path(value).read_bytes()).hexdigest()}
+    except (OSError, ValueError):  # nearly always: it is no file's name
+        return _LOGIN.sub("", value)
+
+
+def changed_options(before: Asked, now: Asked) -> list[str]:
+    """The names of the options that differ."""
+    old, new = before.get("options"), now["options"]
+    old = old if isinstance(old, Mapping) else {}
+    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def kept_rows(output: Path) -> Path:
+    """Where the judgements are kept as they come: a table cannot be extended and resumed as safely."""
+    return output.with_name(output.name + ".jsonl") if is_table(output) else output
+
+
+def judged_row(line: Line, judgement: Judgement, name: str, asked: Asked | None) -> str:
+    record = dict(line.record)
+    record.pop("asked", None)
+    if "judgement" in record:
+        record["before"] = record.pop("judgement")
+    if record.get("line") == line.joke.text:
+        record["text"] = line.joke.text  # it stood where the number goes
+    record["line"], record["critic"] = line.number, name
+    if asked is not None:
+        record["asked"] = asked
+    record["judgement"] = dataclasses.asdict(judgement)
+    return json.dumps(record)
+
+
+def resume(lines: Sequence[Line], output: Path, name: str, asked: Asked | None) -> tuple[dict[int, float | None], int]:
+    """Scores by line number that the output has already, and how many of its lines now have another prompt. These,
+    failed lines and a torn last line are taken out of it; a file that holds anything else is refused."""
+    if not output.is_file():
+        return {}, 0
+    by_number = {line.number: line for line in lines}
+    kept: dict[int, float | None] = {}
+    changed: set[int] = set()
+    rows: list[str] = []
+    written = read_lines(output, errors="replace")
+    for place, row in enumerate(written, start=1):
+        try:
+            record = json.loads(row)
+        except (ValueError, RecursionError):
+            if place == len(written) and row.startswith("{"):
+                continue  # the line that was being written when the process was killed
+            record = None
+        if not _is_judged(record):
+            raise InvalidOption(
+                f"'{output}' is there already and holds no judgements (line {place}). Give another --output, or remove "
+                "it."
+            )
+        line = by_number.get(record["line"])
+        text = next((record[f] for f in TEXT_FIELDS if isinstance(record.get(f), str)), None)
+        problem = _not_the_same(record, text, line, name, asked)
+        if problem or line is None:
+            raise InvalidOption(f"'{output}' holds judgements {problem}. Give another --output, or remove it.")
+        score = score_of(record["judgement"]["score"])
+        if _joke_in(record) != _plain(line.joke):
+            changed.add(line.number)
+        elif score is not None and line.number not in kept:
+            kept[line.number] = score
+            rows.append(row)
+    _replace(output, rows)
+    return kept, len(changed - kept.keys())
+
+
+def _not_the_same(record: Any, text: str | None, line: Line | None, name: str, asked: Asked | None) -> str:
+    """What a row was asked that is not asked now; nothing where it may be gone on with."""
+    if line is None:
+        return f"of another file: it has a line {record['line']}"
+    if text != line.joke.text:
+        return f"of another file: line {line.number} was {str(text)[:40]!r} there and is {line.joke.text[:40]!r} here"
+    before = record.get("asked") if isinstance(record.get("asked"), Mapping) else None
+    its_name, now = record.get("critic"), name
+    if its_name == name and before and asked:
+        its_name, now = before.get("critic"), asked["critic"]
+    if its_name != now:
+        return f"of another critic ({its_name!r}, not {now!r})"
+    if before and asked and (options := changed_options(before, asked)):
+        return f"asked with other options ({', '.join(options)})"
+    return ""
+
+
+def _joke_in(record: Any) -> str | None:
+    try:
+        return _plain(joke_of("", 0, record).joke)
+    except PromptError:
+        return None
+
+
+def _plain(joke: Joke) -> str:
+    """What a critic is shown, in a form in which a NaN equals itself."""
+    return json.dumps(dataclasses.asdict(joke), sort_keys=True)
+
+
+def _is_judged(record: Any) -> bool:
+    """Whether a line of an output is one that this command writes, a score out of range or of another type included."""
+    judgement = record.get("judgement") if isinstance(record, dict) else None
+    if not isinstance(judgement, dict) or "score" not in judgement or type(record.get("line")) is not int:
+        return False
+    score = judgement["score"]
+    return score is None or (type(score) in (int, float) and 0 <= score <= 1)
+
+
+def sort_rows(output: Path) -> None:
+    """Back into the order of the source: lines that failed first were added later."""
+    _replace(output, sorted(read_lines(output), key=lambda row: int(json.loads(row)["line"])))
+
+
+def _replace(path: Path, rows: Sequence[str]) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    beside.replace(path)
+
+
+def write_table(kept: Path, output: Path) -> None:
+    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error. What
+    a spreadsheet would run as a formula is a text."""
+    records = [json.loads(row) for row in read_lines(kept)]
+    ours = ("critic", "score", "reason", "error")
+    hidden = (*ours, "line", "asked", "judgement", "before")
+    columns = dict.fromkeys(name for record in records for name in record if name not in hidden)
+    beside = output.with_name(output.name + ".new")
+    # With the mark by which spreadsheets know UTF-8.
+    with beside.open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([_cell(name) for name in (*columns, *ours)])
+        for record in records:
+            verdict = {"critic": record["critic"], **{name: record["judgement"].get(name) for name in ours[1:]}}
+            table.writerow([_cell(record.get(name)) for name in columns] + [_cell(verdict[name]) for name in ours])
+    beside.replace(output)
+
+
+def _cell(value: Any) -> Any:
+    return no_formula(json.dumps(value) if isinstance(value, dict | list) else value)
+
+
+def scores_of(output: Path) -> dict[int, float | None]:
+    """The scores of an output by line number."""
+    records = map(json.loads, read_lines(kept_rows(output)))
+    return {int(record["line"]): record["judgement"]["score"] for record in records}

@@ -1,0 +1,74 @@
+"""What is taken out of a run or a file of lines before others get it: servers, passwords, and places on this machine.
+
+    publishable("openai:judge@http://me:secret@10.1.2.3:8000/v1")     # "openai:judge"
+    publishable({"rubric": "/home/me/rubric.txt", "ledger": "/home/me/v.sqlite"})      # {"rubric": "rubric.txt"}
+    publishable(results, hosts=hosts_in(spec))     # a server of the spec by its name alone, too, as in "h:8000 is down"
+
+Addresses go, ledgers go, and of an absolute path the last part stays. Texts of lines and prompts are for `keep`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+_ADDRESS = re.compile(r"@?\b[A-Za-z][\w+.-]*://[^\s\"'<>\]})]*")
+_CLIENT = re.compile(r"\b((?:openai|anthropic|anthropic-batch)(?::[^@\s\"']*)?)@[^\s\"']+")
+_ROOT = r"(?:(?:~[\w.-]*|[A-Za-z]:)?[/\\])"
+# A text that is one path, perhaps after a name ("local:/home/me/model"); a path in quotes; and one inside a sentence.
+_WHOLE = re.compile(rf"((?:[\w.-]{{2,}}[:=])?){_ROOT}([^\n]*)\Z")
+_QUOTED = re.compile(rf"(['\"]){_ROOT}([^'\"\n]*)\1")
+_INSIDE = re.compile(rf"(?<![\w./\\-]){_ROOT}(?:[^\s/\\\"'<>|]+[/\\])+([^\s/\\\"'<>|]*)")
+_DROPPED = ("ledger",)
+
+
+def publishable(value: Any, *, hosts: Collection[str] = (), keep: Collection[str] = ()) -> Any:
+    """`value`, plain data, as others may see it. Texts under the keys of `keep` are left as they are; a text of which
+    nothing is left goes, with its key."""
+    if isinstance(value, str):
+        return _text(value, hosts)
+    if isinstance(value, Mapping):
+        cleaned: dict[Any, Any] = {}
+        for key, inner in value.items():
+            if key in _DROPPED:
+                continue
+            new = inner if key in keep and isinstance(inner, str) else publishable(inner, hosts=hosts, keep=keep)
+            if new != "" or inner == "":
+                cleaned[_text(key, hosts) if isinstance(key, str) else key] = new
+        return cleaned
+    if isinstance(value, list | tuple):
+        return [publishable(inner, hosts=hosts, keep=keep) for inner in value]
+    return value
+
+
+def _text(text: str, hosts: Collection[str]) -> str:
+    cleaned = _CLIENT.sub(r"\1", _ADDRESS.sub("", text))
+    if whole := _WHOLE.match(cleaned):
+        return whole[1] + _last(whole[2])
+    cleaned = _QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", cleaned)
+    cleaned = _INSIDE.sub(r"\1", cleaned)
+    for host in sorted(hosts, key=len, reverse=True):
+        cleaned = cleaned.replace(host, "[server]")
+    return cleaned if cleaned == text else cleaned.strip()
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def hosts_in(value: Any) -> set[str]:
+    """The servers and passwords that plain data names in addresses."""
+    if isinstance(value, Mapping):
+        return set().union(*map(hosts_in, value.values())) if value else set()
+    if isinstance(value, list | tuple):
+        return set().union(*map(hosts_in, value)) if value else set()
+    found: set[str] = set()
+    for address in _ADDRESS.findall(value) if isinstance(value, str) else ():
+        try:
+            parts = urlsplit(address.removeprefix("@"))
+            found |= {part for part in (parts.netloc, parts.hostname, parts.password) if part}
+        except ValueError:
+            continue
+    return found
