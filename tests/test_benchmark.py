@@ -19,7 +19,7 @@ import tiny
 from test_reward_model import decoder, encoder
 
 from humor_env.errors import CheckpointError, HumorEnvError, InvalidOption
-from humor_env.experiments.compare import benchmark_cell, benchmark_pages, benchmark_tables
+from humor_env.experiments.compare import benchmark_cell, benchmark_pages, benchmark_tables, launchers
 from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark, win_or_tie
 from humor_env.experiments.compare.benchmark_cell import (
     CellRun,
@@ -31,7 +31,7 @@ from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
 from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 from humor_env.experiments.compare.benchmark_spec import bundled_benchmarks, load_benchmark_spec, parse_benchmark
 from humor_env.experiments.compare.bias_judges import OneOrder
-from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, run_cells
+from humor_env.experiments.compare.jobs import FAILURE, RESULT, Cell, outcome_of, run_cells
 from humor_env.experiments.reports.benchmark_page import benchmark_view
 from humor_env.experiments.runs.costs import in_words
 from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
@@ -239,6 +239,19 @@ def test_a_crashed_cell_stops_no_other_and_tells_why(tmp_path):
     assert not (tmp_path / "broken" / FAILURE).exists()
 
 
+def test_a_cell_that_dies_before_it_begins_does_not_tell_the_failure_of_last_time(tmp_path, monkeypatch):
+    """Its process may be killed while it imports: then the failure.json of an earlier attempt was told instead."""
+    one = cell(tmp_path, "one")
+    one.folder.mkdir()
+    (one.folder / FAILURE).write_text('{"error": "of last time", "traceback": ""}')
+
+    def dies(name, ready, settle, **_):
+        settle(outcome_of(ready(), -9))
+
+    monkeypatch.setattr(launchers, "launch", dies)
+    assert "signal 9" in run_cells([one])["one"].error
+
+
 def test_a_result_of_other_settings_is_not_taken_for_this_one(tmp_path):
     run_cells([cell(tmp_path, "one", **{"is": 1})])
     with pytest.raises(CheckpointError, match=r"spec changed.*delete"):
@@ -389,6 +402,33 @@ def test_mistakes_are_told_before_anything_is_computed(changes, said):
             'critic = "scorer", options = { client = "anthropic:a" }',
             'critic = "scorer"\ncritic_options = { client = "anthropic:a" }',
         ),
+        # What a critic asks where nothing else is said.
+        ('critic = "pocket"', 'critic = "tournament"'),
+        ('critic = "pocket"', 'critic = "lift"'),
+        ('critic = "pocket"', 'critic = "mix"'),
+        ('critic = "tournament"', 'judge = "jury"'),
+        ('critic = "scorer"', 'critic = "scorer"\ncritic_options = { client = "anthropic:claude-haiku-4-5" }'),
+        # In every place that a judge may have in another one.
+        ('critic = "everyday-judge"', 'judge = "cheap-first"\noptions = { cheap = "everyday-judge", paid = "pocket" }'),
+        ('critic = "everyday-judge"', 'judge = "cheap-first"\noptions = { cheap = "pocket", paid = "everyday-judge" }'),
+        (
+            'critic = "fill-in", options = { critic = "everyday" }',
+            'critic = "mix"\ncritic_options = { critics = ["novelty", '
+            '{ critic = "lift", options = { critic = "everyday" } }] }',
+        ),
+        # One model and one folder, however they are written.
+        (
+            'critic = "scorer", options = { client = "anthropic" }',
+            'critic = "scorer"\ncritic_options = { client = "anthropic-batch:claude-haiku-4-5" }',
+        ),
+        (
+            'critic = "scorer", options = { client = "openai:m@http://a/v1" }',
+            'critic = "scorer"\ncritic_options = { client = "openai:m@http://a/v1/" }',
+        ),
+        (
+            'critic = "reward-model", options = { folder = "runs/critic" }',
+            'critic = "reward-model"\ncritic_options = { folder = "./runs/x/../critic/" }',
+        ),
     ],
 )
 def test_who_teaches_is_never_called_held_out(held_out, feedback):
@@ -403,6 +443,26 @@ def test_two_models_behind_one_kind_of_critic_are_two_critics():
 
     taught = FeedbackTable(name="a", critic="scorer", critic_options={"client": "anthropic:a"})
     refuse_training_critic(HeldOutTable(critic="scorer", options={"client": "anthropic:b"}), taught)
+    refuse_training_critic(HeldOutTable(critic="scorer"), taught)  # the default is a third
+    taught = FeedbackTable(name="a", judge="reward-model", options={"folder": "runs/one"})
+    refuse_training_critic(HeldOutTable(critic="reward-model", options={"folder": "runs/two"}), taught)
+    # A win-tie critic's default judge does not teach where the feedback names another.
+    taught = FeedbackTable(name="a", judge="pocket-crowd", critic="win-tie", critic_options={"max_lines": 1})
+    refuse_training_critic(HeldOutTable(critic="pocket"), taught)
+    taught = FeedbackTable(name="a", critic="tournament", critic_options={"judge": "pocket-crowd"})
+    refuse_training_critic(HeldOutTable(critic="pocket"), taught)
+
+
+def test_a_folder_is_one_by_whatever_way_it_is_reached(tmp_path, monkeypatch):
+    from humor_env.experiments.compare.identities import identities_of
+
+    (tmp_path / "critic").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "critic")
+    monkeypatch.chdir(tmp_path)
+    folders = ["critic", "critic/", "./critic", str(tmp_path / "critic"), "link"]
+    assert len({frozenset(identities_of("reward-model", {"folder": folder})) for folder in folders}) == 1
+    models = [f"local:{folder}" for folder in folders]
+    assert len({frozenset(identities_of("scorer", {"client": model})) for model in models}) == 1
 
 
 # Cells of a benchmark

@@ -192,3 +192,16 @@ def test_the_tables_of_one_prompt_and_one_seed_claim_nothing(tmp_path):
     assert "0.000 |" in make_table(bench, "scores") and "50 |" in make_table(bench, "teacher")
     for name in CHARTS:
         assert "nan" not in make_chart(bench, name)
+
+
+@pytest.mark.parametrize("name", ["7", "inf", "1_0"])
+def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name):
+    """Read back, the curve of a learner called "7" was that of a learner 7.0, and missing from every table."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    spec = parse_benchmark(SPEC.replace('name = "ppo"', f'name = "{name}"\nlearner = "ppo"'))
+    (folder / "spec.toml").write_text(spec.to_toml())
+    for one in spec.cells(folder):
+        finish(one)
+    assert collect(folder).curves == load_benchmark(folder).curves
+    assert make_table(load_benchmark(folder), "efficiency").count(f"| {name} |") == 1

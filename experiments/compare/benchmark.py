@@ -142,7 +142,7 @@ def load_benchmark(folder: Path) -> Benchmark:
         )
     rows = [json.loads(line) for line in read_lines(folder / ROWS)]
     with (folder / CURVES).open(encoding="utf-8", newline="") as file:
-        curves = [{k: _number(v) for k, v in point.items() if v != ""} for point in csv.DictReader(file)]
+        curves = [{k: _value(k, v) for k, v in point.items() if v != ""} for point in csv.DictReader(file)]
     return Benchmark(folder, load_benchmark_spec(folder), read_json(folder / RECORD), rows, curves)
 
 
@@ -262,8 +262,6 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _value(column: str, text: str) -> Any:
+    """A cell of curves.csv. A name stays a text, be it "7" or "inf"."""
+    return text if column in ("system", "feedback") else float(text)

@@ -383,9 +383,10 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
 
 def refuse_training_critic(held_out: HeldOutTable, feedback: FeedbackTable) -> None:
     """Raise an error if a critic would measure what was trained to please it: its score would be no measurement."""
-    measuring = identities_of(held_out.critic, held_out.options)
-    teaching = identities_of(feedback.critic, feedback.critic_options) if feedback.critic else set()
-    teaching |= identities_of(feedback.judge, feedback.options) if feedback.judge else set()
+    measuring = identities_of(held_out.critic, held_out.options, registry.critics)
+    critic, judge = critic_table(feedback), judge_table(feedback)
+    teaching = identities_of(critic["critic"], critic["options"], registry.critics)
+    teaching |= identities_of(judge["judge"], judge["options"], registry.judges)
     both = sorted(measuring & teaching)
     if both:
         who = " with ".join(part for part in both[0] if part)
