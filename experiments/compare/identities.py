@@ -20,24 +20,23 @@ Identity = tuple[str, str]
 
 
 def identities_of(name: str, options: Mapping[str, Any], kind: Registry | None = None) -> set[Identity]:
-    """The models that judge in the end: of a win-tie critic, its judge; of a mix, its members; by their own names. What
-    the options leave out is what the critic takes by default."""
+    """The models that judge in the end: of a win-tie critic, its judge; of a mix, its members; by their own names.
+    Options that are not given have the critic's defaults."""
     kind = kind or (registry.critics if name in registry.critics.names() else registry.judges)
     target = kind.resolve(name)
     options = _defaults(target) | dict(options)
     found: set[Identity] = set()
     for option, value in options.items():
         if isinstance(value, str) and (option in ("judge", "critic") or f"{option}_options" in options):
-            inside = options.get(f"{option}_options") or {}
+            inside: Mapping[str, Any] = options.get(f"{option}_options") or {}
             found |= identities_of(value, inside, _kind_of(value, critics_first=option == "critic"))
     for option in ("critics", "judges"):
         members = options.get(option)
         for member in members if isinstance(members, Sequence) and not isinstance(members, str) else ():
             table = {"critic": member} if isinstance(member, str) else member
             if isinstance(table, Mapping) and isinstance(who := table.get("critic") or table.get("judge"), str):
-                found |= identities_of(
-                    who, table.get("options") or {}, _kind_of(who, critics_first=option == "critics")
-                )
+                given: Any = table.get("options") or {}
+                found |= identities_of(who, given, _kind_of(who, critics_first=option == "critics"))
     if found:
         return found
     called = getattr(target, "name", None)
@@ -46,10 +45,10 @@ def identities_of(name: str, options: Mapping[str, Any], kind: Registry | None =
 
 
 def _defaults(target: Any) -> dict[str, Any]:
-    """What it is made with where nothing else is given."""
+    """The default arguments of a critic or judge; None for those without a default."""
     try:
         parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):  # an object that is not made, or says nothing of itself
+    except (TypeError, ValueError):  # it has no signature
         return {}
     return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
@@ -61,7 +60,7 @@ def _kind_of(name: str, *, critics_first: bool) -> Registry:
 
 
 def _client(written: str) -> str:
-    """The model of a client's line: Anthropic's default one where none is named, asked one by one or in batches."""
+    """The model that a client string names; single calls and batches of Anthropic's service ask the same model."""
     service, at, url = written.partition("@")
     service, _, model = service.partition(":")
     if service in ("anthropic", "anthropic-batch"):
@@ -74,9 +73,9 @@ def _client(written: str) -> str:
 
 
 def _place(written: str) -> str:
-    """A folder, however it is written. What is none, such as a model's name, stays as it is."""
+    """A folder's one spelling. A name that is not a folder, such as a model's, is only normalised."""
     return str(Path(written).resolve()) if Path(written).exists() else os.path.normpath(written)
 
 
-# The options that distinguish two models behind one kind of critic, and how each is written in one way only.
+# The options that distinguish two models behind one kind of critic, and what brings each to one spelling.
 _IDENTITY: Mapping[str, Callable[[str], str]] = {"client": _client, "model": _place, "path": _place, "folder": _place}

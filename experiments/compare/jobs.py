@@ -91,7 +91,7 @@ def run_cells(
                 settle(Outcome(cell.name, error=f"not started: it needs '{failed[0]}', which failed"))
             elif all(n in outcomes for n in cell.needs):
                 waiting.remove(cell)
-                (cell.folder / FAILURE).unlink(missing_ok=True)  # else its process may die and leave that of last time
+                (cell.folder / FAILURE).unlink(missing_ok=True)  # the last attempt's, not that of a process that dies
                 return cell
         return None
 
