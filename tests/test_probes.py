@@ -194,7 +194,10 @@ def test_probes_of_a_paid_critic_keep_to_a_limit_and_pay_once(tmp_path, monkeypa
     asked = ("--critic", "test_probes:Paid", "--max-calls", "3")
     code, _, errors = command(*asked)
     assert code == 0, errors
-    assert Paid.options == {"ledger": "test_probes-Paid.ledger.sqlite", "budget": {"max_calls": 3, "scope": "probes"}}
+    assert Paid.options == {
+        "ledger": "test_probes-Paid.ledger.sqlite",
+        "budget": {"max_calls": 3, "scope": "probes pocket"},
+    }
     command(*asked, "--ledger", "mine.sqlite")
     assert Paid.options["ledger"] == "mine.sqlite"
 
