@@ -205,7 +205,9 @@ def test_a_limit_in_money_holds_whatever_the_usage_says(service: str, usage: Any
     budget = Budget(max_cost=0.05)
     with answering(lambda body: message(body, usage)) as server:
         path = "/v1" if service == "openai" else ""
-        client = make_client(f"{service}:m@{server.url}{path}", budget=budget, **PRICES, **QUICK)
+        client = make_client(
+            f"{service}:m@{server.url}{path}", budget=budget, **PRICES, **(QUICK | {"timeout": 30.0, "deadline": 60.0})
+        )
         most = client.worst_case(asked(1)[0])[1]  # type: ignore[attr-defined]
         with pytest.raises(BudgetExceeded, match="max_cost"):
             client(asked(800))
