@@ -7,6 +7,7 @@ text, files = trials(root, root / "docs/monitor.md")                  # the moni
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,8 @@ def results_table(root: Path) -> str:
     for system in systems_of(bench):
         if system.name in HEADLINES:
             mean = score(system)
-            rows.append(f"| {system.label} | {mean.value:.3f} | {mean.low:.3f} to {mean.high:.3f} |")
+            bounds = "–" if math.isnan(mean.low) else f"{mean.low:.3f} to {mean.high:.3f}"
+            rows.append(f"| {system.label} | {mean.value:.3f} | {bounds} |")
     return (
         "\n".join(rows) + f"\n\nScored by the exact judge on {prompts} held-out prompts, seeds {seeds}. "
         f"Every learner had the same feedback and {bench.spec.budget.samples or 0:,} lines to learn from "
