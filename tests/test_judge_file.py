@@ -402,7 +402,7 @@ def test_a_corrected_prompt_is_judged_anew_and_the_rest_is_kept(tmp_path: Path, 
     rows[0]["prompt"] = {"id": "Meeting 0.", "text": "Meeting 0.", "extra": {"words": ["slow"]}}
     write(source, rows)
     assert main([str(source), "--critic", "test_judge_file:Counting", "--output", str(output)]) == 0
-    assert "4 jokes (3 from before, 1 judged anew after a change)" in capsys.readouterr().out
+    assert "4 jokes (3 from before, 1 judged again after a change)" in capsys.readouterr().out
 
 
 def test_an_output_without_a_record_of_the_options_is_gone_on_with(tmp_path: Path, capsys: Any) -> None:

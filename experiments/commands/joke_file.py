@@ -1,7 +1,7 @@
-"""Reading a file of jokes: JSON lines or a table, whose field names people and other commands write in a few ways.
+"""Read a file of jokes, JSON Lines or CSV, with the field names that people and other commands use.
 
 [line] = read_jokes(Path("jokes.jsonl"))     # {"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}
-line.joke, line.score                        # the joke, and the score that it carries already, if any
+line.joke, line.score                        # the joke, and its earlier score, if any
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def joke_of(place: str, number: int, record: Any) -> Line:
 
 
 def score_of(value: Any) -> float | None:
-    """A table's numbers are texts."""
+    """The score as a number; in a table it is a string."""
     try:
         score = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):

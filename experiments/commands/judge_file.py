@@ -46,7 +46,7 @@ from humor_env.types import NO_USAGE, Critic, Usage, critic_name
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The result for a file. `resumed` lines were judged by an earlier call, `changed` ones too, but with another
-    prompt: they were judged anew."""
+    prompt: they were judged again."""
 
     jokes: int
     resumed: int
@@ -233,7 +233,7 @@ def score_file(
         asked = asked_of(name, options)
         summary = judge_file(lines, output, critic, asked=asked, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"
-    anew = f", {summary.changed} judged anew after a change" if summary.changed else ""
+    anew = f", {summary.changed} judged again after a change" if summary.changed else ""
     say(
         f"{summary.jokes} jokes ({summary.resumed} from before{anew}), {summary.failed} failed, mean score {mean}, "
         f"{_money(summary.usage)} now; written to {summary.output}"

@@ -1,9 +1,9 @@
-"""The output of `humor-env judge`: a JSON line for each joke with its judgement and with how it was asked for.
+"""The output of `humor-env judge`: a JSON line for each joke, with its judgement and the critic's options.
 
     resume(lines, output, "scorer", asked_of("scorer", {"client": "anthropic"}))   # scores by line number, or a refusal
 
-A row says what was asked: the critic and, as a digest each, the options that can change a score. So an output is never
-taken for the answer to another question, and it gives away no address and no path.
+A row records the critic and a digest of each option that can change a score, so that an output is never mistaken for
+the answer to another question, and reveals no address or path.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from humor_env.types import Joke, Judgement
 
 Asked = Mapping[str, Any]
 
-# Options that say how to ask and not what: they may be others when an output is gone on with.
+# Options that say how to ask, not what: they may change when an output is continued.
 _HOW = {"ledger", "budget", "prices", "policy", "must_have_key", "requests_per_minute", "tokens_per_minute"}
 _HOW |= {"device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
 _LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 def asked_of(name: str, options: Mapping[str, Any]) -> Asked:
-    """What a critic of that name is asked with these options, as it is kept with each row. Digests tell which option
-    has changed. A default that is given is no option, and a file is what it holds."""
+    """The record of a critic and its options that each row keeps, with a digest per option. An option at its default is
+    left out, and a file counts by its content."""
     defaults = {key: parameter.default for key, parameter in parameters(critics, name).items()}
     given = {k: v for k, v in options.items() if k not in _HOW and not (k in defaults and _same(defaults[k], v))}
     return {"critic": name, "options": {key: _digest(value) for key, value in sorted(given.items())}}
@@ -73,7 +73,7 @@ def changed_options(before: Asked, now: Asked) -> list[str]:
 
 
 def kept_rows(output: Path) -> Path:
-    """Where the judgements are kept as they come: a table cannot be extended and resumed as safely."""
+    """The file to which judgements are appended; a table cannot be extended and resumed as safely."""
     return output.with_name(output.name + ".jsonl") if is_table(output) else output
 
 
@@ -92,8 +92,8 @@ def judged_row(line: Line, judgement: Judgement, name: str, asked: Asked | None)
 
 
 def resume(lines: Sequence[Line], output: Path, name: str, asked: Asked | None) -> tuple[dict[int, float | None], int]:
-    """Scores by line number that the output has already, and how many of its lines now have another prompt. These,
-    failed lines and a torn last line are taken out of it; a file that holds anything else is refused."""
+    """The scores by line number that the output already has, and how many of its lines now have another prompt. Those,
+    failed lines and a torn last line are removed from it; a file that holds anything else is refused."""
     if not output.is_file():
         return {}, 0
     by_number = {line.number: line for line in lines}
@@ -129,7 +129,7 @@ def resume(lines: Sequence[Line], output: Path, name: str, asked: Asked | None) 
 
 
 def _not_the_same(record: Any, text: str | None, line: Line | None, name: str, asked: Asked | None) -> str:
-    """What a row was asked that is not asked now; nothing where it may be gone on with."""
+    """How a row differs from what is asked now; empty if it can be kept."""
     if line is None:
         return f"of another file: it has a line {record['line']}"
     if text != line.joke.text:
@@ -153,12 +153,12 @@ def _joke_in(record: Any) -> str | None:
 
 
 def _plain(joke: Joke) -> str:
-    """What a critic is shown, in a form in which a NaN equals itself."""
+    """What a critic is shown, as a text, in which NaN equals itself."""
     return json.dumps(dataclasses.asdict(joke), sort_keys=True)
 
 
 def _is_judged(record: Any) -> bool:
-    """Whether a line of an output is one that this command writes, a score out of range or of another type included."""
+    """Whether this command could have written this record: a score out of range or of another type is refused."""
     judgement = record.get("judgement") if isinstance(record, dict) else None
     if not isinstance(judgement, dict) or "score" not in judgement or type(record.get("line")) is not int:
         return False
@@ -167,7 +167,7 @@ def _is_judged(record: Any) -> bool:
 
 
 def sort_rows(output: Path) -> None:
-    """Back into the order of the source: lines that failed first were added later."""
+    """Restore the order of the source: lines that failed at first were added later."""
     _replace(output, sorted(read_lines(output), key=lambda row: int(json.loads(row)["line"])))
 
 
@@ -178,8 +178,8 @@ def _replace(path: Path, rows: Sequence[str]) -> None:
 
 
 def write_table(kept: Path, output: Path) -> None:
-    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error. What
-    a spreadsheet would run as a formula is a text."""
+    """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error, without
+    formulas."""
     records = [json.loads(row) for row in read_lines(kept)]
     ours = ("critic", "score", "reason", "error")
     hidden = (*ours, "line", "asked", "judgement", "before")

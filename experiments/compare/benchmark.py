@@ -97,7 +97,7 @@ def collect(folder: Path) -> Benchmark:
     by_name = {cell.name: finished(cell) for cell in spec.cells(folder)}
     outcomes = {name: done or Outcome(name, error="not done yet") for name, done in by_name.items()}
     if _rows_in(folder) and not rows_of(outcomes)[0]:
-        return load_benchmark(folder)  # cells were begun beside them, and none has a result yet
+        return load_benchmark(folder)  # there are cells, but none has a result yet
     before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return _write(spec, folder, outcomes, before)
 

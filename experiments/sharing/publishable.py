@@ -1,8 +1,8 @@
-"""What is taken out of a run or a file of lines before others get it: servers, passwords, and places on this machine.
+"""Remove servers, passwords and local paths from a run or a file of lines before it is shared.
 
     publishable("openai:judge@http://me:secret@10.1.2.3:8000/v1")     # "openai:judge"
     publishable({"rubric": "/home/me/rubric.txt", "ledger": "/home/me/v.sqlite"})      # {"rubric": "rubric.txt"}
-    publishable(results, hosts=hosts_in(spec))     # a server of the spec by its name alone, too, as in "h:8000 is down"
+    publishable(results, hosts=hosts_in(spec))     # also the bare names of these servers, as in "h:8000 is down"
 
 Addresses go, ledgers go, and of an absolute path the last part stays. Texts of lines and prompts are for `keep`.
 """
@@ -25,8 +25,8 @@ _DROPPED = ("ledger",)
 
 
 def publishable(value: Any, *, hosts: Collection[str] = (), keep: Collection[str] = ()) -> Any:
-    """`value`, plain data, as others may see it. Texts under the keys of `keep` are left as they are; a text of which
-    nothing is left goes, with its key."""
+    """Plain data without what is private. Texts under the keys of `keep` stay as they are; a text of which nothing
+    remains is dropped with its key."""
     if isinstance(value, str):
         return _text(value, hosts)
     if isinstance(value, Mapping):
@@ -59,7 +59,7 @@ def _last(path: str) -> str:
 
 
 def hosts_in(value: Any) -> set[str]:
-    """The servers and passwords that plain data names in addresses."""
+    """The servers and passwords in the addresses that plain data contains."""
     if isinstance(value, Mapping):
         return set().union(*map(hosts_in, value.values())) if value else set()
     if isinstance(value, list | tuple):

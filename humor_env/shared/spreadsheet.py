@@ -1,6 +1,6 @@
-"""Text that somebody else wrote, put into a table that people open in a spreadsheet.
+"""Untrusted text in tables that people open in a spreadsheet.
 
-no_formula('=HYPERLINK("http://…")')     # "'=HYPERLINK(…": shown as a text, and never run
+no_formula('=HYPERLINK("http://…")')     # "'=HYPERLINK(…": shown as text, never executed
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "
 
 
 def no_formula(cell: Any) -> Any:
-    """The cell, with an apostrophe before a text that a spreadsheet would run. Numbers are left alone."""
+    """The cell, with an apostrophe before text that a spreadsheet would take for a formula; numbers stay as is."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_BEGINS) and not _is_number(cell) else cell
 
 

@@ -377,7 +377,7 @@ class _Batch:
         return wait
 
     def _failed(self, failure: CallFailed, attempts: int, usage: Usage, said: str = "") -> Reply:
-        """`said` is what came before: where the last attempt got no answer, it tells more."""
+        """`said` is the last real answer, which explains more than a last attempt without one."""
         detail = failure.detail + ("" if attempts == 1 else f" (after {attempts} attempts)")
         if said and failure.trouble == "timeout" and failure.status is None:
             detail += f"; before: {said}"
