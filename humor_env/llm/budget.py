@@ -12,9 +12,9 @@ field that the service omits or reports as something that cannot be a token coun
 `requests_per_minute` and `tokens_per_minute` limit the rate (see pace.py): a call that comes too early waits its turn.
 
 With `ledger=` and a `scope` the account is kept in the ledger's file, so that the limit holds across restarts and
-between processes; a process that is killed leaves its reservations counted. Where the limit is reached only because
-calls are in the air, they are waited for, also those of others in this process; those of another process cannot be
-told from what a killed one left.
+between processes; a process that is killed leaves its reservations counted. If only open calls exceed the limit, a
+budget waits for them, including those of other budgets in this process; those of another process cannot be
+distinguished from what a killed one left.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def reported(usage: object, name: str) -> int | None:
 OTHERS_PATIENCE = 90.0
 """Seconds to wait for calls of others on the same account: as long as one call takes, but not as long as a batch."""
 
-# Who in this process books on one account, by the ledger and the scope.
+# The budgets of this process that share an account, by ledger and scope.
 _sharers: dict[tuple[str, str], weakref.WeakSet[Budget]] = {}
 _sharers_lock = threading.Lock()
 
@@ -267,7 +267,7 @@ class Budget:
                     if tickets:
                         yield indices, tickets
                     raise
-                except BaseException:  # a price that is unknown, a ledger that is locked: none of them is made
+                except BaseException:  # an unknown price, a locked ledger: none of these calls is made
                     for taken in tickets:
                         self.release(taken)
                     raise
