@@ -179,8 +179,8 @@ def with_members(
             inner = change(registries[role], asked, filled.get(f"{what}_options") or {})
             filled |= {f"{what}_options": inner} if inner else {}
     for several, role in _ASKED_LISTS.items():
-        members = filled.get(several)
-        if several in taken and isinstance(members, Sequence) and not isinstance(members, str):
+        members = filled.get(several, taken[several].default) if several in taken else None
+        if isinstance(members, Sequence) and not isinstance(members, str):
             filled[several] = [_changed_member(member, role, registries[role], change) for member in members]
     return filled
 

@@ -22,7 +22,7 @@ from humor_env.episodes.closing import close_all
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import critics as registered
-from humor_env.shared.plain_numbers import real_number
+from humor_env.shared.plain_numbers import is_number
 from humor_env.types import NO_USAGE, Critic, Joke, Judgement, Usage, critic_name
 
 _KEYS = ("critic", "name", "weight", "gate", "required", "options")
@@ -111,9 +111,9 @@ def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
         raise InvalidOption(f"Each entry of a mix must name its critic, found {dict(entry)!r}.")
     gate, required = entry.get("gate"), entry.get("required", True)
     weight = entry.get("weight", 1.0 if gate is None else 0.0)
-    if not _is_number(weight) or not 0 <= weight < float("inf"):
+    if not (is_number(weight, least=0) and weight < float("inf")):
         raise InvalidOption(f"A weight in a mix must be a number of at least 0, found {weight!r}.")
-    if gate is not None and not (_is_number(gate) and 0 < gate <= 1):
+    if gate is not None and not (is_number(gate, above=0) and gate <= 1):
         raise InvalidOption(
             f"A gate in a mix (the least score that passes) must be above 0 and at most 1, found {gate!r}."
         )
@@ -127,7 +127,3 @@ def _member(entry: Mapping[str, Any], before: Sequence[_Member]) -> _Member:
         names = {m.name for m in before}
         name = next(f"{name}-{i}" for i in count(2) if f"{name}-{i}" not in names)
     return _Member(name, cast(Critic, critic), float(weight), None if gate is None else float(gate), required)
-
-
-def _is_number(value: object) -> bool:
-    return real_number(value) is not None

@@ -180,7 +180,7 @@ def test_each_audit_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with running() as server:
         assert audit(server, "one", calls=20) == OVER_BUDGET
-        assert audit(server, "one", calls=20) == OVER_BUDGET, "one and the same goes on where it was"
+        assert audit(server, "one", calls=20) == OVER_BUDGET, "the same audit continues with what it has spent"
         assert server.stats()["calls"] == 20
         assert [audit(server, "one"), audit(server, "two"), audit(server, "two", model="n")] == [0, 0, 0]
         assert server.stats()["calls"] == 72

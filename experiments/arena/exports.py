@@ -22,6 +22,7 @@ from humor_env.experiments.arena import figures
 from humor_env.experiments.arena.sources import TEACHER
 from humor_env.experiments.arena.store import Answered, Store
 from humor_env.experiments.compare.stats import Interval
+from humor_env.shared.markdown import table_cell
 from humor_env.shared.spreadsheet import no_formula
 
 
@@ -178,7 +179,7 @@ def card(store: Store) -> str:
             shown = (
                 ", ".join(value) if isinstance(value, list) else f"{value:.2f}" if isinstance(value, float) else value
             )
-            rows.append(f"| {name} | {'–' if shown in (None, '') else _in_cell(str(shown))} |")
+            rows.append(f"| {name} | {'–' if shown in (None, '') else table_cell(str(shown))} |")
     for question, numbers in about.items():
         rows += [
             "",
@@ -190,21 +191,16 @@ def card(store: Store) -> str:
         for rating in numbers["ratings"]:
             wins = numbers["wins or ties against the teacher"].get(rating["system"])
             bounded = f"{_with_bounds(rating, 0)} | {_with_bounds(wins, 2)}"
-            rows.append(f"| {_in_cell(rating['system'])} | {rating['tier']} | {bounded} |")
+            rows.append(f"| {table_cell(rating['system'])} | {rating['tier']} | {bounded} |")
         rows += ["", "| agreement with a single person | | pairs |", "|---|---|---|"]
         rows += [
-            f"| {_in_cell(name)} | {_with_bounds(c, 2)} | {c['pairs']} |" for name, c in numbers["critics"].items()
+            f"| {table_cell(name)} | {_with_bounds(c, 2)} | {c['pairs']} |" for name, c in numbers["critics"].items()
         ]
         people = numbers["two people agree"]
         rows.append(f"| one person with another | {_with_bounds(people, 2)} | {people['pairs']} |")
         rows.append(f"| ceiling | {_with_bounds(numbers['ceiling'], 2)} | {people['pairs']} |")
         rows.append(f"| Krippendorff's alpha | {_with_bounds(numbers['alpha'], 2)} | {numbers['alpha']['pairs']} |")
     return "\n".join(rows) + "\n"
-
-
-def _in_cell(text: str) -> str:
-    """A text for a table's cell: bars escaped, line breaks replaced, either of which would end the cell."""
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def _with_bounds(figure: Mapping[str, Any] | None, digits: int) -> str:

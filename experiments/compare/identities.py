@@ -7,13 +7,13 @@ identities_of("scorer", {"client": "anthropic:a"})       # {("scorer", "anthropi
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from humor_env import registry
+from humor_env.experiments.options import parameters, with_members
 from humor_env.registry import Registry
 
 Identity = tuple[str, str]
@@ -23,40 +23,19 @@ def identities_of(name: str, options: Mapping[str, Any], kind: Registry | None =
     """The models that judge in the end: of a win-tie critic, its judge; of a mix, its members; by their own names.
     Options that are not given have the critic's defaults."""
     kind = kind or (registry.critics if name in registry.critics.names() else registry.judges)
-    target = kind.resolve(name)
-    options = _defaults(target) | dict(options)
     found: set[Identity] = set()
-    for option, value in options.items():
-        if isinstance(value, str) and (option in ("judge", "critic") or f"{option}_options" in options):
-            inside: Mapping[str, Any] = options.get(f"{option}_options") or {}
-            found |= identities_of(value, inside, _kind_of(value, critics_first=option == "critic"))
-    for option in ("critics", "judges"):
-        members = options.get(option)
-        for member in members if isinstance(members, Sequence) and not isinstance(members, str) else ():
-            table = {"critic": member} if isinstance(member, str) else member
-            if isinstance(table, Mapping) and isinstance(who := table.get("critic") or table.get("judge"), str):
-                given: Any = table.get("options") or {}
-                found |= identities_of(who, given, _kind_of(who, critics_first=option == "critics"))
+
+    def visit(inner_kind: Registry, inner: str, inner_options: Mapping[str, Any]) -> dict[str, Any]:
+        found.update(identities_of(inner, inner_options, inner_kind))
+        return dict(inner_options)
+
+    with_members(kind, name, options, visit)
     if found:
         return found
-    called = getattr(target, "name", None)
-    which = "/".join(same(str(options[key])) for key, same in _IDENTITY.items() if options.get(key) is not None)
+    called = getattr(kind.resolve(name), "name", None)
+    known = {key: p.default for key, p in parameters(kind, name).items() if p.default is not p.empty} | dict(options)
+    which = "/".join(same(str(known[key])) for key, same in _IDENTITY.items() if known.get(key) is not None)
     return {(called if isinstance(called, str) else name, which)}
-
-
-def _defaults(target: Any) -> dict[str, Any]:
-    """The default arguments of a critic or judge; None for those without a default."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):  # it has no signature
-        return {}
-    return {p.name: None if p.default is p.empty else p.default for p in parameters}
-
-
-def _kind_of(name: str, *, critics_first: bool) -> Registry:
-    """Some names are both a critic's and a judge's, and a wrapper may ask either."""
-    first, second = (registry.critics, registry.judges) if critics_first else (registry.judges, registry.critics)
-    return second if name not in first.names() and name in second.names() else first
 
 
 def _client(written: str) -> str:

@@ -31,6 +31,7 @@ from humor_env.llm.ledgered_client import Estimate
 from humor_env.registry import Registry
 from humor_env.rewards.lift import LiftCritic
 from humor_env.rewards.tournament import TournamentCritic
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke
 
 SAMPLE = 20  # prompts that the questions are measured on
@@ -109,11 +110,8 @@ def check_without_paying(spec: Spec) -> list[str]:
     check_student(spec.student)
     for client in _clients(spec):
         folder = client.removeprefix("local:")
-        if (
-            client.startswith("local:")
-            and folder.startswith(("/", ".", "~"))
-            and not Path(folder).expanduser().is_dir()
-        ):
+        is_path = client.startswith("local:") and folder.startswith(("/", ".", "~"))
+        if is_path and not user_path(folder).is_dir():
             raise InvalidOption(f"There is no folder '{folder}', which the client '{client}' names.")
     lacking: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -340,7 +338,7 @@ def seconds_to_write(spec: Spec) -> float | None:
     from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 
     service, _, name = spec.student.model.partition(":")
-    folder = Path(pocket.path(name)) if service == "pocket" else Path(spec.student.model).expanduser()
+    folder = Path(pocket.path(name)) if service == "pocket" else user_path(spec.student.model)
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.is_dir() else 0
     if not 0 < weights < _LARGEST:
         return None

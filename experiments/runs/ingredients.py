@@ -62,7 +62,7 @@ def check_named(spec: Spec) -> None:
 def check_student(spec: StudentSpec) -> None:
     """Check that the student's folder and device exist, without loading anything. A name on a hub is not checked."""
     place = students.find(spec.model)
-    folder = Path(place).expanduser()
+    folder = user_path(place)
     is_path = place.startswith(("/", ".", "~")) or place.count("/") > 1 or folder.is_dir()
     if place.endswith(students.GGUF):
         if not folder.is_file():

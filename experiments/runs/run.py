@@ -47,6 +47,7 @@ from humor_env.experiments.runs.run_folder import (
 from humor_env.experiments.runs.screen import MOST_FLIPS, Quiet, Screen, flips
 from humor_env.experiments.runs.trackers import Trackers
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
+from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, critic_name
 
 WRITERS = ("best-of-n",)  # learners that leave the student's weights alone
@@ -329,7 +330,7 @@ class SeedRun:
         full = self.spec.imitates and self.spec.imitation_config(self.seed).full
         if model.startswith("pocket:") or full or getattr(self.config, "full", False):
             return None
-        folder = Path(model).expanduser()
+        folder = user_path(model)
         if folder.is_file():
             return str(folder.resolve())
         if not folder.is_dir():

@@ -25,6 +25,7 @@ from humor_env.experiments.sharing.publishable import hosts_in, publishable
 from humor_env.experiments.specs.spec import load_spec
 from humor_env.experiments.specs.toml_text import dumps
 from humor_env.shared.json_lines import read_lines
+from humor_env.shared.user_path import user_path
 from humor_env.sources import students
 
 TEXTS = ("prompt", "text", "joke", "line", "completion", "chosen", "rejected", "id", "prompt_id")
@@ -115,7 +116,7 @@ def _base(base: str | None) -> tuple[Path | None, str | None]:
     already contains it."""
     if base is None:
         return None, None
-    place = Path(students.find(base)).expanduser()
+    place = user_path(students.find(base))
     if place.is_dir():
         return place, None
     if base in students.NAMED and students.NAMED[base].hub:

@@ -32,10 +32,8 @@ def real_number(value: object) -> float | None:
 
 def at_least_one(name: str, value: Any) -> int:
     """The value of an option that counts something."""
-    number = whole_number(value)
-    if number is None or number < 1:
-        raise InvalidOption(f"{name} must be a whole number of at least 1, found {value!r}.")
-    return number
+    check_number(name, value, least=1, whole=True)
+    return operator.index(value)
 
 
 def is_number(value: object, *, least: float | None = None, above: float | None = None, whole: bool = False) -> bool:

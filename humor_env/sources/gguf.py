@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humor_env.errors import MissingExtra, StudentError
+from humor_env.shared.user_path import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,13 +33,13 @@ def cache_folder() -> Path:
     """The folder for unpacked models."""
     chosen = os.environ.get("HUMOR_ENV_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "humor_env"
 
 
 def unpacked(path: str | Path) -> Path:
     """The folder with a GGUF file's model and tokenizer, created if missing."""
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise StudentError(f"There is no GGUF file '{file}'.")
     with file.open("rb") as stream:
