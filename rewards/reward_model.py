@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.read_once import read_once
+from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement, Verdict
@@ -212,7 +213,7 @@ class RewardModelCritic:
             model = PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
         if self.dtype == "auto":
             model = in_paying_precision(model, device_for(self.device))
-        model.to(device_for(self.device)).eval()
+        share_weights(model.to(device_for(self.device)).eval())
         # A decoder takes its score at the last token that is not padding, found by the padding's id.
         config = model.config.get_text_config()
         if config.pad_token_id is None:

@@ -4,8 +4,10 @@ Everything is done twice, on the CPU and on the device, and must come out alike.
 """
 
 import copy
+import gc
 import itertools
 import json
+import weakref
 from collections import Counter
 
 import pytest
@@ -18,7 +20,7 @@ from test_run import text, world  # noqa: F401 - fixtures
 from test_train_critic import synthetic
 from tiny import letters_critic, prompts, stir, student, vector_env
 
-from humor_env import registry
+from humor_env import pocket, registry
 from humor_env.agents import (
     best_of_n,
     brio,
@@ -46,9 +48,12 @@ from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec
 from humor_env.experiments.specs.learner_settings import config_class
 from humor_env.experiments.specs.spec import parse_spec
+from humor_env.llm.clients.local import LocalClient
+from humor_env.llm.protocol import Request
 from humor_env.rewards.reward_model import RewardModelCritic, RewardModelJudge
 from humor_env.rewards.trained.train_critic import TrainCriticConfig
 from humor_env.rewards.trained.train_critic import train as train_critic
+from humor_env.shared import frozen_weights
 from humor_env.types import Demonstration, Joke, Prompt
 
 SHORT = Sampling(max_new_tokens=6)
@@ -312,6 +317,37 @@ def test_imitation_of_all_weights(places):
         sft.train(sft.SFTConfig(epochs=1, batch_size=4, full=True), one, TEACHER[:8], TEACHER[:2])
         states.append(dict(one.base.named_parameters()))
     assert_alike(*states, tolerance=1e-3)
+
+
+def test_models_from_one_source_have_their_frozen_weights_once(other):
+    def weights(model):
+        return {n.removeprefix("base_model.model.").replace(".base_layer", ""): p for n, p in model.named_parameters()}
+
+    request = Request("Which is better?", {"1": "so cold", "2": "glaciers"}, choices=("1", "2"))
+    alone = LocalClient(pocket.path("causal"), device=str(other))
+    expected = alone([request])[0].probabilities
+    one, two = (Student.load(pocket.path("causal"), device=other) for _ in range(2))
+    judge = LocalClient(pocket.path("causal"), device=str(other))
+    first, second, third = weights(one.model), weights(judge.model), weights(two.model)
+    assert len(second) > 20
+    for name, weight in second.items():
+        assert weight.data_ptr() == first[name].data_ptr() == third[name].data_ptr(), name
+    adapters = [name for name in first if "lora_" in name]
+    assert adapters and all(first[n].data_ptr() != third[n].data_ptr() for n in adapters)
+
+    # An adapter that is merged, and weights that are trained, belong to their student alone.
+    stir(one, POLICY)
+    with one.merged(POLICY):
+        assert judge([request])[0].probabilities == expected
+    sft.train(sft.SFTConfig(epochs=1, batch_size=4, full=True), one, TEACHER[:8], TEACHER[:2])
+    assert not torch.equal(*(next(p for n, p in weights(s.model).items() if "lora_" not in n) for s in (one, two)))
+    assert judge([request])[0].probabilities == expected
+    assert LocalClient(pocket.path("causal"), device=str(other)).name == alone.name
+
+    kept = weakref.ref(next(iter(second.values())))
+    del alone, one, two, judge, first, second, third, weight
+    gc.collect()
+    assert kept() is None and not frozen_weights._shared
 
 
 def test_the_best_of_several_lines(places):

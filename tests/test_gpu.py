@@ -5,13 +5,14 @@ import torch
 from tiny import bart, llama, prompts, stir, tokenizer, vector_env
 
 from humor_env.agents import grpo, ppo, rloo, sft
+from humor_env.agents.feedback.rollout import collect
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter, unsuitable
 from humor_env.agents.student.writer import InProcess
-from humor_env.types import Demonstration
+from humor_env.types import Demonstration, Judgement
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,6 +124,26 @@ def test_a_common_instruction_changes_no_scores():
         texts = [*PROMPTS, "x", "The soup"]
         found.append(one.score_in_batches(one.rows_from_text(texts, [*LINES, "y", "z"]), adapter=POLICY).logprobs.cpu())
     assert torch.allclose(*found, atol=1e-3)
+
+
+def test_a_critic_on_the_same_gpu_runs_beside_the_writer():
+    one, used = on("cuda"), []
+
+    class OnGPU:
+        name = "on-gpu"
+        rubric = ""
+
+        def __call__(self, jokes):
+            used.append(torch.cuda.current_stream())
+            lengths = torch.tensor([float(len(joke.text)) for joke in jokes], device=one.device)
+            return [Judgement(self.name, score) for score in (lengths / (1 + lengths)).tolist()]
+
+    env = [vector_env(4, OnGPU()), vector_env(4, OnGPU())]
+    uniforms = draw_uniforms(8, 8, torch.Generator().manual_seed(0))
+    rollout = collect(env, one, SHORT, [*prompts(4), *prompts(4)], lambda *_: uniforms)
+    expected = [len(joke.text) / (1 + len(joke.text)) for joke in rollout.jokes]
+    assert rollout.rewards.tolist() == pytest.approx(expected)
+    assert len(set(used)) == 1 and used[0] != torch.cuda.current_stream()
 
 
 def test_a_captured_run_resumes_bit_for_bit(tmp_path):

@@ -5,12 +5,13 @@
     rollout.rewards, rollout.group, rollout.valid              # [B]
     rollout.jokes[3], rollout.judgements[3]                    # every number traces back to a text
 
-The critic is called in a separate thread: passes that do not need its answer (the reference, the old policy) run
-meanwhile, and with several environments the next one's lines are generated meanwhile.
+The critic is called in a separate thread, and on a GPU in a separate stream: passes that do not need its answer (the
+reference, the old policy) run meanwhile, and with several environments the next one's lines are generated meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from humor_env.agents.session.processes import sum_over_processes
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Generation, Sampling
 from humor_env.agents.student.token_rows import TokenRows
-from humor_env.agents.student.transfers import send
+from humor_env.agents.student.transfers import own_stream, send
 from humor_env.agents.student.writer import Backend, InProcess
 from humor_env.errors import JudgingFailed
 from humor_env.types import Joke, Judgement, Prompt
@@ -217,7 +218,7 @@ def collect(
                 )
                 clock["generate"] += time.perf_counter() - began
                 table = _Attempt([shares[i].start + k for k in live[i]], lines)
-                waiting.append((i, table, pool.submit(_judge, env, live[i], lines)))
+                waiting.append((i, table, pool.submit(_judge, env, live[i], lines, own_stream(student.device))))
             began = time.perf_counter()
             for _, table, _ in waiting:
                 table.score(student, sampling, old_logprobs, reference, micro_batch)
@@ -330,11 +331,14 @@ class _Attempt:
         return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
 
 
-def _judge(env: TextVectorEnv, places: list[int], lines: Generation) -> _Judged:
+def _judge(
+    env: TextVectorEnv, places: list[int], lines: Generation, stream: contextlib.AbstractContextManager[object]
+) -> _Judged:
     """Have the lines of these sub-environments judged, passing on each one's stop reason."""
     began = time.perf_counter()
     longest = getattr(env.single_action_space, "max_length", None)
-    rewards, ended = env.play(places, [text[:longest] for text in lines.texts], lines.stop_reasons)
+    with stream:
+        rewards, ended = env.play(places, [text[:longest] for text in lines.texts], lines.stop_reasons)
     return _Judged(
         [float(r) for r in rewards],
         set(ended),

@@ -43,6 +43,7 @@ from humor_env.agents.student.transfers import send, usable
 from humor_env.errors import StudentError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
+from humor_env.shared.frozen_weights import own_weights
 from humor_env.shared.streams import stream_seed
 
 if TYPE_CHECKING:
@@ -129,10 +130,8 @@ class Student:
         `dtype="auto"` is the saved model's, or float32 if its 16-bit type is slow on this device.
         """
         source = read_source(path, device=device, dtype=dtype)
-        if lora is None and source.saved:
-            lora = source.lora()
-        if instruction is None:
-            instruction = source.saved.get("instruction", "")
+        lora = source.lora() if lora is None and source.saved else lora
+        instruction = source.saved.get("instruction", "") if instruction is None else instruction
         student = cls(source.model, source.tokenizer, lora=lora, instruction=instruction, device=device, seed=seed)
         if source.saved:
             student.load_state(source.tensors())
@@ -266,6 +265,7 @@ class Student:
             self.check_trainable()
         self.model.requires_grad_(False)
         self.value_head.requires_grad_(False)
+        own_weights(parameters)
         for parameter in parameters:
             parameter.requires_grad_(True)
 

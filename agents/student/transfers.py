@@ -2,12 +2,16 @@
 
     first, group = send(device, first, group)        # one copy; does not block
     rewards, valid = read(rewards, valid)            # one synchronisation for all
+    pool.submit(judge, own_stream(device))           # a thread whose work on the GPU runs beside this one's
 
 A GPU works through its queue while this process prepares more. Each number read back, and each plain copy to the
 device, waits until the queue is empty, and the device then idles until it gets new work.
 """
 
 from __future__ import annotations
+
+import contextlib
+import functools
 
 import torch
 from torch import Tensor
@@ -38,6 +42,22 @@ def read(*tensors: Tensor) -> list[Tensor]:
     return [
         tensor if tensor.device.type == "cpu" else next(parts).view(tensor.shape).to(tensor.dtype) for tensor in tensors
     ]
+
+
+def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """For another thread: its work on a GPU begins after what this thread has queued so far, and then runs beside what
+    this thread queues. In one stream it would wait for all of that."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    stream = _second_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
+
+
+@functools.cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same one, because PyTorch keeps the memory that a stream has freed for that stream."""
+    return torch.cuda.Stream(device)
 
 
 def usable(device: str | torch.device) -> torch.device:

@@ -21,6 +21,7 @@ from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.reproduction.spec import ClozeTable, JudgeTable, ScaleSpec
 from humor_env.rewards.pocket import PocketJudge
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.json_lines import read_lines
 from humor_env.shared.precision import device_for
 from humor_env.shared.streams import stream_seed
@@ -143,9 +144,8 @@ class ClozeJudge:
         self.device = device_for(table.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         family: Any = AutoModelForCausalLM
-        self.model: Any = (
-            family.from_pretrained(path, dtype=table.dtype, trust_remote_code=False).to(self.device).eval()
-        )
+        loaded = family.from_pretrained(path, dtype=table.dtype, trust_remote_code=False)
+        self.model: Any = share_weights(loaded.to(self.device).eval())
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         perplexities = self.perplexities([joke for pair in pairs for joke in pair])

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import without_hidden
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.sources import students
 
@@ -107,5 +108,4 @@ class LanguageModel:
             raise InvalidOption(f"The tokenizer of '{self.name}' has neither a start nor an end token to begin with.")
         device = device_for(self.device)
         model = in_paying_precision(model, device).eval()
-        model.to(device)
-        return model, tokenizer
+        return share_weights(model.to(device)), tokenizer

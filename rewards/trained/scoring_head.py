@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from humor_env.errors import InvalidOption, UnknownName, did_you_mean
 from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.reading import changed
+from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
 from humor_env.types import Joke
@@ -398,4 +399,4 @@ def _load_member(place: Path, tokenizer: Any, reading: Reading, dtype: str, devi
         _inner(body).set_attn_implementation("eager")
     model = ScoringModel(body, tokenizer, reading)
     model.head.load_state_dict(load_file(place / HEAD_FILE))
-    return model.to(device).eval()
+    return share_weights(model.to(device).eval())

@@ -26,6 +26,7 @@ from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.model_input import as_seen
 from humor_env.rewards.trained.scoring_head import keep_layers, pretrained
 from humor_env.shared.framing import prompt_tokens
+from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.precision import device_for
 from humor_env.types import Joke
 
@@ -77,7 +78,7 @@ class StateReader:
             raise InvalidOption(f"'{self.model}' is not a chat model whose states can be read (such as SmolLM2).")
         keep_layers(body, self.layers)
         body.norm = nn.Identity()  # it belongs to the last layer, which was removed
-        return body.to(device).eval(), tokenizer
+        return share_weights(body.to(device).eval()), tokenizer
 
 
 def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: int) -> Tensor:

@@ -24,6 +24,7 @@ from humor_env.llm.budget import Budget, most_tokens
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.frozen_weights import sample, share_weights
 from humor_env.shared.precision import in_paying_precision
 from humor_env.shared.streams import stream_seed
 from humor_env.shared.user_path import user_path
@@ -84,7 +85,7 @@ class LocalClient:
             ) from None
         if dtype == "auto":
             loaded = in_paying_precision(loaded, self.device)
-        self.model: Any = loaded.to(self.device).eval()
+        self.model: Any = share_weights(loaded.to(self.device).eval())
         self.name = f"local:{Path(model).name}#{fingerprint(self.model)}"
         if temperature is not None:
             self.name += f" temperature={temperature} seed={seed}"
@@ -351,12 +352,8 @@ def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 def fingerprint(model: Any) -> str:
     """Eight hex digits that identify a model's weights (from a sample of each), so that retrained weights differ."""
-    import torch
-
     digest = hashlib.blake2b(digest_size=4)
     for name, weight in sorted(model.state_dict().items()):
-        flat = weight.detach().reshape(-1)
-        sample = torch.cat([flat[:64], flat[flat.numel() // 2 :][:64], flat[-64:]]).float().cpu()
         digest.update(name.encode())
-        digest.update(sample.numpy().tobytes())
+        digest.update(sample(weight))
     return digest.hexdigest()
