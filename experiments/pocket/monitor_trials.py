@@ -121,6 +121,7 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
         "exact": held_out,
         "training": [look["drift/training"] for look in looks],
         "alarms": [[mark["why"] for mark in look["marks"]] for look in looks],
+        "limits": [[mark["limit"] for mark in look["marks"]] for look in looks],
     }
 
 
