@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from humor_env.agents.student.settings import Lora
-from humor_env.agents.student.transfers import usable
+from humor_env.agents.student.transfers import ready
 from humor_env.errors import StudentError
 from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.precision import in_paying_precision
@@ -74,7 +74,7 @@ def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dt
     model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
     if dtype == "auto":
         model = in_paying_precision(model, device)
-    model = share_weights(model.to(usable(device)))  # type: ignore[arg-type]
+    model = share_weights(model.to(ready(device)))  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
     return Source(folder, model, tokenizer, saved)
 

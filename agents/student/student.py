@@ -39,7 +39,7 @@ from humor_env.agents.student.token_rows import (
     take_rows,
     widths_of,
 )
-from humor_env.agents.student.transfers import send, usable
+from humor_env.agents.student.transfers import ready, send
 from humor_env.errors import StudentError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import prompt_tokens
@@ -85,7 +85,7 @@ class Student:
         self.instruction = instruction
         self.lora = lora or Lora()
         self.is_seq2seq = bool(model.config.is_encoder_decoder)
-        self.device = usable(device)
+        self.device = ready(device)
         self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
         self.base.eval()
         self._read_special_tokens()

@@ -60,8 +60,8 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def usable(device: str | torch.device) -> torch.device:
-    """The device, if it can be used. Raises StudentError for a GPU that is not there."""
+def ready(device: str | torch.device) -> torch.device:
+    """The device, checked and set up for a student. Raises StudentError for a GPU that is not there."""
     device = torch.device(device)
     if device.type == "cuda":
         if not torch.cuda.is_available():

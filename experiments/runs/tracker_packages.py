@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from humor_env.llm.ledger import Call
+from humor_env.shared.markdown import table_cell
 
 CALL_COLUMNS = ("at", "asks", "model", "asked", "answered", "error", "cost", "input_tokens", "output_tokens")
 Numbers = Mapping[str, float]
@@ -137,8 +138,9 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        body = [columns, ["---"] * len(columns), *_cells(columns, rows)]
-        self.writer.add_text(name, "\n".join(f"| {' | '.join(map(_in_cell, row))} |" for row in body), step)
+        head = [" | ".join(columns), " | ".join("---" for _ in columns)]
+        body = [" | ".join("" if v is None else table_cell(str(v)) for v in row) for row in _cells(columns, rows)]
+        self.writer.add_text(name, "\n".join(f"| {line} |" for line in (*head, *body)), step)
 
     def calls(self, step: int, calls: Sequence[Call]) -> None:
         self.table("judge_calls", step, CALL_COLUMNS, [_call_row(call) for call in calls])
@@ -201,10 +203,6 @@ EXTRAS = {"trackio": "trackio", "tensorboard": "trackers", "wandb": "wandb"}
 
 def _cells(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     return [[row[column] for column in columns] for row in rows]
-
-
-def _in_cell(value: object) -> str:
-    return str("" if value is None else value).replace("|", "\\|").replace("\n", " ")
 
 
 def _call_row(call: Call) -> dict[str, Any]:
