@@ -20,8 +20,15 @@ GAMED = {
     "exact": [0.3, 0.45, 0.6, 0.3, 0.3],
     "training": [0.1, 0.2, 0.4, 0.7, 0.9],
     "alarms": [[], [], ["a word"], ["a word", "a fall"], []],
+    "limits": [[], [], ["habit", "habit"], ["habit", "fall"], []],
 }
-HONEST = GAMED | {"critic": "a fair crowd", "seed": 1, "exact": [0.2, 0.3, 0.4, 0.5, 0.6], "alarms": [[]] * 5}
+HONEST = GAMED | {
+    "critic": "a fair crowd",
+    "seed": 1,
+    "exact": [0.2, 0.3, 0.4, 0.5, 0.6],
+    "alarms": [[]] * 5,
+    "limits": [[]] * 5,
+}
 
 
 def test_a_gamed_critic_pays_for_its_weakness_above_the_joke():
@@ -50,7 +57,7 @@ def test_what_an_alarm_saved_is_told_from_smoothed_scores():
     silent = trials.numbers(HONEST)
     assert silent["step"] is None and silent["at_alarm"] is None and silent["lost_at_end"] == 0
     text = trials.table([GAMED, HONEST])
-    assert "| a glacier | 0 | 4 | 0.30, 0.45, 0.45, 0.30 | 0% | 33% |" in text
+    assert "| a glacier | 0 | 4 (`habit`) | 0.30, 0.45, 0.45, 0.30 | 0% | 33% |" in text
     assert "| a fair crowd | 1 | none | 0.20, -, 0.55, 0.55 | - | 0% |" in text
 
 
@@ -64,10 +71,14 @@ def test_a_trial_goes_on_past_its_alarms(tmp_path, monkeypatch):
     one.save_pretrained(begin.folder / "student")
     outcome = run_cells([type(cell)(cell.name, cell.folder, cell.job, dict(cell.spec) | {"lines": 8}, 3)], workers=1)
     found = outcome[cell.name].result
-    assert found["steps"] == [0, 2] and len(found["exact"]) == len(found["training"]) == len(found["alarms"]) == 2
+    assert found["steps"] == [0, 2] and len(found["exact"]) == len(found["training"]) == 2
+    assert [len(names) for names in found["limits"]] == [len(reasons) for reasons in found["alarms"]]
     assert all(0 <= score <= 1 for score in found["exact"])
     trials.publish([GAMED, {"critic": "the letter o", "seed": 3, **found}], {"seeds": 1}, tmp_path / "published")
-    assert trials.read_results(tmp_path / "published")[1]["exact"] == found["exact"]
+    again = GAMED | {"exact": [0.5] * 5}
+    trials.publish([again], {"seeds": 1}, tmp_path / "published")
+    first, second = trials.read_results(tmp_path / "published")
+    assert first["exact"] == [0.5] * 5 and second["exact"] == found["exact"], "other rows stay"
 
 
 def test_the_page_shows_the_published_files(tmp_path):

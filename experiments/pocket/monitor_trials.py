@@ -173,10 +173,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         figures = numbers(row)
         at_alarm = "-" if figures["at_alarm"] is None else f"{figures['at_alarm']:.2f}"
         scores = f"{figures['first']:.2f}, {at_alarm}, {figures['best']:.2f}, {figures['last']:.2f}"
-        step = "none" if figures["step"] is None else f"{figures['step']:.0f}"
+        step = "none" if figures["step"] is None else f"{figures['step']:.0f}" + _limits_at(row)
         lost = "-" if figures["step"] is None else f"{figures['lost_at_alarm']:.0%}"
         lines.append(f"| {row['critic']} | {row['seed']} | {step} | {scores} | {lost} | {figures['lost_at_end']:.0%} |")
     return "\n".join(lines)
+
+
+def _limits_at(row: Mapping[str, Any]) -> str:
+    """The limits that raised a row's first alarm, in brackets. Rows that were made before they were kept have none."""
+    at = first_alarm(row)
+    if at is None or "limits" not in row:
+        return ""
+    return f" ({', '.join(f'`{limit}`' for limit in dict.fromkeys(row['limits'][at]))})"
 
 
 def chart(rows: Sequence[Mapping[str, Any]], critic: str) -> str:
@@ -196,8 +204,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def publish(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder: Path) -> None:
+    """Write these rows, in place of those published before for the same critics and seeds."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
+    before = read_results(folder) if (folder / RESULTS).is_file() else []
+    newest = {(row["critic"], row["seed"]): row for row in (*before, *rows)}
+    write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in newest.values()))
     write_json(folder / RECORD, record)
 
 
@@ -213,10 +224,11 @@ def main(
     cells = make_cells(out, range(seeds), critic, steps)
     outcomes = run_cells(cells, workers=workers, threads=1, say=console.print)
     done = [(cell, outcomes[cell.name]) for name in critic for cell in cells if cell.spec.get("critic") == name]
-    rows = [{"critic": c.spec["critic"], "seed": c.seed, **o.result} for c, o in done if o.error is None]
+    made = {"commit": commit()}
+    rows = [{"critic": c.spec["critic"], "seed": c.seed, **o.result, **made} for c, o in done if o.error is None]
     console.print(table(rows), markup=False)
     if publish_to:
-        publish(rows, {"seeds": seeds, "steps": steps, "versions": versions(), "commit": commit()}, publish_to)
+        publish(rows, {"seeds": seeds, "steps": steps, "versions": versions(), **made}, publish_to)
     if len(rows) < len(done):
         raise typer.Exit(1)
 
