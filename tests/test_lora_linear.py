@@ -50,6 +50,39 @@ def test_outputs_and_gradients_are_pefts(bias, monkeypatch):
         assert float(a.abs().max()) > 0
 
 
+def test_on_a_bfloat16_base_it_is_as_exact_as_its_inputs(monkeypatch):
+    """Outputs as near the exact ones as PEFT's, which rounds them to bfloat16 too; gradients in float32, within the
+    rounding of bfloat16."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["0"], init_lora_weights=False)
+    mixed = get_peft_model(nn.Sequential(nn.Linear(64, 48)).bfloat16(), config)
+    assert {p.dtype for p in mixed.parameters() if p.requires_grad} == {torch.float32}
+    exact = copy.deepcopy(mixed).double()
+    inputs, slopes = torch.randn(3, 700, 64).bfloat16(), torch.randn(3, 700, 48).bfloat16()
+
+    def pieces(model, kind):
+        model.zero_grad()
+        x = inputs.to(kind).requires_grad_()
+        out = model(x)
+        out.backward(slopes.to(kind))
+        return [out.detach(), x.grad, *(p.grad for p in model.parameters() if p.requires_grad)]
+
+    def errors(found, truth):
+        return [float((a.double() - t).norm() / t.norm()) for a, t in zip(found, truth, strict=True)]
+
+    truth = pieces(exact, torch.float64)
+    pefts = pieces(mixed, torch.bfloat16)
+    use_fused_lora(mixed)
+    calls = []
+    real = lora_linear._FusedLora.apply
+    monkeypatch.setattr(lora_linear._FusedLora, "apply", lambda *a: calls.append(1) or real(*a))
+    ours = pieces(mixed, torch.bfloat16)
+    assert len(calls) == 1
+    assert [t.dtype for t in ours] == [t.dtype for t in pefts] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert all(a < 1.5 * b for a, b in zip(errors(ours[:2], truth[:2]), errors(pefts[:2], truth[:2]), strict=True))
+    assert all(error < 2**-8 for error in errors(ours[2:], truth[2:]))
+
+
 def test_frozen_base_weights_get_no_gradient():
     model = adapted()
     use_fused_lora(model)

@@ -4,8 +4,11 @@
 
 On a CPU half of an adapter's cost is not its matrix products but `result + lora_B(lora_A(dropout(x))) * scaling`: three
 more tensors as large as the layer's output, written and read again in the backward pass. Here the adapter's share is
-added into the output by the product itself, and only x and the rank-sized middle are kept. The parameters are PEFT's
-own, under their own names; with dropout, DoRA, several active adapters or mixed precision PEFT's own code runs.
+added into the output by the product itself, and only x and the rank-sized middle are kept. On a base in bfloat16 the
+float32 adapter is multiplied in bfloat16, as under autocast; PEFT would compute the share, and keep x, in float32.
+
+The parameters are PEFT's own, under their own names; with dropout, DoRA, several active adapters or other precisions
+PEFT's own code runs.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ class _FusedLora(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scale):  # type: ignore[no-untyped-def]
         flat = x.reshape(-1, x.shape[-1])
+        ctx.kinds = a.dtype, b.dtype
+        a, b = a.to(x.dtype), b.to(x.dtype)
         middle = flat @ a.t()
         out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         out.addmm_(middle, b.t(), alpha=scale)
@@ -40,9 +45,9 @@ class _FusedLora(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = (gradient @ weight).addmm_(of_middle, a).view(ctx.shape)
         if ctx.needs_input_grad[3]:
-            of_a = of_middle.t() @ flat
+            of_a = (of_middle.t() @ flat).to(ctx.kinds[0])
         if ctx.needs_input_grad[4]:
-            of_b = (gradient.t() @ middle).mul_(ctx.scale)
+            of_b = (gradient.t() @ middle).mul_(ctx.scale).to(ctx.kinds[1])
         return of_x, None, None, of_a, of_b, None
 
 
@@ -71,9 +76,9 @@ class FusedLoraLinear(Linear):
             return None
         if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             return None
-        if not x.dtype == base.weight.dtype == self.lora_A[adapter].weight.dtype or torch.is_autocast_enabled(
-            x.device.type
-        ):
+        precisions = x.dtype, base.weight.dtype, self.lora_A[adapter].weight.dtype
+        mixed = (torch.bfloat16, torch.bfloat16, torch.float32)
+        if (len(set(precisions)) > 1 and precisions != mixed) or torch.is_autocast_enabled(x.device.type):
             return None
         return adapter
 
