@@ -2,10 +2,13 @@
 
 import io
 import json
+import pickle
 import shutil
 from dataclasses import asdict
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from humor_env import pocket
 from humor_env.episodes.token_table import load_tokenizer
@@ -57,6 +60,37 @@ def test_code_in_a_folder_does_not_run(folder, load, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
     with pytest.raises((InvalidOption, StudentError)):
         load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    """What a pickle does when it is read."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["weights", "a command"])
+@pytest.mark.parametrize(
+    "load",
+    [lambda folder: make_client(f"local:{folder}"), lambda folder: load_student(StudentSpec(model=str(folder)), 0)],
+    ids=["local client", "student"],
+)
+def test_no_pickle_is_read(load, whole, tmp_path):
+    """pytorch_model.bin went through torch's unpickler, and a malicious one ended in its traceback."""
+    source = tmp_path / "pickled"
+    shutil.copytree(pocket.path("causal"), source)
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    if whole:
+        torch.save(weights, source / "pytorch_model.bin")
+    else:
+        (source / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises((InvalidOption, StudentError), match="safetensors"):
+        load(source)
     assert not (tmp_path / "ran").exists()
 
 

@@ -524,6 +524,24 @@ def test_a_student_that_cannot_be_loaded_is_named(tmp_path):
         load_student(StudentSpec(model="pocket:casual"), 0)
 
 
+@pytest.mark.parametrize(
+    "described", ["{}", "[]", "null", '{"base": 7}', '{"base": "x"}', '{"base": "x", "lora": 3}', "{", "[" * 100_000]
+)
+def test_a_damaged_description_of_a_student_is_a_sentence(tmp_path, described):
+    (tmp_path / "student.json").write_text(described)
+    with pytest.raises(StudentError, match=r"student\.json' is damaged"):
+        load_student(StudentSpec(model=str(tmp_path)), 0)
+
+
+def test_cut_weights_of_a_student_are_a_sentence(tmp_path, world):
+    student = load_student(StudentSpec(model=str(world / "causal")), 0)
+    student.save_pretrained(tmp_path)
+    whole = (tmp_path / "student.safetensors").read_bytes()
+    (tmp_path / "student.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StudentError, match=r"student\.safetensors' is damaged"):
+        load_student(StudentSpec(model=str(tmp_path)), 0)
+
+
 def test_a_device_that_is_not_there_is_told(world):
     with pytest.raises(StudentError, match="could not be loaded"):
         load_student(StudentSpec(model=str(world / "causal"), device="no-such-device"), 0)

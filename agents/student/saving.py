@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import PeftMixedModel, PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -54,7 +55,10 @@ class Source:
 
     def tensors(self) -> dict[str, Tensor]:
         """The saved adapters and value head."""
-        return load_file(self.folder / TENSORS)
+        try:
+            return load_file(self.folder / TENSORS)
+        except SafetensorError as problem:
+            raise StudentError(f"'{self.folder / TENSORS}' is damaged ({problem}): save the student again.") from None
 
 
 def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dtype | str) -> Source:
@@ -64,19 +68,31 @@ def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dt
     saved: dict[str, Any] = {}
     source: str | Path = path
     if (folder / DESCRIBED).is_file():
-        saved = json.loads((folder / DESCRIBED).read_text())
+        saved = _description(folder / DESCRIBED)
         base = saved["base"]
         source = folder / "base" if base is None else base
     if not isinstance(source, Path) or not source.is_dir():
         source = students.source(str(source))
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = family.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    model = family.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     if dtype == "auto":
         model = in_paying_precision(model, device)
     model = share_weights(model.to(ready(device)))  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
     return Source(folder, model, tokenizer, saved)
+
+
+def _description(file: Path) -> dict[str, Any]:
+    """What `write_folder` wrote of a student."""
+    try:
+        saved = json.loads(file.read_text())
+        if isinstance(saved["base"], str | None) and isinstance(saved["lora"], dict):
+            return dict(saved)
+        problem = "its base is no text, or its lora no table"
+    except (ValueError, KeyError, TypeError, RecursionError) as why:
+        problem = f"{type(why).__name__}: {why}"
+    raise StudentError(f"'{file}' is damaged ({problem}): save the student again.")
 
 
 def copy_tensors(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -144,7 +144,7 @@ class ClozeJudge:
         self.device = device_for(table.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         family: Any = AutoModelForCausalLM
-        loaded = family.from_pretrained(path, dtype=table.dtype, trust_remote_code=False)
+        loaded = family.from_pretrained(path, dtype=table.dtype, use_safetensors=True, trust_remote_code=False)
         self.model: Any = share_weights(loaded.to(self.device).eval())
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:

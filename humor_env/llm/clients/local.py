@@ -76,7 +76,7 @@ class LocalClient:
             self.encoder_decoder = bool(AutoConfig.from_pretrained(model, **safe).is_encoder_decoder)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **safe)
             kind: Any = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
-            loaded = kind.from_pretrained(model, dtype=dtype, **safe)
+            loaded = kind.from_pretrained(model, dtype=dtype, use_safetensors=True, **safe)
         except (OSError, ValueError) as problem:
             reason = str(problem).strip().split("\n")[0]
             raise InvalidOption(
