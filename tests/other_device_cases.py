@@ -356,7 +356,7 @@ def test_the_best_of_several_lines(places):
 
 
 def test_monitor_and_limits(places):
-    looks = []
+    checks = []
     for device in places:
         monitor = Monitor(
             MonitorConfig(every=1, lines=4, action="slow"),
@@ -368,8 +368,8 @@ def test_monitor_and_limits(places):
         control = RunControl(Limits(samples=8), monitor)
         learn("ppo", warm_student(device), control=control)
         assert control.samples == 8
-        looks.append(monitor.get_state())
-    assert looks[0] == looks[1]
+        checks.append(monitor.get_state())
+    assert checks[0] == checks[1]
 
 
 def test_evaluation(places):

@@ -285,11 +285,11 @@ def test_a_drift_monitor_is_shown_where_there_is_one(tmp_path):
     folder = make_run(tmp_path / "drift", seeds=1)
     assert drift_marks(load_run(folder)) == []
     told = [{"limit": "gap", "why": "apart"}, {"limit": "longer", "why": "long"}]
-    looks = [
+    checks = [
         {"step": step, "drift/training": 0.01 * step, "drift/held_out": 0.3, "drift/length": 80.0, "marks": marks}
         for step, marks in ((0, []), (30, []), (40, told[1:]), (50, told))
     ]
-    write_lines(folder / "seed-0" / "drift.jsonl", looks)
+    write_lines(folder / "seed-0" / "drift.jsonl", checks)
     run = load_run(folder)
     assert [(m.x, m.label) for m in drift_marks(run)] == [(40, "longer"), (50, "gap")]
     assert "Drift monitor" in render([run])

@@ -317,7 +317,7 @@ def test_members_are_averaged(tmp_path):
     first, second = (member.score_rows(member.rows(jokes)) for member in both.members)
     assert first != second
     assert both.scores(jokes) == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)], abs=1e-9)
-    assert made.steps == 2 * json.loads((tmp_path / "out" / "training.json").read_text())["looks"][0][-1]["step"]
+    assert made.steps == 2 * json.loads((tmp_path / "out" / "training.json").read_text())["evaluations"][0][-1]["step"]
 
 
 def test_lora_leaves_the_body_alone_and_moves_the_adapter(tmp_path):
@@ -335,10 +335,10 @@ def test_the_kept_weights_are_the_best_that_were_seen(tmp_path):
     """A learning rate that wrecks the model late: the folder holds the early weights, and training has stopped."""
     base = encoder(tmp_path / "base")
     made = train(small(base, epochs=40, lr=0.05, head_lr=0.05, patience=3), [synthetic(60)], tmp_path / "out")
-    looks = json.loads((tmp_path / "out" / "training.json").read_text())["looks"][0]
-    best = min(range(len(looks)), key=lambda i: looks[i]["dev_loss"])
-    assert len(looks) - 1 - best == 3
-    assert made.dev["pair_accuracy"] == pytest.approx(looks[best]["dev_pair_accuracy"])
+    evaluations = json.loads((tmp_path / "out" / "training.json").read_text())["evaluations"][0]
+    best = min(range(len(evaluations)), key=lambda i: evaluations[i]["dev_loss"])
+    assert len(evaluations) - 1 - best == 3
+    assert made.dev["pair_accuracy"] == pytest.approx(evaluations[best]["dev_pair_accuracy"])
 
 
 def test_ctrl_c_saves_a_critic_that_works(tmp_path):
