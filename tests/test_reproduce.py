@@ -101,6 +101,30 @@ def test_a_difference_is_taken_prompt_by_prompt() -> None:
     assert (found.low, found.mean, found.high) == pytest.approx((0.2, 0.2, 0.2))
 
 
+def test_below_ten_prompts_there_is_no_interval_and_no_finding() -> None:
+    """As in the benchmark. Intervals used to be shown for a single prompt, and claims decided by them."""
+
+    def of(prompts: int) -> tuple[dict[str, object], dict[str, object], str]:
+        # The last prompt was never judged, so it does not count.
+        made = tables.make_tables(results_of(ft=[[0.2] * prompts + [None]], sd=[[0.4] * prompts + [None]]))
+        return made["2"]["rows"][0]["cells"]["training"]["ours"], made["2"]["claims"][0], tables.as_text(made)
+
+    cell, claim, text = of(9)
+    assert cell == {"mean": 20.0, "low": None, "high": None, "seeds": 1, "items": 9}
+    assert (claim["ours"]["mean"], claim["ours"]["low"], claim["finding"]) == (20.0, None, "undecided")
+    [row] = [line.split("|")[2:5] for line in text.splitlines() if "SD is above FT by the training judge" in line]
+    assert [column.strip() for column in row] == ["+8", "+20.0", "undecided"]
+    cell, claim, _ = of(10)
+    assert (cell["low"], claim["finding"]) == (20.0, "agrees")
+    # A difference between test and ood is known from the smaller of the two only.
+    few = Results(
+        {0: {"ft": {"splits": {s: {"beams": {"training": [0.5] * n}} for s, n in (("test", 40), ("ood", 9))}}}}
+    )
+    both = numbers.estimate(few, [(1.0, Ref("2", "ft", "training")), (-1.0, Ref("3", "ft", "training"))])
+    assert both is not None
+    assert math.isnan(both.low)
+
+
 def test_the_rule() -> None:
     def at(low: float, high: float) -> Estimate:
         return Estimate((low + high) / 2, low, high, 3, 100)
