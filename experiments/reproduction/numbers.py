@@ -121,7 +121,7 @@ def estimate(results: Results, terms: Terms) -> Estimate | None:
         draws += coefficient * _means(name, values)
         there = np.isfinite(values)
         seeds, items = len(values), max(items, int(there.sum(axis=1).max()))
-        enough = enough and there.any(axis=0).sum() >= FEWEST
+        enough = enough and bool(there.any(axis=0).sum() >= FEWEST)
     low, high = np.quantile(draws, [0.025, 0.975]) if enough else (np.nan, np.nan)
     return Estimate(mean, float(low), float(high), seeds, items)
 
