@@ -23,7 +23,9 @@ from humor_env import registry
 from humor_env.agents.student import Student
 from humor_env.experiments.commands import doctor
 from humor_env.experiments.commands.cli import app
+from humor_env.experiments.pocket import demo, pretrain
 from humor_env.experiments.pocket.play import play
+from humor_env.pocket import load_world
 from humor_env.sources import students
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Judgement
@@ -464,6 +466,17 @@ def test_a_person_can_win_with_the_words_that_are_shown():
     assert not any("the judge finds no" in s for s in said)
 
 
+def test_every_way_that_is_shown_can_be_read():
+    said = played("student", [""] * 20, 20)
+    ways = [row.split("one way", 1)[1].strip() for row in said.splitlines() if row.startswith("  one way")]
+    assert len(ways) == 40
+    readings = [load_world().read(way.replace("WHO", "glaciers").replace("DID WHAT", "overtook it")) for way in ways]
+    assert {reading.kind for reading in readings} == {"joke"}
+    # Some begin with their subject, which then has a capital.
+    firsts = [way for way, reading in zip(ways, readings, strict=True) if way.lower().startswith(reading.subject.text)]
+    assert firsts and all(way[0].isupper() for way in firsts)
+
+
 def test_what_the_judge_cannot_read_is_named_and_a_question_mark_lists_what_fits():
     said = played("student", ["?", "The salsa was so bland that we celebrated two birthdays in it."], 1)
     assert said.count("  WHO ") == 2
@@ -543,7 +556,10 @@ def test_you_are_the_critic_and_the_best_answer_is_counted():
 
 
 def test_you_rate_and_the_end_of_input_ends_the_game():
-    assert "over 1 lines" in played("rater", ["5"])
+    said = played("rater", ["5"], 1)
+    [score] = re.findall(r"\n  (\d+\.\d)  \S", said)  # the exact judge's, with its reason
+    [apart] = re.findall(r"You were (\d+\.\d) points from the exact judge on average, over 1 lines", said)
+    assert float(apart) == pytest.approx(abs(5 - float(score)), abs=0.11)  # both are rounded
     assert "One of 0, 1" in played("rater", ["eleven", "5"])
     assert cli("play", "--rounds", 1, typed="a line\n").count("Say it funnier") == 1
     assert "No role to play is called 'judge'" in cli("play", "--as", "judge", code=2)
@@ -605,6 +621,20 @@ def test_their_options_are_passed_on(capfd, monkeypatch):
         said = cli(command, "--help") + capfd.readouterr().out
         assert option in said
         assert command in said.splitlines()[0]
+
+
+def test_one_thread_is_enough_and_none_is_refused(monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(demo, "run_demo", lambda *arguments: asked.append(arguments[-1]))
+    monkeypatch.setattr(pretrain, "pretrain", lambda recipe, *_: asked.append((recipe.threads, recipe.steps)) or {})
+    demo.main(["--threads", "1", "--out", str(tmp_path)])
+    pretrain.main(["--threads", "1", "--steps", "1", "--out", str(tmp_path)])
+    assert asked == [1, (1, 1)]
+    for main in (demo.main, pretrain.main):
+        with pytest.raises(SystemExit):
+            main(["--threads", "0", "--out", str(tmp_path)])
+        assert "must be at least 1" in capsys.readouterr().err
+    assert len(asked) == 2
 
 
 # Real processes

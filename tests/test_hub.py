@@ -83,6 +83,17 @@ def test_the_card_has_no_empty_field(finished):
     assert "CC-BY-4.0" in text and "`pocket` gave the reward" in text
 
 
+def test_the_card_shows_lines_from_the_lowest_to_the_highest_score(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    rows = [{"prompt": "It rained.", "text": f"line {i}", "score": i / 16} for i in reversed(range(17))]
+    rows.append({"prompt": "It rained.", "text": "not judged", "score": None})
+    path = tmp_path / "run" / "seed-0" / "evaluation-ppo.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with hub.staged(tmp_path / "run", "owner/name") as folder:
+        samples = (folder / "README.md").read_text().split("## Sample lines")[1].split("## ")[0]
+    assert re.findall(r"line (\d+) \|", samples) == [str(i) for i in range(0, 17, 2)]
+
+
 PRIVATE_SPEC = """
 name = "mine"
 [env]

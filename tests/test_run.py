@@ -351,6 +351,7 @@ def test_the_revise_environment_keeps_its_registered_attempts(text, tmp_path):
 @dataclass(frozen=True)
 class EchoConfig:
     seed: int = 0
+    batch_size: int = 4  # and no micro_batch: such a learner decides for itself
 
 
 GIVEN: dict = {}
@@ -371,6 +372,21 @@ def test_a_learner_that_keeps_no_budget_is_refused_before_any_work(text, tmp_pat
 
 def train_echo(config: EchoConfig, student, *, critic, teacher, demonstrations, dev, prompts, nothing=None):
     GIVEN.update(locals())
+
+
+def train_broken(config: EchoConfig, student):
+    raise RuntimeError("it broke")
+
+
+def test_what_was_measured_before_a_learner_breaks_is_in_its_results(text, tmp_path):
+    begin = text.split("[learner]")[0]
+    with pytest.raises(RuntimeError, match="it broke"):
+        run(parse_spec(begin + '[learner]\nname = "test_run:train_broken"\n', ["eval.limit=2"]), tmp_path)
+    kept = json.loads((tmp_path / "seed-0" / "results.json").read_text())
+    assert kept["stopped"] is True
+    for stage in ("base", "imitation"):
+        scores = [row["score"] for row in lines(tmp_path / "seed-0" / f"evaluation-{stage}.jsonl")]
+        assert kept["stages"][stage]["score"] == pytest.approx(sum(scores) / 2)
 
 
 def train_greedy(config: EchoConfig, student, telescope): ...
