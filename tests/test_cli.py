@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import typer
 from test_run import text, world  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
@@ -120,6 +121,18 @@ def test_help_is_quick_and_loads_nothing_heavy():
 )
 def test_every_command_explains_itself(command):
     assert "--help" in cli(command, "--help")
+
+
+def test_every_option_explains_itself():
+    def options(command, name):
+        inner = getattr(command, "commands", {})
+        return [(name, o.name, o.help) for o in command.params if not inner] + [
+            option for word, each in inner.items() for option in options(each, f"{name} {word}")
+        ]
+
+    found = options(typer.main.get_command(app), "humor-env")
+    assert len(found) > 200
+    assert not [(command, option) for command, option, words in found if not words]
 
 
 def test_nothing_is_offered_that_is_not_there_and_nothing_is_hidden():
@@ -311,8 +324,8 @@ def test_teach_fills_a_buffer_and_asks_only_for_what_is_missing(tmp_path, monkey
     assert "takes no limits (max_cost)" in cli(*arguments, "--max-cost", 1, code=2)
     assert "No teacher is called 'pockt'. Did you mean 'pocket'?" in cli(*arguments, "--teacher", "pockt", code=2)
     faultless = [f"--option={rate}=0.0" for rate in ("cliche_rate", "wrong_complaint_rate", "lost_meaning_rate")]
-    cli("teach", "good.jsonl", "--split", "test", "--limit", 20, "--lines", 1, *faultless)
-    assert len(TeacherBuffer("good.jsonl").filter("pocket", 0.5)) == 20
+    cli("teach", "new/folder/good.jsonl", "--split", "test", "--limit", 20, "--lines", 1, *faultless)
+    assert len(TeacherBuffer("new/folder/good.jsonl").filter("pocket", 0.5)) == 20
 
 
 class Writer(BaseHTTPRequestHandler):
@@ -365,7 +378,7 @@ def test_a_language_model_teaches_within_a_budget(tmp_path, monkeypatch):
 # Checks
 
 
-def test_check_critic_and_env():
+def test_check_critic_judge_and_env():
     said = cli("check", "critic", "rules")
     assert "FAIL" not in said
     assert said.count("ok ") > 8
@@ -373,6 +386,9 @@ def test_check_critic_and_env():
     assert not {f["name"]: f["ok"] for f in broken}["order"]
     assert cli("check", "critic", "test_cli:backwards", code=1) == ""
     assert "Did you mean 'rules'?" in cli("check", "critic", "ruls", code=2)
+    said = cli("check", "judge", "pocket")
+    assert "FAIL" not in said
+    assert said.count("ok ") > 8
     assert "FAIL" not in cli("check", "env", "humor_env:humor_env/OneLiner-v0")
     found = json.loads(cli("check", "env", "humor_env/Revise-v0", "--option", "attempts=2", "--json"))
     assert all(finding["ok"] for finding in found)
@@ -576,6 +592,7 @@ def test_doctor_says_what_is_there_without_saying_a_key(monkeypatch):
     assert found["keys"]["OPENAI_API_KEY"] is False
     assert found["versions"]["humor-env"] == humor_env.__version__
     assert found["precision"]["pays"] in ("float32", "bfloat16")
+    assert found["pocket_students"] == {"causal": True, "seq2seq": True}  # all that come with the package
     said = cli("doctor")
     assert "ANTHROPIC_API_KEY set, OPENAI_API_KEY not set" in said
     assert "sk-secret" not in said + json.dumps(found)
@@ -598,7 +615,8 @@ def test_doctors_notes_follow_what_was_found():
         "disk_free_gb": {"here": 50.0, "model cache": 50.0},
         "memory_gb": 16.0,
     }
-    assert doctor.notes(fine) == []
+    just_enough = {"disk_free_gb": {"here": 2.0, "model cache": 10.0}, "memory_gb": 2.0}
+    assert doctor.notes(fine) == doctor.notes(fine | just_enough) == []
     for change, part in (
         ({"devices": fine["devices"][1:]}, "No GPU"),
         ({"torch_threads": 3}, "OMP_NUM_THREADS=2"),

@@ -55,6 +55,11 @@ def call(words, server):
     return done
 
 
+def sizes(said):
+    """The bytes of each file, as the command lists them for people."""
+    return {name: int(s.replace(",", "")) for s, name in re.findall(r"^ *([\d,]+)  (\S+)$", said, re.M)}
+
+
 def test_a_dry_run_lists_every_byte_and_asks_nobody(finished):
     done = CliRunner().invoke(app, ["push", str(finished / "run"), "owner/name", "--dry-run", "--json"])
     listed = json.loads(done.stdout)
@@ -63,6 +68,8 @@ def test_a_dry_run_lists_every_byte_and_asks_nobody(finished):
         there = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
         texts = [p.read_text() for p in folder.rglob("*") if p.suffix in (".json", ".md", ".toml")]
     assert listed["files"] == there
+    said = CliRunner().invoke(app, ["push", str(finished / "run"), "owner/name", "--dry-run"]).stdout
+    assert sizes(said) == there and said.endswith("Nothing was uploaded.\n")
     assert {"README.md", "policy/adapter_model.safetensors", "base/model.safetensors", "run/spec.toml"} <= set(there)
     inside = [text for text in texts if str(finished) in text]
     assert not inside, "no file names a place on this machine"
@@ -256,8 +263,7 @@ def test_a_pushed_folder_comes_back_whole_and_loads_with_plain_transformers_and_
         assert pushed.returncode == 0, pushed.stderr
         kept = server.files["model", "owner/name"]
         assert server.private["owner/name"]
-        sizes = {name: int(s.replace(",", "")) for s, name in re.findall(r"^ *([\d,]+)  (\S+)$", pushed.stdout, re.M)}
-        assert sizes == {name: len(data) for name, data in kept.items()}, "what was listed, and nothing else"
+        assert sizes(pushed.stdout) == {name: len(data) for name, data in kept.items()}, "what was listed, and no more"
         assert not any(TOKEN.encode() in data for data in kept.values())
         pulled = call(["pull", "owner/name", tmp_path / "student"], server)
         assert pulled.returncode == 0, pulled.stderr

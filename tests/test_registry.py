@@ -50,7 +50,7 @@ def test_live_objects_pass_through_and_take_no_options():
 def test_unknown_names_suggest_and_list():
     with pytest.raises(UnknownName, match=r"No critic is called 'dri'\. Did you mean 'dry'\? Known: dry\."):
         fresh().make("dri")
-    assert "Known: ape, bee, cat." in str(unknown_name("animal", "yak", {"cat", "ape", "bee"}))
+    assert "Known: ape, bee, cat." in str(unknown_name("animal", "yak", iter(["cat", "ape", "bee"])))
     with pytest.raises(UnknownName, match="no_such_module"):
         fresh().make("no_such_module:Thing")
     with pytest.raises(UnknownName, match="Did you mean 'Dry'"):
