@@ -7,9 +7,11 @@ def judge(critic: Critic, option: Options = None, max_cost: MaxCost = None) -> N
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +25,8 @@ from humor_env.errors import CriticContractError, HumorEnvError, InvalidOption
 from humor_env.shared.user_path import user_path
 
 if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
+
     from humor_env.registry import Registry
 
 FAILED, MISTAKE, OVER_BUDGET, STOPPED = 1, 2, 3, 130
@@ -192,6 +196,34 @@ def _changed_member(member: Any, role: str, registry: Registry, change: Callable
         return member
     inner = change(registry, table[role], table.get("options") or {})
     return {**table, "options": inner} if inner else member
+
+
+def env_spec(name: str) -> EnvSpec:
+    """Gymnasium's entry for an id or a `module:id`, whose module is imported; an error says what is wrong with it."""
+    import gymnasium
+
+    module, colon, identity = name.rpartition(":")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise InvalidOption(f"There is no environment '{name}': '{module}' is part of Python's standard library.")
+    try:
+        if colon:
+            importlib.import_module(module)
+        return gymnasium.spec(identity)
+    except ModuleNotFoundError as problem:
+        raise InvalidOption(
+            f"The environment '{name}' names the module '{problem.name}', which Python cannot find."
+        ) from None
+    except (gymnasium.error.Error, ValueError) as problem:
+        raise InvalidOption(f"There is no environment '{name}': {problem}") from None
+
+
+def taken_by_env(spec: EnvSpec) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of an environment; None if it takes any."""
+    from gymnasium.envs.registration import load_env_creator
+
+    entry = spec.entry_point
+    taken = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters if entry else {}
+    return None if any(p.kind is p.VAR_KEYWORD for p in taken.values()) else taken
 
 
 @contextmanager

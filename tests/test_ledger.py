@@ -82,16 +82,18 @@ def test_replies_come_back_as_they_were(tmp_path: Path) -> None:
     stored = {
         "a": Reply('{"x": 1}', {"x": 1, "y": "é\ud800"}, "end_turn", None, "", USAGE, {"1": 0.25, "2": 0.75}),
         "b": Reply("no \ud800", None, "refusal", "refusal", "declined", replace(USAGE, cost=None)),
+        "d": Reply("", None, "stop \ud800", "invalid", "odd", replace(USAGE, cost=None)),
     }
     with Ledger(path) as ledger:
         for key, reply in stored.items():
             assert ledger.put(key, "p", "m", request("x"), reply) == reply
     with Ledger(path) as ledger:
-        found = ledger.find(["a", "b", "c"])
-        assert found == stored | {"b": replace(stored["b"], text="no \\ud800")}
-        assert ledger.spent() == Usage(2, 200, 40, 100, None)
+        found = ledger.find(["a", "b", "c", "d"])
+        escaped = {"b": replace(stored["b"], text="no \\ud800"), "d": replace(stored["d"], stop_reason="stop \\ud800")}
+        assert found == stored | escaped
+        assert ledger.spent() == Usage(3, 300, 60, 150, None)
         assert ledger.spent("other") == NO_USAGE
-        assert len(ledger) == 2
+        assert len(ledger) == 3
 
 
 def test_the_first_answer_counts_unless_it_was_a_passing_failure() -> None:

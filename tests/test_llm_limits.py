@@ -259,6 +259,11 @@ ODD: dict[str, Answer] = {
     "a web page": HTML,
     "a web page that says it is JSON": (200, JSON, b"<html>"),
     "an error as 200": (200, JSON, b'{"error": {"message": "upstream is away"}}'),
+    "an error with empty fields": (200, JSON, b'{"type": "error", "error": {}, "content": [], "choices": []}'),
+    "an error within": (
+        200, JSON, b'{"type": "error", "content": [], "choices": [{"finish_reason": "error", "error": {"code": 502}, '
+        b'"message": {"role": "assistant", "content": ""}}]}',
+    ),
     "nothing": (200, JSON, b""),
     "204": (204, {}, b""),
     "null": (200, JSON, b"null"),
@@ -270,7 +275,7 @@ ODD: dict[str, Answer] = {
     "deep JSON": (200, JSON, b"[" * 200_000),
     "a number of 5,000 digits": (200, JSON, b'{"content": ' + b"9" * 5000 + b"}"),
     "a bomb": (200, {**JSON, "content-encoding": "gzip"}, gzip.compress(b" " * 40_000_000)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ODD)
@@ -458,6 +463,20 @@ def test_a_spec_cannot_post_a_variable_of_its_choice(monkeypatch: pytest.MonkeyP
         assert "secret99" not in str(server.headers)
     with pytest.raises(CredentialError, match="only to hosts that you allow"):
         make_client("openai:m", key_variable="AWS_SECRET_ACCESS_KEY")
+
+
+@pytest.mark.parametrize(
+    ("service", "host", "variable"),
+    [("anthropic", "api.anthropic.com", "ANTHROPIC_API_KEY"), ("openai", "api.openai.com/v1", "OPENAI_API_KEY")],
+)
+def test_a_key_is_not_sent_unencrypted_to_its_own_service(
+    service: str, host: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spec that named http://api.openai.com had the key sent for anyone on the way to read."""
+    monkeypatch.setenv(variable, "sk-mine-0123456789")
+    for scheme, sends in (("http", False), ("https", True)):
+        client = make_client(f"{service}:m@{scheme}://{host}")
+        assert (client._connect().api_key == "sk-mine-0123456789") is sends
 
 
 def test_a_command_line_can_allow_a_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,15 @@ def test_where_the_answer_stands_among_the_tokens() -> None:
     assert answer_probabilities(text, None, ("1", "2")) == {}
 
 
+@pytest.mark.parametrize("logprob", [math.inf, math.nan, 709.5, 1000.0, 10**400, "-1", None])
+def test_log_probabilities_that_are_none_are_not_read(logprob: Any) -> None:
+    """Infinity, which servers write although JSON has none, gave the answer "1" the probability NaN."""
+    text = '{"answer": "1"}'
+    alternatives = [SimpleNamespace(token="1", logprob=logprob), SimpleNamespace(token="2", logprob=709.0)]
+    content = [SimpleNamespace(token=c, top_logprobs=alternatives if c == "1" else []) for c in text]
+    assert answer_probabilities(text, SimpleNamespace(content=content), ("1", "2")) == {}
+
+
 @pytest.mark.parametrize("url", [None, "https://api.openai.com/v1", "https://API.openai.com", "https://x.test/v1"])
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_openais_own_models_get_the_name_of_the_limit_that_they_know(

@@ -489,9 +489,22 @@ def test_mistakes_are_found_before_anything_is_computed(text, tmp_path, monkeypa
         ("eval.split=ood", PromptError, "no prompt in the split 'ood'"),
         ("teacher.lines=nowhere.jsonl", PromptError, "no teacher buffer at 'nowhere.jsonl'"),
         ("teacher.lines=everyday", PromptError, "nothing to imitate"),
+        ("env.id=humor_env:humor_env/Paraphras-v0", InvalidOption, "no environment .*Did you mean: `Paraphrase`"),
+        ("env.id=nowhere:X-v0", InvalidOption, "'nowhere', which Python cannot find"),
+        ("env.id=antigravity:X-v0", InvalidOption, "part of Python's standard library"),
+        ("env.id=CartPole-v1", InvalidOption, "takes no prompts and no critic"),
     ):
         with pytest.raises(error, match=sentence):
             run(parse_spec(text, [override]), tmp_path)
+
+
+def test_an_environment_may_be_named_with_its_module(text, tmp_path, monkeypatch):
+    """`module:id` in a spec, which the documents offer, ended in Gymnasium's traceback."""
+    register = 'gymnasium.register("own/Jokes-v0", entry_point="humor_env.env:HumorEnv", kwargs={"max_chars": 77})'
+    (tmp_path / "jokes_of_my_own.py").write_text(f"import gymnasium\n{register}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = parts(text.replace("[env]", '[env]\nid = "jokes_of_my_own:own/Jokes-v0"'), tmp_path)
+    assert made.env_options["max_chars"] == 77
 
 
 def test_the_teachers_lines_are_chosen_by_number_and_score(text, world, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from humor_env import registry
 from humor_env.errors import InvalidOption, did_you_mean, unknown_name
+from humor_env.experiments.options import env_spec, taken_by_env
 from humor_env.sources import students
 
 _ENVS = {
@@ -79,26 +80,12 @@ def _students() -> list[dict[str, str]]:
 
 def make_env(name: str, options: Mapping[str, Any]) -> Any:
     """The environment; an error says what is wrong with its name or options."""
-    import importlib
     import inspect
 
     import gymnasium
-    from gymnasium.envs.registration import load_env_creator
 
-    module, colon, identity = _known_env(name).rpartition(":")
-    try:
-        if colon:
-            importlib.import_module(module)
-        spec = gymnasium.spec(identity)
-    except ModuleNotFoundError as problem:
-        raise InvalidOption(
-            f"The environment '{name}' names the module '{problem.name}', which Python cannot find."
-        ) from None
-    except (gymnasium.error.Error, ValueError) as problem:
-        raise InvalidOption(f"There is no environment '{name}': {problem}") from None
-    entry = spec.entry_point
-    taken = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters if entry else {}
-    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    taken = taken_by_env(env_spec(_known_env(name)))
+    if taken is not None:
         for option in options:
             if option not in taken and option not in inspect.signature(gymnasium.make).parameters:
                 raise InvalidOption(

@@ -33,7 +33,7 @@ from humor_env.agents.student.writer import Backend
 from humor_env.episodes.closing import close_all
 from humor_env.episodes.critic_memory import with_memory
 from humor_env.errors import CredentialError, InvalidOption, PromptError, StudentError
-from humor_env.experiments.options import fill, limits_of, parameters, with_members
+from humor_env.experiments.options import env_spec, fill, limits_of, parameters, taken_by_env, with_members
 from humor_env.experiments.runs.trackers import check_installed
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
@@ -102,7 +102,7 @@ class Ingredients:
             if option is not None and name not in taken:
                 where = "[student.backend]" if name == "backend" else "[learner] preferences"
                 raise InvalidOption(f"The learner '{self.spec.learner_name}' takes no {name}: leave {where} out.")
-        _ = self.preferences, self.backend_key
+        _ = self.env_options, self.preferences, self.backend_key
         watched = self.limits != Limits() or self.spec.monitor is not None
         if watched and "control" not in taken:
             raise InvalidOption(
@@ -130,7 +130,14 @@ class Ingredients:
     def env_options(self) -> dict[str, Any]:
         """The environment's settings: those it is registered with, overridden by the spec's."""
         spec = self.spec.env
-        options = dict(gymnasium.spec(spec.id).kwargs)
+        registered = env_spec(spec.id)
+        taken = taken_by_env(registered)
+        if taken is not None and not taken.keys() >= {"prompts", "critic"}:
+            raise InvalidOption(
+                f"The environment '{spec.id}' takes no prompts and no critic, so no student can learn in it. Use "
+                "humor_env/Paraphrase-v0, OneLiner-v0 or Revise-v0, or one like them."
+            )
+        options = dict(registered.kwargs)
         chosen = {"attempts": spec.attempts, "max_chars": spec.max_chars, "split": spec.split}
         return options | {k: v for k, v in chosen.items() if v is not None}
 

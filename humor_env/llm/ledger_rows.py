@@ -98,7 +98,7 @@ def row_of(key: str, purpose: str, client: str, request: Request, reply: Reply) 
         request.user_text,
         _storable(reply.text),
         None if reply.data is None else json.dumps(reply.data),
-        reply.stop_reason,
+        None if reply.stop_reason is None else _storable(reply.stop_reason),
         reply.error,
         _storable(reply.detail),
         json.dumps(dict(reply.probabilities)),

@@ -53,8 +53,8 @@ def _plain(url: str) -> str:
 
 
 def is_own(url: str | None, service: str) -> bool:
-    """Whether an address (None: the default) is the service's own."""
-    return url is None or label(url) == service
+    """Whether an address (None: the default) is the service's own. Without encryption, it may be anybody's."""
+    return url is None or (label(url) == service and urlsplit(url).scheme == "https")
 
 
 def allow_key_hosts(*hosts: str) -> None:

@@ -157,7 +157,7 @@ class AnthropicClient(SdkClient):
             raise CallFailed("rejected", "Anthropic: the stored credentials cannot be used", status=401) from None
         except anthropic.AnthropicError as problem:
             raise failed_connection(self.where, problem) from None
-        if not isinstance(getattr(message, "content", None), list):
+        if getattr(message, "type", None) == "error" or not isinstance(getattr(message, "content", None), list):
             # A web page, an error, nothing at all: no model answered, so it is not a verdict.
             raise garbled(self.where, "no content")
         return read_message(message, request, self.usage(message, request))

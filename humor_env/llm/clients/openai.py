@@ -166,6 +166,9 @@ class OpenAIClient(SdkClient):
         if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
             # A web page, an error, nothing at all: no model answered, so it is not a verdict.
             raise garbled(self.where, "no choices")
+        if getattr(choices[0], "finish_reason", None) == "error":
+            # A gateway in front of several services reports a service's failure in place of its answer.
+            raise garbled(self.where, "an error in place of a choice")
         return self._read(answer, request)
 
     def _read(self, answer: Any, request: Request) -> Reply:
@@ -201,6 +204,13 @@ class OpenAIClient(SdkClient):
 
 def answer_probabilities(text: str, logprobs: Any, symbols: Sequence[str]) -> dict[str, float]:
     """How likely each symbol was as the value of "answer", normalised over the symbols; empty if unreadable."""
+    try:
+        return _answer_probabilities(text, logprobs, symbols)
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
+        return {}  # the answer itself was read: it counts as a plain vote
+
+
+def _answer_probabilities(text: str, logprobs: Any, symbols: Sequence[str]) -> dict[str, float]:
     content = getattr(logprobs, "content", None)
     places = list(_ANSWER.finditer(text))
     if not content or not places or "".join(token.token for token in content) != text:
@@ -218,4 +228,5 @@ def answer_probabilities(text: str, logprobs: Any, symbols: Sequence[str]) -> di
             if value in weights:
                 weights[value] += math.exp(other.logprob)
     total = sum(weights.values())
-    return {symbol: weight / total for symbol, weight in weights.items()} if total > 0 else {}
+    # An infinite total comes from an infinite "log-probability", which Python's JSON allows.
+    return {symbol: weight / total for symbol, weight in weights.items()} if 0 < total < math.inf else {}
