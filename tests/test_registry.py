@@ -65,8 +65,12 @@ def test_a_broken_module_shows_its_own_error(tmp_path, monkeypatch):
 
 
 def test_wrong_options_name_the_accepted_ones():
-    with pytest.raises(InvalidOption, match="It accepts: taste"):
+    with pytest.raises(InvalidOption, match=r"'dry' has no option 'tast'\. Did you mean 'taste'\? It accepts: taste\."):
         fresh().make("dry", tast=1)
+    with pytest.raises(InvalidOption, match=r"'rules' has no option 'colour'\. It accepts: "):
+        registry.critics.make("rules", colour=1)
+    with pytest.raises(InvalidOption, match=r"The critic 'lift' needs the option 'prompts'\. It accepts: "):
+        registry.critics.make("lift")
 
 
 def test_registering_adds_and_replaces():

@@ -483,7 +483,7 @@ def test_a_teacher_is_wanted_by_critics_that_compare_with_one(text, tmp_path):
 def test_mistakes_are_found_before_anything_is_computed(text, tmp_path, monkeypatch):
     monkeypatch.setattr("humor_env.experiments.runs.run.load_student", lambda *_: pytest.fail("work was begun"))
     for override, error, sentence in (
-        ("critic.0={critic='rules', options={gats=3}}", InvalidOption, "cannot be made from the options"),
+        ("critic.0={critic='rules', options={gats=3}}", InvalidOption, "has no option 'gats'. Did you mean 'gates'"),
         ("env.prompts=nowhere.jsonl", PromptError, "nowhere.jsonl"),
         ("env.prompts=pokcet", UnknownName, "Did you mean 'pocket'"),
         ("eval.split=ood", PromptError, "no prompt in the split 'ood'"),
