@@ -157,6 +157,18 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, file):
     assert store.latest().step == 2
 
 
+@pytest.mark.parametrize("manifest", ["[]", "7", '{"step": 2, "sha256": []}', "[" * 100_000])
+def test_a_manifest_that_is_none_is_passed_over(tmp_path, manifest):
+    """Without its hash, as checkpoints of version 0.1 have it."""
+    store = CheckpointStore(tmp_path)
+    store.save(1, tensors(1.0), {})
+    folder = store.save(2, tensors(2.0), {})
+    (folder / "manifest.sha256").unlink()
+    (folder / "manifest.json").write_text(manifest)
+    assert store.latest().step == 1
+    store.save(3, tensors(3.0), {}, score=1.0)
+
+
 def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(1, tensors(1.0), {})

@@ -28,7 +28,8 @@ def test_a_line_that_a_kill_tore_is_dropped_without_a_word(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\x00" * 40 + b"\n", b"\xff\xfe{\n", b'{"stop": 2}\n', b'{"step": null}\n', b"7\n"]
+    "damage",
+    [b"\x00" * 40 + b"\n", b"\xff\xfe{\n", b'{"stop": 2}\n', b'{"step": null}\n', b"7\n", b'{"step": 1e999}\n'],
 )
 def test_a_damaged_line_is_told_and_the_others_stay(tmp_path, caplog, damage):
     """A block of zeros from a power cut ended `--resume` in a traceback, though all checkpoints were whole."""

@@ -655,7 +655,10 @@ def test_a_resume_says_that_prompts_teacher_or_versions_changed(text, tmp_path, 
     assert len(parts) == 3 and all(part["versions"]["torch"] == versions()["torch"] for part in parts)
 
 
-@pytest.mark.parametrize("content", ['{"stages": {"base"', "{}", "[]", "null"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"stages": {"base"', "{}", "[]", "null", '{"stages": {"base": 7}, "seconds": 1, "steps": 1}', "[" * 100_000],
+)
 def test_damaged_results_of_a_seed_are_told_with_the_way_out(text, tmp_path, content):
     """It said to begin the run anew, though everything else was whole, or ended in a KeyError."""
     spec = parse_spec(text, ["learner.steps=1"])
@@ -663,6 +666,15 @@ def test_damaged_results_of_a_seed_are_told_with_the_way_out(text, tmp_path, con
     (tmp_path / "run" / "seed-0" / "results.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"results.json' is damaged .* Remove it and resume"):
         run(spec, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", "[" * 100_000])
+def test_a_damaged_record_of_a_run_is_a_sentence(text, tmp_path, content):
+    spec = parse_spec(text, ["learner.steps=1"])
+    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run.json' cannot be read"):
+        run(spec, tmp_path, resume=True)
 
 
 def test_auto_is_chosen_once_for_a_run(text, tmp_path, monkeypatch):

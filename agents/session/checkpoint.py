@@ -34,6 +34,8 @@ from humor_env.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")
 SEAL = "manifest.sha256"  # checkpoints of version 0.1 have none
+_DAMAGE = (KeyError, ValueError, TypeError, AttributeError, RecursionError)
+"""What reading damaged JSON, or JSON of another form, may raise."""
 _warn = logging.getLogger(__name__).warning
 
 
@@ -161,7 +163,7 @@ class CheckpointStore:
                 folder,
                 float(manifest["seconds"]),
             )
-        except (OSError, KeyError, ValueError, TypeError, SafetensorError) as problem:
+        except (OSError, *_DAMAGE, SafetensorError) as problem:
             raise CheckpointError(f"{folder.name} is damaged: {problem}.") from problem
 
     def _names(self) -> list[int]:
@@ -180,7 +182,7 @@ class CheckpointStore:
         for step in steps:
             try:
                 score = json.loads((self.folder / f"step-{step:08d}" / "manifest.json").read_text())["score"]
-            except (OSError, KeyError, ValueError):
+            except (OSError, *_DAMAGE):
                 continue  # a damaged one cannot be the best; `latest` reports it
             if score is not None:
                 scores[step] = score

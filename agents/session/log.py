@@ -147,7 +147,7 @@ def _step_of(line: bytes) -> int | None:
         return None
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -240,9 +240,13 @@ def write_json(path: Path, data: Any) -> None:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"'{path}' cannot be read ({problem}). Start the run again with another --out.") from None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+        problem: Exception | str = f"it holds a {type(record).__name__}"
+    except (OSError, ValueError, RecursionError) as why:
+        problem = why
+    raise CheckpointError(f"'{path}' cannot be read ({problem}). Start the run again with another --out.")
 
 
 def run_of(path: Path) -> Path | None:
@@ -255,10 +259,11 @@ def read_results(path: Path) -> Any:
     """The results of one seed."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if all(key in results for key in ("stages", "seconds", "steps")) and isinstance(results["stages"], dict):
+        stages = results["stages"] if all(key in results for key in ("stages", "seconds", "steps")) else None
+        if isinstance(stages, dict) and all(isinstance(numbers, dict) for numbers in stages.values()):
             return results
         problem: Exception | str = "it lacks stages, seconds or steps"
-    except (OSError, ValueError, TypeError) as why:
+    except (OSError, ValueError, TypeError, RecursionError) as why:
         problem = why
     raise CheckpointError(
         f"'{path}' is damaged ({problem}). Remove it and resume: the stages are measured again, and the rest of the "
