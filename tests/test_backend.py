@@ -153,6 +153,46 @@ def test_what_is_no_answer_is_explained(server, tmp_path, body, told):
         backend.generate(["x"], SHORT, torch.zeros(1, 8), values=False)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_no_key_to_another_host(server, tmp_path, monkeypatch, status):
+    """urllib follows redirects, and sends the key along."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", address(server) + "/v1/completions")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    def do_get(self):
+        self.server.seen.append((self.path, {}, self.headers.get("Authorization")))
+
+    monkeypatch.setattr(Completions, "do_GET", do_get, raising=False)
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    with pytest.raises(StudentError, match=f"status {status}"):
+        Server(address(other), student(), base="base", adapters=tmp_path, key="my-own-key-42", timeout=2)
+    other.shutdown()
+    other.server_close()
+    assert server.seen == []
+
+
+def test_a_servers_words_hold_no_key_and_no_file_is_read(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Completions, "do_POST", lambda self: self.send_error(500, f"bad {self.headers['Authorization']}")
+    )
+    with pytest.raises(StudentError, match="status 500") as caught:
+        Server(address(server), student(), base="base", adapters=tmp_path, key="my-own-key-42")
+    assert "my-own-key-42" not in str(caught.value)
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "load_lora_adapter").write_text("{}")
+    with pytest.raises(StudentError, match="is not an address"):
+        Server(tmp_path.as_uri(), student(), base="base", adapters=tmp_path)
+
+
 def test_in_process_is_plain_sampling():
     one = student()
     uniforms = draw_uniforms(2, 8, torch.Generator().manual_seed(0))

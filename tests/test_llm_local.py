@@ -220,5 +220,7 @@ def test_a_template_that_refuses_a_system_turn_gets_the_instructions_in_the_user
         client.tokenizer.chat_template = "{% for m in messages %}" + broken + "{% endfor %}"
         with pytest.raises(InvalidOption, match="expected once"):
             client.prompt_text(Request("Judge.", {"line": "x"}))
+    client.tokenizer.chat_template = "{% for m in messages | reverse %}{{ m['content'] }}|{% endfor %}"
+    assert client.prompt_text(Request("Judge.", {"line": "x"})) == 'Judge.\n\n{"line": "x"}|', "never the data first"
     with pytest.raises(InvalidOption, match="cannot be loaded"):
         LocalClient("/nope")

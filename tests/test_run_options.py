@@ -19,6 +19,7 @@ from humor_env.types import Prompt
 @pytest.mark.parametrize("learner", ["ppo", "reinforce++", "expert-iteration"])
 def test_a_server_writes_the_lines_of_a_run(learner, text, server, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("A_KEY", "a-key")
+    monkeypatch.setenv("HUMOR_ENV_ALLOW_KEY_HOSTS", "127.0.0.1")
     extra = f'[student.backend]\nurl = "{address(server)}"\nbase = "served"\nkey_env = "A_KEY"\n'
     begin, end = text.split("[learner]\n")
     end = end.replace('name = "ppo"', f'name = "{learner}"\nsiblings = 2')
@@ -34,6 +35,17 @@ def test_a_server_writes_the_lines_of_a_run(learner, text, server, tmp_path, mon
     monkeypatch.delenv("A_KEY")
     with pytest.raises(CredentialError, match="A_KEY, which is not set"):
         Ingredients(spec, tmp_path / "other").check()
+
+
+def test_a_spec_cannot_post_a_variable_to_a_server_of_its_choice(text, server, tmp_path, monkeypatch):  # noqa: F811
+    """key_env = "AWS_SECRET_ACCESS_KEY" sent that to whatever address the spec named."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret99")
+    extra = f'[student.backend]\nurl = "{address(server)}"\nkey_env = "AWS_SECRET_ACCESS_KEY"\n'
+    begin, end = text.split("[learner]\n")
+    spec = parse_spec(begin + extra + "[learner]\n" + end)
+    with pytest.raises(CredentialError, match=r"only to hosts that you allow.*HUMOR_ENV_ALLOW_KEY_HOSTS=127\.0\.0\.1:"):
+        run(spec, tmp_path / "run")
+    assert server.seen == []
 
 
 DPO = '[learner]\nname = "dpo"\nepochs = 2\nbatch_size = 4\n'

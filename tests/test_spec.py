@@ -126,6 +126,7 @@ def test_the_seed_is_not_the_learners():
         ("seeds=[-1]", "'seeds.0' should be greater than or equal to 0, found -1."),
         ("critic.0.gate=2", "'critic.0.gate' should be less than or equal to 1, found 2."),
         ("student.lora.targets=3", "'student.lora.targets' should be a text or be a list, found 3."),
+        ("student.lora.dropout=2", "'student.lora.dropout' should be less than 1, found 2."),
         ("learner.stepz=3", "[learner] has no key 'stepz'. Did you mean 'steps'?"),
     ],
 )

@@ -29,6 +29,19 @@ from humor_env.agents.student.settings import ServerSettings
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.errors import StudentError
 
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes. Far above the tokens of one line."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Reports a redirect as a failure: urllib would send the key along to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_open = urllib.request.build_opener(_NoRedirects).open
+
 
 class Server:
     """An OpenAI-compatible server. Each row's seed comes from `uniforms`, so a run is as reproducible as the server."""
@@ -48,6 +61,8 @@ class Server:
     ) -> None:
         if student.is_seq2seq:
             raise StudentError("A completions server serves causal models; this student is an encoder-decoder.")
+        if not url.startswith(("http://", "https://")):  # urllib would also read files
+            raise StudentError(f"'{url}' is not an address of a server. Expected one like http://127.0.0.1:8000.")
         self.url, self.student, self.base = url.rstrip("/"), student, base
         self.folder, self.timeout, self.concurrency = Path(adapters), timeout, concurrency
         self._key = key
@@ -130,10 +145,13 @@ class Server:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                text = reply.read().decode()
+            with _open(request, timeout=self.timeout) as reply:
+                text = reply.read(LARGEST_ANSWER).decode()
+                if reply.length:  # cut off by the server, or by us
+                    raise http.client.IncompleteRead(b"", reply.length)
         except urllib.error.HTTPError as problem:
-            why = problem.read().decode(errors="replace")[:300]
+            why = problem.read(LARGEST_ANSWER).decode(errors="replace")
+            why = (why.replace(self._key, "[key]") if self._key else why)[:300]
             raise StudentError(f"The server at {self.url} refused {path} with status {problem.code}: {why}") from None
         except (OSError, http.client.HTTPException, UnicodeDecodeError) as problem:
             raise StudentError(f"The server at {self.url} does not answer {path}: {problem}.") from None
@@ -141,7 +159,7 @@ class Server:
             return {}
         try:
             return dict(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StudentError(f"The server at {self.url} answered {path} with broken JSON: {text[:100]!r}.") from None
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:

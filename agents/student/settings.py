@@ -74,7 +74,7 @@ class Lora:
 
     rank: Count = 16
     alpha: Count = 32
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
 
 

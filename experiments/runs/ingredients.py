@@ -37,6 +37,7 @@ from humor_env.experiments.options import env_spec, fill, limits_of, parameters,
 from humor_env.experiments.runs.trackers import check_installed
 from humor_env.experiments.specs.preference_file import read_preferences
 from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
+from humor_env.llm.clients import address
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
 from humor_env.shared.user_path import user_path
@@ -220,6 +221,12 @@ class Ingredients:
             return None
         if not os.environ.get(spec.key_env):
             raise CredentialError(f"[student.backend] reads its key from {spec.key_env}, which is not set.")
+        if not address.may_have_key(spec.url):
+            raise CredentialError(
+                f"[student.backend]: the variable {spec.key_env} is sent only to hosts that you allow. If it is meant "
+                f"for {address.shown(spec.url)}, set {address.ALLOW_KEY_HOSTS}={address.label(spec.url)} in the "
+                "environment."
+            )
         return os.environ[spec.key_env]
 
     def make_backend(self, student: Student, folder: Path) -> Backend | None:

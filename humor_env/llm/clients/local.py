@@ -177,8 +177,9 @@ class LocalClient:
             except (TemplateError, TypeError, ValueError) as refused:
                 problem = refused
                 continue
-            # A template may also drop the system turn silently: then the model would not know its task.
-            if messages is single or system.strip().lower() in str(text).lower():
+            # A template may also drop the system turn silently, so that the model would not know its task, or put the
+            # data before it.
+            if messages is single or system.strip().lower() in str(text).partition(word)[0].lower():
                 return str(text)
         raise InvalidOption(
             f"The chat template of '{self.path}' takes neither a system turn nor a user turn with the instructions in "
