@@ -109,13 +109,19 @@ def _json_or_text(written: str) -> Any:
 
 
 def key_values(pairs: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
-    """All `KEY=VALUE` of one command; a key may be given once."""
+    """All `KEY=VALUE` of one command; a key may be given once. As in --set, `options.dtype` is `dtype` in the table
+    `options`."""
     read: dict[str, Any] = {}
     for pair in pairs or []:
         key, value = read_override(pair, option)
-        if key in read:
-            raise InvalidOption(f"{option} gives '{key}' twice: {read[key]!r} and {value!r}. Give it once.")
-        read[key] = value
+        *outer, last = key.split(".")
+        table: Any = read
+        for name in outer:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else table
+        before = table.get(last) if isinstance(table, dict) else table
+        if before is not None:
+            raise InvalidOption(f"{option} gives '{key}' twice: {before!r} and {value!r}. Give it once.")
+        table[last] = value
     return read
 
 

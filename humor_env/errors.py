@@ -80,7 +80,7 @@ class MissingExtra(HumorEnvError, ImportError):
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" with a leading space, or "" if no known name is close."""
-    close = difflib.get_close_matches(value, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(value, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

@@ -21,12 +21,12 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from humor_env.errors import InvalidOption, UnknownName, unknown_name
+from humor_env.errors import InvalidOption, UnknownName, did_you_mean, unknown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Registry:
         except TypeError as problem:
             accepted = [p for p in inspect.signature(target).parameters if p not in ("args", "kwargs")]
             raise InvalidOption(
-                f"The {self.kind} '{what}' cannot be made from the options {sorted(options)}: {problem}. "
+                f"The {self.kind} '{what}' {_wrong_option(target, options, accepted) or f'cannot be made: {problem}.'} "
                 f"It accepts: {', '.join(accepted) or 'no options'}."
             ) from None
         return target(**options)
@@ -203,6 +203,17 @@ def _import_object(kind: str, path: str) -> Any:
             raise unknown_name(f"object in {module_name}", attribute, public)
         target = getattr(target, part)
     return target
+
+
+def _wrong_option(target: Any, options: Mapping[str, Any], accepted: Sequence[str]) -> str:
+    """The first option that is not known, or else the first that is missing."""
+    for name in options:
+        if name not in accepted:
+            return f"has no option '{name}'.{did_you_mean(name, accepted)}"
+    parameters = inspect.signature(target).parameters
+    needed = (name for name in accepted if parameters[name].default is inspect.Parameter.empty)
+    missing = next((name for name in needed if name not in options), None)
+    return f"needs the option '{missing}'." if missing else ""
 
 
 critics = Registry(

@@ -26,6 +26,7 @@ class Odd:
         self.url = url
         self.calls = 0
         self.in_air = self.most_in_air = 0
+        self.connections = self.connected = 0  # ever made, and open now
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.lock = threading.Lock()
@@ -35,6 +36,17 @@ class Odd:
 def answering(answer: Callable[[dict[str, Any]], Answer], port: int = 0) -> Iterator[Odd]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            with server.lock:
+                server.connections += 1
+                server.connected += 1
+
+        def finish(self) -> None:
+            super().finish()
+            with server.lock:
+                server.connected -= 1
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))

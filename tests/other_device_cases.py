@@ -44,6 +44,8 @@ from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.agents.update import advantages
 from humor_env.agents.update.minibatch import Minibatch
+from humor_env.experiments.reproduction.judges import ClozeJudge
+from humor_env.experiments.reproduction.spec import ClozeTable
 from humor_env.experiments.runs.evaluate import evaluate
 from humor_env.experiments.runs.run import run as run_spec
 from humor_env.experiments.specs.learner_settings import config_class
@@ -356,7 +358,7 @@ def test_the_best_of_several_lines(places):
 
 
 def test_monitor_and_limits(places):
-    looks = []
+    checks = []
     for device in places:
         monitor = Monitor(
             MonitorConfig(every=1, lines=4, action="slow"),
@@ -368,8 +370,8 @@ def test_monitor_and_limits(places):
         control = RunControl(Limits(samples=8), monitor)
         learn("ppo", warm_student(device), control=control)
         assert control.samples == 8
-        looks.append(monitor.get_state())
-    assert looks[0] == looks[1]
+        checks.append(monitor.get_state())
+    assert checks[0] == checks[1]
 
 
 def test_evaluation(places):
@@ -423,6 +425,13 @@ def test_a_reward_model_says_the_same(build, places, tmp_path):
     pairs = list(itertools.pairwise(jokes))
     verdicts = [[v.probability for v in RewardModelJudge(folder, device=str(d))(pairs)] for d in places]
     assert verdicts[0] == pytest.approx(verdicts[1], abs=1e-5)
+
+
+def test_the_perplexity_of_a_claim_is_the_same(places):
+    jokes = [Joke(Prompt("p", "The meeting was slow."), line) for line in ("Glaciers overtook it.", "So slow.", "Slow")]
+    tables = [ClozeTable(model="pocket:causal", device=str(device)) for device in places]
+    found = [ClozeJudge(table, "overall").perplexities(jokes) for table in tables]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 4])

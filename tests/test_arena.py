@@ -1,5 +1,6 @@
 """The arena: what raters are asked, what is kept, what cannot be answered, and what the figures say."""
 
+import asyncio
 import csv
 import http.client
 import io
@@ -93,12 +94,13 @@ def test_files_of_lines_of_a_buffer_and_of_pairs(tmp_path):
         ("[1]", "expected an object, found list"),
         ('{"text": "x"}', "line 1: not a line to judge"),
         ('{"prompt": "x", "text": 3}', "'text' is not a string"),
+        ('{"prompt": "caf\xe9", "text": "x"}', "lines.jsonl' is not UTF-8 text"),
         ("", "There is nothing to judge"),
         ('{"prompt": "a", "text": "b", "author": "x"}\n{"prompt": "c", "text": "d", "author": "y"}', "no prompt in"),
     ],
 )
 def test_a_file_that_cannot_be_judged_is_told(tmp_path, content, said):
-    (tmp_path / "lines.jsonl").write_text(content)
+    (tmp_path / "lines.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises((PromptError, InvalidOption), match=said):
         gather([], [str(tmp_path / "lines.jsonl")])
 
@@ -683,6 +685,18 @@ def test_the_store_is_its_owners_alone_and_another_one_is_refused(tmp_path, monk
         assert not Path("new").exists() and not Path("new.lock").exists()
 
 
+def test_a_session_is_continued_without_naming_its_lines_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session(tmp_path).close()
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that the command ends where it would begin to serve
+        port = taken.getsockname()[1]
+        for again in ([], ["--file", "lines.jsonl"]):
+            done = CliRunner().invoke(app, ["arena", *again, "--port", str(port), "--raters", "3"])
+            assert done.exit_code == 2 and f"Cannot listen on 127.0.0.1, port {port}" in done.output, done.output
+    with Store.open(tmp_path / "arena.sqlite") as store:
+        assert len(store.raters()) == 3
+
+
 def test_tokens_of_a_file(tmp_path, monkeypatch):
     from humor_env.experiments.commands.arena import _tokens
 
@@ -823,6 +837,21 @@ def test_exported_pairs_are_read_as_they_are(judged, tmp_path):
         assert pair.label == {1.0: "a", 0.0: "b", 0.5: "tie"}[vote.share]
     table = list(csv.DictReader(io.StringIO((tmp_path / "out" / "answers.csv").read_text())))
     assert len(table) == 200 and {row["system_1"] for row in table} == set(TASTE)
+
+
+def test_the_page_of_results_is_made_anew_after_an_answer_and_at_most_a_fifth_of_the_time(tmp_path, monkeypatch):
+    """Each look at the clock takes a second, so making a page takes one, and the next is not made for four."""
+    store = session(tmp_path, prompts=5)
+    arena = Arena(store)
+    clock = SimpleNamespace(monotonic=iter(range(9)).__next__)
+    monkeypatch.setattr("humor_env.experiments.arena.session.time", clock)
+    first = asyncio.run(arena.results())  # at 0, made at 1
+    assert "0 answers from 0 raters" in first
+    arena.answer(1, arena.ask_of(1).nonce, {"do": "skip"})
+    said = [asyncio.run(arena.results()) for _ in range(5)]  # at 2, 3, 4 and 5; made at 6; at 7
+    assert said[:3] == [first] * 3
+    assert "1 answer from 1 rater" in said[3] and said[4] == said[3]
+    store.close()
 
 
 def test_the_page_of_results_says_of_whom_little_is_known():

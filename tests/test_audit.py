@@ -452,7 +452,7 @@ def test_the_command_shows_texts_only_when_told(tmp_path):
     assert "tide" not in out
     code, out, _ = run(*command, "--examples", "2")
     assert code == 0
-    assert "people     wet·[31m moon" in out
+    assert "1. asked      A moon\n   people     wet·[31m moon" in out
     assert "critic     The moon was so dull that the tide stayed home." in out
     assert "\x1b" not in out
 

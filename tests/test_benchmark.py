@@ -351,9 +351,12 @@ def test_every_learner_gets_the_same_and_each_step_follows_from_it():
 
 def test_a_budget_is_derived_by_hand():
     learners = LEARNERS + '\n[[learners]]\nname = "often"\nlearner = "brio"\nsettings = { rounds = 2 }\nbudget = 0.5\n'
+    learners += '\n[[learners]]\nname = "rare"\nlearner = "ppo"\nsettings = { evaluate_every = 5 }\n'
     bench = parse_benchmark(text(learners=learners))
     found = {x.name: bench.settings_of(x) for x in bench.learners}
     assert found["ppo"]["steps"] == 6  # 48 lines in batches of 8
+    assert found["ppo"]["evaluate_every"] == 3  # two evaluations
+    assert found["rare"]["evaluate_every"] == 5  # as it says itself
     assert found["dpo"]["prompts_per_round"] == 8  # 48 lines, six for each prompt
     assert found["often"]["prompts_per_round"] == 2  # 24 lines in two rounds of six each
     fewer = parse_benchmark(text(learners=learners, **{"judgements = 48": "judgements = 17"}))

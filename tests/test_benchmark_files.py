@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,14 @@ from typer.testing import CliRunner
 
 from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.commands.cli import app
-from humor_env.experiments.compare.benchmark import collect, load_benchmark, publish, run_benchmark
+from humor_env.experiments.compare.benchmark import Benchmark, collect, load_benchmark, publish, rows_of, run_benchmark
 from humor_env.experiments.compare.benchmark_charts import CHARTS, make_chart
 from humor_env.experiments.compare.benchmark_spec import BenchmarkSpec, load_benchmark_spec, parse_benchmark
 from humor_env.experiments.compare.benchmark_tables import make_table, tables_of
-from humor_env.experiments.compare.jobs import RESULT, Cell
+from humor_env.experiments.compare.jobs import RESULT, Cell, finished
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+SVG = "{http://www.w3.org/2000/svg}"
 SPEC = """
 name = "tiny"
 seeds = [0]
@@ -55,14 +59,18 @@ def finish(cell: Cell, prompts: int = 12) -> None:
     (cell.folder / RESULT).write_text(json.dumps({"cell": cell.asked, "seconds": seconds, "result": found}))
 
 
-def done(folder: Path, cells: slice = slice(None), prompts: int = 12) -> BenchmarkSpec:
+def done(folder: Path, cells: slice = slice(None), prompts: int = 12, text: str = SPEC) -> BenchmarkSpec:
     """A benchmark's folder with some of its cells done, and nothing written from them yet."""
-    spec = parse_benchmark(SPEC)
-    folder.mkdir(parents=True)
+    spec = parse_benchmark(text)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.toml").write_text(spec.to_toml())
     for cell in spec.cells(folder)[cells]:
         finish(cell, prompts)
     return spec
+
+
+def is_line(path: ET.Element) -> bool:
+    return "line" in (path.get("class") or "").split()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -198,10 +206,72 @@ def test_the_tables_of_one_prompt_and_one_seed_claim_nothing(tmp_path):
 def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name):
     """Read back, the curve of a learner called "7" was that of a learner 7.0, and missing from every table."""
     folder = tmp_path / "out"
-    folder.mkdir()
-    spec = parse_benchmark(SPEC.replace('name = "ppo"', f'name = "{name}"\nlearner = "ppo"'))
-    (folder / "spec.toml").write_text(spec.to_toml())
-    for one in spec.cells(folder):
-        finish(one)
+    done(folder, text=SPEC.replace('name = "ppo"', f'name = "{name}"\nlearner = "ppo"'))
     assert collect(folder).curves == load_benchmark(folder).curves
     assert make_table(load_benchmark(folder), "efficiency").count(f"| {name} |") == 1
+
+
+# Numbers by hand
+
+
+def test_the_teacher_is_measured_once_and_every_other_system_for_each_seed(tmp_path):
+    spec = done(tmp_path, text=SPEC.replace("seeds = [0]", "seeds = [3, 7]"))
+    found, _, _ = rows_of({cell.name: finished(cell) for cell in spec.cells(tmp_path)})
+    assert sorted((row["system"], row["seed"]) for row in found) == [
+        *(("base", 3), ("base", 7), ("imitation", 3), ("imitation", 7)),
+        *(("ppo", 3), ("ppo", 7), ("teacher", 3)),
+    ]
+
+
+def test_overoptimisation_by_hand(tmp_path):
+    """A KL of 4 nats; the two judges disagree about every line, in either direction."""
+    done(tmp_path / "out")
+    bench = collect(tmp_path / "out")
+    [ppo] = [row for row in bench.rows if row["system"] == "ppo"]
+    for training, held_out, told in ((1.0, 0.5, ["100", "50", "50"]), (0.5, 1.0, ["50", "100", "-50"])):
+        ppo |= {"kl": 4.0, "wins": [training] * 12, "wins_held_out": [held_out] * 12}
+        head, _, *rows = make_table(bench, "overoptimisation").splitlines()
+        assert head == "|  | √KL | wins, training judge | wins, held-out judge | gap |"
+        [row] = [row for row in rows if row.startswith("| ppo | ")]
+        assert re.findall(r"\| ([-\d.]+) ", row) == ["2.00", *told]
+
+
+def test_all_in_one_table_keeps_the_order_of_the_spec(tmp_path):
+    """Learners as the spec names them and each with its feedback in turn, though the last are the best."""
+    more = '\n[[learners]]\nname = "dpo"\n\n[[feedback]]\nname = "best"\njudge = "pocket-crowd"\n'
+    spec = parse_benchmark(SPEC + more)
+    learned = [(name, source) for name in ("ppo", "dpo") for source in ("crowd", "best")]
+    systems = [*learned[::-1], ("imitation", "crowd"), ("base", "crowd")]  # best first
+    rows = []
+    for place, (name, source) in enumerate(systems):
+        numbers = [1.0 - place / 10] * 3
+        rows.append({"system": name, "feedback": source, "seed": 0, "score": numbers[0], "scores": numbers})
+        rows[-1] |= dict.fromkeys(("wins", "ties", "wins_held_out", "ties_held_out"), numbers)
+    bench = Benchmark(tmp_path, spec, {"prompts": ["a", "b", "c"]}, rows, [])
+    table = make_table(bench, "effects").splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == [
+        *("| imitation", "| base", "| ppo, crowd", "| ppo, best", "| dpo, crowd", "| dpo, best"),
+    ]
+
+
+def test_profiles_by_hand(tmp_path):
+    """Scores of 0, 1/12, ..., 11/12: the share above each of the thresholds 0, 0.05, ..., 0.95. Nine systems more than
+    an eye can tell apart leave the fixed ones and the best."""
+    done(tmp_path / "out")
+    bench = collect(tmp_path / "out")
+    [ppo] = [row for row in bench.rows if row["system"] == "ppo"]
+    bench.rows.extend(ppo | {"system": f"own-{n}", "score": 0.6 + n / 100} for n in range(9))
+    svg = ET.fromstring(make_chart(bench, "profiles-chart"))
+    lines = [[float(v) for v in re.findall(r"[-\d.]+", e.get("d"))] for e in svg.iter(SVG + "path") if is_line(e)]
+    names = ["".join(e.itertext()) for e in svg.iter(SVG + "text")]
+    assert [name for name in names if name in {row["system"] for row in bench.rows}] == [
+        *("base", "teacher", "imitation", "own-8", "own-7", "own-6", "own-5", "own-4"),
+    ]
+    assert len(lines) == 8 and all(line == lines[0] for line in lines)
+    x, y = lines[0][::2], lines[0][1::2]
+    steps = [b - a for a, b in itertools.pairwise(x)]
+    assert len(x) == 20 and max(steps) - min(steps) < 0.25
+    above = [sum(n / 12 > k / 20 for n in range(12)) / 12 for k in range(20)]
+    assert above[0] == 11 / 12 and above[10] == 5 / 12 and above[19] == 0
+    height = (y[19] - y[0]) / above[0]
+    assert [(y[19] - each) / height for each in y] == pytest.approx(above, abs=0.002)

@@ -212,6 +212,15 @@ def test_ticks_are_round_and_few():
     assert log_ticks(1, 10) == [1, 2, 5, 10]
 
 
+@pytest.mark.parametrize("high", [0.93, 1.0, 7.0, 150.0, 12_345.0])
+def test_the_labels_of_the_axes_never_overlap(high):
+    svg = line_chart([Line("a", [0, high], [0, high])], title="t")
+    across = sorted(float(e.get("x1")) for e in found(svg, "line", "axis"))
+    up = sorted(float(e.get("y1")) for e in found(svg, "line", "grid"))
+    assert 3 <= len(up) <= 12 and min(b - a for a, b in itertools.pairwise(up)) > 16  # a line of text
+    assert min(b - a for a, b in itertools.pairwise(across[1:])) > text_width("0.00")
+
+
 def test_numbers_as_readers_like_them():
     said = [number(v) for v in (0, 0.25, 1234, 12_400, 3_200_000, 1e-5, math.nan)]
     assert said == ["0", "0.25", "1234", "12.4k", "3.2M", "1.0e-5", "–"]

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import typer
 from test_run import text, world  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
@@ -23,7 +24,9 @@ from humor_env import registry
 from humor_env.agents.student import Student
 from humor_env.experiments.commands import doctor
 from humor_env.experiments.commands.cli import app
+from humor_env.experiments.pocket import demo, pretrain
 from humor_env.experiments.pocket.play import play
+from humor_env.pocket import load_world
 from humor_env.sources import students
 from humor_env.teacher import TeacherBuffer, everyday_lines
 from humor_env.types import Judgement
@@ -118,6 +121,18 @@ def test_help_is_quick_and_loads_nothing_heavy():
 )
 def test_every_command_explains_itself(command):
     assert "--help" in cli(command, "--help")
+
+
+def test_every_option_explains_itself():
+    def options(command, name):
+        inner = getattr(command, "commands", {})
+        return [(name, o.name, o.help) for o in command.params if not inner] + [
+            option for word, each in inner.items() for option in options(each, f"{name} {word}")
+        ]
+
+    found = options(typer.main.get_command(app), "humor-env")
+    assert len(found) > 200
+    assert not [(command, option) for command, option, words in found if not words]
 
 
 def test_nothing_is_offered_that_is_not_there_and_nothing_is_hidden():
@@ -309,8 +324,8 @@ def test_teach_fills_a_buffer_and_asks_only_for_what_is_missing(tmp_path, monkey
     assert "takes no limits (max_cost)" in cli(*arguments, "--max-cost", 1, code=2)
     assert "No teacher is called 'pockt'. Did you mean 'pocket'?" in cli(*arguments, "--teacher", "pockt", code=2)
     faultless = [f"--option={rate}=0.0" for rate in ("cliche_rate", "wrong_complaint_rate", "lost_meaning_rate")]
-    cli("teach", "good.jsonl", "--split", "test", "--limit", 20, "--lines", 1, *faultless)
-    assert len(TeacherBuffer("good.jsonl").filter("pocket", 0.5)) == 20
+    cli("teach", "new/folder/good.jsonl", "--split", "test", "--limit", 20, "--lines", 1, *faultless)
+    assert len(TeacherBuffer("new/folder/good.jsonl").filter("pocket", 0.5)) == 20
 
 
 class Writer(BaseHTTPRequestHandler):
@@ -363,7 +378,7 @@ def test_a_language_model_teaches_within_a_budget(tmp_path, monkeypatch):
 # Checks
 
 
-def test_check_critic_and_env():
+def test_check_critic_judge_and_env():
     said = cli("check", "critic", "rules")
     assert "FAIL" not in said
     assert said.count("ok ") > 8
@@ -371,6 +386,9 @@ def test_check_critic_and_env():
     assert not {f["name"]: f["ok"] for f in broken}["order"]
     assert cli("check", "critic", "test_cli:backwards", code=1) == ""
     assert "Did you mean 'rules'?" in cli("check", "critic", "ruls", code=2)
+    said = cli("check", "judge", "pocket")
+    assert "FAIL" not in said
+    assert said.count("ok ") > 8
     assert "FAIL" not in cli("check", "env", "humor_env:humor_env/OneLiner-v0")
     found = json.loads(cli("check", "env", "humor_env/Revise-v0", "--option", "attempts=2", "--json"))
     assert all(finding["ok"] for finding in found)
@@ -464,6 +482,17 @@ def test_a_person_can_win_with_the_words_that_are_shown():
     assert not any("the judge finds no" in s for s in said)
 
 
+def test_every_way_that_is_shown_can_be_read():
+    said = played("student", [""] * 20, 20)
+    ways = [row.split("one way", 1)[1].strip() for row in said.splitlines() if row.startswith("  one way")]
+    assert len(ways) == 40
+    readings = [load_world().read(way.replace("WHO", "glaciers").replace("DID WHAT", "overtook it")) for way in ways]
+    assert {reading.kind for reading in readings} == {"joke"}
+    # Some begin with their subject, which then has a capital.
+    firsts = [way for way, reading in zip(ways, readings, strict=True) if way.lower().startswith(reading.subject.text)]
+    assert firsts and all(way[0].isupper() for way in firsts)
+
+
 def test_what_the_judge_cannot_read_is_named_and_a_question_mark_lists_what_fits():
     said = played("student", ["?", "The salsa was so bland that we celebrated two birthdays in it."], 1)
     assert said.count("  WHO ") == 2
@@ -543,7 +572,10 @@ def test_you_are_the_critic_and_the_best_answer_is_counted():
 
 
 def test_you_rate_and_the_end_of_input_ends_the_game():
-    assert "over 1 lines" in played("rater", ["5"])
+    said = played("rater", ["5"], 1)
+    [score] = re.findall(r"\n  (\d+\.\d)  \S", said)  # the exact judge's, with its reason
+    [apart] = re.findall(r"You were (\d+\.\d) points from the exact judge on average, over 1 lines", said)
+    assert float(apart) == pytest.approx(abs(5 - float(score)), abs=0.11)  # both are rounded
     assert "One of 0, 1" in played("rater", ["eleven", "5"])
     assert cli("play", "--rounds", 1, typed="a line\n").count("Say it funnier") == 1
     assert "No role to play is called 'judge'" in cli("play", "--as", "judge", code=2)
@@ -560,6 +592,7 @@ def test_doctor_says_what_is_there_without_saying_a_key(monkeypatch):
     assert found["keys"]["OPENAI_API_KEY"] is False
     assert found["versions"]["humor-env"] == humor_env.__version__
     assert found["precision"]["pays"] in ("float32", "bfloat16")
+    assert found["pocket_students"] == {"causal": True, "seq2seq": True}  # all that come with the package
     said = cli("doctor")
     assert "ANTHROPIC_API_KEY set, OPENAI_API_KEY not set" in said
     assert "sk-secret" not in said + json.dumps(found)
@@ -582,7 +615,8 @@ def test_doctors_notes_follow_what_was_found():
         "disk_free_gb": {"here": 50.0, "model cache": 50.0},
         "memory_gb": 16.0,
     }
-    assert doctor.notes(fine) == []
+    just_enough = {"disk_free_gb": {"here": 2.0, "model cache": 10.0}, "memory_gb": 2.0}
+    assert doctor.notes(fine) == doctor.notes(fine | just_enough) == []
     for change, part in (
         ({"devices": fine["devices"][1:]}, "No GPU"),
         ({"torch_threads": 3}, "OMP_NUM_THREADS=2"),
@@ -605,6 +639,20 @@ def test_their_options_are_passed_on(capfd, monkeypatch):
         said = cli(command, "--help") + capfd.readouterr().out
         assert option in said
         assert command in said.splitlines()[0]
+
+
+def test_one_thread_is_enough_and_none_is_refused(monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(demo, "run_demo", lambda *arguments: asked.append(arguments[-1]))
+    monkeypatch.setattr(pretrain, "pretrain", lambda recipe, *_: asked.append((recipe.threads, recipe.steps)) or {})
+    demo.main(["--threads", "1", "--out", str(tmp_path)])
+    pretrain.main(["--threads", "1", "--steps", "1", "--out", str(tmp_path)])
+    assert asked == [1, (1, 1)]
+    for main in (demo.main, pretrain.main):
+        with pytest.raises(SystemExit):
+            main(["--threads", "0", "--out", str(tmp_path)])
+        assert "must be at least 1" in capsys.readouterr().err
+    assert len(asked) == 2
 
 
 # Real processes

@@ -145,7 +145,7 @@ RULES = '[[critic]]\ncritic = "rules"'
     [
         (RULES, ["env.prompts='everday'"], "everday"),
         (RULES, ["teacher.lines='pocket'"], "has no line for the split 'train'"),
-        ('[[critic]]\ncritic = "scorer"\noptions = { client = "anthropc:claude" }', [], "anthropc"),
+        ('[[critic]]\ncritic = "scorer"\noptions = { client = "anthropc:claude" }', [], "Did you mean 'anthropic'"),
         ('[[critic]]\ncritic = "rules"\noptions = { rubrik = 1 }', [], "rubrik"),
         ('[[critic]]\ncritic = "scorer"\noptions = { client = "local:/nope" }', [], "/nope"),
         (RULES, ["student.model='/nope'"], "The student '/nope' does not exist"),

@@ -28,9 +28,10 @@ def call(*words):
 
 
 def test_jsonl_has_every_line_of_every_seed_in_order(run, tmp_path):
-    code, said = call(run, tmp_path / "out.jsonl")
+    out = tmp_path / "new" / "out.jsonl"
+    code, said = call(run, out)
     assert code == 0 and said.startswith("6 lines written")
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(r["seed"], r["score"]) for r in rows] == [(0, 0.0), (0, None), (2, 0.2), (2, None), (10, 1.0), (10, None)]
     assert rows[1]["error"] == "no answer"
 

@@ -55,6 +55,11 @@ def call(words, server):
     return done
 
 
+def sizes(said):
+    """The bytes of each file, as the command lists them for people."""
+    return {name: int(s.replace(",", "")) for s, name in re.findall(r"^ *([\d,]+)  (\S+)$", said, re.M)}
+
+
 def test_a_dry_run_lists_every_byte_and_asks_nobody(finished):
     done = CliRunner().invoke(app, ["push", str(finished / "run"), "owner/name", "--dry-run", "--json"])
     listed = json.loads(done.stdout)
@@ -63,6 +68,8 @@ def test_a_dry_run_lists_every_byte_and_asks_nobody(finished):
         there = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
         texts = [p.read_text() for p in folder.rglob("*") if p.suffix in (".json", ".md", ".toml")]
     assert listed["files"] == there
+    said = CliRunner().invoke(app, ["push", str(finished / "run"), "owner/name", "--dry-run"]).stdout
+    assert sizes(said) == there and said.endswith("Nothing was uploaded.\n")
     assert {"README.md", "policy/adapter_model.safetensors", "base/model.safetensors", "run/spec.toml"} <= set(there)
     inside = [text for text in texts if str(finished) in text]
     assert not inside, "no file names a place on this machine"
@@ -81,6 +88,17 @@ def test_the_card_has_no_empty_field(finished):
     results = json.loads((finished / "run" / "seed-0" / "results.json").read_text())["stages"]["ppo"]
     assert f"| ppo | {results['score']:.3f} | too few lines for one | 3 | 0 |" in text
     assert "CC-BY-4.0" in text and "`pocket` gave the reward" in text
+
+
+def test_the_card_shows_lines_from_the_lowest_to_the_highest_score(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    rows = [{"prompt": "It rained.", "text": f"line {i}", "score": i / 16} for i in reversed(range(17))]
+    rows.append({"prompt": "It rained.", "text": "not judged", "score": None})
+    path = tmp_path / "run" / "seed-0" / "evaluation-ppo.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with hub.staged(tmp_path / "run", "owner/name") as folder:
+        samples = (folder / "README.md").read_text().split("## Sample lines")[1].split("## ")[0]
+    assert re.findall(r"line (\d+) \|", samples) == [str(i) for i in range(0, 17, 2)]
 
 
 PRIVATE_SPEC = """
@@ -245,8 +263,7 @@ def test_a_pushed_folder_comes_back_whole_and_loads_with_plain_transformers_and_
         assert pushed.returncode == 0, pushed.stderr
         kept = server.files["model", "owner/name"]
         assert server.private["owner/name"]
-        sizes = {name: int(s.replace(",", "")) for s, name in re.findall(r"^ *([\d,]+)  (\S+)$", pushed.stdout, re.M)}
-        assert sizes == {name: len(data) for name, data in kept.items()}, "what was listed, and nothing else"
+        assert sizes(pushed.stdout) == {name: len(data) for name, data in kept.items()}, "what was listed, and no more"
         assert not any(TOKEN.encode() in data for data in kept.values())
         pulled = call(["pull", "owner/name", tmp_path / "student"], server)
         assert pulled.returncode == 0, pulled.stderr

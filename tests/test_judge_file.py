@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,17 @@ class Counting:
             else Judgement(self.name, len(joke.text) / 100)
             for joke in jokes
         ]
+
+
+class Failing:
+    """Fails on all but "a joke", for two causes."""
+
+    name = "failing"
+
+    def __call__(self, jokes: list[Joke]) -> list[Judgement]:
+        causes = {"a joke": None, "unsafe": "unsafe"}
+        errors = [causes.get(joke.text, "told to") for joke in jokes]
+        return [Judgement(self.name, None if error else 0.5, error=error) for error in errors]
 
 
 def main(arguments: list[str]) -> int:
@@ -135,6 +147,29 @@ def test_a_dry_run_says_which_jokes_have_no_line_of_the_teacher(tmp_path: Path, 
     source = write(tmp_path / "jokes.jsonl", [{"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}])
     assert main([str(source), "--critic", "win-tie", "--option", "teacher=everyday", "--dry-run"]) == 0
     assert "1 of them will fail: the teacher has no line" in capsys.readouterr().out
+
+
+def test_the_commonest_cause_of_failures_is_shown(tmp_path: Path, capsys: Any) -> None:
+    """The screen said "40 failed" and nothing else; the cause was in the file only."""
+    texts = ["fail", "a joke", "fail again", "unsafe"]
+    source = write(tmp_path / "jokes.jsonl", [{"prompt": "The meeting was slow.", "text": text} for text in texts])
+    assert main([str(source), "--critic", "test_judge_file:Failing"]) == 0
+    assert "4 jokes (0 from before), 3 failed (most often: told to), mean score 0.500" in capsys.readouterr().out
+    # A script must notice that nothing was judged.
+    nothing = write(tmp_path / "nothing.jsonl", [{"prompt": "The meeting was slow.", "text": "fail"}])
+    assert main([str(nothing), "--critic", "test_judge_file:Failing"]) == 1
+    assert "1 failed (most often: told to), mean score none" in capsys.readouterr().out
+
+
+def test_a_server_that_is_not_there_leaves_no_files(tmp_path: Path, capsys: Any) -> None:
+    """An empty output and a ledger without entries stayed."""
+    source = write(tmp_path / "jokes.jsonl", [{"prompt": "The meeting was slow.", "text": "Glaciers overtook it."}])
+    with socket.socket() as nobody:  # bound and not listening: its port is refused, and nobody else can take it
+        nobody.bind(("127.0.0.1", 0))
+        client = f'client="openai:m@http://127.0.0.1:{nobody.getsockname()[1]}/v1"'
+        assert main([str(source), "--critic", "scorer", "--option", client]) != 0
+    assert "No server answers" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["jokes.jsonl"]
 
 
 def ten(path: Path) -> Path:
@@ -330,6 +365,15 @@ def test_mistakes_are_explained_in_a_sentence(
 def test_options_are_plain_data(tmp_path: Path) -> None:
     found = key_values(["a=5", "b=true", "c=[1, 2]", "d={x = 0.5}", "e=openai:m@http://h/v1", "f=a=b", "g="])
     assert found == {"a": 5, "b": True, "c": [1, 2], "d": {"x": 0.5}, "e": "openai:m@http://h/v1", "f": "a=b", "g": ""}
+
+
+def test_a_key_with_a_dot_is_an_option_in_a_table() -> None:
+    """`--option options.dtype=float32` was refused, although `--set` takes such keys."""
+    found = key_values(["options.dtype=float32", "options.concurrency=2", "a.b.c=1", "client=x"])
+    assert found == {"options": {"dtype": "float32", "concurrency": 2}, "a": {"b": {"c": 1}}, "client": "x"}
+    for twice in (["o.a=1", "o.a=2"], ["o.a=1", "o={b = 2}"], ["o=1", "o.a=2"]):
+        with pytest.raises(InvalidOption, match="twice"):
+            key_values(twice)
 
 
 def test_a_list_may_be_written_as_the_error_message_shows_it() -> None:

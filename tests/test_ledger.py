@@ -18,6 +18,7 @@ from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption
 from humor_env.llm import Budget, Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.budget import Account
 from humor_env.llm.ledger_rows import request_key
+from humor_env.llm.ledgered_client import Progress
 from humor_env.llm.protocol import OnReply
 from humor_env.rewards.scorer import ScorerCritic
 from humor_env.types import NO_USAGE, Joke, Prompt, Usage
@@ -153,6 +154,22 @@ def test_every_reply_is_on_disk_before_the_next_is_waited_for(tmp_path: Path) ->
 
     LedgeredClient("p", Echo(), ledger=path, on_progress=look).ask([request(str(n)) for n in range(5)])
     assert seen == [1, 2, 3, 4, 5]
+
+
+def test_progress_counts_what_was_known_and_what_came() -> None:
+    told: list[Progress] = []
+    echo = Echo()
+    client = LedgeredClient("p", echo, on_progress=told.append)
+    client.ask([request("a"), request("b")])
+    told.clear()
+    echo.error = "refusal"
+    client.ask([request(line) for line in "abcde"])
+    assert [(now.done, now.total, now.replayed, now.failed) for now in told] == [
+        (3, 5, 2, 1),
+        (4, 5, 2, 2),
+        (5, 5, 2, 3),
+    ]
+    assert told[-1].usage.calls == 3
 
 
 def test_a_finished_run_replays_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

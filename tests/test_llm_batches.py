@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fake_messages_server import Running, running
 
 from humor_env.errors import BudgetExceeded, CredentialError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Ledger, LedgeredClient, Reply, Request, make_client
-from humor_env.llm.budget import Account
+from humor_env.llm.budget import Account, LedgerBusy
 from humor_env.llm.clients.batches import AnthropicBatchClient
 from humor_env.rewards.scorer import SCHEMA, ScorerCritic
 from humor_env.types import Joke, Prompt
@@ -125,6 +126,22 @@ def test_a_batch_that_may_have_been_taken_stays_booked(server: Running, status: 
     with pytest.raises(JudgingFailed, match=status):
         client(requests)
     assert budget.account.calls == 7
+
+
+def test_a_batch_does_not_wait_long_for_a_locked_ledger(server: Running, tmp_path: Path) -> None:
+    """It would hold up the calls of all other clients, which share its event loop."""
+    import anthropic  # noqa: F401 - which takes seconds itself
+
+    budget = Budget(max_calls=9, ledger=Ledger(tmp_path / "l.sqlite"), scope="run")
+    client = make_client(f"anthropic-batch:{MODEL}@{server.url}", budget=budget, poll=0.01)
+    lock = sqlite3.connect(tmp_path / "l.sqlite", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    begin = time.monotonic()
+    with pytest.raises(LedgerBusy):
+        client([Request("Rate.", {"line": "x"}, SCHEMA)])
+    assert time.monotonic() - begin < 30  # a minute if it waited as others do
+    lock.close()
+    assert server.stats()["calls"] == 0
 
 
 def test_what_was_taken_before_a_refusal_is_settled_by_the_next_call(server: Running) -> None:

@@ -20,6 +20,7 @@ from test_llm_local import save_tokenizer
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.budget import most_tokens
+from humor_env.llm.clients import address
 from humor_env.llm.clients.address import allow_key_hosts, label, may_have_key
 from humor_env.llm.ledgered_client import Progress
 from humor_env.llm.protocol import OnReply
@@ -303,6 +304,20 @@ def test_an_absurd_retry_after_fails_nothing(header: str) -> None:
         assert client(asked(1))[0].error is None
 
 
+def test_an_answer_may_be_as_long_as_the_limit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed or not, what counts is what must be kept in memory."""
+    status, headers, content = message({"messages": []})
+    packed = status, headers | {"content-encoding": "gzip"}, gzip.compress(content)
+    for answer in ((status, headers, content), packed):
+        with answering(lambda body, answer=answer: answer) as server:
+            client = make_client(f"openai:m@{server.url}/v1", **QUICK, garbled_tries=1)
+            monkeypatch.setattr(address, "LARGEST_ANSWER", len(content))
+            assert client(asked(1))[0].error is None
+            monkeypatch.setattr(address, "LARGEST_ANSWER", len(content) - 1)
+            [reply] = client(asked(1))
+            assert "the answer is no message (AnswerTooLarge)" in reply.detail
+
+
 def test_an_address_that_answers_with_pages_is_told(tmp_path: Path) -> None:
     with answering(lambda body: HTML) as server:
         client = make_client(f"openai:m@{server.url}/v1", **QUICK, concurrency=2)
@@ -497,6 +512,20 @@ def test_stored_failures_can_be_asked_anew(tmp_path: Path) -> None:
         assert server.calls == 3
     with pytest.raises(InvalidOption, match="not a kind of failure"):
         LedgeredClient("p", spec, options={"ask_again": ["wrong"]})
+
+
+@pytest.mark.parametrize("service", ["anthropic", "openai"])
+def test_a_client_keeps_its_connection_until_it_is_closed(service: str) -> None:
+    with answering(message) as server:
+        client = make_client(f"{service}:m@{server.url}", **QUICK)
+        for _ in range(3):
+            assert client(asked(1))[0].error is None
+        assert (server.connections, server.connected) == (1, 1)
+        client.close()
+        until = time.monotonic() + 20
+        while server.connected and time.monotonic() < until:
+            time.sleep(0.01)
+        assert server.connected == 0
 
 
 def test_closing_a_client_leaves_what_it_was_handed() -> None:

@@ -191,6 +191,20 @@ def test_ledgers_from_before_still_replay(server: Running, options: dict[str, An
     assert [(r.text, r.replayed) for r in client.ask([CHOICE, free])] == [('{"answer": "1"}', True), ("said", True)]
 
 
+def test_replies_without_the_address_that_gave_them_are_told_once_and_asked_anew(server: Running) -> None:
+    """Ledgers of version 0.1: "openai:m" may have been any server."""
+    ledger, former = Ledger(), "openai:m"
+    questions = [Request("Say.", {"line": f"free text {n}"}) for n in range(3)]
+    for each in questions:
+        ledger.put(request_key("p", former, each), "p", former, each, Reply("said", usage=Usage(1, 5, 5)))
+    client = LedgeredClient("p", f"openai:m@{server.url}/v1", ledger=ledger)
+    with pytest.warns(UserWarning, match="has 2 of these replies without the address") as told:
+        replies = client.ask(questions[:2]) + client.ask(questions[2:])
+    assert len(told) == 1 and not any(reply.replayed or reply.text == "said" for reply in replies)
+    own = LedgeredClient("p", f"openai:m@{server.url}/v1", ledger=ledger, options={"called": ""})
+    assert [reply.text for reply in own.ask(questions)] == ["said"] * 3
+
+
 def test_names_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_client("openai:m@http://127.0.0.1:1/v1", temperature=0.8)
     assert first.name == "openai:m@127.0.0.1:1 temperature=0.8"

@@ -287,6 +287,18 @@ def test_fewer_calls_in_the_air_after_an_overload_and_more_again() -> None:
     assert throttle.limit == 1
 
 
+def test_after_a_timeout_half_of_what_was_answered_may_be_in_the_air() -> None:
+    throttle = Throttle(32)
+    throttle.timed_out(sent_at=1.0, answered=10)
+    assert throttle.limit == 5
+    throttle.timed_out(sent_at=1.0, answered=2)  # sent before the cut: the same news
+    assert throttle.limit == 5
+    throttle.timed_out(sent_at=time.monotonic() + 1, answered=40)
+    assert throttle.limit == 2.5
+    throttle.timed_out(sent_at=time.monotonic() + 2, answered=0)
+    assert throttle.limit == 1
+
+
 def test_second_tries_go_before_first_ones() -> None:
     order: list[str] = []
 
@@ -303,11 +315,26 @@ def test_second_tries_go_before_first_ones() -> None:
         await asyncio.sleep(0.01)
         waiting[0].cancel()  # whoever gives up does not take a place with it
         await asyncio.sleep(0.01)
+        assert (throttle.in_air, order) == (1, []), "nor gives back one that it never had"
         throttle.leave()
         await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(both())
     assert order == ["again", "b", "c"]
+
+
+def test_whoever_gives_up_when_its_turn_has_come_gives_it_back() -> None:
+    async def in_air_after() -> int:
+        throttle = Throttle(1)
+        await throttle.enter()
+        waiting = asyncio.create_task(throttle.enter())
+        await asyncio.sleep(0)
+        throttle.leave()
+        waiting.cancel()  # before it could see that its turn has come
+        await asyncio.gather(waiting, return_exceptions=True)
+        return throttle.in_air
+
+    assert asyncio.run(in_air_after()) == 0
 
 
 def waiting_behind(first: str, seconds: float) -> list[Reply]:

@@ -14,7 +14,7 @@ from humor_env.agents import brio_dpo, ppo, sft
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.limits import RunControl
-from humor_env.agents.session.line_features import is_surely_more, text_features
+from humor_env.agents.session.line_features import is_significantly_more, text_features
 from humor_env.agents.session.log import RunLog
 from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.student.sampling import Sampling
@@ -27,7 +27,7 @@ MANY = prompts(128)
 
 
 class Scripted(Monitor):
-    """Fed with each look's lines and scores instead of a student's."""
+    """Fed with each check's lines and scores instead of a student's."""
 
     lines: list[str] = [f"line number {i} is about something else again {i * 7}" for i in range(128)]
 
@@ -36,7 +36,7 @@ class Scripted(Monitor):
 
 
 def scripted(held_out, training=None, **settings):
-    """A monitor whose critics give, look by look, a mean with noise of 0.3 around it."""
+    """A monitor whose critics give, check by check, a mean with noise of 0.3 around it."""
     told = []
 
     def critic(name, means):
@@ -55,7 +55,7 @@ def scripted(held_out, training=None, **settings):
     return monitor, told
 
 
-def looks(monitor, count):
+def checks(monitor, count):
     return [monitor.measure(step, None, None) for step in range(count)]
 
 
@@ -64,7 +64,7 @@ def test_a_gap_is_seen_once_it_is_beyond_noise():
     rising = [0.4, 0.45, 0.5, 0.55, 0.6, 0.62, 0.66, 0.7, 0.74, 0.78]
     parting = [0.4, 0.45, 0.5, 0.55, 0.6, 0.58, 0.5, 0.45, 0.4, 0.35]
     monitor, told = scripted(parting, rising, fall=0, unshared=0)
-    found = looks(monitor, 10)
+    found = checks(monitor, 10)
     alarms = [n["drift/alarms"] for n in found]
     assert alarms[:6] == [0] * 6
     assert alarms[9] == 1
@@ -73,7 +73,7 @@ def test_a_gap_is_seen_once_it_is_beyond_noise():
     assert found[9]["drift/training_change"] > 0.05
     # The held-out score falling alone is no gap.
     both, silent = scripted(parting, parting, fall=0, unshared=0)
-    looks(both, 10)
+    checks(both, 10)
     assert silent == []
 
 
@@ -81,27 +81,27 @@ def test_a_rise_that_the_held_out_critic_does_not_share_is_seen_before_anything_
     """Flat held out while the training critic soars is an alarm; sharing a good part of the rise is none."""
     soaring = [0.2, 0.2, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     monitor, told = scripted([0.5, 0.5, 0.5, 0.5, *[0.498] * 6], soaring, gap=False, fall=0)
-    alarms = [n["drift/alarms"] for n in looks(monitor, 10)]
+    alarms = [n["drift/alarms"] for n in checks(monitor, 10)]
     assert alarms[:4] == [0] * 4 and alarms[9] == 1
     assert re.search(r"training critic's score rose by \d\.\d+ of its spread", told[-1])
     shared = [0.3, 0.3, 0.3, 0.3, 0.34, 0.4, 0.44, 0.5, 0.55, 0.6]
     both, silent = scripted(shared, soaring, gap=False, fall=0)
-    looks(both, 10)
+    checks(both, 10)
     assert silent == []
 
 
 def test_a_fall_needs_no_training_critic():
     monitor, told = scripted([0.5] * 4 + [0.3] * 4)
-    assert [n["drift/alarms"] for n in looks(monitor, 8)][-1] == 1
+    assert [n["drift/alarms"] for n in checks(monitor, 8)][-1] == 1
     assert "the held-out score fell from 0." in told[-1]
     unmoved, silent = scripted([0.5] * 4 + [0.3] * 4, fall=0.9)
-    looks(unmoved, 8)
+    checks(unmoved, 8)
     assert silent == []
 
 
 @pytest.mark.parametrize("means", [[0.5] * 25, list(np.linspace(0.3, 0.7, 25))], ids=["flat", "rising"])
 def test_noise_is_no_alarm(means):
-    """Twenty runs of 25 looks each: one noisy number may be the best, or the worst, without an alarm."""
+    """Twenty runs of 25 checks each: one noisy number may be the best, or the worst, without an alarm."""
     alarms = 0
     for run in range(20):
         monitor, told = scripted([m + 1e-9 * run for m in means], means)
@@ -111,7 +111,7 @@ def test_noise_is_no_alarm(means):
             monitor.critics[critic] = lambda jokes, source=source, steps=steps: [
                 Judgement("c", float(s)) for s in np.clip(next(steps) + source.normal(0, 0.3, len(jokes)), 0, 1)
             ]
-        looks(monitor, 25)
+        checks(monitor, 25)
         alarms += bool(told)
     assert alarms <= 1
 
@@ -119,7 +119,7 @@ def test_noise_is_no_alarm(means):
 def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
     """Seven lines in a hundred have it. Paid for by both critics, or by neither, or an old word: no alarm."""
 
-    def look(training, held_out, word="glacier", every=14, before="line number"):
+    def check(training, held_out, word="glacier", every=14, before="line number"):
         told: list[str] = []
         source = np.random.default_rng(5)
 
@@ -143,22 +143,22 @@ def test_a_word_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
         return told
 
     # Of words that come together, the first by the alphabet is named, in every process.
-    [told] = look(0.5, 0.0, word="zinc glacier vast melting ice")
+    [told] = check(0.5, 0.0, word="zinc glacier vast melting ice")
     assert "drift: 'glacier' is in 8%" in told
-    [told] = look(0.5, 0.0)
+    [told] = check(0.5, 0.0)
     assert re.search(
         r"'glacier' is in 8% of the lines \(0% at first\): the training critic scores them \d\.\d+ of", told
     )
-    assert look(0.5, 0.3) == []  # the held-out critic likes it too
-    assert look(0.0, 0.0) == []
-    assert look(0.5, 0.0, every=40) == []  # too few lines to call it a habit
-    assert look(0.5, 0.0, before="a glacier number") == []
+    assert check(0.5, 0.3) == []  # the held-out critic likes it too
+    assert check(0.0, 0.0) == []
+    assert check(0.5, 0.0, every=40) == []  # too few lines to call it a habit
+    assert check(0.5, 0.0, before="a glacier number") == []
 
 
 def test_a_character_that_only_the_training_critic_pays_for_is_seen_in_few_lines():
     """No word comes up, only more of one letter. Paid for by both critics, by neither, or as much as ever: no alarm."""
 
-    def look(training, held_out, *, fill="zz", every=6, letter="z"):
+    def check(training, held_out, *, fill="zz", every=6, letter="z"):
         told: list[str] = []
         source = np.random.default_rng(7)
 
@@ -180,12 +180,12 @@ def test_a_character_that_only_the_training_critic_pays_for_is_seen_in_few_lines
         monitor.measure(1, None, None)
         return told
 
-    [told] = look(0.6, 0.0)
+    [told] = check(0.6, 0.0)
     assert re.search(r"23% of the lines have unusually much of 'z' \(8% at first\): the training critic scores", told)
-    assert look(0.6, 0.6) == []
-    assert look(0.0, 0.0) == []
-    assert look(0.6, 0.0, every=12) == []
-    assert look(0.6, 0.0, fill="e") == []
+    assert check(0.6, 0.6) == []
+    assert check(0.0, 0.0) == []
+    assert check(0.6, 0.0, every=12) == []
+    assert check(0.6, 0.0, fill="e") == []
 
 
 def test_failed_judgements_are_left_out():
@@ -193,15 +193,15 @@ def test_failed_judgements_are_left_out():
         Judgement("c", None, error="gone") if i % 2 else Judgement("c", 0.6) for i, _ in enumerate(jokes)
     ]
     monitor = Scripted(MonitorConfig(every=1), MANY, held_out=half)
-    found = looks(monitor, 3)
+    found = checks(monitor, 3)
     assert found[-1]["drift/held_out"] == pytest.approx(0.6)
     nothing = Scripted(MonitorConfig(every=1), MANY, held_out=lambda js: [Judgement("c", None, error="x") for _ in js])
-    assert "drift/held_out" not in looks(nothing, 3)[-1]
+    assert "drift/held_out" not in checks(nothing, 3)[-1]
 
 
 @pytest.mark.parametrize("outage", [0, 1, 2, 5])
 def test_an_outage_of_the_held_out_critic_does_not_blind_it(outage):
-    """One look without a single judgement, at whatever time: what falls afterwards is seen all the same."""
+    """One check without a single judgement, at whatever time: what falls afterwards is seen all the same."""
     looked, told = [], []
     source = np.random.default_rng(3)
 
@@ -216,7 +216,7 @@ def test_an_outage_of_the_held_out_critic_does_not_blind_it(outage):
             for n in noise
         ]
 
-    looks(Scripted(MonitorConfig(every=1, others=0), MANY, held_out=held_out, say=told.append), 10)
+    checks(Scripted(MonitorConfig(every=1, others=0), MANY, held_out=held_out, say=told.append), 10)
     assert any("the held-out score fell" in said for said in told)
 
 
@@ -229,7 +229,7 @@ def test_a_run_may_go_on_with_other_prompts():
         return Scripted(MonitorConfig(every=1, window=2), chosen, training=half, held_out=half, say=told.append)
 
     first = made(MANY)
-    looks(first, 3)
+    checks(first, 3)
     state = json.loads(json.dumps(first.get_state()))
     fewer = made(MANY[:40])
     fewer.set_state(state)
@@ -242,7 +242,7 @@ def test_a_run_may_go_on_with_other_prompts():
 
 
 def test_a_checkpoint_of_before_the_alarms_on_sameness_goes_on():
-    """Resuming one raised KeyError: 'recent'. What it lacks is measured from the next look on: a frame that all lines
+    """Resuming one raised KeyError: 'recent'. What it lacks is measured from the next check on: a frame that all lines
     had by then is no news. An old alarm still ends the run, unless other settings answer it."""
     one, _ = scripted([0.5] * 2, same_frame=0.3, action="stop", others=1)
     one.measure(0, None, None)
@@ -253,6 +253,7 @@ def test_a_checkpoint_of_before_the_alarms_on_sameness_goes_on():
     for name in ("different_lines", "commonest_line", "commonest_word", "commonest_frame", "frame_variety"):
         del state["first"][name]
     del state["out_of_turn"]
+    state["looks"] = state.pop("checks")
     for name in ("same_line", "same_word", "same_frame", "lift", "others"):
         del state["config"][name]
 
@@ -263,7 +264,7 @@ def test_a_checkpoint_of_before_the_alarms_on_sameness_goes_on():
     answered.set_state(state)
     assert answered.ending == ""
 
-    again.measure(1, None, None)  # whose frames are those of the first look
+    again.measure(1, None, None)  # whose frames are those of the first check
     assert told == []
     assert again.get_state()["first_frames"] == one.get_state()["first_frames"]
     assert again.get_state()["first"]["different_lines"] == 1.0
@@ -284,7 +285,7 @@ def test_what_is_surely_paid_more_is_what_welchs_test_says():
         chance = ttest_ind(some, others, equal_var=False, alternative="greater").pvalue
         values, has = np.concatenate([some, others]), np.arange(34) < 4
         answers.add(bool(chance < 0.05))
-        assert is_surely_more(values, has, 0.95) == (chance < 0.05)
+        assert is_significantly_more(values, has, 0.95) == (chance < 0.05)
     assert answers == {True, False}
 
 
@@ -374,8 +375,8 @@ def collapse(shares, *, every=10, batch=256, seed=1, **settings):
 
 
 def test_one_answer_for_all_rings_before_it_is_five_in_a_hundred():
-    """As in the trial on headlines: one word, from 1 % of the answers to all of them within twenty steps. No look is
-    due before step 10, when it is a tenth of all; distinct-2 is 0 from the first look. In the middle of nine runs."""
+    """As in the trial on headlines: one word, from 1 % of the answers to all of them within twenty steps. No check is
+    due before step 10, when it is a tenth of all; distinct-2 is 0 from the first check. In the middle of nine runs."""
     growing = [min(1.0, 0.01 * 1.26**step) for step in range(25)]
     runs = [collapse(growing, seed=seed) for seed in range(9)]
     shares = sorted(share for _, _, share in runs)
@@ -401,7 +402,7 @@ def test_what_calls_for_a_look_does_it_once_and_for_the_latest_line_of_each_prom
     monitor.notice(same)
     assert monitor.is_due(3)
     monitor.measure(3, None, None)
-    assert not monitor.is_due(4) and "'hair' is the answer to 17" in told[0]  # 40 of 100 prompts and 128 of the look
+    assert not monitor.is_due(4) and "'hair' is the answer to 17" in told[0]  # 40 of 100 prompts and 128 of the check
     monitor.notice(same)
     assert not monitor.is_due(5), "it is named already"
     monitor.notice([Joke(p, "hat") for p in prompts(100)])
@@ -461,7 +462,7 @@ def test_lines_that_no_longer_answer_their_prompt_are_an_alarm():
     blind = Scripted(
         MonitorConfig(every=1), MANY, training=lambda js: [Judgement("b", 0.5) for _ in js], say=told.append
     )
-    assert [n["drift/lift_training"] for n in looks(blind, 3)] == [0.0] * 3 and len(told) == 1
+    assert [n["drift/lift_training"] for n in checks(blind, 3)] == [0.0] * 3 and len(told) == 1
 
 
 def test_a_cut_line_gains_nothing_from_its_prompt():
@@ -511,7 +512,7 @@ def rows(path):
 
 
 def make(folder, action, **settings):
-    """A monitor that is alarmed at its third look, and always from then on: any line is too long."""
+    """A monitor that is alarmed at its third check, and always from then on: any line is too long."""
     monitor = Monitor(
         MonitorConfig(**({"action": action, "every": 2, "lines": 8, "commonest": 0, "variety": 0} | settings)),
         prompts(),
@@ -548,7 +549,7 @@ def test_stop_ends_the_run_saved_and_told_and_it_stays_ended(tmp_path):
     assert [("drift/held_out" in r) for r in rows(tmp_path / "metrics.jsonl")] == [False, True, False, True]
     again = run(tmp_path, make(tmp_path, "stop"))
     assert (again.steps, again.why) == (4, result.why)
-    # Who looks at it and finds it harmless goes on.
+    # Whoever examines it and finds it harmless continues.
     assert run(tmp_path, make(tmp_path, "warn")).steps == 6
 
 
@@ -619,10 +620,10 @@ def test_what_it_cannot_do_is_said():
 def test_every_number_and_limit_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
     told = set(re.findall(r"`(drift/[\w]+)`", text))
-    twice = [0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.5, 0.5]  # each look asks each critic twice
+    twice = [0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.5, 0.5]  # each check asks each critic twice
     monitor, _ = scripted(twice, twice, others=1)
     monitor._taught = frozenset({("a", "b", "c", "d")})
-    logged = {name for numbers in looks(monitor, 4) for name in numbers}
+    logged = {name for numbers in checks(monitor, 4) for name in numbers}
     assert logged == told
     for field in dataclasses.fields(MonitorConfig):
         default = str(field.default).lower() if isinstance(field.default, bool) else f"{field.default}".strip("'")

@@ -12,7 +12,7 @@ from humor_env.experiments.upkeep import result_tables
 from humor_env.types import Demonstration, Joke, Prompt
 
 ROOT = Path(__file__).parents[1]
-# Rises, is seen at the third look (step 4), falls to half; and one that only rises.
+# Rises, is seen at the third check (step 4), falls to half; and one that only rises.
 GAMED = {
     "critic": "a glacier",
     "seed": 0,

@@ -219,7 +219,7 @@ def test_a_run_shows_it_the_lines_of_each_step_and_nothing_else():
     )  # fmt: skip
     assert len(critic.get_state()["memory"]) == 3 * 8
     assert "an evaluation" not in critic.get_state()["memory"]
-    assert sum(asked) >= 3 * 8 + 4 * 8 + 3, "it was asked at each step, each look and each evaluation"
+    assert sum(asked) >= 3 * 8 + 4 * 8 + 3, "it was asked at each step, each check and each evaluation"
 
 
 def test_a_resumed_run_remembers_and_goes_on_bit_for_bit(tmp_path):

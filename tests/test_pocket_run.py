@@ -75,8 +75,8 @@ def the_monitor_stops_a_run_that_games_its_critic(student, folder):
     assert result.steps < 80 and "the monitor saw the run drift: 'glacier" in result.why
     assert curve[-1] >= 0.9 * max(curve)
     assert max(curve) > curve[0] + 0.03  # the critic was good for something at first
-    looks = [json.loads(line) for line in (folder / "drift.jsonl").read_text().splitlines()]
-    assert [m["limit"] for m in looks[-1]["marks"]][:1] == ["habit"]
+    checks = [json.loads(line) for line in (folder / "drift.jsonl").read_text().splitlines()]
+    assert [m["limit"] for m in checks[-1]["marks"]][:1] == ["habit"]
     # Nobody would have been sorry to stop there: a little later the student writes of nothing but glaciers.
     go_on(12, RunControl())
     assert curve[-1] < 0.75 * max(curve)

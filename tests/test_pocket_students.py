@@ -156,6 +156,7 @@ def test_loss_is_that_of_the_targets_whatever_the_padding():
                 if name == "causal":
                     logits = model(input_ids=torch.tensor([source + target])).logits[0, len(source) - 1 : -1]
                 else:
+                    assert model.generation_config.decoder_start_token_id == 1  # it writes from where it learns
                     start = torch.tensor([[1, *target[:-1]]])
                     logits = model(input_ids=torch.tensor([source]), decoder_input_ids=start).logits[0]
                 logprobs = logits.log_softmax(-1)

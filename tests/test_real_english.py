@@ -66,6 +66,9 @@ def test_a_page_is_filled_between_its_comments(run: Path, tmp_path: Path) -> Non
     assert "| imitation | 1 | 0.100" in text
     assert real_english.main([str(run), "--page", str(page)]) == 0
     assert page.read_text() == text
+    page.write_text(text.replace("| imitation |", "| of another run |").replace("| sentence |", "| old |"))
+    assert real_english.main([str(run), "--page", str(page), "--table", "scores"]) == 0
+    assert "| imitation | 1 | 0.100" in page.read_text() and "| old |" in page.read_text()
 
 
 def test_imitation_beside_itself_is_the_noise_floor(run: Path) -> None:

@@ -50,7 +50,7 @@ def test_live_objects_pass_through_and_take_no_options():
 def test_unknown_names_suggest_and_list():
     with pytest.raises(UnknownName, match=r"No critic is called 'dri'\. Did you mean 'dry'\? Known: dry\."):
         fresh().make("dri")
-    assert "Known: ape, bee, cat." in str(unknown_name("animal", "yak", {"cat", "ape", "bee"}))
+    assert "Known: ape, bee, cat." in str(unknown_name("animal", "yak", iter(["cat", "ape", "bee"])))
     with pytest.raises(UnknownName, match="no_such_module"):
         fresh().make("no_such_module:Thing")
     with pytest.raises(UnknownName, match="Did you mean 'Dry'"):
@@ -65,8 +65,12 @@ def test_a_broken_module_shows_its_own_error(tmp_path, monkeypatch):
 
 
 def test_wrong_options_name_the_accepted_ones():
-    with pytest.raises(InvalidOption, match="It accepts: taste"):
+    with pytest.raises(InvalidOption, match=r"'dry' has no option 'tast'\. Did you mean 'taste'\? It accepts: taste\."):
         fresh().make("dry", tast=1)
+    with pytest.raises(InvalidOption, match=r"'rules' has no option 'colour'\. It accepts: "):
+        registry.critics.make("rules", colour=1)
+    with pytest.raises(InvalidOption, match=r"The critic 'lift' needs the option 'prompts'\. It accepts: "):
+        registry.critics.make("lift")
 
 
 def test_registering_adds_and_replaces():

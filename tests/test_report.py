@@ -109,6 +109,42 @@ def test_a_learners_bare_log_is_enough(tmp_path):
     assert "No stage of this run was measured" in page
 
 
+def test_a_spec_that_lies_beside_a_log_is_not_the_logs(tmp_path):
+    """Only a folder seed-… has its run around it."""
+    (tmp_path / "spec.toml").write_text('name = "another"\n')
+    for name in ("log", "there/seed-5"):
+        write_lines(tmp_path / name / "metrics.jsonl", [{"step": 1, "reward/mean": 0.5}])
+        run = load_run(tmp_path / name)
+        assert (run.name, run.spec) == (tmp_path.joinpath(name).name, {})
+
+
+def test_only_finite_numbers_are_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "reward/mean": NaN, "update/grad_norm": Infinity, "note": "x", "done": true, "kl/per_line": 2}\n'
+    )
+    run = load_run(tmp_path)
+    assert run.seeds[0].metrics == [{"step": 1.0, "kl/per_line": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ({"stopped": True, "why": ""}, "seed-0: ended before its last step. The page"),
+        (
+            {"stopped": False, "why": "the KL is 9"},
+            "seed-0: ended before its last step, because the KL is 9. The page",
+        ),
+        ({"stopped": False, "why": ""}, ""),
+    ],
+)
+def test_a_run_that_ended_early_is_told_with_or_without_a_reason(tmp_path, results, said):
+    folder = make_run(tmp_path / "some", seeds=1, prompts=8)
+    path = folder / "seed-0" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | results))
+    page = render([load_run(folder)])
+    assert said in page if said else "ended before" not in page
+
+
 def test_a_torn_last_line_is_left_out_and_told(tmp_path):
     folder = make_run(tmp_path / "torn", seeds=1)
     with (folder / "seed-0" / "metrics.jsonl").open("a") as file:
@@ -285,11 +321,11 @@ def test_a_drift_monitor_is_shown_where_there_is_one(tmp_path):
     folder = make_run(tmp_path / "drift", seeds=1)
     assert drift_marks(load_run(folder)) == []
     told = [{"limit": "gap", "why": "apart"}, {"limit": "longer", "why": "long"}]
-    looks = [
+    checks = [
         {"step": step, "drift/training": 0.01 * step, "drift/held_out": 0.3, "drift/length": 80.0, "marks": marks}
         for step, marks in ((0, []), (30, []), (40, told[1:]), (50, told))
     ]
-    write_lines(folder / "seed-0" / "drift.jsonl", looks)
+    write_lines(folder / "seed-0" / "drift.jsonl", checks)
     run = load_run(folder)
     assert [(m.x, m.label) for m in drift_marks(run)] == [(40, "longer"), (50, "gap")]
     assert "Drift monitor" in render([run])

@@ -99,6 +99,14 @@ def test_what_a_thousand_judgements_cost(tmp_path):
     assert "30 of 600, 5.0%" in render([run])
 
 
+def test_ties_of_a_judge_of_lines_are_the_mean_of_what_was_logged(tmp_path):
+    folder = make_run(tmp_path / "some", seeds=1, steps=4)
+    logged = {"reward/part/win_tie.tie": 0.1, "reward/part/necktie": 0.9, "length/tie": 0.9}
+    teaching = judges(changed(folder, 0, lambda step: {n: step * v for n, v in logged.items()}))[0]
+    assert teaching.ties == pytest.approx(0.25)  # (0.1 + 0.2 + 0.3 + 0.4) / 4
+    assert "25%" in judge_table(load_run(folder), "Judges").rows[0].cells
+
+
 def test_a_judge_of_pairs_is_counted_in_pairs(tmp_path):
     folder = make_run(tmp_path / "some", seeds=2, steps=3)
     counts = {"judged": 50.0, "failed": 5.0, "flipped": 30.0, "ties": 10.0, "calls": 100.0}

@@ -54,6 +54,16 @@ def test_every_row_is_a_system_of_the_grid_that_writes_what_the_row_needs() -> N
     assert {s.name for s in SYSTEMS if s.people} == set(paper.PUBLISHED["6"])
 
 
+def test_every_system_starts_from_an_earlier_warm_start_on_the_same_data() -> None:
+    done = {}
+    for system in SYSTEMS:
+        if system.starts_from is not None:
+            start = done[system.starts_from]
+            assert (start.kind, start.thirds) == ("warm", system.thirds)
+        done[system.name] = system
+    assert len(done) == len(SYSTEMS)
+
+
 # Numbers and rules
 
 
@@ -99,6 +109,30 @@ def test_a_difference_is_taken_prompt_by_prompt() -> None:
     found = numbers.estimate(results, [(1.0, Ref("2", "sd", "training")), (-1.0, Ref("2", "ft", "training"))])
     assert found is not None
     assert (found.low, found.mean, found.high) == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_below_ten_prompts_there_is_no_interval_and_no_finding() -> None:
+    """As in the benchmark. Intervals used to be shown for a single prompt, and claims decided by them."""
+
+    def of(prompts: int) -> tuple[dict[str, object], dict[str, object], str]:
+        # The last prompt was never judged, so it does not count.
+        made = tables.make_tables(results_of(ft=[[0.2] * prompts + [None]], sd=[[0.4] * prompts + [None]]))
+        return made["2"]["rows"][0]["cells"]["training"]["ours"], made["2"]["claims"][0], tables.as_text(made)
+
+    cell, claim, text = of(9)
+    assert cell == {"mean": 20.0, "low": None, "high": None, "seeds": 1, "items": 9}
+    assert (claim["ours"]["mean"], claim["ours"]["low"], claim["finding"]) == (20.0, None, "undecided")
+    [row] = [line.split("|")[2:5] for line in text.splitlines() if "SD is above FT by the training judge" in line]
+    assert [column.strip() for column in row] == ["+8", "+20.0", "undecided"]
+    cell, claim, _ = of(10)
+    assert (cell["low"], claim["finding"]) == (20.0, "agrees")
+    # A difference between test and ood is known from the smaller of the two only.
+    few = Results(
+        {0: {"ft": {"splits": {s: {"beams": {"training": [0.5] * n}} for s, n in (("test", 40), ("ood", 9))}}}}
+    )
+    both = numbers.estimate(few, [(1.0, Ref("2", "ft", "training")), (-1.0, Ref("3", "ft", "training"))])
+    assert both is not None
+    assert math.isnan(both.low)
 
 
 def test_the_rule() -> None:
@@ -182,7 +216,7 @@ def test_ratings_of_several_people_are_averaged(tmp_path: Path) -> None:
         {"prompt": "p", "first": "a", "second": "b", "humor": "first"},
     ]
     path = tmp_path / "ratings.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("\n".join([json.dumps(row) + "\n \t" for row in rows]))  # lines of spaces are no ratings
     a, b, c = (Joke(PROMPT, t) for t in "abc")
     [one, other, none] = RatedJudge(path, "humor")([(a, b), (b, a), (a, c)])
     assert (one.probability, other.probability) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
@@ -386,8 +420,16 @@ def test_an_estimate_by_hand() -> None:
     assert found["roles"]["teacher"]["dollars"] == 0
     assert found["roles"]["outside"]["dollars"] is None
     assert found["dollars"] is None
+    assert found["student"]["candidates sampled"] == 2 * 6 * (feedback - 12000)  # half of BRIO-DPO's are the teacher's
     written, read = (found["roles"]["critic"][f"tokens {what}"] for what in ("written", "read"))
     assert found["roles"]["critic"]["dollars"] == pytest.approx((read + 10 * written) / 1e6, abs=0.01)
+    people = spec.PeopleTable(who="ratings.jsonl", prompts=100)
+    compared = 2 * 3 * 100  # seeds x (FT, BRIO, DPO) x prompts: Table 1 asks the critic about these pairs too
+    asked = estimate(scale.model_copy(update={"people": people}), 2)
+    assert asked["roles"]["critic"]["items"] == measured + 2 * feedback + compared
+    critic = spec.JudgeTable(judge="multiple-choice", options=client, humor={"template": "x"})
+    asked = estimate(scale.model_copy(update={"people": people, "critic": critic}), 2)
+    assert asked["roles"]["critic"]["items"] == measured + 2 * feedback + 2 * compared  # about humor alone, too
 
 
 @pytest.mark.parametrize("name", spec.SCALES)

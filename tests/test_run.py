@@ -351,6 +351,7 @@ def test_the_revise_environment_keeps_its_registered_attempts(text, tmp_path):
 @dataclass(frozen=True)
 class EchoConfig:
     seed: int = 0
+    batch_size: int = 4  # and no micro_batch: such a learner decides for itself
 
 
 GIVEN: dict = {}
@@ -371,6 +372,21 @@ def test_a_learner_that_keeps_no_budget_is_refused_before_any_work(text, tmp_pat
 
 def train_echo(config: EchoConfig, student, *, critic, teacher, demonstrations, dev, prompts, nothing=None):
     GIVEN.update(locals())
+
+
+def train_broken(config: EchoConfig, student):
+    raise RuntimeError("it broke")
+
+
+def test_what_was_measured_before_a_learner_breaks_is_in_its_results(text, tmp_path):
+    begin = text.split("[learner]")[0]
+    with pytest.raises(RuntimeError, match="it broke"):
+        run(parse_spec(begin + '[learner]\nname = "test_run:train_broken"\n', ["eval.limit=2"]), tmp_path)
+    kept = json.loads((tmp_path / "seed-0" / "results.json").read_text())
+    assert kept["stopped"] is True
+    for stage in ("base", "imitation"):
+        scores = [row["score"] for row in lines(tmp_path / "seed-0" / f"evaluation-{stage}.jsonl")]
+        assert kept["stages"][stage]["score"] == pytest.approx(sum(scores) / 2)
 
 
 def train_greedy(config: EchoConfig, student, telescope): ...
@@ -467,7 +483,7 @@ def test_a_teacher_is_wanted_by_critics_that_compare_with_one(text, tmp_path):
 def test_mistakes_are_found_before_anything_is_computed(text, tmp_path, monkeypatch):
     monkeypatch.setattr("humor_env.experiments.runs.run.load_student", lambda *_: pytest.fail("work was begun"))
     for override, error, sentence in (
-        ("critic.0={critic='rules', options={gats=3}}", InvalidOption, "cannot be made from the options"),
+        ("critic.0={critic='rules', options={gats=3}}", InvalidOption, "has no option 'gats'. Did you mean 'gates'"),
         ("env.prompts=nowhere.jsonl", PromptError, "nowhere.jsonl"),
         ("env.prompts=pokcet", UnknownName, "Did you mean 'pocket'"),
         ("eval.split=ood", PromptError, "no prompt in the split 'ood'"),

@@ -102,7 +102,7 @@ MONITOR = '\n[monitor]\naction = "stop"\nevery = 1\nlines = 3\nshorter = 0.0\nlo
 def test_a_monitor_watches_and_ends_a_run_that_is_then_measured(text, tmp_path):  # noqa: F811
     spec = parse_spec(text + MONITOR)
     [result] = run(spec, tmp_path)
-    # Any line is longer than a thousandth of the first look's.
+    # Any line is longer than a thousandth of the first check's.
     assert (result.steps, result.stopped) == (1, False)
     assert result.why.startswith("the monitor saw the run drift: lines are ")
     assert "ppo" in result.stages

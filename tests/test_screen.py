@@ -42,18 +42,18 @@ def line(text, score=0.9):
 
 
 def test_the_bar_has_rate_time_left_reward_and_cost(console, clock, tmp_path):
-    with screen.Terminal(console).stage("ppo", total=100) as bar:
+    with screen.Terminal(console).stage("ppo", total=120) as bar:
         log = bar.log(RunLog(tmp_path))
         for step in range(1, 6):
             clock.now += 0.5
             log.metrics(step, STEP)
         bar.progress.refresh()
     said = console.file.getvalue()
-    assert "ppo" in said and "5/100" in said
+    assert "ppo" in said and "5/120" in said
     assert "reward 0.512" in said and "KL 1.250" in said
     assert "$0.10" in said  # of all five steps
     assert "2 steps/s" in said
-    assert ":" in said.rsplit("5/100", 1)[1]  # the time left
+    assert ":" in said.rsplit("5/120", 1)[1]  # the time left
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5  # the log got everything
 
 
@@ -79,6 +79,9 @@ def test_a_judge_that_flips_on_most_pairs_is_told(console, clock, tmp_path):
         log.metrics(1, {"dpo/loss": 0.7, "feedback/judged": 7.0, "feedback/flipped": 7.0})
         bar.progress.refresh()
         assert "the judge flips on 100 % of pairs" in console.file.getvalue()
+        clock.now += 1
+        log.metrics(2, {"dpo/loss": 0.7, "feedback/judged": 20.0, "feedback/flipped": 3.0})
+        assert "flips" not in bar.progress.tasks[0].fields["note"]  # 15 % is usual
     assert screen.flips({"feedback/judged": 20.0, "feedback/flipped": 3.0}) == 0.15
     assert screen.flips({"reward/part/win-tie.flips": 0.8, "reward/part/flips": 0.2}) == 0.8
     assert screen.flips({"part/flips": 0.6}) == 0.6

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from humor_env.errors import InvalidOption
-from humor_env.experiments.upkeep.site import build_site, with_all_pages
+from humor_env.experiments.upkeep.site import build_site, main, with_all_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -57,6 +57,13 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("docs") / "site"
     build_site(ROOT, out)
     return out
+
+
+def test_the_build_says_that_the_search_box_needs_a_server(tmp_path, monkeypatch, capsys):
+    """Opened from the disk, as `make docs` said, the search did nothing."""
+    monkeypatch.setattr("humor_env.experiments.upkeep.site.build_site", lambda *_: None)
+    assert main(["--out", str(tmp_path)]) == 0
+    assert f"needs a server: python -m http.server -d {tmp_path}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

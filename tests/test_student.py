@@ -163,6 +163,16 @@ def test_switching_adapters_does_not_change_what_is_trained():
     assert trainable == {id(p) for p in wanted}
 
 
+def test_a_saved_student_has_no_page_that_says_nothing(tmp_path):
+    """PEFT wrote a README of forty "[More Information Needed]", with a folder of this machine as the base."""
+    one = student()
+    one.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("**/README.md"))
+    (tmp_path / "README.md").write_text("Mine.")
+    one.save_pretrained(tmp_path)
+    assert "Mine." in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded_again(family, tmp_path):
     one = student(family)

@@ -146,6 +146,9 @@ def test_a_resumed_run_goes_on_in_the_same_trackio_run(tmp_path):
         tell(tmp_path, steps, TrackingSpec(**{"with": ["trackio"]}), project="resumed").close()
     [(_, _, logs)] = logs_of("resumed")
     assert [entry["step"] for entry in logs if "reward/mean" in entry] == list(range(1, 9))
+    # A new run of the same name is another one.
+    tell(tmp_path / "new", [1], TrackingSpec(**{"with": ["trackio"]}), project="resumed").close()
+    assert sorted(len([1 for e in logs if "reward/mean" in e]) for _, _, logs in logs_of("resumed")) == [1, 8]
 
 
 def test_trackio_shows_calls_of_a_language_model_as_traces(tmp_path):

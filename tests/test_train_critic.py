@@ -5,6 +5,7 @@ import math
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from humor_env.rewards.trained.critic_data import (  # noqa: E402
     targets,
 )
 from humor_env.rewards.trained.scoring_head import Reading, find_model, load_model, new_model, read  # noqa: E402
-from humor_env.rewards.trained.train_critic import TrainCriticConfig, train  # noqa: E402
+from humor_env.rewards.trained.train_critic import TrainCriticConfig, TrainProgress, train  # noqa: E402
 from humor_env.types import Joke, Prompt  # noqa: E402
 
 FILLER = [word for word in WORDS if word.strip() and word != "glaciers"]
@@ -317,7 +318,7 @@ def test_members_are_averaged(tmp_path):
     first, second = (member.score_rows(member.rows(jokes)) for member in both.members)
     assert first != second
     assert both.scores(jokes) == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)], abs=1e-9)
-    assert made.steps == 2 * json.loads((tmp_path / "out" / "training.json").read_text())["looks"][0][-1]["step"]
+    assert made.steps == 2 * json.loads((tmp_path / "out" / "training.json").read_text())["evaluations"][0][-1]["step"]
 
 
 def test_lora_leaves_the_body_alone_and_moves_the_adapter(tmp_path):
@@ -335,10 +336,10 @@ def test_the_kept_weights_are_the_best_that_were_seen(tmp_path):
     """A learning rate that wrecks the model late: the folder holds the early weights, and training has stopped."""
     base = encoder(tmp_path / "base")
     made = train(small(base, epochs=40, lr=0.05, head_lr=0.05, patience=3), [synthetic(60)], tmp_path / "out")
-    looks = json.loads((tmp_path / "out" / "training.json").read_text())["looks"][0]
-    best = min(range(len(looks)), key=lambda i: looks[i]["dev_loss"])
-    assert len(looks) - 1 - best == 3
-    assert made.dev["pair_accuracy"] == pytest.approx(looks[best]["dev_pair_accuracy"])
+    evaluations = json.loads((tmp_path / "out" / "training.json").read_text())["evaluations"][0]
+    best = min(range(len(evaluations)), key=lambda i: evaluations[i]["dev_loss"])
+    assert len(evaluations) - 1 - best == 3
+    assert made.dev["pair_accuracy"] == pytest.approx(evaluations[best]["dev_pair_accuracy"])
 
 
 def test_ctrl_c_saves_a_critic_that_works(tmp_path):
@@ -483,6 +484,22 @@ def test_the_command_trains_and_says_what_came_out(tmp_path):
     nothing = CliRunner().invoke(app, ["train-critic", str(tmp_path / "other")])
     assert nothing.exit_code == 2
     assert "--ledger" in nothing.output
+
+
+def test_a_terminal_shows_the_current_step_in_one_line_and_a_file_only_the_evaluations(monkeypatch, capsys):
+    from humor_env.experiments.commands.train_critic import _Screen
+
+    step = TrainProgress(0, 1, step=5, steps=20, loss=0.5, seconds=90.0)
+    measured = replace(step, step=6, dev={"pair_accuracy": 0.75, "loss": 0.6}, best=True)
+    told = "step 6/20, loss 0.500, 1.5 min: dev pairs 75.0 %, log loss 0.6000 (best)\n"
+    screen = _Screen()
+    for progress in (step, measured):
+        screen(progress)
+    assert capsys.readouterr().err == told
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for progress in (step, measured):
+        screen(progress)
+    assert capsys.readouterr().err == f"\r\033[Kstep 5/20, loss 0.500, 1.5 min\r\033[K{told}"
 
 
 @pytest.mark.slow

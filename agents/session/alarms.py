@@ -16,8 +16,8 @@ import numpy as np
 
 from humor_env.agents.session.line_features import (
     character_parts,
-    is_surely_above_zero,
-    is_surely_more,
+    is_significantly_above_zero,
+    is_significantly_more,
     mean_known,
     shares,
     word_sets,
@@ -103,15 +103,15 @@ def _of_most_risen(
 def of_lift(
     config: MonitorConfig, lifts: Mapping[str, list[float]], at_first: Mapping[str, list[float]], level: float
 ) -> list[Alarm]:
-    """Per critic: whether the lines' gain from their own prompt is surely below a share of the first look's gain."""
+    """Per critic: whether the lines' gain from their own prompt is significantly below a share of that at first."""
     if not config.lift:
         return []
     alarms = []
     for name, now in lifts.items():
         first = at_first.get(name, [])
-        if not is_surely_above_zero(first, level):
+        if not is_significantly_above_zero(first, level):
             continue  # this critic saw no gain at first
-        if is_surely_above_zero(config.lift * np.array(first) - np.array(now), level):
+        if is_significantly_above_zero(config.lift * np.array(first) - np.array(now), level):
             alarms.append(
                 Alarm(
                     "lift",
@@ -135,9 +135,9 @@ def of_fall(best_step: int, best: float, lost: float) -> Alarm:
 
 
 def of_unshared(config: MonitorConfig, rises: Mapping[str, np.ndarray], best_step: int, level: float) -> list[Alarm]:
-    """`rises`: both critics' score changes since the best held-out look, in units of their spreads."""
+    """`rises`: both critics' score changes since the best held-out check, in units of their spreads."""
     lacking = config.unshared * rises["training"] - rises["held_out"]
-    if not (is_surely_above_zero(rises["training"], level) and is_surely_above_zero(lacking, level)):
+    if not (is_significantly_above_zero(rises["training"], level) and is_significantly_above_zero(lacking, level)):
         return []
     training, held_out = (mean_known(rises[n]) for n in ("training", "held_out"))
     return [
@@ -189,7 +189,7 @@ def of_habits(
     sure = 1 - (1 - level) / max(1, len(risen))
     habits = []
     for sentence, has in risen:
-        if is_surely_more(training, has, sure) and is_surely_more(lacking, has, sure):
+        if is_significantly_more(training, has, sure) and is_significantly_more(lacking, has, sure):
             habits.append((mean_known(training[has]) - mean_known(training[~has]), sentence))
     if not habits:
         return []

@@ -96,7 +96,7 @@ class RunControl:
         return 1.0 if self.monitor is None else self.monitor.rate
 
     def measure_drift(self, step: int, student: Student, adapter: str | None = POLICY) -> dict[str, float]:
-        """The monitor's metrics at the steps where it looks; every process must call it."""
+        """The monitor's metrics at the steps where it checks; every process must call it."""
         step += self.steps_before
         if self.monitor is None or not self.monitor.is_due(step):
             return {}
@@ -110,7 +110,7 @@ class RunControl:
 
     def start(self, step: int, student: Student, adapter: str | None = POLICY) -> None:
         """Call before this process's first step: rewinds the monitor's log to the steps done; at step 0 the monitor
-        takes its first look, at the student as it came."""
+        takes its first check, at the student as it came."""
         if self.monitor is not None:
             self.monitor.rewind(step + self.steps_before)
             if step + self.steps_before == 0:

@@ -1,7 +1,7 @@
 """Critic-free features of lines, and significance tests of changes: for the monitor.
 
 text_features(jokes)["distinct_2"]
-is_surely_more(scores, has_the_word, level=0.99)
+is_significantly_more(scores, has_the_word, level=0.99)
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def mean_known(values: Sequence[float] | np.ndarray) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> bool:
+def is_significantly_above_zero(change: Sequence[float] | np.ndarray, level: float) -> bool:
     """Whether the mean change over prompts is significantly above zero (one-sided, paired)."""
     finite = np.array(change)
     finite = finite[np.isfinite(finite)]
@@ -64,7 +64,7 @@ def is_surely_above_zero(change: Sequence[float] | np.ndarray, level: float) -> 
     return bool(finite.mean() > NormalDist().inv_cdf(level) * error)
 
 
-def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
+def is_significantly_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
     """Whether the lines with a feature score significantly above those without (one-sided, Welch's test)."""
     known = np.isfinite(values)
     some, others = values[known & has], values[known & ~has]
@@ -77,7 +77,7 @@ def is_surely_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
     return bool(some.mean() - others.mean() > stdtrit(freedom, level) * math.sqrt(errors.sum()))
 
 
-def is_surely_commoner(count: int, of: int, before: int, of_before: int, level: float) -> bool:
+def is_significantly_commoner(count: int, of: int, before: int, of_before: int, level: float) -> bool:
     """Whether a feature that `before` of `of_before` lines had is significantly more common now.
     Exact for few lines (binomial); one is added to the earlier count."""
     chance = (before + 1) / (of_before + 1)

@@ -4,27 +4,27 @@
     control = RunControl(monitor=monitor)                       # every learner checks its control after each step
     ppo.train(config, env, student, log, prompts=train_prompts, control=control)
 
-At each look the student writes one line for each of the same prompts, with the same random numbers. So two looks are
+At each check the student writes one line for each of the same prompts, with the same random numbers. So two checks are
 compared prompt by prompt, and the remaining noise is estimated from the spread of the changes over prompts. Alarms:
 
 - *gap*: the held-out critic's score is below its best, while the training critic's is above its value at that time,
   both by more than noise. This is the mark of exploiting a flawed critic.
-- *unshared*: since the best held-out look the training critic's score rose by more than noise, and the held-out one
-  shares less than `unshared` of that rise, by more than noise; both in units of their spread at the first look. It
+- *unshared*: since the best held-out check the training critic's score rose by more than noise, and the held-out one
+  shares less than `unshared` of that rise, by more than noise; both in units of their spread at the first check. It
   detects that a critic is being gamed before the jokes get worse.
-- *habit*: a word, or lines full of one character, have become more frequent since the first look, the training critic
+- *habit*: a word, or lines full of one character, have become more frequent since the first check, the training critic
   rewards them, and the held-out critic shares less than `unshared` of that reward, all by more than noise. It detects a
   hack while few lines have it.
-- *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all looks:
-  the best of many looks is partly luck, so the more looks, the higher the required confidence.
+- *fall*: the held-out score is below its best by at least the share `fall`, and by more than the noise of all checks:
+  the best of many checks is partly luck, so the more checks, the higher the required confidence.
 - *same_line*, *same_word*, *same_frame*: one line answers more prompts than at first, or one content word or one
   frame ("was so _ that") is in many more lines. The first is also watched in the lines learned from, at every step, and
-  triggers an extra look.
+  triggers an extra check.
 - *lift*: the score that the student's lines gain from their own prompt, over another prompt, is lower than at first.
 - a property of the lines (length, variety, borrowing, emoji, laughter, explaining) is past its limit, measured from
-  the first look, at the student before it learned anything.
+  the first check, at the student before it learned anything.
 
-Scores are means of the last `window` looks: one lucky look is not a best, and one unlucky look is no alarm.
+Scores are means of the last `window` checks: one lucky check is not a best, and one unlucky check is no alarm.
 docs/monitor.md explains each number, its default limit, and why. Critics are passed in: this file knows none.
 """
 
@@ -47,8 +47,8 @@ from humor_env.agents.session import alarms
 from humor_env.agents.session.alarms import Alarm
 from humor_env.agents.session.line_features import (
     difference,
-    is_surely_above_zero,
-    is_surely_commoner,
+    is_significantly_above_zero,
+    is_significantly_commoner,
     mean_known,
     shares,
     text_features,
@@ -69,7 +69,7 @@ from humor_env.types import Critic, Demonstration, Joke, Prompt, critic_name
 RECENT = 256  # prompts whose last learned line is watched: about one step's
 FILE = "drift.jsonl"
 
-# State that a checkpoint of an earlier version lacks is measured from the next look or step on.
+# State that a checkpoint of an earlier version lacks is measured from the next check or step on.
 _LATER: Mapping[str, Any] = {
     "first_frames": None,
     "first_lines": {},
@@ -108,29 +108,29 @@ class Monitor:
         self.rate = 1.0
         self._taught = text_stats.ngram_set(d.text for d in teacher)
         self._first: dict[str, float] = {}
-        self._first_words: dict[str, float] = {}  # the share of the first look's lines with each word
+        self._first_words: dict[str, float] = {}  # the share of the first check's lines with each word
         self._first_much: dict[str, tuple[float, float]] = {}  # each character's threshold, and the share above it
-        self._first_has_pairs = False  # whether an average line of the first look had a pair of words
+        self._first_has_pairs = False  # whether an average line of the first check had a pair of words
         self._first_frames: dict[str, float] | None = None  # and the share with each frame
         self._first_lines: dict[str, int] = {}  # number of prompts each line answered before anything was learned
         self._first_lift: dict[str, list[float]] = {}  # by critic and prompt
         self._recent: dict[str, str] = {}  # the last line learned for each prompt, newest prompts last
         self._steps = 0  # learner steps seen
-        self._named: set[str] = set()  # lines that triggered an extra look, each once
+        self._named: set[str] = set()  # lines that triggered an extra check, each once
         self._out_of_turn = False
-        self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # of the last looks, by prompt
-        self._start: dict[str, list[float]] = {}  # at the first look, by critic and prompt
+        self._scores: dict[str, list[list[float]]] = {n: [] for n in self.critics}  # of the last checks, by prompt
+        self._start: dict[str, list[float]] = {}  # at the first check, by critic and prompt
         self._best: dict[str, list[float]] = {}  # in the best held-out window, by critic and prompt
         self._best_step = 0
-        self._seen = -1  # the step of the last look
-        self._looks = 0
+        self._seen = -1  # the step of the last check
+        self._checks = 0
 
     def is_due(self, step: int) -> bool:
         return (step % self.config.every == 0 or self._out_of_turn) and step != self._seen
 
     def notice(self, jokes: Sequence[Joke]) -> None:
         """Watch the lines learned from in a step (the same in every process) for one line that answers more and more
-        prompts. This is free, and may come long before the next look."""
+        prompts. This is free, and may come long before the next check."""
         if not self.config.same_line or not jokes:
             return
         self._steps += 1
@@ -157,18 +157,18 @@ class Monitor:
             share, first = count / len(last_lines), self._first_lines.get(line, 0)
             if share <= self.config.same_line:
                 break
-            if share - first / before > self.config.same_line and is_surely_commoner(
+            if share - first / before > self.config.same_line and is_significantly_commoner(
                 count, len(last_lines), first, before, level
             ):
                 return line, share, first / before
         return None
 
     def measure(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
-        """This look's metrics, `drift/…`. The main process looks and shares its decision with the others."""
+        """This check's metrics, `drift/…`. The main process checks and shares its decision with the others."""
         numbers: dict[str, float] = {}
-        self._looks += 1
+        self._checks += 1
         if is_main_process():
-            numbers = self._look(step, student, adapter)
+            numbers = self._check(step, student, adapter)
         decided = {"n": numbers, "e": self.ending, "r": self.rate, "f": self._first_lines}
         decisions = gather_records([decided] if is_main_process() else [])
         if decisions is not None:
@@ -176,7 +176,7 @@ class Monitor:
         self._seen, self._out_of_turn = step, False
         return numbers
 
-    def _look(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
+    def _check(self, step: int, student: Student, adapter: str | None) -> dict[str, float]:
         jokes = self._written(student, adapter)
         features = text_features(jokes, self._taught)
         numbers = dict(features)
@@ -184,13 +184,13 @@ class Monitor:
             judged = checked_reply(critic, critic_name(critic), jokes)
             scores = [math.nan if j.score is None else j.score for j in judged]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
-            if any(map(math.isfinite, scores)):  # a critic that fails at the first look is measured from a later one
+            if any(map(math.isfinite, scores)):  # a critic that fails at the first check is measured from a later one
                 self._start.setdefault(name, scores)
             numbers[name] = mean_known(self._now(name))
         lifts = {name: self._lift(critic, jokes, self._scores[name][-1]) for name, critic in self.critics.items()}
         numbers |= {f"lift_{name}": mean_known(lift) for name, lift in lifts.items()}
         new_alarms = []
-        if self._first:  # drift is measured from the first look
+        if self._first:  # drift is measured from the first check
             new_alarms = [*self._drifted(numbers), *self._alike(jokes)]
             new_alarms += alarms.of_lift(self.config, lifts, self._first_lift, self._corrected_level())
             new_alarms += [*self._habits(jokes), *self._fooled(numbers, step)]
@@ -209,8 +209,8 @@ class Monitor:
     def _measure_from(
         self, jokes: Sequence[Joke], features: Mapping[str, float], lifts: Mapping[str, list[float]]
     ) -> None:
-        """Keep this look's values as the reference for later ones, unless an earlier look is kept. Parts missing from
-        an earlier version's checkpoint are measured from the next look on."""
+        """Keep this check's values as the reference for later ones, unless an earlier check is kept. Parts missing from
+        an earlier version's checkpoint are measured from the next check on."""
         if not self._first or not self._first_lines:
             for line in (text_stats.line_key(j.text) for j in jokes):
                 self._first_lines[line] = self._first_lines.get(line, 0) + 1
@@ -253,10 +253,10 @@ class Monitor:
         return [score - mean_known(others) for score, others in zip(own, scores.T, strict=True)]
 
     def _now(self, name: str) -> list[float]:
-        """Each prompt's mean score over the looks of the window that have one."""
-        looks = np.array(self._scores[name])
-        known = np.isfinite(looks)
-        sums, counts = np.where(known, looks, 0.0).sum(axis=0), known.sum(axis=0)
+        """Each prompt's mean score over the checks of the window that have one."""
+        checks = np.array(self._scores[name])
+        known = np.isfinite(checks)
+        sums, counts = np.where(known, checks, 0.0).sum(axis=0), known.sum(axis=0)
         return [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
 
     def _drifted(self, numbers: Mapping[str, float]) -> list[Alarm]:
@@ -292,17 +292,19 @@ class Monitor:
         numbers["held_out_change"] = lost = mean_known(difference(now["held_out"], self._best["held_out"]))
         if "training" in now:
             numbers["training_change"] = gained = mean_known(difference(now["training"], self._best["training"]))
-            fell = is_surely_above_zero(difference(self._best["held_out"], now["held_out"]), self.config.level)
-            rose = is_surely_above_zero(difference(now["training"], self._best["training"]), self.config.level)
+            fell = is_significantly_above_zero(difference(self._best["held_out"], now["held_out"]), self.config.level)
+            rose = is_significantly_above_zero(difference(now["training"], self._best["training"]), self.config.level)
             if self.config.gap and fell and rose:
                 new_alarms.append(alarms.of_gap(self._best_step, lost, gained))
-        surely_fell = is_surely_above_zero(difference(self._best["held_out"], now["held_out"]), self._corrected_level())
-        if self.config.fall and -lost > self.config.fall * best and surely_fell:
+        fell_by_more_than_luck = is_significantly_above_zero(
+            difference(self._best["held_out"], now["held_out"]), self._corrected_level()
+        )
+        if self.config.fall and -lost > self.config.fall * best and fell_by_more_than_luck:
             new_alarms.append(alarms.of_fall(self._best_step, best, lost))
         return new_alarms
 
     def _unshared(self, now: Mapping[str, list[float]]) -> list[Alarm]:
-        """Since the best held-out look the training critic's score rose and the held-out one's did not."""
+        """Since the best held-out check the training critic's score rose and the held-out one's did not."""
         if "training" not in now or not self.config.unshared:
             return []
         rises = {}
@@ -324,13 +326,13 @@ class Monitor:
         return alarms.of_habits(self.config, jokes, training, held_out, self._first_words, self._first_much, level)
 
     def _in_spreads(self, name: str, scores: Sequence[float]) -> np.ndarray | None:
-        """Scores in units of the critic's spread at the first look; None if all scores were equal."""
+        """Scores in units of the critic's spread at the first check; None if all scores were equal."""
         spread = float(np.nanstd(np.array(self._start[name]))) if name in self._start else 0.0
         return np.array(scores) / spread if spread > 0 else None
 
     def _corrected_level(self) -> float:
-        """The confidence level corrected for all looks so far: with more looks, one is likelier to look odd by luck."""
-        return 1 - (1 - self.config.level) / self._looks
+        """The confidence level corrected for the number of checks: with more, one is likelier to look odd by luck."""
+        return 1 - (1 - self.config.level) / self._checks
 
     def _act(self, step: int, new_alarms: Sequence[Alarm]) -> None:
         why = "; ".join(map(str, new_alarms))
@@ -355,12 +357,12 @@ class Monitor:
             "named": sorted(self._named),
             "out_of_turn": self._out_of_turn,
             "first_much": self._first_much,
-            "scores": {n: [[_none(v) for v in look] for look in looks] for n, looks in self._scores.items()},
+            "scores": {n: [[_none(v) for v in check] for check in checks] for n, checks in self._scores.items()},
             "start": {n: [_none(v) for v in values] for n, values in self._start.items()},
             "best": {n: [_none(v) for v in values] for n, values in self._best.items()},
             "best_step": self._best_step,
             "seen": self._seen,
-            "looks": self._looks,
+            "checks": self._checks,
             "rate": self.rate,
             "ending": self.ending,
             "config": asdict(self.config),
@@ -368,7 +370,8 @@ class Monitor:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self._seen, self._looks, self.rate = state["seen"], state["looks"], state["rate"]
+        self._seen, self.rate = state["seen"], state["rate"]
+        self._checks = state["checks"] if "checks" in state else state["looks"]  # its name in earlier versions
         # An old alarm ends the run again, unless the user has changed the settings.
         as_before = {**asdict(MonitorConfig()), **state["config"]} == asdict(self.config)
         self.ending = state["ending"] if as_before else ""
@@ -387,8 +390,8 @@ class Monitor:
         self._first_lift = {n: [_nan(v) for v in values[:count]] for n, values in first_lift.items()}
         self._first_much = {c: (much, share) for c, (much, share) in state["first_much"].items()}
         # A new critic has no past; one that is gone needs none.
-        looks = {n: state["scores"].get(n, []) for n in self.critics}
-        self._scores = {n: [[_nan(v) for v in look[:count]] for look in history] for n, history in looks.items()}
+        checks = {n: state["scores"].get(n, []) for n in self.critics}
+        self._scores = {n: [[_nan(v) for v in check[:count]] for check in history] for n, history in checks.items()}
         self._start = {n: [_nan(v) for v in state["start"][n][:count]] for n in self.critics if n in state["start"]}
         has_best = set(self.critics) <= set(state["best"])
         self._best = {n: [_nan(v) for v in state["best"][n][:count]] for n in self.critics} if has_best else {}

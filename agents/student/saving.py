@@ -134,7 +134,11 @@ def write_folder(
         model.peft_config[adapter].base_model_name_or_path = (
             str(base_folder) if base is None else students.hub_name(base)
         )
+    page = folder / "README.md"
+    own_page = page.exists()
     # The base's embeddings never change. Left to find that out, PEFT queries the Hub, and warns if it is unreachable.
     model.save_pretrained(str(folder), selected_adapters=list(adapters), save_embedding_layers=False)
+    if not own_page:
+        page.unlink(missing_ok=True)  # PEFT's, full of "more information needed"
     save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / TENSORS)
     (folder / DESCRIBED).write_text(json.dumps(described, indent=2) + "\n")

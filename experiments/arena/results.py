@@ -80,7 +80,8 @@ def results_view(store: Store) -> dict[str, Any]:
 
 def _facts(store: Store, answers: Sequence[Answered]) -> str:
     raters = len({x.ask.rater for x in answers})
-    sentence = f"{len(answers)} answers from {raters} {'rater' if raters == 1 else 'raters'}"
+    given = "1 answer" if len(answers) == 1 else f"{len(answers)} answers"
+    sentence = f"{given} from {raters} {'rater' if raters == 1 else 'raters'}"
     if answers:
         sentence += f", the last {datetime.fromtimestamp(answers[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
     return sentence + (". The session is closed." if store.closed else ".")

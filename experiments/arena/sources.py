@@ -57,9 +57,7 @@ class Material:
 
     @property
     def systems(self) -> tuple[str, ...]:
-        """In the order in which they were read, the teacher last."""
-        names = dict.fromkeys(line.system for line in self.lines if line.system)
-        return tuple(sorted(names, key=lambda name: name == TEACHER))
+        return systems_of(self.lines)
 
     def digest(self) -> str:
         """A hash that identifies the material."""
@@ -90,6 +88,12 @@ class Material:
         """The index of a line of a plan: that of the system that wrote it, or of a new line without a system."""
         line = self._by_text.get((prompt, sound(text)))
         return self.add(prompt, "", text) if line is None else line
+
+
+def systems_of(lines: Sequence[Line]) -> tuple[str, ...]:
+    """The systems that wrote the lines, in the order in which they were read, the teacher last."""
+    names = dict.fromkeys(line.system for line in lines if line.system)
+    return tuple(sorted(names, key=lambda name: name == TEACHER))
 
 
 def sound(text: str) -> str:

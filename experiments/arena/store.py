@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from humor_env.errors import InvalidOption
-from humor_env.experiments.arena.sources import Line, Material
+from humor_env.experiments.arena.sources import Line, Material, systems_of
 
 Mode = Literal["pairs", "ratings"]
 What = Literal["answer", "skip", "offence"]
@@ -145,9 +145,7 @@ class Store:
             str(id): (name, text) for id, name, text in connection.execute("SELECT id, name, text FROM prompts")
         }
         self.plan = [(a, b) for a, b in connection.execute("SELECT a, b FROM plan ORDER BY id")]
-        self.systems = tuple(
-            sorted(dict.fromkeys(x.system for x in self.lines if x.system), key=lambda name: name == "teacher")
-        )
+        self.systems = systems_of(self.lines)
 
     # Beginning
 

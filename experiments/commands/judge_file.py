@@ -15,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, UnknownName
@@ -35,7 +37,7 @@ from humor_env.experiments.commands.judged_rows import (
     sort_rows,
     write_table,
 )
-from humor_env.experiments.options import fill, ledger_if_used, nothing_written, say
+from humor_env.experiments.options import FAILED, fill, ledger_if_used, nothing_written, printable, say
 from humor_env.llm.ledgered_client import Progress
 from humor_env.registry import critics, judges
 from humor_env.shared.line_file import only_writer
@@ -46,12 +48,13 @@ from humor_env.types import NO_USAGE, Critic, Usage, critic_name
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The result for a file. `resumed` lines were judged by an earlier call, `changed` ones too, but with another
-    prompt: they were judged again."""
+    prompt: they were judged again. `cause` is the commonest error of the failed ones."""
 
     jokes: int
     resumed: int
     changed: int
     failed: int
+    cause: str
     mean: float | None
     usage: Usage
     output: Path
@@ -98,7 +101,12 @@ def judge_file(
     with only_writer(kept.with_name(kept.name + ".lock"), refusal):
         if kept != output and output.is_file() and not kept.is_file():
             raise InvalidOption(f"'{output}' already exists. Give another --output, or remove it.")
-        summary = _judge_missing(lines, kept, critic, asked, chunk, on_chunk)
+        try:
+            summary = _judge_missing(lines, kept, critic, asked, chunk, on_chunk)
+        except BaseException:
+            if kept.is_file() and not kept.stat().st_size:
+                kept.unlink()  # stopped before the first judgement
+            raise
         if kept != output:
             write_table(kept, output)
         return replace(summary, output=output)
@@ -117,6 +125,7 @@ def _judge_missing(
     resumed = len(done)
     todo = [line for line in lines if line.number not in done]
     usage = NO_USAGE
+    errors: Counter[str] = Counter()
     with output.open("a", encoding="utf-8") as file:
         for start in range(0, len(todo), chunk):
             part = todo[start : start + chunk]
@@ -124,6 +133,8 @@ def _judge_missing(
             for line, judgement in zip(part, judgements, strict=True):
                 done[line.number] = judgement.score
                 usage += judgement.usage
+                if judgement.score is None:
+                    errors[judgement.error or "no cause is given"] += 1
                 file.write(judged_row(line, judgement, name, asked) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -132,7 +143,8 @@ def _judge_missing(
     sort_rows(output)
     scores = [score for score in done.values() if score is not None]
     mean = sum(scores) / len(scores) if scores else None
-    return Summary(len(lines), resumed, changed, len(done) - len(scores), mean, usage, output)
+    cause = errors.most_common(1)[0][0] if errors else ""
+    return Summary(len(lines), resumed, changed, len(done) - len(scores), cause, mean, usage, output)
 
 
 def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agreement:
@@ -229,17 +241,22 @@ def score_file(
     filled = fill(critics, name, options, ledger=ledger, limits=limits or {}, scope=f"judge {output.name}")
     with ledger_if_used(ledger):
         critic: Critic = critics.make(name, **filled)
-    with progress_bar(critic, len(lines)) as on_chunk:
-        asked = asked_of(name, options)
-        summary = judge_file(lines, output, critic, asked=asked, chunk=chunk, on_chunk=on_chunk)
+        with progress_bar(critic, len(lines)) as on_chunk:
+            asked = asked_of(name, options)
+            summary = judge_file(lines, output, critic, asked=asked, chunk=chunk, on_chunk=on_chunk)
     mean = "none" if summary.mean is None else f"{summary.mean:.3f}"
     anew = f", {summary.changed} judged again after a change" if summary.changed else ""
+    failed = f"{summary.failed} failed"
+    if summary.failed:
+        failed += f" (most often: {printable(summary.cause, 200)})"
     say(
-        f"{summary.jokes} jokes ({summary.resumed} from before{anew}), {summary.failed} failed, mean score {mean}, "
+        f"{summary.jokes} jokes ({summary.resumed} from before{anew}), {failed}, mean score {mean}, "
         f"{_money(summary.usage)} now; written to {summary.output}"
     )
     if compare:
         print(agreement(lines, scores_of(output)))
+    if summary.mean is None:
+        raise typer.Exit(FAILED)
 
 
 def kind_of_critic(name: str) -> None:

@@ -115,13 +115,13 @@ def trial(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     config = replace(ppo_config("causal", seed), steps=spec["steps"], decay="constant", entropy_weight=0.02)
     env = HumorVectorEnv(prompts, critic, num_envs=config.batch_size)
     ppo.train(config, env, student, log, prompts=prompts.split("train"), control=RunControl(monitor=monitor))
-    looks = [json.loads(line) for line in read_lines(folder / FILE)]
+    checks = [json.loads(line) for line in read_lines(folder / FILE)]
     return {
-        "steps": [look["step"] for look in looks],
+        "steps": [check["step"] for check in checks],
         "exact": held_out,
-        "training": [look["drift/training"] for look in looks],
-        "alarms": [[mark["why"] for mark in look["marks"]] for look in looks],
-        "limits": [[mark["limit"] for mark in look["marks"]] for look in looks],
+        "training": [check["drift/training"] for check in checks],
+        "alarms": [[mark["why"] for mark in check["marks"]] for check in checks],
+        "limits": [[mark["limit"] for mark in check["marks"]] for check in checks],
     }
 
 

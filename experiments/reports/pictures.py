@@ -306,7 +306,7 @@ def _drift(run: RunData, several: bool) -> list[Picture]:
     curves = {
         name: mean_curve([series(seed.drift, f"drift/{name}") for seed in run.seeds])
         for name in ("training", "held_out")
-        if any(f"drift/{name}" in look for seed in run.seeds for look in seed.drift)
+        if any(f"drift/{name}" in check for seed in run.seeds for check in seed.drift)
     }
     if not curves:
         return []

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from humor_env import registry
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.log import RunLog
-from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student import Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import write_jokes
@@ -251,7 +251,7 @@ def write_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], na
     writing, lines = spec.writing, list[str]()
     for start in range(0, len(prompts), writing.batch):
         texts = [p.text for p in prompts[start : start + writing.batch]]
-        best_lines = beams(student, texts, width=writing.beams, max_new_tokens=writing.max_new_tokens, adapter=POLICY)
+        best_lines = beams(student, texts, width=writing.beams, max_new_tokens=writing.max_new_tokens)
         lines += [best[0] for best in best_lines]
     return [Joke(p, line, name) for p, line in zip(prompts, lines, strict=True)]
 

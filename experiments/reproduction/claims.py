@@ -5,7 +5,7 @@ difference has a 95 % interval over seeds and prompts:
 
     agrees        the whole interval is above 0
     disagrees     the whole interval is below 0
-    undecided     it contains 0
+    undecided     it contains 0, or there are too few items for an interval
 
 A table disagrees if any of its claims does, agrees if all do, and is undecided otherwise. Sizes are shown but not
 judged: a pocket student is not BART. Intervals are not corrected for the number of claims.

@@ -111,9 +111,12 @@ def _pairs(spec: ScaleSpec, system: System, train: int) -> int:
 
 
 def _sampled(spec: ScaleSpec, system: System, train: int) -> int:
-    table = spec.learners.get(system.kind, {})
-    table = table.get("dpo", {}) if system.kind == "brio-dpo" else table
-    return _prompts(spec, system, train) * _rounds(system) * int(table.get("pairs", {}).get("candidates", 6))
+    rounds = _rounds(system)
+    if not rounds:
+        return 0
+    config = spec.learner_config(system.kind, 0)
+    config = config.dpo if system.kind == "brio-dpo" else config
+    return _prompts(spec, system, train) * rounds * int(config.pairs.candidates)
 
 
 def _imitated(spec: ScaleSpec, train: int) -> int:

@@ -5,7 +5,8 @@
 
 A bootstrap draws seeds and, independently, items (prompts, or pairs of Table 1) with replacement, 2,000 times. All
 quantities on the same items use the same draws, so that a difference is taken prompt by prompt. With few seeds, such
-intervals are too narrow: three seeds say little about a fourth.
+intervals are too narrow: three seeds say little about a fourth. Below `FEWEST` items there are no bounds (NaN), as in
+a benchmark.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.reproduction.paper import PUBLISHED
+from humor_env.rewards.audits.audit_stats import FEWEST
 from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import generator
 
@@ -47,16 +49,13 @@ Terms = Sequence[tuple[float, Ref]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, and the number of seeds and items behind it."""
+    """A mean with its 95 % interval (NaN if there are too few items), and the number of seeds and items behind it."""
 
     mean: float
     low: float
     high: float
     seeds: int
     items: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ def estimate(results: Results, terms: Terms) -> Estimate | None:
     """The sum of `coefficient x mean` over the terms; None if one of them was not measured."""
     mean, draws = 0.0, np.zeros(RESAMPLES)
     seeds = items = 0
+    enough = True
     for coefficient, ref in terms:
         named_values = results.values(ref)
         if named_values is None:
@@ -119,8 +119,10 @@ def estimate(results: Results, terms: Terms) -> Estimate | None:
         name, values = named_values
         mean += coefficient * float(np.nanmean(values))
         draws += coefficient * _means(name, values)
-        seeds, items = len(values), max(items, int(np.isfinite(values).sum(axis=1).max()))
-    low, high = np.quantile(draws, [0.025, 0.975])
+        there = np.isfinite(values)
+        seeds, items = len(values), max(items, int(there.sum(axis=1).max()))
+        enough = enough and bool(there.any(axis=0).sum() >= FEWEST)
+    low, high = np.quantile(draws, [0.025, 0.975]) if enough else (np.nan, np.nan)
     return Estimate(mean, float(low), float(high), seeds, items)
 
 

@@ -7,6 +7,7 @@ print(as_text(made))                 # TABLES.md, and what the command prints
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,11 +104,12 @@ def _scale(table: str) -> float:
     return 1.0 if table == "length" else 100.0
 
 
-def _plain(measured: Estimate | None) -> dict[str, float] | None:
+def _plain(measured: Estimate | None) -> dict[str, float | None] | None:
     if measured is None:
         return None
     numbers = {"mean": measured.mean, "low": measured.low, "high": measured.high}
-    return {k: round(v, 3) for k, v in numbers.items()} | {"seeds": measured.seeds, "items": measured.items}
+    rounded = {k: round(v, 3) if math.isfinite(v) else None for k, v in numbers.items()}
+    return rounded | {"seeds": measured.seeds, "items": measured.items}
 
 
 def _claim(decided: Found, table: str) -> dict[str, Any]:
@@ -202,13 +204,14 @@ def _claim_row(claim: Mapping[str, Any], table: str) -> list[str]:
     return [claim["text"], shown, _interval(claim["ours"], table, "+"), claim["finding"]]
 
 
-def _interval(numbers: Mapping[str, float] | None, table: str, sign: str = "") -> str:
+def _interval(numbers: Mapping[str, float | None] | None, table: str, sign: str = "") -> str:
     if numbers is None:
         return "–"
     digits = 2 if table == "length" else 1
+    known = [v for k in ("mean", "low", "high") if (v := numbers[k]) is not None]
     # Plus 0 turns a rounded -0.0 into 0.0, which has no sign.
-    mean, low, high = (f"{round(numbers[k], digits) + 0.0:{sign}.{digits}f}" for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    mean, *bounds = (f"{round(v, digits) + 0.0:{sign}.{digits}f}" for v in known)
+    return f"{mean} [{', '.join(bounds)}]" if bounds else mean
 
 
 def _number(value: float | None, sign: str) -> str:

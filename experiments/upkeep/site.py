@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidOption as problem:
         print(problem, file=sys.stderr)
         return 1
-    print(f"Open {options.out / 'index.html'}.")
+    print(f"Open {options.out / 'index.html'}. Its search box needs a server: python -m http.server -d {options.out}")
     return 0
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from humor_env.errors import InvalidOption, did_you_mean, unknown_name
+from humor_env.errors import InvalidOption, UnknownName, did_you_mean, unknown_name
 from humor_env.llm.budget import Budget
 from humor_env.llm.clients.limited import LimitedClient
 from humor_env.llm.clients.retry import Policy
@@ -95,7 +96,12 @@ def _local(folder: str, options: Mapping[str, Any]) -> Client:
 
 def _own(what: str, options: Mapping[str, Any], budget: Budget | None) -> Client:
     """A user-written client; if it does not take `budget`, it is wrapped to enforce the limits."""
-    target = clients.resolve(what)
+    try:
+        target = clients.resolve(what)
+    except UnknownName as problem:
+        module = what.partition(":")[0]
+        hint = "" if module in sys.modules else did_you_mean(module, SERVICES)
+        raise UnknownName(f"{problem}{hint}") from None
     if budget is None:
         return clients.make(what, **options)
     makes = inspect.isclass(target) or inspect.isroutine(target)

@@ -76,12 +76,17 @@ def as_read(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text as it is read: "Don’t STOP, café!" is ["don't", "stop", "café"]."""
-    return _WORD.findall(as_read(text).replace("’", "'"))
+    return list(_words(text))
+
+
+@lru_cache(maxsize=8192)  # a step's numbers read each line about ten times
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(as_read(text).replace("’", "'")))
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    tokens = words(text)
-    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    tokens = _words(text)
+    return [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
 
 
 def distinct_n(lines: Iterable[str], n: int) -> float:

@@ -105,7 +105,7 @@ def audit(
         references,
         alpha,
         tuple(dict.fromkeys([*notes, *judging.notes])),
-        judging.surely_wrong(pairs, examples),
+        judging.confidently_wrong(pairs, examples),
         own_context,
         rated.rated_by,
     )
@@ -296,7 +296,7 @@ class _Judging:
             stats.calibration_error(bins) if self.kind == "judge" else None,
         )
 
-    def surely_wrong(self, pairs: Sequence[RatedPair], count: int) -> tuple[Example, ...]:
+    def confidently_wrong(self, pairs: Sequence[RatedPair], count: int) -> tuple[Example, ...]:
         """The pairs on which it was most surely wrong."""
         if not pairs or count < 1:
             return ()

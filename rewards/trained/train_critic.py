@@ -214,7 +214,7 @@ def train(
             for one, scale in zip(parts, scales, strict=True)
         ],
         "dev": measured,
-        "looks": [each.looked for each in fits],
+        "evaluations": [each.evaluated for each in fits],
         "steps": steps,
         "seconds": made.seconds,
         "stopped": stopped,
@@ -275,7 +275,7 @@ class _Fit:
         self.step = 0
         self.began = time.monotonic()
         self.stopped = False
-        self.looked: list[dict[str, float]] = []
+        self.evaluated: list[dict[str, float]] = []
         self.best_loss = math.inf
         self.best: dict[str, torch.Tensor] = {}
         self.since_best = 0
@@ -352,7 +352,7 @@ class _Fit:
             self.best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
         else:
             self.since_best += 1
-        self.looked.append({"step": self.step, "loss": loss, **{f"dev_{name}": x for name, x in dev.items()}})
+        self.evaluated.append({"step": self.step, "loss": loss, **{f"dev_{name}": x for name, x in dev.items()}})
         self._tell(loss, dev, better)
 
     def _tell(self, loss: float, dev: dict[str, float] | None = None, best: bool = False) -> None:

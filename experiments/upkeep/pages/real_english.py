@@ -36,7 +36,7 @@ from humor_env.shared.markdown import table_cell
 
 SHOWN = 20
 CELL_OF_IMITATION = "sft"  # a benchmark cell's name for the stage that a run calls imitation
-MARK = re.compile(r"(<!-- (real): (scores|lines) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARK = r"(<!-- (real): (%s) -->\n)(.*?)(<!-- end -->)"
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="real_english", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--page", type=Path, help="the page whose tables to fill; default: print")
+    parser.add_argument("--table", choices=("scores", "lines"), help="fill only this one")
     parser.add_argument("--as-run", type=Path, help="write one learner's cells of a benchmark as the folder of a run")
     parser.add_argument("--learner", default="ppo", help="the learner for --as-run")
     options = parser.parse_args(arguments)
@@ -195,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = read_run(options.run)
     tables = {"scores": score_table(stages), "lines": line_table(stages)}
     if options.page:
-        page = fill_page(options.page.read_text(encoding="utf-8"), lambda _, name: tables[name], MARK)
+        marks = re.compile(MARK % (options.table or "|".join(tables)), re.DOTALL)
+        page = fill_page(options.page.read_text(encoding="utf-8"), lambda _, name: tables[name], marks)
         options.page.write_text(page, encoding="utf-8")
     else:
         print("\n\n".join(tables.values()))
