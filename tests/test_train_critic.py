@@ -34,6 +34,7 @@ from humor_env.rewards.trained.critic_data import (  # noqa: E402
 )
 from humor_env.rewards.trained.scoring_head import Reading, find_model, load_model, new_model, read  # noqa: E402
 from humor_env.rewards.trained.train_critic import TrainCriticConfig, TrainProgress, train  # noqa: E402
+from humor_env.shared.line_file import only_writer  # noqa: E402
 from humor_env.types import Joke, Prompt  # noqa: E402
 
 FILLER = [word for word in WORDS if word.strip() and word != "glaciers"]
@@ -481,6 +482,10 @@ def test_the_command_trains_and_says_what_came_out(tmp_path):
         refused = CliRunner().invoke(app, ["train-critic", place, *arguments[2:], *extra])
         assert refused.exit_code == 2
         assert words in refused.output
+    with only_writer(tmp_path / "taken.lock", "not asked for"):  # as a second training that began a moment before
+        second = CliRunner().invoke(app, ["train-critic", str(tmp_path / "taken"), *arguments[2:]])
+    assert second.exit_code == 2 and "Another train-critic writes" in " ".join(second.output.split())
+    assert not (tmp_path / "taken").exists()
     nothing = CliRunner().invoke(app, ["train-critic", str(tmp_path / "other")])
     assert nothing.exit_code == 2
     assert "--ledger" in nothing.output

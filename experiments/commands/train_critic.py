@@ -17,6 +17,7 @@ import typer
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.options import say
+from humor_env.shared.line_file import only_writer
 
 if TYPE_CHECKING:
     from humor_env.rewards.trained.critic_data import CriticSet
@@ -33,8 +34,23 @@ def run(
     settings: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidOption(f"'{out}' already exists and is not empty. Give another folder.")
+    place = out.absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"Another train-critic writes into '{out}'. Wait for it, or give another folder."
+    with only_writer(place.with_name(place.name + ".lock"), refusal):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InvalidOption(f"'{out}' already exists and is not empty. Give another folder.")
+        _train_into(out, data, ledger, client, settings, as_json)
+
+
+def _train_into(
+    out: Path,
+    data: Sequence[str],
+    ledger: Path | None,
+    client: str | None,
+    settings: Mapping[str, Any],
+    as_json: bool,
+) -> None:
     _quiet()
     from humor_env.rewards.trained.train_critic import config_of, train
 
