@@ -11,7 +11,6 @@ import importlib
 import inspect
 import json
 import os
-import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -208,8 +207,10 @@ def env_spec(name: str) -> EnvSpec:
     """Gymnasium's entry for an id or a `module:id`, whose module is imported; an error says what is wrong with it."""
     import gymnasium
 
+    from humor_env.registry import standard_library_module
+
     module, colon, identity = name.rpartition(":")
-    if module.partition(".")[0] in sys.stdlib_module_names:
+    if standard_library_module(module):
         raise InvalidOption(f"There is no environment '{name}': '{module}' is part of Python's standard library.")
     try:
         if colon:

@@ -127,8 +127,7 @@ class Registry:
 
     def _refuse_standard_library(self, path: str) -> None:
         # Before importing: some modules of the standard library have side effects on import.
-        root = path.partition(":")[0].partition(".")[0]
-        if root in sys.stdlib_module_names:
+        if root := standard_library_module(path):
             raise UnknownName(
                 f"'{path}' is not a {self.kind}: '{root}' is part of Python's standard library, and a {self.kind} is "
                 "written for humor_env."
@@ -182,6 +181,12 @@ def _is_factory(target: Any) -> bool:
 
 def _origin(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "an installed distribution"
+
+
+def standard_library_module(path: str) -> str:
+    """The module of the standard library that `package.module:name` is in; "" for any other package."""
+    root = path.partition(":")[0].partition(".")[0]
+    return root if root in sys.stdlib_module_names else ""
 
 
 def _import_object(kind: str, path: str) -> Any:

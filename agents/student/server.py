@@ -28,6 +28,7 @@ from humor_env.agents.student.sampling import Generation, Sampling
 from humor_env.agents.student.settings import ServerSettings
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.errors import StudentError
+from humor_env.llm.clients.failed_calls import redact
 
 LARGEST_ANSWER = 64 * 2**20
 """Bytes. Far above the tokens of one line."""
@@ -150,8 +151,7 @@ class Server:
                 if reply.length:  # cut off by the server, or by us
                     raise http.client.IncompleteRead(b"", reply.length)
         except urllib.error.HTTPError as problem:
-            why = problem.read(LARGEST_ANSWER).decode(errors="replace")
-            why = (why.replace(self._key, "[key]") if self._key else why)[:300]
+            why = redact(problem.read(LARGEST_ANSWER).decode(errors="replace"), self._key)[:300]
             raise StudentError(f"The server at {self.url} refused {path} with status {problem.code}: {why}") from None
         except (OSError, http.client.HTTPException, UnicodeDecodeError) as problem:
             raise StudentError(f"The server at {self.url} does not answer {path}: {problem}.") from None

@@ -9,7 +9,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,35 +35,31 @@ def run(
     settings: Mapping[str, Any],
     as_json: bool,
 ) -> None:
+    with _new_folder(out):
+        _quiet()
+        from humor_env.rewards.trained.train_critic import config_of, train
+
+        config = config_of(settings)
+        sets = _sets(data, ledger, client)
+        out.mkdir(parents=True, exist_ok=True)
+        for ratings in sets:
+            say(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
+        made = train(config, sets, out, _Screen())
+    say(_as_data(made) if as_json else _in_words(made))
+    if made.stopped:
+        raise typer.Exit(STOPPED)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[None]:
+    """Refuse a folder that is in use or not empty; no other train-critic may write into it during the block."""
     place = out.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"Another train-critic writes into '{out}'. Wait for it, or give another folder."
     with only_writer(place.with_name(place.name + ".lock"), refusal):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InvalidOption(f"'{out}' already exists and is not empty. Give another folder.")
-        _train_into(out, data, ledger, client, settings, as_json)
-
-
-def _train_into(
-    out: Path,
-    data: Sequence[str],
-    ledger: Path | None,
-    client: str | None,
-    settings: Mapping[str, Any],
-    as_json: bool,
-) -> None:
-    _quiet()
-    from humor_env.rewards.trained.train_critic import config_of, train
-
-    config = config_of(settings)
-    sets = _sets(data, ledger, client)
-    out.mkdir(parents=True, exist_ok=True)
-    for ratings in sets:
-        say(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
-    made = train(config, sets, out, _Screen())
-    say(_as_data(made) if as_json else _in_words(made))
-    if made.stopped:
-        raise typer.Exit(STOPPED)
+        yield
 
 
 def _sets(data: Sequence[str], ledger: Path | None, client: str | None) -> list[CriticSet]:

@@ -297,7 +297,7 @@ class _Judging:
         )
 
     def confidently_wrong(self, pairs: Sequence[RatedPair], count: int) -> tuple[Example, ...]:
-        """The pairs on which it was most surely wrong."""
+        """The wrong pairs of which it was most confident."""
         if not pairs or count < 1:
             return ()
         forward, back = self._margins(pairs)
