@@ -130,7 +130,7 @@ def test_a_dry_run_prints_calls_tokens_dollars_and_time(monkeypatch):
     systems 18 lines by the critic and 18 pairs by the judge; of each learner 6 and 6, and 8 dev lines. In both orders.
     """
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec: 0.5)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec, threads: 0.5 * threads)
     judge = 'judge = "multiple-choice"\noptions = { client = "anthropic:claude-haiku-4-5" }'
     learners = LEARNERS[LEARNERS.index('[[learners]]\nname = "ppo"') :]
     changes = {
@@ -141,7 +141,7 @@ def test_a_dry_run_prints_calls_tokens_dollars_and_time(monkeypatch):
         "seeds = [0]": "seeds = [0, 1]",
     }
     bench = parse_benchmark(text(learners=learners, **changes))
-    said, lacking = forecast_benchmark(bench, workers=2)
+    said, lacking = forecast_benchmark(bench, workers=2, threads=1)
     assert lacking == []
     table = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "| crowd |" in line]
     assert [row[:4] for row in table] == [
@@ -159,7 +159,7 @@ def test_a_dry_run_counts_several_lines_and_the_noise_floor(monkeypatch):
     """By hand: of the warm start's four systems 4 x 6 prompts x 2 lines by the critic and by the judge, and 12 pairs of
     the imitation's own lines; of best-of-2 12 lines and 12 pairs, which it chooses among 24."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec: None)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec, threads: None)
     changes = {
         'judge = "pocket-crowd"': 'judge = "multiple-choice"\noptions = { client = "anthropic:claude-haiku-4-5" }',
         "[shared.student]": '[shared.env]\nprompts = "everyday"\n\n[shared.student]',
@@ -169,7 +169,7 @@ def test_a_dry_run_counts_several_lines_and_the_noise_floor(monkeypatch):
         "seeds = [0]": "seeds = [0]\nnoise_floor = true",
     }
     learners = LEARNERS[: LEARNERS.index('[[learners]]\nname = "ppo"')]
-    said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1)
+    said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1, threads=1)
     table = [[c.strip() for c in line.split("|")[1:-1]] for line in said.splitlines() if "| crowd |" in line]
     assert [row[:3] for row in table] == [
         ["measuring", "crowd", str(48 + 48 + 12 + 12 + 12)],
@@ -180,7 +180,7 @@ def test_a_dry_run_counts_several_lines_and_the_noise_floor(monkeypatch):
 def test_a_dry_run_counts_the_other_prompts_of_the_held_out_critic(monkeypatch):
     """They were left out. With two others, 2 x (3 systems + best-of-2) x 6 lines more."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec: None)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec, threads: None)
 
     def questions(others: int) -> int:
         client = 'options = { client = "anthropic:claude-haiku-4-5" }'
@@ -190,7 +190,7 @@ def test_a_dry_run_counts_the_other_prompts_of_the_held_out_critic(monkeypatch):
             "per_prompt = 1": 'lines = "everyday"\nper_prompt = 1',
         }
         learners = LEARNERS[: LEARNERS.index('[[learners]]\nname = "ppo"')]
-        said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1)
+        said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1, threads=1)
         [row] = [line for line in said.splitlines() if line.startswith("| held out |")]
         return int(row.split("|")[3].replace(",", ""))
 
@@ -201,7 +201,7 @@ def test_a_dry_run_finds_what_would_stop_a_cell():
     judge = 'judge = "multiple-choice"\noptions = { client = "local:/nope" }'
     bench = parse_benchmark(text(**{'judge = "pocket-crowd"': judge}))
     with pytest.raises(HumorEnvError, match="There is no folder '/nope'"):
-        forecast_benchmark(bench, workers=1)
+        forecast_benchmark(bench, workers=1, threads=1)
 
 
 # Cells

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import torch
 
+from humor_env.agents.student import writer
 from humor_env.errors import HumorEnvError
 from humor_env.experiments.runs import costs
 from humor_env.experiments.specs.spec import load_spec, parse_spec
@@ -188,6 +190,13 @@ def test_a_dry_run_says_roughly_how_long_where_the_student_is_here(monkeypatch):
     assert costs.rough_seconds(1.0, lines, measured=50, stages=4, lessons=30) == pytest.approx(
         2 * lines + 150 + 0.75 * 30
     )
+    # With the threads of the run, not of this process: 84 minutes were shown as 4.6 days on a busy machine.
+    used = []
+    write = writer.write_jokes
+    monkeypatch.setattr(writer, "write_jokes", lambda *a, **o: used.append(torch.get_num_threads()) or write(*a, **o))
+    before = torch.get_num_threads()
+    costs.seconds_to_write(made, before + 1)
+    assert used == [before + 1] * 2 and torch.get_num_threads() == before
     # A model that would have to be fetched is not tried.
     assert costs.seconds_to_write(load_spec("one-gpu-anthropic")) is None
     assert "learner.steps=2" in costs.forecast(load_spec("one-gpu-anthropic"))

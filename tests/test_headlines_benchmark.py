@@ -181,7 +181,7 @@ def test_the_critic_that_teaches_cannot_measure(place):
 
 
 def test_a_dry_run_says_what_comes_first(place):
-    said, lacking = forecast_benchmark(small(place).with_files(files(place)), workers=2)
+    said, lacking = forecast_benchmark(small(place).with_files(files(place)), workers=2, threads=1)
     assert lacking == []
     assert "first trains its critics (plain, context, judge)" in said and "1 × 13 runs" in said
 

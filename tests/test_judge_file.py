@@ -19,7 +19,7 @@ from fake_messages_server import running
 
 from humor_env.errors import CriticContractError, InvalidOption, PromptError
 from humor_env.experiments.commands.cli import app
-from humor_env.experiments.commands.judge_file import Line, agreement, judge_file, read_jokes, scores_of
+from humor_env.experiments.commands.judge_file import Line, agreement, best_and_worst, judge_file, read_jokes
 from humor_env.experiments.commands.judged_rows import asked_of, changed_options
 from humor_env.experiments.options import key_values
 from humor_env.types import Joke, Judgement, Prompt
@@ -305,6 +305,45 @@ def test_agreement_by_hand() -> None:
     assert (nothing.jokes, nothing.spearman, nothing.same_order, nothing.mean_before) == (0, None, None, None)
 
 
+def test_the_best_and_the_worst_lines_are_shown(tmp_path: Path, capsys: Any) -> None:
+    """A mean says nothing about what a critic likes; the lines do. They are untrusted."""
+    texts = ["a" * n + "\x1b[31m" for n in (10, 60, 20, 90, 30, 80, 40)]
+    source = write(tmp_path / "jokes.jsonl", [{"prompt": "P.", "text": text} for text in [*texts, "fail"]])
+    assert main([str(source), "--critic", "test_judge_file:Counting"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    found = [line.split()[0] + " " + str(line.count("a")) for line in shown.splitlines() if line.startswith("  0.")]
+    assert found == ["0.95 90", "0.85 80", "0.65 60", "0.35 30", "0.25 20", "0.15 10"]
+    assert shown.index("Best:") < shown.index("Worst:")
+
+
+def test_too_few_lines_or_one_score_have_no_best() -> None:
+    jokes = [Joke(Prompt("p", "P.", "paraphrase", "train"), f"line {n}") for n in range(6)]
+    lines = [Line(n, {}, joke, None) for n, joke in enumerate(jokes)]
+    assert best_and_worst(lines[:5], {n: n / 10 for n in range(5)}) == ""
+    assert best_and_worst(lines, dict.fromkeys(range(6), 0.5)) == ""
+    assert best_and_worst(lines, {n: 0.5 + (n == 4) / 4 for n in range(6)}).startswith("Best:\n  0.75  line 4\n  0.50")
+    assert best_and_worst(lines, {0: None, **{n: n / 10 for n in range(1, 6)}}) == ""
+
+
+def test_two_names_of_one_output_are_one_file(tmp_path: Path) -> None:
+    """Through a link the second writer was not refused, and the link became a file of its own."""
+    lines = read_jokes(ten(tmp_path / "jokes.jsonl"))
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "out.jsonl")
+    inside: list[str] = []
+
+    class Meddling(Counting):
+        def __call__(self, jokes: list[Joke]) -> list[Judgement]:
+            with pytest.raises(InvalidOption, match="being written by another"):
+                judge_file(lines, tmp_path / "out.jsonl", Counting())
+            inside.append("refused")
+            return super().__call__(jokes)
+
+    assert judge_file(lines, link, Meddling()).output == link
+    assert inside and link.is_symlink() and len(records(tmp_path / "out.jsonl")) == 10
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-0123456789")
     source = ten(tmp_path / "jokes.jsonl")
@@ -325,7 +364,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert "10 jokes (0 from before), 0 failed" in shown.out
         assert "6 calls, $" in shown.out
         output = tmp_path / "jokes.scorer.jsonl"
-        assert len(scores_of(output)) == 10
+        assert len(records(output)) == 10
         # Another option, another judge: the run's own scores against new ones.
         assert (
             main(
@@ -519,4 +558,4 @@ def test_killed_while_it_judges_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
         assert "300 jokes (" in done.stdout
         assert 300 <= server.stats()["calls"] <= 304
-        assert len(scores_of(tmp_path / "jokes.scorer.jsonl")) == 300
+        assert len(records(tmp_path / "jokes.scorer.jsonl")) == 300

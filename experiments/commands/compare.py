@@ -169,12 +169,13 @@ def benchmark(
         if dry_run:
             from humor_env.experiments.compare.benchmark_costs import forecast_benchmark
 
-            forecast, lacking = forecast_benchmark(loaded, workers=workers)
+            forecast, lacking = forecast_benchmark(loaded, workers=workers, threads=threads)
             say(forecast, err=True)
             for sentence in lacking:
                 say(f"warning: {sentence}", err=True)
-            for cell in loaded.cells(folder):
-                say(cell.name)
+            say(f"The cells, each with the seed{'s' * (len(loaded.seeds) > 1)} {', '.join(map(str, loaded.seeds))}:")
+            for name in dict.fromkeys(cell.name.rpartition("/")[0] for cell in loaded.cells(folder)):
+                say(f"  {name}")
             return
         bench = engine.run_benchmark(
             loaded,

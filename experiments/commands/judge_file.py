@@ -33,7 +33,6 @@ from humor_env.experiments.commands.judged_rows import (
     judged_row,
     kept_rows,
     resume,
-    scores_of,
     sort_rows,
     write_table,
 )
@@ -48,7 +47,8 @@ from humor_env.types import NO_USAGE, Critic, Usage, critic_name
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The result for a file. `resumed` lines were judged by an earlier call, `changed` ones too, but with another
-    prompt: they were judged again. `cause` is the commonest error of the failed ones."""
+    prompt: they were judged again. `cause` is the commonest error of the failed ones. `scores` has all by line
+    number."""
 
     jokes: int
     resumed: int
@@ -58,6 +58,7 @@ class Summary:
     mean: float | None
     usage: Usage
     output: Path
+    scores: Mapping[int, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,11 @@ def judge_file(
     InvalidOption if another process is writing the same output, or if it holds judgements that were `asked` for in
     another way. A .csv output is written at the end, from a JSONL file next to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    kept = kept_rows(output)
+    actual = output.resolve()  # two names of one file have one lock
+    kept = kept_rows(actual)
     refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
     with only_writer(kept.with_name(kept.name + ".lock"), refusal):
-        if kept != output and output.is_file() and not kept.is_file():
+        if kept != actual and actual.is_file() and not kept.is_file():
             raise InvalidOption(f"'{output}' already exists. Give another --output, or remove it.")
         try:
             summary = _judge_missing(lines, kept, critic, asked, chunk, on_chunk)
@@ -107,8 +109,8 @@ def judge_file(
             if kept.is_file() and not kept.stat().st_size:
                 kept.unlink()  # stopped before the first judgement
             raise
-        if kept != output:
-            write_table(kept, output)
+        if kept != actual:
+            write_table(kept, actual)
         return replace(summary, output=output)
 
 
@@ -144,7 +146,7 @@ def _judge_missing(
     scores = [score for score in done.values() if score is not None]
     mean = sum(scores) / len(scores) if scores else None
     cause = errors.most_common(1)[0][0] if errors else ""
-    return Summary(len(lines), resumed, changed, len(done) - len(scores), cause, mean, usage, output)
+    return Summary(len(lines), resumed, changed, len(done) - len(scores), cause, mean, usage, output, done)
 
 
 def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agreement:
@@ -177,6 +179,20 @@ def _spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     from scipy.stats import spearmanr
 
     return float(spearmanr(first, second).statistic)
+
+
+def best_and_worst(lines: Sequence[Line], scores: Mapping[int, float | None], most: int = 3) -> str:
+    """The lines with the highest and the lowest scores, to be read: equal scores in the order of the file. Empty if
+    there are too few lines for two ends, or if all score alike."""
+    known = [(line.joke.text, score) for line in lines if (score := scores.get(line.number)) is not None]
+    if len(known) < 2 * most or len({score for _, score in known}) == 1:
+        return ""
+    ordered = sorted(known, key=lambda each: -each[1])
+
+    def shown(title: str, ends: Sequence[tuple[str, float]]) -> str:
+        return "\n".join([f"{title}:", *(f"  {score:.2f}  {printable(text, 100)}" for text, score in ends)])
+
+    return shown("Best", ordered[:most]) + "\n" + shown("Worst", ordered[-most:])
 
 
 @contextlib.contextmanager
@@ -254,7 +270,9 @@ def score_file(
         f"{_money(summary.usage)} now; written to {summary.output}"
     )
     if compare:
-        print(agreement(lines, scores_of(output)))
+        print(agreement(lines, summary.scores))
+    elif shown := best_and_worst(lines, summary.scores):
+        say(shown)
     if summary.mean is None:
         raise typer.Exit(FAILED)
 

@@ -197,9 +197,3 @@ def write_table(kept: Path, output: Path) -> None:
 
 def _cell(value: Any) -> Any:
     return no_formula(json.dumps(value) if isinstance(value, dict | list) else value)
-
-
-def scores_of(output: Path) -> dict[int, float | None]:
-    """The scores of an output by line number."""
-    records = map(json.loads, read_lines(kept_rows(output)))
-    return {int(record["line"]): record["judgement"]["score"] for record in records}

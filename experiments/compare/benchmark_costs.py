@@ -1,6 +1,6 @@
 """What a benchmark would cost: cells, calls, tokens, dollars and rough time, before a cent is spent.
 
-    forecast_benchmark(load_benchmark_spec("pocket-learners"), workers=2)      # `humor-env benchmark --dry-run`
+    forecast_benchmark(load_benchmark_spec("pocket-learners"), workers=2, threads=1)  # benchmark --dry-run
 
 Every run is set up as far as possible without any calls, so that a mistake in the last cell is found before the first
 one runs. Counts are upper bounds, as in `runs/costs.py`.
@@ -29,7 +29,7 @@ from humor_env.experiments.runs.ingredients import Ingredients
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec
 
 
-def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list[str]]:
+def forecast_benchmark(bench: BenchmarkSpec, *, workers: int, threads: int) -> tuple[str, list[str]]:
     """The forecast in words, and what the benchmark needs but this machine lacks, such as a key."""
     bench = bench.filled()
     if bench.trained:
@@ -37,7 +37,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int) -> tuple[str, list
     start = bench.parsed(bench.imitation_run(bench.seeds[0]), IMITATION)
     runs = [(bench.run_spec(learner, source, bench.seeds[0]), [source]) for learner, source in bench.pairs()]
     lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
-    each = costs.seconds_to_write(start)
+    each = costs.seconds_to_write(start, threads)
     seconds, written, others = 0.0, 0, bench.held_out.others
     items: dict[tuple[str, str], costs.Item] = {}
     unknown = False

@@ -332,8 +332,9 @@ _TRIED = 8  # lines written to measure the student's speed
 _LARGEST = 4 * 1024**3  # bytes of weights that a dry run loads for it
 
 
-def seconds_to_write(spec: Spec) -> float | None:
-    """Seconds on this machine for one line of the student; None if its weights are large or not installed."""
+def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
+    """Seconds on this machine for one line of the student, with as many `threads` as the run will have; None if its
+    weights are large or not installed."""
     from humor_env.agents.student.writer import write_jokes
     from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
 
@@ -348,10 +349,15 @@ def seconds_to_write(spec: Spec) -> float | None:
     asked = [prompts[i % len(prompts)] for i in range(_TRIED)]
     student = load_student(spec.student, spec.seeds[0])
     uniforms = draw_uniforms(_TRIED, sampling.max_new_tokens, torch.Generator().manual_seed(0))
-    write_jokes(student, asked[:1], sampling, uniforms[:1], author="trial")  # the first one also warms up
-    began = perf_counter()
-    write_jokes(student, asked, sampling, uniforms, author="trial")
-    return (perf_counter() - began) / _TRIED
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        write_jokes(student, asked[:1], sampling, uniforms[:1], author="trial")  # the first one also warms up
+        began = perf_counter()
+        write_jokes(student, asked, sampling, uniforms, author="trial")
+        return (perf_counter() - began) / _TRIED
+    finally:
+        torch.set_num_threads(before)
 
 
 def rough_seconds(each: float, lines: int, *, measured: int, stages: int, lessons: int) -> float:
