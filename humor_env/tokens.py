@@ -64,7 +64,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
         self.table = TokenTable(tokenizer, self.text_env.task.prompts, max_tokens, max_prompt_tokens)
         self.observation_space = self.table.observation_space()
         self.action_space = spaces.Discrete(self.table.size)
-        self._size, self._end = self.table.size, self.table.end
+        self._size, self._end, self._useful = self.table.size, self.table.end, self.table.useful()
         self._tokens = self.table.blank()
         self._begin = self._length = self._limit = 0
         self._playing = False
@@ -138,6 +138,11 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
         self._length, self._playing = length, False
         info["text"] = text
         return {"tokens": self._tokens.copy(), "length": length}, reward, over, False, info
+
+    def action_masks(self) -> np.ndarray:
+        """For each token id, whether an agent should consider it: not the special tokens, except the end token.
+        `MaskablePPO` of sb3-contrib looks for this method; `step` still takes every id."""
+        return self._useful.copy()
 
     def render(self) -> str | None:
         return self.text_env.render()
@@ -329,6 +334,10 @@ class TokensVectorEnv(VectorEnv):
                 'ended: call reset(options={"reset_mask": mask}) for them, or use the autoreset mode SAME_STEP.'
             )
         return chosen
+
+    def action_masks(self) -> np.ndarray:
+        """As `TokensEnv.action_masks`, a row for each sub-environment."""
+        return np.tile(self.table.useful(), (self.num_envs, 1))
 
     def render(self) -> tuple[str, ...] | None:
         return self.text_envs.render()

@@ -165,6 +165,28 @@ def test_stable_baselines3_by_name_and_its_own_loop(tokenizer_folder):
     assert info["score"] == reward
 
 
+def test_maskable_ppo_writes_no_special_token(tokenizer_folder):
+    """It found no `action_masks`, though some ids never help: a special token vanishes from the text."""
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.utils import get_action_masks
+
+    env = probe("humor_env/Tokens-v0", tokenizer_folder)
+    agent = MaskablePPO("MultiInputPolicy", env, n_steps=8, batch_size=8, seed=0, device="cpu")
+    agent.learn(16)
+    table = env.unwrapped.table
+    written = set()
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed)
+        over = False
+        while not over:
+            masks = get_action_masks(env)
+            assert masks.shape == (table.size,)
+            action, _ = agent.predict(observation, action_masks=masks)
+            written.add(int(action))
+            observation, _, over, _, _ = env.step(action)
+    assert len(written) > 3 and not written & set(table.tokenizer.all_special_ids) - {table.end}
+
+
 @pytest.mark.parametrize("bad", [np.array([3]), np.array(3.0), np.array(True), np.bool_(True), "3", None])
 def test_what_is_no_token_id_stays_refused(tokenizer_folder, bad):
     env = probe("humor_env/Tokens-v0", tokenizer_folder).unwrapped

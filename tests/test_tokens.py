@@ -100,6 +100,20 @@ def test_nothing_is_decoded_before_the_end(make, monkeypatch):
     assert decoded == [5]
 
 
+def test_the_mask_leaves_out_what_vanishes_from_a_text(make):
+    env = make()
+    table, mask = env.table, env.action_masks()
+    assert mask.dtype == np.bool_ and mask.shape == (env.action_space.n,) and mask[table.end]
+    masked = np.flatnonzero(~mask).tolist()
+    assert table.padding in masked and table.decode(masked, 1000) == ""
+    mask[:] = False
+    assert env.action_masks().any(), "it is a copy"
+    env.reset(seed=0)
+    env.step(masked[0])  # not recommended, not forbidden
+    rows = make(TokensVectorEnv, num_envs=3).action_masks()
+    assert rows.shape == (3, table.size) and (rows == env.action_masks()).all()
+
+
 def test_long_texts_are_cut_not_refused(make, critic):
     env = make(max_chars=10)
     env.reset(seed=0)

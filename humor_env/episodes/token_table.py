@@ -78,6 +78,14 @@ class TokenTable:
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return text.strip()[:max_chars]
 
+    def useful(self) -> np.ndarray:
+        """Which ids can add to a text or end it, as booleans: all but the special tokens, which vanish in decoding."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)} - {self.end}
+        mask = np.ones(self.size, dtype=np.bool_)
+        mask[list(special)] = False
+        return mask
+
     def observation_space(self) -> spaces.Dict:
         return spaces.Dict(
             {
