@@ -712,6 +712,31 @@ def test_a_disk_that_fills_up_while_training_is_a_sentence(spec, tmp_path):
     assert "Written to runs/tiny" in cli("train", "mine.toml", "--resume")
 
 
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_the_student_is_saved_is_a_sentence(spec):
+    """safetensors raises an error of its own for it, which was shown with a traceback."""
+    code = """
+import resource
+from humor_env.agents.student import Student
+from humor_env.experiments.commands.cli import app
+saves = Student.save_pretrained
+
+def full(self, *arguments, **options):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    saves(self, *arguments, **options)
+
+Student.save_pretrained = full
+app(["train", "mine.toml"])
+"""
+    here = {**os.environ, "PYTHONPATH": TESTS}
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1, done.stderr
+    told = without_card_warning(done.stderr).splitlines()[-1]
+    assert told.startswith("Cannot write to the disk: File too large. Free some space"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Written to runs/tiny" in cli("train", "mine.toml", "--resume")
+
+
 def test_a_reader_that_leaves_is_no_traceback():
     read, write = os.pipe()
     os.close(read)

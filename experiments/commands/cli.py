@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ from humor_env.experiments.options import (
 if TYPE_CHECKING:
     from humor_env.experiments.runs.run import SeedResult
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 # Errors that can occur even if the request was correct.
 _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError", "HubError")
 
@@ -96,14 +98,9 @@ class Commands(TyperGroup):
             sys.stderr.close()  # the reader of our output is gone; Python would report it again at exit
             raise typer.Exit(FAILED) from None
         except OSError as problem:
-            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG):
+            if problem.errno not in _DISK_ERRORS:
                 raise
-            where = f" ('{problem.filename}')" if problem.filename else ""
-            end(
-                f"Cannot write to the disk{where}: {problem.strerror}. Free some space, or choose another "
-                "folder with --out. A run that had started continues with --resume.",
-                FAILED,
-            )
+            _end_for_the_disk(problem)
         except RuntimeError as problem:
             # Compared by name, so that torch need not be imported.
             if type(problem).__name__ != "OutOfMemoryError":
@@ -118,7 +115,20 @@ class Commands(TyperGroup):
             # Compared by name: typer has its own copy of click, which it does not export.
             if type(problem).__name__ == "NoSuchOption":
                 _point_to_set(problem)
+            # safetensors has no errors of the system, only their text.
+            number = re.search(r"\(os error (\d+)\)$", str(problem))
+            if type(problem).__name__ == "SafetensorError" and number and int(number[1]) in _DISK_ERRORS:
+                _end_for_the_disk(OSError(int(number[1]), os.strerror(int(number[1]))))
             raise
+
+
+def _end_for_the_disk(problem: OSError) -> None:
+    where = f" ('{problem.filename}')" if problem.filename else ""
+    end(
+        f"Cannot write to the disk{where}: {problem.strerror}. Free some space, or choose another folder with --out. A "
+        "run that had started continues with --resume.",
+        FAILED,
+    )
 
 
 def _point_to_set(problem: Any) -> None:
