@@ -105,7 +105,8 @@ def learner(fault, settings=Settings):
                 state = {"stream": stream.get_state(), "control": control.get_state()}
                 checkpoints.save(step, student.state(), state, seconds=control.seconds)
         control.__exit__()
-        return TrainResult(step, False, [], None, control.ending)
+        stopped = control.by_user and step < config.steps and not is_("stops silently")
+        return TrainResult(step, stopped, [], None, "" if stopped or is_("says no why") else control.ending)
 
     return train
 
@@ -123,7 +124,7 @@ def told(findings, name):
 def test_a_sound_learner():
     findings = check_learner(learner(""))
     assert [str(finding) for finding in findings if not finding.ok] == []
-    assert len(findings) == 20
+    assert len(findings) == 21
     assert str(findings[0]) == "ok    signature: a run has every argument that it asks for."
 
 
@@ -140,8 +141,10 @@ FAULTS = [
     ("other critic", {"feedback"}, "critic 'pocket'"),
     ("held-out prompts", {"prompts"}, "test"),
     ("does not count", {"budget", "limit of judgements"}, "control.count"),
-    ("no limits", {"limit of judgements", "limit of seconds"}, "control.check()"),
+    ("no limits", {"limit of judgements", "limit of seconds", "Ctrl-C"}, "control.check()"),
     ("no clock", {"limit of seconds"}, "with control"),
+    ("says no why", {"limit of judgements", "limit of seconds"}, "why=control.ending"),
+    ("stops silently", {"Ctrl-C"}, "stopped=control.by_user"),
     ("swallows errors", {"spending limit"}, "BudgetExceeded"),
     ("never evaluates", {"evaluation"}, "evaluate_every"),
     ("hides evaluations", {"evaluation"}, "eval/score"),
@@ -193,18 +196,18 @@ def by_place(config: Settings, student, /, log):
         (without_settings, "annotate the first parameter"),
         (wants_more, "wants 'optimizer', which a run does not have"),
         (by_place, "'student' parameter is positional only"),
-        ("not a function", "is a str"),
+        (["no function"], "is a list; expected a function"),
     ],
 )
 def test_a_signature_that_a_run_cannot_call(train, sentence):
     name = "broken-signature"
-    registry.learners.register(name, [train] if isinstance(train, str) else train)
+    registry.learners.register(name, train)
     try:
         [finding] = check_learner(name)
     finally:
         del registry.learners._entries[name]
     assert (finding.name, finding.ok) == ("signature", False)
-    assert (sentence if train != "not a function" else "is a list") in finding.sentence
+    assert sentence in finding.sentence
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,7 @@ def test_a_learner_that_takes_less_is_told_what_it_goes_without():
     assert [str(finding) for finding in plain if not finding.ok] == []
     assert "takes no `control`" in told(plain, "limit of judgements")
     assert "without `control`" in told(plain, "budget")
+    assert told(plain, "Ctrl-C") == "it interrupts the step, and the run ends."
     assert "takes no `checkpoints`" in told(plain, "resume")
     assert "measured at its end only" in told(plain, "evaluation")
 
@@ -322,4 +326,4 @@ def test_built_in_learners_train_as_a_run_needs(name):
 def test_built_in_learners_pass_every_check(name):
     findings = check_learner(name)
     assert [str(finding) for finding in findings if not finding.ok] == []
-    assert len(findings) == 20
+    assert len(findings) == 21

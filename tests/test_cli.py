@@ -397,7 +397,7 @@ def test_check_critic_judge_and_env():
 def test_check_learner():
     said = cli("check", "learner", "best-of-n", "--option", "n=2")
     assert "FAIL" not in said
-    assert said.count("ok ") == 20
+    assert said.count("ok ") == 21
     assert "[learner] has no key 'samplin'. Did you mean 'sampling'?" in cli(
         "check", "learner", "best-of-n", "--option", "samplin=2", code=2
     )

@@ -14,6 +14,7 @@ import functools
 import inspect
 import json
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate, groupby
@@ -100,6 +101,7 @@ class Comparison:
             ("budget", self.budget),
             ("limit of judgements", self.limit_of_judgements),
             ("limit of seconds", self.limit_of_seconds),
+            ("Ctrl-C", self.ctrl_c),
             ("spending limit", self.spending_limit),
             ("evaluation", self.evaluation),
             ("resume", self.resume),
@@ -248,7 +250,11 @@ class Comparison:
                     "end if control.ending is set."
                 )
             self._says_why(trial)
-        return f"it ends at {_listed(limits)}." if limits else "it asks once or never, so there is nothing to end."
+        return (
+            f"with limits of {_listed(limits)} it asks for no more."
+            if limits
+            else "it asks once or never, so there is nothing to end."
+        )
 
     def limit_of_seconds(self) -> str:
         if "control" not in self.takes:
@@ -258,11 +264,29 @@ class Comparison:
         trial = self._sound(self.trials.run("seconds", limits=Limits(seconds=1e-9)))
         if self._taken(trial) >= self._taken(self.whole):
             raise Broken(
-                "it went on to its last step: train inside `with control:`, whose clock runs there and which catches "
-                "Ctrl-C, call control.check() after each step, and end if control.ending is set."
+                "it went on to its last step: train inside `with control:`, where its clock runs, call control.check() "
+                "after each step, and end if control.ending is set."
             )
         self._says_why(trial)
-        return f"it ends after {self._taken(trial)} of {self._taken(self.whole)} steps, as it does with Ctrl-C."
+        return f"it ends after {self._taken(trial)} of {self._taken(self.whole)} steps."
+
+    def ctrl_c(self) -> str:
+        if len(self.whole.steps) < 2:
+            return "it takes no second step."
+        if threading.current_thread() is not threading.main_thread():
+            return "not tried: only the main thread of a program is told of it."
+        trial = self.trials.run("interrupted", interrupt_at=1)
+        if isinstance(trial.error, KeyboardInterrupt):
+            return "it interrupts the step, and the run ends."
+        self._sound(trial)
+        if self._taken(trial) >= self._taken(self.whole):
+            raise Broken("it went on to its last step: end if control.ending is set, and let KeyboardInterrupt pass.")
+        if not getattr(trial.result, "stopped", False):
+            raise Broken(
+                "it ended without saying so, and the run would take it to be done: return TrainResult(…, "
+                "stopped=control.by_user)."
+            )
+        return f"it finishes the step, after {self._taken(trial)} of {self._taken(self.whole)}, and says so."
 
     def spending_limit(self) -> str:
         if not self.whole.asked:

@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,11 +115,11 @@ def _share(text: str) -> float:
 
 
 class Notebook(RunLog):
-    """A run's log that also notes what it is given, and where to pull the plug."""
+    """A run's log that also notes what it is given, and at some step pulls the plug or presses Ctrl-C."""
 
-    def __init__(self, folder: Path, cut_at: int | None) -> None:
+    def __init__(self, folder: Path, cut_at: int | None, interrupt_at: int | None) -> None:
         super().__init__(folder)
-        self.cut_at = cut_at
+        self.cut_at, self.interrupt_at = cut_at, interrupt_at
         self.given: list[int] = []  # the steps, in order
         self.odd: list[str] = []  # a sentence for each number that is none
 
@@ -135,6 +136,9 @@ class Notebook(RunLog):
         self.given.append(step)
         if step == self.cut_at:
             raise Cut
+        if step == self.interrupt_at:
+            self.interrupt_at = None
+            signal.raise_signal(signal.SIGINT)
 
 
 class WatchedStudent(Student):
@@ -213,15 +217,16 @@ class Trials:
         seed: int = 0,
         limits: Limits | None = None,
         cut_at: int | None = None,
+        interrupt_at: int | None = None,
         evaluate_every: int = 0,
         failing: str = "",
         calls: int | None = None,
     ) -> Trial:
         """Train once. A second run in the same folder resumes. `calls` is how often critic and judge answer before a
-        spending limit is reached."""
+        spending limit is reached. `interrupt_at`, the step of a Ctrl-C, needs the main thread."""
         place = self.folder / folder
         config = self.config_of(seed, evaluate_every)
-        log = Notebook(place, cut_at)
+        log = Notebook(place, cut_at, interrupt_at)
         feedback = Feedback(lambda: len(set(log.given)), failing=failing, calls=calls)
         with _quiet():
             student = WatchedStudent(copy.deepcopy(self._base), copy.deepcopy(self._tokenizer), lora=LORA)
@@ -261,16 +266,25 @@ class Trials:
         }
         assert tuple(offers) == OFFERS
         made: list[str] = []
-        result, error, written = None, None, []
+        result: Any = None
+        error: BaseException | None = None
+        written: list[str] = []
         self._runs += 1
-        with _other_chance(self._runs), _quiet():
+        with _other_chance(self._runs), _quiet(), _ctrl_c() if interrupt_at else contextlib.nullcontext():
             try:
                 arguments = chosen_arguments(self.train, self.name, offers)
                 with _noting_makers(made):
                     result = self.train(config, **arguments)
             except (Exception, Cut) as problem:
                 error = problem
-            control.__exit__()  # again, if the learner has: its handler of Ctrl-C must not stay
+            except KeyboardInterrupt as problem:
+                if interrupt_at is None:
+                    raise
+                error = problem
+            finally:
+                control.__exit__()  # again, if the learner has: its handler of Ctrl-C must not stay
+            if control.by_user and interrupt_at is None:
+                raise KeyboardInterrupt
             asked = list(feedback.asked)
             writer = getattr(result, "writer", None)
             if writer is not None:
@@ -339,6 +353,16 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C interrupt as it does in a terminal: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

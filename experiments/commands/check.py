@@ -99,8 +99,7 @@ def check_learner(
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of the learner.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a learner by training it a dozen times for a few small steps: its settings, weights, seeds, limits,
-    resuming, and what it does when a critic fails."""
+    """Check a learner by training it a dozen times for a few steps: weights, seeds, limits, resuming, failures."""
     from humor_env.experiments.checking.learner import check_learner as check
 
     _findings(check(name, key_values(option)), as_json)
