@@ -68,6 +68,10 @@ def train(
         )
         if first.stopped or first.why:
             return first
+        control.check()  # the second phase asks for more, which a limit reached in the first does not allow
+        if control.ending:
+            why = "" if control.by_user else control.ending
+            return replace(first, stopped=control.by_user, why=why)
     control.steps_before = first.steps
     second = dpo.train(
         config.dpo,

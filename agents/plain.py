@@ -36,6 +36,7 @@ def train(
 ) -> None:
     """Improve the student's `policy` adapter; `env` has `batch_size` sub-environments."""
     log = log or Silent()
+    log.rewind(0)  # of a run that was stopped: this one begins again
     parameters = list(student.adapter_parameters(POLICY).values())
     student.activate(POLICY)
     student.train_only(parameters)

@@ -394,6 +394,18 @@ def test_check_critic_judge_and_env():
     assert all(finding["ok"] for finding in found)
 
 
+def test_check_learner():
+    said = cli("check", "learner", "best-of-n", "--option", "n=2")
+    assert "FAIL" not in said
+    assert said.count("ok ") == 21
+    assert "[learner] has no key 'samplin'. Did you mean 'sampling'?" in cli(
+        "check", "learner", "best-of-n", "--option", "samplin=2", code=2
+    )
+    assert "Did you mean 'best-of-n'?" in cli("check", "learner", "best-of-m", code=2)
+    broken = json.loads(CliRunner().invoke(app, ["check", "learner", "test_cli:backwards", "--json"]).stdout)
+    assert [(finding["name"], finding["ok"]) for finding in broken] == [("signature", False)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -27,7 +27,7 @@ FLOORS = {
     "humor_env.agents": [{"student"}, {"session"}, {"feedback"}, {"update"}, {"", "trl"}],
     "humor_env.rewards": [{"shared", "rated"}, {"likelihood"}, {"", "audits"}, {"trained", "cards"}],
     "humor_env.experiments": [
-        *({"", "drawing"}, {"specs"}, {"runs"}, {"compare"}, {"reports", "reproduction", "sharing"}),
+        *({"", "drawing"}, {"specs"}, {"runs"}, {"compare", "checking"}, {"reports", "reproduction", "sharing"}),
         *({"pocket", "arena"}, {"upkeep", "commands"}),
     ],
 }

@@ -151,6 +151,11 @@ def test_phases_share_one_budget(tmp_path):
     assert "the limit of 9 judgements is reached" in result.why
     assert 8 < control.judgements < everything.judgements
     assert result.steps < whole.steps
+    # Reached at the end of the first phase: the second began all the same, and collected a whole round.
+    result, control = run(Limits(judgements=8))
+    assert (control.judgements, control.samples) == (8, 0)
+    assert (result.steps, result.stopped) == (2, False)
+    assert result.why == "the limit of 8 judgements is reached (8 taken)"
 
 
 @pytest.mark.parametrize("learner", ["sft", "sd"])

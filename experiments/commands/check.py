@@ -1,7 +1,8 @@
-"""`humor-env check`: whether a critic, a judge, a prompt set or an environment is sound.
+"""`humor-env check`: whether a critic, a judge, a prompt set, an environment or a learner is sound.
 
 humor-env check critic my_package.critics:Dry
 humor-env check prompts mine.csv
+humor-env check learner my_package.learners:train
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from humor_env.experiments.options import FAILED, AsJson, Options, key_values, s
 
 def add_commands(app: typer.Typer) -> None:
     check_app = typer.Typer(
-        no_args_is_help=True, help="Check a critic, judge, prompt set or environment of your own. One finding per line."
+        no_args_is_help=True,
+        help="Check a critic, judge, prompt set, environment or learner of your own. One finding per line.",
     )
     check_app.command("critic", epilog="Examples: humor-env check critic rules · check critic my_package.critics:Dry")(
         check_critic
@@ -31,6 +33,9 @@ def add_commands(app: typer.Typer) -> None:
     )
     check_app.command("env", epilog="Examples: humor-env check env humor_env/Revise-v0 · check env my_package:Mine-v0")(
         check_env
+    )
+    check_app.command("learner", epilog="Examples: humor-env check learner ppo · check learner my_package:train")(
+        check_learner
     )
     app.add_typer(check_app, name="check")
 
@@ -87,6 +92,17 @@ def check_env(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks report problems themselves
         _findings(check(make_env(name, key_values(option))), as_json)
+
+
+def check_learner(
+    name: Annotated[str, typer.Argument(help="A registered name or package.module:name.")],
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of the learner.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a learner by training it a dozen times for a few steps: weights, seeds, limits, resuming, failures."""
+    from humor_env.experiments.checking.learner import check_learner as check
+
+    _findings(check(name, key_values(option)), as_json)
 
 
 def _findings(findings: Sequence[Any], as_json: bool) -> None:

@@ -233,7 +233,7 @@ class SeedRun:
                 "preferences": lambda: parts.preferences,
             }
             assert tuple(offers) == OFFERS
-            result = train(config, **_chosen(train, name, offers))
+            result = train(config, **chosen_arguments(train, name, offers))
             self.writer = getattr(result, "writer", None)
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - began, 3)
         PartialState().wait_for_everyone()
@@ -341,7 +341,7 @@ class SeedRun:
         return str(folder.resolve())
 
 
-def _chosen(train: Callable[..., Any], name: str, offers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+def chosen_arguments(train: Callable[..., Any], name: str, offers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """The arguments on offer that the learner has parameters for."""
     _, *others = inspect.signature(train).parameters.values()
     for parameter in others:
