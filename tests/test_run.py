@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import weakref
@@ -538,6 +539,33 @@ def test_a_student_that_cannot_be_loaded_is_named(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(UnknownName, match=r"No pocket student is called 'casual'\. Did you mean 'causal'"):
         load_student(StudentSpec(model="pocket:casual"), 0)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_hub_that_does_not_answer_is_told_in_seconds(tmp_path, answers):
+    """It was asked six times in half a minute, with twelve lines on the screen. `answers`: it takes the connection."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if answers:
+            silent.listen()
+        hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        online = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
+        code = (
+            "import time\nfrom humor_env.experiments.runs.ingredients import load_student\n"
+            "from humor_env.experiments.specs.spec import StudentSpec\nbegan = time.monotonic()\n"
+            "try: load_student(StudentSpec(model='an-owner/a-model'), 0)\n"
+            "except Exception as problem: print(problem, '#', time.monotonic() - began)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**online, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    said, _, seconds = done.stdout.partition(" # ")
+    assert f"'an-owner/a-model' could not be loaded (it is not on this machine, and {hub} does not answer" in said
+    assert "Retrying" not in done.stderr and float(seconds) < 25, done.stderr  # 5 s, and imports on a busy machine
 
 
 @pytest.mark.parametrize(

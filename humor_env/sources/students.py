@@ -17,6 +17,7 @@ from pathlib import Path
 
 from humor_env import pocket
 from humor_env.errors import InvalidOption
+from humor_env.shared.model_hub import check_hub
 
 GGUF = ".gguf"
 
@@ -94,6 +95,7 @@ def source(name: str) -> str:
     """The path that transformers loads: `find`, with a GGUF file unpacked into a folder."""
     place = find(name)
     if not place.endswith(GGUF):
+        check_hub(place)
         return place
     from humor_env.sources.gguf import unpacked
 

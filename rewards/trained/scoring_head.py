@@ -31,6 +31,7 @@ from humor_env.errors import InvalidOption, UnknownName, did_you_mean
 from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.reading import changed
 from humor_env.shared.frozen_weights import share_weights
+from humor_env.shared.model_hub import check_hub
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
 from humor_env.types import Joke
@@ -251,6 +252,7 @@ def pretrained(name: str) -> tuple[Any, Any]:
 
     path = find_model(name)
     try:
+        check_hub(path)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         body = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as problem:

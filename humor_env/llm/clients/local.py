@@ -25,6 +25,7 @@ from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.llm.replies import read
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.frozen_weights import sample, share_weights
+from humor_env.shared.model_hub import check_hub
 from humor_env.shared.precision import in_paying_precision
 from humor_env.shared.streams import stream_seed
 from humor_env.shared.user_path import user_path
@@ -73,6 +74,7 @@ class LocalClient:
         # Explicit: by default transformers asks on the terminal whether to run the folder's code.
         safe = {"trust_remote_code": False}
         try:
+            check_hub(model)
             self.encoder_decoder = bool(AutoConfig.from_pretrained(model, **safe).is_encoder_decoder)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model, **safe)
             kind: Any = AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
