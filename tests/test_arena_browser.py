@@ -13,7 +13,8 @@ import pytest
 from arena_sessions import code, served
 from browser import CONTRAST, WIDTHS, look, start
 from report_runs import HOSTILE
-from test_arena import NASTY, links, session
+from test_arena import links, session
+from test_arena_server import NASTY
 
 from humor_env.experiments.arena.session import Arena
 
