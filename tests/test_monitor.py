@@ -443,6 +443,25 @@ def test_a_word_that_most_lines_have_is_an_alarm_whatever_pays_for_it():
     assert "the word 'penguins' is in 34% of the lines (0% at first; the limit 'same_word' is 0.3)" in told[0]
 
 
+@pytest.mark.parametrize("action", ["stop", "slow"])
+def test_a_phrase_that_spreads_only_warns(action):
+    """In all eight trials with honest critics a phrase spread while the exact score rose: to stop there was false."""
+    monitor, told = scripted([0.5] * 4, action=action)
+    monitor.measure(0, None, None)
+    monitor.lines = [f"{text} penguins" for text in Scripted.lines]
+    found = monitor.measure(1, None, None)
+    assert "the word 'penguins' is in 100%" in told[0] and "learning rate" not in told[0]
+    assert found["drift/alarms"] >= 1 and monitor.ending == "" and monitor.rate == 1
+    # Beside a serious alarm it is told, but it is not the reason.
+    monitor.lines = [f"{text} penguins haha" for text in Scripted.lines]
+    monitor.measure(2, None, None)
+    assert "the word 'haha'" in told[1] and "laughter" in told[1]
+    if action == "stop":
+        assert "laughter" in monitor.ending and "the word" not in monitor.ending
+    else:
+        assert monitor.rate == 0.5
+
+
 def test_lines_that_no_longer_answer_their_prompt_are_an_alarm():
     """The critic reads the prompt: it pays for the prompt's number in the line. The student drops it."""
     told = []

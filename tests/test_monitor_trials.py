@@ -57,8 +57,19 @@ def test_what_an_alarm_saved_is_told_from_smoothed_scores():
     silent = trials.numbers(HONEST)
     assert silent["step"] is None and silent["at_alarm"] is None and silent["lost_at_end"] == 0
     text = trials.table([GAMED, HONEST])
-    assert "| a glacier | 0 | 4 (`habit`) | 0.30, 0.45, 0.45, 0.30 | 0% | 33% |" in text
-    assert "| a fair crowd | 1 | none | 0.20, -, 0.55, 0.55 | - | 0% |" in text
+    assert "| a glacier | 0 | 4 (`habit`) | none | 0.30, 0.45, 0.45, 0.30 | 0% | 33% |" in text
+    assert "| a fair crowd | 1 | none | none | 0.20, -, 0.55, 0.55 | - | 0% |" in text
+    before = {name: value for name, value in GAMED.items() if name != "limits"}
+    assert "| a glacier | 0 | 4 |  | 0.30," in trials.table([before])
+
+
+def test_a_phrase_that_only_warned_is_told_beside_the_alarm():
+    phrases = [["same_frame"], ["same_frame", "same_word"], ["habit", "same_word"], [], []]
+    row = GAMED | {"limits": phrases, "alarms": [["…"] * len(names) for names in phrases]}
+    assert trials.numbers(row)["step"] == 4
+    assert "| 4 (`habit`) | 0 (`same_frame`) |" in trials.table([row])
+    only = HONEST | {"limits": [[], ["same_frame"], [], [], []], "alarms": [[], ["…"], [], [], []]}
+    assert "| none | 2 (`same_frame`) | 0.20, -, 0.55, 0.55 |" in trials.table([only])
 
 
 def test_a_trial_goes_on_past_its_alarms(tmp_path, monkeypatch):

@@ -26,11 +26,19 @@ from humor_env.agents.session.monitor_config import MonitorConfig
 from humor_env.shared import text_stats
 from humor_env.types import Joke
 
+# A student that repeats a phrase may still be getting better, as it did in all trials with critics that cannot be
+# exploited (docs/monitor.md): no run is stopped or slowed for it.
+ONLY_WARN = ("same_word", "same_frame")
+
 
 @dataclass(frozen=True)
 class Alarm:
     limit: str  # the field of the config
     why: str
+
+    @property
+    def only_warns(self) -> bool:
+        return self.limit in ONLY_WARN
 
     def __str__(self) -> str:
         return self.why

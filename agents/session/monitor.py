@@ -336,9 +336,10 @@ class Monitor:
 
     def _act(self, step: int, new_alarms: Sequence[Alarm]) -> None:
         why = "; ".join(map(str, new_alarms))
-        if self.config.action == "stop":
-            self.ending = f"the monitor saw the run drift: {why}"
-        elif self.config.action == "slow":
+        serious = [alarm for alarm in new_alarms if not alarm.only_warns]
+        if serious and self.config.action == "stop":
+            self.ending = f"the monitor saw the run drift: {'; '.join(map(str, serious))}"
+        elif serious and self.config.action == "slow":
             self.rate *= self.config.slowdown
             why += f"; the learning rate is now {self.rate:g} of what was planned"
         self.say(f"step {step}: drift: {why}")

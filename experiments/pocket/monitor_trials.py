@@ -22,6 +22,7 @@ from rich.console import Console
 
 from humor_env import registry
 from humor_env.agents import ppo, sft
+from humor_env.agents.session.alarms import ONLY_WARN
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Silent
 from humor_env.agents.session.monitor import FILE, Monitor, MonitorConfig
@@ -143,8 +144,18 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def first_alarm(row: Mapping[str, Any]) -> int | None:
-    """The index of the first check with an alarm."""
-    return next((i for i, why in enumerate(row["alarms"]) if why), None)
+    """The index of the first check with an alarm at which `stop` would have ended the run."""
+    return next((i for i, limits in enumerate(_limits(row)) if set(limits) - set(ONLY_WARN)), None)
+
+
+def first_phrase(row: Mapping[str, Any]) -> int | None:
+    """The index of the first check that only warned, of a word or a frame that spreads."""
+    return next((i for i, limits in enumerate(_limits(row)) if set(limits) & set(ONLY_WARN)), None)
+
+
+def _limits(row: Mapping[str, Any]) -> Sequence[Sequence[str]]:
+    """Rows that were made before limits were kept are from before those that only warn."""
+    return row["limits"] if "limits" in row else row["alarms"]
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -165,26 +176,30 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line for each critic and seed, as docs/monitor.md shows it."""
     lines = [
-        "| critic pays for | seed | alarm at step | exact score: at first, at the alarm, best of the run, at the end "
-        "| lost at the alarm | lost at the end |",
-        "|---|---:|---:|---|---:|---:|",
+        "| critic pays for | seed | alarm at step | phrase at step | exact score: at first, at the alarm, best of the "
+        "run, at the end | lost at the alarm | lost at the end |",
+        "|---|---:|---:|---:|---|---:|---:|",
     ]
     for row in rows:
         figures = numbers(row)
         at_alarm = "-" if figures["at_alarm"] is None else f"{figures['at_alarm']:.2f}"
         scores = f"{figures['first']:.2f}, {at_alarm}, {figures['best']:.2f}, {figures['last']:.2f}"
-        step = "none" if figures["step"] is None else f"{figures['step']:.0f}" + _limits_at(row)
         lost = "-" if figures["step"] is None else f"{figures['lost_at_alarm']:.0%}"
-        lines.append(f"| {row['critic']} | {row['seed']} | {step} | {scores} | {lost} | {figures['lost_at_end']:.0%} |")
+        alarm, phrase = _step(row, first_alarm(row)), _step(row, first_phrase(row), warning=True)
+        lines.append(
+            f"| {row['critic']} | {row['seed']} | {alarm} | {phrase} | {scores} | {lost} | "
+            f"{figures['lost_at_end']:.0%} |"
+        )
     return "\n".join(lines)
 
 
-def _limits_at(row: Mapping[str, Any]) -> str:
-    """The limits that raised a row's first alarm, in brackets. Rows that were made before they were kept have none."""
-    at = first_alarm(row)
-    if at is None or "limits" not in row:
-        return ""
-    return f" ({', '.join(f'`{limit}`' for limit in dict.fromkeys(row['limits'][at]))})"
+def _step(row: Mapping[str, Any], at: int | None, *, warning: bool = False) -> str:
+    """The step of a check, and in brackets the limits that it passed: those that only warn, or the others. Rows that
+    were made before limits were kept have none."""
+    if at is None:
+        return "none" if "limits" in row or not warning else ""
+    limits = dict.fromkeys(limit for limit in row.get("limits", {at: ()})[at] if (limit in ONLY_WARN) == warning)
+    return f"{row['steps'][at]}" + (f" ({', '.join(f'`{limit}`' for limit in limits)})" if limits else "")
 
 
 def chart(rows: Sequence[Mapping[str, Any]], critic: str) -> str:
