@@ -165,21 +165,33 @@ def test_a_hub_that_does_not_answer_is_told_in_seconds(tmp_path, answers):
         hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
         online = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
         code = (
-            "import time\nfrom humor_env.experiments.runs.ingredients import load_student\n"
-            "from humor_env.experiments.specs.spec import StudentSpec\nbegan = time.monotonic()\n"
+            "from humor_env.experiments.runs.ingredients import load_student\n"
+            "from humor_env.experiments.specs.spec import StudentSpec\n"
             "try: load_student(StudentSpec(model='an-owner/a-model'), 0)\n"
-            "except Exception as problem: print(problem, '#', time.monotonic() - began)\n"
+            "except Exception as problem: print(problem)\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**online, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
-    said, _, seconds = done.stdout.partition(" # ")
-    assert f"'an-owner/a-model' could not be loaded (it is not on this machine, and {hub} does not answer" in said
-    assert "Retrying" not in done.stderr and float(seconds) < 25, done.stderr  # 5 s, and imports on a busy machine
+        assert len(list(waiting(silent))) == answers, "one question, of five seconds"
+    assert (
+        f"'an-owner/a-model' could not be loaded (it is not on this machine, and {hub} does not answer" in done.stdout
+    )
+    assert "Retrying" not in done.stderr
+
+
+def waiting(listening):
+    """The connections that nobody has taken yet."""
+    listening.settimeout(0)
+    while True:
+        try:
+            yield listening.accept()[0].close()
+        except OSError:
+            return
 
 
 @pytest.mark.parametrize(
