@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from humor_env.errors import CriticContractError, HumorEnvError, InvalidOption
+from humor_env.shared.json_lines import NOT_JSON
 from humor_env.shared.user_path import user_path
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def read_override(pair: str, option: str) -> tuple[str, Any]:
         raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
     try:
         value = tomllib.loads(f"value = {written}")
-    except (ValueError, RecursionError):
+    except NOT_JSON:
         return key.strip(), _json_or_text(written.strip())
     # More than one key: the text contained a line break and was not one TOML value. And no option is a date.
     plain = len(value) == 1 and not isinstance(value["value"], (date, time))
@@ -102,7 +103,7 @@ def read_override(pair: str, option: str) -> tuple[str, Any]:
 def _json_or_text(written: str) -> Any:
     """Read a list or an object as error messages show it: `[{"critic": "rules"}]` is not TOML."""
     if written.startswith(("[", "{")):
-        with suppress(ValueError, RecursionError):
+        with suppress(*NOT_JSON):
             return json.loads(written)
     return written
 

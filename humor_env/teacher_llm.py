@@ -26,6 +26,7 @@ from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledgered_client import Estimate, LedgeredClient, OnProgress, OverBudget
 from humor_env.llm.protocol import Client, Reply, Request
 from humor_env.llm.template import fill, load
+from humor_env.shared.json_lines import NOT_JSON
 from humor_env.types import Demonstration, Prompt
 
 VERSION = 1
@@ -140,7 +141,7 @@ def _json_lines(text: str) -> list[str] | None:
         return None
     try:
         value = json.loads(body)
-    except (ValueError, RecursionError):
+    except NOT_JSON:
         return None
     if isinstance(value, dict) and len(value) == 1:
         value = next(iter(value.values()))

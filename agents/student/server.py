@@ -29,6 +29,7 @@ from humor_env.agents.student.settings import ServerSettings
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.errors import StudentError
 from humor_env.llm.clients.failed_calls import redact
+from humor_env.shared.json_lines import NOT_JSON
 
 LARGEST_ANSWER = 64 * 2**20
 """Bytes. Far above the tokens of one line."""
@@ -159,7 +160,7 @@ class Server:
             return {}
         try:
             return dict(json.loads(text))
-        except (ValueError, RecursionError):
+        except NOT_JSON:
             raise StudentError(f"The server at {self.url} answered {path} with broken JSON: {text[:100]!r}.") from None
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import PromptError
-from humor_env.shared.json_lines import read_lines
+from humor_env.shared.json_lines import NOT_JSON, read_lines
 from humor_env.sources.prompt_files import is_table
 from humor_env.sources.prompt_files import rows as table_rows
 from humor_env.types import Joke, Prompt
@@ -54,7 +54,7 @@ def read_jokes(path: Path) -> list[Line]:
 def _line(path: Path, number: int, row: str) -> Line:
     try:
         record = json.loads(row)
-    except (ValueError, RecursionError) as problem:
+    except NOT_JSON as problem:
         raise PromptError(f"{path}, line {number}: not JSON ({problem}).") from None
     return joke_of(f"{path}, line {number}", number, record)
 

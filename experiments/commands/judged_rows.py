@@ -22,7 +22,7 @@ from humor_env.experiments.commands.joke_file import TEXT_FIELDS, Line, joke_of,
 from humor_env.experiments.options import parameters
 from humor_env.llm.clients.retry import Policy
 from humor_env.registry import critics
-from humor_env.shared.json_lines import read_lines
+from humor_env.shared.json_lines import NOT_JSON, read_lines
 from humor_env.shared.spreadsheet import no_formula
 from humor_env.sources.prompt_files import is_table
 from humor_env.types import Joke, Judgement
@@ -104,7 +104,7 @@ def resume(lines: Sequence[Line], output: Path, name: str, asked: Asked | None) 
     for place, row in enumerate(written, start=1):
         try:
             record = json.loads(row)
-        except (ValueError, RecursionError):
+        except NOT_JSON:
             if place == len(written) and row.startswith("{"):
                 continue  # the line that was being written when the process was killed
             record = None

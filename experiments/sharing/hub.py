@@ -24,7 +24,7 @@ from humor_env.experiments.sharing.model_card import dataset_card, model_card
 from humor_env.experiments.sharing.publishable import hosts_in, publishable
 from humor_env.experiments.specs.spec import load_spec
 from humor_env.experiments.specs.toml_text import dumps
-from humor_env.shared.json_lines import read_lines
+from humor_env.shared.json_lines import NOT_JSON, read_lines
 from humor_env.shared.user_path import user_path
 from humor_env.sources import students
 
@@ -55,7 +55,7 @@ def _stage_lines(file: Path, repo: str, folder: Path) -> None:
     for number, line in enumerate(read_lines(file), 1):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):
+        except NOT_JSON:
             row = None
         if not isinstance(row, dict):
             raise InvalidOption(f"'{file}', line {number} is not a JSON object: expected a file of lines (JSONL).")

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from humor_env.llm.protocol import Reply, Request
+from humor_env.shared.json_lines import NOT_JSON
 from humor_env.types import Usage
 
 _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
@@ -43,7 +44,7 @@ def parse(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         value = json.loads(fenced[1] if fenced else body, object_pairs_hook=_unique, parse_constant=_no_constant)
     except ReplyError:
         raise
-    except (ValueError, RecursionError) as problem:
+    except NOT_JSON as problem:
         raise ReplyError(f"not JSON: {type(problem).__name__}") from None
     check(value, schema)
     if not isinstance(value, dict):

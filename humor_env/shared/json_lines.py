@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 MARK = "\ufeff"
+NOT_JSON = (ValueError, RecursionError)  # what json.loads raises; the second for thousands of open brackets
 
 
 def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:

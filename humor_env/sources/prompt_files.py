@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption, PromptError
+from humor_env.shared.json_lines import NOT_JSON
 from humor_env.shared.user_path import user_path
 
 Row = tuple[str, str | None, dict[str, Any]]
@@ -72,7 +73,7 @@ def _jsonl_rows(what: str) -> Iterator[Row]:
             raise PromptError(
                 f"{what}, line {number}: not valid JSON ({problem.msg} at column {problem.colno})."
             ) from None
-        except (ValueError, RecursionError) as problem:  # a number with thousands of digits, endless brackets
+        except NOT_JSON as problem:  # a number with thousands of digits, endless brackets
             raise PromptError(f"{what}, line {number}: cannot be read as JSON ({problem}).") from None
         if not isinstance(row, dict):
             raise PromptError(

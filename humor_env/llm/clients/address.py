@@ -87,9 +87,6 @@ class AnswerDamaged(ValueError):
     """An answer that cannot be decompressed."""
 
 
-UNREADABLE = (ValueError, RecursionError)
-
-
 def redirected(target: str) -> str:
     """The message for a redirect."""
     return f"it points to {shown(target)}. Redirects are not followed: if that is the service, give its address"

@@ -15,6 +15,7 @@ from typing import Literal
 
 from humor_env.llm.clients import address
 from humor_env.llm.protocol import ErrorKind
+from humor_env.shared.json_lines import NOT_JSON
 
 Trouble = Literal["absent", "timeout", "garbled"]
 """No connection; no answer in time; an answer that is not a message."""
@@ -70,7 +71,7 @@ def failed_connection(where: str, problem: Exception) -> CallFailed:
     cause = address.reason_of(problem)
     if address.never_connected(problem):
         return CallFailed("unreachable", f"{where}: {cause or type(cause).__name__}", trouble="absent")
-    if isinstance(cause, address.UNREADABLE) or type(cause).__name__ == "DecodingError":
+    if isinstance(cause, NOT_JSON) or type(cause).__name__ == "DecodingError":
         return garbled(where, str(cause) or type(cause).__name__)
     trouble: Trouble | None = "timeout" if "Timeout" in type(problem).__name__ else None
     return CallFailed("unreachable", f"{where}: {type(problem).__name__}", billed_unknown=True, trouble=trouble)
