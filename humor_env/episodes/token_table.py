@@ -37,6 +37,7 @@ class Encoded:
     prompts: np.ndarray  # [prompts, longest]
     lengths: np.ndarray  # [prompts]
     pieces: list[bytes] | None
+    useful: np.ndarray  # [vocabulary]: whether an id can add to a text or end it; special tokens vanish in decoding
 
 
 class TokenTable:
@@ -55,7 +56,7 @@ class TokenTable:
         made = _encode_once(tokenizer, prompts) if isinstance(tokenizer, str) else _encode(tokenizer, prompts)
         self.tokenizer, self.end, self.padding = made.tokenizer, made.end, made.padding
         self.row, self.prompts, self.lengths, self._pieces = made.rows, made.prompts, made.lengths, made.pieces
-        self.size = len(self.tokenizer)
+        self.size, self.useful = len(self.tokenizer), made.useful
         self.max_tokens = max_tokens
         need = int(self.lengths.max())
         if max_prompt_tokens is not None and need > max_prompt_tokens:
@@ -77,14 +78,6 @@ class TokenTable:
         else:
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return text.strip()[:max_chars]
-
-    def useful(self) -> np.ndarray:
-        """Which ids can add to a text or end it, as booleans: all but the special tokens, which vanish in decoding."""
-        added = self.tokenizer.added_tokens_decoder
-        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)} - {self.end}
-        mask = np.ones(self.size, dtype=np.bool_)
-        mask[list(special)] = False
-        return mask
 
     def observation_space(self) -> spaces.Dict:
         return spaces.Dict(
@@ -119,7 +112,14 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Encoded:
     for row, prompt_ids in zip(table, ids, strict=True):
         row[: len(prompt_ids)] = prompt_ids
     rows = {prompt.id: i for i, prompt in enumerate(prompts)}
-    return Encoded(tokenizer, end, padding, rows, table, lengths, _byte_pieces(tokenizer))
+    special = _special_ids(tokenizer)
+    useful = np.array([i == end or i not in special for i in range(len(tokenizer))])
+    return Encoded(tokenizer, end, padding, rows, table, lengths, _byte_pieces(tokenizer, special), useful)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
 
 
 def load_tokenizer(what: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -142,7 +142,7 @@ def load_tokenizer(what: str | PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
         ) from problem
 
 
-def _byte_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
+def _byte_pieces(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> list[bytes] | None:
     """The bytes of each token, empty for special ones, if decoding is just joining them; else None.
 
     This holds for byte-level tokenizers like GPT-2's (and the pocket one), and is ten times as fast as their own
@@ -154,11 +154,10 @@ def _byte_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
     if (json.loads(backend.to_str()).get("decoder") or {}).get("type") != "ByteLevel":
         return None
     letters = _byte_letters()
-    special = set(tokenizer.all_special_ids)
     added = tokenizer.added_tokens_decoder
     pieces = []
     for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
-        if i in special or (i in added and added[i].special):
+        if i in special:
             pieces.append(b"")
         elif token is None or i in added or any(letter not in letters for letter in token):
             return None

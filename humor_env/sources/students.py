@@ -17,7 +17,6 @@ from pathlib import Path
 
 from humor_env import pocket
 from humor_env.errors import InvalidOption
-from humor_env.shared.model_hub import check_hub
 
 GGUF = ".gguf"
 
@@ -95,7 +94,6 @@ def source(name: str) -> str:
     """The path that transformers loads: `find`, with a GGUF file unpacked into a folder."""
     place = find(name)
     if not place.endswith(GGUF):
-        check_hub(place)
         return place
     from humor_env.sources.gguf import unpacked
 

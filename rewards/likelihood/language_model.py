@@ -17,6 +17,7 @@ from humor_env.errors import InvalidOption
 from humor_env.rewards.shared.reading import without_hidden
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.frozen_weights import share_weights
+from humor_env.shared.model_hub import check_hub
 from humor_env.shared.precision import device_for, in_paying_precision
 from humor_env.sources import students
 
@@ -91,6 +92,7 @@ class LanguageModel:
 
         folder = students.source(self.name)
         try:
+            check_hub(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         except (OSError, ValueError) as problem:
