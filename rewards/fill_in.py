@@ -8,6 +8,9 @@ A line that is not such a word (more than `words` words, characters other than l
 replaced word itself) scores 0 without a call to the other critic. So a gate above 0 stops malformed lines:
 
     [{"critic": "fill-in", "gate": 0.01, "weight": 1, …}, {"critic": "novelty"}]
+
+A student that is paid for new words soon makes them up ("hairballinghairpicking"). `known_words` is a text file, such
+as that of the prompts or a list of words: a line with a word that is not in it scores 0 too.
 """
 
 from __future__ import annotations
@@ -23,16 +26,19 @@ from humor_env.errors import InvalidOption
 from humor_env.registry import critics
 from humor_env.rewards.rated.semeval import HEADLINE_EDIT
 from humor_env.shared.plain_numbers import whole_number
+from humor_env.shared.user_path import user_path
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
 _PLACE = re.compile(r"\[([^\[\]]*)\]")
-_WORD = r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
+_LETTERS = r"[^\W\d_]+"
+_WORD = rf"{_LETTERS}(?:['’-]{_LETTERS})*"
 LONGEST_WORD = 24  # characters
 
 
 class FillInCritic:
     """`critic` gets the sentence without brackets as the prompt, and the sentence with the line in their place as the
-    joke. A line may have up to `words` words. A prompt without exactly one pair of brackets cannot be judged."""
+    joke. A line may have up to `words` words; every run of letters in it must also be one of those in the text file
+    `known_words`, if given. A prompt without exactly one pair of brackets cannot be judged."""
 
     name = "fill-in"
 
@@ -41,12 +47,14 @@ class FillInCritic:
         critic: str | Critic,
         critic_options: Mapping[str, Any] | None = None,
         words: int = 2,
+        known_words: str | None = None,
     ) -> None:
         most = whole_number(words)
         if most is None or most < 1:
             raise InvalidOption(f"words is the most words of a line and must be at least 1; found {words!r}.")
         self.critic = cast(Critic, critics.make(critic, **(critic_options or {})))
         self.words = most
+        self.known_words = None if known_words is None else _words_of(known_words)
         self._form = re.compile(rf"{_WORD}(?: {_WORD}){{0,{most - 1}}}")
 
     @property
@@ -76,7 +84,12 @@ class FillInCritic:
         text = line.strip()
         if not self._form.fullmatch(text) or len(text) > LONGEST_WORD * self.words:
             return f"expected {'one word' if self.words == 1 else f'at most {self.words} words'} of letters"
-        return "it is the word to be replaced" if text.casefold() == replaced.strip().casefold() else ""
+        if text.casefold() == replaced.strip().casefold():
+            return "it is the word to be replaced"
+        unknown = [
+            word for word in _runs_of_letters(text) if self.known_words is not None and word not in self.known_words
+        ]
+        return f"not among the known words: {', '.join(unknown)}" if unknown else ""
 
     def _own(self, reply: Judgement) -> Judgement:
         if reply.score is None:
@@ -85,6 +98,22 @@ class FillInCritic:
 
     def close(self) -> None:
         close_all(self.inner_critics)
+
+
+def _runs_of_letters(text: str) -> list[str]:
+    return re.findall(_LETTERS, text.casefold())
+
+
+def _words_of(file: str) -> frozenset[str]:
+    if not isinstance(file, str):
+        raise InvalidOption(f"known_words is the name of a text file; found {file!r}.")
+    try:
+        found = frozenset(_runs_of_letters(user_path(file).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InvalidOption(f"known_words must be a text file in UTF-8; cannot read {file!r}: {problem}.") from None
+    if not found:
+        raise InvalidOption(f"known_words: there is no word in {file!r}.")
+    return found
 
 
 def _place(prompt: Prompt) -> tuple[str, str, str] | None:

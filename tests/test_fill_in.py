@@ -66,6 +66,43 @@ def test_the_replaced_word_itself_is_no_edit():
     assert (found.score, found.reason) == (0.0, "it is the word to be replaced")
 
 
+@pytest.fixture
+def headlines(tmp_path):
+    file = tmp_path / "headlines.csv"
+    file.write_text("id,original,edit\n1,\"Trump's <budget/> isn't mother-in-law\",Toupée\n", encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize("line", ["Toupée", "TRUMP", "Trump’s", "mother", "law budget", "in-law"])
+def test_a_word_of_the_file_may_be_used_in_any_form(headlines, line):
+    assert FillInCritic(Reading(), known_words=headlines)([Joke(Prompt("h", "A [tax] rises"), line)])[0].score == 0.7
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [("toupéeism", "toupéeism"), ("budgetbudget", "budgetbudget"), ("Trump hairs", "hairs"), ("law-zq ab", "zq, ab")],
+)
+def test_a_made_up_word_scores_0_and_is_not_asked(headlines, line, unknown):
+    inner = Reading()
+    [found] = FillInCritic(inner, known_words=headlines)([Joke(Prompt("h", "A [tax] rises"), line)])
+    assert (found.score, found.reason, found.parts) == (0.0, f"not among the known words: {unknown}", {"form": 0.0})
+    assert not inner.asked
+    assert FillInCritic(inner)([Joke(Prompt("h", "A [tax] rises"), line)])[0].score == 0.7  # without the file
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "No such file"), (b"\xff\xfe\x00", "UTF-8"), (b"12 34\n", "there is no word in")]
+)
+def test_a_file_of_known_words_that_is_none_is_told(tmp_path, content, said):
+    file = tmp_path / "words.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidOption, match=said):
+        FillInCritic(Reading(), known_words=str(file))
+    with pytest.raises(InvalidOption, match="name of a text file"):
+        FillInCritic(Reading(), known_words=["gas"])
+
+
 def test_order_is_kept_between_words_faults_and_failures():
     lines = ["a b c", "gas", "lost", "budget", "pizza"]
     found = FillInCritic(Reading())([Joke(HEADLINE, line) for line in lines])

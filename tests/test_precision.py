@@ -52,6 +52,25 @@ def test_auto_is_as_saved_where_that_pays_or_where_there_is_no_room(saved, monke
     assert precisions(saved) == [torch.bfloat16] * 3
 
 
+def test_a_quantised_gguf_takes_16_bits_where_they_pay(monkeypatch, tmp_path):
+    """Its weights had 4 to 8 bits, so 16 hold all of them; a file in 32 bits is never narrowed."""
+    model, words = llama(), tokenizer()
+    weights = sum(w.numel() for w in model.parameters())
+    folder = tmp_path / "unpacked"
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    monkeypatch.setattr("humor_env.sources.gguf.unpacked", lambda path: folder)
+    for name, size in (("small.gguf", weights), ("wide.gguf", 4 * weights)):
+        (tmp_path / name).write_bytes(bytes(size))
+    found = {}
+    for pays in ("bfloat16", "float32"):
+        says(monkeypatch, pays)
+        for name in ("small.gguf", "wide.gguf"):
+            found[name, pays] = Student.load(tmp_path / name).base.dtype
+        assert Student.load(str(tmp_path / "small.gguf"), dtype="float32").base.dtype == torch.float32
+    assert [pair for pair, dtype in found.items() if dtype == torch.bfloat16] == [("small.gguf", "bfloat16")]
+
+
 def test_it_is_what_doctor_shows():
     from humor_env.experiments.commands import doctor
 

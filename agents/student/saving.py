@@ -72,14 +72,17 @@ def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dt
         saved = _description(folder / DESCRIBED)
         base = saved["base"]
         source = folder / "base" if base is None else base
+    stored = 0  # bytes of a GGUF file, if it is one
     if not isinstance(source, Path) or not source.is_dir():
+        stored = students.gguf_bytes(str(source))
         source = students.source(str(source))
         check_hub(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = family.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     if dtype == "auto":
-        model = in_paying_precision(model, device)
+        quantised = 0 < stored < 2 * sum(w.numel() for w in model.parameters())
+        model = in_paying_precision(model, device, quantised=quantised)
     model = share_weights(model.to(ready(device)))  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(folder if saved else source, trust_remote_code=False)
     return Source(folder, model, tokenizer, saved)

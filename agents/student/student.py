@@ -29,6 +29,7 @@ from humor_env.agents.student.fused_lora import use_fused_lora
 from humor_env.agents.student.logprobs import token_logprobs
 from humor_env.agents.student.saving import copy_tensors, read_source, write_folder
 from humor_env.agents.student.settings import Lora
+from humor_env.agents.student.short_attention import use_short_attention
 from humor_env.agents.student.token_rows import (
     Scored,
     TokenRows,
@@ -86,8 +87,8 @@ class Student:
         self.lora = lora or Lora()
         self.is_seq2seq = bool(model.config.is_encoder_decoder)
         self.device = ready(device)
-        self.base = model.to(self.device).requires_grad_(False)  # type: ignore[arg-type]
-        self.base.eval()
+        self.base = model.to(self.device).requires_grad_(False).eval()  # type: ignore[arg-type]
+        use_short_attention(self.base)
         self._read_special_tokens()
         # Adapters are initialised from their own random stream, independent of earlier draws.
         with torch.random.fork_rng(devices=[]):
@@ -127,7 +128,7 @@ class Student:
         """Load from a name listed by `humor-env students`, a Hugging Face name or folder, a GGUF file, or a folder
         written by `save_pretrained` (adapters included).
 
-        `dtype="auto"` is the saved model's, or float32 if its 16-bit type is slow on this device.
+        `dtype="auto"` is the saved model's (bfloat16 for a quantised GGUF file), or float32 if 16 bits are slow here.
         """
         source = read_source(path, device=device, dtype=dtype)
         lora = source.lora() if lora is None and source.saved else lora
@@ -172,8 +173,7 @@ class Student:
             forced = getattr(generation, "forced_bos_token_id", None)
             # Forced tokens are not the model's choice: they go before the response, like a prompt.
             self.decoder_prefix = (int(start),) if forced is None else (int(start), int(forced))
-        config = self.base.config.get_text_config()
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        self.context = int(getattr(self.base.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
         self.vocabulary = int(self.base.get_input_embeddings().weight.shape[0])
         self._check_known([*self.end_tokens[:1], self.pad_token, *self.decoder_prefix], "its special tokens")
 

@@ -53,12 +53,14 @@ def _product(dtype: torch.dtype, kind: str, size: int) -> float:
     return best
 
 
-def in_paying_precision(model: Model, device: str | torch.device) -> Model:
-    """Convert a 16-bit model to 32 bits if the device is slow in 16 and there is room; else return it unchanged. Never
-    narrows a model, which would lose precision."""
+def in_paying_precision(model: Model, device: str | torch.device, *, quantised: bool = False) -> Model:
+    """Convert a 16-bit model to 32 bits if the device is slow in 16 and there is room; else return it unchanged. Only a
+    model that was stored in fewer than 16 bits a weight (`quantised`) is narrowed where that is faster."""
     import torch
 
     kind = torch.device(device).type
+    if quantised and kind in ("cpu", "cuda") and measure(kind)["pays"] == "bfloat16":
+        return model.bfloat16()
     narrow = sum(w.numel() for w in model.parameters() if w.dtype in (torch.bfloat16, torch.float16))
     if not narrow or kind not in ("cpu", "cuda") or measure(kind)["pays"] != "float32":
         return model

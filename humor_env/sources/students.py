@@ -17,6 +17,7 @@ from pathlib import Path
 
 from humor_env import pocket
 from humor_env.errors import InvalidOption
+from humor_env.shared.user_path import user_path
 
 GGUF = ".gguf"
 
@@ -98,6 +99,12 @@ def source(name: str) -> str:
     from humor_env.sources.gguf import unpacked
 
     return str(unpacked(place))
+
+
+def gguf_bytes(name: str) -> int:
+    """The size of the GGUF file that `source` unpacks; 0 if there is none."""
+    place = user_path(find(name))
+    return place.stat().st_size if place.suffix == GGUF and place.is_file() else 0
 
 
 def hub_name(name: str) -> str:
