@@ -537,6 +537,11 @@ def test_how_far_sampler_and_update_may_differ():
     assert check_first_ratio(0, {"mismatch": 0.5, "tokens": 10.0}) == 0.05
     assert check_first_ratio(0, {"mismatch": 0.0, "tokens": 0.0}) == 0.0
     assert check_first_ratio(0, {"mismatch": 0.1, "tokens": 1.0}) == 0.1
+    assert check_first_ratio(0, {"mismatch": 0.4, "tokens": 1.0}, 0.25) == 0.4  # rounding of logits four times as large
+    with pytest.raises(TrainingStopped, match=r"at most 0\.2 can"):
+        check_first_ratio(0, {"mismatch": 0.21, "tokens": 1.0}, 0.5)
+    with pytest.raises(TrainingStopped, match=r"at most 0\.1 can"):
+        check_first_ratio(0, {"mismatch": 0.11, "tokens": 1.0}, 2.0)
     for wrong in (1.2, float("nan")):
         with pytest.raises(TrainingStopped, match="At step 4 "):
             check_first_ratio(3, {"mismatch": wrong, "tokens": 10.0})

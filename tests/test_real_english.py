@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from humor_env.experiments.upkeep import everyday_critics
 from humor_env.experiments.upkeep.pages import real_english
+from humor_env.rewards.rated.rated_sets import load_rated
+from humor_env.types import Joke, Judgement
 
 SCORES = {
     "base": [0.0] * 12,
@@ -69,6 +73,44 @@ def test_a_page_is_filled_between_its_comments(run: Path, tmp_path: Path) -> Non
     page.write_text(text.replace("| imitation |", "| of another run |").replace("| sentence |", "| old |"))
     assert real_english.main([str(run), "--page", str(page), "--table", "scores"]) == 0
     assert "| imitation | 1 | 0.100" in page.read_text() and "| old |" in page.read_text()
+
+
+class ByStage:
+    """Scores a line by the stage that its text names; asked for prompts as they were."""
+
+    name = "by-stage"
+
+    def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
+        assert all(joke.prompt.text == f"sentence {joke.prompt.id[1:]}" for joke in jokes)
+        points = {"base": 0.1, "imitation": 0.3, "ppo": 0.5, "teacher": 0.2}
+        return [Judgement(self.name, points[joke.text.split()[0]]) for joke in jokes]
+
+
+def test_another_judge_scores_the_same_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    monkeypatch.setattr(real_english, "RewardModelCritic", lambda folder: folders.append(folder) or ByStage())
+    page = tmp_path / "page.md"
+    page.write_text("<!-- real: scores -->\nkept\n<!-- end -->\n<!-- real: other-judge -->\n<!-- end -->\n")
+    assert real_english.main([str(run), "--judge", "critic", "--page", str(page)]) == 0
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.read_text().splitlines() if "|" in row]
+    assert folders == [Path("critic")] and "kept" in page.read_text()
+    assert [(row[0], row[2][:5], row[3][:6]) for row in rows[2:]] == [
+        ("base", "0.100", "-0.200"),
+        ("imitation", "0.300", "–"),
+        ("ppo", "0.500", "0.200 "),
+        ("teacher", "0.200", "-0.100"),
+    ]
+
+
+def test_the_grades_of_one_critic_are_a_rated_set(tmp_path: Path) -> None:
+    """What `train-critic --data ratings=FILE` reads: no sentence of the evaluation is among them."""
+    sets = {}
+    for use in ("everyday-judge", "evaluation"):
+        assert everyday_critics.main(["ratings", use, str(tmp_path / f"{use}.csv")]) == 0
+        sets[use] = load_rated("ratings", [tmp_path / f"{use}.csv"])
+    own, other = ({text.joke.prompt.text for text in of.texts} for of in sets.values())
+    assert len(sets["evaluation"].texts) == len(load_rated("everyday-grades", []).texts)
+    assert own and other and not own & other
 
 
 def test_imitation_beside_itself_is_the_noise_floor(run: Path) -> None:

@@ -54,7 +54,7 @@ from humor_env.shared.streams import generator, stream_seed
 from humor_env.shared.text_stats import ngram_set
 from humor_env.types import Demonstration, Prompt
 
-MISMATCH_LIMIT = 0.1  # mean |log-ratio| of sampler and update above which they cannot be the same policy
+MISMATCH_LIMIT = 0.1  # mean |log-ratio| at temperature 1 above which sampler and update cannot be the same policy
 
 
 class OnPolicySession(Session):
@@ -176,7 +176,7 @@ class OnPolicyStep:
             )
             yield batch
             if not self.norms:
-                self.mismatch = check_first_ratio(self.index, batch.sums)
+                self.mismatch = check_first_ratio(self.index, batch.sums, config.sampling.temperature or 1.0)
             self.norms.append(batch.norm)
             for sums in (self.sums, self.pass_sums):
                 for name, number in batch.sums.items():
@@ -259,16 +259,18 @@ class PolicyMinibatch(Minibatch):
             yield PolicyPart(**vars(part), old_logprobs=part.logprobs.detach() if self.one_pass else old)
 
 
-def check_first_ratio(step: int, sums: Mapping[str, float]) -> float:
+def check_first_ratio(step: int, sums: Mapping[str, float], temperature: float = 1.0) -> float:
     """Before a batch's first optimiser step the old and new policy are the same: their log-probabilities must agree.
 
-    Returns their mean difference per token; raises `TrainingStopped` if it cannot be rounding.
+    Returns their mean difference per token; raises `TrainingStopped` if it cannot be rounding, which a temperature
+    below 1 magnifies as it does the logits.
     """
     mismatch = sums["mismatch"] / max(1.0, sums["tokens"])
-    if not mismatch <= MISMATCH_LIMIT:  # also catches NaN
+    limit = MISMATCH_LIMIT / min(1.0, temperature)
+    if not mismatch <= limit:  # also catches NaN
         raise TrainingStopped(
             f"At step {step + 1} the update's log-probabilities differ from the sampler's by {mismatch:.3f} per token "
-            f"before anything was learned (at most {MISMATCH_LIMIT} can be rounding). The rows are misaligned, the "
+            f"before anything was learned (at most {limit:.2g} can be rounding). The rows are misaligned, the "
             "precision is too low, or a weight is not a number."
         )
     return mismatch

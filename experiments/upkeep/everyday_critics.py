@@ -3,6 +3,7 @@
     python -m humor_env.experiments.upkeep.everyday_critics train everyday          # ten minutes on two cores
     python -m humor_env.experiments.upkeep.everyday_critics train everyday-judge
     python -m humor_env.experiments.upkeep.everyday_critics measure                 # the tables of docs/real-english.md
+    python -m humor_env.experiments.upkeep.everyday_critics ratings everyday-judge judge.csv    # for train-critic
 
 The graded sentences are divided: `everyday` learns from one half, `everyday-judge` from the other, and both are
 measured on test sentences, of which neither has seen a grade. Nearly all of the time is spent reading the lines with
@@ -12,6 +13,7 @@ the model; `--states FOLDER` saves its states, so that another head is fitted in
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import time
 from collections.abc import Sequence
@@ -87,6 +89,16 @@ def states_of(name: str, rows: Sequence[Row], reading: dict[str, Any], kept: Pat
     return states
 
 
+def write_ratings(use: str, file: Path) -> None:
+    """The grades that a critic learned from, or the evaluation's, as the rated set `ratings` of `train-critic`."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["id", "prompt", "text", "score"])
+        table.writerows(
+            [row["id"], row["prompt"], row["text"], row["score"]] for row in graded_rows() if row["use"] == use
+        )
+
+
 def measure(seed: int = 0) -> str:
     """On the test sentences: rank correlation and pairs within a sentence, of each critic with the mean of the two
     passes, and of one pass with the other."""
@@ -154,9 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--states", type=Path, metavar="FOLDER", help="save the model's states here, or reuse them")
     commands.add_parser("measure", help="agreement with the grades of test sentences")
+    writing = commands.add_parser("ratings", help="write the grades that one of the two learned from, as a rated set")
+    writing.add_argument("use", choices=(*NAMES, EVALUATION))
+    writing.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "train":
         train(options.critic, options.seed, options.states)
+    elif options.command == "ratings":
+        write_ratings(options.use, options.file)
     else:
         print(measure())
     return 0

@@ -4,12 +4,18 @@
     python -m humor_env.experiments.upkeep.pages.real_english runs/everyday-smollm2 --as-run runs/rloo --learner rloo
     humor-env report runs/rloo --picture docs/images/real-english.svg
 
+    python -m humor_env.experiments.upkeep.pages.real_english runs/everyday-smollm2 --judge runs/minilm-judge \\
+        --page docs/real-english.md
+
+With `--judge`, all lines are scored again by another critic, a folder of `train-critic`, and only its table is made.
+
 For a benchmark, `--as-run` combines the cells of one learner and of the imitation that it started from into the folder
 of one run, so that a report and a picture can be made of it.
 
-Two tables go between the comments `<!-- real: scores -->` and `<!-- real: lines -->` and the next `<!-- end -->`: the
-held-out judge's scores of each stage, and twenty sentences with the lines before and after. Those are taken by rank of
-the trained student's scores, evenly spaced from the worst to the best, so that nobody picks them.
+The tables go between the comments `<!-- real: scores -->`, `<!-- real: lines -->` and `<!-- real: other-judge -->` and
+the next `<!-- end -->`: the held-out judge's scores of each stage; twenty sentences with the lines before and after,
+taken by rank of the trained student's scores, evenly spaced from the worst to the best, so that nobody picks them; and
+the other judge's scores.
 """
 
 from __future__ import annotations
@@ -31,8 +37,10 @@ from humor_env.experiments.runs.run_folder import RECORD, RESULTS, SPEC, read_re
 from humor_env.experiments.upkeep.graded_lines import read_jsonl
 from humor_env.experiments.upkeep.reference_tables import fill_page
 from humor_env.rewards.everyday import TIE
+from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.shared import text_stats
 from humor_env.shared.markdown import table_cell
+from humor_env.types import Critic, Joke, Prompt
 
 SHOWN = 20
 CELL_OF_IMITATION = "sft"  # a benchmark cell's name for the stage that a run calls imitation
@@ -136,6 +144,31 @@ def noise_floor(stages: Mapping[str, list[Lines]], each: int) -> str:
     )
 
 
+def judged_again(stages: Mapping[str, list[Lines]], critic: Critic) -> dict[str, list[Lines]]:
+    """The same lines with the scores of another critic."""
+    again: dict[str, list[Lines]] = {}
+    for stage, seeds in stages.items():
+        for lines in seeds:
+            jokes = [Joke(Prompt(line["prompt_id"], line["prompt"]), line["text"]) for line in lines]
+            scored = [
+                {**line, "score": judgement.score, "parts": judgement.parts}
+                for line, judgement in zip(lines, critic(jokes), strict=True)
+            ]
+            again.setdefault(stage, []).append(scored)
+    return again
+
+
+def other_judge_table(stages: Mapping[str, list[Lines]]) -> str:
+    each = lines_each(stages)
+    rows = ["| | seeds | score | minus imitation |", "|---|---:|---|---|"]
+    imitation = numbers(stages["imitation"], "score", each)
+    for stage in in_order(stages):
+        own = numbers(stages[stage], "score", each)
+        gap = "–" if stage == "imitation" else bounds(own - imitation[: len(own)])
+        rows.append(f"| {stage} | {1 if stage == 'teacher' else len(own)} | {bounds(own)} | {gap} |")
+    return "\n".join(rows)
+
+
 def first_lines(lines: Lines) -> dict[str, Mapping[str, Any]]:
     """The first line of each prompt."""
     first: dict[str, Mapping[str, Any]] = {}
@@ -187,6 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--page", type=Path, help="the page whose tables to fill; default: print")
     parser.add_argument("--table", choices=("scores", "lines"), help="fill only this one")
+    parser.add_argument(
+        "--judge", type=Path, metavar="FOLDER", help="a critic of train-critic, to score all lines again"
+    )
     parser.add_argument("--as-run", type=Path, help="write one learner's cells of a benchmark as the folder of a run")
     parser.add_argument("--learner", default="ppo", help="the learner for --as-run")
     options = parser.parse_args(arguments)
@@ -194,7 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         as_run(options.run, options.learner, options.as_run)
         return 0
     stages = read_run(options.run)
-    tables = {"scores": score_table(stages), "lines": line_table(stages)}
+    if options.judge:
+        tables = {"other-judge": other_judge_table(judged_again(stages, RewardModelCritic(options.judge)))}
+    else:
+        tables = {"scores": score_table(stages), "lines": line_table(stages)}
     if options.page:
         marks = re.compile(MARK % (options.table or "|".join(tables)), re.DOTALL)
         page = fill_page(options.page.read_text(encoding="utf-8"), lambda _, name: tables[name], marks)
