@@ -86,9 +86,9 @@ class FillInCritic:
             return f"expected {'one word' if self.words == 1 else f'at most {self.words} words'} of letters"
         if text.casefold() == replaced.strip().casefold():
             return "it is the word to be replaced"
-        unknown = [
-            word for word in _runs_of_letters(text) if self.known_words is not None and word not in self.known_words
-        ]
+        if self.known_words is None:
+            return ""
+        unknown = [word for word in _runs_of_letters(text) if word not in self.known_words]
         return f"not among the known words: {', '.join(unknown)}" if unknown else ""
 
     def _own(self, reply: Judgement) -> Judgement:

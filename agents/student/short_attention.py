@@ -4,8 +4,8 @@
 
 On a CPU the fused attention of PyTorch is made for long texts. On a few dozen tokens two plain products are faster: up
 to six times in bfloat16, and twice in float32 if several heads share their keys, which are then not copied for each
-head. Longer texts, several heads' worth of float32 without shared keys, and all that a plain product cannot do go to
-transformers' own "sdpa", which also runs on every other device.
+head. Longer texts, float32 whose heads share no keys, and all that plain products cannot do go to transformers' own
+"sdpa", which also runs on every other device.
 """
 
 from __future__ import annotations

@@ -160,6 +160,7 @@ class OnPolicyStep:
         """One pass over the batch in random minibatches, or over these `rows` at once. `mask` selects the tokens that
         count; by default all tokens of judged lines."""
         config = self.config
+        temperature = config.sampling.temperature or 1.0
         mask = rollout.mask if mask is None else mask
         self.pass_sums = {}
         for index in [rows] if rows is not None else self._random_rows(len(rollout), epoch):
@@ -171,12 +172,12 @@ class OnPolicyStep:
                 rollout,
                 order,
                 mask,
-                {"temperature": config.sampling.temperature or 1.0, **options},
+                {"temperature": temperature, **options},
                 one_pass=config.one_pass,
             )
             yield batch
             if not self.norms:
-                self.mismatch = check_first_ratio(self.index, batch.sums, config.sampling.temperature or 1.0)
+                self.mismatch = check_first_ratio(self.index, batch.sums, temperature)
             self.norms.append(batch.norm)
             for sums in (self.sums, self.pass_sums):
                 for name, number in batch.sums.items():

@@ -59,11 +59,11 @@ def in_paying_precision(model: Model, device: str | torch.device, *, quantised: 
     import torch
 
     kind = torch.device(device).type
-    if quantised and kind in ("cpu", "cuda") and measure(kind)["pays"] == "bfloat16":
-        return model.bfloat16()
     narrow = sum(w.numel() for w in model.parameters() if w.dtype in (torch.bfloat16, torch.float16))
-    if not narrow or kind not in ("cpu", "cuda") or measure(kind)["pays"] != "float32":
+    if kind not in ("cpu", "cuda") or not (narrow or quantised):
         return model
+    if measure(kind)["pays"] != "float32":
+        return model.bfloat16() if quantised else model
     room = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else free_memory()
     # Twice, because a model needs more than its weights.
     return model.float() if room is None or 2 * 4 * narrow < room else model

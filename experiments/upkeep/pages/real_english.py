@@ -149,7 +149,10 @@ def judged_again(stages: Mapping[str, list[Lines]], critic: Critic) -> dict[str,
     again: dict[str, list[Lines]] = {}
     for stage, seeds in stages.items():
         for lines in seeds:
-            jokes = [Joke(Prompt(line["prompt_id"], line["prompt"]), line["text"]) for line in lines]
+            jokes = [
+                Joke(Prompt(line["prompt_id"], line["prompt"]), line["text"], stop_reason=line.get("stop_reason"))
+                for line in lines
+            ]
             scored = [
                 {**line, "score": judgement.score, "parts": judgement.parts}
                 for line, judgement in zip(lines, critic(jokes), strict=True)
