@@ -69,6 +69,12 @@ def test_a_quantised_gguf_takes_16_bits_where_they_pay(monkeypatch, tmp_path):
             found[name, pays] = Student.load(tmp_path / name).base.dtype
         assert Student.load(str(tmp_path / "small.gguf"), dtype="float32").base.dtype == torch.float32
     assert [pair for pair, dtype in found.items() if dtype == torch.bfloat16] == [("small.gguf", "bfloat16")]
+    says(monkeypatch, "bfloat16")
+    chosen, said = (Student.load(tmp_path / "small.gguf", dtype=dtype).base for dtype in ("auto", "bfloat16"))
+    # The frequencies of rotary positions, which are no weights, were rounded too: 0.2 % of every distance.
+    for kind in ("named_buffers", "named_parameters"):
+        expected = dict(getattr(said, kind)())
+        assert {n: t.dtype for n, t in getattr(chosen, kind)() if not torch.equal(t, expected[n])} == {}
 
 
 def test_it_is_what_doctor_shows():

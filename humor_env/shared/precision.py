@@ -63,10 +63,21 @@ def in_paying_precision(model: Model, device: str | torch.device, *, quantised: 
     if kind not in ("cpu", "cuda") or not (narrow or quantised):
         return model
     if measure(kind)["pays"] != "float32":
-        return model.bfloat16() if quantised else model
+        return _in_bfloat16(model) if quantised else model
     room = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else free_memory()
     # Twice, because a model needs more than its weights.
     return model.float() if room is None or 2 * 4 * narrow < room else model
+
+
+def _in_bfloat16(model: Model) -> Model:
+    """As `from_pretrained(dtype=torch.bfloat16)` would have loaded it. `model.bfloat16()` would also round what is
+    computed and not stored, such as the frequencies of rotary positions."""
+    import torch
+
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.bfloat16)
+    return model
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
