@@ -34,6 +34,7 @@ from humor_env.agents.student.token_rows import TokenRows, length_sorted, take_r
 from humor_env.agents.update.imitation import encode, sft_loss
 from humor_env.agents.update.minibatch import Minibatch, my_examples
 from humor_env.errors import InvalidOption, PromptError, StudentError, TrainingStopped
+from humor_env.shared.precision import precision_of
 from humor_env.shared.streams import generator
 from humor_env.types import Demonstration
 
@@ -194,9 +195,8 @@ def _trained(student: Student, full: bool) -> dict[str, torch.nn.Parameter]:
 def _make_optimizer(config: SFTConfig, student: Student) -> tuple[dict[int, str], torch.optim.Optimizer]:
     if config.full and student.base.dtype.itemsize < torch.float32.itemsize:
         # AdamW's second moment decays by a thousandth per step, which 16 bits round to nothing.
-        precision = str(student.base.dtype).removeprefix("torch.")
         raise StudentError(
-            f"full = true trains the base's own weights, which are in {precision}: "
+            f"full = true trains the base's own weights, which are in {precision_of(student.base)}: "
             'small steps are lost in 16 bits. Set [student] dtype = "float32", or leave full out and train an adapter.'
         )
     parameters = _trained(student, config.full)

@@ -1,13 +1,23 @@
 """`dtype = "auto"` takes what `humor-env doctor` knows to pay on this device."""
 
+import json
+
 import pytest
 import torch
 from tiny import llama, tokenizer
 
 from humor_env.agents.student import Student
+from humor_env.errors import StudentError
+from humor_env.experiments.compare.benchmark_cell import _prepared
+from humor_env.experiments.reports.differences import what_differs
+from humor_env.experiments.reports.report_data import load_run
+from humor_env.experiments.runs.run import run
+from humor_env.experiments.specs.spec import load_spec, parse_spec
 from humor_env.llm.clients.local import LocalClient
 from humor_env.rewards.likelihood.language_model import LanguageModel
 from humor_env.shared import precision
+from humor_env.teacher import TeacherBuffer
+from humor_env.types import Demonstration, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +85,73 @@ def test_a_quantised_gguf_takes_16_bits_where_they_pay(monkeypatch, tmp_path):
     for kind in ("named_buffers", "named_parameters"):
         expected = dict(getattr(said, kind)())
         assert {n: t.dtype for n, t in getattr(chosen, kind)() if not torch.equal(t, expected[n])} == {}
+
+
+def a_spec(saved: str, *settings: str):
+    text = f"""
+name = "precise"
+[env]
+prompts = "pocket"
+[student]
+model = {saved!r}
+lora = {{ rank = 2 }}
+[[critic]]
+critic = "rules"
+[learner]
+name = "grpo"
+steps = 2
+batch_size = 4
+siblings = 2
+checkpoint_every = 1
+sampling = {{ max_new_tokens = 3 }}
+[eval]
+limit = 2
+"""
+    return parse_spec(text, settings)
+
+
+def test_a_resumed_run_keeps_its_precision_on_another_machine(saved, monkeypatch, tmp_path):
+    """The first half was learned in 16 bits and the rest in 32, and nothing said which."""
+    says(monkeypatch, "bfloat16")
+    run(a_spec(saved, "learner.steps=1"), tmp_path / "run")
+    says(monkeypatch, "float32")
+    run(a_spec(saved), tmp_path / "run", resume=True)
+    run(a_spec(saved), tmp_path / "new")
+    found = [json.loads((tmp_path / name / "run.json").read_text())["precision"] for name in ("run", "new")]
+    assert found == ["bfloat16", "float32"]
+    differences = {
+        row.cells[0]: row.cells[1:] for row in what_differs(*map(load_run, (tmp_path / "run", tmp_path / "new"))).rows
+    }
+    assert differences["precision"] == ["bfloat16", "float32"]
+    assert load_spec(tmp_path / "run").student.dtype == "auto"
+
+
+def test_a_cell_that_is_continued_elsewhere_keeps_its_precision(saved, monkeypatch, tmp_path):
+    found = []
+    for pays in ("bfloat16", "float32"):
+        says(monkeypatch, pays)
+        found.append(_prepared(a_spec(saved), tmp_path, 0).base.dtype)
+    other = _prepared(a_spec(saved, "learner.clip=0.3"), tmp_path, 0)  # other settings: it starts over
+    assert [*found, other.base.dtype] == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+def test_a_base_that_is_trained_itself_is_read_in_32_bits(saved, monkeypatch, tmp_path):
+    """With `dtype = "auto"` the run was refused, with the line to set, wherever 16 bits pay."""
+    says(monkeypatch, "bfloat16")
+    prompts = [Prompt(split, f"The {split} meeting was slow.", split=split) for split in ("train", "test")]
+    rows = [{"id": p.id, "text": p.text, "split": p.split} for p in prompts]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    TeacherBuffer(tmp_path / "lines.jsonl", [Demonstration(p, "Glaciers overtook it.", "t") for p in prompts])
+    files = (f"env.prompts='{tmp_path / 'prompts.jsonl'}'", f"teacher.lines='{tmp_path / 'lines.jsonl'}'")
+    spec = a_spec(saved, "learner={name='sft', full=true, epochs=1}", *files)
+    assert spec.trains_base and not a_spec(saved).trains_base
+    run(spec, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == "float32"
+    with pytest.raises(StudentError, match=r"full = true.*bfloat16"):
+        run(
+            spec.model_copy(update={"student": spec.student.model_copy(update={"dtype": "bfloat16"})}),
+            tmp_path / "said",
+        )
 
 
 def test_it_is_what_doctor_shows():

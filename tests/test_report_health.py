@@ -53,6 +53,24 @@ def test_the_trainers_numbers_are_told_by_thirds_with_the_extremes_of_any_seed(t
     assert "Entropy" not in page
 
 
+def test_the_limit_of_the_mismatch_is_that_of_the_runs_precision(tmp_path):
+    """In float32 a mismatch of 0.03 is a fault, in bfloat16 it is rounding."""
+    folder = make_run(tmp_path / "some", seeds=1, steps=3)
+    marked = []
+    for precision, mismatch in (
+        ("float32", 0.03),
+        ("bfloat16", 0.03),
+        ("bfloat16", 0.07),
+        (None, 0.03),
+        ("float32", 0.005),
+    ):
+        record = json.loads((folder / "run.json").read_text()) | {"precision": precision}
+        (folder / "run.json").write_text(json.dumps(record))
+        run = changed(folder, 0, lambda step, mismatch=mismatch: {"update/first_mismatch": mismatch})
+        marked.append(rows_of(trainer_table(run, ""))["writing against learning, nats a token"].worth_a_look)
+    assert marked == [True, False, True, False, False]
+
+
 def test_a_number_that_is_always_zero_is_left_out(tmp_path):
     """A learner without clipping logs a clip share of 0 at every step: no row and no chart."""
     folder = make_run(tmp_path / "some", seeds=1, steps=3)

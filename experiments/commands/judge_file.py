@@ -26,7 +26,6 @@ import typer
 
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import InvalidOption, UnknownName
-from humor_env.experiments.commands.joke_file import Line, read_jokes
 from humor_env.experiments.commands.judged_rows import (
     Asked,
     asked_of,
@@ -37,6 +36,7 @@ from humor_env.experiments.commands.judged_rows import (
     write_table,
 )
 from humor_env.experiments.options import FAILED, fill, ledger_if_used, nothing_written, printable, say
+from humor_env.experiments.runs.joke_file import Line, read_jokes
 from humor_env.llm.ledgered_client import Progress
 from humor_env.registry import critics, judges
 from humor_env.shared.line_file import only_writer

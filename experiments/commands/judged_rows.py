@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from humor_env.errors import InvalidOption, PromptError
-from humor_env.experiments.commands.joke_file import TEXT_FIELDS, Line, joke_of, score_of
 from humor_env.experiments.options import parameters
+from humor_env.experiments.runs.joke_file import TEXT_FIELDS, Line, joke_of, score_of
 from humor_env.llm.clients.retry import Policy
 from humor_env.registry import critics
 from humor_env.shared.json_lines import NOT_JSON, read_lines

@@ -28,10 +28,10 @@ from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.compare.trained_critics import fill_names, folder_names
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
-from humor_env.experiments.runs.ingredients import Ingredients, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, load_student, student_of
 from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run import SeedRun
-from humor_env.experiments.runs.run_folder import RECORD, prepare_folder
+from humor_env.experiments.runs.run_folder import RECORD, prepare_folder, read_json
 from humor_env.experiments.runs.screen import Quiet
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, parse_spec
 from humor_env.experiments.specs.toml_text import dumps
@@ -39,6 +39,7 @@ from humor_env.rewards.audits.context import measure_context
 from humor_env.rewards.shared.read_once import Readings, reading_once
 from humor_env.shared import text_stats
 from humor_env.shared.json_lines import read_lines
+from humor_env.shared.precision import precision_of
 from humor_env.shared.streams import stream_seed
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Critic, Joke, Judge
@@ -56,8 +57,7 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     run_spec = parse_spec(dumps(data), file=label)
     parts = Ingredients(run_spec, folder)
     parts.check()
-    _prepare(run_spec, folder, seed)
-    cell = CellRun(parts, seed, load_student(run_spec.student, seed))
+    cell = CellRun(parts, seed, _prepared(run_spec, folder, seed))
     is_start = label == IMITATION_ROW
     try:
         written = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
@@ -131,14 +131,19 @@ def against_itself(
         again["feedback"][source] |= {"wins_itself": wins, "ties_itself": ties}
 
 
-def _prepare(spec: Spec, folder: Path, seed: int) -> None:
-    """Continue from what a killed process has left, or start over if a default has changed since."""
+def _prepared(spec: Spec, folder: Path, seed: int) -> Student:
+    """The student, in a folder that continues from what a killed process has left, or starts over if a default has
+    changed since."""
+    resume = (folder / RECORD).is_file()
     try:
-        prepare_folder(spec, folder, resume=(folder / RECORD).is_file())
+        student = load_student(student_of(spec, read_json(folder / RECORD) if resume else None), seed)
+        prepare_folder(spec, folder, resume=resume, machine={"precision": precision_of(student.base)})
     except CheckpointError as problem:
         print(f"Starting over: {problem}")
         shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
-        prepare_folder(spec, folder, resume=False)
+        student = load_student(student_of(spec), seed)
+        prepare_folder(spec, folder, resume=False, machine={"precision": precision_of(student.base)})
+    return student
 
 
 def start_of(spec: Mapping[str, Any], folder: Path) -> Path:

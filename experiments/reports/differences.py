@@ -193,7 +193,9 @@ def what_differs(run: RunData, other: RunData) -> Table:
     mine, theirs = (flat(each.spec) for each in (run, other))
     both = sorted(key for key in mine.keys() & theirs.keys() if key != "name" and mine[key] != theirs[key])
     rows = [TableRow([key, _shown(mine[key]), _shown(theirs[key])]) for key in both]
-    made = [{k: r.record.get(k) for k in ("commit", "device", "platform")} | _versions(r) for r in (run, other)]
+    made = [
+        {k: r.record.get(k) for k in ("commit", "precision", "device", "platform")} | _versions(r) for r in (run, other)
+    ]
     for key in dict.fromkeys([*made[0], *made[1]]):
         a, b = (each.get(key) for each in made)
         if a != b:

@@ -24,7 +24,8 @@ _REFUSAL = re.compile(r"(?:^|[;:] ?)refusal(?=[:;]|$)")
 
 @dataclass(frozen=True)
 class Vital:
-    """A logged number of the trainer. Outside `least` to `most` it deserves a look; `hint` says why."""
+    """A logged number of the trainer. Outside `least` to `most` it deserves a look; `hint` says why.
+    `most_in_float32` is the limit of a run without the rounding of 16 bits."""
 
     metric: str
     name: str
@@ -32,6 +33,11 @@ class Vital:
     hint: str = ""
     least: float = -math.inf
     most: float = math.inf
+    most_in_float32: float | None = None
+
+    def odd(self, value: float, precision: str | None) -> bool:
+        exact = self.most_in_float32 if precision == "float32" else None
+        return not self.least <= value <= (self.most if exact is None else exact)
 
 
 # One line here is one row of the table. The bounds are those of docs/troubleshooting.md.
@@ -47,7 +53,14 @@ TRAINER = (
     Vital("update/policy_loss", "policy loss", "mean"),
     Vital("update/value_loss", "value loss", "mean"),
     Vital("update/entropy", "entropy", "nats a token", "near 0 nothing new is tried"),
-    Vital("update/first_mismatch", "writing against learning", "nats a token", "above 0.06: precision", most=0.06),
+    Vital(
+        "update/first_mismatch",
+        "writing against learning",
+        "nats a token",
+        "above 0.06, or 0.01 in float32: writing and learning compute different numbers",
+        most=0.06,
+        most_in_float32=0.01,
+    ),
     Vital("update/margin", "lead of the chosen line", "log-ratio"),
     Vital("update/ranked_right", "pairs ranked right", "share of pairs"),
     Vital(
@@ -75,7 +88,7 @@ def trainer_table(run: RunData, title: str) -> Table:
         thirds = in_thirds(mean)
         ends = [pick(zip(c.values, c.steps, strict=True)) for c in curves for pick in (min, max)]
         extremes = [f"{_short(value)} at {step:g}" for value, step in (min(ends), max(ends))]
-        odd = not vital.least <= thirds[-1] <= vital.most
+        odd = vital.odd(thirds[-1], run.record.get("precision"))
         name = f"{vital.name}, {vital.unit}" if vital.unit else vital.name
         rows.append(TableRow([name, *map(_short, thirds), *extremes], odd, vital.hint))
     several = " Means over seeds; the extremes are those of any seed." if len(run.seeds) > 1 else ""

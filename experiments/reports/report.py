@@ -271,6 +271,7 @@ def _about(run: RunData) -> dict[str, Any]:
         ("steps", _steps(run)),
         ("limits", limits),
         ("commit", record.get("commit")),
+        ("precision", record.get("precision")),
         ("machine", ", ".join(str(record[k]) for k in ("device", "platform") if record.get(k))),
         ("begun", record.get("started")),
     ]

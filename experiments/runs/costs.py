@@ -336,7 +336,7 @@ def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
     """Seconds on this machine for one line of the student, with as many `threads` as the run will have; None if its
     weights are large or not installed."""
     from humor_env.agents.student.writer import write_jokes
-    from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
+    from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_of
 
     service, _, name = spec.student.model.partition(":")
     folder = Path(pocket.path(name)) if service == "pocket" else user_path(spec.student.model)
@@ -347,7 +347,7 @@ def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Ingredients(without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
     asked = [prompts[i % len(prompts)] for i in range(_TRIED)]
-    student = load_student(spec.student, spec.seeds[0])
+    student = load_student(student_of(spec), spec.seeds[0])
     uniforms = draw_uniforms(_TRIED, sampling.max_new_tokens, torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

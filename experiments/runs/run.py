@@ -34,7 +34,7 @@ from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.writer import Backend
 from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines, written_by
-from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_of
 from humor_env.experiments.runs.micro_batches import choose, with_numbers
 from humor_env.experiments.runs.run_folder import (
     RECORD,
@@ -47,6 +47,7 @@ from humor_env.experiments.runs.run_folder import (
 from humor_env.experiments.runs.screen import MOST_FLIPS, Quiet, Screen, flips
 from humor_env.experiments.runs.trackers import Trackers
 from humor_env.experiments.specs.spec import IMITATION_LEARNER, Spec
+from humor_env.shared.precision import precision_of
 from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, critic_name
 
@@ -86,15 +87,17 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     parts = Ingredients(spec, folder)
     # Before the run's folder is written, so that a mistake leaves no files behind.
     parts.check()
-    first = load_student(spec.student, spec.seeds[0])
+    before = read_json(folder / RECORD) if resume else {}
+    settings = student_of(spec, before)
+    first = load_student(settings, spec.seeds[0])
     if spec.imitates or spec.learner_name not in WRITERS:
         first.check_trainable()
     # As chosen when the run started, whatever memory is free now.
-    at_once = read_json(folder / RECORD).get("micro_batch", {}) if resume else choose(parts, first)
+    at_once = before.get("micro_batch", {}) if resume else choose(parts, first)
     parts.spec = with_numbers(spec, at_once)
     if is_main_process():
         say = screen.say if screen else Quiet().say
-        machine = _machine() | ({"micro_batch": at_once} if at_once else {})
+        machine = _machine() | {"precision": precision_of(first.base)} | ({"micro_batch": at_once} if at_once else {})
         prepare_folder(spec, folder, resume=resume, machine=machine, inputs=parts.digests(), say=say)
         for key, number in at_once.items():
             say(f"{key} is {number}")
@@ -103,7 +106,7 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     student: Student | None = first
     del first
     for seed in spec.seeds:
-        student = student or load_student(spec.student, seed)
+        student = student or load_student(settings, seed)
         results.append(SeedRun(parts, seed, student, screen if screen and is_main_process() else Quiet()).run())
         if is_main_process():
             write_json(folder / RESULTS, {"name": spec.name, "seeds": [r.record() for r in results]})
@@ -327,8 +330,7 @@ class SeedRun:
         """The base that the saved student names. A base from a hub or a folder is named and not copied, unless the warm
         start has changed its weights."""
         model = self.spec.student.model
-        full = self.spec.imitates and self.spec.imitation_config(self.seed).full
-        if model.startswith("pocket:") or full or getattr(self.config, "full", False):
+        if model.startswith("pocket:") or self.spec.trains_base:
             return None
         folder = user_path(model)
         if folder.is_file():

@@ -209,6 +209,14 @@ class Spec(Table):
         return self.learner_name not in IMITATORS if self.teacher.imitate is None else self.teacher.imitate
 
     @property
+    def trains_base(self) -> bool:
+        """Whether the warm start or the learner trains the base's own weights and not an adapter."""
+        configs = [self.learner_config(self.seeds[0])] + (
+            [self.imitation_config(self.seeds[0])] if self.imitates else []
+        )
+        return any(getattr(config, "full", False) for config in configs)
+
+    @property
     def preferences(self) -> str | None:
         """The file with existing preferences."""
         return self.learner.get("preferences")

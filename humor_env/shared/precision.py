@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 Model = TypeVar("Model", bound="torch.nn.Module")
 
@@ -67,6 +68,11 @@ def in_paying_precision(model: Model, device: str | torch.device, *, quantised: 
     room = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else free_memory()
     # Twice, because a model needs more than its weights.
     return model.float() if room is None or 2 * 4 * narrow < room else model
+
+
+def precision_of(model: PreTrainedModel) -> str:
+    """The precision of a model's weights, such as "bfloat16"."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _in_bfloat16(model: Model) -> Model:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from humor_env.experiments.compare import stats
+from humor_env.experiments.runs.joke_file import joke_of
 from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run_folder import RECORD, RESULTS, SPEC, read_results, write_json
 from humor_env.experiments.upkeep.graded_lines import read_jsonl
@@ -40,7 +41,7 @@ from humor_env.rewards.everyday import TIE
 from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.shared import text_stats
 from humor_env.shared.markdown import table_cell
-from humor_env.types import Critic, Joke, Prompt
+from humor_env.types import Critic
 
 SHOWN = 20
 CELL_OF_IMITATION = "sft"  # a benchmark cell's name for the stage that a run calls imitation
@@ -149,10 +150,7 @@ def judged_again(stages: Mapping[str, list[Lines]], critic: Critic) -> dict[str,
     again: dict[str, list[Lines]] = {}
     for stage, seeds in stages.items():
         for lines in seeds:
-            jokes = [
-                Joke(Prompt(line["prompt_id"], line["prompt"]), line["text"], stop_reason=line.get("stop_reason"))
-                for line in lines
-            ]
+            jokes = [joke_of(stage, number, line).joke for number, line in enumerate(lines, 1)]
             scored = [
                 {**line, "score": judgement.score, "parts": judgement.parts}
                 for line, judgement in zip(lines, critic(jokes), strict=True)
