@@ -182,8 +182,8 @@ def test_a_dry_run_says_roughly_how_long_where_the_student_is_here(monkeypatch):
     few = re.search(r"roughly ([\d.]+) (seconds|minutes)", said)
     assert few, said
     assert "On this machine" in said
-    clock = iter(range(0, 1000, 8))
-    monkeypatch.setattr(costs, "perf_counter", lambda: next(clock))  # 8 s for 8 lines
+    clock = iter(range(0, 4000, 32))
+    monkeypatch.setattr(costs, "perf_counter", lambda: next(clock))  # 32 s for 32 lines
     made = load_spec("pocket-quickstart", ["learner.steps=10"])
     lines = 10 * made.learner_config(0).batch_size
     assert costs.seconds_to_write(made) == pytest.approx(1.0)

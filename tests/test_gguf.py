@@ -21,8 +21,9 @@ from humor_env.agents.student import IMITATION, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import StudentError
 from humor_env.experiments.commands.listings import rows
+from humor_env.experiments.runs import costs
 from humor_env.experiments.runs.ingredients import check_student, load_student
-from humor_env.experiments.specs.spec import StudentSpec
+from humor_env.experiments.specs.spec import StudentSpec, load_spec
 from humor_env.sources import gguf as reading
 from humor_env.sources import students
 from humor_env.types import Demonstration, Prompt
@@ -211,6 +212,14 @@ def test_a_file_that_is_no_student_gives_a_sentence(make: Callable[[Path], Path]
 def test_a_missing_file_is_found_out_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(StudentError, match="no such file"):
         check_student(StudentSpec(model=str(tmp_path / "none.gguf")))
+
+
+def test_a_dry_run_tries_how_fast_it_writes(written: Path) -> None:
+    """It said that the weights were large or not installed, of a file that was there."""
+    short = ["student.instruction='Funny:'", "learner.sampling.max_new_tokens=3"]
+    spec = load_spec("everyday-smollm2", [f"student.model='{written}'", *short])
+    assert costs.seconds_to_write(spec) is not None
+    assert costs.seconds_to_write(load_spec("everyday-smollm2", ["student.model='nobody/nothing.gguf'"])) is None
 
 
 def test_named_students_are_listed_with_licence_size_and_place(monkeypatch: pytest.MonkeyPatch) -> None:

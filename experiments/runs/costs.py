@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from humor_env import pocket, registry
+from humor_env import registry
 from humor_env.agents.student.sampling import draw_uniforms
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
 from humor_env.experiments.options import with_members
@@ -32,6 +32,7 @@ from humor_env.registry import Registry
 from humor_env.rewards.lift import LiftCritic
 from humor_env.rewards.tournament import TournamentCritic
 from humor_env.shared.user_path import user_path
+from humor_env.sources import students
 from humor_env.types import Joke
 
 SAMPLE = 20  # prompts that the questions are measured on
@@ -319,8 +320,8 @@ def forecast(spec: Spec) -> str:
     else:
         whole = rough_seconds(each, lines, measured=prompts * spec.eval.lines, stages=stages, lessons=imitated)
         time = (
-            f"On this machine that takes roughly {in_words(whole * seeds)}, from how fast the student wrote {_TRIED} "
-            "lines just now, plus the time spent waiting for language models."
+            f"On this machine that takes roughly {in_words(whole * seeds)}, from how fast the student wrote "
+            "just now, plus the time spent waiting for language models."
         )
     return (
         f"{money}\nThe learner writes about {lines * seeds:,} lines to learn from, and each stage is measured on "
@@ -328,8 +329,16 @@ def forecast(spec: Spec) -> str:
     )
 
 
-_TRIED = 8  # lines written to measure the student's speed
+_TRIED = 32  # the most lines that are written at once to measure the student's speed
 _LARGEST = 4 * 1024**3  # bytes of weights that a dry run loads for it
+_UNPACKED = 4  # roughly how much larger a quantised GGUF file's weights are in memory
+
+
+def _weights(model: str) -> int:
+    """Bytes of a student's weights on this machine; 0 if they would have to be downloaded."""
+    folder = user_path(students.find(model))
+    stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.is_dir() else 0
+    return stored or _UNPACKED * students.gguf_bytes(model)
 
 
 def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
@@ -338,24 +347,22 @@ def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
     from humor_env.agents.student.writer import write_jokes
     from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_of
 
-    service, _, name = spec.student.model.partition(":")
-    folder = Path(pocket.path(name)) if service == "pocket" else user_path(spec.student.model)
-    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.is_dir() else 0
-    if not 0 < weights < _LARGEST:
+    if not 0 < _weights(spec.student.model) < _LARGEST:
         return None
-    sampling = evaluation_sampling(spec, spec.learner_config(spec.seeds[0]))
+    config = spec.learner_config(spec.seeds[0])
+    sampling, tried = evaluation_sampling(spec, config), min(_TRIED, getattr(config, "batch_size", _TRIED))
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Ingredients(without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
-    asked = [prompts[i % len(prompts)] for i in range(_TRIED)]
+    asked = [prompts[i % len(prompts)] for i in range(tried)]
     student = load_student(student_of(spec), spec.seeds[0])
-    uniforms = draw_uniforms(_TRIED, sampling.max_new_tokens, torch.Generator().manual_seed(0))
+    uniforms = draw_uniforms(tried, sampling.max_new_tokens, torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         write_jokes(student, asked[:1], sampling, uniforms[:1], author="trial")  # the first one also warms up
         began = perf_counter()
         write_jokes(student, asked, sampling, uniforms, author="trial")
-        return (perf_counter() - began) / _TRIED
+        return (perf_counter() - began) / tried
     finally:
         torch.set_num_threads(before)
 
