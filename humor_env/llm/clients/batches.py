@@ -20,7 +20,7 @@ from humor_env.llm.budget import Budget
 from humor_env.llm.clients import background
 from humor_env.llm.clients.address import never_connected
 from humor_env.llm.clients.anthropic import DEFAULT_MODEL, AnthropicClient, read_message
-from humor_env.llm.clients.failed_calls import redact
+from humor_env.llm.clients.failed_calls import ODD_ANSWER, redact
 from humor_env.llm.clients.retry import Policy
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.ledger_rows import request_key
@@ -125,7 +125,7 @@ class AnthropicBatchClient(AnthropicClient):
                 f"The batch service could not be reached ({type(problem).__name__}). Batches that were accepted are "
                 "remembered in the ledger: start again to continue."
             ) from None
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
+        except ODD_ANSWER as problem:
             if isinstance(problem, HumorEnvError):
                 raise
             raise JudgingFailed(

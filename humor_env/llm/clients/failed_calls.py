@@ -20,6 +20,9 @@ from humor_env.shared.json_lines import NOT_JSON
 Trouble = Literal["absent", "timeout", "garbled"]
 """No connection; no answer in time; an answer that is not a message."""
 
+ODD_ANSWER = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading an answer raises that holds something other than it should, such as a number of 400 digits."""
+
 
 class CallFailed(Exception):
     """One attempt failed. `billed_unknown`: the service may have done the work and charged for it."""

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.clients import background
-from humor_env.llm.clients.failed_calls import CallFailed, garbled, redact
+from humor_env.llm.clients.failed_calls import ODD_ANSWER, CallFailed, garbled, redact
 from humor_env.llm.clients.throttle import Throttle
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.shared.plain_numbers import check_number
@@ -294,7 +294,7 @@ class _Batch:
             return failure
         except HumorEnvError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as problem:
+        except ODD_ANSWER as problem:
             # One odd answer (JSON nested a thousand deep, a number of 400 digits) must not end a batch of two thousand.
             return garbled(self.caller.where, type(problem).__name__)
         finally:
