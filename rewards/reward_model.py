@@ -28,7 +28,7 @@ from humor_env.errors import InvalidOption, MissingExtra
 from humor_env.rewards.shared.model_input import SCORING_FILE, as_seen, frame, longest
 from humor_env.rewards.shared.read_once import read_once
 from humor_env.shared.frozen_weights import share_weights
-from humor_env.shared.precision import device_for, in_paying_precision
+from humor_env.shared.precision import check_precision, device_for, in_paying_precision
 from humor_env.shared.user_path import user_path
 from humor_env.types import Joke, Judgement, Verdict
 
@@ -130,8 +130,7 @@ class RewardModelCritic:
             raise InvalidOption(
                 f"batch_size must be at least 1 and max_length at least 8, found {batch_size} and {max_length}."
             )
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise InvalidOption(f"dtype must be 'auto', 'float32' or 'bfloat16', found {dtype!r}.")
+        check_precision(dtype, ("auto", "float32", "bfloat16"))
         if not any((self.folder / file).is_file() for file in (SCORING_FILE, "config.json", "adapter_config.json")):
             raise InvalidOption(
                 f"'{self.folder}' has no reward model: expected a folder with {SCORING_FILE}, as train-critic writes "

@@ -448,6 +448,8 @@ def test_what_only_says_how_to_ask_is_no_other_option() -> None:
     more = {"concurrency": 4, "requests_per_minute": 9, "temperature": 0}
     assert plain == asked(client="openai:m@http://h:1/v1", ledger="x", budget={"max_calls": 4}, options=more)
     assert plain == asked(client="openai:m@http://me:secret@h:1/v1", options={"temperature": 0})
+    # `ask_again`, which the docs name for stored failures, was refused as another option.
+    assert asked(client="a", options={"concurrency": 1, "ask_again": ["invalid"]}) == asked(client="a")
     for other in (
         {"client": "openai:m@http://other:1/v1", "options": {"temperature": 0}},
         {"client": "openai:n@http://h:1/v1", "options": {"temperature": 0}},

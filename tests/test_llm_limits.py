@@ -493,9 +493,30 @@ def test_a_redirect_takes_no_joke_to_another_host(service: str) -> None:
         with answering(lambda body: (307, {"location": other.url + "/v1/x"}, b"")) as server:
             spec = f"{service}:m@{server.url}" + ("/v1" if service == "openai" else "")
             [reply] = make_client(spec, **QUICK)(asked(1))
-        assert reply.error == "rejected"
+        assert reply.error == "unreachable"
         assert "Redirects are not followed" in reply.detail
         assert other.calls == 0
+
+
+@pytest.mark.parametrize(("status", "lasts"), [(302, False), (404, False), (405, False), (413, True), (400, True)])
+@pytest.mark.parametrize("service", ["anthropic", "openai"])
+def test_a_gateways_refusal_is_no_lasting_verdict(service: str, status: int, lasts: bool, tmp_path: Path) -> None:
+    """A gateway that sent two calls to a log-in page failed these jokes for ever."""
+    broken = True
+
+    def answer(body: dict[str, Any]) -> Answer:
+        return (status, {"location": "https://portal.example/"}, b"<html>") if broken else message(body)
+
+    with answering(answer) as server:
+        spec = f"{service}:m@{server.url}" + ("/v1" if service == "openai" else "")
+        ledger = Ledger(tmp_path / "l.sqlite")
+        assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error == (
+            "rejected" if lasts else "unreachable"
+        )
+        assert server.calls == 1  # not tried again at once, whatever it was
+        broken = False
+        assert LedgeredClient("p", spec, ledger=ledger).ask(asked(1))[0].error == ("rejected" if lasts else None)
+        assert server.calls == 2 - lasts
 
 
 def test_stored_failures_can_be_asked_anew(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from tiny import llama, tokenizer
 
 from humor_env.agents.student import Student
-from humor_env.errors import StudentError
+from humor_env.errors import InvalidOption, StudentError
 from humor_env.experiments.compare.benchmark_cell import _prepared
 from humor_env.experiments.reports.differences import what_differs
 from humor_env.experiments.reports.report_data import load_run
@@ -15,6 +15,7 @@ from humor_env.experiments.runs.run import run
 from humor_env.experiments.specs.spec import load_spec, parse_spec
 from humor_env.llm.clients.local import LocalClient
 from humor_env.rewards.likelihood.language_model import LanguageModel
+from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.shared import precision
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Prompt
@@ -152,6 +153,15 @@ def test_a_base_that_is_trained_itself_is_read_in_32_bits(saved, monkeypatch, tm
             spec.model_copy(update={"student": spec.student.model_copy(update={"dtype": "bfloat16"})}),
             tmp_path / "said",
         )
+
+
+def test_a_mistyped_precision_is_a_sentence(saved):
+    """It was torch's AttributeError."""
+    for load in (Student.load, lambda path, dtype: LocalClient(path, device="cpu", dtype=dtype)):
+        with pytest.raises(InvalidOption, match=r"found 'flot32'\. Did you mean 'float32'"):
+            load(saved, dtype="flot32")
+    with pytest.raises(InvalidOption, match="dtype must be one of auto, float32, bfloat16; found 'float16'"):
+        RewardModelCritic(saved, dtype="float16")
 
 
 def test_it_is_what_doctor_shows():

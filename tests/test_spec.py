@@ -338,3 +338,12 @@ def test_a_single_critic_is_still_a_list():
         said
         == "mine.toml, line 3: 'critic' may be given more than once, so its header is [[critic]], with two brackets."
     )
+
+
+def test_what_does_not_print_is_escaped_in_a_spec():
+    """A dry run printed a change of direction, and a control character that starts an escape sequence, as they were."""
+    odd = {"model": "a\u202eb\u200bc\x9b31m\x7f\U000e0041 é 日本 🐌", "key\u202e": 1}
+    text = dumps(odd)
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "é 日本 🐌" in text
+    assert tomllib.loads(text) == odd

@@ -33,7 +33,7 @@ from humor_env.agents.student.transfers import ready
 from humor_env.errors import StudentError
 from humor_env.shared.frozen_weights import share_weights
 from humor_env.shared.model_hub import check_hub
-from humor_env.shared.precision import in_paying_precision
+from humor_env.shared.precision import check_precision, in_paying_precision
 from humor_env.sources import students
 
 DESCRIBED, TENSORS = "student.json", "student.safetensors"
@@ -65,6 +65,7 @@ class Source:
 def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dtype | str) -> Source:
     """Load model and tokenizer from a name listed by `humor-env students`, a Hugging Face name or folder, a GGUF file,
     or a folder written by `write_folder`."""
+    check_precision(dtype)
     folder = Path(path)
     saved: dict[str, Any] = {}
     source: str | Path = path

@@ -31,7 +31,7 @@ Asked = Mapping[str, Any]
 
 # Options that say how to ask, not what: they may change when an output is continued.
 _HOW = {"ledger", "budget", "prices", "policy", "must_have_key", "requests_per_minute", "tokens_per_minute"}
-_HOW |= {"device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
+_HOW |= {"ask_again", "device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
 _LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
 
 
@@ -40,6 +40,7 @@ def asked_of(name: str, options: Mapping[str, Any]) -> Asked:
     left out, and a file counts by its content."""
     defaults = {key: parameter.default for key, parameter in parameters(critics, name).items()}
     given = {k: v for k, v in options.items() if k not in _HOW and not (k in defaults and _same(defaults[k], v))}
+    given = {k: v for k, v in given.items() if _essence(v) != {}}  # such as `options` with nothing but a concurrency
     return {"critic": name, "options": {key: _digest(value) for key, value in sorted(given.items())}}
 
 

@@ -25,9 +25,9 @@ ErrorKind = Literal[
     "refusal",  # the model declined; counted, never asked again
     "cut",  # the reply ended at the token limit
     "invalid",  # the reply does not have the requested form
-    "rejected",  # the service rejects this request (400, 404, 413, 422)
+    "rejected",  # the service rejects this request (400, 403, 413, 414, 422, 451)
     "overloaded",  # 408, 409, 429 or 5xx until the deadline
-    "unreachable",  # no connection, or none that lasted, until the deadline
+    "unreachable",  # no connection, or none that lasted, until the deadline; or an answer that is not about the request
     "budget",  # not sent: a spending limit was reached
 ]
 

@@ -12,14 +12,26 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from humor_env.errors import InvalidOption, did_you_mean
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 Model = TypeVar("Model", bound="torch.nn.Module")
+
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_precision(dtype: object, known: Sequence[str] = PRECISIONS) -> None:
+    """Refuse a name that is no precision; a torch.dtype is one."""
+    if isinstance(dtype, str) and dtype not in known:
+        raise InvalidOption(f"dtype must be one of {', '.join(known)}; found {dtype!r}.{did_you_mean(dtype, known)}")
 
 
 def device_for(wanted: str) -> str:

@@ -26,7 +26,7 @@ from humor_env.llm.replies import read
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.frozen_weights import sample, share_weights
 from humor_env.shared.model_hub import check_hub
-from humor_env.shared.precision import in_paying_precision
+from humor_env.shared.precision import check_precision, in_paying_precision
 from humor_env.shared.streams import stream_seed
 from humor_env.shared.user_path import user_path
 from humor_env.types import Usage
@@ -65,6 +65,7 @@ class LocalClient:
 
         if batch_size < 1:
             raise InvalidOption(f"batch_size must be at least 1, found {batch_size}.")
+        check_precision(dtype)
         model = str(user_path(model)) if model.startswith("~") else model
         self.path = model
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.clients import background
-from humor_env.llm.clients.failed_calls import ODD_ANSWER, CallFailed, garbled, redact
+from humor_env.llm.clients.failed_calls import ODD_ANSWER, CallFailed, garbled, lasting_kind, redact
 from humor_env.llm.clients.throttle import Throttle
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.shared.plain_numbers import check_number
@@ -381,7 +381,7 @@ class _Batch:
         detail = failure.detail + ("" if attempts == 1 else f" (after {attempts} attempts)")
         if said and failure.trouble == "timeout" and failure.status is None:
             detail += f"; before: {said}"
-        return Reply(error=failure.kind, detail=self.caller.redacted(detail), usage=usage)
+        return Reply(error=lasting_kind(failure), detail=self.caller.redacted(detail), usage=usage)
 
     async def _sleep(self, seconds: float) -> bool:
         """Sleep; True if the batch was stopped meanwhile."""
