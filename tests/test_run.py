@@ -21,7 +21,7 @@ from humor_env.experiments.runs import micro_batches, screen
 from humor_env.experiments.runs.ingredients import load_student
 from humor_env.experiments.runs.measure_student import measure_student
 from humor_env.experiments.runs.run import run
-from humor_env.experiments.runs.run_folder import choose_folder, commit, versions
+from humor_env.experiments.runs.run_folder import choose_folder, commit, prepare_folder, versions
 from humor_env.experiments.specs.spec import load_spec, parse_spec
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Judgement, Prompt, Verdict
@@ -216,6 +216,24 @@ def test_a_run_is_only_gone_on_with_under_its_own_settings(text, tmp_path):
     with pytest.raises(CheckpointError, match=r"other settings \(learner.clip was 0.2, now 0.3\)"):
         run(parse_spec(text, ["learner.steps=1", "learner.clip=0.3"]), tmp_path, resume=True)
     assert run(parse_spec(text, ["learner.steps=1", "budget.max_calls=3"]), tmp_path, resume=True)
+
+
+def test_a_resumed_run_may_ask_in_another_way(text, tmp_path):
+    """The docs' remedy for a slow server, to lower `concurrency` and resume, was refused."""
+
+    def spec(**options):
+        table = ", ".join(f"{key} = {value}" for key, value in options.items())
+        critic = (
+            f'critic = "scorer"\noptions = {{ client = "openai:m@http://127.0.0.1:9/v1", options = {{ {table} }} }}'
+        )
+        return parse_spec(text.replace('critic = "test_run:share_of_e"', critic))
+
+    prepare_folder(spec(concurrency=2, temperature=0.5), tmp_path, resume=False)
+    prepare_folder(spec(concurrency=1, temperature=0.5, ask_again=["invalid"]), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"options.temperature was 0.5, now 0.7"):
+        prepare_folder(spec(concurrency=1, temperature=0.7), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"learner.batch_size was 4, now 8"):
+        prepare_folder(parse_spec(spec(temperature=0.5).to_toml(), ["learner.batch_size=8"]), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("learner", registry.learners.names())

@@ -20,7 +20,7 @@ from typing import Any
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.options import parameters
 from humor_env.experiments.runs.joke_file import TEXT_FIELDS, Line, joke_of, score_of
-from humor_env.llm.clients.retry import Policy
+from humor_env.llm.factory import HOW_TO_ASK
 from humor_env.registry import critics
 from humor_env.shared.json_lines import NOT_JSON, read_lines
 from humor_env.shared.spreadsheet import no_formula
@@ -29,9 +29,6 @@ from humor_env.types import Joke, Judgement
 
 Asked = Mapping[str, Any]
 
-# Options that say how to ask, not what: they may change when an output is continued.
-_HOW = {"ledger", "budget", "prices", "policy", "must_have_key", "requests_per_minute", "tokens_per_minute"}
-_HOW |= {"ask_again", "device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
 _LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
 
 
@@ -39,7 +36,7 @@ def asked_of(name: str, options: Mapping[str, Any]) -> Asked:
     """The record of a critic and its options that each row keeps, with a digest per option. An option at its default is
     left out, and a file counts by its content."""
     defaults = {key: parameter.default for key, parameter in parameters(critics, name).items()}
-    given = {k: v for k, v in options.items() if k not in _HOW and not (k in defaults and _same(defaults[k], v))}
+    given = {k: v for k, v in options.items() if k not in HOW_TO_ASK and not (k in defaults and _same(defaults[k], v))}
     given = {k: v for k, v in given.items() if _essence(v) != {}}  # such as `options` with nothing but a concurrency
     return {"critic": name, "options": {key: _digest(value) for key, value in sorted(given.items())}}
 
@@ -55,7 +52,7 @@ def _digest(value: Any) -> str:
 
 def _essence(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _essence(inner) for key, inner in value.items() if key not in _HOW}
+        return {str(key): _essence(inner) for key, inner in value.items() if key not in HOW_TO_ASK}
     if isinstance(value, list | tuple):
         return [_essence(inner) for inner in value]
     if not isinstance(value, str):

@@ -22,6 +22,12 @@ from humor_env.llm.clients.retry import Policy
 from humor_env.llm.protocol import Client
 from humor_env.registry import clients
 
+HOW_TO_ASK = frozenset(
+    {"ledger", "budget", "prices", "policy", "must_have_key", "requests_per_minute", "tokens_per_minute"}
+)
+HOW_TO_ASK |= {"ask_again", "device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
+"""Options that say how to ask a model, not what. They may change when judging or a run is continued."""
+
 SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
 _SERVICE = re.compile(rf"({'|'.join(SERVICES)})((?:[:@].*)?)\Z", re.DOTALL)
 
