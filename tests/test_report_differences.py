@@ -88,7 +88,7 @@ def test_what_differs_in_their_specs_is_listed(tmp_path):
         ["version of torch", "2", "3"],
     ]
     assert [list(row.cells) for row in found.only_in_one.rows] == [
-        ["eval.critic.1.options.part", "not set", "<b>form</b>"],
+        ["eval.critic.0.options.part", "not set", "<b>form</b>"],
         ["learner.kl_weight", "not set", "0.2"],
     ]
     page = render([load_run(new), load_run(old)])
@@ -114,7 +114,7 @@ def test_prompts_of_both_go_from_the_most_gained_to_the_most_lost(tmp_path):
 
 def test_settings_have_dotted_names():
     spec = {"a": {"b": 1, "c": {"d": [1, 2]}}, "critic": [{"critic": "x"}, {"critic": "y"}], "empty": [], "none": {}}
-    found = {"a.b": 1, "a.c.d": [1, 2], "critic.1.critic": "x", "critic.2.critic": "y", "empty": [], "none": {}}
+    found = {"a.b": 1, "a.c.d": [1, 2], "critic.0.critic": "x", "critic.1.critic": "y", "empty": [], "none": {}}
     assert flat(spec) == found
 
 

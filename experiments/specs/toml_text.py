@@ -158,14 +158,14 @@ def _value(value: Any) -> str:
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested tables by dotted names; the tables of a list are numbered from 1: "critic.1.critic"."""
+    """The values of nested tables by dotted names; the tables of a list are numbered from 0, as in --set."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{name}.")
         elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-            found |= flat({f"{i}": each for i, each in enumerate(value, 1)}, f"{name}.")
+            found |= flat({f"{i}": each for i, each in enumerate(value)}, f"{name}.")
         else:
             found[name] = value
     return found
