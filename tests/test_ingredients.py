@@ -30,6 +30,12 @@ def parts(text, tmp_path, *overrides):
     return Ingredients(parse_spec(text, overrides), tmp_path)
 
 
+def test_a_warm_start_can_be_made_small(text, tmp_path):
+    for limit, count in (("2", (2, 2)), ("100", (8, 3))):
+        parts = Ingredients(parse_spec(text, [f"teacher.limit={limit}"]), tmp_path)
+        assert (len(parts.demonstrations), len(parts.dev)) == count
+
+
 def test_several_critics_are_a_mix_with_weights_and_gates(text, tmp_path):
     more = text.replace('"test_run:share_of_e"', '"rules"\ngate = 0.5\n[[critic]]\ncritic = "test_run:share_of_e"')
     mix = parts(more, tmp_path).train_critic

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import llama, tokenizer
 
+from humor_env import registry
 from humor_env.agents.student import Student
 from humor_env.errors import InvalidOption, StudentError
 from humor_env.experiments.compare.benchmark_cell import _prepared
@@ -18,7 +19,7 @@ from humor_env.rewards.likelihood.language_model import LanguageModel
 from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.shared import precision
 from humor_env.teacher import TeacherBuffer
-from humor_env.types import Demonstration, Prompt
+from humor_env.types import Demonstration, Joke, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,30 @@ def test_a_base_that_is_trained_itself_is_read_in_32_bits(saved, monkeypatch, tm
             spec.model_copy(update={"student": spec.student.model_copy(update={"dtype": "bfloat16"})}),
             tmp_path / "said",
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(
+    ("device", "said"), [("cuda", "no usable GPU. Set device"), ("nope", "'nope' is no torch device")]
+)
+def test_a_device_that_is_not_there_is_a_sentence(saved, device, said):
+    """It was torch's assertion for every model but the student."""
+    for load in (
+        lambda: LocalClient(saved, device=device),
+        lambda: LanguageModel(saved, device=device).load(),
+        lambda: registry.critics.make("everyday", device=device)(
+            [Joke(Prompt("p", "It was slow."), "Glaciers overtook it.")]
+        ),
+    ):
+        with pytest.raises(InvalidOption, match=said):
+            load()
+
+
+def test_a_temperature_that_is_none_is_a_sentence(saved):
+    for wrong in (float("nan"), -1.0, float("inf")):
+        with pytest.raises(InvalidOption, match="temperature must be a number from 0"):
+            LocalClient(saved, device="cpu", temperature=wrong)
+    assert LocalClient(saved, device="cpu", temperature=0).temperature is None
 
 
 def test_a_mistyped_precision_is_a_sentence(saved):

@@ -177,7 +177,8 @@ class Ingredients:
         buffer = self.teacher
         if buffer is None or self.spec.teacher is None:
             return ()
-        chosen = [d for p in self.prompts.split(split) for d in buffer.demonstrations_for(p.id)[:count]]
+        lessons = [own for p in self.prompts.split(split) if (own := buffer.demonstrations_for(p.id)[:count])]
+        chosen = [line for own in lessons[: self.spec.teacher.limit] for line in own]
         wanted = self.spec.teacher.filter
         if wanted is not None:
             critic = self.make_critic(CriticSpec(critic=wanted.critic, options=wanted.options))

@@ -104,6 +104,7 @@ class TeacherSpec(Table):
     lines: str = "pocket"
     per_prompt: Count = 3
     dev_per_prompt: Count = 1
+    limit: Count | None = None
     filter: FilterSpec | None = None
     imitate: bool | None = None
     imitation: dict[str, Any] = {}

@@ -35,10 +35,21 @@ def check_precision(dtype: object, known: Sequence[str] = PRECISIONS) -> None:
 
 
 def device_for(wanted: str) -> str:
-    """A torch device; "auto" is the GPU if there is one."""
+    """A torch device that is there; "auto" is the GPU if there is one."""
     import torch
 
-    return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(wanted).type
+    except RuntimeError:
+        raise InvalidOption(f"{wanted!r} is no torch device. Known: auto, cpu, cuda, cuda:1, mps, …") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InvalidOption(
+            f'The device is {wanted!r}, but torch finds no usable GPU. Set device = "cpu", or install a torch build '
+            "for your GPU's driver."
+        )
+    return wanted
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from humor_env.llm.replies import read
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.frozen_weights import sample, share_weights
 from humor_env.shared.model_hub import check_hub
-from humor_env.shared.precision import check_precision, in_paying_precision
+from humor_env.shared.precision import check_precision, device_for, in_paying_precision
 from humor_env.shared.streams import stream_seed
 from humor_env.shared.user_path import user_path
 from humor_env.types import Usage
@@ -41,8 +41,8 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class LocalClient:
-    """`temperature=None` generates greedily. With a temperature each request has its own stream: its reply depends
-    on the seed and the request (including its `sample`), not on the rest of the batch.
+    """`temperature=None`, or 0, generates greedily. With a temperature each request has its own stream: its reply
+    depends on the seed and the request (including its `sample`), not on the rest of the batch.
 
     Limits on calls and tokens apply as for a service; the cost is 0. Threads take turns.
     """
@@ -60,16 +60,18 @@ class LocalClient:
         seed: int = 0,
         budget: Budget | None = None,
     ) -> None:
-        import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         if batch_size < 1:
             raise InvalidOption(f"batch_size must be at least 1, found {batch_size}.")
+        temperature = temperature or None
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise InvalidOption(f"temperature must be a number from 0 (greedy), found {temperature}.")
         check_precision(dtype)
         model = str(user_path(model)) if model.startswith("~") else model
         self.path = model
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_for(device or "auto")
         self.budget = budget or Budget()
         self._turn = threading.Lock()
         # Explicit: by default transformers asks on the terminal whether to run the folder's code.
