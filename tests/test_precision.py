@@ -9,7 +9,7 @@ from tiny import llama, tokenizer
 from humor_env import registry
 from humor_env.agents.student import Student
 from humor_env.errors import InvalidOption, StudentError
-from humor_env.experiments.compare.benchmark_cell import _prepared
+from humor_env.experiments.compare.benchmark_cell import load_in_folder
 from humor_env.experiments.reports.differences import what_differs
 from humor_env.experiments.reports.report_data import load_run
 from humor_env.experiments.runs.run import run
@@ -132,9 +132,13 @@ def test_a_cell_that_is_continued_elsewhere_keeps_its_precision(saved, monkeypat
     found = []
     for pays in ("bfloat16", "float32"):
         says(monkeypatch, pays)
-        found.append(_prepared(a_spec(saved), tmp_path, 0).base.dtype)
-    other = _prepared(a_spec(saved, "learner.clip=0.3"), tmp_path, 0)  # other settings: it starts over
-    assert [*found, other.base.dtype] == [torch.bfloat16, torch.bfloat16, torch.float32]
+        found.append(load_in_folder(a_spec(saved), tmp_path / "one", 0, tmp_path / "one").base.dtype)
+    other = load_in_folder(a_spec(saved, "learner.clip=0.3"), tmp_path / "one", 0, tmp_path / "one")  # it starts over
+    # The cell of a learner that goes on from this one's student keeps its precision too.
+    later = load_in_folder(a_spec(saved), tmp_path / "two", 0, tmp_path / "one")
+    alone = load_in_folder(a_spec(saved), tmp_path / "three", 0, tmp_path / "three")
+    assert [*found, other.base.dtype, later.base.dtype] == [torch.bfloat16] * 4
+    assert alone.base.dtype == torch.float32
 
 
 def test_a_base_that_is_trained_itself_is_read_in_32_bits(saved, monkeypatch, tmp_path):
@@ -174,8 +178,8 @@ def test_a_device_that_is_not_there_is_a_sentence(saved, device, said):
 
 
 def test_a_temperature_that_is_none_is_a_sentence(saved):
-    for wrong in (float("nan"), -1.0, float("inf")):
-        with pytest.raises(InvalidOption, match="temperature must be a number from 0"):
+    for wrong in (float("nan"), -1.0, "0.7"):
+        with pytest.raises(InvalidOption, match="temperature must be a number of at least 0"):
             LocalClient(saved, device="cpu", temperature=wrong)
     assert LocalClient(saved, device="cpu", temperature=0).temperature is None
 
@@ -187,6 +191,8 @@ def test_a_mistyped_precision_is_a_sentence(saved):
             load(saved, dtype="flot32")
     with pytest.raises(InvalidOption, match="dtype must be one of auto, float32, bfloat16; found 'float16'"):
         RewardModelCritic(saved, dtype="float16")
+    with pytest.raises(InvalidOption, match="found 16"):
+        RewardModelCritic(saved, dtype=16)
 
 
 def test_it_is_what_doctor_shows():

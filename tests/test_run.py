@@ -221,19 +221,28 @@ def test_a_run_is_only_gone_on_with_under_its_own_settings(text, tmp_path):
 def test_a_resumed_run_may_ask_in_another_way(text, tmp_path):
     """The docs' remedy for a slow server, to lower `concurrency` and resume, was refused."""
 
-    def spec(**options):
-        table = ", ".join(f"{key} = {value}" for key, value in options.items())
-        critic = (
-            f'critic = "scorer"\noptions = {{ client = "openai:m@http://127.0.0.1:9/v1", options = {{ {table} }} }}'
-        )
-        return parse_spec(text.replace('critic = "test_run:share_of_e"', critic))
+    def spec(options, *settings, critic="scorer"):
+        return parse_spec(text.replace('"test_run:share_of_e"', f'"{critic}"\noptions = {options}'), settings)
 
-    prepare_folder(spec(concurrency=2, temperature=0.5), tmp_path, resume=False)
-    prepare_folder(spec(concurrency=1, temperature=0.5, ask_again=["invalid"]), tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"options.temperature was 0.5, now 0.7"):
-        prepare_folder(spec(concurrency=1, temperature=0.7), tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"learner.batch_size was 4, now 8"):
-        prepare_folder(parse_spec(spec(temperature=0.5).to_toml(), ["learner.batch_size=8"]), tmp_path, resume=True)
+    server = 'client = "openai:m@http://h:9/v1"'
+    prepare_folder(spec(f"{{ {server}, options = {{ concurrency = 2, temperature = 0.5 }} }}"), tmp_path, resume=False)
+    asked = f"{{ {server}, ledger = 'x', options = {{ ask_again = ['invalid'], temperature = 0.5 }} }}"
+    prepare_folder(spec(asked), tmp_path, resume=True)
+    for changed, said in (
+        (spec(asked.replace("0.5", "0.7")), r"options.temperature was 0.5, now 0.7"),
+        (spec(asked, "learner.batch_size=8"), r"learner.batch_size was 4, now 8"),
+        (spec(asked.replace("//h", "//other")), r"critic.0.options.client was"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            prepare_folder(changed, tmp_path, resume=True)
+    # A table that becomes empty is none, and a name that is the user's own is no setting of a client.
+    prepare_folder(spec("{ options = { concurrency = 2 } }"), tmp_path / "empty", resume=False)
+    prepare_folder(spec("{}"), tmp_path / "empty", resume=True)
+    for before, now in (("weights = { timeout = 1 }", "weights = { timeout = 2 }"), ("budget = 40", "budget = 10")):
+        folder = tmp_path / before[:3]
+        prepare_folder(spec(f"{{ {before} }}", critic="test_run:share_of_o"), folder, resume=False)
+        with pytest.raises(CheckpointError, match="other settings"):
+            prepare_folder(spec(f"{{ {now} }}", critic="test_run:share_of_o"), folder, resume=True)
 
 
 @pytest.mark.parametrize("learner", registry.learners.names())

@@ -65,7 +65,8 @@ class Source:
 def read_source(path: str | Path, *, device: str | torch.device, dtype: torch.dtype | str) -> Source:
     """Load model and tokenizer from a name listed by `humor-env students`, a Hugging Face name or folder, a GGUF file,
     or a folder written by `write_folder`."""
-    check_precision(dtype)
+    if not isinstance(dtype, torch.dtype):
+        check_precision(dtype)
     folder = Path(path)
     saved: dict[str, Any] = {}
     source: str | Path = path

@@ -61,7 +61,7 @@ def memory_of(spec: str, overrides: Sequence[str] = ()) -> list[str]:
     student and runs one row through it."""
     from humor_env.agents.session.memory import free_memory_of
     from humor_env.experiments.runs.costs import without_keys
-    from humor_env.experiments.runs.ingredients import Ingredients, device_of, load_student, student_of
+    from humor_env.experiments.runs.ingredients import Ingredients, device_of, load_student, student_settings
     from humor_env.experiments.runs.micro_batches import memory_sentences
     from humor_env.experiments.specs.spec import load_spec
 
@@ -70,7 +70,7 @@ def memory_of(spec: str, overrides: Sequence[str] = ()) -> list[str]:
         parts = Ingredients(without_keys(loaded), Path(scratch))
         try:
             free = free_memory_of(device_of(loaded.student))
-            return memory_sentences(parts, load_student(student_of(loaded), loaded.seeds[0]), free)
+            return memory_sentences(parts, load_student(student_settings(loaded), loaded.seeds[0]), free)
         finally:
             parts.close()
 

@@ -20,7 +20,7 @@ from typing import Any
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.experiments.options import parameters
 from humor_env.experiments.runs.joke_file import TEXT_FIELDS, Line, joke_of, score_of
-from humor_env.llm.factory import HOW_TO_ASK
+from humor_env.llm.factory import what_is_asked
 from humor_env.registry import critics
 from humor_env.shared.json_lines import NOT_JSON, read_lines
 from humor_env.shared.spreadsheet import no_formula
@@ -36,8 +36,7 @@ def asked_of(name: str, options: Mapping[str, Any]) -> Asked:
     """The record of a critic and its options that each row keeps, with a digest per option. An option at its default is
     left out, and a file counts by its content."""
     defaults = {key: parameter.default for key, parameter in parameters(critics, name).items()}
-    given = {k: v for k, v in options.items() if k not in HOW_TO_ASK and not (k in defaults and _same(defaults[k], v))}
-    given = {k: v for k, v in given.items() if _essence(v) != {}}  # such as `options` with nothing but a concurrency
+    given = {k: v for k, v in what_is_asked(options).items() if not (k in defaults and _same(defaults[k], v))}
     return {"critic": name, "options": {key: _digest(value) for key, value in sorted(given.items())}}
 
 
@@ -52,7 +51,7 @@ def _digest(value: Any) -> str:
 
 def _essence(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _essence(inner) for key, inner in value.items() if key not in HOW_TO_ASK}
+        return {str(key): _essence(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_essence(inner) for inner in value]
     if not isinstance(value, str):
@@ -66,7 +65,8 @@ def _essence(value: Any) -> Any:
 def changed_options(before: Asked, now: Asked) -> list[str]:
     """The names of the options that differ."""
     old, new = before.get("options"), now["options"]
-    old = old if isinstance(old, Mapping) else {}
+    # An earlier version kept a table with nothing but such options, as an empty one.
+    old = {key: digest for key, digest in old.items() if digest != _digest({})} if isinstance(old, Mapping) else {}
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
 
 

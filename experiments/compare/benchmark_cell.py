@@ -28,7 +28,7 @@ from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.compare.trained_critics import fill_names, folder_names
 from humor_env.experiments.runs.evaluate import evaluate, judge_apart, line_places
-from humor_env.experiments.runs.ingredients import Ingredients, load_student, student_of
+from humor_env.experiments.runs.ingredients import Ingredients, load_student, student_settings
 from humor_env.experiments.runs.paired_line import paired_line
 from humor_env.experiments.runs.run import SeedRun
 from humor_env.experiments.runs.run_folder import RECORD, prepare_folder, read_json
@@ -57,7 +57,8 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     run_spec = parse_spec(dumps(data), file=label)
     parts = Ingredients(run_spec, folder)
     parts.check()
-    cell = CellRun(parts, seed, _prepared(run_spec, folder, seed))
+    start = folder / spec["start"] if "start" in spec else folder
+    cell = CellRun(parts, seed, load_in_folder(run_spec, folder, seed, start))
     is_start = label == IMITATION_ROW
     try:
         written = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
@@ -131,18 +132,19 @@ def against_itself(
         again["feedback"][source] |= {"wins_itself": wins, "ties_itself": ties}
 
 
-def _prepared(spec: Spec, folder: Path, seed: int) -> Student:
-    """The student, in a folder that continues from what a killed process has left, or starts over if a default has
-    changed since."""
-    resume = (folder / RECORD).is_file()
+def load_in_folder(spec: Spec, folder: Path, seed: int, start: Path) -> Student:
+    """The student, and the folder of its cell written: it continues from what a killed process has left, or starts over
+    if a default has changed since. Its precision is that of the cell in `start`, from whose student it learns on."""
+    place = folder if (folder / RECORD).is_file() else start
+    record = read_json(place / RECORD) if (place / RECORD).is_file() else None
+    student = load_student(student_settings(spec, record), seed)
+    precision = {"precision": precision_of(student.base)}
     try:
-        student = load_student(student_of(spec, read_json(folder / RECORD) if resume else None), seed)
-        prepare_folder(spec, folder, resume=resume, machine={"precision": precision_of(student.base)})
+        prepare_folder(spec, folder, resume=(folder / RECORD).is_file(), machine=precision)
     except CheckpointError as problem:
         print(f"Starting over: {problem}")
         shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
-        student = load_student(student_of(spec), seed)
-        prepare_folder(spec, folder, resume=False, machine={"precision": precision_of(student.base)})
+        prepare_folder(spec, folder, resume=False, machine=precision)
     return student
 
 

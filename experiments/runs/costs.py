@@ -345,7 +345,7 @@ def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
     """Seconds on this machine for one line of the student, with as many `threads` as the run will have; None if its
     weights are large or not installed."""
     from humor_env.agents.student.writer import write_jokes
-    from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_of
+    from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_settings
 
     if not 0 < _weights(spec.student.model) < _LARGEST:
         return None
@@ -354,7 +354,7 @@ def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Ingredients(without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
     asked = [prompts[i % len(prompts)] for i in range(tried)]
-    student = load_student(student_of(spec), spec.seeds[0])
+    student = load_student(student_settings(spec), spec.seeds[0])
     uniforms = draw_uniforms(tried, sampling.max_new_tokens, torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

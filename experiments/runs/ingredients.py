@@ -369,11 +369,11 @@ def device_of(spec: StudentSpec) -> torch.device:
     return PartialState().device if spec.device == "auto" else torch.device(spec.device)
 
 
-def student_of(spec: Spec, record: Mapping[str, Any] | None = None) -> StudentSpec:
+def student_settings(spec: Spec, record: Mapping[str, Any] | None = None) -> StudentSpec:
     """The student's settings, with `dtype = "auto"` decided where the machine must not decide it: a base that is
     trained itself needs 32 bits, and a resumed run keeps the precision in its `record`."""
     kept = "float32" if spec.trains_base else (record or {}).get("precision")
-    decided = spec.student.dtype == "auto" and kept in ("float32", "bfloat16")
+    decided = spec.student.dtype == "auto" and kept in ("float32", "bfloat16", "float16")
     return spec.student.model_copy(update={"dtype": kept}) if decided else spec.student
 
 

@@ -18,8 +18,8 @@ from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import CheckpointError, InvalidOption, unknown_name
 from humor_env.experiments.runs.evaluate import evaluate
-from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student
-from humor_env.experiments.runs.run_folder import run_of, student_folder, write_text
+from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_settings
+from humor_env.experiments.runs.run_folder import RECORD, read_json, run_of, student_folder, write_text
 from humor_env.experiments.specs.spec import StudentSpec, load_spec
 from humor_env.prompts import load_prompts
 from humor_env.types import critic_name
@@ -77,8 +77,11 @@ def measure_student(
             sampling = replace(sampling, temperature=temperature)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
+        settings = StudentSpec(model=str(folder) if path.is_dir() else student)
+        if own is not None and run is not None:
+            settings = settings.model_copy(update={"dtype": student_settings(own, read_json(run / RECORD)).dtype})
         evaluation = evaluate(
-            load_student(StudentSpec(model=str(folder) if path.is_dir() else student), seed),
+            load_student(settings, seed),
             asked,
             made,
             adapter=ADAPTERS[adapter],

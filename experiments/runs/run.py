@@ -34,7 +34,7 @@ from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.writer import Backend
 from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.evaluate import Evaluation, evaluate, judged, save_lines, written_by
-from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_of
+from humor_env.experiments.runs.ingredients import Ingredients, evaluation_sampling, load_student, student_settings
 from humor_env.experiments.runs.micro_batches import choose, with_numbers
 from humor_env.experiments.runs.run_folder import (
     RECORD,
@@ -88,7 +88,7 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     # Before the run's folder is written, so that a mistake leaves no files behind.
     parts.check()
     before = read_json(folder / RECORD) if resume else {}
-    settings = student_of(spec, before)
+    settings = student_settings(spec, before)
     first = load_student(settings, spec.seeds[0])
     if spec.imitates or spec.learner_name not in WRITERS:
         first.check_trainable()
@@ -99,6 +99,8 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
         say = screen.say if screen else Quiet().say
         machine = _machine() | {"precision": precision_of(first.base)} | ({"micro_batch": at_once} if at_once else {})
         prepare_folder(spec, folder, resume=resume, machine=machine, inputs=parts.digests(), say=say)
+        if resume and "precision" not in before and settings.dtype == "auto":
+            say(f"warning: the run does not say its precision; it continues in {machine['precision']}.")
         for key, number in at_once.items():
             say(f"{key} is {number}")
     PartialState().wait_for_everyone()

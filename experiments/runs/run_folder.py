@@ -35,13 +35,13 @@ from humor_env.errors import CheckpointError, InvalidOption
 from humor_env.experiments.options import ledger_if_used
 from humor_env.experiments.specs.spec import Spec, load_spec
 from humor_env.experiments.specs.toml_text import flat
-from humor_env.llm.factory import HOW_TO_ASK
+from humor_env.llm.factory import what_is_asked
 from humor_env.shared.line_file import only_writer
 
 SPEC, RECORD, RESULTS, LOCK = "spec.toml", "run.json", "results.json", ".lock"
 ROOT = Path("runs")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "gymnasium", "numpy", "tokenizers", "safetensors")
-_MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps", "tracking")
+_MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps", "tracking", "student.backend.concurrency")
 
 
 @contextmanager
@@ -182,23 +182,19 @@ def _changes(record: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
 
 
 def _check_same(spec: Spec, folder: Path) -> None:
-    before, now = flat(load_spec(folder / SPEC).model_dump()), flat(spec.model_dump())
+    before, now = (flat(what_is_asked(each.model_dump(), "")) for each in (load_spec(folder / SPEC), spec))
     changed = [
-        key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key) and not _may_change(key)
+        key
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not any(key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE)
     ]
     if changed:
         differences = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
         raise CheckpointError(
             f"The run in '{folder}' was started with other settings ({differences}). Resume it with its own "
-            f"({folder / SPEC}; {', '.join(_MAY_CHANGE)} and how critics ask may change), or start another one with "
-            "--out."
+            f"({folder / SPEC}; {', '.join(_MAY_CHANGE)}, and options that only say how a model is asked, such as "
+            "concurrency, may change), or start another one with --out."
         )
-
-
-def _may_change(key: str) -> bool:
-    _, _, option = key.partition(".options.")
-    how = any(part in HOW_TO_ASK for part in option.split("."))
-    return how or any(key == k or key.startswith(f"{k}.") for k in _MAY_CHANGE)
 
 
 def versions() -> dict[str, str]:

@@ -133,7 +133,9 @@ def _key(key: str) -> str:
 def _text(text: str) -> str:
     # JSON's escapes are valid TOML too. What does not print, such as a change of direction, is escaped as well: a spec
     # is shown on the terminal.
-    return "".join(c if c.isprintable() else _escaped(c) for c in json.dumps(text, ensure_ascii=False))
+    return "".join(
+        c if c.isprintable() or "\ud800" <= c <= "\udfff" else _escaped(c) for c in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def _escaped(character: str) -> str:

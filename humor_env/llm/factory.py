@@ -22,11 +22,18 @@ from humor_env.llm.clients.retry import Policy
 from humor_env.llm.protocol import Client
 from humor_env.registry import clients
 
-HOW_TO_ASK = frozenset(
-    {"ledger", "budget", "prices", "policy", "must_have_key", "requests_per_minute", "tokens_per_minute"}
-)
-HOW_TO_ASK |= {"ask_again", "device", "batch_size", *(field.name for field in dataclasses.fields(Policy))}
-"""Options that say how to ask a model, not what. They may change when judging or a run is continued."""
+# Options of a client, and of a critic, that say how to ask and not what.
+_OF_A_CLIENT = frozenset({"must_have_key", "requests_per_minute", "tokens_per_minute", "ask_again", "batch_size"})
+_OF_A_CLIENT |= {
+    "ledger",
+    "budget",
+    "prices",
+    "policy",
+    "device",
+    *(field.name for field in dataclasses.fields(Policy)),
+}
+_OF_A_CRITIC = frozenset({"ledger", "budget", "prices", "device", "batch_size"})
+_TABLES = ("options", "critic_options")
 
 SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
 _SERVICE = re.compile(rf"({'|'.join(SERVICES)})((?:[:@].*)?)\Z", re.DOTALL)
@@ -134,3 +141,23 @@ def _checked(kind: Any, client_options: dict[str, Any]) -> dict[str, Any]:
                 f"{kind.__name__} has no option '{name}'.{did_you_mean(name, offered)} Known: {', '.join(offered)}."
             )
     return client_options
+
+
+def what_is_asked(table: Mapping[str, Any], name: str = "options", outer: str = "") -> dict[str, Any]:
+    """The table, such as a critic's options or a whole spec, without options that only say how to ask a model
+    (concurrency, limits, the place of the ledger). They may change when judging or a run is continued."""
+    options = name in _TABLES
+    how = frozenset[str]() if not options else _OF_A_CLIENT if name == "options" and outer in _TABLES else _OF_A_CRITIC
+    kept: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in how and (key != "budget" or isinstance(value, Mapping)):
+            continue
+        if isinstance(value, Mapping):
+            inner = what_is_asked(value, key, name)
+            if inner or key not in _TABLES:
+                kept[key] = inner
+        elif isinstance(value, list | tuple):
+            kept[key] = [what_is_asked(v, key, name) if isinstance(v, Mapping) else v for v in value]
+        else:
+            kept[key] = value
+    return kept

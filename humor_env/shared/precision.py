@@ -29,9 +29,10 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def check_precision(dtype: object, known: Sequence[str] = PRECISIONS) -> None:
-    """Refuse a name that is no precision; a torch.dtype is one."""
-    if isinstance(dtype, str) and dtype not in known:
-        raise InvalidOption(f"dtype must be one of {', '.join(known)}; found {dtype!r}.{did_you_mean(dtype, known)}")
+    """Refuse what is not the name of a precision."""
+    if dtype not in known:
+        near = did_you_mean(dtype, known) if isinstance(dtype, str) else ""
+        raise InvalidOption(f"dtype must be one of {', '.join(known)}; found {dtype!r}.{near}")
 
 
 def device_for(wanted: str) -> str:

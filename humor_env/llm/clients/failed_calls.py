@@ -44,7 +44,7 @@ class CallFailed(Exception):
 
 
 SHORTEST_KEY = 8
-_ABOUT_THE_REQUEST = (400, 403, 413, 414, 422, 451)
+ABOUT_THE_REQUEST = (400, 403, 413, 414, 422, 451)
 
 
 def garbled(service: str, what: str) -> CallFailed:
@@ -57,7 +57,7 @@ def garbled(service: str, what: str) -> CallFailed:
 def lasting_kind(failure: CallFailed) -> ErrorKind:
     """The kind of failure to keep. A rejection that is not about the request, such as a redirect to a gateway's log-in
     page or a 404, is no answer to it: a later run asks again."""
-    about = failure.status is None or failure.status in _ABOUT_THE_REQUEST
+    about = failure.status is None or failure.status in ABOUT_THE_REQUEST
     return failure.kind if failure.kind != "rejected" or about else "unreachable"
 
 

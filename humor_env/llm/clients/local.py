@@ -26,6 +26,7 @@ from humor_env.llm.replies import read
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.frozen_weights import sample, share_weights
 from humor_env.shared.model_hub import check_hub
+from humor_env.shared.plain_numbers import check_number
 from humor_env.shared.precision import check_precision, device_for, in_paying_precision
 from humor_env.shared.streams import stream_seed
 from humor_env.shared.user_path import user_path
@@ -64,9 +65,9 @@ class LocalClient:
 
         if batch_size < 1:
             raise InvalidOption(f"batch_size must be at least 1, found {batch_size}.")
+        if temperature is not None:
+            check_number("temperature", temperature, least=0)
         temperature = temperature or None
-        if temperature is not None and not 0 < temperature < math.inf:
-            raise InvalidOption(f"temperature must be a number from 0 (greedy), found {temperature}.")
         check_precision(dtype)
         model = str(user_path(model)) if model.startswith("~") else model
         self.path = model

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, JudgingFailed
 from humor_env.llm.budget import Budget, LedgerBusy
 from humor_env.llm.clients import background
-from humor_env.llm.clients.failed_calls import ODD_ANSWER, CallFailed, garbled, lasting_kind, redact
+from humor_env.llm.clients.failed_calls import ABOUT_THE_REQUEST, ODD_ANSWER, CallFailed, garbled, lasting_kind, redact
 from humor_env.llm.clients.throttle import Throttle
 from humor_env.llm.protocol import OnReply, Reply, Request
 from humor_env.shared.plain_numbers import check_number
@@ -360,7 +360,7 @@ class _Batch:
     def _concerns_every_call(self, status: int) -> bool:
         """Whether the rejections so far suggest that every call would be rejected."""
         caller, few = self.caller, self.policy.rejected_in_a_row
-        if status == 404 or 300 <= status < 400:
+        if status not in ABOUT_THE_REQUEST:
             return caller.rejected_in_a_row >= few
         if status != 400:
             return False
