@@ -63,7 +63,8 @@ def best_of_groups(rewards: Tensor, group: Tensor, valid: Tensor, *, keep: int, 
         if not len(rows):
             continue
         best = rows[rewards[rows].argsort(descending=True, stable=True)[:keep]]
-        kept[best] = ((rewards[best] > rewards[rows].mean()) & (rewards[best] >= at_least)).to(kept.dtype)
+        # Not the mean as it is: rounding puts the mean of eight equal rewards below them.
+        kept[best] = ((rewards[best] > rewards[rows].mean() + 1e-6) & (rewards[best] >= at_least)).to(kept.dtype)
     return kept
 
 

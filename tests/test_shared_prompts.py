@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny import stir, student
+from tiny import stir, student, tokenizer
+from transformers import MistralConfig, MistralForCausalLM
 
-from humor_env.agents.student import POLICY, shared_prompts, token_rows
+from humor_env.agents.student import POLICY, Lora, Student, shared_prompts, token_rows
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.shared_prompts import common_prefix, common_prefix_of
@@ -49,6 +50,30 @@ def test_scores_and_gradients_are_those_of_whole_rows(monkeypatch):
         assert max(float(g.abs().max()) for g in expected) > 1e-2
         for a, b in zip(expected, found, strict=True):
             assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [8, 16])
+def test_a_sliding_window_sees_the_text_and_not_the_padding_of_a_shared_prompt(window, monkeypatch):
+    """Log-probabilities were wrong by 3 nats and more where prompts of different lengths exceeded the window."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(
+        vocab_size=len(words), sliding_window=window, num_key_value_heads=2, initializer_range=0.3, **shape
+    )
+    one = Student(MistralForCausalLM(config), words, lora=Lora(rank=4, alpha=8))
+    long = "The very long meeting in the afternoon was slow, and the soup was cold."
+    observations = [p for p in (long, "The very cold soup.") for _ in range(4)]
+    rows = one.rows_from_text(observations, [LINES[i % len(LINES)] for i in range(8)])
+    assert prompt_groups(rows.host.tokens, rows.host.attention, rows.host.action_mask) is not None
+    apart, _ = scores_and_gradients(one, rows, monkeypatch, shared=False)
+    together, _ = scores_and_gradients(one, rows, monkeypatch, shared=True)
+    assert torch.allclose(apart.logprobs, together.logprobs, atol=1e-3)
+    written = one.generate(observations, sampling=Sampling(max_new_tokens=8), seed=0)
+    again = one.score(one.rows(written.prompts, written.responses))
+    for i, response in enumerate(written.responses):
+        here = again.logprobs[i][one.rows(written.prompts, written.responses).action_mask[i].bool()]
+        assert torch.allclose(here, written.logprobs[i, : len(response)], atol=1e-3)
 
 
 def test_each_prompt_goes_through_the_model_once(monkeypatch):

@@ -86,6 +86,14 @@ def test_the_same_seed_gives_the_same_interval_and_another_one_another():
     assert interval([scores], seed=3) != interval([scores], seed=4)
 
 
+def test_prompts_that_both_share_do_not_widen_the_probability_of_improvement():
+    """They were drawn apart, so that a run better on every prompt by 0.05 was better with 0.00 to 1.00."""
+    hard = np.random.default_rng(0).random(40)
+    b = np.stack([hard + 0.001 * seed for seed in range(4)])
+    found = probability_of_improvement(b + 0.05, b)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
 def test_probability_of_improvement_by_hand():
     # Of the nine pairs, 5 > 1, 5 > 2, 5 > 4, 3 > 1, 3 > 2 and 1 = 1 at a half: 5.5 / 9.
     found = probability_of_improvement([5, 3, 1.0], [1, 2, 4.0])

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from humor_env.agents.student.shared_prompts import LEAST_PREFIX_ROWS, causal_states, common_prefix
 from humor_env.agents.student.token_rows import (
@@ -81,7 +82,8 @@ class ForwardPasses:
             apart = len(rows.tokens) if groups is None else len(groups.first)
             may_share = backbone is not None and apart >= LEAST_PREFIX_ROWS
             prefix = common_prefix(host.tokens, host.attention, host.action_mask) if may_share else 0
-            if backbone is not None and (groups is not None or prefix) and self.prompts_can_be_shared:
+            shares = (groups is not None or prefix) and (self.reach is None or rows.tokens.shape[1] <= self.reach)
+            if backbone is not None and shares and self.prompts_can_be_shared:
                 return causal_states(backbone, self.base.config.get_text_config(), rows, groups, prefix)
             inputs, row, column = self._causal_inputs(rows)
             if rows.tokens.device.type != "cpu" and "attention_mask" not in inputs and self.prompts_can_be_shared:
@@ -124,6 +126,14 @@ class ForwardPasses:
             inputs["attention_mask"] = rows.attention
             inputs["position_ids"] = (rows.attention.cumsum(-1) - 1).clamp(min=0)
         return inputs, row, column - 1
+
+    @cached_property
+    def reach(self) -> int | None:
+        """How many positions a causal model's shortest sliding window sees; None without one. It counts the padding
+        between a shared prompt and a response, so beyond it nothing is shared."""
+        layers = DynamicCache(config=self.base.config.get_text_config()).layers
+        windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        return min(windows, default=None)
 
     @cached_property
     def prompts_can_be_shared(self) -> bool:

@@ -141,7 +141,10 @@ class Decoding:
     def _prefix(self, prompts: Sequence[Sequence[int]]) -> int:
         passes = self.student.passes
         prefix = common_prefix_of(prompts)
-        return prefix if prefix and passes.backbone is not None and passes.prompts_can_be_shared else 0
+        if not prefix or passes.backbone is None:
+            return 0
+        even = len({len(prompt) for prompt in prompts}) == 1
+        return prefix if (passes.reach is None or even) and passes.prompts_can_be_shared else 0
 
     def advance(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Feed `[n, k]` tokens; return the last position's hidden states `[n, H]` and logits `[n, V]`."""

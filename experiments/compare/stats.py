@@ -125,13 +125,13 @@ def _draws(source: np.random.Generator, resamples: int, count: int) -> NDArray[n
     return source.integers(count, size=(resamples, count))
 
 
-def _resampled_runs(array: Array, source: np.random.Generator, resamples: int) -> Array:
-    """`[resamples, seeds]`: the mean score of each resampled run over resampled prompts."""
+def _resampled_runs(array: Array, source: np.random.Generator, resamples: int, weights: Array | None = None) -> Array:
+    """`[resamples, seeds]`: the mean score of each resampled run over resampled prompts, drawn here unless given."""
     seeds, prompts = array.shape
     rows = _draws(source, resamples, seeds)
     if prompts == 1:
         return array[:, 0][rows]
-    weights = _weights(source, resamples, prompts)  # [R, P]
+    weights = _weights(source, resamples, prompts) if weights is None else weights  # [R, P]
     known = np.isfinite(array)
     sums = weights @ np.where(known, array, 0.0).T  # [R, S]
     counts = weights @ known.T.astype(np.float64)
@@ -156,10 +156,12 @@ def probability_of_improvement(
     a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> Interval:
     """How likely a run of `a` scores higher than one of `b`; equal scores count half. If the whole interval is above
-    one half, `a` is better."""
+    one half, `a` is better. With as many prompts in both, they are the same ones, and are drawn together."""
     first, second = _matrix(a), _matrix(b)
     source = generator(seed, "improvement")
-    runs = [_resampled_runs(array, source, resamples) for array in (first, second)]
+    count = first.shape[1]
+    weights = _weights(source, resamples, count) if count == second.shape[1] else None
+    runs = [_resampled_runs(array, source, resamples, weights) for array in (first, second)]
     value = float(_share_above(mean(first), mean(second)))
     several = all(np.isfinite(mean(array)).sum() >= FEWEST_RUNS for array in (first, second))
     if not (several and _enough(a) and _enough(b)):
