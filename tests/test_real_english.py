@@ -73,6 +73,9 @@ def test_a_page_is_filled_between_its_comments(run: Path, tmp_path: Path) -> Non
     page.write_text(text.replace("| imitation |", "| of another run |").replace("| sentence |", "| old |"))
     assert real_english.main([str(run), "--page", str(page), "--table", "scores"]) == 0
     assert "| imitation | 1 | 0.100" in page.read_text() and "| old |" in page.read_text()
+    page.write_text("<!-- real: scores -->\nkept\n<!-- end -->\n<!-- real: more -->\n<!-- end -->\n")
+    assert real_english.main([str(run), "--page", str(page), "--mark", "more"]) == 0
+    assert page.read_text().count("| imitation | 1 | 0.100") == 1 and "kept" in page.read_text()
 
 
 class ByStage:

@@ -12,10 +12,10 @@ With `--judge`, all lines are scored again by another critic, a folder of `train
 For a benchmark, `--as-run` combines the cells of one learner and of the imitation that it started from into the folder
 of one run, so that a report and a picture can be made of it.
 
-The tables go between the comments `<!-- real: scores -->`, `<!-- real: lines -->` and `<!-- real: other-judge -->` and
-the next `<!-- end -->`: the held-out judge's scores of each stage; twenty sentences with the lines before and after,
-taken by rank of the trained student's scores, evenly spaced from the worst to the best, so that nobody picks them; and
-the other judge's scores.
+The tables go between the comments `<!-- real: scores -->` (or another name, with `--mark`), `<!-- real: lines -->` and
+`<!-- real: other-judge -->` and the next `<!-- end -->`: the held-out judge's scores of each stage; twenty sentences
+with the lines before and after, taken by rank of the trained student's scores, evenly spaced from the worst to the
+best, so that nobody picks them; and the other judge's scores.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--page", type=Path, help="the page whose tables to fill; default: print")
     parser.add_argument("--table", choices=("scores", "lines"), help="fill only this one")
+    parser.add_argument("--mark", metavar="NAME", help="fill the scores at the comment `real: NAME`, and nothing else")
     parser.add_argument(
         "--judge", type=Path, metavar="FOLDER", help="a critic of train-critic, to score all lines again"
     )
@@ -235,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = {"other-judge": other_judge_table(judged_again(stages, RewardModelCritic(options.judge)))}
     else:
         tables = {"scores": score_table(stages), "lines": line_table(stages)}
+    if options.mark:
+        tables = {options.mark: tables["scores"]}
     if options.page:
         marks = re.compile(MARK % (options.table or "|".join(tables)), re.DOTALL)
         page = fill_page(options.page.read_text(encoding="utf-8"), lambda _, name: tables[name], marks)
