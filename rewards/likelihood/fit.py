@@ -7,7 +7,8 @@ A critic trained on people's grades may hardly read the prompt; an untrained lan
 (the line follows its prompt) the score compares log p(line | prompt) with log p(line). With `form="edit"` (the line is
 the prompt with some words replaced) it compares the new words in their place with the new words alone, and the kept
 words after them with how they follow the old ones. The score is the logistic function of the sum over `nats`: 0.5 if
-the prompt makes no difference.
+the prompt makes no difference. Any text before a line makes it likelier than none: SmolLM2 gives lines under prompts
+that are not theirs about 0.7, so compare scores with each other, not with 0.5.
 
 It does not measure humor, and a line that repeats its prompt fits best of all. So use it with a critic of humor, with a
 small weight, behind gates:
