@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 import textwrap
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,13 +152,15 @@ def test_snippets_run(page, registries, monkeypatch, tmp_path):
     for block in blocks(page):
         if block.title:
             Path(block.title).write_text(block.code, encoding="utf-8")
-        needed = re.match(r"# needs: (\w+)", block.code)
-        if needed and find_spec(needed[1]) is None:
-            compile(block.code, page, "exec")
-            continue  # a package that the project does not bring
         if block.kind == "python":
             # Padded with line breaks, so that an error points to the page's own line.
-            exec(compile("\n" * block.line + shortened(block), page, "exec"), names)
+            code = compile("\n" * block.line + shortened(block), page, "exec")
+            try:
+                exec(code, names)
+            except ModuleNotFoundError as missing:
+                # A package that the project does not bring, or not with all that the block needs of it.
+                if not block.code.startswith("# needs:") or str(missing.name).startswith("humor_env"):
+                    raise
         elif block.kind == "bash":
             run_commands(block, page)
         elif block.kind == "toml":
