@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from humor_env.agents.feedback.metrics import NO_SPREAD
 from humor_env.agents.feedback.rollout import TextVectorEnv
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import OnPolicyConfig
@@ -64,7 +65,7 @@ def best_of_groups(rewards: Tensor, group: Tensor, valid: Tensor, *, keep: int, 
             continue
         best = rows[rewards[rows].argsort(descending=True, stable=True)[:keep]]
         # Not the mean as it is: rounding puts the mean of eight equal rewards below them.
-        kept[best] = ((rewards[best] > rewards[rows].mean() + 1e-6) & (rewards[best] >= at_least)).to(kept.dtype)
+        kept[best] = ((rewards[best] > rewards[rows].mean() + NO_SPREAD) & (rewards[best] >= at_least)).to(kept.dtype)
     return kept
 
 

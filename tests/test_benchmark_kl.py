@@ -34,4 +34,13 @@ def test_it_has_the_temperature_of_writing_and_no_end_that_was_not_written(tempe
         one.score_in_batches(rows, adapter=adapter, temperature=temperature).logprobs for adapter in (POLICY, IMITATION)
     )
     expected = ((policy - imitation) * rows.action_mask).sum(-1)[same].mean()
-    assert kl_per_line(one, [jokes[i] for i in same], temperature) == pytest.approx(float(expected), abs=1e-4)
+    assert kl_per_line(one, [jokes[i] for i in same], sampling) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_greedy_lines_have_a_distance_too():
+    """Temperature 0 divided the logits by nothing."""
+    one, asked = student(), prompts(4)
+    stir(one, POLICY)
+    jokes = [Joke(p, "Glaciers overtook it.", "student", "end") for p in asked]
+    greedy, plain = (kl_per_line(one, jokes, Sampling(temperature=t)) for t in (0.0, 1.0))
+    assert greedy == plain != 0

@@ -25,6 +25,8 @@ from humor_env.agents.student.transfers import read
 from humor_env.shared import text_stats
 from humor_env.types import Joke, Judgement, Prompt, Usage
 
+NO_SPREAD = 1e-6  # rewards that are closer are equal but for rounding
+
 
 @dataclass(frozen=True)
 class WrittenBatch:
@@ -123,7 +125,7 @@ def text_numbers(lines: WrittenBatch, teacher_grams: frozenset[tuple[str, ...]] 
     families = lines.families
     if len(families) < len(lines):
         flat = [_deviation(lines.rewards[f][valid[f]]) for f in map(torch.tensor, families)]
-        numbers["groups/no_spread_share"] = sum(s < 1e-6 for s in flat) / len(flat)
+        numbers["groups/no_spread_share"] = sum(s < NO_SPREAD for s in flat) / len(flat)
     usages = [j.usage for j in lines.judgements]
     numbers["critic/calls"] = float(sum(u.calls for u in usages))
     if all(u.cost is not None for u in usages):

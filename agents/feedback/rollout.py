@@ -303,7 +303,7 @@ class _Attempt:
         self, student: Student, sampling: Sampling, old_logprobs: bool, reference: bool, micro_batch: int
     ) -> None:
         self.rows = student.rows(self.lines.prompts, self.lines.responses)
-        temperature = sampling.temperature or 1.0
+        temperature = sampling.scoring_temperature
         if reference:
             self.ref_logprobs = student.score_in_batches(
                 self.rows, adapter=IMITATION, micro_batch=micro_batch, temperature=temperature

@@ -63,6 +63,11 @@ class Sampling:
     def __post_init__(self) -> None:
         check_limits(self)
 
+    @property
+    def scoring_temperature(self) -> float:
+        """The temperature of log-probabilities; greedy lines are scored at 1."""
+        return self.temperature or 1.0
+
     def how(self) -> dict[str, Any]:
         """All fields but the length, for a server that generates instead of this process."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "max_new_tokens"}

@@ -160,7 +160,7 @@ class OnPolicyStep:
         """One pass over the batch in random minibatches, or over these `rows` at once. `mask` selects the tokens that
         count; by default all tokens of judged lines."""
         config = self.config
-        temperature = config.sampling.temperature or 1.0
+        temperature = config.sampling.scoring_temperature
         mask = rollout.mask if mask is None else mask
         self.pass_sums = {}
         for index in [rows] if rows is not None else self._random_rows(len(rollout), epoch):

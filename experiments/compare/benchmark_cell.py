@@ -22,6 +22,7 @@ import numpy as np
 from humor_env.agents.feedback.pairs import CriticAsJudge
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import BudgetExceeded, CheckpointError
 from humor_env.experiments.compare.benchmark_spec import AGAIN, BEST_OF_N, WRITTEN_AGAIN
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
@@ -81,7 +82,9 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
             numbers = measured(jokes, parts, others=int(spec.get("others", 0)))
             if name == cell.name:
                 n = getattr(cell.config, "n", 0)  # for a choice among n the distance is known, otherwise it is measured
-                numbers["kl"] = best_of_n_kl(n) if name == BEST_OF_N else cell.kl(jokes)
+                numbers["kl"] = (
+                    best_of_n_kl(n) if name == BEST_OF_N else kl_per_line(cell.student, jokes, cell.sampling)
+                )
             numbers["exact"] = against_teacher(jokes, parts.teacher, CriticAsJudge(parts.eval_critic))
             numbers["feedback"] = {}
             for source, critic in critics.items():
@@ -245,7 +248,7 @@ class CellRun(SeedRun):
                 if any(w is not None for w in wins)
                 else {}
             )
-            numbers["kl"] = self.kl(evaluation.jokes)
+            numbers["kl"] = kl_per_line(student, evaluation.jokes, self.sampling)
             return {n: v for n, v in numbers.items() if math.isfinite(v)}
 
         return on_the_way
@@ -280,15 +283,12 @@ class CellRun(SeedRun):
         costs = [r["critic/cost"] for r in metrics if "critic/cost" in r]
         return totals | ({"cost": round(sum(costs), 6)} if any(costs) else {})
 
-    def kl(self, jokes: Sequence[Joke]) -> float:
-        return kl_per_line(self.student, jokes, self.sampling.temperature)
-
     def _records(self, name: str) -> list[dict[str, float]]:
         path = self.folder / f"{name}.jsonl"
         return [json.loads(x) for x in read_lines(path)] if path.is_file() else []
 
 
-def kl_per_line(student: Student, jokes: Sequence[Joke], temperature: float) -> float:
+def kl_per_line(student: Student, jokes: Sequence[Joke], sampling: Sampling) -> float:
     """The policy's distance from the imitation, both at the temperature of writing: the mean log-ratio of the lines it
     wrote. The end of a line that was cut off is not counted, because the policy did not write it."""
     rows = student.rows_from_text([j.prompt.text for j in jokes], [j.text for j in jokes])
@@ -296,6 +296,7 @@ def kl_per_line(student: Student, jokes: Sequence[Joke], temperature: float) -> 
     for i, joke in enumerate(jokes):
         if joke.stop_reason == "length":
             written[i, written[i].nonzero()[-1]] = 0
+    temperature = sampling.scoring_temperature
     policy, imitation = (
         student.score_in_batches(rows, adapter=a, temperature=temperature).logprobs for a in (POLICY, IMITATION)
     )

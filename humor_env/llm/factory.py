@@ -22,17 +22,10 @@ from humor_env.llm.clients.retry import Policy
 from humor_env.llm.protocol import Client
 from humor_env.registry import clients
 
-# Options of a client, and of a critic, that say how to ask and not what.
-_OF_A_CLIENT = frozenset({"must_have_key", "requests_per_minute", "tokens_per_minute", "ask_again", "batch_size"})
-_OF_A_CLIENT |= {
-    "ledger",
-    "budget",
-    "prices",
-    "policy",
-    "device",
-    *(field.name for field in dataclasses.fields(Policy)),
-}
+# Options of a critic, and of its client, that say how to ask and not what.
 _OF_A_CRITIC = frozenset({"ledger", "budget", "prices", "device", "batch_size"})
+_OF_A_CLIENT = _OF_A_CRITIC | {"policy", "must_have_key", "requests_per_minute", "tokens_per_minute", "ask_again"}
+_OF_A_CLIENT |= {field.name for field in dataclasses.fields(Policy)}
 _TABLES = ("options", "critic_options")
 
 SERVICES = ("anthropic", "anthropic-batch", "openai", "local")
@@ -146,8 +139,9 @@ def _checked(kind: Any, client_options: dict[str, Any]) -> dict[str, Any]:
 def what_is_asked(table: Mapping[str, Any], name: str = "options", outer: str = "") -> dict[str, Any]:
     """The table, such as a critic's options or a whole spec, without options that only say how to ask a model
     (concurrency, limits, the place of the ledger). They may change when judging or a run is continued."""
-    options = name in _TABLES
-    how = frozenset[str]() if not options else _OF_A_CLIENT if name == "options" and outer in _TABLES else _OF_A_CRITIC
+    how = _OF_A_CRITIC if name in _TABLES else frozenset[str]()
+    if name == "options" and outer in _TABLES:
+        how = _OF_A_CLIENT
     kept: dict[str, Any] = {}
     for key, value in table.items():
         if key in how and (key != "budget" or isinstance(value, Mapping)):

@@ -28,11 +28,11 @@ Model = TypeVar("Model", bound="torch.nn.Module")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-def check_precision(dtype: object, known: Sequence[str] = PRECISIONS) -> None:
-    """Refuse what is not the name of a precision."""
+def check_precision(dtype: object, known: Sequence[str] = PRECISIONS, *, name: str = "dtype") -> None:
+    """Refuse what is not the name of a precision; `name` is the option's."""
     if dtype not in known:
         near = did_you_mean(dtype, known) if isinstance(dtype, str) else ""
-        raise InvalidOption(f"dtype must be one of {', '.join(known)}; found {dtype!r}.{near}")
+        raise InvalidOption(f"{name} must be one of {', '.join(known)}; found {dtype!r}.{near}")
 
 
 def device_for(wanted: str) -> str:

@@ -46,7 +46,7 @@ from humor_env.rewards.trained.critic_data import (
 )
 from humor_env.rewards.trained.dev_prompts import DevPrompts
 from humor_env.rewards.trained.scoring_head import Reading, ScoringModel, new_model, save_model
-from humor_env.shared.precision import device_for
+from humor_env.shared.precision import check_precision, device_for
 from humor_env.shared.streams import stream_seed
 
 RECORD_FILE = "training.json"
@@ -89,11 +89,7 @@ class TrainCriticConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InvalidOption(
-                f"precision must be one of {', '.join(PRECISIONS)}; found {self.precision!r}."
-                f"{did_you_mean(self.precision, PRECISIONS)}"
-            )
+        check_precision(self.precision, PRECISIONS, name="precision")
         above_zero = ("epochs", "members", "batch_size", "lr", "head_lr", "evaluations")
         not_below_zero = (
             "lora_rank",

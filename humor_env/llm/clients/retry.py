@@ -11,10 +11,10 @@
                                                5 s, and if nothing answers any more, at the first deadline
     an answer that is not a message (a web     retry a few times; then the request fails as a transport error, and a
     page, nothing, cut or unreadable JSON)     later run asks again. Never a verdict, never stored as one
-    400, 413, 422                              no retry: it concerns this request (a content filter, too long).
+    400, 413, 414, 422, 451                    no retry: it concerns this request (a content filter, too long).
                                                Everything stops if every call so far got the same 400 (at least three,
                                                and as many as were in flight), or after twenty in a row
-    404, a redirect                            no retry; three in a row stop everything
+    404, a redirect, other 4xx                 no retry, and a later run asks again; three in a row stop everything
     401, 402; 403 before any success           stop everything at once; a later 403 only after three in a row
     a reply of the wrong form, or cut off      one new try
     a refusal                                  a reply like any other: counted, never retried
