@@ -57,12 +57,13 @@ def train(
         for round in session.rounds():
             # 1. Collect; 2. preferences
             if judge is not None and round.is_due:
-                lines = (student, judge, round.prompts(), config.pairs)
-                round.begin(student_pairs(*lines, seed=config.seed, round_index=round.index, backend=backend))
+                asked = (student, judge, round.prompts(), config.pairs)
+                round.begin(student_pairs(*asked, seed=config.seed, round_index=round.index, backend=backend))
 
             # 3. Rows
             better = round.preferences
-            rows = student.rows_from_text([p.prompt.text for p in better], [p.chosen for p in better])
+            lines, ended = [p.chosen for p in better], [p.chosen_ended for p in better]
+            rows = student.rows_from_text([p.prompt.text for p in better], lines, ended)
 
             for batch in round.minibatches(rows, lines_each=1):
                 # 4. Margins: none; 5. update

@@ -162,13 +162,19 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The better of two lines for one prompt. `probability` is the source's confidence that `chosen` wins."""
+    """The better of two lines for one prompt. `probability` is the source's confidence that `chosen` wins.
+
+    `chosen_ended` and `rejected_ended` are false for a line that was cut off: its author never wrote its end, so
+    learners do not learn it either.
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
     probability: float
     source: str
+    chosen_ended: bool = True
+    rejected_ended: bool = True
 
     def __post_init__(self) -> None:
         _check_unit_interval("a preference's probability", self.probability)

@@ -125,16 +125,18 @@ def test_a_wide_beam_finds_the_most_probable_line(family):
     totals = one.score_in_batches(rows, adapter=POLICY).logprobs.sum(-1)
     truth = candidates[int(totals.argmax())]
     found = beams(one, [prompt, "My soup"], width=20, max_new_tokens=3, length_penalty=0.0)
-    assert found[0][0] == one.decode(truth[:-1])
+    assert found[0][0] == (one.decode(truth[:-1]), "end")
+    cut = beams(one, [prompt], width=2, max_new_tokens=1, length_penalty=0.0)[0]
+    assert [why for text, why in cut if text] == ["length"] * len([text for text, _ in cut if text]) != []
 
 
 def test_diverse_groups_differ_and_a_narrow_beam_is_greedy():
     one = student()
     stir(one, POLICY, size=0.5)
     [lines] = beams(one, PROMPTS[:1], width=4, groups=4, diversity=50.0, max_new_tokens=6)
-    assert len({line[:1] for line in lines}) == 4  # so strong a penalty forbids an earlier group's token
+    assert len({text[:1] for text, _ in lines}) == 4  # so strong a penalty forbids an earlier group's token
     [[plain]] = beams(one, PROMPTS[:1], width=1, max_new_tokens=6)
     greedy = sample(one, PROMPTS[:1], Sampling(max_new_tokens=6, temperature=0.0))
-    assert plain == greedy.texts[0]
+    assert plain == (greedy.texts[0], greedy.stop_reasons[0])
     with pytest.raises(InvalidOption, match="divisible"):
         beams(one, PROMPTS[:1], width=5, groups=2)

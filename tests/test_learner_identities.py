@@ -600,6 +600,20 @@ def test_chosen_and_rejected_lines_stand_in_turn():
     assert before == [prompts(2)[i // 2].text for i in range(4)]
 
 
+def test_a_line_that_was_cut_off_has_no_end_to_learn():
+    one, p = student(), prompts(1)[0]
+    both = {"chosen": "Good.", "rejected": "Bad.", "probability": 0.9, "source": "people"}
+    for chosen_ended, rejected_ended in ((True, False), (False, True)):
+        rows = encode_pairs(one, [Preference(p, **both, chosen_ended=chosen_ended, rejected_ended=rejected_ended)])
+        texts = [rows.tokens[i][rows.action_mask[i].bool()].tolist() for i in range(2)]
+        assert [t[-1] == one.end_token for t in texts] == [chosen_ended, rejected_ended]
+        assert [one.decode(t) for t in texts] == ["Good.", "Bad."]
+        assert rows.attention.sum(-1).tolist() == [
+            len(one.encode_prompt(p.text)) + len(one.encode_response(line, ended))
+            for line, ended in (("Good.", chosen_ended), ("Bad.", rejected_ended))
+        ]
+
+
 def test_examples_of_this_process_are_all_where_it_is_the_only_one():
     assert my_examples(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
 

@@ -1,10 +1,12 @@
 """Making pairs as the paper does: which two lines, what is dropped, what the judge's verdicts become; and rounds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny import letters_critic, prompts, stir, student
 
+from humor_env.agents.feedback import pairs
 from humor_env.agents.feedback.pairs import (
     CriticAsJudge,
     Feedback,
@@ -234,8 +236,32 @@ def test_students_lines_are_judged(how):
     assert {p.prompt.id for p in found.preferences} <= {p.id for p in prompts(4)}
 
 
+@pytest.mark.parametrize("cut", ["longer", "shorter"])
+def test_preferences_say_which_lines_were_cut_off(monkeypatch, cut):
+    whole = "length" if cut == "longer" else "end"
+    lines = [
+        Joke(P, "seen e e", "student", whole),
+        Joke(P, "xx yy zz", "student", "end" if whole == "length" else "length"),
+    ]
+    monkeypatch.setattr(pairs, "write_candidates", lambda *_, **__: [lines])
+    found = student_pairs(student(), CriticAsJudge(letters_critic()), prompts(1), own_lines()[1], seed=0)
+    [preference] = found.preferences
+    assert preference.chosen == "seen e e"
+    assert (preference.chosen_ended, preference.rejected_ended) == (cut == "shorter", cut == "longer")
+
+
+@pytest.mark.parametrize("how", ["sampling", "beams"])
+def test_candidates_know_whether_they_ended(how):
+    """With one token a line ends only if it is empty."""
+    one, config = own_lines(how=how)
+    config = replace(config, sampling=Sampling(max_new_tokens=1))
+    lines = [j for group in write_candidates(one, prompts(3), config, seed=0, name="0") for j in group]
+    assert {j.stop_reason for j in lines if j.text} == {"length"}
+    assert not any(j.text for j in lines if j.stop_reason == "end")
+
+
 def test_preferences_survive_json():
-    preference = Preference(P, "a", "b", 0.75, "judge")
+    preference = Preference(P, "a", "b", 0.75, "judge", rejected_ended=False)
     assert read_preference(json.loads(json.dumps(preference_record(preference)))) == preference
 
 

@@ -8,7 +8,9 @@ from tiny import llama, tokenizer
 
 from humor_env import registry
 from humor_env.agents.student import Student
+from humor_env.agents.student.transfers import ready
 from humor_env.errors import InvalidOption, StudentError
+from humor_env.experiments.commands.doctor import memory_of
 from humor_env.experiments.compare.benchmark_cell import load_in_folder
 from humor_env.experiments.reports.differences import what_differs
 from humor_env.experiments.reports.report_data import load_run
@@ -18,6 +20,7 @@ from humor_env.llm.clients.local import LocalClient
 from humor_env.rewards.likelihood.language_model import LanguageModel
 from humor_env.rewards.reward_model import RewardModelCritic
 from humor_env.shared import precision
+from humor_env.shared.precision import device_for
 from humor_env.teacher import TeacherBuffer
 from humor_env.types import Demonstration, Joke, Prompt
 
@@ -175,6 +178,25 @@ def test_a_device_that_is_not_there_is_a_sentence(saved, device, said):
     ):
         with pytest.raises(InvalidOption, match=said):
             load()
+
+
+def test_a_second_gpu_or_a_mac_that_is_not_there_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [device_for(d) for d in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    with pytest.raises(InvalidOption, match=r"'cuda:2', but torch finds 2 GPUs, of which the last is 'cuda:1'"):
+        device_for("cuda:2")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InvalidOption, match="'mps', but torch finds no usable GPU"):
+        device_for("mps")
+    with pytest.raises(StudentError, match=r"student cannot be loaded.*'cuda:7'"):
+        ready("cuda:7")
+
+
+@pytest.mark.parametrize(("device", "said"), [("cuda:9", "device is 'cuda:9'"), ("nope", "'nope' is no torch device")])
+def test_doctor_says_it_too(device, said):
+    with pytest.raises(InvalidOption, match=said):
+        memory_of("pocket-quickstart", [f"student.device={device}"])
 
 
 def test_a_temperature_that_is_none_is_a_sentence(saved):

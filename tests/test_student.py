@@ -405,7 +405,9 @@ def test_all_weights_are_trained_in_32_bits_only():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_ends_in_a_sentence():
     """It ended in torch's assertion that it was not compiled with CUDA, or in a driver's error."""
-    with pytest.raises(StudentError, match=r"device is 'cuda', but torch finds no usable GPU.*device = \"cpu\""):
+    with pytest.raises(
+        StudentError, match=r"student.* device is 'cuda', but torch finds no usable GPU.*device = \"cpu\""
+    ):
         student(device="cuda")
 
 

@@ -163,7 +163,7 @@ def write_candidates(
     at_once = max(1, config.micro_batch // config.candidates)
     if config.how == "beams":
         return [
-            [Joke(prompt, line, "student") for line in lines]
+            [Joke(prompt, line.text, "student", line.stop_reason) for line in lines]
             for start in range(0, len(prompts), at_once)
             for prompt, lines in zip(
                 prompts[start : start + at_once],
@@ -278,7 +278,8 @@ def _judged_pairs(
         else:
             better, worse = (a, b) if verdict.probability > 0.5 else (b, a)
             sure = max(verdict.probability, 1 - verdict.probability)
-            preferences.append(Preference(a.prompt, better.text, worse.text, sure, source))
+            ended = [line.stop_reason != "length" for line in (better, worse)]
+            preferences.append(Preference(a.prompt, better.text, worse.text, sure, source, *ended))
     check_failures(judgements, config.max_failure_share)
     flips = [v.flipped for v in verdicts if v.flipped is not None]
     check_flip_share(critic_name(judge), sum(flips), len(flips), config.max_flip_share)

@@ -8,6 +8,7 @@ Implemented here because `transformers` 5 removed it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ from torch import Tensor
 from humor_env.agents.student.sampling import Decoding
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.errors import InvalidOption
+
+
+class BeamLine(NamedTuple):
+    text: str
+    stop_reason: str  # "end" or "length"
 
 
 @torch.no_grad()
@@ -28,7 +34,7 @@ def beams(
     max_new_tokens: int = 48,
     length_penalty: float = 1.0,
     adapter: str | None = POLICY,
-) -> list[list[str]]:
+) -> list[list[BeamLine]]:
     """`width` candidates per observation, best first within a group. With `groups` > 1, diverse beam search.
 
     Each group searches `width / groups` beams; a token that an earlier group already chose at this position costs
@@ -88,7 +94,10 @@ def beams(
                         finished[i][g].append((float(scores[i, g, b]) / max(1, len(line)) ** length_penalty, line))
     return [
         [
-            student.decode([t for t in line if t not in student.end_tokens])
+            BeamLine(
+                student.decode([t for t in line if t not in student.end_tokens]),
+                "end" if line and line[-1] in student.end_tokens else "length",
+            )
             for group in lines
             for _, line in sorted(group, key=lambda scored: -scored[0])[:per_group]
         ]

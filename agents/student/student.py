@@ -290,12 +290,11 @@ class Student:
             )
         return ids
 
-    def encode_response(self, text: str) -> list[int]:
-        """A line as the student would write it, with its end token. Other control tokens in it are read as plain
-        text."""
+    def encode_response(self, text: str, ended: bool = True) -> list[int]:
+        """A line as the student would write it; without an end token if it was cut off. Control tokens are text."""
         ids = [int(i) for i in self.tokenizer(as_text(self.tokenizer, text), add_special_tokens=False)["input_ids"]]
         self._check_known(ids, f"{text[:80]!r}")
-        return [*ids, self.end_token]
+        return [*ids, self.end_token] if ended else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -304,18 +303,19 @@ class Student:
         """Padded tensors from prompt and response ids."""
         return make_rows(prompts, responses, self.pad_token, self.device)
 
-    def rows_from_text(self, observations: Sequence[str], lines: Sequence[str]) -> TokenRows:
-        prompts, responses = [self.encode_prompt(o) for o in observations], [self.encode_response(t) for t in lines]
-        for prompt, response, line in zip(prompts, responses, lines, strict=True):
-            # Without the end token: the context may have cut off the student's own line.
-            read = len(self.decoder_prefix) if self.is_seq2seq else len(prompt)
-            if read + len(response) - 1 > self.context:
+    def rows_from_text(self, prompts: Sequence[str], lines: Sequence[str], ended: Sequence[bool] = ()) -> TokenRows:
+        """Rows of these lines. `ended` says which of them their authors ended (default: all)."""
+        ended = ended or [True] * len(lines)
+        ids, responses = [*map(self.encode_prompt, prompts)], [*map(self.encode_response, lines, ended)]
+        for prompt, response, line, has_end in zip(ids, responses, lines, ended, strict=True):
+            read, length = len(self.decoder_prefix) if self.is_seq2seq else len(prompt), len(response) - has_end
+            if read + length > self.context:
                 before = "" if self.is_seq2seq else f" after a prompt of {len(prompt)}"
                 raise StudentError(
-                    f"The line has {len(response) - 1} tokens{before}, but the student's context holds {self.context}: "
+                    f"The line has {length} tokens{before}, but the student's context holds {self.context}: "
                     f"{line[:80]!r}… Leave such lines out, or use a student with a longer context."
                 )
-        return self.rows(prompts, responses)
+        return self.rows(ids, responses)
 
     # -- scoring --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ import functools
 import torch
 from torch import Tensor
 
-from humor_env.errors import StudentError
+from humor_env.errors import InvalidOption, StudentError
+from humor_env.shared.precision import device_for
 
 
 def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
@@ -62,13 +63,11 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
 
 def ready(device: str | torch.device) -> torch.device:
     """The device, checked and set up for a student. Raises StudentError for a GPU that is not there."""
-    device = torch.device(device)
+    try:
+        device = torch.device(device_for(str(device)))
+    except InvalidOption as problem:
+        raise StudentError(f"The student cannot be loaded. {problem}") from None
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise StudentError(
-                f"The student's device is '{device}', but torch finds no usable GPU. "
-                'Set [student] device = "cpu", or install a torch build for your GPU\'s driver.'
-            )
         # cuDNN's attention plans every new shape of a batch for tens of milliseconds, and here most shapes are new.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return device

@@ -135,6 +135,7 @@ def encode_pairs(student: Student, preferences: Sequence[Preference]) -> TokenRo
     return student.rows_from_text(
         [p.prompt.text for p in preferences for _ in range(2)],
         [line for p in preferences for line in (p.chosen, p.rejected)],
+        [ended for p in preferences for ended in (p.chosen_ended, p.rejected_ended)],
     )
 
 

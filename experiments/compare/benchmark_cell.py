@@ -291,16 +291,13 @@ class CellRun(SeedRun):
 def kl_per_line(student: Student, jokes: Sequence[Joke], sampling: Sampling) -> float:
     """The policy's distance from the imitation, both at the temperature of writing: the mean log-ratio of the lines it
     wrote. The end of a line that was cut off is not counted, because the policy did not write it."""
-    rows = student.rows_from_text([j.prompt.text for j in jokes], [j.text for j in jokes])
-    written = rows.action_mask.clone()
-    for i, joke in enumerate(jokes):
-        if joke.stop_reason == "length":
-            written[i, written[i].nonzero()[-1]] = 0
+    ended = [j.stop_reason != "length" for j in jokes]
+    rows = student.rows_from_text([j.prompt.text for j in jokes], [j.text for j in jokes], ended)
     temperature = sampling.scoring_temperature
     policy, imitation = (
         student.score_in_batches(rows, adapter=a, temperature=temperature).logprobs for a in (POLICY, IMITATION)
     )
-    return float(((policy - imitation) * written).sum(-1).mean())
+    return float(((policy - imitation) * rows.action_mask).sum(-1).mean())
 
 
 def measured(jokes: Sequence[Joke], parts: Ingredients, others: int = 0) -> dict[str, Any]:

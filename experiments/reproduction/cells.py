@@ -252,7 +252,7 @@ def write_lines(spec: ScaleSpec, student: Student, prompts: Sequence[Prompt], na
     for start in range(0, len(prompts), writing.batch):
         texts = [p.text for p in prompts[start : start + writing.batch]]
         best_lines = beams(student, texts, width=writing.beams, max_new_tokens=writing.max_new_tokens)
-        lines += [best[0] for best in best_lines]
+        lines += [best[0].text for best in best_lines]
     return [Joke(p, line, name) for p, line in zip(prompts, lines, strict=True)]
 
 

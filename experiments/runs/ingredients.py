@@ -40,6 +40,7 @@ from humor_env.experiments.specs.spec import CriticSpec, Spec, StudentSpec
 from humor_env.llm.clients import address
 from humor_env.prompts import PromptSet, load_prompts
 from humor_env.registry import Registry
+from humor_env.shared.precision import device_for
 from humor_env.shared.user_path import user_path
 from humor_env.sources import human_pairs, students
 from humor_env.spaces import UnicodeText
@@ -366,7 +367,7 @@ def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
 
 
 def device_of(spec: StudentSpec) -> torch.device:
-    return PartialState().device if spec.device == "auto" else torch.device(spec.device)
+    return PartialState().device if spec.device == "auto" else torch.device(device_for(spec.device))
 
 
 def student_settings(spec: Spec, record: Mapping[str, Any] | None = None) -> StudentSpec:
@@ -387,7 +388,7 @@ def load_student(spec: StudentSpec, seed: int) -> Student:
             spec.model, lora=lora, instruction=spec.instruction, device=device_of(spec), dtype=spec.dtype, seed=seed
         )
     except (OSError, ValueError, RuntimeError, AssertionError) as problem:  # the last: torch without CUDA
-        if isinstance(problem, StudentError):
+        if isinstance(problem, (StudentError, InvalidOption)):
             raise
         why = str(problem).strip().split("\n")[0]
         install = students.how_to_install(spec.model)

@@ -42,13 +42,20 @@ def device_for(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(wanted).type
+        device = torch.device(wanted)
     except RuntimeError:
         raise InvalidOption(f"{wanted!r} is no torch device. Known: auto, cpu, cuda, cuda:1, mps, …") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
+    if not there():
         raise InvalidOption(
             f'The device is {wanted!r}, but torch finds no usable GPU. Set device = "cpu", or install a torch build '
             "for your GPU's driver."
+        )
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if count and (device.index or 0) >= count:
+        raise InvalidOption(
+            f"The device is {wanted!r}, but torch finds {count} GPU{'s' * (count > 1)}, of which the last is "
+            f"'cuda:{count - 1}'."
         )
     return wanted
 
