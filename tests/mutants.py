@@ -19,6 +19,7 @@ import ast
 import configparser
 import contextlib
 import copy
+import functools
 import hashlib
 import importlib
 import inspect
@@ -232,6 +233,7 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 # -- the tree they are imported from, and the tests that see them -----------------------------------------------------
 
 
+@functools.cache
 def packages(root: Path) -> dict[str, Path]:
     """Package names and their folders, as `setup.cfg` maps them."""
     config = configparser.ConfigParser()
@@ -265,6 +267,7 @@ def lay_out(root: Path, file: str, where: Path) -> Path:
     return found
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """The modules that a file imports, anywhere in it (and names taken from them, which may be modules)."""
     found: set[str] = set()
