@@ -61,8 +61,8 @@ Launcher = Annotated[str, typer.Option(help="local, or ray for a Ray cluster.")]
 def printable(text: str, longest: int | None = None) -> str:
     """Untrusted text, safe to print in a terminal: no control or formatting characters except line breaks. With
     `longest`, a single line cut to that many characters."""
-    kept = "\n" if longest is None else ""
-    plain = "".join(c if c.isprintable() or c in kept else "·" for c in text)
+    allowed = "\n" if longest is None else ""
+    plain = "".join(c if c.isprintable() or c in allowed else "·" for c in text)
     return plain if longest is None or len(plain) <= longest else plain[: longest - 1] + "…"
 
 
@@ -88,24 +88,24 @@ def end(sentence: str, code: int) -> None:
 
 def read_override(pair: str, option: str) -> tuple[str, Any]:
     """`key=value`, the value in TOML (5, true, ["a"]), a list or object in JSON, or else a plain text."""
-    key, equals, written = pair.partition("=")
+    key, equals, value_text = pair.partition("=")
     if not equals or not key.strip():
         raise InvalidOption(f"{option} {pair}: expected a key and a value, such as {option} key=value.")
     try:
-        value = tomllib.loads(f"value = {written}")
+        value = tomllib.loads(f"value = {value_text}")
     except NOT_JSON:
-        return key.strip(), _json_or_text(written.strip())
+        return key.strip(), _json_or_text(value_text.strip())
     # More than one key: the text contained a line break and was not one TOML value. And no option is a date.
     plain = len(value) == 1 and not isinstance(value["value"], (date, time))
-    return key.strip(), value["value"] if plain else written.strip()
+    return key.strip(), value["value"] if plain else value_text.strip()
 
 
-def _json_or_text(written: str) -> Any:
+def _json_or_text(text: str) -> Any:
     """Read a list or an object as error messages show it: `[{"critic": "rules"}]` is not TOML."""
-    if written.startswith(("[", "{")):
+    if text.startswith(("[", "{")):
         with suppress(*NOT_JSON):
-            return json.loads(written)
-    return written
+            return json.loads(text)
+    return text
 
 
 def key_values(pairs: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
@@ -157,14 +157,14 @@ def fill(
     """The options, with the ledger and the limits added if accepted and not given, also for every judge and critic that
     it asks. With `must_spend`, limits that nothing enforces raise InvalidOption."""
 
-    def inner(of: Registry, asked: str, its_options: Mapping[str, Any]) -> dict[str, Any]:
-        return fill(of, asked, its_options, ledger=ledger, limits=limits, scope=scope, must_spend=False)
+    def inner(of: Registry, member: str, its_options: Mapping[str, Any]) -> dict[str, Any]:
+        return fill(of, member, its_options, ledger=ledger, limits=limits, scope=scope, must_spend=False)
 
-    taken = parameters(kind, name)
+    its_parameters = parameters(kind, name)
     filled = with_members(kind, name, options, inner)
-    if "ledger" in taken:
+    if "ledger" in its_parameters:
         filled.setdefault("ledger", str(ledger))
-    if limits and "budget" in taken:
+    if limits and "budget" in its_parameters:
         filled.setdefault("budget", {**limits, "scope": scope})
     if must_spend and limits and not _has_budget(filled):
         raise InvalidOption(f"'{name}' spends nothing itself, so it takes no limits ({', '.join(limits)}).")
@@ -182,14 +182,14 @@ def with_members(
     from humor_env.registry import critics, judges
 
     registries = {"critic": critics, "judge": judges}
-    filled, taken = dict(options), parameters(kind, name)
+    filled, its_parameters = dict(options), parameters(kind, name)
     for what, role in _ASKED.items():
-        asked = filled.get(what, taken[what].default) if what in taken else None
-        if isinstance(asked, str) and f"{what}_options" in taken:
-            inner = change(registries[role], asked, filled.get(f"{what}_options") or {})
+        critic_or_judge = filled.get(what, its_parameters[what].default) if what in its_parameters else None
+        if isinstance(critic_or_judge, str) and f"{what}_options" in its_parameters:
+            inner = change(registries[role], critic_or_judge, filled.get(f"{what}_options") or {})
             filled |= {f"{what}_options": inner} if inner else {}
     for several, role in _ASKED_LISTS.items():
-        members = filled.get(several, taken[several].default) if several in taken else None
+        members = filled.get(several, its_parameters[several].default) if several in its_parameters else None
         if isinstance(members, Sequence) and not isinstance(members, str):
             filled[several] = [_changed_member(member, role, registries[role], change) for member in members]
     return filled
@@ -230,8 +230,10 @@ def taken_by_env(spec: EnvSpec) -> Mapping[str, inspect.Parameter] | None:
     from gymnasium.envs.registration import load_env_creator
 
     entry = spec.entry_point
-    taken = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters if entry else {}
-    return None if any(p.kind is p.VAR_KEYWORD for p in taken.values()) else taken
+    its_parameters = (
+        inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters if entry else {}
+    )
+    return None if any(p.kind is p.VAR_KEYWORD for p in its_parameters.values()) else its_parameters
 
 
 @contextmanager

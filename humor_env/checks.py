@@ -50,7 +50,7 @@ def check_critic(
     a memory (`humor_env.episodes.critic_memory`) is called from its initial state each time and left in it; its scores
     late in a run cannot be checked.
     """
-    asked = list(load_prompts(prompts))[:4]
+    first_prompts = list(load_prompts(prompts))[:4]
     name = critic_name(critic)
     remembering = with_memory([critic])
     before = [copy.deepcopy(memory.get_state()) for memory in remembering]
@@ -64,7 +64,7 @@ def check_critic(
         return checked_reply(critic, name, jokes, strict=True)
 
     lines = ["It was so {} that everyone left.", "{}.", "Even the clock asked for a day off.", ""]
-    jokes = [Joke(p, line.format(p.text.rstrip("."))) for p in asked for line in lines]
+    jokes = [Joke(p, line.format(p.text.rstrip("."))) for p in first_prompts for line in lines]
 
     def length() -> str:
         for count in (0, 1, 2, len(jokes)):
@@ -101,7 +101,7 @@ def check_critic(
 
     def one_text(text: str) -> Callable[[], str]:
         def check() -> str:
-            [judgement] = ask([Joke(asked[0], text)])
+            [judgement] = ask([Joke(first_prompts[0], text)])
             return f"declined ({judgement.error})." if judgement.failed else f"judged, score {judgement.score:.3g}."
 
         return check
@@ -124,11 +124,11 @@ def check_critic(
     def saved() -> str:
         go_back()
         show(remembering, jokes)
-        kept, first = json.dumps(states(), allow_nan=False), scores()
+        state_text, first = json.dumps(states(), allow_nan=False), scores()
         go_back()
-        for memory, state in zip(remembering, json.loads(kept), strict=True):
+        for memory, state in zip(remembering, json.loads(state_text), strict=True):
             memory.set_state(state)
-        if json.dumps(states(), allow_nan=False) != kept:
+        if json.dumps(states(), allow_nan=False) != state_text:
             raise Broken("get_state() after set_state(state) returns a different state: a resumed run would differ.")
         if scores() != first:
             raise Broken("with its state saved as JSON and restored, it gives different scores.")
@@ -164,15 +164,15 @@ def check_judge(
     """Check a pair judge's contract (live or by name), also on awkward texts. `tolerance` is how far two of its
     probabilities for one pair may differ. A verdict with an error passes for awkward texts."""
     judge = cast(Judge, registry.judges.make(judge))
-    asked = list(load_prompts(prompts))[:4]
+    first_prompts = list(load_prompts(prompts))[:4]
     lines = ("It was so {} that everyone left.", "{}.", "Even the clock asked for a day off.")
-    texts = [(p, [Joke(p, line.format(p.text.rstrip("."))) for line in lines]) for p in asked]
+    texts = [(p, [Joke(p, line.format(p.text.rstrip("."))) for line in lines]) for p in first_prompts]
     pairs = [pair for _, jokes in texts for pair in combinations(jokes, 2)]
 
-    def ask(asked: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
-        verdicts = list(judge(asked))
-        if len(verdicts) != len(asked):
-            raise Broken(f"{len(asked)} pairs got {len(verdicts)} verdicts; expected one per pair, in order.")
+    def ask(questions: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
+        verdicts = list(judge(questions))
+        if len(verdicts) != len(questions):
+            raise Broken(f"{len(questions)} pairs got {len(verdicts)} verdicts; expected one per pair, in order.")
         for verdict in verdicts:
             if not isinstance(verdict, Verdict):
                 raise Broken(f"a {type(verdict).__name__} came back; expected humor_env.Verdict objects.")
@@ -223,7 +223,7 @@ def check_judge(
 
     def one_text(text: str) -> Callable[[], str]:
         def check() -> str:
-            [verdict] = ask([(Joke(asked[0], text), pairs[0][0])])
+            [verdict] = ask([(Joke(first_prompts[0], text), pairs[0][0])])
             return f"declined ({verdict.error})." if verdict.failed else f"judged, {verdict.probability:.3g}."
 
         return check
@@ -265,15 +265,15 @@ def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Fin
         return "loaded again, it holds the same prompts in the same order."
 
     def splits() -> str:
-        there = {prompt.split for prompt in loaded[0]}
+        present = {prompt.split for prompt in loaded[0]}
         missing = [
-            what for what, wanted in (("train", {"train"}), ("test or dev", {"test", "dev"})) if not there & wanted
+            what for what, names in (("train", {"train"}), ("test or dev", {"test", "dev"})) if not present & names
         ]
         if missing:
             raise Broken(
                 f"no prompt is in {' and in '.join(missing)}: a run learns from one and is measured on another."
             )
-        return f"prompts to learn from and to be measured on ({', '.join(sorted(there))})."
+        return f"prompts to learn from and to be measured on ({', '.join(sorted(present))})."
 
     def extras() -> str:
         for prompt in loaded[0]:
@@ -293,8 +293,8 @@ def check_prompts(prompts: PromptSet | Iterable[str | Prompt] | str) -> list[Fin
     first = report([("loads", loads)])
     if not loaded:
         return first
-    rest = [("repeatable", repeatable), ("splits", splits), ("plain extras", extras), ("readable", readable)]
-    return first + report(rest)
+    more_checks = [("repeatable", repeatable), ("splits", splits), ("plain extras", extras), ("readable", readable)]
+    return first + report(more_checks)
 
 
 # --- environments ---
@@ -369,12 +369,12 @@ def check_env(env: gymnasium.Env, *, seed: int = 0) -> list[Finding]:
 
     def picking() -> str:
         _, info = raw.reset(seed=seed)
-        wanted = info["prompt_id"]
+        prompt_id = info["prompt_id"]
         for _ in range(3):
             raw.reset()
-        _, info = raw.reset(options={"prompt_id": wanted})
-        if info["prompt_id"] != wanted:
-            raise Broken(f"asked for the prompt '{wanted}', got '{info['prompt_id']}'.")
+        _, info = raw.reset(options={"prompt_id": prompt_id})
+        if info["prompt_id"] != prompt_id:
+            raise Broken(f"asked for the prompt '{prompt_id}', got '{info['prompt_id']}'.")
         try:
             raw.reset(options={"prompt_id": "no such prompt"})
         except HumorEnvError:

@@ -75,8 +75,8 @@ class HumorEnv(gymnasium.Env[str, str]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode. A seed also restarts the order of prompts; `options={"prompt_id": …}` picks one instead."""
-        wanted = check_options(options, ("prompt_id",)).get("prompt_id")
-        picked = None if wanted is None else self.task.prompts.get(wanted)
+        prompt_id = check_options(options, ("prompt_id",)).get("prompt_id")
+        picked = None if prompt_id is None else self.task.prompts.get(prompt_id)
         super().reset(seed=seed)
         if seed is not None or self._stream is None:
             self._stream = new_stream(self.task, self.np_random)

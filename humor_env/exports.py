@@ -55,7 +55,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
             f"{unscored} of {len(items)} demonstrations have no score, and an episode needs a reward: "
             "use buffer.scored(critic).to_minari(...)."
         )
-    shown, lines = [_storable(d.prompt.text) for d in items], [_storable(d.text) for d in items]
+    prompt_texts, lines = [_storable(d.prompt.text) for d in items], [_storable(d.text) for d in items]
     episodes = [
         EpisodeBuffer(
             id=i,
@@ -66,7 +66,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
             truncations=[False],
             infos={},
         )
-        for i, (d, prompt, line) in enumerate(zip(items, shown, lines, strict=True))
+        for i, (d, prompt, line) in enumerate(zip(items, prompt_texts, lines, strict=True))
     ]
     with warnings.catch_warnings():
         # Minari warns about a missing author's address and link to code.
@@ -74,7 +74,7 @@ def to_minari(items: Sequence[Demonstration], dataset_id: str, data_format: str 
         return minari.create_dataset_from_buffers(
             dataset_id,
             episodes,
-            observation_space=_text_space(shown),
+            observation_space=_text_space(prompt_texts),
             action_space=_text_space(lines),
             algorithm_name=", ".join(sorted({d.source for d in items})),
             data_format=data_format,

@@ -233,23 +233,25 @@ def _from_rows(
 def _prompt_of_row(
     row: Mapping[str, Any], column: str | None, own_split: str | None, option_split: str | None, task: str
 ) -> Prompt:
-    known = [str(key) for key in row]
+    columns = [str(key) for key in row]
     column = column or next((name for name in _TEXT_COLUMNS if name in row), None)
     if column is None or column not in row:
-        wanted = f"'{column}'" if column else f"called {' or '.join(_TEXT_COLUMNS)}"
+        column_name = f"'{column}'" if column else f"called {' or '.join(_TEXT_COLUMNS)}"
         raise PromptError(
-            f"no column {wanted}. It has: {', '.join(known)}. Name the text's column with the option text=…"
+            f"no column {column_name}. It has: {', '.join(columns)}. Name the text's column with the option text=…"
         )
     text = row[column]
     if not isinstance(text, str) or not text.strip():
         raise PromptError(f"the column '{column}' must hold a non-empty text, found {text!r}")
     if not is_encodable(text):
         raise PromptError(f"the column '{column}' holds a lone surrogate, which is not a character")
-    named = row.get("split") or option_split or own_split
-    if named is None:
-        named = split_by_hash(text)
-    elif not isinstance(named, str) or named not in _SPLIT_NAMES:
-        raise PromptError(f"no split is called {named!r}.{did_you_mean(str(named), SPLITS)} Known: {', '.join(SPLITS)}")
+    split_name = row.get("split") or option_split or own_split
+    if split_name is None:
+        split_name = split_by_hash(text)
+    elif not isinstance(split_name, str) or split_name not in _SPLIT_NAMES:
+        raise PromptError(
+            f"no split is called {split_name!r}.{did_you_mean(str(split_name), SPLITS)} Known: {', '.join(SPLITS)}"
+        )
     extra = {
         key: value for key, value in row.items() if key not in ("id", "task", "split", column) and value is not None
     }
@@ -257,7 +259,7 @@ def _prompt_of_row(
         extra["words"] = _words(extra["words"])
     digest = hashlib.blake2b(comparable(text).encode(), digest_size=6).hexdigest()
     name = digest if row.get("id") is None else str(row["id"])
-    return Prompt(name, text, str(row.get("task") or task), _SPLIT_NAMES[named], extra)
+    return Prompt(name, text, str(row.get("task") or task), _SPLIT_NAMES[split_name], extra)
 
 
 def _words(value: object) -> list[str]:

@@ -79,9 +79,9 @@ class Registry:
             target = entry.target.load()
         except Exception as problem:  # one broken distribution must not hide the others
             return f"cannot be imported ({type(problem).__name__}: {problem})"
-        written = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+        documented = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
         # Not inspect.getdoc, which gives a class without a docstring its parent's.
-        return (written.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        return (documented.__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
     def resolve(self, name: str) -> Any:
         """The object (often a class) behind a name or a `package.module:name`."""
@@ -144,8 +144,8 @@ class Registry:
                 "it is yours, write `import humor_env` at the top of that module."
             )
         if inspect.isclass(target) and self.methods and not _has_one(target, self.methods):
-            asked = " or ".join(f"{method}()" for method in self.methods)
-            raise UnknownName(f"'{path}' is not a {self.kind}: the class {target.__name__} has no {asked}.")
+            method_names = " or ".join(f"{method}()" for method in self.methods)
+            raise UnknownName(f"'{path}' is not a {self.kind}: the class {target.__name__} has no {method_names}.")
 
 
 def _home(target: Any) -> str:

@@ -115,14 +115,14 @@ class TeacherBuffer:
 
     def add(self, demonstrations: Iterable[Demonstration]) -> int:
         """Append those that are new and not blank; return their number. Refuses prompts that contradict the buffer."""
-        wanted = list(demonstrations)
-        if not wanted:
+        candidates = list(demonstrations)
+        if not candidates:
             return 0
         fresh: list[Demonstration] = []
 
         def choose() -> list[bytes]:
             # Called with the file locked and read to its end, so that other processes' lines count as duplicates too.
-            fresh.extend(self._new_among(wanted))
+            fresh.extend(self._new_among(candidates))
             return [_encode(d) for d in fresh]
 
         if self._file is None:
@@ -187,11 +187,11 @@ class TeacherBuffer:
 
     # Inside
 
-    def _new_among(self, wanted: Sequence[Demonstration]) -> list[Demonstration]:
+    def _new_among(self, candidates: Sequence[Demonstration]) -> list[Demonstration]:
         fresh: dict[tuple[str, str], Demonstration] = {}
         # An overlay, so that a refused batch leaves no trace.
         prompts, texts = ChainMap({}, self._prompt_of_id), ChainMap({}, self._prompt_of_text)
-        for d in wanted:
+        for d in candidates:
             _check_prompt(d.prompt, prompts, texts)
             key = _key(d)
             if key[1] and key not in self._keys:
@@ -246,10 +246,10 @@ def _ask(teacher: Teacher | StreamingTeacher, prompts: Sequence[Prompt], n: int)
     if together is None:
         if isinstance(teacher, Teacher):
             return [list(teacher.lines(prompt, n)) for prompt in prompts]
-        written: dict[str, list[str]] = {}
+        lines_of: dict[str, list[str]] = {}
         for demonstration in teacher(prompts):
-            written.setdefault(demonstration.prompt.id, []).append(demonstration.text)
-        return [written.get(prompt.id, []) for prompt in prompts]
+            lines_of.setdefault(demonstration.prompt.id, []).append(demonstration.text)
+        return [lines_of.get(prompt.id, []) for prompt in prompts]
     answers = [list(lines) for lines in together(prompts, n)]
     if len(answers) != len(prompts):
         raise InvalidOption(
@@ -260,10 +260,10 @@ def _ask(teacher: Teacher | StreamingTeacher, prompts: Sequence[Prompt], n: int)
 
 
 def _first_new(buffer: TeacherBuffer, fresh: Sequence[Demonstration], room: int) -> list[Demonstration]:
-    known = {_key(d) for d in (buffer.demonstrations_for(fresh[0].prompt.id) if fresh else ())}
+    keys = {_key(d) for d in (buffer.demonstrations_for(fresh[0].prompt.id) if fresh else ())}
     chosen: dict[tuple[str, str], Demonstration] = {}
     for d in fresh:
-        if len(chosen) < room and _key(d)[1] and _key(d) not in known:
+        if len(chosen) < room and _key(d)[1] and _key(d) not in keys:
             chosen.setdefault(_key(d), d)
     return list(chosen.values())
 
@@ -316,10 +316,10 @@ def _check_prompt(
     prompt: Prompt, by_id: MutableMapping[str, Prompt], by_text: MutableMapping[tuple[str, str], Prompt]
 ) -> None:
     """Refuse a prompt that contradicts the known ones; otherwise add it to them."""
-    known = by_id.setdefault(prompt.id, prompt)
-    if (known.text, known.split) != (prompt.text, prompt.split):
+    first = by_id.setdefault(prompt.id, prompt)
+    if (first.text, first.split) != (prompt.text, prompt.split):
         raise PromptError(
-            f"The prompt id '{prompt.id}' is already '{_shorten(known.text)}' (split {known.split}) but now comes "
+            f"The prompt id '{prompt.id}' is already '{_shorten(first.text)}' (split {first.split}) but now comes "
             f"as '{_shorten(prompt.text)}' (split {prompt.split}): one id must stay one prompt. Use another file."
         )
     twin = by_text.setdefault((prompt.task, prompt.text), prompt)
@@ -361,8 +361,8 @@ def _decode(line: bytes, path: Path | None, number: int) -> Demonstration:
             raise TypeError("id and text must be strings")
         if score is not None and not (isinstance(score, (int, float)) and math.isfinite(score)):
             raise TypeError(f"score must be a number or null, found {score!r}")
-        known = {k: prompt[k] for k in ("id", "text", "task", "split", "extra") if k in prompt}
-        return Demonstration(Prompt(**known), text, row.get("source", "unknown"), row.get("licence", "unknown"), score)
+        fields = {k: prompt[k] for k in ("id", "text", "task", "split", "extra") if k in prompt}
+        return Demonstration(Prompt(**fields), text, row.get("source", "unknown"), row.get("licence", "unknown"), score)
     except (ValueError, TypeError, KeyError) as problem:
         raise PromptError(
             f"Line {number} of the teacher buffer '{path}' is not a demonstration "

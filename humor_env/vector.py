@@ -121,9 +121,9 @@ class HumorVectorEnv(VectorEnv):
 
     def begin(self, seed: int | Sequence[int | None] | None, options: dict[str, Any] | None) -> list[int]:
         """`reset` without observations; returns the sub-environments with a new episode."""
-        wanted = check_options(options, ("prompt_ids", "prompt_id", "reset_mask"))
-        mask = self._check_mask(wanted.get("reset_mask"))
-        picked = self._picked(wanted)
+        reset_options = check_options(options, ("prompt_ids", "prompt_id", "reset_mask"))
+        mask = self._check_mask(reset_options.get("reset_mask"))
+        picked = self._picked(reset_options)
         seeds = self._check_seeds(seed)
         indices = list(range(self.num_envs)) if mask is None else np.flatnonzero(mask).tolist()
         for i in indices:
@@ -341,12 +341,12 @@ class HumorVectorEnv(VectorEnv):
             raise ResetNeeded("reset_mask before the first reset(): the first reset starts all sub-environments.")
         return mask
 
-    def _picked(self, wanted: Mapping[str, Any]) -> list[Prompt | None]:
-        ids = wanted.get("prompt_ids")
+    def _picked(self, reset_options: Mapping[str, Any]) -> list[Prompt | None]:
+        ids = reset_options.get("prompt_ids")
         if ids is None:
-            prompt_id = wanted.get("prompt_id")
+            prompt_id = reset_options.get("prompt_id")
             return [None if prompt_id is None else self.task.prompts.get(prompt_id)] * self.num_envs
-        if "prompt_id" in wanted:
+        if "prompt_id" in reset_options:
             raise InvalidOption("Give prompt_ids (one for each sub-environment) or prompt_id (one for all), not both.")
         if isinstance(ids, str) or len(ids) != self.num_envs:
             raise InvalidOption(

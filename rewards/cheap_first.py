@@ -108,13 +108,13 @@ class CheapFirstJudge:
             (i for i, verdict in enumerate(cheap) if sureness(verdict.probability) < self.sure),
             key=lambda i: (sureness(cheap[i].probability), self._place(pairs[i])),
         )
-        left = set(range(len(pairs))) - set(unsure)
-        checks = [i for i in sorted(left) if self._place(pairs[i]) < self.check]
-        wanted = [*unsure, *checks]
+        sure = set(range(len(pairs))) - set(unsure)
+        checks = [i for i in sorted(sure) if self._place(pairs[i]) < self.check]
+        to_ask = [*unsure, *checks]
         if self.max_paid is not None:
-            wanted = wanted[: max(0, self.max_paid - self.report.paid)]
-        paid = self._ask_paid([pairs[i] for i in wanted])
-        answers = dict(zip(wanted, paid, strict=False))
+            to_ask = to_ask[: max(0, self.max_paid - self.report.paid)]
+        paid_verdicts = self._ask_paid([pairs[i] for i in to_ask])
+        answers = dict(zip(to_ask, paid_verdicts, strict=False))
         good = {i: verdict for i, verdict in answers.items() if not verdict.failed}
         checked = [i for i in checks if i in good]
         old = self.report
@@ -124,7 +124,7 @@ class CheapFirstJudge:
             old.short + sum(i not in good for i in unsure),
             old.checked + len(checked),
             old.agreed + sum(_agree(cheap[i].probability, good[i].probability) for i in checked),
-            old.paid + len(paid),
+            old.paid + len(paid_verdicts),
         )
         return [self._verdict(cheap[i], good.get(i), answers.get(i)) for i in range(len(pairs))]
 
@@ -206,9 +206,9 @@ def gate_table(
         raise InvalidOption(f"Both judges must have judged the same pairs; found {len(cheap)} and {len(paid)}.")
     rows = []
     for sure in thresholds:
-        kept = [sureness(p) >= sure for p in cheap]
-        used = [c if keep else p for c, p, keep in zip(cheap, paid, kept, strict=True)]
-        own = [_agree(c, p) for c, p, keep in zip(cheap, paid, kept, strict=True) if keep]
+        is_sure = [sureness(p) >= sure for p in cheap]
+        used = [c if keep else p for c, p, keep in zip(cheap, paid, is_sure, strict=True)]
+        agreements = [_agree(c, p) for c, p, keep in zip(cheap, paid, is_sure, strict=True) if keep]
         right = None
         if truth is not None:
             decided = [(u, t) for u, t in zip(used, truth, strict=True) if t != 0.5]
@@ -216,9 +216,9 @@ def gate_table(
         rows.append(
             GateRow(
                 sure,
-                len(own) / len(cheap),
+                len(agreements) / len(cheap),
                 sum(_agree(u, p) for u, p in zip(used, paid, strict=True)) / len(paid),
-                sum(own) / len(own) if own else None,
+                sum(agreements) / len(agreements) if agreements else None,
                 right,
             )
         )

@@ -46,14 +46,14 @@ class DiversityCritic:
                 self._holders.setdefault(gram, []).append(index)
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        own = [self._grams(joke) for joke in jokes]
+        grams = [self._grams(joke) for joke in jokes]
         families: dict[tuple[str, str], list[int]] = {}
         for index, joke in enumerate(jokes):
             families.setdefault((joke.prompt.id, joke.prompt.text), []).append(index)
         judgements = []
         for index, joke in enumerate(jokes):
             siblings = [k for k in families[joke.prompt.id, joke.prompt.text] if k != index]
-            judgements.append(self._judge(joke, own[index], [own[k] for k in siblings]))
+            judgements.append(self._judge(joke, grams[index], [grams[k] for k in siblings]))
         return judgements
 
     def _grams(self, joke: Joke) -> _Grams:

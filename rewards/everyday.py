@@ -56,7 +56,7 @@ class EverydayCritic:
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         shares = read_once((self.folder, self.device), jokes, self._shares)
-        return [self._judgement(joke, *own) for joke, own in zip(jokes, shares, strict=True)]
+        return [self._judgement(joke, *joke_shares) for joke, joke_shares in zip(jokes, shares, strict=True)]
 
     def _shares(self, jokes: Sequence[Joke]) -> list[list[float]]:
         """For each line, how funny it is and how much of the meaning it keeps."""
@@ -98,8 +98,8 @@ class EverydayJudge:
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
         jokes = {(joke.prompt.text, joke.text): joke for pair in pairs for joke in pair}
-        judged = dict(zip(jokes, self.critic(list(jokes.values())), strict=True))
-        return [self._verdict(judged[a.prompt.text, a.text], judged[b.prompt.text, b.text]) for a, b in pairs]
+        judgements = dict(zip(jokes, self.critic(list(jokes.values())), strict=True))
+        return [self._verdict(judgements[a.prompt.text, a.text], judgements[b.prompt.text, b.text]) for a, b in pairs]
 
     def _verdict(self, first: Judgement, second: Judgement) -> Verdict:
         if first.score is None or second.score is None:

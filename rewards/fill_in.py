@@ -108,20 +108,20 @@ def _words_of(file: str) -> frozenset[str]:
     if not isinstance(file, str):
         raise InvalidOption(f"known_words is the name of a text file; found {file!r}.")
     try:
-        found = frozenset(_runs_of_letters(user_path(file).read_text(encoding="utf-8")))
+        words = frozenset(_runs_of_letters(user_path(file).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"known_words must be a text file in UTF-8; cannot read {file!r}: {problem}.") from None
-    if not found:
+    if not words:
         raise InvalidOption(f"known_words: there is no word in {file!r}.")
-    return found
+    return words
 
 
 def _place(prompt: Prompt) -> tuple[str, str, str] | None:
     """The text before, in, and after the brackets; None unless there is exactly one pair."""
-    found = list(_PLACE.finditer(prompt.text))
-    if len(found) != 1 or not found[0][1].strip():
+    matches = list(_PLACE.finditer(prompt.text))
+    if len(matches) != 1 or not matches[0][1].strip():
         return None
-    return prompt.text[: found[0].start()], found[0][1], prompt.text[found[0].end() :]
+    return prompt.text[: matches[0].start()], matches[0][1], prompt.text[matches[0].end() :]
 
 
 def _whole(joke: Joke, place: tuple[str, str, str]) -> Joke:

@@ -78,26 +78,28 @@ class MixCritic:
     def close(self) -> None:
         close_all(self.inner_critics)
 
-    def _mixed(self, judged: Mapping[str, Judgement], stopped_by: _Member | None) -> Judgement:
+    def _mixed(self, judgements: Mapping[str, Judgement], stopped_by: _Member | None) -> Judgement:
         parts: dict[str, float] = {}
         usage: Usage = NO_USAGE
-        for name, judgement in judged.items():
+        for name, judgement in judgements.items():
             usage = usage + judgement.usage
             if judgement.score is not None:
                 parts[name] = judgement.score
                 parts |= {f"{name}.{part}": value for part, value in judgement.parts.items()}
         if stopped_by is not None:
-            judgement = judged[stopped_by.name]
+            judgement = judgements[stopped_by.name]
             reason = f"stopped by {stopped_by.name} ({judgement.score:.2f} < {stopped_by.gate:g}): {judgement.reason}"
             return Judgement(self.name, 0.0, parts, reason, usage=usage)
-        failed = [m.name for m in self.members if judged[m.name].failed]
+        failed = [m.name for m in self.members if judgements[m.name].failed]
         weight = sum(m.weight for m in self.members if m.name not in failed)
         if any(m.required and m.name in failed for m in self.members) or weight <= 0:
-            error = "; ".join(f"{name}: {judged[name].error}" for name in failed)
+            error = "; ".join(f"{name}: {judgements[name].error}" for name in failed)
             return Judgement(self.name, None, parts, error=error, usage=usage)
-        total = sum(m.weight * cast(float, judged[m.name].score) for m in self.members if m.name not in failed)
-        reasons = [f"{m.name}: {judged[m.name].reason}" for m in self.members if judged[m.name].reason and m.weight]
-        reasons += [f"{name} could not judge ({judged[name].error})" for name in failed]
+        total = sum(m.weight * cast(float, judgements[m.name].score) for m in self.members if m.name not in failed)
+        reasons = [
+            f"{m.name}: {judgements[m.name].reason}" for m in self.members if judgements[m.name].reason and m.weight
+        ]
+        reasons += [f"{name} could not judge ({judgements[name].error})" for name in failed]
         return Judgement(self.name, min(1.0, max(0.0, total / weight)), parts, "; ".join(reasons), usage=usage)
 
 

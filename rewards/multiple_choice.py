@@ -83,8 +83,8 @@ class MultipleChoiceJudge:
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         verdicts: list[Verdict | None] = [self._without_asking(pair) for pair in pairs]
-        rest = [index for index, verdict in enumerate(verdicts) if verdict is None]
-        for index, verdict in zip(rest, both_orders(self._ask, [pairs[i] for i in rest], self.name), strict=True):
+        to_ask = [index for index, verdict in enumerate(verdicts) if verdict is None]
+        for index, verdict in zip(to_ask, both_orders(self._ask, [pairs[i] for i in to_ask], self.name), strict=True):
             verdicts[index] = verdict
             if verdict.flipped is not None:
                 self._asked += 1
@@ -100,8 +100,8 @@ class MultipleChoiceJudge:
 
     def estimate(self, pairs: Sequence[Pair]) -> Estimate:
         """The estimated usage of judging these pairs, without sending anything."""
-        asked = [pair for pair in pairs if self._without_asking(pair) is None]
-        both = [*asked, *((b, a) for a, b in asked)]
+        to_ask = [pair for pair in pairs if self._without_asking(pair) is None]
+        both = [*to_ask, *((b, a) for a, b in to_ask)]
         return self.ledgered.estimate([request for pair in both for request in self.requests(pair)])
 
     def close(self) -> None:

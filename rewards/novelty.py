@@ -106,12 +106,12 @@ class NoveltyCritic:
 
     def _of_those_remembered(self, share: float) -> str:
         """A share of the memory's size, in words, as a share of the lines in it."""
-        known = len(self._memory)
-        return f"{share * self.lines / known:.0%} of the last {known} lines" if known else "no line yet"
+        count = len(self._memory)
+        return f"{share * self.lines / count:.0%} of the last {count} lines" if count else "no line yet"
 
-    def _commonest(self, counts: Counter[Any], own: Iterable[Any]) -> tuple[Any, float]:
+    def _commonest(self, counts: Counter[Any], grams: Iterable[Any]) -> tuple[Any, float]:
         """The line's feature that is most frequent in memory, and its share; ties go to the first in order."""
-        most = min(own, key=lambda each: (-counts[each], "_" in each, each), default="")
+        most = min(grams, key=lambda each: (-counts[each], "_" in each, each), default="")
         return most, counts[most] / self.lines if most else 0.0
 
 

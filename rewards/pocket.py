@@ -37,15 +37,15 @@ class PocketCritic:
 
     def __call__(self, jokes: Sequence[Joke]) -> list[Judgement]:
         world = load_world()
-        judged = []
+        judgements = []
         for joke in jokes:
             try:
                 score = world.judge(joke.prompt, joke.text)
             except PromptError as problem:
-                judged.append(Judgement(self.name, None, error=str(problem)))
+                judgements.append(Judgement(self.name, None, error=str(problem)))
             else:
-                judged.append(Judgement(self.name, score.score, score.parts, score.reason))
-        return judged
+                judgements.append(Judgement(self.name, score.score, score.parts, score.reason))
+        return judgements
 
 
 def _checked_part(part: str) -> str:
@@ -183,11 +183,11 @@ def measure(judge: CrowdJudge, pairs: Sequence[Pair]) -> dict[str, float]:
         assert truth.probability is not None
         assert verdict.probability is not None
         right = (verdict.probability > 0.5) == (truth.probability > 0.5)
-        named = pair[0] if verdict.probability > 0.5 else pair[1]
+        choice = pair[0] if verdict.probability > 0.5 else pair[1]
         other = pair[1] if verdict.probability > 0.5 else pair[0]
         agree += right
         flips += bool(verdict.flipped)
-        length_errors += not right and len(named.text) > len(other.text)
+        length_errors += not right and len(choice.text) > len(other.text)
     count = len(decided)
     return {
         "agreement": agree / count,

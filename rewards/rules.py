@@ -178,11 +178,11 @@ class RulesCritic:
         return 1.0, ""
 
     def _length(self, joke: Joke, text: _Text) -> tuple[float, str]:
-        n, asked = len(text.words), len(text.asked)
+        n, prompt_length = len(text.words), len(text.asked)
         low, high = 0.0, float(self.max_words)
-        if joke.prompt.task == "paraphrase" and asked:
-            low = self.min_ratio * asked
-            high = max(self.max_ratio * asked, asked + self.slack)
+        if joke.prompt.task == "paraphrase" and prompt_length:
+            low = self.min_ratio * prompt_length
+            high = max(self.max_ratio * prompt_length, prompt_length + self.slack)
         if low <= n <= high:
             return 1.0, ""
         # Falls to 0 at half the lower bound and at one and a half times the upper one.
@@ -208,11 +208,11 @@ class RulesCritic:
         return value, fault
 
     def _copies_prompt(self, joke: Joke, text: _Text) -> tuple[float, str]:
-        asked = text.asked
-        if not asked or not text.words:
+        prompt_words = text.asked
+        if not prompt_words or not text.words:
             return 1.0, ""
-        new = sum((Counter(text.words) - Counter(asked)).values())
-        copied = _share_found(text.words, asked, 2)
+        new = sum((Counter(text.words) - Counter(prompt_words)).values())
+        copied = _share_found(text.words, prompt_words, 2)
         # One new word is a retouched copy; many new words around a copied prompt are padding or a joke, not a copy.
         value = min(1.0, new / 2, _falling(copied, 0.75, 0.95))
         return value, "" if value == 1.0 else f"{copied:.0%} of it is the prompt, {new} words are new"
@@ -235,9 +235,9 @@ class _Text:
 
 
 def _required_words(joke: Joke, text: _Text) -> tuple[float, str]:
-    wanted = joke.prompt.extra.get("words") or ()
-    missing = text_stats.missing_words(joke.text, wanted)
-    return (1 - len(missing) / len(wanted), f"'{missing[0]}' is missing") if missing else (1.0, "")
+    required = joke.prompt.extra.get("words") or ()
+    missing = text_stats.missing_words(joke.text, required)
+    return (1 - len(missing) / len(required), f"'{missing[0]}' is missing") if missing else (1.0, "")
 
 
 def _explanation(joke: Joke, text: _Text) -> tuple[float, str]:
@@ -268,8 +268,8 @@ def _judge_talk(joke: Joke, text: _Text) -> tuple[float, str]:
 
 def _hidden(joke: Joke, text: _Text) -> tuple[float, str]:
     hidden = list(hidden_characters(text.raw))
-    shown = ", ".join(f"U+{ord(c):04X}" for c in dict.fromkeys(hidden[:100]))
-    return (0.0, f"{len(hidden)} hidden characters ({shown[:60]})") if hidden else (1.0, "")
+    code_points = ", ".join(f"U+{ord(c):04X}" for c in dict.fromkeys(hidden[:100]))
+    return (0.0, f"{len(hidden)} hidden characters ({code_points[:60]})") if hidden else (1.0, "")
 
 
 def _falling(value: float, fine: float, bad: float) -> float:

@@ -88,8 +88,8 @@ class ScorerCritic:
         name: str = "scorer",
     ) -> None:
         self.name = name
-        own = _checked_questions(questions)
-        self.questions = {**QUESTIONS, **own}
+        own_questions = _checked_questions(questions)
+        self.questions = {**QUESTIONS, **own_questions}
         self.weights = _checked_weights(weights, self.questions)
         self.max_tokens, self.longest = max_tokens, longest
         self.ledgered = LedgeredClient(
@@ -102,24 +102,24 @@ class ScorerCritic:
             on_progress=on_progress,
         )
         self._by_symbol = self.ledgered.client.probabilities
-        built_in = "scorer_symbol" if self._by_symbol else "scorer_questions" if own else "scorer"
+        built_in = "scorer_symbol" if self._by_symbol else "scorer_questions" if own_questions else "scorer"
         template = load("humor_env.rewards", rubric or built_in)
-        asked = list(self.weights if own else WEIGHTS)
-        self._schema = reply_schema(asked)
+        parts = list(self.weights if own_questions else WEIGHTS)
+        self._schema = reply_schema(parts)
         if self._by_symbol:
             self._systems = {part: fill(template, question=self.questions[part]) for part in self.weights}
             return
-        if own and "{{questions}}" not in template:
+        if own_questions and "{{questions}}" not in template:
             raise InvalidOption(
                 f"The rubric '{rubric}' has no place for questions: write {{{{questions}}}} where they belong, and "
                 "{{parts}} for their names."
             )
-        listed = "\n".join(f'- "{part}": {self.questions[part]}' for part in asked)
-        self._systems = {"": fill(template, words=words, questions=listed, parts=", ".join(f'"{p}"' for p in asked))}
+        listed = "\n".join(f'- "{part}": {self.questions[part]}' for part in parts)
+        self._systems = {"": fill(template, words=words, questions=listed, parts=", ".join(f'"{p}"' for p in parts))}
 
     def __call__(self, jokes: Sequence[Joke], /) -> list[Judgement]:
-        asked = [joke for joke in jokes if len(joke.text) <= self.longest]
-        replies = iter(self.ledgered.ask([request for joke in asked for request in self.requests(joke)]))
+        short_jokes = [joke for joke in jokes if len(joke.text) <= self.longest]
+        replies = iter(self.ledgered.ask([request for joke in short_jokes for request in self.requests(joke)]))
         judgements = []
         for joke in jokes:
             if len(joke.text) > self.longest:

@@ -50,11 +50,11 @@ def strengths(wins: np.ndarray, prior: float = 1.0) -> np.ndarray:
         step = np.linalg.solve(hessian, gradient)
         # Far from the maximum a full step can overshoot; repeated halving prevents that.
         for _ in range(60):
-            tried = _log_posterior(t + step, wins, prior)
-            if tried >= value:
+            next_value = _log_posterior(t + step, wins, prior)
+            if next_value >= value:
                 break
             step = step / 2
-        t, value = t + step, tried
+        t, value = t + step, next_value
         if np.abs(step).max(initial=0.0) < 1e-12:
             break
     return t

@@ -188,6 +188,6 @@ def clock_numbers(rollout: Rollout, update_seconds: float, step_seconds: float) 
     process waited for. Tokens and samples are over all processes."""
     numbers = {f"seconds/{n}": s for n, s in rollout.seconds.items()}
     numbers |= {"seconds/update": update_seconds, "seconds/step": step_seconds}
-    done = torch.stack([rollout.rows.host.action_mask.sum().float(), torch.tensor(float(len(rollout)))])
-    tokens, samples = sum_over_processes(done).tolist()
+    counts = torch.stack([rollout.rows.host.action_mask.sum().float(), torch.tensor(float(len(rollout)))])
+    tokens, samples = sum_over_processes(counts).tolist()
     return numbers | {"tokens_per_second": tokens / step_seconds, "samples_per_second": samples / step_seconds}

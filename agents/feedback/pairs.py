@@ -134,10 +134,10 @@ def student_pairs(
     Random numbers depend only on (seed, round, prompt index), so a repeated round gives the same lines.
     """
     mine = local_share(len(prompts))
-    written = write_candidates(
+    candidates = write_candidates(
         student, prompts[mine], config, seed=seed, name=f"{round_index}", first=mine.start, backend=backend
     )
-    return _judged_pairs(judge, written, config, critic_name(judge), samples=sum(map(len, written)))
+    return _judged_pairs(judge, candidates, config, critic_name(judge), samples=sum(map(len, candidates)))
 
 
 def teacher_pairs(judge: Judge, demonstrations: Iterable[Demonstration], config: PairConfig) -> Feedback:
@@ -284,14 +284,14 @@ def _judged_pairs(
     flips = [v.flipped for v in verdicts if v.flipped is not None]
     check_flip_share(critic_name(judge), sum(flips), len(flips), config.max_flip_share)
     records = gather_records([preference_record(p) for p in preferences])
-    shown = gather_jokes([{"joke": j, "judgement": v} for j, v in zip(jokes, judgements, strict=True)])
+    rows = gather_jokes([{"joke": j, "judgement": v} for j, v in zip(jokes, judgements, strict=True)])
     counts["preferences"] = float(len(preferences))
     totals = sum_over_processes(torch.tensor([counts[n] for n in COUNTS], dtype=torch.float64)).tolist()
     return Feedback(
         preferences if records is None else [read_preference(r) for r in records],
         dict(zip(COUNTS, totals, strict=True)),
-        [row["joke"] for row in shown],
-        [row["judgement"] for row in shown],
+        [row["joke"] for row in rows],
+        [row["judgement"] for row in rows],
     )
 
 

@@ -246,10 +246,10 @@ def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
     bad, total = sum_over_processes(torch.tensor([len(failed), len(judgements)], dtype=torch.float64)).tolist()
     if total and bad / total > max_share:
         errors = list(dict.fromkeys(f"{j.critic}: {j.error}" for j in failed))
-        shown = "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more kinds" if len(errors) > 5 else "")
+        error_text = "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more kinds" if len(errors) > 5 else "")
         raise JudgingFailed(
             f"{bad:.0f} of {total:.0f} judgements failed, more than the allowed share of {max_share:.0%}. "
-            f"Errors: {shown}"
+            f"Errors: {error_text}"
         )
 
 
@@ -264,9 +264,9 @@ def check_flips(judgements: Sequence[Judgement], max_share: float) -> None:
     check_flip_share(shares[0][0] if shares else "judge", sum(share for _, share in shares), len(shares), max_share)
 
 
-def check_flip_share(name: str, flipped: float, asked: int, max_share: float) -> None:
-    """The same from this process's counts: `flipped` verdicts among `asked` pairs judged in both orders."""
-    flips, total = sum_over_processes(torch.tensor([flipped, float(asked)], dtype=torch.float64)).tolist()
+def check_flip_share(name: str, flipped: float, pairs: int, max_share: float) -> None:
+    """The same from this process's counts: `flipped` verdicts among `pairs` judged in both orders."""
+    flips, total = sum_over_processes(torch.tensor([flipped, float(pairs)], dtype=torch.float64)).tolist()
     if total >= FEWEST_ASKED and flips / total > max_share:
         counted = f"{flips:.0f} of {total:.0f}" if flips == round(flips) else f"{flips / total:.0%} of {total:.0f}"
         raise JudgingFailed(
@@ -322,13 +322,13 @@ class _Attempt:
             self.logprobs = self._beside_tokens(self.lines.logprobs)
             self.values = None if self.lines.values is None else self._beside_tokens(self.lines.values)
 
-    def _beside_tokens(self, written: Tensor) -> Tensor:
+    def _beside_tokens(self, by_position: Tensor) -> Tensor:
         """From `[N, R]` by response position to `[N, T]` by column."""
         assert self.rows is not None
         mask = self.rows.action_mask.bool()
         [begins] = send(mask.device, torch.tensor([len(p) for p in self.lines.prompts]))
         position = torch.arange(mask.shape[1], device=mask.device) - begins[:, None]
-        return written.gather(1, position.clamp(0, written.shape[1] - 1)) * mask
+        return by_position.gather(1, position.clamp(0, by_position.shape[1] - 1)) * mask
 
 
 def _judge(
@@ -369,10 +369,10 @@ def _assemble(
     width = max(t.rows.tokens.shape[1] for t in tables if t.rows is not None)
 
     def stacked(pieces: Sequence[Tensor | None], fill: float = 0) -> Tensor | None:
-        there = [piece for piece in pieces if piece is not None]
-        if len(there) < len(pieces):
+        present = [piece for piece in pieces if piece is not None]
+        if len(present) < len(pieces):
             return None
-        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in there])
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in present])
 
     def always(pieces: Sequence[Tensor | None], fill: float = 0) -> Tensor:
         table = stacked(pieces, fill)
@@ -397,13 +397,13 @@ def _assemble(
         always([rows.attention for rows in hosts]),
         always([rows.action_mask for rows in hosts]),
     )
-    there = host.to(device)
+    on_device = host.to(device)
     [group] = send(device, torch.tensor([groups[prompts[e].id] for e in episodes]))
     [valid] = send(device, torch.tensor([not j.failed for j in judgements], dtype=torch.bool))
     return Rollout(
-        tokens=there.tokens,
-        attention=there.attention,
-        action_mask=there.action_mask,
+        tokens=on_device.tokens,
+        attention=on_device.attention,
+        action_mask=on_device.action_mask,
         logprobs=always([table.logprobs for table in tables]),
         asked={name: table for name, table in tables_asked.items() if table is not None},
         rewards=send(device, torch.tensor(rewards, dtype=torch.float32))[0],

@@ -101,8 +101,8 @@ class Rounds:
 
     def expected_steps(self, step: int) -> int:
         """Estimated steps of the whole run, for the learning rate, from the steps taken and the round's size."""
-        left = (self.epochs - self.epoch) * -(-len(self.preferences) // self.batch_size)
-        return step + left - -(-self.position // self.batch_size)
+        batches = (self.epochs - self.epoch) * -(-len(self.preferences) // self.batch_size)
+        return step + batches - -(-self.position // self.batch_size)
 
     def numbers(self) -> dict[str, float]:
         """Feedback counts so far, over all rounds."""

@@ -91,10 +91,10 @@ def of_same_frame(config: MonitorConfig, jokes: Sequence[Joke], first: Mapping[s
 
 
 def _of_most_risen(
-    config: MonitorConfig, limit: str, what: str, held: Sequence[Set[str]], first: Mapping[str, float]
+    config: MonitorConfig, limit: str, what: str, sets: Sequence[Set[str]], first: Mapping[str, float]
 ) -> list[Alarm]:
     """The feature of the lines that rose most, if past its limit."""
-    now = shares(held)
+    now = shares(sets)
     risen = {each: share - first.get(each, 0.0) for each, share in now.items()}
     most = min(risen, key=lambda each: (-risen[each], each.count(text_stats.BLANK), each), default=None)
     if not getattr(config, limit) or most is None or risen[most] <= getattr(config, limit):
@@ -201,6 +201,6 @@ def of_habits(
             habits.append((mean_known(training[has]) - mean_known(training[~has]), sentence))
     if not habits:
         return []
-    paid, sentence = max(habits, key=lambda each: each[0])  # on ties the first: a word says more than its letters
-    pleased = f"the training critic scores them {paid:.2f} of its spread above the others, the held-out critic does not"
+    gain, sentence = max(habits, key=lambda each: each[0])  # on ties the first: a word says more than its letters
+    pleased = f"the training critic scores them {gain:.2f} of its spread above the others, the held-out critic does not"
     return [Alarm("habit", f"{sentence}: {pleased}")]

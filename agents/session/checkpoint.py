@@ -145,11 +145,11 @@ class CheckpointStore:
 
     def _load(self, folder: Path) -> Checkpoint:
         try:
-            written = (folder / "manifest.json").read_bytes()
+            manifest_bytes = (folder / "manifest.json").read_bytes()
             seal = folder / SEAL
-            if seal.exists() and seal.read_bytes() != hashlib.sha256(written).hexdigest().encode():
+            if seal.exists() and seal.read_bytes() != hashlib.sha256(manifest_bytes).hexdigest().encode():
                 raise CheckpointError(f"{folder.name} is damaged: manifest.json does not match its hash.")
-            manifest = json.loads(written)
+            manifest = json.loads(manifest_bytes)
             if manifest["step"] != int(_NAME.fullmatch(folder.name)[1]):  # type: ignore[index]
                 raise CheckpointError(f"{folder.name} is damaged: its manifest is of step {manifest['step']}.")
             contents = {name: (folder / name).read_bytes() for name in manifest["sha256"]}

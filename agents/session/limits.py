@@ -131,9 +131,9 @@ class RunControl:
             return
         reasons = []
         for name in ("samples", "judgements"):
-            limit, taken = getattr(self.limits, name), getattr(self, name)
-            if asks and limit is not None and taken >= limit:
-                reasons.append(f"the limit of {limit} {name} is reached ({taken} taken)")
+            limit, count = getattr(self.limits, name), getattr(self, name)
+            if asks and limit is not None and count >= limit:
+                reasons.append(f"the limit of {limit} {name} is reached ({count} taken)")
         if late:
             reasons.append(f"the limit of {self.limits.seconds:g} seconds is reached")
         if self.monitor is not None and self.monitor.ending:

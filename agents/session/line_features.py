@@ -66,8 +66,8 @@ def is_significantly_above_zero(change: Sequence[float] | np.ndarray, level: flo
 
 def is_significantly_more(values: np.ndarray, has: np.ndarray, level: float) -> bool:
     """Whether the lines with a feature score significantly above those without (one-sided, Welch's test)."""
-    known = np.isfinite(values)
-    some, others = values[known & has], values[known & ~has]
+    finite = np.isfinite(values)
+    some, others = values[finite & has], values[finite & ~has]
     if min(len(some), len(others)) < 3:
         return False
     errors = np.array([some.var(ddof=1) / len(some), others.var(ddof=1) / len(others)])
@@ -84,10 +84,10 @@ def is_significantly_commoner(count: int, of: int, before: int, of_before: int, 
     return count > 0 and chance < 1 and bool(bdtrc(count - 1, of, chance) < 1 - level)
 
 
-def shares(held: Sequence[Set[str]]) -> dict[str, float]:
+def shares(sets: Sequence[Set[str]]) -> dict[str, float]:
     """For each feature, the share of the lines that have it."""
-    counts = Counter(each for of_line in held for each in of_line)
-    return {each: n / len(held) for each, n in counts.items()}
+    counts = Counter(each for of_line in sets for each in of_line)
+    return {each: n / len(sets) for each, n in counts.items()}
 
 
 def word_sets(jokes: Sequence[Joke]) -> list[set[str]]:

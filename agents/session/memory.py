@@ -177,13 +177,13 @@ def _saved_bytes(
     student: Student, length: RowLength, trained: list[nn.Parameter], *, values: bool, entropy: bool
 ) -> int:
     """Bytes that autograd saves in a pass over one row of this length, without the weights themselves."""
-    own = {p.untyped_storage().data_ptr() for p in student.model.parameters()}
-    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in student.model.parameters()}
+    sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     rows = student.rows([[student.end_token] * length.prompt], [[student.end_token] * length.response])
@@ -198,4 +198,4 @@ def _saved_bytes(
     finally:
         student.train_only(trainable)
         student.activate(before)
-    return sum(kept.values())
+    return sum(sizes.values())

@@ -181,8 +181,8 @@ class Monitor:
         features = text_features(jokes, self._taught)
         numbers = dict(features)
         for name, critic in self.critics.items():
-            judged = checked_reply(critic, critic_name(critic), jokes)
-            scores = [math.nan if j.score is None else j.score for j in judged]
+            judgements = checked_reply(critic, critic_name(critic), jokes)
+            scores = [math.nan if j.score is None else j.score for j in judgements]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
             if any(map(math.isfinite, scores)):  # a critic that fails at the first check is measured from a later one
                 self._start.setdefault(name, scores)
@@ -240,7 +240,7 @@ class Monitor:
             backend=self.backend,
         )
 
-    def _lift(self, critic: Critic, jokes: Sequence[Joke], own: Sequence[float]) -> list[float]:
+    def _lift(self, critic: Critic, jokes: Sequence[Joke], scores_here: Sequence[float]) -> list[float]:
         """Each line's score with its own prompt minus the mean of its scores with others: near 0 if the prompt makes no
         difference to the critic or the student."""
         count = len(jokes)
@@ -248,15 +248,15 @@ class Monitor:
         moved = [replace(jokes[i], prompt=jokes[(i + turn) % count].prompt) for turn in turns for i in range(count)]
         if not moved:
             return [math.nan] * count
-        judged = checked_reply(critic, critic_name(critic), moved)
-        scores = np.array([math.nan if j.score is None else j.score for j in judged]).reshape(len(turns), count)
-        return [score - mean_known(others) for score, others in zip(own, scores.T, strict=True)]
+        judgements = checked_reply(critic, critic_name(critic), moved)
+        scores = np.array([math.nan if j.score is None else j.score for j in judgements]).reshape(len(turns), count)
+        return [score - mean_known(others) for score, others in zip(scores_here, scores.T, strict=True)]
 
     def _now(self, name: str) -> list[float]:
         """Each prompt's mean score over the checks of the window that have one."""
         checks = np.array(self._scores[name])
-        known = np.isfinite(checks)
-        sums, counts = np.where(known, checks, 0.0).sum(axis=0), known.sum(axis=0)
+        finite = np.isfinite(checks)
+        sums, counts = np.where(finite, checks, 0.0).sum(axis=0), finite.sum(axis=0)
         return [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
 
     def _drifted(self, numbers: Mapping[str, float]) -> list[Alarm]:

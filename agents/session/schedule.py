@@ -10,12 +10,12 @@ def learning_rate_share(step: int, steps: int, *, warmup: int, decay: str) -> fl
     """The share of the peak rate at `step` (from 0): linear warm-up, then "constant", "linear" or "cosine"."""
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
     if decay == "constant":
         return 1.0
     if decay == "linear":
-        return 1.0 - 0.9 * done
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+        return 1.0 - 0.9 * progress
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
 
 class AdaptiveCoefficient:

@@ -55,7 +55,7 @@ def beams(
         logits = logits.repeat_interleave(width, dim=0)
         scores = torch.full((count, groups, per_group), -torch.inf, device=device)
         scores[:, :, 0] = 0.0
-        written = torch.zeros(count, groups, per_group, 0, dtype=torch.long, device=device)
+        tokens = torch.zeros(count, groups, per_group, 0, dtype=torch.long, device=device)
         vocabulary = logits.shape[-1]
         limit = min(max_new_tokens, student.context - (0 if student.is_seq2seq else max(map(len, prompts))))
         for t in range(limit):
@@ -73,14 +73,14 @@ def beams(
                 is_end = torch.isin(token, ends)
                 for i, k in (is_end & values.isfinite()).nonzero().tolist():
                     if k < per_group:
-                        line = [*written[i, g, beam[i, k]].tolist(), int(token[i, k])]
+                        line = [*tokens[i, g, beam[i, k]].tolist(), int(token[i, k])]
                         finished[i][g].append((float(values[i, k]) / len(line) ** length_penalty, line))
                 going = (~is_end).int().argsort(dim=-1, descending=True, stable=True)[:, :per_group]
                 parents[:, g], chosen[:, g] = beam.gather(-1, going), token.gather(-1, going)
                 scores[:, g] = values.gather(-1, going)
                 used.scatter_add_(1, chosen[:, g], torch.ones_like(scores[:, g]))
-            history = written.gather(2, parents[..., None].expand(-1, -1, -1, t))
-            written = torch.cat([history, chosen[..., None]], dim=-1)
+            history = tokens.gather(2, parents[..., None].expand(-1, -1, -1, t))
+            tokens = torch.cat([history, chosen[..., None]], dim=-1)
             if t + 1 == limit or _no_beam_can_win(finished, scores, t + 1, per_group, length_penalty):
                 break
             base = torch.arange(count * groups, device=device).view(count, groups, 1) * per_group
@@ -90,7 +90,7 @@ def beams(
             for g in range(groups):
                 for b in range(per_group):
                     if len(finished[i][g]) < per_group:
-                        line = written[i, g, b].tolist()
+                        line = tokens[i, g, b].tolist()
                         finished[i][g].append((float(scores[i, g, b]) / max(1, len(line)) ** length_penalty, line))
     return [
         [

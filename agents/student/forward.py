@@ -76,8 +76,8 @@ class ForwardPasses:
         backbone, host = self.backbone, rows.host
         groups = prompt_groups(host.tokens, host.attention, host.action_mask) if backbone is not None else None
         if self.is_seq2seq:
-            made = rows.tokens.device.type != "cpu" and self.masks_can_be_made
-            inputs, row, column = self._seq2seq_inputs(rows, groups, made=made)
+            ready_made = rows.tokens.device.type != "cpu" and self.masks_can_be_made
+            inputs, row, column = self._seq2seq_inputs(rows, groups, made=ready_made)
         else:
             apart = len(rows.tokens) if groups is None else len(groups.first)
             may_share = backbone is not None and apart >= LEAST_PREFIX_ROWS
@@ -179,8 +179,8 @@ class ForwardPasses:
         def in_sight(attention: Tensor) -> Tensor | None:
             if made and bool(attention.all()):
                 return None
-            [there] = send(device, attention)
-            return there.bool()[:, None, None, :] if made else there
+            [on_device] = send(device, attention)
+            return on_device.bool()[:, None, None, :] if made else on_device
 
         inputs: dict[str, Any] = {"attention_mask": in_sight(attention)}
         sources = source if groups is None else source[groups.first]
@@ -207,8 +207,8 @@ class ForwardPasses:
                     ways = []
                     for made in (False, True):
                         inputs, row, column = self._seq2seq_inputs(rows, None, made=made)
-                        there = send(self.base.device, row, column)
-                        ways.append(self.base(**inputs, use_cache=False).logits[there[0], there[1]])
+                        on_device = send(self.base.device, row, column)
+                        ways.append(self.base(**inputs, use_cache=False).logits[on_device[0], on_device[1]])
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
                 return False
             if not nearly_equal(ways[1], ways[0]):
@@ -221,8 +221,8 @@ def _two_tokens(end: int) -> tuple[int, int]:
     return (0, 1) if end > 1 else (2, 3)
 
 
-def nearly_equal(found: Tensor, wanted: Tensor) -> bool:
+def nearly_equal(result: Tensor, expected: Tensor) -> bool:
     """Whether two results differ by no more than the order of their sums explains, in the precision that they have."""
-    allowed = 1e-3 if wanted.dtype == torch.float32 else 0.05
-    difference = float((found.float() - wanted.float()).norm())
-    return difference <= allowed * float(wanted.float().norm())  # False for NaN
+    allowed = 1e-3 if expected.dtype == torch.float32 else 0.05
+    difference = float((result.float() - expected.float()).norm())
+    return difference <= allowed * float(expected.float().norm())  # False for NaN

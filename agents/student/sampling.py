@@ -62,8 +62,8 @@ def sample(
         uniforms = torch.rand(len(prompts), sampling.max_new_tokens)
     with student.merged(adapter):
         writer = _Writer(student, prompts, sampling, uniforms, values)
-        written = writer.write()
-    return as_generation(student, prompts, *written)
+        outputs = writer.write()
+    return as_generation(student, prompts, *outputs)
 
 
 def no_lines(values: bool) -> Generation:
@@ -112,8 +112,8 @@ class Decoding:
         tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
         attention = torch.zeros_like(tokens)
         for i, prompt in enumerate(prompts):
-            own = len(prompt) - prefix
-            part = slice(0, own) if side_right else slice(width - own, width)
+            length = len(prompt) - prefix
+            part = slice(0, length) if side_right else slice(width - length, width)
             tokens[i, part] = torch.tensor(prompt[prefix:])
             attention[i, part] = 1
         attention[:, :prefix] = 1
@@ -204,7 +204,7 @@ class _Writer:
     def write(self) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
         student = self.student
         count, device = len(self.uniforms), student.device
-        written = torch.full((count, self.limit), student.pad_token, dtype=torch.long, device=device)
+        response_tokens = torch.full((count, self.limit), student.pad_token, dtype=torch.long, device=device)
         lengths = torch.full((count,), self.limit, dtype=torch.long, device=device)
         all_logprobs = torch.zeros(count, self.limit, device=device)
         all_values = torch.zeros(count, self.limit, device=device) if self.wants_values else None
@@ -223,7 +223,7 @@ class _Writer:
             chosen, logprobs = choose(logits, self.uniforms[live, t], self.sampling)
             going = ~ended[live]
             all_logprobs[live, t] = torch.where(going, logprobs, 0.0)
-            written[live, t] = torch.where(going, chosen, student.pad_token)
+            response_tokens[live, t] = torch.where(going, chosen, student.pad_token)
             just_ended = torch.isin(chosen, ends) & going
             lengths[live] = torch.where(just_ended, t + 1, lengths[live])
             going &= ~just_ended
@@ -237,8 +237,8 @@ class _Writer:
                     self.decoding.keep(keep)
                     live, chosen = live[keep], chosen[keep]
             tokens = chosen[:, None]
-        written, lengths, ended = read(written, lengths, ended)
-        responses = [row[:n] for row, n in zip(written.tolist(), lengths.tolist(), strict=True)]
+        response_tokens, lengths, ended = read(response_tokens, lengths, ended)
+        responses = [row[:n] for row, n in zip(response_tokens.tolist(), lengths.tolist(), strict=True)]
         stops = ["end" if e else "length" for e in ended.tolist()]
         width = max(len(r) for r in responses)
         return responses, stops, all_logprobs[:, :width], None if all_values is None else all_values[:, :width]

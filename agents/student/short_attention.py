@@ -37,22 +37,22 @@ def short_attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: `[B, H, T, D]` queries over `[B, G, S, D]` keys and values."""
     rows, heads, steps, width = query.shape
-    groups, seen = key.shape[1:3]
+    groups, span = key.shape[1:3]
     if not _is_short(module, query, key, value, attention_mask, options):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if attention_mask is None and steps > 1:
-        attention_mask = torch.ones(1, 1, steps, seen, dtype=torch.bool, device=query.device).tril()
+        attention_mask = torch.ones(1, 1, steps, span, dtype=torch.bool, device=query.device).tril()
     scale = options.get("scaling")
     scaled = query * (width**-0.5 if scale is None else scale)
     # The heads that share keys are further queries of them: their keys are read once, and never repeated.
-    scores = torch.matmul(scaled.reshape(rows, groups, -1, width), key.transpose(-1, -2)).view(rows, heads, steps, seen)
+    scores = torch.matmul(scaled.reshape(rows, groups, -1, width), key.transpose(-1, -2)).view(rows, heads, steps, span)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         # Not minus infinity: a row of padding sees nothing, and must not become NaN.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = torch.matmul(weights.view(rows, groups, -1, seen), value).view(rows, heads, steps, width)
+    mixed = torch.matmul(weights.view(rows, groups, -1, span), value).view(rows, heads, steps, width)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -64,16 +64,16 @@ def _is_short(
     if any(options[name] is not None for name in options if name not in _PLAIN) or options.get("dropout"):
         return False  # something that a plain product does not do
     heads, steps, width = query.shape[1:]
-    groups, seen = key.shape[1:3]
+    groups, span = key.shape[1:3]
     if query.dtype == torch.float32 and heads == groups:
         return False  # no faster
     if value.shape[-1] != width or (mask is not None and mask.shape[1] != 1):
         return False
     if mask is None and steps > 1:
         causal = options.get("is_causal")
-        if steps != seen or not (getattr(module, "is_causal", True) if causal is None else causal):
+        if steps != span or not (getattr(module, "is_causal", True) if causal is None else causal):
             return False
-    return steps == 1 or steps * seen <= MOST_PAIRS[query.dtype]
+    return steps == 1 or steps * span <= MOST_PAIRS[query.dtype]
 
 
 AttentionInterface.register(NAME, short_attention)

@@ -85,8 +85,8 @@ class StaticWriter:
             return no_lines(values)
         prompts = encode_all(self.student, observations)
         with self._weights.of(adapter):
-            written = self._write(prompts, sampling, uniforms, values)
-        return as_generation(self.student, prompts, *written)
+            outputs = self._write(prompts, sampling, uniforms, values)
+        return as_generation(self.student, prompts, *outputs)
 
     def refresh(self) -> None:
         """Nothing to do: weights are merged on every call."""
@@ -306,9 +306,9 @@ class _Table:
         self.count += 1
 
     def read(self, count: int, limit: int) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
-        length, written, stopped = read(self.length[:count], self.written[:count], self.stopped[:count])
+        length, response_tokens, stopped = read(self.length[:count], self.written[:count], self.stopped[:count])
         lengths = length.tolist()
-        responses = [row[:n] for row, n in zip(written.tolist(), lengths, strict=True)]
+        responses = [row[:n] for row, n in zip(response_tokens.tolist(), lengths, strict=True)]
         stops = ["end" if e else "length" for e in stopped.tolist()]
         width = min(limit, max(lengths))
         values = None if self.values is None else self.values[:count, :width].clone()

@@ -41,9 +41,9 @@ class TokenRows:
         if self.on_host is not None:
             return self.on_host
         tokens, attention, action_mask = read(self.tokens, self.attention, self.action_mask)
-        there = TokenRows(tokens, attention, action_mask)
-        object.__setattr__(self, "on_host", there)
-        return there
+        on_host = TokenRows(tokens, attention, action_mask)
+        object.__setattr__(self, "on_host", on_host)
+        return on_host
 
     def to(self, device: torch.device) -> TokenRows:
         """Copy CPU rows to the device; the copy keeps these as its `host`."""

@@ -28,8 +28,8 @@ def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
     if device.type == "cuda":
         # Pinned: from pageable memory the driver may wait for the stream. PyTorch keeps the buffer until it was read.
         flat = flat.pin_memory()
-    there = flat.to(device, non_blocking=device.type != "mps")  # MPS may read the buffer after it is freed
-    parts = there.split([tensor.numel() for tensor in tensors])
+    on_device = flat.to(device, non_blocking=device.type != "mps")  # MPS may read the buffer after it is freed
+    parts = on_device.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 

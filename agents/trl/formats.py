@@ -85,8 +85,8 @@ def _line_of(text: Text) -> str:
     return (text if isinstance(text, str) else str(text[-1]["content"])).strip()
 
 
-def _prompt_of(shown: Text, row: Mapping[str, Any]) -> Prompt:
-    text = row.get("text") or _line_of(shown)
+def _prompt_of(prompt: Text, row: Mapping[str, Any]) -> Prompt:
+    text = row.get("text") or _line_of(prompt)
     name = row.get("prompt_id") or hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
     extra = json.loads(row["extra"]) if row.get("extra") else {}
     return Prompt(name, text, row.get("task") or "paraphrase", row.get("split") or "train", extra)

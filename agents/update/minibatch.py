@@ -120,8 +120,8 @@ class Minibatch:
         totals = [torch.as_tensor(t, dtype=torch.float32, device=device) for t in self._totals.values()]
         summed = [sum_over_processes(torch.stack(totals))] if totals else []
         # Read together: each read waits for the device's whole queue.
-        rest = [number.detach().to(device).reshape(1) for number in (norm, self.tokens, self.examples)]
-        *sums, self.norm, self.token_count, self.example_count = torch.cat([*summed, *rest]).tolist()
+        scalars = [number.detach().to(device).reshape(1) for number in (norm, self.tokens, self.examples)]
+        *sums, self.norm, self.token_count, self.example_count = torch.cat([*summed, *scalars]).tolist()
         self.sums = dict(zip(self._totals, sums, strict=True))
 
 

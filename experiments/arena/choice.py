@@ -153,8 +153,8 @@ class Chooser:
         if self.settings.mode == "ratings":
             choice: tuple[int, int | None] | None = self._line(rater, seen)
         elif self.settings.choose == "plan":
-            left = [pair for pair in self.plan if pair not in seen.items]
-            choice = min(left, key=lambda pair: self._draw("plan", rater, pair), default=None)
+            pairs = [pair for pair in self.plan if pair not in seen.items]
+            choice = min(pairs, key=lambda pair: self._draw("plan", rater, pair), default=None)
         else:
             share = self._draw("overlap", rater, seen.count) % 1000 / 1000
             choice = self._others(rater, seen) if share < self.settings.overlap else None
@@ -169,18 +169,18 @@ class Chooser:
 
     def _line(self, rater: int, seen: _Seen) -> tuple[int, None] | None:
         """The line with the fewest grades; in a share `overlap` of the draws, only among lines that somebody graded."""
-        left = [place for place in range(len(self.lines)) if (place, None) not in seen.items]
-        begun = [place for place in left if self._raters[place, None]]
+        places = [place for place in range(len(self.lines)) if (place, None) not in seen.items]
+        begun = [place for place in places if self._raters[place, None]]
         if begun and self._draw("overlap", rater, seen.count) % 1000 / 1000 < self.settings.overlap:
-            left = begun
-        if not left:
+            places = begun
+        if not places:
             return None
 
         def rank(place: int) -> tuple[int, int, int]:
             graded = len(self._raters[place, None])
             return graded, seen.prompts[self.lines[place].prompt], self._draw("line", rater, place)
 
-        return min(left, key=rank), None
+        return min(places, key=rank), None
 
     def _others(self, rater: int, seen: _Seen) -> tuple[int, int] | None:
         """A pair of the two most informative systems that another rater was asked and this one was not, since
@@ -248,12 +248,12 @@ def expected_gains(wins: Array, open_games: Array | None = None) -> Array:
     order = np.argsort(t, kind="stable")
     gaps = np.zeros((n - 1, n))
     gaps[np.arange(n - 1), order[1:]], gaps[np.arange(n - 1), order[:-1]] = 1.0, -1.0
-    seen = gaps @ covariance  # [n - 1, n]
-    variances = np.einsum("kn,kn->k", seen, gaps)
+    gap_covariance = gaps @ covariance  # [n - 1, n]
+    variances = np.einsum("kn,kn->k", gap_covariance, gaps)
     weight = (variances / variances.max()) ** _WIDEST_FIRST / np.sqrt(variances)
     spread = np.diag(covariance)
     between = spread[:, None] + spread[None, :] - 2 * covariance
-    moved = (seen[:, :, None] - seen[:, None, :]) ** 2  # [n - 1, n, n]
+    moved = (gap_covariance[:, :, None] - gap_covariance[:, None, :]) ** 2  # [n - 1, n, n]
     gains: Array = each * np.einsum("k,kij->ij", weight, moved) / (1 + each * between)
     return gains
 

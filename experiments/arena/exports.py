@@ -75,8 +75,8 @@ def table(store: Store) -> str:
     writer.writerow(["answer", *head, "humor", "consistency", "overall", "seconds", "at"])
     for answer in store.answers():
         ask = answer.ask
-        shown = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
-        lines = [store.lines[place] for place in shown]
+        places = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
+        lines = [store.lines[place] for place in places]
         id, text = store.prompts[lines[0].prompt]
         second = lines[1] if len(lines) > 1 else None
         row: list[object] = [ask.id, ask.rater, id, text, lines[0].system, second.system if second else ""]
@@ -119,10 +119,10 @@ def card_data(store: Store) -> dict[str, Any]:
         "reported": sum(x.what == "offence" for x in answers),
         "version": humor_env.__version__,
     }
-    asked = figures.rater_figures(store, settings.questions[0], answers)
-    repeats = sum(r.repeated for r in asked)
+    raters = figures.rater_figures(store, settings.questions[0], answers)
+    repeats = sum(r.repeated for r in raters)
     data["repeats"] = repeats
-    data["as before"] = sum((r.consistent or 0) * r.repeated for r in asked) / repeats if repeats else None
+    data["as before"] = sum((r.consistent or 0) * r.repeated for r in raters) / repeats if repeats else None
     if settings.mode == "pairs":
         data["about"] = {q: _about(store, q, answers) for q in settings.questions}
     return data
@@ -176,10 +176,10 @@ def card(store: Store) -> str:
     rows = [f"# {data['title']}", "", "A blind session of `humor-env arena`.", "", "| | |", "|---|---|"]
     for name, value in data.items():
         if name != "title":
-            shown = (
+            cell = (
                 ", ".join(value) if isinstance(value, list) else f"{value:.2f}" if isinstance(value, float) else value
             )
-            rows.append(f"| {name} | {'–' if shown in (None, '') else table_cell(str(shown))} |")
+            rows.append(f"| {name} | {'–' if cell in (None, '') else table_cell(str(cell))} |")
     for question, numbers in about.items():
         rows += [
             "",
@@ -234,10 +234,10 @@ ABOUT = {
 def write(store: Store, folder: Path) -> list[Path]:
     """Write all files that are not empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = []
     for name, make in FILES.items():
         text = make(store)
         if text:
             (folder / name).write_text(text, encoding="utf-8")
-            written.append(folder / name)
-    return written
+            paths.append(folder / name)
+    return paths

@@ -92,12 +92,12 @@ def ratings(
     """Best first; 0 is the average system. A system that nobody has judged yet is at 0 without bounds. Answers about
     fewer than `FEWEST` sentences give no bounds (NaN), and one tier."""
     n, place = len(systems), {name: k for k, name in enumerate(systems)}
-    own = [v for v in votes if v.first != v.second and v.first in place and v.second in place]
-    if n < 2 or not own:
+    system_votes = [v for v in votes if v.first != v.second and v.first in place and v.second in place]
+    if n < 2 or not system_votes:
         return []
-    wins = games(own, systems)
-    drawn = ELO * many_strengths(_resampled(own, place, seed, resamples), strengths(wins))
-    return ranked(wins, drawn, len({vote.prompt for vote in own}))
+    wins = games(system_votes, systems)
+    drawn = ELO * many_strengths(_resampled(system_votes, place, seed, resamples), strengths(wins))
+    return ranked(wins, drawn, len({vote.prompt for vote in system_votes}))
 
 
 def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resamples: int) -> Array:
@@ -187,12 +187,14 @@ def by_pair(votes: Sequence[Vote]) -> dict[tuple[int, int], list[Vote]]:
 
 
 def agreement(votes: Sequence[Vote], *, seed: int = 0) -> Agreement:
-    several = [own for own in by_pair(votes).values() if len(own) > 1]
-    equal = [_share_equal([v.share for v in own]) for own in several]
-    prompts = [own[0].prompt for own in several]
-    firm = [[v for v in own if v.decided] for own in several]
-    firm = [own for own in firm if len(own) > 1]
-    same = mean_interval([_share_equal([v.share for v in own]) for own in firm], [own[0].prompt for own in firm])
+    several = [group for group in by_pair(votes).values() if len(group) > 1]
+    equal = [_share_equal([v.share for v in group]) for group in several]
+    prompts = [group[0].prompt for group in several]
+    firm = [[v for v in group if v.decided] for group in several]
+    firm = [group for group in firm if len(group) > 1]
+    same = mean_interval(
+        [_share_equal([v.share for v in group]) for group in firm], [group[0].prompt for group in firm]
+    )
     return Agreement(
         len(several),
         len(firm),
@@ -220,17 +222,17 @@ def ceiling(same: float) -> float:
 
 
 def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
-    grades = [[v.share for v in own] for own in several]
+    grades = [[v.share for v in group] for group in several]
     alpha = audit_stats.krippendorff_alpha(grades)
     if alpha is None:
         return None
     # Alpha is made of sums over answers, so a resample is a weighted sum over sentences.
     number: dict[str, int] = {}
     sums = np.zeros((len(several), 4))
-    place = [number.setdefault(own[0].prompt, len(number)) for own in several]
+    place = [number.setdefault(group[0].prompt, len(number)) for group in several]
     for row, values in enumerate(grades):
-        own = np.asarray(values)
-        sums[row] = len(own), own.sum(), (own**2).sum(), len(own) * 2 * own.var(ddof=1)
+        shares = np.asarray(values)
+        sums[row] = len(shares), shares.sum(), (shares**2).sum(), len(shares) * 2 * shares.var(ddof=1)
     by_prompt = np.zeros((len(number), 4))
     np.add.at(by_prompt, place, sums)
     drawn = generator(seed, "arena-alpha").multinomial(len(number), np.full(len(number), 1 / len(number)), RESAMPLES)
@@ -242,7 +244,7 @@ def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
         return Interval(alpha, math.nan, math.nan)
     low, high = np.quantile(values, [0.025, 0.975])
     if np.ptp(values) < ALIKE:  # all agree: by the rule of three, so many sentences may be otherwise
-        off = 3 / len(number) / (2 * float(np.concatenate([np.asarray(own) for own in grades]).var(ddof=1)))
+        off = 3 / len(number) / (2 * float(np.concatenate([np.asarray(shares) for shares in grades]).var(ddof=1)))
         low, high = alpha - off, min(1.0, alpha + off)
     return Interval(alpha, float(low), float(high))
 
@@ -267,28 +269,28 @@ def rater_figures(store: Store, question: str, answers: Sequence[Answered]) -> l
     of: dict[int, list[Answered]] = defaultdict(list)
     for answer in answers:
         of[answer.ask.rater].append(answer)
-    made = []
-    for rater, own in sorted(of.items()):
+    figures = []
+    for rater, replies in sorted(of.items()):
         again = [
             (_plain(by_ask[x.ask.again], question), _plain(x, question))
-            for x in own
+            for x in replies
             if x.what == "answer" and x.ask.again is not None and x.ask.again in by_ask
         ]
-        sides = [x.replies[question] for x in own if x.replies.get(question) in ("first", "second")]
-        took = [x.at - x.ask.at for x in own]
-        made.append(
+        sides = [x.replies[question] for x in replies if x.replies.get(question) in ("first", "second")]
+        seconds = [x.at - x.ask.at for x in replies]
+        figures.append(
             RaterFigures(
                 rater,
-                sum(x.what == "answer" for x in own),
-                sum(x.what == "skip" for x in own),
-                sum(x.what == "offence" for x in own),
+                sum(x.what == "answer" for x in replies),
+                sum(x.what == "skip" for x in replies),
+                sum(x.what == "offence" for x in replies),
                 len(again),
                 float(np.mean([a == b for a, b in again])) if again else None,
                 sides.count("first") / len(sides) if sides else None,
-                float(np.median(took)) if took else None,
+                float(np.median(seconds)) if seconds else None,
             )
         )
-    return made
+    return figures
 
 
 def _plain(answer: Answered, question: str) -> float | str | None:
@@ -317,16 +319,16 @@ def critics_of(lines: Sequence[Line]) -> list[str]:
 
 def critic_figures(votes: Sequence[Vote], lines: Sequence[Line]) -> list[CriticFigures]:
     pairs = by_pair([vote for vote in votes if vote.decided])
-    made = []
+    figures = []
     for critic in critics_of(lines):
-        credits = [(own, credit) for own in pairs.values() if (credit := _credit(critic, own, lines)) is not None]
-        several = [(own, credit) for own, credit in credits if len(own) > 1]
+        credits = [(group, credit) for group in pairs.values() if (credit := _credit(critic, group, lines)) is not None]
+        several = [(group, credit) for group, credit in credits if len(group) > 1]
         both = [
-            mean_interval([credit for _, credit in some], [own[0].prompt for own, _ in some])
+            mean_interval([credit for _, credit in some], [group[0].prompt for group, _ in some])
             for some in (credits, several)
         ]
-        made.append(CriticFigures(critic, len(credits), both[0], len(several), both[1]))
-    return made
+        figures.append(CriticFigures(critic, len(credits), both[0], len(several), both[1]))
+    return figures
 
 
 def agreement_of_critics(votes: Sequence[Vote], lines: Sequence[Line]) -> dict[str, float]:
@@ -334,7 +336,7 @@ def agreement_of_critics(votes: Sequence[Vote], lines: Sequence[Line]) -> dict[s
     pairs = by_pair([vote for vote in votes if vote.decided]).values()
     shares = {}
     for critic in critics_of(lines):
-        credits = [credit for own in pairs if (credit := _credit(critic, own, lines)) is not None]
+        credits = [credit for group in pairs if (credit := _credit(critic, group, lines)) is not None]
         if credits:
             shares[critic] = sum(credits) / len(credits)
     return shares
@@ -345,14 +347,14 @@ def _margin(critic: str, vote: Vote, lines: Sequence[Line]) -> float | None:
     return a - b if a is not None and b is not None and math.isfinite(a - b) else None
 
 
-def _credit(critic: str, own: Sequence[Vote], lines: Sequence[Line]) -> float | None:
+def _credit(critic: str, group: Sequence[Vote], lines: Sequence[Line]) -> float | None:
     """How often the critic agrees with these decided answers to one pair."""
-    margin = _margin(critic, own[0], lines)
+    margin = _margin(critic, group[0], lines)
     if margin is None:
         return None
     if margin == 0:
         return 0.5
-    return sum((vote.share > 0.5) == (margin > 0) for vote in own) / len(own)
+    return sum((vote.share > 0.5) == (margin > 0) for vote in group) / len(group)
 
 
 @dataclass(frozen=True)
@@ -370,17 +372,17 @@ class Difference:
 def differences(votes: Sequence[Vote], lines: Sequence[Line], most: int = 6) -> list[Difference]:
     """The pairs with the largest majority against the critic first; among equals, the largest margin first."""
     ranked, critics = [], critics_of(lines)
-    for own in by_pair(votes).values():
-        lead = sum(vote.share - 0.5 for vote in own)
+    for group in by_pair(votes).values():
+        lead = sum(vote.share - 0.5 for vote in group)
         for critic in critics:
-            margin = _margin(critic, own[0], lines)
+            margin = _margin(critic, group[0], lines)
             if margin is None or margin * lead >= 0:
                 continue
-            a, b = own[0].pair
+            a, b = group[0].pair
             best, named = (a, b) if lead > 0 else (b, a)
-            ahead = sum((vote.share > 0.5) == (lead > 0) and vote.decided for vote in own)
-            people = f"{ahead} of {len(own)}"
-            ranked.append((abs(lead), Difference(critic, own[0].prompt, best, named, people, abs(margin))))
+            ahead = sum((vote.share > 0.5) == (lead > 0) and vote.decided for vote in group)
+            people = f"{ahead} of {len(group)}"
+            ranked.append((abs(lead), Difference(critic, group[0].prompt, best, named, people, abs(margin))))
     ranked.sort(key=lambda each: (-each[0], -each[1].margin, each[1].preferred))
     return [each for _, each in ranked[:most]]
 

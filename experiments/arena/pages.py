@@ -41,8 +41,8 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def visible(text: str) -> str:
     """Replace control characters, which no page can show, except line breaks and tabs."""
-    shown = "".join("·" if (c < " " and c not in "\n\t") or c == "\x7f" or "\x80" <= c <= "\x9f" else c for c in text)
-    return shown if shown.strip() else "(nothing was written)"
+    plain = "".join("·" if (c < " " and c not in "\n\t") or c == "\x7f" or "\x80" <= c <= "\x9f" else c for c in text)
+    return plain if plain.strip() else "(nothing was written)"
 
 
 def render(name: str, **view: object) -> str:

@@ -80,8 +80,8 @@ def results_view(store: Store) -> dict[str, Any]:
 
 def _facts(store: Store, answers: Sequence[Answered]) -> str:
     raters = len({x.ask.rater for x in answers})
-    given = "1 answer" if len(answers) == 1 else f"{len(answers)} answers"
-    sentence = f"{given} from {raters} {'rater' if raters == 1 else 'raters'}"
+    answer_count = "1 answer" if len(answers) == 1 else f"{len(answers)} answers"
+    sentence = f"{answer_count} from {raters} {'rater' if raters == 1 else 'raters'}"
     if answers:
         sentence += f", the last {datetime.fromtimestamp(answers[-1].at, UTC):%Y-%m-%d %H:%M} UTC"
     return sentence + (". The session is closed." if store.closed else ".")
@@ -118,23 +118,23 @@ def _points(interval: Interval) -> str:
 def _ratings(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
     tables: list[Table] = []
     pictures: list[Markup] = []
-    for question, own in votes.items():
-        rated = figures.ratings(own, store.systems)
+    for question, question_votes in votes.items():
+        rated = figures.ratings(question_votes, store.systems)
         name = NAMES[question].capitalize()
         rows = []
         for rating in rated:
             system = store.systems[rating.system]
-            played = sum(system in (v.first, v.second) and v.first != v.second for v in own)
-            count, wins = figures.against_teacher(own, system)
+            played = sum(system in (v.first, v.second) and v.first != v.second for v in question_votes)
+            count, wins = figures.against_teacher(question_votes, system)
             rate = "–" if system == TEACHER else f"{share(wins)} of {count}"
             rows.append((system, str(rating.tier), _points(rating.points), rate, str(played)))
         head = ("system", "tier", "rating", "wins or ties against the teacher", "answers")
         tables.append(Table(name, head, rows))
-        shown = [rating for rating in rated if not math.isinf(rating.points.low)]
-        if shown:
+        finite = [rating for rating in rated if not math.isinf(rating.points.low)]
+        if finite:
             dots = [
                 Dot(f"{store.systems[r.system]} (tier {r.tier})", r.points.value, r.points.low, r.points.high)
-                for r in shown
+                for r in finite
             ]
             chart = dot_chart(dots, title=name, x_label="points", reference=0.0, digits=0)
             pictures.append(Markup(chart))
@@ -148,17 +148,19 @@ def _grades(store: Store, answers: Sequence[Answered]) -> dict[str, Any]:
     for question in store.settings.questions:
         rows, dots = [], []
         for system in store.systems or ("",):
-            own = [
+            grades = [
                 (float(x.replies[question]), store.lines[x.ask.a].prompt)
                 for x in answers
                 if question in x.replies and store.lines[x.ask.a].system == system and x.ask.again is None
             ]
-            interval = figures.mean_interval([grade for grade, _ in own], [prompt for _, prompt in own], highest=4)
+            interval = figures.mean_interval(
+                [grade for grade, _ in grades], [prompt for _, prompt in grades], highest=4
+            )
             name = system or "all lines"
             if interval is None:
                 rows.append((name, "–", "0"))
                 continue
-            rows.append((name, with_bounds(interval), str(len(own))))
+            rows.append((name, with_bounds(interval), str(len(grades))))
             dots.append(Dot(name, interval.value, interval.low, interval.high))
         title = f"Mean grade, 0 to 4: {NAMES[question]}"
         tables.append(Table(title, ("system", "grade", "answers"), rows))
@@ -171,8 +173,8 @@ def _raters(store: Store, votes: Mapping[str, Sequence[figures.Vote]], answers: 
     tables: list[Table] = []
     if store.settings.mode == "pairs":
         shared: list[tuple[str, ...]] = []
-        for question, own in votes.items():
-            agreed = figures.agreement(own)
+        for question, question_votes in votes.items():
+            agreed = figures.agreement(question_votes)
             shared.append(
                 (
                     NAMES[question],
@@ -226,11 +228,11 @@ def _critics_note(store: Store) -> str:
 def _critics(store: Store, votes: Mapping[str, Sequence[figures.Vote]]) -> dict[str, Any]:
     tables: list[Table] = []
     pictures: list[Markup] = []
-    for question, own in votes.items():
-        measured = figures.critic_figures(own, store.lines)
+    for question, question_votes in votes.items():
+        measured = figures.critic_figures(question_votes, store.lines)
         if not measured:
             continue
-        people = figures.agreement(own)
+        people = figures.agreement(question_votes)
         rows = [(c.critic, share(c.agrees), str(c.pairs), share(c.agrees_shared), str(c.shared)) for c in measured]
         rows.append(("one person with another", "", "", share(people.same), str(people.decided)))
         rows.append(("ceiling: the best possible critic", "", "", share(people.ceiling), str(people.decided)))

@@ -91,9 +91,9 @@ class _App:
 
     def _rater(self, request: Request) -> Rater:
         id, _, signed = request.cookies.get(COOKIE, "").partition(".")
-        known = id.isascii() and id.isdecimal() and len(id) < 9
-        known = known and hmac.compare_digest(signed.encode(), self.arena.store.sign("session", id).encode())
-        rater = self.arena.store.rater(int(id)) if known else None
+        is_valid = id.isascii() and id.isdecimal() and len(id) < 9
+        is_valid = is_valid and hmac.compare_digest(signed.encode(), self.arena.store.sign("session", id).encode())
+        rater = self.arena.store.rater(int(id)) if is_valid else None
         if rater is None:
             raise HTTPException(401)
         if self.arena.shared and not self.arena.raters.allows(f"rater {rater.id}"):
@@ -158,7 +158,7 @@ class _App:
 
     def _asked(self, ask: Ask, csrf: str, done: int, replies: Mapping[str, str], status: int = 200) -> Response:
         store = self.arena.store
-        shown = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
+        places = [ask.a] if ask.b is None else [ask.b, ask.a] if ask.turned else [ask.a, ask.b]
         settings = store.settings
         return _page(
             "judge",
@@ -166,7 +166,7 @@ class _App:
             csrf=csrf,
             ask=ask.nonce,
             sentence=store.prompts[store.lines[ask.a].prompt][1],
-            texts=[store.lines[place].text for place in shown],
+            texts=[store.lines[place].text for place in places],
             number=done + 1,
             done=done,
             total=settings.per_rater,
@@ -179,17 +179,17 @@ class _App:
         form = await self._form(request, rater)
         if not rater.agreed:
             return RedirectResponse("/judge", 303)
-        asked = self.arena.store.settings.questions
+        questions = self.arena.store.settings.questions
         try:
             if (
                 form.get("do", "answer") == "answer"
-                and any(q not in form for q in asked)
-                and any(q in form for q in asked)
+                and any(q not in form for q in questions)
+                and any(q in form for q in questions)
             ):
                 # Without the script, each button sends the form, with the answers given so far.
                 ask = self.arena.store.find(rater.id, form.get("ask", ""))
                 done = self.arena.chooser.count(rater.id) - 1
-                return self._asked(ask, form["csrf"], done, {q: form[q] for q in asked if q in form})
+                return self._asked(ask, form["csrf"], done, {q: form[q] for q in questions if q in form})
             self.arena.answer(rater.id, form.get("ask", ""), form)
             await self.arena.kept.wait()
         except Refused as why:
@@ -317,8 +317,8 @@ class _Guard:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                there = {name for name, _ in message["headers"]}
-                more = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in there]
+                present = {name for name, _ in message["headers"]}
+                more = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in present]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
@@ -399,6 +399,6 @@ def serve(app: Starlette, at: socket.socket) -> None:
 def links(arena: Arena, base: str, tokens: Sequence[str] = ()) -> tuple[list[tuple[int, str]], str]:
     """Each rater's link (with `tokens`, if given in a file), and the link to the results."""
     store = arena.store
-    known = {store.rater_of(token): token for token in tokens}
-    own_tokens = [(rater.id, known.get(rater.id) or store.token(rater.id)) for rater in store.raters()]
+    token_of = {store.rater_of(token): token for token in tokens}
+    own_tokens = [(rater.id, token_of.get(rater.id) or store.token(rater.id)) for rater in store.raters()]
     return [(id, f"{base}/r/{token}") for id, token in own_tokens if token], f"{base}/results/{arena.owner()}"

@@ -32,12 +32,12 @@ class Limiter:
 
     def allows(self, who: str) -> bool:
         now = self.clock()
-        left, at = self._left.get(who, (float(self.burst), now))
-        left = min(float(self.burst), left + (now - at) * self.per_second)
+        requests, at = self._left.get(who, (float(self.burst), now))
+        requests = min(float(self.burst), requests + (now - at) * self.per_second)
         if len(self._left) > 10_000:  # addresses that come only once
             self._left = {k: v for k, v in self._left.items() if now - v[1] < self.burst / self.per_second}
-        self._left[who] = (left - (left >= 1), now)
-        return left >= 1
+        self._left[who] = (requests - (requests >= 1), now)
+        return requests >= 1
 
 
 class Kept:

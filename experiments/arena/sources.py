@@ -80,8 +80,8 @@ class Material:
         if place == len(self.lines):
             self.lines.append(Line(prompt, system, text, scores))
         elif scores:
-            known = self.lines[place]
-            self.lines[place] = Line(prompt, system, text, {**known.scores, **scores})
+            line = self.lines[place]
+            self.lines[place] = Line(prompt, system, text, {**line.scores, **scores})
         return place
 
     def named(self, prompt: str, text: str) -> int:
@@ -110,28 +110,28 @@ def gather(
     plan: Path | None = None,
 ) -> Material:
     """Everything to judge; with `systems`, only their lines."""
-    made = Material()
+    material = Material()
     for folder in runs:
         if (folder / "people.jsonl").is_file() and not (folder / "results.json").is_file():
-            _read_file(made, str(folder / "people.jsonl"))  # a reproduction's: blind pairs
+            _read_file(material, str(folder / "people.jsonl"))  # a reproduction's: blind pairs
         else:
-            _read_run(made, folder, alone=len(runs) == 1, teacher=teacher)
+            _read_run(material, folder, alone=len(runs) == 1, teacher=teacher)
     for file in files:
-        _read_file(made, file)
-    if teacher and TEACHER not in made.systems:
+        _read_file(material, file)
+    if teacher and TEACHER not in material.systems:
         raise InvalidOption(
             "--teacher: no run has an evaluation-teacher.jsonl. Give the teacher's lines as --file teacher=LINES.jsonl."
         )
     if systems:
-        made = _only(made, systems)
+        material = _only(material, systems)
     if plan is not None:
-        made.plan = []
-        _read_file(made, str(plan), pairs_only=True)
-    _check(made)
-    return made
+        material.plan = []
+        _read_file(material, str(plan), pairs_only=True)
+    _check(material)
+    return material
 
 
-def _read_run(made: Material, folder: Path, alone: bool, teacher: bool) -> None:
+def _read_run(material: Material, folder: Path, alone: bool, teacher: bool) -> None:
     run = load_run(folder)
     for seed in run.seeds:
         for stage, lines in seed.stages.items():
@@ -142,31 +142,33 @@ def _read_run(made: Material, folder: Path, alone: bool, teacher: bool) -> None:
                 scores = dict(line.others)
                 if line.score is not None and line.critic:
                     scores[line.critic] = line.score
-                made.add(made.prompt(line.prompt_id, line.prompt), system, line.text, scores)
+                material.add(material.prompt(line.prompt_id, line.prompt), system, line.text, scores)
 
 
-def _read_file(made: Material, source: str, pairs_only: bool = False) -> None:
+def _read_file(material: Material, source: str, pairs_only: bool = False) -> None:
     name, equals, path = source.partition("=")
     if not equals or user_path(source).exists():
         name, path = "", source
     for place, row in _rows(user_path(path)):
         try:
             if "first" in row and "second" in row:
-                key = made.prompt(_text(row, "prompt"), _text(row, "input" if "input" in row else "prompt"))
-                made.plan.append((made.named(key, _text(row, "first")), made.named(key, _text(row, "second"))))
-                made.asks_overall |= "overall" in row
+                key = material.prompt(_text(row, "prompt"), _text(row, "input" if "input" in row else "prompt"))
+                material.plan.append(
+                    (material.named(key, _text(row, "first")), material.named(key, _text(row, "second")))
+                )
+                material.asks_overall |= "overall" in row
                 continue
             if pairs_only:
                 raise ValueError("a plan's row has prompt, first and second")
             prompt = row["prompt"]
             if isinstance(prompt, Mapping):
-                key = made.prompt(str(prompt.get("id", prompt["text"])), str(prompt["text"]))
+                key = material.prompt(str(prompt.get("id", prompt["text"])), str(prompt["text"]))
             else:
-                key = made.prompt(str(row.get("prompt_id", prompt)), _text(row, "prompt"))
+                key = material.prompt(str(row.get("prompt_id", prompt)), _text(row, "prompt"))
             system = name or str(row.get("author") or row.get("source") or Path(path).stem)
             score, critic = real_number(row.get("score")), row.get("critic")
             scores = {str(critic): score} if critic and score is not None else {}
-            made.add(key, system, _text(row, "text"), scores)
+            material.add(key, system, _text(row, "text"), scores)
         except (KeyError, ValueError, TypeError) as problem:
             raise PromptError(
                 f"{path}, line {place}: not a line to judge ({type(problem).__name__}: {problem}). Expected an object "
@@ -197,43 +199,46 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return row[name]
 
 
-def _only(made: Material, systems: Sequence[str]) -> Material:
+def _only(material: Material, systems: Sequence[str]) -> Material:
     for name in systems:
-        if name not in made.systems:
+        if name not in material.systems:
             raise InvalidOption(
-                f"No system is called '{name}'.{did_you_mean(name, made.systems)} There are: {', '.join(made.systems)}."
+                f"No system is called '{name}'.{did_you_mean(name, material.systems)} There are: "
+                f"{', '.join(material.systems)}."
             )
-    kept = Material(dict(made.prompts), asks_overall=made.asks_overall)
-    for line in made.lines:
+    subset = Material(dict(material.prompts), asks_overall=material.asks_overall)
+    for line in material.lines:
         if line.system in systems:
-            kept.add(line.prompt, line.system, line.text, line.scores)
-    return kept
+            subset.add(line.prompt, line.system, line.text, line.scores)
+    return subset
 
 
-def _check(made: Material) -> None:
-    if made.plan:
+def _check(material: Material) -> None:
+    if material.plan:
         return
-    if not made.lines:
+    if not material.lines:
         raise InvalidOption("There is nothing to judge: give a run's folder, or --file LINES.jsonl.")
     by_prompt: dict[str, set[str]] = {}
-    for line in made.lines:
+    for line in material.lines:
         by_prompt.setdefault(line.prompt, set()).add(line.system)
-    if len(made.systems) > 1 and all(len(lines) < 2 for lines in by_prompt.values()):
+    if len(material.systems) > 1 and all(len(lines) < 2 for lines in by_prompt.values()):
         raise InvalidOption(
-            f"The systems {', '.join(made.systems)} have no prompt in common, so none of their lines can be compared. "
-            "Have them write for the same prompts."
+            f"The systems {', '.join(material.systems)} have no prompt in common, so none of their lines can be "
+            "compared. Have them write for the same prompts."
         )
 
 
-def scored(made: Material, critics: Sequence[str]) -> Material:
+def scored(material: Material, critics: Sequence[str]) -> Material:
     """The same material, with each line scored by these critics."""
     from humor_env import registry
     from humor_env.types import Joke, Prompt
 
-    prompts = {key: Prompt(id, text) for key, (id, text) in made.prompts.items()}
+    prompts = {key: Prompt(id, text) for key, (id, text) in material.prompts.items()}
     for name in critics:
-        judgements = registry.critics.make(name)([Joke(prompts[x.prompt], x.text, x.system) for x in made.lines])
-        for place, (line, judgement) in enumerate(zip(list(made.lines), judgements, strict=True)):
+        judgements = registry.critics.make(name)([Joke(prompts[x.prompt], x.text, x.system) for x in material.lines])
+        for place, (line, judgement) in enumerate(zip(list(material.lines), judgements, strict=True)):
             if judgement.score is not None:
-                made.lines[place] = Line(line.prompt, line.system, line.text, {**line.scores, name: judgement.score})
-    return made
+                material.lines[place] = Line(
+                    line.prompt, line.system, line.text, {**line.scores, name: judgement.score}
+                )
+    return material

@@ -171,7 +171,7 @@ class Store:
             db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             number = {key: place for place, key in enumerate(material.prompts)}
             db.executemany(
-                "INSERT INTO prompts VALUES (?, ?, ?)", [(number[k], *named) for k, named in material.prompts.items()]
+                "INSERT INTO prompts VALUES (?, ?, ?)", [(number[k], *prompt) for k, prompt in material.prompts.items()]
             )
             db.executemany(
                 "INSERT INTO lines VALUES (?, ?, ?, ?, ?)",
@@ -222,8 +222,8 @@ class Store:
 
     def token(self, rater: int) -> str | None:
         """The token of a rater's link, if this store made it; tokens from a file are kept as digests."""
-        made = self.sign("rater", rater)
-        return made if self.rater_of(made) == rater else None
+        token = self.sign("rater", rater)
+        return token if self.rater_of(token) == rater else None
 
     def rater_of(self, token: str) -> int | None:
         row = self._db.execute("SELECT id FROM raters WHERE token = ?", (_digest(token),)).fetchone()
@@ -278,10 +278,10 @@ class Store:
     def add_ask(self, rater: int, a: int, b: int | None, turned: bool, again: int | None = None) -> Ask:
         """Call inside `writing`."""
         row = (rater, secrets.token_urlsafe(12), a, b, int(turned), again, time.time())
-        done = self._db.execute(
+        cursor = self._db.execute(
             "INSERT INTO asks (rater, nonce, a, b, turned, again, at) VALUES (?, ?, ?, ?, ?, ?, ?)", row
         )
-        return _ask((done.lastrowid, *row))
+        return _ask((cursor.lastrowid, *row))
 
     def find(self, rater: int, nonce: str) -> Ask:
         """The open ask of that form; raises Refused if it cannot be answered."""
@@ -300,11 +300,11 @@ class Store:
         allowed = SIDES if ask.b is not None else GRADES
         if what == "answer" and any(replies.get(q) not in allowed for q in self.settings.questions):
             raise Refused("incomplete")
-        kept = {q: replies[q] for q in self.settings.questions} if what == "answer" else {}
-        answered = Answered(ask, what, kept, time.time())
+        by_question = {q: replies[q] for q in self.settings.questions} if what == "answer" else {}
+        answered = Answered(ask, what, by_question, time.time())
         self._db.execute(
             "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)",
-            (ask.id, what, *(kept.get(q) for q in QUESTIONS), answered.at),
+            (ask.id, what, *(by_question.get(q) for q in QUESTIONS), answered.at),
         )
         return answered
 
@@ -327,11 +327,11 @@ class Store:
         with _transaction(self._db):
             self._db.execute("PRAGMA secure_delete = ON")
             mine = "SELECT id FROM asks WHERE rater = ?"
-            gone = self._db.execute(f"DELETE FROM answers WHERE ask IN ({mine})", (rater,)).rowcount
+            answers = self._db.execute(f"DELETE FROM answers WHERE ask IN ({mine})", (rater,)).rowcount
             self._db.execute("DELETE FROM asks WHERE rater = ?", (rater,))
             self._db.execute("UPDATE raters SET agreed = NULL, rested = 0 WHERE id = ?", (rater,))
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return gone
+        return answers
 
     # Reading
 
@@ -351,15 +351,15 @@ class Store:
 
 
 def _add_raters(db: sqlite3.Connection, secret: bytes, tokens: Sequence[str] | int) -> None:
-    there = int(db.execute("SELECT count(*) FROM raters").fetchone()[0])
+    count = int(db.execute("SELECT count(*) FROM raters").fetchone()[0])
     if isinstance(tokens, int):
-        messages = [(n, f"rater\x1f{n}".encode()) for n in range(there + 1, tokens + 1)]
-        made = [(n, hmac.new(secret, what, hashlib.sha256).hexdigest()[:32]) for n, what in messages]
+        messages = [(n, f"rater\x1f{n}".encode()) for n in range(count + 1, tokens + 1)]
+        numbered = [(n, hmac.new(secret, what, hashlib.sha256).hexdigest()[:32]) for n, what in messages]
     else:
-        known = {row[0] for row in db.execute("SELECT token FROM raters")}
-        fresh = [token for token in tokens if _digest(token) not in known]
-        made = list(enumerate(fresh, there + 1))
-    db.executemany("INSERT INTO raters (id, token) VALUES (?, ?)", [(n, _digest(token)) for n, token in made])
+        digests = {row[0] for row in db.execute("SELECT token FROM raters")}
+        fresh = [token for token in tokens if _digest(token) not in digests]
+        numbered = list(enumerate(fresh, count + 1))
+    db.executemany("INSERT INTO raters (id, token) VALUES (?, ?)", [(n, _digest(token)) for n, token in numbered])
 
 
 def _digest(token: str) -> str:
@@ -395,5 +395,5 @@ def _ask(row: Sequence[Any]) -> Ask:
 
 def _answered(row: Sequence[Any]) -> Answered:
     what, *replies, at = row[8:]
-    kept = {q: str(value) for q, value in zip(QUESTIONS, replies, strict=True) if value is not None}
-    return Answered(_ask(row), what, kept, at)
+    by_question = {q: str(value) for q, value in zip(QUESTIONS, replies, strict=True) if value is not None}
+    return Answered(_ask(row), what, by_question, at)

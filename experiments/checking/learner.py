@@ -58,18 +58,21 @@ def check_learner(
     if not first[0].ok:
         return first
     config = config_class(train, name)
-    given = checked_settings(config, settings or {})
-    written = report(
-        [("settings", lambda: survive_a_spec(config, given)), ("refusals", lambda: refusals(config, given))],
+    full_settings = checked_settings(config, settings or {})
+    of_settings = report(
+        [
+            ("settings", lambda: survive_a_spec(config, full_settings)),
+            ("refusals", lambda: refusals(config, full_settings)),
+        ],
     )
-    if not written[0].ok:
-        return first + written
+    if not of_settings[0].ok:
+        return first + of_settings
     with tempfile.TemporaryDirectory() as folder:
-        table = small_settings(config, given)
+        table = small_settings(config, full_settings)
 
         def config_of(seed: int, evaluate_every: int) -> Any:
-            made = make_config(config, table, seed)
-            return with_everywhere(made, {EVERY: evaluate_every}) if evaluate_every else made
+            instance = make_config(config, table, seed)
+            return with_everywhere(instance, {EVERY: evaluate_every}) if evaluate_every else instance
 
         comparison = Comparison(Trials(train, name, config_of, Path(folder)), config_of(0, 0))
         trained = report([("training", comparison.training)])
@@ -77,8 +80,8 @@ def check_learner(
         for what in only:
             if what not in checks:
                 raise unknown_name("finding", what, checks)
-        wanted = [(what, check) for what, check in checks.items() if not only or what in only]
-        return first + written + trained + (report(wanted) if trained[0].ok else [])
+        chosen = [(what, check) for what, check in checks.items() if not only or what in only]
+        return first + of_settings + trained + (report(chosen) if trained[0].ok else [])
 
 
 class Comparison:
@@ -126,20 +129,20 @@ class Comparison:
 
     def steps(self) -> str:
         trial = self.whole
-        taken, logged = self._taken(trial), sorted(set(trial.steps))
+        steps, logged = self._taken(trial), sorted(set(trial.steps))
         if logged != list(range(1, len(logged) + 1)) or trial.steps != sorted(trial.steps):
             raise Broken(
                 f"it logged the steps {_listed(trial.steps)}: they begin with 1 and none is left out, as in "
                 "log.metrics(step + 1, …)."
             )
-        if taken != len(logged):
-            raise Broken(f"it returned {taken} steps and logged {len(logged)}: log numbers at every step.")
-        wanted = getattr(self.config, "steps", None)
-        if isinstance(wanted, int) and taken != wanted:
-            raise Broken(f"it was to take {wanted} steps (the setting `steps`) and took {taken}.")
+        if steps != len(logged):
+            raise Broken(f"it returned {steps} steps and logged {len(logged)}: log numbers at every step.")
+        setting = getattr(self.config, "steps", None)
+        if isinstance(setting, int) and steps != setting:
+            raise Broken(f"it was to take {setting} steps (the setting `steps`) and took {steps}.")
         if not logged:
             return "it takes none and logs none."
-        return f"it took {taken} and logged each." if wanted else f"it took {taken}, which follow from its settings."
+        return f"it took {steps} and logged each." if setting else f"it took {steps}, which follow from its settings."
 
     def numbers(self) -> str:
         if self.whole.odd:
@@ -202,13 +205,13 @@ class Comparison:
         return "it made no critic or judge of its own."
 
     def prompts(self) -> str:
-        asked = {joke.prompt.split for call in self.whole.asked for joke in call.jokes}
-        if asked - {"train"}:
+        splits = {joke.prompt.split for call in self.whole.asked for joke in call.jokes}
+        if splits - {"train"}:
             raise Broken(
-                f"it had lines for prompts of the split {_listed(sorted(asked - {'train'}))} judged: learn from "
+                f"it had lines for prompts of the split {_listed(sorted(splits - {'train'}))} judged: learn from "
                 "`prompts`; the others are to measure it."
             )
-        return "only those given to learn from." if asked else "none: it asks neither critic nor judge."
+        return "only those given to learn from." if splits else "none: it asks neither critic nor judge."
 
     def budget(self) -> str:
         judged = self.whole.judged
@@ -309,14 +312,14 @@ class Comparison:
         trial = self._sound(self.trials.run("evaluated", evaluate_every=2))
         # One that is made of two counts the steps of each from 1.
         exact = hasattr(self.config, EVERY)
-        wanted = len(set(trial.steps)) // 2 if exact else max(1, trial.evaluated)
+        expected = len(set(trial.steps)) // 2 if exact else max(1, trial.evaluated)
         logged = sum(1 for row in trial.numbers if f"eval/{SCORE}" in row)
-        if trial.evaluated != wanted:
+        if trial.evaluated != expected:
             raise Broken(
-                f"with {EVERY} = 2 it called evaluate {trial.evaluated} times in {len(trial.steps)} steps; {wanted} "
+                f"with {EVERY} = 2 it called evaluate {trial.evaluated} times in {len(trial.steps)} steps; {expected} "
                 "expected: call it after a step if `evaluate` is given and the step is due."
             )
-        if logged != wanted:
+        if logged != expected:
             raise Broken(f"the results are not in the log: log evaluate's numbers as eval/{SCORE} at that step.")
         if not _alike(trial, self.whole):
             raise Broken(
@@ -389,9 +392,9 @@ class Comparison:
 
     def _place_of(self, problem: BaseException) -> str:
         """The learner's own line that was reached last."""
-        own = inspect.getsourcefile(inspect.unwrap(self.trials.train))
-        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == own]
-        return f" ({Path(own).name}, line {lines[-1]})" if own and lines else ""
+        file = inspect.getsourcefile(inspect.unwrap(self.trials.train))
+        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == file]
+        return f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""
 
     def _taken(self, trial: Trial) -> int:
         steps = getattr(trial.result, "steps", None)
@@ -402,20 +405,20 @@ class Comparison:
             raise Broken("it ended early without a reason: return TrainResult(…, why=control.ending).")
 
 
-def _alike(one: Trial, other: Trial) -> bool:
-    same = all(torch.equal(tensor, other.policy[name]) for name, tensor in one.policy.items())
-    return same and one.written == other.written
+def _alike(trial: Trial, other: Trial) -> bool:
+    same = all(torch.equal(tensor, other.policy[name]) for name, tensor in trial.policy.items())
+    return same and trial.written == other.written
 
 
 def _names(config: Any) -> set[str]:
     """The settings' names, those of nested tables too."""
-    found: set[str] = set()
+    names: set[str] = set()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        found |= {field.name} | (_names(value) if dataclasses.is_dataclass(value) else set())
-    return found
+        names |= {field.name} | (_names(value) if dataclasses.is_dataclass(value) else set())
+    return names
 
 
 def _listed(values: Sequence[Any], most: int = 6) -> str:
-    shown = ", ".join(map(str, values[:most]))
-    return (shown + ", …" if len(values) > most else shown) or "none"
+    text = ", ".join(map(str, values[:most]))
+    return (text + ", …" if len(values) > most else text) or "none"

@@ -56,35 +56,35 @@ def signature(train: Any, name: str) -> str:
 def checked_settings(config: type, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The caller's settings; a mistake in them is the caller's and no finding."""
     problems: list[str] = []
-    named = with_full_names(config, settings)
-    if not _missing(config, named):
-        checked(settings_model(config), named, ("learner",), Source("the settings", {}), problems)
+    full_settings = with_full_names(config, settings)
+    if not _missing(config, full_settings):
+        checked(settings_model(config), full_settings, ("learner",), Source("the settings", {}), problems)
     if problems:
         raise InvalidOption("\n".join(problems))
-    return named
+    return full_settings
 
 
-def _missing(config: type, given: Mapping[str, Any]) -> list[str]:
+def _missing(config: type, settings: Mapping[str, Any]) -> list[str]:
     fields = settings_model(config).model_fields
-    return [name for name, field in fields.items() if field.is_required() and name not in given]
+    return [name for name, field in fields.items() if field.is_required() and name not in settings]
 
 
-def survive_a_spec(config: type, given: Mapping[str, Any]) -> str:
+def survive_a_spec(config: type, settings: Mapping[str, Any]) -> str:
     fields = {f.name for f in dataclasses.fields(config) if f.init and f.name not in OURS}
     for name in sorted(fields & set(NOT_SETTINGS)):
         raise Broken(f"the key '{name}' of [learner] is not a learner's to use: give the setting another name.")
-    missing = _missing(config, given)
+    missing = _missing(config, settings)
     if missing:
         raise Broken(
             f"{', '.join(missing)} has no default: give it one, or check the learner with --option {missing[0]}=…."
         )
     try:
-        made = make_config(config, given)
-        again = make_config(config, plain(made))
+        instance = make_config(config, settings)
+        again = make_config(config, plain(instance))
     except HumorEnvError as problem:
         raise Broken(f"the defaults are refused: {problem}") from None
     for field in dataclasses.fields(config):
-        before, after = getattr(made, field.name), getattr(again, field.name)
+        before, after = getattr(instance, field.name), getattr(again, field.name)
         if before != after:
             raise Broken(
                 f"{field.name} is {before!r}, and {after!r} when read back from the run's spec: a resumed run would "
@@ -93,11 +93,11 @@ def survive_a_spec(config: type, given: Mapping[str, Any]) -> str:
     return f"{len(fields)} can be set in a spec, which refuses unknown ones, and are read back as they were."
 
 
-def refusals(config: type, given: Mapping[str, Any]) -> str:
+def refusals(config: type, settings: Mapping[str, Any]) -> str:
     for path, kind in _places(config):
         for value in ("no such choice",) if kind is str else (-1, 0):
             try:
-                make_config(config, _put(given, path, value))
+                make_config(config, _put(settings, path, value))
             except (HumorEnvError, ValidationError):
                 continue
             except Exception as problem:
@@ -109,15 +109,15 @@ def refusals(config: type, given: Mapping[str, Any]) -> str:
     return "a value out of range is accepted or refused in a sentence."
 
 
-def small_settings(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def small_settings(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The given settings, and small values for others that decide how long a run takes, as far as the learner accepts
     them."""
-    table: dict[str, Any] = copy.deepcopy(dict(given))
+    table: dict[str, Any] = copy.deepcopy(dict(settings))
     for path, _ in _places(config):
         name, now = path[-1], make_config(config, table)
         for part in path:
             now = getattr(now, part)
-        if _has(given, path):
+        if _has(settings, path):
             continue
         if name in SET:
             value: Any = SET[name]

@@ -128,8 +128,8 @@ class Notebook(RunLog):
         for name, value in numbers.items():
             wrong = not isinstance(value, (int, float))
             if wrong or not np.isfinite(value):
-                found = f"a {type(value).__name__}" if wrong else f"{value:g}"
-                self.odd.append(f"'{name}' is {found} at step {step}")
+                value_text = f"a {type(value).__name__}" if wrong else f"{value:g}"
+                self.odd.append(f"'{name}' is {value_text} at step {step}")
             else:
                 plain[name] = value
         super().metrics(step, plain)
@@ -155,9 +155,9 @@ class WatchedStudent(Student):
     def _note(self, rows: TokenRows, gradient: Tensor) -> None:
         sizes = (gradient * rows.action_mask).abs().sum(-1)
         for row in (sizes > 0).nonzero().flatten().tolist():  # not NaN, which is another mistake
-            real, written = rows.attention[row].bool(), rows.action_mask[row].bool()
-            prompt = rows.tokens[row][real & ~written].tolist()
-            self.taught.add((tuple(prompt), self.decode(rows.tokens[row][written].tolist())))
+            real, response = rows.attention[row].bool(), rows.action_mask[row].bool()
+            prompt = rows.tokens[row][real & ~response].tolist()
+            self.taught.add((tuple(prompt), self.decode(rows.tokens[row][response].tolist())))
 
 
 @dataclass
@@ -242,10 +242,10 @@ class Trials:
 
         def make_env() -> list[Any]:
             count = getattr(config, "batch_size", 1)
-            made = gymnasium.make_vec(
+            envs = gymnasium.make_vec(
                 "humor_env/Paraphrase-v0", num_envs=count, prompts=self.prompts, critic=feedback.critic
             )
-            return [made.unwrapped]
+            return [envs.unwrapped]
 
         offers: dict[str, Callable[[], Any]] = {
             "config": lambda: config,

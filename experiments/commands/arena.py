@@ -124,11 +124,11 @@ def arena(
             opened = Store.create(store, material, settings, tokens)
         with opened:
             at = server.open_socket(host, port)
-            made = Arena(opened, shared=share)
-            shown = _shown_host(host)
-            own = [] if isinstance(tokens, int) else tokens
-            _print_links(made, f"http://{shown}:{at.getsockname()[1]}", share, own)
-            server.serve(server.make_app(made), at)
+            live_arena = Arena(opened, shared=share)
+            address = _shown_host(host)
+            own_tokens = [] if isinstance(tokens, int) else tokens
+            _print_links(live_arena, f"http://{address}:{at.getsockname()[1]}", share, own_tokens)
+            server.serve(server.make_app(live_arena), at)
             typer.echo(f"Stopped. To continue: humor-env arena --store {store}", err=True)
 
 
@@ -136,8 +136,8 @@ def _manage(store: Store, export: Path | None, forget: int | None, close: bool, 
     if forget is not None:
         if store.rater(forget) is None:
             raise InvalidOption(f"There is no rater {forget}: they are numbered from 1 to {len(store.raters())}.")
-        gone = store.forget(forget)
-        typer.echo(f"Deleted: {gone} answers of rater {forget}. Files that were exported earlier still contain them.")
+        count = store.forget(forget)
+        typer.echo(f"Deleted: {count} answers of rater {forget}. Files that were exported earlier still contain them.")
     if close or reopen:
         store.set_closed(close)
         typer.echo("Closed: no more answers are accepted." if close else "Open: answers are accepted again.")

@@ -208,8 +208,8 @@ def train(
     from humor_env.experiments.runs.run_folder import claimed_folder
     from humor_env.experiments.runs.screen import make_screen
 
-    with contextlib.ExitStack() as held:
-        folder = same_folder(lambda: held.enter_context(claimed_folder(loaded, spec, out, resume)))
+    with contextlib.ExitStack() as stack:
+        folder = same_folder(lambda: stack.enter_context(claimed_folder(loaded, spec, out, resume)))
         if is_main_process() and not resume:
             from humor_env.experiments.commands.critics import warn_of_critics
 
@@ -309,8 +309,8 @@ def _show_numbers(title: str, numbers: Any) -> None:
 
     table = Table("what", "value", title=_plain(title), title_justify="left")
     for name, value in numbers.items():
-        shown = "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-        table.add_row(_plain(name), _plain(shown))
+        cell = "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(_plain(name), _plain(cell))
     _print(table)
 
 
@@ -324,12 +324,12 @@ def _listing(kind: str) -> Any:
     def command(as_json: AsJson = False) -> None:
         from humor_env.experiments.commands.listings import rows
 
-        listed = rows(kind)
+        entries = rows(kind)
         if as_json:
-            typer.echo(json.dumps(listed))
+            typer.echo(json.dumps(entries))
             return
-        width = max((len(row["name"]) for row in listed), default=0)
-        for row in listed:
+        width = max((len(row["name"]) for row in entries), default=0)
+        for row in entries:
             origin = "" if row["origin"] == "built in" else f"  ({row['origin']})"
             say(f"{row['name']:<{width}}  {row['summary']}{origin}")
 

@@ -115,13 +115,15 @@ def reproduce(
         say(json.dumps(forecast) if as_json else as_text(forecast))
         return
     folder = out or Path("runs") / f"{paper}-{spec.name}"
-    done = run_protocol(spec, folder, seeds=range(count), launcher=launcher, say=lambda line: say(line, err=True))
-    say(json.dumps(done.tables) if as_json else done.text, nl=as_json)
+    reproduction = run_protocol(
+        spec, folder, seeds=range(count), launcher=launcher, say=lambda line: say(line, err=True)
+    )
+    say(json.dumps(reproduction.tables) if as_json else reproduction.text, nl=as_json)
     if not as_json:
         typer.echo(f"Written to {folder}")
-    if done.failed:
-        failures = "; ".join(f"{name}: {why}" for name, why in list(done.failed.items())[:3])
-        end(f"{len(done.failed)} cells failed ({failures}). Run the same command to try them again.", FAILED)
+    if reproduction.failed:
+        failures = "; ".join(f"{name}: {why}" for name, why in list(reproduction.failed.items())[:3])
+        end(f"{len(reproduction.failed)} cells failed ({failures}). Run the same command to try them again.", FAILED)
 
 
 def benchmark(
@@ -147,8 +149,8 @@ def benchmark(
         from humor_env.experiments.compare.benchmark_pages import fill_page
 
         changed = fill_page(tables, write=not dry_run)
-        done = "would be written" if dry_run else "written"
-        typer.echo(f"{tables}: {changed} tables {done}" if changed else f"{tables}: all tables are up to date")
+        outcome = "would be written" if dry_run else "written"
+        typer.echo(f"{tables}: {changed} tables {outcome}" if changed else f"{tables}: all tables are up to date")
         return
     if spec is None:
         end("Which benchmark? Give a TOML file, a folder or a bundled name, or --tables PAGE.", MISTAKE)
@@ -158,10 +160,10 @@ def benchmark(
 
     its_own = Path(spec) if Path(spec).is_dir() else None
     folder = out or its_own
-    asked = [name for name, value in (("--set", set_), ("--data", data), ("--dry-run", dry_run)) if value]
-    if collect and asked:
-        end(f"--collect runs nothing and has the settings of the benchmark's folder: leave out {asked[0]}.", MISTAKE)
-    if collect or (publish is not None and its_own is not None and folder == its_own and not asked):
+    flags = [name for name, value in (("--set", set_), ("--data", data), ("--dry-run", dry_run)) if value]
+    if collect and flags:
+        end(f"--collect runs nothing and has the settings of the benchmark's folder: leave out {flags[0]}.", MISTAKE)
+    if collect or (publish is not None and its_own is not None and folder == its_own and not flags):
         bench = engine.collect(folder or Path("runs") / load_benchmark_spec(spec).name)
     else:
         loaded = load_benchmark_spec(spec, set_ or []).with_files(data or [])

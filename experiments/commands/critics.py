@@ -177,7 +177,7 @@ def probes(
     if critic is None:
         if option or limits:
             raise InvalidOption("--option and the limits apply to one critic. Give --critic NAME.")
-        reports = [replace(run_probes(made, cases), critic=name) for name, made in documented_critics(cases, prompts)]
+        reports = [replace(run_probes(live, cases), critic=name) for name, live in documented_critics(cases, prompts)]
         say(compare_markdown(reports) if markdown else "\n".join(r.summary() for r in reports))
         return
     place = ledger or _default_ledger(None, critic)
@@ -222,8 +222,8 @@ def card(
         if critic is not None or out is None:
             raise InvalidOption("--all takes no name, and needs --out FOLDER.")
         cards = built_in_cards(audits, models=models)
-        for made in cards:
-            _save(made, out, store)
+        for new_card in cards:
+            _save(new_card, out, store)
         _index(cards, out)
         typer.echo(json.dumps([c.data() for c in cards]) if as_json else f"{len(cards)} cards written to {out}")
         return
@@ -236,7 +236,7 @@ def card(
     command = " ".join(
         ["humor-env card", critic, *(["--judge"] if judge else []), *(f"--option {o}" for o in option or [])]
     )
-    made = make_card(
+    new_card = make_card(
         critic,
         kind=kind,
         options=filled,
@@ -245,11 +245,11 @@ def card(
         command=_without_secrets(command),
     )
     if out is not None:
-        typer.echo(str(made.save(out)), err=as_json)
+        typer.echo(str(new_card.save(out)), err=as_json)
     if as_json:
-        typer.echo(json.dumps(made.data()))
+        typer.echo(json.dumps(new_card.data()))
     elif out is None:
-        say(card_markdown(made), nl=False)
+        say(card_markdown(new_card), nl=False)
 
 
 def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
@@ -261,13 +261,13 @@ def warn_of_critics(spec: Spec, places: Sequence[Path]) -> None:
         say(f"warning: {sentence}", err=True)
 
 
-def _save(made: Card, out: Path, store: Path | None) -> None:
+def _save(new_card: Card, out: Path, store: Path | None) -> None:
     from humor_env.rewards.cards.card import file_stem
 
-    made.save(out)
+    new_card.save(out)
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)
-        name = f"{file_stem(made.name)}.json"
+        name = f"{file_stem(new_card.name)}.json"
         (out / name).replace(store / name)
 
 
@@ -342,8 +342,8 @@ def _write(out: Path, report: AuditReport, options: Mapping[str, Any]) -> None:
     elif out.suffix == ".md":
         out.write_text(report.markdown(), encoding="utf-8")
     else:
-        made = make_card(report.critic, kind=report.kind, options=options, audits=[report])
-        typer.echo(str(made.save(out)), err=True)
+        new_card = make_card(report.critic, kind=report.kind, options=options, audits=[report])
+        typer.echo(str(new_card.save(out)), err=True)
 
 
 def _read_audit(path: Path) -> AuditReport:

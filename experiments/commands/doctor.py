@@ -170,7 +170,7 @@ def show(facts: Mapping[str, Any]) -> None:
         "precision",
         f"{facts['precision']['pays']} is fastest on {facts['precision']['device']} ({measured} for a product)",
     )
-    line("keys", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in facts["keys"].items()))
+    line("keys", ", ".join(f"{name} {'set' if is_set else 'not set'}" for name, is_set in facts["keys"].items()))
     line("disk", ", ".join(f"{gb} GB free ({place})" for place, gb in facts["disk_free_gb"].items()))
     line("memory", "unknown" if facts["memory_gb"] is None else f"{facts['memory_gb']} GB free")
     for sentence in facts.get("a_step_takes", ()):

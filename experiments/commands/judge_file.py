@@ -98,19 +98,19 @@ def judge_file(
     another way. A .csv output is written at the end, from a JSONL file next to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     actual = output.resolve()  # two names of one file have one lock
-    kept = kept_rows(actual)
+    rows_file = kept_rows(actual)
     refusal = f"'{output}' is being written by another humor-env: wait for it, or give another --output."
-    with only_writer(kept.with_name(kept.name + ".lock"), refusal):
-        if kept != actual and actual.is_file() and not kept.is_file():
+    with only_writer(rows_file.with_name(rows_file.name + ".lock"), refusal):
+        if rows_file != actual and actual.is_file() and not rows_file.is_file():
             raise InvalidOption(f"'{output}' already exists. Give another --output, or remove it.")
         try:
-            summary = _judge_missing(lines, kept, critic, asked, chunk, on_chunk)
+            summary = _judge_missing(lines, rows_file, critic, asked, chunk, on_chunk)
         except BaseException:
-            if kept.is_file() and not kept.stat().st_size:
-                kept.unlink()  # stopped before the first judgement
+            if rows_file.is_file() and not rows_file.stat().st_size:
+                rows_file.unlink()  # stopped before the first judgement
             raise
-        if kept != actual:
-            write_table(kept, actual)
+        if rows_file != actual:
+            write_table(rows_file, actual)
         return replace(summary, output=output)
 
 
@@ -123,9 +123,9 @@ def _judge_missing(
     on_chunk: Callable[[int, int, Usage], None] | None,
 ) -> Summary:
     name = critic_name(critic)
-    done, changed = resume(lines, output, name, asked)
-    resumed = len(done)
-    todo = [line for line in lines if line.number not in done]
+    by_number, changed = resume(lines, output, name, asked)
+    resumed = len(by_number)
+    todo = [line for line in lines if line.number not in by_number]
     usage = NO_USAGE
     errors: Counter[str] = Counter()
     with output.open("a", encoding="utf-8") as file:
@@ -133,7 +133,7 @@ def _judge_missing(
             part = todo[start : start + chunk]
             judgements = checked_reply(critic, name, [line.joke for line in part])
             for line, judgement in zip(part, judgements, strict=True):
-                done[line.number] = judgement.score
+                by_number[line.number] = judgement.score
                 usage += judgement.usage
                 if judgement.score is None:
                     errors[judgement.error or "no cause is given"] += 1
@@ -141,21 +141,21 @@ def _judge_missing(
             file.flush()
             os.fsync(file.fileno())
             if on_chunk is not None:
-                on_chunk(len(done), len(lines), usage)
+                on_chunk(len(by_number), len(lines), usage)
     sort_rows(output)
-    scores = [score for score in done.values() if score is not None]
+    scores = [score for score in by_number.values() if score is not None]
     mean = sum(scores) / len(scores) if scores else None
     cause = errors.most_common(1)[0][0] if errors else ""
-    return Summary(len(lines), resumed, changed, len(done) - len(scores), cause, mean, usage, output, done)
+    return Summary(len(lines), resumed, changed, len(by_number) - len(scores), cause, mean, usage, output, by_number)
 
 
 def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agreement:
     """The agreement between the scores that the lines have and new ones by line number."""
     both = [(line, line.score, scores.get(line.number)) for line in lines]
-    known = [(line, old, new) for line, old, new in both if old is not None and new is not None]
-    old_scores, new_scores = [old for _, old, _ in known], [new for _, _, new in known]
+    comparable = [(line, old, new) for line, old, new in both if old is not None and new is not None]
+    old_scores, new_scores = [old for _, old, _ in comparable], [new for _, _, new in comparable]
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line, old, new in known:
+    for line, old, new in comparable:
         groups[line.joke.prompt.id].append((old, new))
     signs = [
         (a[0] - b[0]) * (a[1] - b[1]) > 0
@@ -164,12 +164,12 @@ def agreement(lines: Sequence[Line], scores: Mapping[int, float | None]) -> Agre
         if a[0] != b[0] and a[1] != b[1]
     ]
     return Agreement(
-        len(known),
+        len(comparable),
         _spearman(old_scores, new_scores),
         len(signs),
         sum(signs) / len(signs) if signs else None,
-        sum(old_scores) / len(known) if known else None,
-        sum(new_scores) / len(known) if known else None,
+        sum(old_scores) / len(comparable) if comparable else None,
+        sum(new_scores) / len(comparable) if comparable else None,
     )
 
 
@@ -184,10 +184,10 @@ def _spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 def best_and_worst(lines: Sequence[Line], scores: Mapping[int, float | None], most: int = 3) -> str:
     """The lines with the highest and the lowest scores, to be read: equal scores in the order of the file. Empty if
     there are too few lines for two ends, or if all score alike."""
-    known = [(line.joke.text, score) for line in lines if (score := scores.get(line.number)) is not None]
-    if len(known) < 2 * most or len({score for _, score in known}) == 1:
+    scored = [(line.joke.text, score) for line in lines if (score := scores.get(line.number)) is not None]
+    if len(scored) < 2 * most or len({score for _, score in scored}) == 1:
         return ""
-    ordered = sorted(known, key=lambda each: -each[1])
+    ordered = sorted(scored, key=lambda each: -each[1])
 
     def shown(title: str, ends: Sequence[tuple[str, float]]) -> str:
         return "\n".join([f"{title}:", *(f"  {score:.2f}  {printable(text, 100)}" for text, score in ends)])
@@ -271,8 +271,8 @@ def score_file(
     )
     if compare:
         print(agreement(lines, summary.scores))
-    elif shown := best_and_worst(lines, summary.scores):
-        say(shown)
+    elif examples := best_and_worst(lines, summary.scores):
+        say(examples)
     if summary.mean is None:
         raise typer.Exit(FAILED)
 

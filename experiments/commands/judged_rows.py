@@ -36,8 +36,8 @@ def asked_of(name: str, options: Mapping[str, Any]) -> Asked:
     """The record of a critic and its options that each row keeps, with a digest per option. An option at its default is
     left out, and a file counts by its content."""
     defaults = {key: parameter.default for key, parameter in parameters(critics, name).items()}
-    given = {k: v for k, v in what_is_asked(options).items() if not (k in defaults and _same(defaults[k], v))}
-    return {"critic": name, "options": {key: _digest(value) for key, value in sorted(given.items())}}
+    non_defaults = {k: v for k, v in what_is_asked(options).items() if not (k in defaults and _same(defaults[k], v))}
+    return {"critic": name, "options": {key: _digest(value) for key, value in sorted(non_defaults.items())}}
 
 
 def _same(default: Any, value: Any) -> bool:
@@ -95,15 +95,15 @@ def resume(lines: Sequence[Line], output: Path, name: str, asked: Asked | None) 
     if not output.is_file():
         return {}, 0
     by_number = {line.number: line for line in lines}
-    kept: dict[int, float | None] = {}
+    scores: dict[int, float | None] = {}
     changed: set[int] = set()
     rows: list[str] = []
-    written = read_lines(output, errors="replace")
-    for place, row in enumerate(written, start=1):
+    stored_rows = read_lines(output, errors="replace")
+    for place, row in enumerate(stored_rows, start=1):
         try:
             record = json.loads(row)
         except NOT_JSON:
-            if place == len(written) and row.startswith("{"):
+            if place == len(stored_rows) and row.startswith("{"):
                 continue  # the line that was being written when the process was killed
             record = None
         if not _is_judged(record):
@@ -119,11 +119,11 @@ def resume(lines: Sequence[Line], output: Path, name: str, asked: Asked | None) 
         score = score_of(record["judgement"]["score"])
         if _joke_in(record) != _plain(line.joke):
             changed.add(line.number)
-        elif score is not None and line.number not in kept:
-            kept[line.number] = score
+        elif score is not None and line.number not in scores:
+            scores[line.number] = score
             rows.append(row)
     _replace(output, rows)
-    return kept, len(changed - kept.keys())
+    return scores, len(changed - scores.keys())
 
 
 def _not_the_same(record: Any, text: str | None, line: Line | None, name: str, asked: Asked | None) -> str:
@@ -175,10 +175,10 @@ def _replace(path: Path, rows: Sequence[str]) -> None:
     beside.replace(path)
 
 
-def write_table(kept: Path, output: Path) -> None:
+def write_table(rows_file: Path, output: Path) -> None:
     """The judgements as CSV, for spreadsheets: the columns of the source, then critic, score, reason and error, without
     formulas."""
-    records = [json.loads(row) for row in read_lines(kept)]
+    records = [json.loads(row) for row in read_lines(rows_file)]
     ours = ("critic", "score", "reason", "error")
     hidden = (*ours, "line", "asked", "judgement", "before")
     columns = dict.fromkeys(name for record in records for name in record if name not in hidden)

@@ -37,9 +37,9 @@ def rows(kind: str) -> list[dict[str, str]]:
     }
     if kind not in registries:
         raise unknown_name("list", kind, [*registries, "envs", "specs", "students"])
-    known = registries[kind]
+    table = registries[kind]
     return [
-        {"name": n, "summary": known.summary(n), "origin": entry.origin} for n, entry in sorted(known.entries().items())
+        {"name": n, "summary": table.summary(n), "origin": entry.origin} for n, entry in sorted(table.entries().items())
     ]
 
 
@@ -69,13 +69,13 @@ def _specs() -> list[dict[str, str]]:
 
 def _students() -> list[dict[str, str]]:
     """The students, with licence and size, and where to get the weights."""
-    listed = []
+    entries = []
     for student in students.NAMED.values():
         elsewhere = f"from the Hub, or: {student.install}" if student.hub else "not installed"
         here = "installed" if student.here() else elsewhere
         summary = f"{student.summary} ({student.parameters / 1e6:,.0f} M weights, {student.licence}; {here})"
-        listed.append({"name": student.name, "summary": summary, "origin": "built in"})
-    return listed
+        entries.append({"name": student.name, "summary": summary, "origin": "built in"})
+    return entries
 
 
 def make_env(name: str, options: Mapping[str, Any]) -> Any:
@@ -84,12 +84,13 @@ def make_env(name: str, options: Mapping[str, Any]) -> Any:
 
     import gymnasium
 
-    taken = taken_by_env(env_spec(_known_env(name)))
-    if taken is not None:
+    parameters = taken_by_env(env_spec(_known_env(name)))
+    if parameters is not None:
         for option in options:
-            if option not in taken and option not in inspect.signature(gymnasium.make).parameters:
+            if option not in parameters and option not in inspect.signature(gymnasium.make).parameters:
                 raise InvalidOption(
-                    f"'{name}' has no option '{option}'.{did_you_mean(option, taken)} It has: {', '.join(taken)}."
+                    f"'{name}' has no option '{option}'.{did_you_mean(option, parameters)} It has: "
+                    f"{', '.join(parameters)}."
                 )
     return gymnasium.make(name, **options)
 

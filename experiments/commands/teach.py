@@ -53,7 +53,7 @@ def fill_buffer(
     """Ask for the lines that the buffer lacks to have `n` for each prompt. A dry run asks and writes nothing."""
     prompt_set = load_prompts(prompts)
     present = {p.split for p in prompt_set}
-    asked = [p for split in splits or [s for s in SPLITS if s in present] for p in prompt_set.split(split)][:limit]
+    to_teach = [p for split in splits or [s for s in SPLITS if s in present] for p in prompt_set.split(split)][:limit]
     buffer = TeacherBuffer(path)
     is_model = teacher.partition(":")[0].partition("@")[0] in SERVICES
     name, arguments = teacher, dict(options or {})
@@ -67,9 +67,9 @@ def fill_buffer(
     ledger = ledger or path.with_name(path.name + ".ledger.sqlite")
     filled = fill(teachers, name, arguments, ledger=ledger, limits=limits or {}, scope=f"teach {path.name}")
     if dry_run:
-        lacking = [p for p in asked if len(buffer.lines_for(p.id)) < n]
-        sentence = f"{len(lacking)} of {len(asked)} prompts have fewer than {n} lines in {path}"
-        data: dict[str, Any] = {"prompts": len(asked), "lacking": len(lacking), "buffer": str(path)}
+        lacking = [p for p in to_teach if len(buffer.lines_for(p.id)) < n]
+        sentence = f"{len(lacking)} of {len(to_teach)} prompts have fewer than {n} lines in {path}"
+        data: dict[str, Any] = {"prompts": len(to_teach), "lacking": len(lacking), "buffer": str(path)}
         if not is_model:
             return Outcome(f"{sentence}; the teacher '{teacher}' costs nothing.", data)
         with nothing_written(teachers, name, arguments, ledger) as settings:
@@ -77,23 +77,23 @@ def fill_buffer(
         return Outcome(f"{sentence}. {estimate}.", data | {"calls": estimate.calls, "cost": estimate.cost})
     path.parent.mkdir(parents=True, exist_ok=True)
     with ledger_if_used(ledger):
-        made: Any = teachers.make(name, **filled)
+        live_teacher: Any = teachers.make(name, **filled)
     try:
         with _bar() as progress:
-            report = ask_teacher(buffer, made, asked, n, licence, progress=progress)
+            report = ask_teacher(buffer, live_teacher, to_teach, n, licence, progress=progress)
     finally:
         if is_model:
-            made.close()
+            live_teacher.close()
     sentence = (
         f"{report.added} lines added for {report.asked} prompts; {path} now has {len(buffer)}."
         + (f" {len(report.short)} prompts still have fewer than {n} lines." if report.short else "")
-        + (f" {_counts(made)}" if is_model else "")
+        + (f" {_counts(live_teacher)}" if is_model else "")
     )
     data = {"asked": report.asked, "added": report.added, "short": len(report.short)}
     data |= {"lines": len(buffer), "buffer": str(path)}
     if is_model:
-        usage = made.ledgered.usage
-        data |= {"counts": dict(made.counts), "calls": usage.calls, "cost": usage.cost}
+        usage = live_teacher.ledgered.usage
+        data |= {"counts": dict(live_teacher.counts), "calls": usage.calls, "cost": usage.cost}
     return Outcome(sentence, data)
 
 

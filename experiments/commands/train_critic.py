@@ -44,9 +44,9 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
         for ratings in sets:
             say(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
-        made = train(config, sets, out, _Screen())
-    say(_as_data(made) if as_json else _in_words(made))
-    if made.stopped:
+        critic = train(config, sets, out, _Screen())
+    say(_as_data(critic) if as_json else _in_words(critic))
+    if critic.stopped:
         raise typer.Exit(STOPPED)
 
 
@@ -91,25 +91,25 @@ class _Screen:
             typer.echo(f"\r\033[K{text}", nl=False, err=True)
 
 
-def _as_data(made: TrainedCritic) -> str:
+def _as_data(critic: TrainedCritic) -> str:
     return json.dumps(
         {
-            "folder": str(made.folder),
-            "dev": made.dev,
-            "calibration": {"scale": made.calibration.scale, "shift": made.calibration.shift},
-            "steps": made.steps,
-            "seconds": made.seconds,
-            "stopped": made.stopped,
+            "folder": str(critic.folder),
+            "dev": critic.dev,
+            "calibration": {"scale": critic.calibration.scale, "shift": critic.calibration.shift},
+            "steps": critic.steps,
+            "seconds": critic.seconds,
+            "stopped": critic.stopped,
         }
     )
 
 
-def _in_words(made: TrainedCritic) -> str:
+def _in_words(critic: TrainedCritic) -> str:
     from humor_env.rewards.cheap_first import gate_table, render
 
-    dev = made.dev
+    dev = critic.dev
     lines = [
-        f"{'Stopped' if made.stopped else 'Trained'} for {made.steps} steps, {made.seconds / 60:.1f} minutes.",
+        f"{'Stopped' if critic.stopped else 'Trained'} for {critic.steps} steps, {critic.seconds / 60:.1f} minutes.",
         f"On the {dev['pairs']:.0f} pairs of the prompts that were held out: {100 * dev['pair_accuracy']:.1f} % right; "
         f"calibration error {dev['calibration_error']:.3f} (before: {dev['calibration_error_before']:.3f}).",
     ]
@@ -119,11 +119,12 @@ def _in_words(made: TrainedCritic) -> str:
         if name.startswith("spearman_")
     ]
     lines.append("These prompts decided when to stop, so report results from another file, with the command below.")
-    if made.verdicts:
-        cheap, paid = zip(*made.verdicts, strict=True)
+    if critic.verdicts:
+        cheap, paid = zip(*critic.verdicts, strict=True)
         lines += ["", "As the cheap judge of cheap-first, on these pairs:", "", render(gate_table(cheap, paid)), ""]
     lines.append(
-        f"humor-env audit --critic reward-model --option folder={made.folder} --data humicroedit --file task-2_dev.csv"
+        f"humor-env audit --critic reward-model --option folder={critic.folder} --data humicroedit "
+        "--file task-2_dev.csv"
     )
     return "\n".join(lines)
 

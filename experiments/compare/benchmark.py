@@ -72,8 +72,8 @@ def run_benchmark(
     if (folder / SPEC).is_file() and load_benchmark_spec(folder).name != spec.name:
         raise InvalidOption(f"'{folder}' holds another benchmark ('{load_benchmark_spec(folder).name}'): give --out.")
     cells = spec.cells(folder)
-    done = [finished(cell) for cell in cells]  # refuses those of other settings, before anything is written
-    if not any(done) and _rows_in(folder):
+    results = [finished(cell) for cell in cells]  # refuses those of other settings, before anything is written
+    if not any(results) and _rows_in(folder):
         raise InvalidOption(
             f"'{folder}' holds results without the cells that they come from, and a run would write over them: give "
             f"another --out, or delete its {ROWS}."
@@ -95,7 +95,7 @@ def collect(folder: Path) -> Benchmark:
         return load_benchmark(folder)
     spec = load_benchmark_spec(folder)
     by_name = {cell.name: finished(cell) for cell in spec.cells(folder)}
-    outcomes = {name: done or Outcome(name, error="not done yet") for name, done in by_name.items()}
+    outcomes = {name: outcome or Outcome(name, error="not done yet") for name, outcome in by_name.items()}
     if _rows_in(folder) and not rows_of(outcomes)[0]:
         return load_benchmark(folder)  # there are cells, but none has a result yet
     before = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
@@ -163,8 +163,8 @@ def publish(bench: Benchmark, folder: Path) -> None:
 
 def trained_of(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
     """The results of the critics trained for the benchmark, on their held-out prompts."""
-    done = {name.partition("/")[2]: o.result for name, o in outcomes.items() if name.startswith(f"{FOLDER}/")}
-    return {name: {"sets": result["sets"], **result["dev"]} for name, result in done.items() if result is not None}
+    results = {name.partition("/")[2]: o.result for name, o in outcomes.items() if name.startswith(f"{FOLDER}/")}
+    return {name: {"sets": result["sets"], **result["dev"]} for name, result in results.items() if result is not None}
 
 
 def rows_of(outcomes: Mapping[str, Outcome]) -> tuple[list[Row], list[Row], list[str]]:
@@ -245,8 +245,8 @@ def _mean(values: Sequence[float | None], prompts: int) -> float | None:
     """The mean over prompts of the means of their lines."""
     lines = len(values) // max(1, prompts)
     by_prompt = [[v for v in values[at : at + lines] if v is not None] for at in range(0, len(values), max(1, lines))]
-    known = [np.mean(own) for own in by_prompt if own]
-    return round(float(np.mean(known)), 4) if known else None
+    means = [np.mean(prompt_values) for prompt_values in by_prompt if prompt_values]
+    return round(float(np.mean(means)), 4) if means else None
 
 
 def _table(rows: Sequence[Row]) -> str:

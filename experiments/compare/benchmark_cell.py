@@ -62,23 +62,25 @@ def train_and_measure(spec: Mapping[str, Any], seed: int, folder: Path) -> dict[
     cell = CellRun(parts, seed, load_in_folder(run_spec, folder, seed, start))
     is_start = label == IMITATION_ROW
     try:
-        written = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
+        jokes_by_system = cell.learn_and_write(is_start=is_start, twice=bool(spec.get("noise_floor")))
     finally:
         cell.trackers.close()
-    systems = measure_all(spec, cell, written)
+    systems = measure_all(spec, cell, jokes_by_system)
     parts.close()
     shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     return {"systems": systems, "curve": cell.curve(), "spent": cell.spent(), "ended": cell.why}
 
 
-def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Sequence[Joke]]) -> dict[str, Any]:
+def measure_all(
+    spec: Mapping[str, Any], cell: CellRun, jokes_by_system: Mapping[str, Sequence[Joke]]
+) -> dict[str, Any]:
     """The measurements of every system, by its name in the benchmark."""
     parts, label = cell.parts, str(spec["label"])
     critics = {source: make_critic(parts, critic) for source, critic, _ in spec["sources"]}
     judges = {source: make_judge(parts, judge) for source, _, judge in spec["sources"]}
     systems: dict[str, Any] = {}
     with reading_once(cell.known):
-        for name, jokes in written.items():
+        for name, jokes in jokes_by_system.items():
             numbers = measured(jokes, parts, others=int(spec.get("others", 0)))
             if name == cell.name:
                 n = getattr(cell.config, "n", 0)  # for a choice among n the distance is known, otherwise it is measured
@@ -93,8 +95,8 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
                 numbers["feedback"][source] = verdicts | {"score": float(np.mean(scores)) if scores else None}
             _line_by_line(numbers, jokes, cell.spec.eval.lines)
             systems[label if name == cell.name else name] = numbers
-        if WRITTEN_AGAIN in written:
-            pairs = list(zip(written[WRITTEN_AGAIN], written[cell.name], strict=True))
+        if WRITTEN_AGAIN in jokes_by_system:
+            pairs = list(zip(jokes_by_system[WRITTEN_AGAIN], jokes_by_system[cell.name], strict=True))
             against_itself(systems[WRITTEN_AGAIN], systems[label], pairs, judges)
     return systems
 
@@ -102,11 +104,11 @@ def measure_all(spec: Mapping[str, Any], cell: CellRun, written: Mapping[str, Se
 def _line_by_line(numbers: dict[str, Any], jokes: Sequence[Joke], lines: int) -> None:
     """Put the numbers of each line in the order of prompts, `lines` for each, so that line k of one system is compared
     with line k of another."""
-    own: dict[str, list[int]] = {}
+    places_of: dict[str, list[int]] = {}
     for i, joke in enumerate(jokes):
-        own.setdefault(joke.prompt.id, []).append(i)
-    order = [paired_line(places, line) for places in own.values() for line in range(lines)]
-    numbers["prompts"] = list(own)
+        places_of.setdefault(joke.prompt.id, []).append(i)
+    order = [paired_line(places, line) for places in places_of.values() for line in range(lines)]
+    numbers["prompts"] = list(places_of)
     for table, keys in (
         (numbers, ("scores",)),
         *((verdicts, ("wins", "ties", "longer")) for verdicts in (numbers["exact"], *numbers["feedback"].values())),
@@ -121,8 +123,8 @@ def against_itself(
     held-out critic has given, and by each source of feedback."""
     verdicts: list[tuple[float | None, float]] = []
     for a, b in zip(again["scores"], first["scores"], strict=True):
-        known = a is not None and b is not None
-        verdicts.append(((float(a > b) + float(a >= b)) / 2 if known else None, float(a == b)))
+        both_scored = a is not None and b is not None
+        verdicts.append(((float(a > b) + float(a >= b)) / 2 if both_scored else None, float(a == b)))
     again["exact"] |= {"wins_itself": [win for win, _ in verdicts], "ties_itself": [tie for _, tie in verdicts]}
     different = [i for i, (a, b) in enumerate(pairs) if a.text.strip() != b.text.strip()]
     for source, judge in judges.items():
@@ -166,9 +168,9 @@ def make_critic(parts: Ingredients, table: Mapping[str, Any]) -> Critic:
 def make_judge(parts: Ingredients, table: Mapping[str, Any]) -> Judge:
     """The feedback as a judge of pairs."""
     judge = JudgeSpec(judge=table["judge"], options=table["options"])
-    made = Ingredients(parts.spec.model_copy(update={"judge": judge}), parts.folder).judge
-    assert made is not None
-    return made
+    instance = Ingredients(parts.spec.model_copy(update={"judge": judge}), parts.folder).judge
+    assert instance is not None
+    return instance
 
 
 class CellRun(SeedRun):

@@ -65,10 +65,10 @@ def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
 def _profiles(bench: Benchmark) -> str:
     at = np.linspace(0, 1, 21)[:-1]
     systems = [s for s in systems_of(bench) if s.name != WRITTEN_AGAIN]
-    shown = [s for s in systems if s.name in FIXED or s.name.startswith("best-of")]
-    shown += [s for s in systems if s not in shown][: MOST - len(shown)]
+    chosen = [s for s in systems if s.name in FIXED or s.name.startswith("best-of")]
+    chosen += [s for s in systems if s not in chosen][: MOST - len(chosen)]
     lines = []
-    for system in shown:
+    for system in chosen:
         intervals = stats.performance_profile(system.lines("scores"), at, resamples=300)
         lines.append(_line(system, at, intervals))
     return line_chart(

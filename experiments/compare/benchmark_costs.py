@@ -38,7 +38,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int, threads: int) -> t
     runs = [(bench.run_spec(learner, source, bench.seeds[0]), [source]) for learner, source in bench.pairs()]
     lacking = [s for spec in (start, *(spec for spec, _ in runs)) for s in costs.check_without_paying(spec)]
     each = costs.seconds_to_write(start, threads)
-    seconds, written, others = 0.0, 0, bench.held_out.others
+    seconds, lines_written, others = 0.0, 0, bench.held_out.others
     items: dict[tuple[str, str], costs.Item] = {}
     unknown = False
     for spec, sources in ((start, list(bench.feedback)), *runs):
@@ -50,14 +50,14 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int, threads: int) -> t
             try:
                 on_the_way = _dev_lines(spec, parts, bench.budget.evaluations)
                 for item in _items(spec, parts, sources, on_the_way, others, systems=systems, twice=twice):
-                    known = items.get((item.what, item.who))
-                    items[item.what, item.who] = item if known is None else known + item
+                    before = items.get((item.what, item.who))
+                    items[item.what, item.who] = item if before is None else before + item
             except CredentialError:
                 unknown = True
             lines, measured = _lines(spec, parts), costs.tested_lines(spec, parts)
             lessons = costs.lessons(spec, parts) if spec is start else 0
             parts.close()
-        written += lines
+        lines_written += lines
         stages = systems if spec is start else 2  # one of which nobody writes
         seconds += costs.rough_seconds(each or 0.0, lines, measured=measured, stages=stages, lessons=lessons)
         seconds += (each or 0.0) * on_the_way
@@ -79,7 +79,7 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int, threads: int) -> t
             f"{costs.in_words(seconds * count / workers)}, from how fast the student wrote just now, plus the time "
             "spent waiting for language models."
         )
-    text = f"{money}\n{cells} cells; the learners write about {written * count:,} lines to learn from. {time}"
+    text = f"{money}\n{cells} cells; the learners write about {lines_written * count:,} lines to learn from. {time}"
     return text, list(dict.fromkeys(lacking))
 
 
@@ -115,17 +115,17 @@ def _items(
     measured = costs.tested_lines(spec, parts)
     sample, lines = costs.sample_pairs(parts), systems * measured
     scored = costs.lines_to_learn_from(spec, parts)
-    asked: list[tuple[str, str, Any, int]] = []
+    tasks: list[tuple[str, str, Any, int]] = []
     held_out = parts.spec.eval.critic[0]
-    asked.append(("held out", costs.name_of(held_out), parts.make_critic(held_out), 3 * (lines + dev) + others * lines))
+    tasks.append(("held out", costs.name_of(held_out), parts.make_critic(held_out), 3 * (lines + dev) + others * lines))
     for source in sources:
         critic, judge = _made(parts, source)
         learning = 0 if systems > 1 else scored
         pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
-        asked += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
+        tasks += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
         compared = lines + measured * twice
-        asked += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, compared)]
-    for what, who, whom, count in asked:
+        tasks += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, compared)]
+    for what, who, whom, count in tasks:
         if isinstance(whom, CriticAsJudge):
             whom, count = whom.critic, 2 * count
         elif isinstance(whom, OneOrder):  # counted as if it asked in both
@@ -138,11 +138,11 @@ def _items(
 def _made(parts: Any, source: FeedbackTable) -> tuple[Any, Any]:
     """The feedback as a critic and as a judge, neither of which needs a key or leaves a file."""
     critic, judge = critic_table(source), judge_table(source)
-    made = parts.spec.model_copy(
+    spec = parts.spec.model_copy(
         update={
             "critic": [CriticSpec(critic=critic["critic"], options=critic["options"])],
             "judge": JudgeSpec(judge=judge["judge"], options=judge["options"]),
         }
     )
-    inner = Ingredients(costs.without_keys(made), parts.folder)
+    inner = Ingredients(costs.without_keys(spec), parts.folder)
     return inner.make_critic(inner.spec.critic[0]), inner.judge

@@ -156,8 +156,8 @@ class BenchmarkSpec(Table):
     def settings_of(self, learner: LearnerTable) -> dict[str, Any]:
         """A learner's settings: the shared ones that it has, its own, and those that follow from the budget."""
         config = config_class(registry.learners.resolve(learner.registered), learner.registered)
-        own = _merged(_known(config, self.learner), with_full_names(config, learner.settings))
-        return fit_budget(config, own, self.budget, learner)
+        settings = _merged(_known(config, self.learner), with_full_names(config, learner.settings))
+        return fit_budget(config, settings, self.budget, learner)
 
     def _data(self, name: str, seed: int) -> dict[str, Any]:
         data = dict(self.shared)
@@ -318,8 +318,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         for part in path:
             if isinstance(table, list):
-                named = [x for x in table if x.get("name") == part]
-                table = named[0] if named else table[int(part)]
+                matches = [x for x in table if x.get("name") == part]
+                table = matches[0] if matches else table[int(part)]
             else:
                 table = table.setdefault(part, {})
         if not isinstance(table, dict):
@@ -346,19 +346,19 @@ def _check_benchmark(spec: BenchmarkSpec, file: str) -> None:
         raise InvalidOption(
             f"'{file}': '{reserved[0]}' is a name that the benchmark uses itself. Give the learner another name."
         )
-    named = {f"data.{x.name}" for x in spec.data} | {f"trained.{x.name}" for x in spec.trained}
-    for name in sorted(named_in(spec.model_dump()) - named):
+    table_names = {f"data.{x.name}" for x in spec.data} | {f"trained.{x.name}" for x in spec.trained}
+    for name in sorted(named_in(spec.model_dump()) - table_names):
         raise InvalidOption(
-            f"'{file}' uses '{{{name}}}', but has no such table.{did_you_mean(name, named)} "
-            f"Known: {', '.join(sorted(named)) or 'none'}."
+            f"'{file}' uses '{{{name}}}', but has no such table.{did_you_mean(name, table_names)} "
+            f"Known: {', '.join(sorted(table_names)) or 'none'}."
         )
-    known = {f.name for f in spec.feedback}
+    feedback_names = {f.name for f in spec.feedback}
     for learner in spec.learners:
         for name in learner.feedback or ():
-            if name not in known:
+            if name not in feedback_names:
                 raise InvalidOption(
                     f"'{file}': the learner '{learner.name}' uses an unknown feedback '{name}'."
-                    f"{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
+                    f"{did_you_mean(name, feedback_names)} Known: {', '.join(sorted(feedback_names))}."
                 )
     if spec.budget.samples is None and spec.budget.judgements is None:
         raise InvalidOption(f"'{file}': [budget] needs samples or judgements, which determine the steps.")

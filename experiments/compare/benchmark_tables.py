@@ -371,19 +371,19 @@ def make_table(bench: Benchmark, name: str) -> str:
             by_name = {s.name: s for s in systems_of(bench)}
             return _effects(bench, [by_name[n] for n in compare.systems if n in by_name])
     if name not in TABLES:
-        known = [*TABLES, *(c.name for c in bench.spec.compare)]
-        raise InvalidOption(f"No table is called '{name}'. Known: {', '.join(known)}.")
+        names = [*TABLES, *(c.name for c in bench.spec.compare)]
+        raise InvalidOption(f"No table is called '{name}'. Known: {', '.join(names)}.")
     return TABLES[name][1](bench)
 
 
 def tables_of(bench: Benchmark) -> list[str]:
     """The names of the tables that a page of this benchmark shows."""
-    has = {
+    is_filled = {
         "effects": len(bench.spec.feedback) > 1,
         "noise": bench.spec.noise_floor,
         "critics": bool(bench.record.get("trained")),
     }
-    return [name for name in TABLES if bench.rows and has.get(name, True)]
+    return [name for name in TABLES if bench.rows and is_filled.get(name, True)]
 
 
 def lines_of(bench: Benchmark) -> int:

@@ -23,37 +23,37 @@ def identities_of(name: str, options: Mapping[str, Any], kind: Registry | None =
     """The models that judge in the end: of a win-tie critic, its judge; of a mix, its members; by their own names.
     Options that are not given have the critic's defaults."""
     kind = kind or (registry.critics if name in registry.critics.names() else registry.judges)
-    found: set[Identity] = set()
+    identities: set[Identity] = set()
 
     def visit(inner_kind: Registry, inner: str, inner_options: Mapping[str, Any]) -> dict[str, Any]:
-        found.update(identities_of(inner, inner_options, inner_kind))
+        identities.update(identities_of(inner, inner_options, inner_kind))
         return dict(inner_options)
 
     with_members(kind, name, options, visit)
-    if found:
-        return found
+    if identities:
+        return identities
     called = getattr(kind.resolve(name), "name", None)
-    known = {key: p.default for key, p in parameters(kind, name).items() if p.default is not p.empty} | dict(options)
-    which = "/".join(same(str(known[key])) for key, same in _IDENTITY.items() if known.get(key) is not None)
+    settings = {key: p.default for key, p in parameters(kind, name).items() if p.default is not p.empty} | dict(options)
+    which = "/".join(same(str(settings[key])) for key, same in _IDENTITY.items() if settings.get(key) is not None)
     return {(called if isinstance(called, str) else name, which)}
 
 
-def _client(written: str) -> str:
+def _client(text: str) -> str:
     """The model that a client string names; single calls and batches of Anthropic's service ask the same model."""
-    service, at, url = written.partition("@")
+    service, at, url = text.partition("@")
     service, _, model = service.partition(":")
     if service in ("anthropic", "anthropic-batch"):
         from humor_env.llm.clients.anthropic import DEFAULT_MODEL
 
         service, model = "anthropic", model or DEFAULT_MODEL
     elif service == "local":
-        return f"local:{_place(written.partition(':')[2])}"
-    return f"{service}:{model}{at}{url.rstrip('/')}" if model else written
+        return f"local:{_place(text.partition(':')[2])}"
+    return f"{service}:{model}{at}{url.rstrip('/')}" if model else text
 
 
-def _place(written: str) -> str:
+def _place(text: str) -> str:
     """A folder's one spelling. A name that is not a folder, such as a model's, is only normalised."""
-    return str(Path(written).resolve()) if Path(written).exists() else os.path.normpath(written)
+    return str(Path(text).resolve()) if Path(text).exists() else os.path.normpath(text)
 
 
 # The options that distinguish two models behind one kind of critic, and what brings each to one spelling.

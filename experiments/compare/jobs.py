@@ -74,11 +74,11 @@ def run_cells(
     outcomes: dict[str, Outcome] = {}
     waiting: list[Cell] = []
     for cell in cells:
-        done = finished(cell)
-        if done is None:
+        result = finished(cell)
+        if result is None:
             waiting.append(cell)
         else:
-            outcomes[cell.name] = done
+            outcomes[cell.name] = result
     if outcomes:
         say(f"{len(outcomes)} of {len(cells)} cells were done before")
 
@@ -97,8 +97,8 @@ def run_cells(
 
     def settle(outcome: Outcome) -> None:
         outcomes[outcome.name] = outcome
-        took = f" in {outcome.seconds['wall']:.0f} s" if outcome.seconds else ""
-        outcome_text = f"failed: {outcome.error}" if outcome.error else f"done{took}"
+        duration = f" in {outcome.seconds['wall']:.0f} s" if outcome.seconds else ""
+        outcome_text = f"failed: {outcome.error}" if outcome.error else f"done{duration}"
         say(f"{len(outcomes)}/{len(cells)} {outcome.name}: {outcome_text}")
 
     launch(launcher, ready, settle, workers=workers, threads=threads)
@@ -141,9 +141,9 @@ def execute(cell: Cell, threads: int) -> Outcome:
 
 def outcome_of(cell: Cell, exit_code: int | None) -> Outcome:
     """The outcome of a cell whose process has ended, from the files it left."""
-    done = finished(cell)
-    if done is not None:
-        return Outcome(cell.name, done.result, None, done.seconds)
+    result = finished(cell)
+    if result is not None:
+        return Outcome(cell.name, result.result, None, result.seconds)
     if (cell.folder / FAILURE).is_file():
         return Outcome(cell.name, error=read_json(cell.folder / FAILURE)["error"])
     if exit_code is not None and exit_code < 0:

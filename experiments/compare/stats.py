@@ -57,9 +57,9 @@ class Interval:
 
 def mean(values: Array) -> Array:
     """The mean over the last axis, without missing values; NaN if all are missing."""
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(-1) / known.sum(-1))
+        return np.asarray(np.where(finite, values, 0.0).sum(-1) / finite.sum(-1))
 
 
 def interquartile_mean(values: Array) -> Array:
@@ -101,8 +101,8 @@ def interval(
 
 def _units(scores: ArrayLike) -> int:
     """How many prompts have a score, or runs where one number of each is given."""
-    known = np.isfinite(np.asarray(scores, dtype=np.float64))
-    return int(known.sum() if known.ndim == 1 else known.any(axis=(0, *range(2, known.ndim))).sum())
+    finite = np.isfinite(np.asarray(scores, dtype=np.float64))
+    return int(finite.sum() if finite.ndim == 1 else finite.any(axis=(0, *range(2, finite.ndim))).sum())
 
 
 def _enough(scores: ArrayLike) -> bool:
@@ -132,9 +132,9 @@ def _resampled_runs(array: Array, source: np.random.Generator, resamples: int, w
     if prompts == 1:
         return array[:, 0][rows]
     weights = _weights(source, resamples, prompts) if weights is None else weights  # [R, P]
-    known = np.isfinite(array)
-    sums = weights @ np.where(known, array, 0.0).T  # [R, S]
-    counts = weights @ known.T.astype(np.float64)
+    finite = np.isfinite(array)
+    sums = weights @ np.where(finite, array, 0.0).T  # [R, S]
+    counts = weights @ finite.T.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.take_along_axis(sums / counts, rows, axis=1)
 
@@ -238,13 +238,13 @@ def ranked(wins: Array, drawn: Array, prompts: int, level: float = LEVEL, prior:
     intervals = []
     for system, value in enumerate(map(float, points)):
         if not (wins[system] + wins[:, system]).any():
-            own = Interval(0.0, -np.inf, np.inf)  # it has not played yet
+            bounds = Interval(0.0, -np.inf, np.inf)  # it has not played yet
         elif prompts < FEWEST:
-            own = Interval(value, np.nan, np.nan)
+            bounds = Interval(value, np.nan, np.nan)
         else:
-            own = _interval(value, drawn[:, system], level)
-            own = _if_otherwise(wins, system, prompts, prior) if np.ptp(drawn[:, system]) < ALIKE else own
-        intervals.append(own)
+            bounds = _interval(value, drawn[:, system], level)
+            bounds = _if_otherwise(wins, system, prompts, prior) if np.ptp(drawn[:, system]) < ALIKE else bounds
+        intervals.append(bounds)
     order = sorted(range(len(points)), key=lambda i: -intervals[i].value)
     return [Rating(i, intervals[i], tier) for i, tier in zip(order, tiers([intervals[i] for i in order]), strict=True)]
 
@@ -253,13 +253,13 @@ def _if_otherwise(wins: Array, system: int, prompts: int, prior: float) -> Inter
     """The rule of three for a system whose games all end alike: its points if so large a share of them did not."""
     met = wins[system] + wins[:, system]
     share = np.divide(wins[system], met, out=np.zeros_like(met), where=met > 0)
-    found = []
+    points = []
     for off in (-3 / prompts, 0.0, 3 / prompts):
         changed = wins.copy()
         changed[system] = np.clip(share + off, 0, 1) * met
         changed[:, system] = met - changed[system]
-        found.append(float(ELO * strengths(changed, prior)[system]))
-    return Interval(found[1], found[0], found[2])
+        points.append(float(ELO * strengths(changed, prior)[system]))
+    return Interval(points[1], points[0], points[2])
 
 
 def _games(scores: Array) -> Array:
@@ -294,8 +294,8 @@ def length_controlled(wins: ArrayLike, longer: ArrayLike, ridge: float = 1e-2) -
     `ridge` keeps both numbers finite if the judge is always certain.
     """
     target, length = np.asarray(wins, dtype=np.float64), np.asarray(longer, dtype=np.float64)
-    known = np.isfinite(target) & np.isfinite(length)
-    target, length = target[known], length[known]
+    finite = np.isfinite(target) & np.isfinite(length)
+    target, length = target[finite], length[finite]
     if not len(target):
         return float("nan")
     spread = length.std()
@@ -335,9 +335,9 @@ def mean_curve(
     rows = np.stack([np.interp(places, *_sorted(x, y), left=np.nan, right=np.nan) for x, y in curves])  # [S, X]
     intervals = []
     for column in rows.T:
-        known = column[np.isfinite(column)]
+        finite = column[np.isfinite(column)]
         nothing = Interval(float("nan"), float("nan"), float("nan"))
-        intervals.append(interval([known], seed=seed, resamples=resamples, level=level) if len(known) else nothing)
+        intervals.append(interval([finite], seed=seed, resamples=resamples, level=level) if len(finite) else nothing)
     return intervals
 
 

@@ -52,15 +52,15 @@ class TrainedTable(Table):
 
 def with_files(tables: Sequence[DataTable], entries: Sequence[str]) -> list[DataTable]:
     """The tables with the files of NAME=FILE entries, as absolute paths."""
-    known = {table.name for table in tables}
+    names = {table.name for table in tables}
     files = {}
     for entry in entries:
         name, equals, file = entry.partition("=")
         if not (name and equals and file):
             raise InvalidOption(f"--data is NAME=FILE; found {entry!r}.")
-        if name not in known:
-            takes = f"It takes: {', '.join(sorted(known))}." if known else "It takes none."
-            raise InvalidOption(f"This benchmark takes no file '{name}'.{did_you_mean(name, known)} {takes}")
+        if name not in names:
+            takes = f"It takes: {', '.join(sorted(names))}." if names else "It takes none."
+            raise InvalidOption(f"This benchmark takes no file '{name}'.{did_you_mean(name, names)} {takes}")
         if not user_path(file).is_file():
             raise InvalidOption(f"--data {name}: there is no file '{file}'.")
         files[name] = str(user_path(file).resolve())
@@ -71,8 +71,8 @@ def file_names(tables: Sequence[DataTable]) -> dict[str, str]:
     """The paths that "{data.NAME}" stands for."""
     missing = [table for table in tables if not table.file]
     if missing:
-        wanted = "; ".join(f"--data {table.name}=FILE ({table.what})" for table in missing)
-        raise InvalidOption(f"This benchmark needs files that you download yourself: {wanted}.")
+        options = "; ".join(f"--data {table.name}=FILE ({table.what})" for table in missing)
+        raise InvalidOption(f"This benchmark needs files that you download yourself: {options}.")
     return {f"data.{table.name}": table.file for table in tables}
 
 
@@ -129,7 +129,7 @@ def train_for_benchmark(spec: Mapping[str, Any], seed: int, folder: Path) -> dic
     out = folder / CRITIC
     shutil.rmtree(out, ignore_errors=True)  # left by a killed process
     sets = sets_from_files(spec["data"])
-    made = train(config_of(spec["settings"]), sets, out)
-    if made.stopped:
+    critic = train(config_of(spec["settings"]), sets, out)
+    if critic.stopped:
         raise KeyboardInterrupt
-    return {"dev": made.dev, "steps": made.steps, "sets": [one.name for one in sets]}
+    return {"dev": critic.dev, "steps": critic.steps, "sets": [critic_set.name for critic_set in sets]}

@@ -69,12 +69,12 @@ def style() -> str:
 
 def tag(name: str, content: str = "", /, **attributes: str | float | None) -> str:
     """One element. Attribute values are escaped; `content` must already be markup. `class_` is class, `a_b` is a-b."""
-    written = "".join(
+    attribute_text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return f"<{name}{written}>{content}</{name}>" if content else f"<{name}{written}/>"
+    return f"<{name}{attribute_text}>{content}</{name}>" if content else f"<{name}{attribute_text}/>"
 
 
 def text(x: float, y: float, words: str, class_: str = "", anchor: str | None = None) -> str:
@@ -94,10 +94,10 @@ def text_width(words: str, size: float = SMALL) -> float:
 def shortened(words: str, width: float, size: float = SMALL) -> str:
     if text_width(words, size) <= width:
         return words
-    kept = words
-    while kept and text_width(kept + "…", size) > width:
-        kept = kept[:-1]
-    return kept.rstrip() + "…"
+    start = words
+    while start and text_width(start + "…", size) > width:
+        start = start[:-1]
+    return start.rstrip() + "…"
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -329,12 +329,12 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]
     if len(points) <= MOST_POINTS:
         return points
     size = math.ceil(2 * len(points) / MOST_POINTS)
-    kept = []
+    extremes = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
         ends = {min(stretch, key=_height), max(stretch, key=_height)}
-        kept += sorted(ends)
-    return kept
+        extremes += sorted(ends)
+    return extremes
 
 
 def _height(point: tuple[float, float]) -> float:

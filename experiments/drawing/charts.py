@@ -88,9 +88,9 @@ def line_chart(
         points = thinned(line.x, line.y)
         parts.append(tag("path", d=curve(box, points), class_=f"s{i} line{' faint' if line.faint else ' dash'}"))
         if not line.faint:
-            shown = [p for p in points if math.isfinite(p[1])]
-            every = max(1, math.ceil(len(shown) / 8))  # a marker for some of the points, including the last
-            dots = [marker(names.index(line.name), box.x(x), box.y(y), 3.8) for x, y in shown[::-1][::every]]
+            finite = [p for p in points if math.isfinite(p[1])]
+            every = max(1, math.ceil(len(finite) / 8))  # a marker for some of the points, including the last
+            dots = [marker(names.index(line.name), box.x(x), box.y(y), 3.8) for x, y in finite[::-1][::every]]
             parts.append(tag("g", "".join(dots) or " ", class_=f"s{i}"))
     parts += _draw_marks(box, marks)
     if not any(math.isfinite(v) for v in ys):
@@ -177,9 +177,9 @@ def dot_chart(
         parts.append(tag("line", x1=x(reference), x2=x(reference), y1=top, y2=bottom, class_="even"))
     y = top
     for label, tall in zip(labels, heights, strict=True):
-        shown = shortened(label, left_column - 8)
-        full = tag("title", escape(label)) if shown != label else ""
-        parts.append(tag("text", escape(shown) + full, x=pad, y=y + tall / 2 + 5))
+        short_label = shortened(label, left_column - 8)
+        full = tag("title", escape(label)) if short_label != label else ""
+        parts.append(tag("text", escape(short_label) + full, x=pad, y=y + tall / 2 + 5))
         for row, dot in enumerate(by_label[label]):
             at = y + tall / 2 + per_dot * (row - (len(by_label[label]) - 1) / 2)
             i = series.index(dot.series)
@@ -223,8 +223,8 @@ def bar_chart(
     parts = [_heading(title, legend, width, pad), _grid(x, 60, top, bottom, x_label)]
     for row, (bar, total, whole) in enumerate(zip(bars, totals, sums, strict=True)):
         y = top + tall * row
-        shown = shortened(bar.label, left_column - 8)
-        parts.append(text(pad, y + tall / 2 + 5, shown))
+        short_label = shortened(bar.label, left_column - 8)
+        parts.append(text(pad, y + tall / 2 + 5, short_label))
         reached = 0.0
         for name, value in bar.parts.items():
             if not math.isfinite(value) or value <= 0:
@@ -331,11 +331,11 @@ def samples(groups: Sequence[Sample], *, title: str, width: float = WIDTH) -> st
     in_words = []
     for group in groups:
         parts.append(text(pad, y, shortened(group.heading, width - 2 * pad), "muted"))
-        for value, written in group.lines:
+        for value, line_text in group.lines:
             y += line
             parts.append(text(pad + label - 10, y, f"{value:.2f}", "", "end"))
-            parts.append(text(pad + label, y, shortened(written, width - 2 * pad - label)))
-        in_words.append(f"{group.heading} " + " ".join(f"{value:.2f}: {written}" for value, written in group.lines))
+            parts.append(text(pad + label, y, shortened(line_text, width - 2 * pad - label)))
+        in_words.append(f"{group.heading} " + " ".join(f"{value:.2f}: {line_text}" for value, line_text in group.lines))
         y += line + 10
     return wrap_svg(title, " ".join(in_words) or NOTHING, parts, width, y)
 
@@ -358,8 +358,8 @@ def arranged(rows: Sequence[Sequence[str]], *, title: str) -> str:
 
 def standalone(svg: str) -> str:
     """The same picture as a standalone file with its style, light or dark by the reader's setting."""
-    head, rest = svg.split(">", 1)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{style()}</style>{rest}\n'
+    head, body = svg.split(">", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{style()}</style>{body}\n'
 
 
 def write_svg(path: Path, svg: str) -> None:
@@ -375,15 +375,15 @@ def _draw_marks(box: Frame, marks: Sequence[Mark]) -> list[str]:
     """Labels that would overlap are put in separate rows."""
     lines: list[str] = []
     labels: list[str] = []
-    taken: list[tuple[int, float, float]] = []
+    spans: list[tuple[int, float, float]] = []
     for mark in sorted(marks, key=lambda each: each.x):
         at, wide = box.x(mark.x), text_width(mark.label) * 1.06
-        left = at + 5 + wide <= box.right
-        start = at + 5 if left else max(box.left, at - 5 - wide)
+        fits = at + 5 + wide <= box.right
+        start = at + 5 if fits else max(box.left, at - 5 - wide)
         row = next(
-            r for r in range(99) if not any(o == r and start < b + 8 and a < start + wide + 8 for o, a, b in taken)
+            r for r in range(99) if not any(o == r and start < b + 8 and a < start + wide + 8 for o, a, b in spans)
         )
-        taken.append((row, start, start + wide))
+        spans.append((row, start, start + wide))
         lines.append(tag("line", x1=at, x2=at, y1=box.y.end, y2=box.y.start, class_="mark"))
         labels.append(text(start, box.y.end + 12 + row * (SMALL + 4), mark.label, "marked"))
     return lines + labels

@@ -40,8 +40,8 @@ def gallery(count: int = 30, seed: int = 0) -> str:
         f"Regenerate with `{COMMAND}`.",
         "",
     ]
-    for number, (prompt, written) in enumerate(zip(prompts, base, strict=True), start=1):
-        rows = (("base", written), ("teacher", teacher.lines(prompt, 1)[0]), ("best", world.best(prompt)))
+    for number, (prompt, line) in enumerate(zip(prompts, base, strict=True), start=1):
+        rows = (("base", line), ("teacher", teacher.lines(prompt, 1)[0]), ("best", world.best(prompt)))
         lines += _entry(number, prompt, rows)
     return "\n".join(lines)
 

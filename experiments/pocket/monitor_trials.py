@@ -238,13 +238,17 @@ def main(
     console = Console(width=160)
     cells = make_cells(out, range(seeds), critic, steps)
     outcomes = run_cells(cells, workers=workers, threads=1, say=console.print)
-    done = [(cell, outcomes[cell.name]) for name in critic for cell in cells if cell.spec.get("critic") == name]
-    made = {"commit": commit()}
-    rows = [{"critic": c.spec["critic"], "seed": c.seed, **o.result, **made} for c, o in done if o.error is None]
+    cell_outcomes = [
+        (cell, outcomes[cell.name]) for name in critic for cell in cells if cell.spec.get("critic") == name
+    ]
+    origin = {"commit": commit()}
+    rows = [
+        {"critic": c.spec["critic"], "seed": c.seed, **o.result, **origin} for c, o in cell_outcomes if o.error is None
+    ]
     console.print(table(rows), markup=False)
     if publish_to:
-        publish(rows, {"seeds": seeds, "steps": steps, "versions": versions(), **made}, publish_to)
-    if len(rows) < len(done):
+        publish(rows, {"seeds": seeds, "steps": steps, "versions": versions(), **origin}, publish_to)
+    if len(rows) < len(cell_outcomes):
         raise typer.Exit(1)
 
 

@@ -111,8 +111,8 @@ def _everyday(seed: int) -> _Setting:
     prompts = lines.prompts()
 
     def drawn(prompt: Prompt) -> list[str]:
-        own = lines.lines_for(prompt.id)
-        return [own[i] for i in generator(seed, "play-lines", prompt.id).permutation(len(own))]
+        texts = lines.lines_for(prompt.id)
+        return [texts[i] for i in generator(seed, "play-lines", prompt.id).permutation(len(texts))]
 
     critic = critics.make("everyday")
     critic([Joke(prompts[0], drawn(prompts[0])[0], "teacher")])  # loads its model, or reports it missing, now
@@ -130,8 +130,8 @@ def _everyday(seed: int) -> _Setting:
 def _student(setting: _Setting, rounds: int, seed: int, ask: Ask, say: Say) -> None:
     """You write, the critic scores, and the teacher's line is shown with its score."""
     prompts = _drawn(setting.prompts, rounds, seed)
-    mine: list[float] = []
-    theirs: list[float] = []
+    your_scores: list[float] = []
+    teacher_scores: list[float] = []
     say(setting.rules)
     try:
         for number, prompt in enumerate(prompts, start=1):
@@ -148,17 +148,20 @@ def _student(setting: _Setting, rounds: int, seed: int, ask: Ask, say: Say) -> N
                 continue
             line = line if line[-1] in ".?!" else f"{line}."
             yours, other = setting.critic([Joke(prompt, line, "you"), Joke(prompt, teachers, "teacher")])
-            mine.append(yours.score or 0.0)
-            theirs.append(other.score or 0.0)
+            your_scores.append(yours.score or 0.0)
+            teacher_scores.append(other.score or 0.0)
             remark = setting.remark(line, yours)
-            say(f"{mine[-1]:.2f}  {remark[0]}")
+            say(f"{your_scores[-1]:.2f}  {remark[0]}")
             for sentence in remark[1:]:
                 say(f"      {sentence}")
-            say(f"{theirs[-1]:.2f}  the teacher wrote: {teachers}")
+            say(f"{teacher_scores[-1]:.2f}  the teacher wrote: {teachers}")
     finally:
-        if mine:
-            won = "You win. " if fmean(mine) > fmean(theirs) else ""
-            say(f"\n{won}Your mean score is {fmean(mine):.2f}, the teacher's {fmean(theirs):.2f}; the best is 1.00.")
+        if your_scores:
+            won = "You win. " if fmean(your_scores) > fmean(teacher_scores) else ""
+            say(
+                f"\n{won}Your mean score is {fmean(your_scores):.2f}, the teacher's {fmean(teacher_scores):.2f}; "
+                "the best is 1.00."
+            )
 
 
 def _asked(prompt: Prompt) -> tuple[Subject, Complaint]:
@@ -176,23 +179,23 @@ def _words_to_choose_from(subject: Subject, complaint: Complaint, seed: int) -> 
 
     habits = world.habits
     frames = [f.template for f in habits.frames.ranked if f not in habits.frames.worn]
-    named = {
+    slots = {
         "subject": subject.text,
         "Subject": subject.text[0].upper() + subject.text[1:],
         "complaint": complaint.name,
     }
     ways = [
-        f.format(**named, witness="WHO", reaction="DID WHAT") for f in frames if f.endswith("{witness} {reaction}.")
+        f.format(**slots, witness="WHO", reaction="DID WHAT") for f in frames if f.endswith("{witness} {reaction}.")
     ]
     rows = [f"  {'one way':<9} {way}" for way in drawn(ways, 2)]
-    for title, habit, known in (
+    for title, habit, items in (
         ("WHO", habits.witnesses[complaint.name], world.lexicon.witnesses),
         ("DID WHAT", habits.reactions[complaint.name], world.lexicon.reactions),
     ):
         fresh = [item.text for item in habit.ranked if item not in habit.worn]
-        wrong = [item.text for item in known if item not in habit.ranked]
-        shown = [*drawn(fresh, SHOWN), *drawn(wrong, SHOWN)]
-        rows.append(f"  {title:<9} {' | '.join(drawn(shown, len(shown)))}")
+        wrong = [item.text for item in items if item not in habit.ranked]
+        choices = [*drawn(fresh, SHOWN), *drawn(wrong, SHOWN)]
+        rows.append(f"  {title:<9} {' | '.join(drawn(choices, len(choices)))}")
     return rows
 
 

@@ -221,10 +221,10 @@ def make_optimisers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.
     """Muon for the matrices inside the layers, AdamW for the rest. After 250 steps: loss 1.15 instead of 1.97."""
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "shared" not in name]
     matrices = set(map(id, inside))
-    rest = [p for p in model.parameters() if id(p) not in matrices]
+    outside = [p for p in model.parameters() if id(p) not in matrices]
     return [
         torch.optim.Muon(inside, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(outside, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 
@@ -258,12 +258,12 @@ def pretrain(
     try:
         for batch in batches(corpus, tokenizer, recipe):
             # Progress is the larger of two clocks, so that the rate reaches zero whichever runs out first.
-            done = step / recipe.steps
+            progress = step / recipe.steps
             if seconds is not None:
-                done = max(done, (time.monotonic() - began) / seconds)
-            if done >= 1:
+                progress = max(progress, (time.monotonic() - began) / seconds)
+            if progress >= 1:
                 break
-            share = min((step + 1) / (recipe.warmup * recipe.steps), 1.0) * (1.0 - done)
+            share = min((step + 1) / (recipe.warmup * recipe.steps), 1.0) * (1.0 - progress)
             for rate, group in zip(rates, (g for o in optimisers for g in o.param_groups), strict=True):
                 group["lr"] = rate * share
             loss, count = token_loss(model, batch)
@@ -278,7 +278,7 @@ def pretrain(
             mean = value if math.isnan(mean) else 0.98 * mean + 0.02 * value
             step += 1
             if report is not None:
-                report(step, done, mean)
+                report(step, progress, mean)
         spent = time.monotonic() - began
         model.eval()
         record = {
@@ -315,7 +315,7 @@ def speak(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seed: int, batch: int = 64
 ) -> list[str]:
     """One line for each text, sampled at temperature 1."""
-    written: list[str] = []
+    lines: list[str] = []
     speaker: Any = model  # the library's types do not say that a model generates
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(stream_seed(seed, "pocket-speak"))
@@ -333,8 +333,8 @@ def speak(
             inputs = tokenizer(part, padding=True, return_tensors="pt").to(model.device)
             out = speaker.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
             start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-            written += tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
-    return written
+            lines += tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+    return lines
 
 
 def measure(
@@ -372,16 +372,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=defaults.threads)
-    asked = parser.parse_args(argv)
-    if asked.threads < 1 or asked.steps < 1:
+    options = parser.parse_args(argv)
+    if options.threads < 1 or options.steps < 1:
         parser.error("--threads and --steps must be at least 1")
-    recipe = replace(defaults, student=asked.student, seed=asked.seed, steps=asked.steps, threads=asked.threads)
+    recipe = replace(defaults, student=options.student, seed=options.seed, steps=options.steps, threads=options.threads)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"pretraining {recipe.student}", total=1.0, loss=math.nan)
         record = pretrain(
-            recipe, asked.out, asked.seconds, lambda step, done, loss: bar.update(task, completed=done, loss=loss)
+            recipe, options.out, options.seconds, lambda step, done, loss: bar.update(task, completed=done, loss=loss)
         )
     json.dump({key: value for key, value in record.items() if key != "recipe"}, sys.stdout, indent=2)
     print()

@@ -39,8 +39,8 @@ def benchmark_view(folder: Path) -> tuple[dict[str, Any], list[RunData]]:
     runs, notes = _systems(bench)
     notes += [f"{name} has no result: {why}" for name, why in bench.failures.items()]
     tables = [(TABLES[name][0], markdown_rows(TABLES[name][1](bench))) for name in tables_of(bench)]
-    drawn = [(what, draw(bench)) for what, draw in CHARTS.values()] if bench.rows else []
-    charts = [Picture("result", Markup(svg), what) for what, svg in drawn if NOTHING not in svg]
+    svgs = [(what, draw(bench)) for what, draw in CHARTS.values()] if bench.rows else []
+    charts = [Picture("result", Markup(svg), what) for what, svg in svgs if NOTHING not in svg]
     return {
         "title": bench.spec.title or bench.spec.name,
         "runs": [_about(bench)],
@@ -92,7 +92,7 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
         return [], ["The cells of this benchmark are not in its folder, so its lines cannot be shown."]
     notes: list[str] = []
     starts = {seed: _stages(cells / "imitation" / f"seed-{seed}") for seed in bench.spec.seeds}
-    shown: list[RunData] = []
+    runs: list[RunData] = []
     for learner, feedback in bench.spec.pairs():
         label = learner.name if len(bench.spec.feedback) == 1 else f"{learner.name}, {feedback.name}"
         seeds = []
@@ -100,14 +100,14 @@ def _systems(bench: Benchmark) -> tuple[list[RunData], list[str]]:
             folder = cells / learner.name / feedback.name / f"seed-{seed}"
             if (folder / "result.json").is_file():
                 run = load_run(folder)
-                own = run.seeds[0]
-                seeds.append(replace(own, name=f"seed-{seed}", stages={**starts[seed], **own.stages}, training=()))
+                data = run.seeds[0]
+                seeds.append(replace(data, name=f"seed-{seed}", stages={**starts[seed], **data.stages}, training=()))
         if seeds:
-            shown.append(RunData(label, bench.folder, {}, {}, seeds, ()))
-    if sum(_lines(seed) for run in shown for seed in run.seeds) > MOST_LINES:
-        shown = [replace(run, seeds=run.seeds[:1]) for run in shown]
+            runs.append(RunData(label, bench.folder, {}, {}, seeds, ()))
+    if sum(_lines(seed) for run in runs for seed in run.seeds) > MOST_LINES:
+        runs = [replace(run, seeds=run.seeds[:1]) for run in runs]
         notes.append("Very many lines: the list shows those of the first seed, the tables cover all seeds.")
-    return shown, notes
+    return runs, notes
 
 
 def _lines(seed: SeedData) -> int:
@@ -120,5 +120,5 @@ def _stages(folder: Path) -> dict[str, Any]:
         return {}
     stages = load_run(folder).seeds[0].stages
     # The second pass would appear among the learners; it is in the table of noise.
-    kept = {name: lines for name, lines in stages.items() if name != "sft" + AGAIN}
-    return {"imitation" if name == "sft" else name: lines for name, lines in kept.items()}
+    without_again = {name: lines for name, lines in stages.items() if name != "sft" + AGAIN}
+    return {"imitation" if name == "sft" else name: lines for name, lines in without_again.items()}

@@ -165,9 +165,9 @@ def _row(what: str, mine: Side, theirs: Side, value: Value = score_of) -> TableR
         from humor_env.experiments.compare.stats import paired_difference
 
         scores = [[[each[seed].get(p, math.nan) for p in shared] for seed in tables[0]] for each in tables]
-        found = paired_difference(scores[0], scores[1])
-        known = math.isfinite(found.low + found.high)
-        change = Estimate(found.value, found.low, found.high) if known else Estimate(found.value)
+        estimate = paired_difference(scores[0], scores[1])
+        is_bounded = math.isfinite(estimate.low + estimate.high)
+        change = Estimate(estimate.value, estimate.low, estimate.high) if is_bounded else Estimate(estimate.value)
     else:
         change = interval(differences, lowest=-1.0)  # if all are equal, by the rule of three
     sides = [f"{statistics.fmean(each[p] for p in shared):.3f}" for each in means]
@@ -193,11 +193,11 @@ def what_differs(run: RunData, other: RunData) -> Table:
     mine, theirs = (flat(each.spec) for each in (run, other))
     both = sorted(key for key in mine.keys() & theirs.keys() if key != "name" and mine[key] != theirs[key])
     rows = [TableRow([key, _shown(mine[key]), _shown(theirs[key])]) for key in both]
-    made = [
+    records = [
         {k: r.record.get(k) for k in ("commit", "precision", "device", "platform")} | _versions(r) for r in (run, other)
     ]
-    for key in dict.fromkeys([*made[0], *made[1]]):
-        a, b = (each.get(key) for each in made)
+    for key in dict.fromkeys([*records[0], *records[1]]):
+        a, b = (each.get(key) for each in records)
         if a != b:
             rows.append(TableRow([key, _shown(a), _shown(b)]))
     caption = "Settings, code and versions that differ."

@@ -144,9 +144,9 @@ def judges(run: RunData) -> list[JudgeHealth]:
 def _teaching(run: RunData) -> JudgeHealth | None:
     last = [seed.metrics[-1] for seed in run.seeds if seed.metrics]
     lines = [line for seed in run.seeds for line in seed.training]
-    named = [str(c.get("name") or c.get("critic")) for c in run.spec.get("critic", [])]
+    critic_names = [str(c.get("name") or c.get("critic")) for c in run.spec.get("critic", [])]
     judge_named = run.spec.get("judge") or {}
-    name = " + ".join(named) or (str(judge_named.get("judge", "")) if isinstance(judge_named, dict) else "")
+    name = " + ".join(critic_names) or (str(judge_named.get("judge", "")) if isinstance(judge_named, dict) else "")
     name = name or ", ".join(sorted({line.critic for line in lines if line.critic}))
     failed_lines = [line for line in lines if line.score is None]
     refusals = sum(is_refusal(line) for line in failed_lines) if lines else None
@@ -168,7 +168,7 @@ def _teaching(run: RunData) -> JudgeHealth | None:
     judged = int(sum(row.get("spent/judgements", 0.0) for row in last)) or len(lines)
     logged = [row["failures/share"] for seed in run.seeds for row in seed.metrics if "failures/share" in row]
     share = len(failed_lines) / len(lines) if lines else _mean(logged) or 0.0
-    took = spent(run)
+    costs = spent(run)
     return JudgeHealth(
         "teaching",
         name,
@@ -178,8 +178,8 @@ def _teaching(run: RunData) -> JudgeHealth | None:
         None if refusals is None else round(refusals / len(lines) * judged),
         flips=_mean([f for seed in run.seeds for row in seed.metrics if (f := flips(row)) is not None]),
         ties=_mean([v for seed in run.seeds for row in seed.metrics for n, v in row.items() if _is_tie(n)]),
-        calls=int(took.get("calls", 0)) or None,
-        cost=took.get("cost") if took.get("calls") else None,
+        calls=int(costs.get("calls", 0)) or None,
+        cost=costs.get("cost") if costs.get("calls") else None,
     )
 
 
@@ -220,22 +220,24 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def judge_table(run: RunData, title: str) -> Table:
     """One row for each judge; columns without values are left out."""
-    found = judges(run)
+    healths = judges(run)
     columns: dict[str, list[str | None]] = {
-        "judge": [f"{j.role}: {j.name}" if j.name else j.role for j in found],
-        "asked about": [f"{j.asked:,} {'pairs' if j.pairs else 'lines'}" for j in found],
-        "failed": [share_of(j.failed, j.asked) for j in found],
-        "refused": [None if j.refusals is None else share_of(j.refusals, j.asked) for j in found],
-        "flips": [None if j.flips is None else percent(j.flips) for j in found],
-        "ties": [None if j.ties is None else percent(j.ties) for j in found],
-        "calls": [None if j.calls is None else f"{j.calls:,}" for j in found],
-        "cost": [None if j.cost is None else f"${j.cost:,.2f}" for j in found],
-        "cost per 1,000": [None if (c := j.cost_per_thousand) is None else f"${c:,.2f}" for j in found],
+        "judge": [f"{j.role}: {j.name}" if j.name else j.role for j in healths],
+        "asked about": [f"{j.asked:,} {'pairs' if j.pairs else 'lines'}" for j in healths],
+        "failed": [share_of(j.failed, j.asked) for j in healths],
+        "refused": [None if j.refusals is None else share_of(j.refusals, j.asked) for j in healths],
+        "flips": [None if j.flips is None else percent(j.flips) for j in healths],
+        "ties": [None if j.ties is None else percent(j.ties) for j in healths],
+        "calls": [None if j.calls is None else f"{j.calls:,}" for j in healths],
+        "cost": [None if j.cost is None else f"${j.cost:,.2f}" for j in healths],
+        "cost per 1,000": [None if (c := j.cost_per_thousand) is None else f"${c:,.2f}" for j in healths],
     }
-    shown = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
-    odd = [2 * j.failed > j.asked or (j.flips or 0.0) > MOST_FLIPS for j in found]
-    rows = [TableRow([cells[i] or "–" for cells in shown.values()], odd[i]) for i in range(len(found))]
-    return Table(title, list(shown), rows, " ".join(words for name, words in _MEANING.items() if name in shown))
+    filled_columns = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    odd = [2 * j.failed > j.asked or (j.flips or 0.0) > MOST_FLIPS for j in healths]
+    rows = [TableRow([cells[i] or "–" for cells in filled_columns.values()], odd[i]) for i in range(len(healths))]
+    return Table(
+        title, list(filled_columns), rows, " ".join(words for name, words in _MEANING.items() if name in filled_columns)
+    )
 
 
 _MEANING = {

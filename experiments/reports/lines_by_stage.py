@@ -128,15 +128,15 @@ def floor_table(run: RunData, title: str) -> Table:
     """How many lines of each stage have the lowest and the highest score of all held-out lines of this run. If many
     lines are at one end, the judge cannot tell them apart."""
     by_stage = {stage: scores(lines_of_stage(run, stage)) for stage in stage_names(run)}
-    by_stage = {stage: found for stage, found in by_stage.items() if found}
-    every = [round(score, 6) for found in by_stage.values() for score in found]
+    by_stage = {stage: values for stage, values in by_stage.items() if values}
+    every = [round(score, 6) for values in by_stage.values() for score in values]
     if not every or min(every) == max(every):
         return Table(title, (), ())
     low, high = min(every), max(every)
     rows = []
-    for stage, found in by_stage.items():
-        at = [sum(round(score, 6) == end for score in found) / len(found) for end in (low, high)]
-        cells = (stage, percent(at[0]), f"{statistics.median(found):.3f}", percent(at[1]), f"{len(found):,}")
+    for stage, values in by_stage.items():
+        at = [sum(round(score, 6) == end for score in values) / len(values) for end in (low, high)]
+        cells = (stage, percent(at[0]), f"{statistics.median(values):.3f}", percent(at[1]), f"{len(values):,}")
         rows.append(TableRow(cells, max(at) > 0.5))
     return Table(
         title,
@@ -181,15 +181,15 @@ def frame_table(run: RunData, title: str) -> Table:
     late = next((stage for seed in run.seeds if (stage := last_stage(seed))), "")
     chosen_from = late if groups.get(late) else "training, last third"
     shares = {group: _frame_shares(texts) for group, texts in groups.items() if texts}
-    listed: list[str] = []
+    commonest: list[str] = []
     for frame, share in sorted(
         shares.get(chosen_from, {}).items(), key=lambda each: (-each[1], each[0].count(BLANK), each[0])
     ):
-        if len(listed) == MOST_FRAMES or share < 0.02:
+        if len(commonest) == MOST_FRAMES or share < 0.02:
             break
-        if not any(_moved_by_a_word(frame, other) for other in listed):
-            listed.append(frame)
-    rows = [TableRow([frame, *(percent(share.get(frame, 0.0)) for share in shares.values())]) for frame in listed]
+        if not any(_moved_by_a_word(frame, other) for other in commonest):
+            commonest.append(frame)
+    rows = [TableRow([frame, *(percent(share.get(frame, 0.0)) for share in shares.values())]) for frame in commonest]
     return Table(
         title,
         ("four words", *shares),
@@ -221,7 +221,7 @@ class SamePrompts:
 def sections_of_same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
     """Both sections, if not empty; titles name the run if there are several."""
     of = f": {run.name}" if several else ""
-    found = (
+    sections = (
         SamePrompts(
             f"Held-out prompts, stage by stage{of}",
             "Not picked: evenly spread from the best to the worst line of the last student. Scores are the held-out "
@@ -234,4 +234,4 @@ def sections_of_same_prompts(run: RunData, several: bool) -> list[SamePrompts]:
             same_prompts_while_learning(run),
         ),
     )
-    return [shown for shown in found if shown.prompts]
+    return [section for section in sections if section.prompts]

@@ -226,11 +226,11 @@ def _parts(run: RunData, several: bool) -> list[Picture]:
         mean = mean_curve([series(seed.metrics, name) for seed in run.seeds])
         mean = smooth(mean, window_for(mean))
         lines.append(Line(name.removeprefix(prefix), mean.steps, mean.values))
-    left = f" The other {len(names) - MOST_PARTS} are in metrics.jsonl." if len(names) > MOST_PARTS else ""
+    note = f" The other {len(names) - MOST_PARTS} are in metrics.jsonl." if len(names) > MOST_PARTS else ""
     svg = line_chart(
         lines, title=_of(run, several, "Parts of the reward"), y_label="mean of the training critic's part"
     )
-    return [_picture("curves", svg, f"What the gain is made of.{left}")]
+    return [_picture("curves", svg, f"What the gain is made of.{note}")]
 
 
 def _by_run(runs: Sequence[RunData], name: str, section: str, title: str, label: str, caption: str) -> list[Picture]:
@@ -252,8 +252,8 @@ def _histograms(run: RunData, several: bool) -> list[Picture]:
     """The held-out scores before and after learning, and the training critic's early and late."""
     stages = stage_names(run)
     late = next((stage for seed in run.seeds if (stage := last_stage(seed))), "")
-    shown = [stage for stage in dict.fromkeys((begun_from(late, stages), late)) if stage in stages]
-    held_out = {stage: scores(lines_of_stage(run, stage)) for stage in shown}
+    compared = [stage for stage in dict.fromkeys((begun_from(late, stages), late)) if stage in stages]
+    held_out = {stage: scores(lines_of_stage(run, stage)) for stage in compared}
     training = {part: scores(lines) for part, lines in thirds_of_training(run).items()}
     drawn = []
     for title, groups, caption in (
@@ -265,7 +265,7 @@ def _histograms(run: RunData, several: bool) -> list[Picture]:
         ),
     ):
         if all(groups.values()) and groups:
-            svg = histogram([Values(name, found) for name, found in groups.items()], title=_of(run, several, title))
+            svg = histogram([Values(name, values) for name, values in groups.items()], title=_of(run, several, title))
             drawn.append(_picture("scores", svg, f"{caption} {_ends(groups)}"))
     return drawn
 
@@ -273,12 +273,12 @@ def _histograms(run: RunData, several: bool) -> list[Picture]:
 def _ends(groups: Mapping[str, Sequence[float]]) -> str:
     """The lowest and the highest score of each group, and the share of its lines that have it."""
     phrases = []
-    for name, found in groups.items():
-        low, high = min(found), max(found)
+    for name, values in groups.items():
+        low, high = min(values), max(values)
         if low == high:
             phrases.append(f"{name}: all at {low:.2f}")
             continue
-        shares = [percent(sum(abs(v - end) < 1e-6 for v in found) / len(found)) for end in (low, high)]
+        shares = [percent(sum(abs(v - end) < 1e-6 for v in values) / len(values)) for end in (low, high)]
         phrases.append(f"{name}: {shares[0]} at its lowest, {low:.2f}, and {shares[1]} at its highest, {high:.2f}")
     return "; ".join(phrases) + "."
 

@@ -133,7 +133,7 @@ def render(runs: Sequence[RunData], *, command: str = "", against: bool = False)
         "pictures": pictures(runs, heads),
         "notes": [note for run in runs for note in [*run.notes, *_order_bias(run)]],
         "comparisons": [compare(run, runs[-1]) for run in runs[:-1]] if against or len(runs) == 2 else [],
-        "same": [shown for run in runs for shown in sections_of_same_prompts(run, len(runs) > 1)],
+        "same": [section for run in runs for section in sections_of_same_prompts(run, len(runs) > 1)],
         "score_tables": _tables(runs, {"Floor and ceiling": floor_table, "Parts by stage": part_table}),
         "frames": _tables(runs, {"Frames": frame_table}),
         "trainer": _tables(runs, {"Numbers of the trainer": trainer_table}),
@@ -146,12 +146,12 @@ def _tables(runs: Sequence[RunData], makers: Mapping[str, Callable[[RunData, str
     """The tables that have rows; if there are several runs, each title names its run and only the first table has a
     caption."""
     several = len(runs) > 1
-    shown: list[Table] = []
+    tables: list[Table] = []
     for title, make in makers.items():
-        made = [make(run, f"{title}: {run.name}" if several else title) for run in runs]
-        made = [table for table in made if table.rows]
-        shown += [replace(table, caption="") if place else table for place, table in enumerate(made)]
-    return shown
+        of_runs = [make(run, f"{title}: {run.name}" if several else title) for run in runs]
+        of_runs = [table for table in of_runs if table.rows]
+        tables += [replace(table, caption="") if place else table for place, table in enumerate(of_runs)]
+    return tables
 
 
 def _order_bias(run: RunData) -> list[str]:
@@ -303,12 +303,12 @@ def _spent(run: RunData) -> str:
 
 
 def _steps(run: RunData) -> str:
-    asked = run.spec.get("learner", {}).get("steps")
-    done = [int(seed.metrics[-1]["step"]) for seed in run.seeds if seed.metrics and "step" in seed.metrics[-1]]
-    if not done:
-        return str(asked or "")
-    reached = f"{min(done)}" if min(done) == max(done) else f"{min(done)} to {max(done)}"
-    return reached if asked in (None, min(done)) else f"{reached} of {asked}"
+    steps = run.spec.get("learner", {}).get("steps")
+    last_steps = [int(seed.metrics[-1]["step"]) for seed in run.seeds if seed.metrics and "step" in seed.metrics[-1]]
+    if not last_steps:
+        return str(steps or "")
+    reached = f"{min(last_steps)}" if min(last_steps) == max(last_steps) else f"{min(last_steps)} to {max(last_steps)}"
+    return reached if steps in (None, min(last_steps)) else f"{reached} of {steps}"
 
 
 class _LineScan:
@@ -417,22 +417,22 @@ class _LineScan:
         self.rows.append(row | {k: v for k, v in optional.items() if v is not None})
 
 
-def _ends(judged: Sequence[numbers.ScannedLine]) -> tuple[list[numbers.ScannedLine], list[numbers.ScannedLine]]:
+def _ends(lines: Sequence[numbers.ScannedLine]) -> tuple[list[numbers.ScannedLine], list[numbers.ScannedLine]]:
     """The best and the worst held-out lines of the students, each text once and none in both; empty if all have the
     same score."""
-    scored = [found for found in judged if found.line.score is not None]
-    if len({found.line.score for found in scored}) < 2:
+    scored = [scanned for scanned in lines if scanned.line.score is not None]
+    if len({scanned.line.score for scanned in scored}) < 2:
         return [], []
-    scored.sort(key=lambda found: (found.line.score, found.run, found.line.prompt_id, found.seed))
+    scored.sort(key=lambda scanned: (scanned.line.score, scanned.run, scanned.line.prompt_id, scanned.seed))
     # A dict keeps the last line of each text: of a text written for several prompts, the best or the worst one.
-    best = {found.line.text: found for found in scored}
-    worst = {found.line.text: found for found in reversed(scored)}
+    best = {scanned.line.text: scanned for scanned in scored}
+    worst = {scanned.line.text: scanned for scanned in reversed(scored)}
     count = min(SHOWN_FIRST, len(best) // 2)
     return sorted(best.values(), key=_score, reverse=True)[:count], sorted(worst.values(), key=_score)[:count]
 
 
-def _score(found: numbers.ScannedLine) -> float:
-    return found.line.score or 0.0
+def _score(scanned: numbers.ScannedLine) -> float:
+    return scanned.line.score or 0.0
 
 
 def _version(stage: str, line: Judged) -> list[Any]:

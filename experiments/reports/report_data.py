@@ -74,7 +74,7 @@ def lines_by_prompt(lines: Sequence[Judged]) -> dict[str, list[Judged]]:
 
 def first_lines(lines: Sequence[Judged]) -> dict[str, Judged]:
     """The line that represents each prompt: its first, so that none is picked."""
-    return {prompt: own[0] for prompt, own in lines_by_prompt(lines).items()}
+    return {prompt: prompt_lines[0] for prompt, prompt_lines in lines_by_prompt(lines).items()}
 
 
 def begun_from(stage: str, stages: Collection[str]) -> str:
@@ -94,8 +94,8 @@ class RunData:
 
     @property
     def learner(self) -> str:
-        named = self.spec.get("learner", {}).get("name")
-        return str(named or next((s.trained for s in self.seeds if s.trained), "student"))
+        name = self.spec.get("learner", {}).get("name")
+        return str(name or next((s.trained for s in self.seeds if s.trained), "student"))
 
 
 def load_run(folder: Path) -> RunData:
@@ -141,10 +141,10 @@ def _seed_number(path: Path) -> tuple[int, str]:
 
 def _load_seed(folder: Path, notes: list[str]) -> SeedData:
     results = _record(folder / "results.json")
-    own = [_finite(r) for r in _lines(folder / "metrics.jsonl", notes)]
-    learning = [r for r in own if not _of_imitation(r)]
+    metrics = [_finite(r) for r in _lines(folder / "metrics.jsonl", notes)]
+    learning = [r for r in metrics if not _of_imitation(r)]
     # A log shared by both phases (the demo's) has the warm start's rows first; a run keeps them in a folder.
-    imitation = [r for r in own if _of_imitation(r)]
+    imitation = [r for r in metrics if _of_imitation(r)]
     imitation += [_finite(r) for r in _lines(folder / "imitation" / "metrics.jsonl", notes)]
     stages = {}
     for path in sorted(folder.glob("evaluation-*.jsonl")):
@@ -190,7 +190,7 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
             if isinstance(score, int | float):
                 key = (str(row.get("prompt_id")), str(row.get("text")), int(row.get("step") or 0))
                 others.setdefault(key, {})[str(row.get("critic", rescored.stem))] = float(score)
-    judged = []
+    lines = []
     for number, row in enumerate(rows, 1):
         try:
             line_judged = Judged(
@@ -211,8 +211,8 @@ def _judged(path: Path, notes: list[str]) -> list[Judged]:
                 "expected. Remove that line, or repeat the run."
             ) from None
         more = others.get((line_judged.prompt_id, line_judged.text, line_judged.step))
-        judged.append(line_judged if not more else Judged(**{**_fields(line_judged), "others": more}))
-    return judged
+        lines.append(line_judged if not more else Judged(**{**_fields(line_judged), "others": more}))
+    return lines
 
 
 def _fields(judged: Judged) -> dict[str, Any]:

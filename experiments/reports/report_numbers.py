@@ -105,10 +105,10 @@ def headline(run: RunData) -> list[Headline]:
 def _headline(run: RunData, stage: str) -> Headline:
     tables = [by_prompt(seed.stages[stage]) for seed in run.seeds if stage in seed.stages]
     if not tables:  # only the numbers were saved
-        kept = [seed.numbers[stage] for seed in run.seeds if stage in seed.numbers]
-        scores = [s for n in kept if (s := n.get("score")) is not None]
-        low, high = (kept[0].get("low"), kept[0].get("high")) if len(kept) == 1 else (None, None)
-        shown = {key: [v for n in kept if (v := n.get(key)) is not None] for key in ("distinct_2", "length_ratio")}
+        by_seed = [seed.numbers[stage] for seed in run.seeds if stage in seed.numbers]
+        scores = [s for n in by_seed if (s := n.get("score")) is not None]
+        low, high = (by_seed[0].get("low"), by_seed[0].get("high")) if len(by_seed) == 1 else (None, None)
+        values = {key: [v for n in by_seed if (v := n.get(key)) is not None] for key in ("distinct_2", "length_ratio")}
         return Headline(
             run=run.name,
             stage=stage,
@@ -116,13 +116,13 @@ def _headline(run: RunData, stage: str) -> Headline:
             by_seed=scores,
             change=None,
             matches_teacher=None,
-            distinct_2=_mean(shown["distinct_2"]) if shown["distinct_2"] else None,
-            length_ratio=_mean(shown["length_ratio"]) if shown["length_ratio"] else None,
-            failures=int(sum(n.get("failures") or 0 for n in kept)),
-            count=int(sum(n.get("count") or 0 for n in kept)),
+            distinct_2=_mean(values["distinct_2"]) if values["distinct_2"] else None,
+            length_ratio=_mean(values["length_ratio"]) if values["length_ratio"] else None,
+            failures=int(sum(n.get("failures") or 0 for n in by_seed)),
+            count=int(sum(n.get("count") or 0 for n in by_seed)),
         )
-    there = {name for seed in run.seeds for name in seed.stages}
-    start = begun_from(stage, there)
+    stages = {name for seed in run.seeds for name in seed.stages}
+    start = begun_from(stage, stages)
     change = None
     if stage not in REFERENCES or stage == "imitation":
         change = paired(run, stage, start)
@@ -135,9 +135,14 @@ def _headline(run: RunData, stage: str) -> Headline:
         by_seed=[_mean(list(table.values())) for table in tables],
         change=change,
         matches_teacher=at_least,
-        distinct_2=_mean([distinct_n([line.text for line in own], 2) for own in lines]),
-        length_ratio=_mean([sum(len(r.text) for r in own) / max(1, sum(len(r.prompt) for r in own)) for own in lines]),
-        failures=sum(line.score is None for own in lines for line in own),
+        distinct_2=_mean([distinct_n([line.text for line in seed_lines], 2) for seed_lines in lines]),
+        length_ratio=_mean(
+            [
+                sum(len(r.text) for r in seed_lines) / max(1, sum(len(r.prompt) for r in seed_lines))
+                for seed_lines in lines
+            ]
+        ),
+        failures=sum(line.score is None for seed_lines in lines for line in seed_lines),
         count=sum(map(len, lines)),
     )
 
@@ -195,12 +200,12 @@ def paired(
     for stages in measured:
         others = lines_by_prompt(stages[other])
         table: dict[str, float] = {}
-        for prompt, own in lines_by_prompt(stages[stage]).items():
-            pairs = [(line, paired_line(others.get(prompt, ()), place)) for place, line in enumerate(own)]
+        for prompt, prompt_lines in lines_by_prompt(stages[stage]).items():
+            pairs = [(line, paired_line(others.get(prompt, ()), place)) for place, line in enumerate(prompt_lines)]
             values = [(value(line), value(then)) for line, then in pairs if then is not None]
-            known = [compare(a, b) for a, b in values if a is not None and b is not None]
-            if known:
-                table[prompt] = _mean(known)
+            compared = [compare(a, b) for a, b in values if a is not None and b is not None]
+            if compared:
+                table[prompt] = _mean(compared)
         tables.append(table)
     means = list(over_seeds(tables).values())
     return interval(means, lowest) if means else None
@@ -358,9 +363,9 @@ def phase_seconds(seed: SeedData) -> dict[str, float]:
     whole = totals.pop("step", 0.0)
     for name in ("judge", "spent"):  # hidden behind other work; a running total
         totals.pop(name, None)
-    named = {_PHASES.get(name, name): value for name, value in totals.items()}
-    rest = whole - sum(named.values())
-    return named | ({"other": rest} if rest > 0.005 * whole else {})
+    by_phase = {_PHASES.get(name, name): value for name, value in totals.items()}
+    other = whole - sum(by_phase.values())
+    return by_phase | ({"other": other} if other > 0.005 * whole else {})
 
 
 _PHASES = {"generate": "writing", "judge_wait": "waiting for the critic", "reference": "reference", "update": "update"}

@@ -58,8 +58,8 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
     cells: list[Cell] = []
     first: tuple[str, ...] = ()
     if spec.teacher.teacher != "pocket":
-        used: dict[str, Any] = {k: common[k] for k in ("data", "teacher") if k in common}
-        cells.append(Cell("teacher", home / "teacher", f"{MODULE}:teach", used))
+        teacher_job: dict[str, Any] = {k: common[k] for k in ("data", "teacher") if k in common}
+        cells.append(Cell("teacher", home / "teacher", f"{MODULE}:teach", teacher_job))
         first = ("teacher",)
     for system in SYSTEMS:
         for seed in seeds:
@@ -68,13 +68,15 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
             job = {"system": system.name, "scale": _what_decides(common, system)}
             cells.append(Cell(name, home / name, f"{MODULE}:train", job, seed, needs))
     if spec.people.who is not None:
-        judged = {k: record[k] for k in ("people", "cloze") if k in record} | {"scale": _what_decides(common, None)}
+        people_job = {k: record[k] for k in ("people", "cloze") if k in record} | {"scale": _what_decides(common, None)}
         if spec.people.who != "exact":
-            judged["ratings"] = hashlib.sha256(Path(spec.people.who).read_bytes()).hexdigest()[:16]
+            people_job["ratings"] = hashlib.sha256(Path(spec.people.who).read_bytes()).hexdigest()[:16]
         for seed in seeds:
             needs = tuple(f"seed-{seed}/{s.name}" for s in SYSTEMS if s.people)
             cells.append(
-                Cell(f"seed-{seed}/people", home / f"seed-{seed}/people", f"{MODULE}:ask_people", judged, seed, needs)
+                Cell(
+                    f"seed-{seed}/people", home / f"seed-{seed}/people", f"{MODULE}:ask_people", people_job, seed, needs
+                )
             )
     return cells
 
@@ -82,12 +84,12 @@ def make_cells(spec: ScaleSpec, out: Path, seeds: Sequence[int]) -> list[Cell]:
 def _what_decides(common: Mapping[str, Any], system: System | None) -> dict[str, Any]:
     """The settings that a cell depends on, so that changing one learner's does not invalidate the others' results."""
     kind = system.kind if system else ""
-    kept = {k: v for k, v in common.items() if k not in ("more_imitation", "feedback", "learners")}
+    settings = {k: v for k, v in common.items() if k not in ("more_imitation", "feedback", "learners")}
     if kind == "ft":
-        kept["more_imitation"] = common["more_imitation"]
+        settings["more_imitation"] = common["more_imitation"]
     elif kind not in ("warm", ""):
-        kept |= {"feedback": common["feedback"], "learners": {kind: common["learners"].get(kind, {})}}
-    return kept
+        settings |= {"feedback": common["feedback"], "learners": {kind: common["learners"].get(kind, {})}}
+    return settings
 
 
 def write_allowance(spec: ScaleSpec, out: Path) -> None:
@@ -158,8 +160,8 @@ def open_material(spec: ScaleSpec, seed: int, out: Path) -> Material:
         return Material(prompts, TeacherBuffer(None, teacher.demonstrations(everything, spec.teacher.lines)))
     home = out / "cells" / "teacher"
     buffer = TeacherBuffer(home / "lines.jsonl")
-    written = {s: [Prompt(**row) for row in rows] for s, rows in read_json(home / "prompts.json").items()}
-    return Material({s: tuple(p for p in of_split if p.id in buffer) for s, of_split in written.items()}, buffer)
+    by_split = {s: [Prompt(**row) for row in rows] for s, rows in read_json(home / "prompts.json").items()}
+    return Material({s: tuple(p for p in of_split if p.id in buffer) for s, of_split in by_split.items()}, buffer)
 
 
 def training_prompts(material: Material, system: System, seed: int) -> list[Prompt]:
@@ -339,14 +341,14 @@ def people_pairs(spec: ScaleSpec, material: Material, folder: Path) -> dict[str,
     Half of the pairs show the system first, chosen by a hash of the texts."""
     prompts = material.prompts["test"]
     prompts = prompts[: spec.people.prompts or len(prompts)]
-    wanted = {p.id for p in prompts}
+    ids = {p.id for p in prompts}
     pairs: dict[str, list[tuple[Joke, Joke]]] = {}
     for system in (s for s in SYSTEMS if s.people):
         lines = read_lines(folder / system.name / "lines-test-beams.jsonl", material.prompts["test"], system.name)
         pairs[system.name] = [
             _blind(line, Joke(line.prompt, material.buffer.lines_for(line.prompt.id)[0], "teacher"))
             for line in lines
-            if line.prompt.id in wanted
+            if line.prompt.id in ids
         ]
     return pairs
 
@@ -416,8 +418,8 @@ def compare(
         side = _side(verdict)
         for name in ("humor", "consistency"):
             right = _side(truth[name][index])
-            asked = part in ("overall", name) and side is not None
-            columns[f"agree {name}"].append(float(side == right) if asked and right else None)
+            is_asked = part in ("overall", name) and side is not None
+            columns[f"agree {name}"].append(float(side == right) if is_asked and right else None)
         flipped = verdict.flipped
         columns["position bias"].append(None if flipped is None else float(flipped))
         right, longer = _side(truth[part][index]), _longer(pair)

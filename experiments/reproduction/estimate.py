@@ -97,8 +97,8 @@ def _source(spec: ScaleSpec, split: str, size: int) -> str:
 
 
 def _prompts(spec: ScaleSpec, system: System, train: int) -> int:
-    own = train * system.thirds // 3
-    return max(1, round(own * spec.feedback.share))
+    count = train * system.thirds // 3
+    return max(1, round(count * spec.feedback.share))
 
 
 def _rounds(system: System) -> int:
@@ -166,10 +166,10 @@ def _cost(
     read = round(sum(len((r.system + r.user_text).encode()) for r in requests) / 3.5) * times
     written = sum(r.max_tokens for r in requests) * times
     cost: dict[str, Any] = {"items": items, "calls": calls, "tokens read": read, "tokens written": written}
-    service, _, rest = client.partition(":")
+    service, _, address = client.partition(":")
     if service == "local":
         return cost | {"dollars": 0.0}
-    model = rest.partition("@")[0]
+    model = address.partition("@")[0]
     if service.startswith("anthropic") and not model:
         from humor_env.llm.clients.anthropic import DEFAULT_MODEL
 

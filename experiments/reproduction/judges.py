@@ -48,13 +48,13 @@ def make_judge(
     if part != "overall" and not changes:
         return None
     arguments = {**table.options, **changes}
-    known = inspect.signature(registry.judges.resolve(table.judge)).parameters
-    if "seed" in known:
+    parameters = inspect.signature(registry.judges.resolve(table.judge)).parameters
+    if "seed" in parameters:
         arguments.setdefault("seed", stream_seed(seed, role))
-    if "ledger" in known:
+    if "ledger" in parameters:
         arguments.setdefault("ledger", str(out / LEDGER))
     limits = budget_of(spec)
-    if "budget" in known and limits:
+    if "budget" in parameters and limits:
         arguments.setdefault("budget", limits)
     return cast(Judge, registry.judges.make(table.judge, **arguments))
 

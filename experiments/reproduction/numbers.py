@@ -119,9 +119,9 @@ def estimate(results: Results, terms: Terms) -> Estimate | None:
         name, values = named_values
         mean += coefficient * float(np.nanmean(values))
         draws += coefficient * _means(name, values)
-        there = np.isfinite(values)
-        seeds, items = len(values), max(items, int(there.sum(axis=1).max()))
-        enough = enough and bool(there.any(axis=0).sum() >= FEWEST)
+        finite = np.isfinite(values)
+        seeds, items = len(values), max(items, int(finite.sum(axis=1).max()))
+        enough = enough and bool(finite.any(axis=0).sum() >= FEWEST)
     low, high = np.quantile(draws, [0.025, 0.975]) if enough else (np.nan, np.nan)
     return Estimate(mean, float(low), float(high), seeds, items)
 
@@ -130,9 +130,9 @@ def _means(name: str, values: Values) -> Values:
     """The mean of each resample, over the values that are not missing."""
     by_seed = _weights("seeds", len(values))
     by_item = _weights(f"items/{name}", values.shape[1])
-    there = np.isfinite(values)
-    total = np.einsum("rn,rn->r", by_seed @ np.where(there, values, 0.0), by_item)
-    count = np.einsum("rn,rn->r", by_seed @ there.astype(float), by_item)
+    finite = np.isfinite(values)
+    total = np.einsum("rn,rn->r", by_seed @ np.where(finite, values, 0.0), by_item)
+    count = np.einsum("rn,rn->r", by_seed @ finite.astype(float), by_item)
     # A resample without any value gets the mean of all values.
     return np.where(count > 0, total / np.maximum(count, 1e-12), float(np.nanmean(values)))
 

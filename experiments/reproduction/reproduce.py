@@ -85,18 +85,18 @@ def reproduce(
     _write_results(out, about, outcomes)
     if spec.people.who is None:
         _write_pairs(spec, out, seeds, outcomes)
-    made, text = write_tables(out)
-    return Reproduction(made, text, {name: o.error for name, o in outcomes.items() if o.error is not None})
+    tables, text = write_tables(out)
+    return Reproduction(tables, text, {name: o.error for name, o in outcomes.items() if o.error is not None})
 
 
 def write_tables(out: Path) -> tuple[dict[str, Any], str]:
     """Write tables.json and TABLES.md, from results.jsonl alone."""
     results = Results.read(out)
-    made = make_tables(results)
-    text = as_text(made, results.about)
-    write_json(out / TABLES, made)
+    tables = make_tables(results)
+    text = as_text(tables, results.about)
+    write_json(out / TABLES, tables)
     write_text(out / TEXT, text)
-    return made, text
+    return tables, text
 
 
 def write_page(out: Path, page: Path) -> None:

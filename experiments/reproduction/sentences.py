@@ -26,22 +26,22 @@ _NOT_SAID = re.compile(r"^<[^>]*>$")  # <file_photo> and the like
 
 def read_sentences(data: DataSpec) -> dict[str, tuple[Prompt, ...]]:
     """The sentences of each split. Held-out splits choose first, so that training cannot take their sentences."""
-    taken: set[str] = set()
+    used_keys: set[str] = set()
     by_split: dict[str, tuple[Prompt, ...]] = {}
     for split in ("test", "ood", "dev", "train"):
         source: SourceSpec | None = getattr(data, split)
         if source is not None:
-            by_split[split] = _sample(source, split, data.seed, taken)
+            by_split[split] = _sample(source, split, data.seed, used_keys)
     return {split: by_split[split] for split in ("train", "dev", "test", "ood") if split in by_split}
 
 
-def _sample(source: SourceSpec, split: str, seed: int, taken: set[str]) -> tuple[Prompt, ...]:
+def _sample(source: SourceSpec, split: str, seed: int, used_keys: set[str]) -> tuple[Prompt, ...]:
     by_key: dict[str, str] = {}
     rows = 0
     for conversation in _texts(source):
         rows += 1
         candidates = [t for t in conversation if source.least_words <= len(t.split()) <= source.most_words]
-        candidates = [t for t in candidates if _key(t) not in taken and _key(t) not in by_key]
+        candidates = [t for t in candidates if _key(t) not in used_keys and _key(t) not in by_key]
         if candidates:
             # One turn of each conversation: several would not be independent.
             chosen = candidates[stream_seed(seed, "turn", "\x1f".join(conversation)) % len(candidates)]
@@ -56,7 +56,7 @@ def _sample(source: SourceSpec, split: str, seed: int, taken: set[str]) -> tuple
     keys = sorted(by_key)
     order = generator(seed, "sentences", split).permutation(len(keys))[: source.count]
     chosen_keys = [keys[i] for i in order]
-    taken.update(chosen_keys)
+    used_keys.update(chosen_keys)
     return tuple(Prompt(f"{split}/{_digest(k)}", by_key[k], "paraphrase", split) for k in chosen_keys)
 
 
@@ -65,8 +65,8 @@ def _texts(source: SourceSpec) -> Iterator[list[str]]:
     reading = {k: v for k, v in (("config", source.config), ("revision", source.revision)) if v is not None}
     last = ""
     for place, split, row in prompt_files.rows(source.source, **reading):
-        named = row.get("split") or split
-        if source.splits and named is not None and named not in source.splits:
+        row_split = row.get("split") or split
+        if source.splits and row_split is not None and row_split not in source.splits:
             continue
         if source.column not in row:
             raise PromptError(
@@ -86,8 +86,8 @@ def _texts(source: SourceSpec) -> Iterator[list[str]]:
 
 
 def _clean(text: str, source: SourceSpec) -> str | None:
-    for written, meant in source.replace.items():
-        text = text.replace(written, meant)
+    for old, new in source.replace.items():
+        text = text.replace(old, new)
     text = " ".join(text.split())
     return None if not text or _NOT_SAID.match(text) else text
 

@@ -131,11 +131,13 @@ def _claim(decided: Found, table: str) -> dict[str, Any]:
 # As text
 
 
-def as_text(made: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> str:
+def as_text(tables: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> str:
     """The tables in Markdown that is readable on a terminal too."""
     blocks = [_heading(about)] if about else []
-    summary = "\n".join(f"- {_name(table)}: {made[table]['verdict']}{_counts(made[table]['claims'])}" for table in made)
-    return "\n\n".join([*blocks, *(_block(table, made[table]) for table in made), "### In short", summary]) + "\n"
+    summary = "\n".join(
+        f"- {_name(table)}: {tables[table]['verdict']}{_counts(tables[table]['claims'])}" for table in tables
+    )
+    return "\n\n".join([*blocks, *(_block(table, tables[table]) for table in tables), "### In short", summary]) + "\n"
 
 
 def _name(table: str) -> str:
@@ -163,14 +165,14 @@ def _calibrated(about: Mapping[str, Any]) -> str:
     )
 
 
-def _block(table: str, made: Mapping[str, Any]) -> str:
+def _block(table: str, result: Mapping[str, Any]) -> str:
     name = _name(table)
-    title = f"### {name}. {made['title']}"
-    if made["verdict"] == "not measured" and table in ("1", "6"):
+    title = f"### {name}. {result['title']}"
+    if result["verdict"] == "not measured" and table in ("1", "6"):
         return f"{title}\n\n{PEOPLE_MISSING}"
-    parts = [title, NOTES[table], _grid(table, made["rows"])]
-    parts.append(_lines(["claim", "paper", "ours", "finding"], [_claim_row(c, table) for c in made["claims"]]))
-    parts.append(f"**{name}: {made['verdict']}**{_counts(made['claims'])}.")
+    parts = [title, NOTES[table], _grid(table, result["rows"])]
+    parts.append(_lines(["claim", "paper", "ours", "finding"], [_claim_row(c, table) for c in result["claims"]]))
+    parts.append(f"**{name}: {result['verdict']}**{_counts(result['claims'])}.")
     return "\n\n".join(parts)
 
 
@@ -185,8 +187,8 @@ def _grid(table: str, rows: Sequence[Mapping[str, Any]]) -> str:
     sampled = any(cell.get("sampled") for row in rows for cell in row["cells"].values())
     head = ["system" if table != "1" else "critic"]
     for column in columns:
-        named = COLUMN_NAMES.get(column, column)
-        head += [f"{named}: paper", "ours"] + (["ours, sampled"] if sampled else [])
+        heading = COLUMN_NAMES.get(column, column)
+        head += [f"{heading}: paper", "ours"] + (["ours, sampled"] if sampled else [])
     lines = []
     for row in rows:
         line = [ROW_NAMES.get(row["row"], row["row"])]
@@ -200,17 +202,17 @@ def _grid(table: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _claim_row(claim: Mapping[str, Any], table: str) -> list[str]:
     paper = claim["paper"]
-    shown = paper if isinstance(paper, str) else "–" if paper is None else f"{paper:+.0f}"
-    return [claim["text"], shown, _interval(claim["ours"], table, "+"), claim["finding"]]
+    paper_text = paper if isinstance(paper, str) else "–" if paper is None else f"{paper:+.0f}"
+    return [claim["text"], paper_text, _interval(claim["ours"], table, "+"), claim["finding"]]
 
 
 def _interval(numbers: Mapping[str, float | None] | None, table: str, sign: str = "") -> str:
     if numbers is None:
         return "–"
     digits = 2 if table == "length" else 1
-    known = [v for k in ("mean", "low", "high") if (v := numbers[k]) is not None]
+    values = [v for k in ("mean", "low", "high") if (v := numbers[k]) is not None]
     # Plus 0 turns a rounded -0.0 into 0.0, which has no sign.
-    mean, *bounds = (f"{round(v, digits) + 0.0:{sign}.{digits}f}" for v in known)
+    mean, *bounds = (f"{round(v, digits) + 0.0:{sign}.{digits}f}" for v in values)
     return f"{mean} [{', '.join(bounds)}]" if bounds else mean
 
 

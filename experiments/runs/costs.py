@@ -57,7 +57,7 @@ class Item:
         return Item(self.what, self.who, self.lines * count, *numbers, None if self.cost is None else self.cost * count)
 
     def __add__(self, other: Item) -> Item:
-        known = self.cost is not None and other.cost is not None
+        both_priced = self.cost is not None and other.cost is not None
         return Item(
             self.what,
             self.who,
@@ -65,7 +65,7 @@ class Item:
             self.calls + other.calls,
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
-            (self.cost or 0.0) + (other.cost or 0.0) if known else None,
+            (self.cost or 0.0) + (other.cost or 0.0) if both_priced else None,
         )
 
 
@@ -117,13 +117,13 @@ def check_without_paying(spec: Spec) -> list[str]:
     lacking: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         # Filtering lines would call a critic, so the filter is only made.
-        wanted = spec.teacher.filter if spec.teacher is not None else None
+        teacher_filter = spec.teacher.filter if spec.teacher is not None else None
         parts = Ingredients(without_keys(spec), Path(scratch))
         try:
             parts.check()
-            if wanted is not None:
-                harmless = _harmless(registry.critics, wanted.critic, wanted.options)
-                parts.make_critic(CriticSpec(critic=wanted.critic, options=harmless))
+            if teacher_filter is not None:
+                harmless = _harmless(registry.critics, teacher_filter.critic, teacher_filter.options)
+                parts.make_critic(CriticSpec(critic=teacher_filter.critic, options=harmless))
         except CredentialError as problem:
             lacking.append(str(problem))
         finally:
@@ -136,8 +136,8 @@ def _clients(spec: Spec) -> list[str]:
 
     def inside(table: Any) -> list[str]:
         if isinstance(table, Mapping):
-            own = [v for k, v in table.items() if k == "client" and isinstance(v, str)]
-            return own + [name for v in table.values() for name in inside(v)]
+            clients = [v for k, v in table.items() if k == "client" and isinstance(v, str)]
+            return clients + [name for v in table.values() for name in inside(v)]
         return [name for v in table for name in inside(v)] if isinstance(table, list) else []
 
     return inside(spec.model_dump())
@@ -202,7 +202,9 @@ def item_of(
     judge: Any = getattr(critic, "judge", None)
     members = [*getattr(critic, "inner_critics", ()), *getattr(critic, "inner_judges", ())]
     if members and judge is None:  # a mix or a jury asks each member about each line
-        items = [item for one in members if (item := item_of(what, who, one, sample, lines, together)) is not None]
+        items = [
+            item for member in members if (item := item_of(what, who, member, sample, lines, together)) is not None
+        ]
         return replace(sum(items[1:], items[0]), lines=lines) if items else None
     of_pairs = _of_pairs(judge)
     share = lines / len(sample)
@@ -210,10 +212,10 @@ def item_of(
         estimated = of_pairs([(a, Joke(a.prompt, f"{a.text}!")) for a, _ in sample])
         share *= critic.most_games(together) / together
     elif of_pairs is not None:  # win-tie: each line is compared with some of the teacher's
-        known = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
+        teacher_lines = [critic.teacher.lines_for(joke.prompt.id)[: critic.max_lines] for joke, _ in sample]
         pairs = [
             (Joke(a.prompt, f"{a.text}!"), Joke(a.prompt, b))
-            for (a, _), bs in zip(sample, known, strict=True)
+            for (a, _), bs in zip(sample, teacher_lines, strict=True)
             for b in bs
         ]
         estimated = of_pairs(pairs)
@@ -233,10 +235,14 @@ def _of_pairs(judge: Any) -> Callable[[Sequence[tuple[Joke, Joke]]], Estimate] |
     """The function that estimates a judge's calls for pairs, summed over the judges that it asks. None if all are
     free."""
     if hasattr(judge, "estimate"):
-        found: Callable[[Sequence[tuple[Joke, Joke]]], Estimate] = judge.estimate
-        return found
-    inner = [estimate for one in getattr(judge, "inner_judges", ()) if (estimate := _of_pairs(one)) is not None]
-    return (lambda pairs: sum((one(pairs) for one in inner[1:]), inner[0](pairs))) if inner else None
+        estimator: Callable[[Sequence[tuple[Joke, Joke]]], Estimate] = judge.estimate
+        return estimator
+    inner = [
+        estimate
+        for inner_judge in getattr(judge, "inner_judges", ())
+        if (estimate := _of_pairs(inner_judge)) is not None
+    ]
+    return (lambda pairs: sum((estimator(pairs) for estimator in inner[1:]), inner[0](pairs))) if inner else None
 
 
 def name_of(critic: CriticSpec) -> str:
@@ -353,15 +359,15 @@ def seconds_to_write(spec: Spec, threads: int | None = None) -> float | None:
     sampling, tried = evaluation_sampling(spec, config), min(_TRIED, getattr(config, "batch_size", _TRIED))
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Ingredients(without_keys(spec), Path(scratch)).prompts.split(spec.env.split)
-    asked = [prompts[i % len(prompts)] for i in range(tried)]
+    trial_prompts = [prompts[i % len(prompts)] for i in range(tried)]
     student = load_student(student_settings(spec), spec.seeds[0])
     uniforms = draw_uniforms(tried, sampling.max_new_tokens, torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        write_jokes(student, asked[:1], sampling, uniforms[:1], author="trial")  # the first one also warms up
+        write_jokes(student, trial_prompts[:1], sampling, uniforms[:1], author="trial")  # the first one also warms up
         began = perf_counter()
-        write_jokes(student, asked, sampling, uniforms, author="trial")
+        write_jokes(student, trial_prompts, sampling, uniforms, author="trial")
         return (perf_counter() - began) / tried
     finally:
         torch.set_num_threads(before)

@@ -113,7 +113,7 @@ def written_by(writer: Writer, prompts: Sequence[Prompt], *, lines: int, seed: i
     """`lines` lines for each prompt from a writer used instead of the student, such as best-of-n. Each is requested
     separately, so that a critic that compares the candidates for one prompt sees only those of one line."""
     seeds = [stream_seed(seed, "evaluation", line) if line else None for line in _places(lines)]
-    return _by_prompt([writer.write(prompts, seed=own) for own in seeds])
+    return _by_prompt([writer.write(prompts, seed=turn_seed) for turn_seed in seeds])
 
 
 def _places(lines: int) -> range:
@@ -122,9 +122,9 @@ def _places(lines: int) -> range:
     return range(lines)
 
 
-def _by_prompt(written: Sequence[Sequence[Joke]]) -> list[Joke]:
+def _by_prompt(by_turn: Sequence[Sequence[Joke]]) -> list[Joke]:
     """All lines of the first prompt, then those of the second."""
-    return [joke for own in zip(*written, strict=True) for joke in own]
+    return [joke for prompt_jokes in zip(*by_turn, strict=True) for joke in prompt_jokes]
 
 
 def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -> Evaluation:
@@ -140,7 +140,7 @@ def judge_apart(critic: Critic, jokes: Sequence[Joke]) -> list[Judgement]:
     judgements: dict[int, Judgement] = {}
     turns = line_places(jokes)
     for turn in range(max(turns, default=-1) + 1):
-        now = [i for i, own in enumerate(turns) if own == turn]
+        now = [i for i, own_turn in enumerate(turns) if own_turn == turn]
         judgements |= zip(now, checked_reply(critic, critic_name(critic), [jokes[i] for i in now]), strict=True)
     return [judgements[i] for i in range(len(jokes))]
 
@@ -161,7 +161,7 @@ def prompt_means(jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> list
     for joke, judgement in zip(jokes, judgements, strict=True):
         if judgement.score is not None:
             scores.setdefault(joke.prompt.id, []).append(judgement.score)
-    return [float(np.mean(own)) for own in scores.values()]
+    return [float(np.mean(prompt_scores)) for prompt_scores in scores.values()]
 
 
 def save_lines(measured: Evaluation, folder: Path) -> dict[str, float | None]:

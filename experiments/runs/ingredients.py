@@ -53,9 +53,9 @@ _FILES = (".jsonl", ".json", ".csv", ".tsv")
 
 def check_named(spec: Spec) -> None:
     """Check that the files named in a spec exist."""
-    named = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
-    named |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
-    for key, value in named.items():
+    values = {"env.prompts": spec.env.prompts, "learner.preferences": spec.preferences}
+    values |= {"teacher.lines": spec.teacher.lines if spec.teacher else None}
+    for key, value in values.items():
         file = human_pairs.file_of(value) if isinstance(value, str) else ""
         if file.endswith(_FILES) and not user_path(file).is_file():
             raise InvalidOption(f"There is no file '{file}', which {key} names.")
@@ -99,14 +99,14 @@ class Ingredients:
         if self.spec.critic:
             _ = self.train_critic
         self.prompts.split(self.spec.env.split)
-        taken = inspect.signature(self.spec.train).parameters
+        its_parameters = inspect.signature(self.spec.train).parameters
         for option, name in ((self.spec.student.backend, "backend"), (self.spec.preferences, "preferences")):
-            if option is not None and name not in taken:
+            if option is not None and name not in its_parameters:
                 where = "[student.backend]" if name == "backend" else "[learner] preferences"
                 raise InvalidOption(f"The learner '{self.spec.learner_name}' takes no {name}: leave {where} out.")
         _ = self.env_options, self.preferences, self.backend_key
         watched = self.limits != Limits() or self.spec.monitor is not None
-        if watched and "control" not in taken:
+        if watched and "control" not in its_parameters:
             raise InvalidOption(
                 f"The learner '{self.spec.learner_name}' supports no budget and no monitor: give its train function a "
                 "parameter 'control', or leave [monitor] and max_samples, max_judgements and max_seconds out."
@@ -133,8 +133,8 @@ class Ingredients:
         """The environment's settings: those it is registered with, overridden by the spec's."""
         spec = self.spec.env
         registered = env_spec(spec.id)
-        taken = taken_by_env(registered)
-        if taken is not None and not taken.keys() >= {"prompts", "critic"}:
+        its_parameters = taken_by_env(registered)
+        if its_parameters is not None and not its_parameters.keys() >= {"prompts", "critic"}:
             raise InvalidOption(
                 f"The environment '{spec.id}' takes no prompts and no critic, so no student can learn in it. Use "
                 "humor_env/Paraphrase-v0, OneLiner-v0 or Revise-v0, or one like them."
@@ -178,12 +178,14 @@ class Ingredients:
         buffer = self.teacher
         if buffer is None or self.spec.teacher is None:
             return ()
-        lessons = [own for p in self.prompts.split(split) if (own := buffer.demonstrations_for(p.id)[:count])]
-        chosen = [line for own in lessons[: self.spec.teacher.limit] for line in own]
-        wanted = self.spec.teacher.filter
-        if wanted is not None:
-            critic = self.make_critic(CriticSpec(critic=wanted.critic, options=wanted.options))
-            chosen = list(TeacherBuffer(None, chosen).filter(critic, wanted.at_least))
+        lessons = [
+            prompt_lines for p in self.prompts.split(split) if (prompt_lines := buffer.demonstrations_for(p.id)[:count])
+        ]
+        chosen = [line for prompt_lines in lessons[: self.spec.teacher.limit] for line in prompt_lines]
+        teacher_filter = self.spec.teacher.filter
+        if teacher_filter is not None:
+            critic = self.make_critic(CriticSpec(critic=teacher_filter.critic, options=teacher_filter.options))
+            chosen = list(TeacherBuffer(None, chosen).filter(critic, teacher_filter.at_least))
         return tuple(chosen)
 
     @cached_property
@@ -267,9 +269,9 @@ class Ingredients:
     @cached_property
     def watching_critic(self) -> Critic | None:
         """The held-out critic of the monitor. The training critic itself is never held out."""
-        own = self.spec.monitor.critic if self.spec.monitor is not None else []
-        if own and own != self.spec.critic:
-            return self._make_all(own)
+        entries = self.spec.monitor.critic if self.spec.monitor is not None else []
+        if entries and entries != self.spec.critic:
+            return self._make_all(entries)
         return self.eval_critic if self.spec.eval.critic and self.spec.eval.critic != self.spec.critic else None
 
     @cached_property
@@ -277,9 +279,9 @@ class Ingredients:
         if self.spec.judge is None:
             return None
         options = self._filled(registry.judges, self.spec.judge.judge, self.spec.judge.options)
-        made: Judge = registry.judges.make(self.spec.judge.judge, **options)
-        self._made.append(made)
-        return made
+        judge: Judge = registry.judges.make(self.spec.judge.judge, **options)
+        self._made.append(judge)
+        return judge
 
     def _make_all(self, entries: Sequence[CriticSpec]) -> Critic:
         if len(entries) == 1 and entries[0].weight is None and entries[0].gate is None:
@@ -292,12 +294,12 @@ class Ingredients:
         return mixed
 
     def make_critic(self, entry: CriticSpec) -> Critic:
-        made: Critic = registry.critics.make(
+        critic: Critic = registry.critics.make(
             entry.critic, **self._filled(registry.critics, entry.critic, entry.options)
         )
-        self._made.append(made)
-        self._fresh |= {id(member): member.get_state() for member in with_memory([made])}
-        return made
+        self._made.append(critic)
+        self._fresh |= {id(member): member.get_state() for member in with_memory([critic])}
+        return critic
 
     def _filled(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options, with the run's ledger, limits, teacher and prompts added if accepted and not given, also for
@@ -311,13 +313,13 @@ class Ingredients:
         return self._with_texts(kind, name, filled)
 
     def _with_texts(self, kind: Registry, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        filled, known = with_members(kind, name, options, self._with_texts), parameters(kind, name)
-        prompts = known.get("prompts")
+        filled, its_parameters = with_members(kind, name, options, self._with_texts), parameters(kind, name)
+        prompts = its_parameters.get("prompts")
         if prompts is not None and prompts.default is prompts.empty and "prompts" not in filled:
             filled["prompts"] = self.prompts
-            if "split" in known:
+            if "split" in its_parameters:
                 filled.setdefault("split", self.spec.env.split)
-        teacher = known.get("teacher")
+        teacher = its_parameters.get("teacher")
         if teacher is not None and teacher.default is teacher.empty and "teacher" not in filled:
             if self.teacher is None:
                 raise InvalidOption(f"The critic '{name}' compares with a teacher's lines: the spec needs [teacher].")
@@ -336,19 +338,19 @@ class Ingredients:
         options = {k: v for k, v in self.env_options.items() if k not in ("prompts", "critic")}
         envs = []
         for _ in range(groups):
-            made = gymnasium.make_vec(
+            vector = gymnasium.make_vec(
                 self.spec.env.id,
                 num_envs=share // groups,
                 prompts=self.prompts,
                 critic=self.train_critic,
                 **options,
             )
-            if not isinstance(made.single_action_space, (UnicodeText, gymnasium_spaces.Text)):
+            if not isinstance(vector.single_action_space, (UnicodeText, gymnasium_spaces.Text)):
                 raise InvalidOption(
-                    f"The environment '{self.spec.env.id}' takes {type(made.single_action_space).__name__} actions; a "
-                    "student writes text. Use humor_env/Paraphrase-v0, OneLiner-v0 or Revise-v0, or one like them."
+                    f"The environment '{self.spec.env.id}' takes {type(vector.single_action_space).__name__} actions; "
+                    "a student writes text. Use humor_env/Paraphrase-v0, OneLiner-v0 or Revise-v0, or one like them."
                 )
-            envs.append(made.unwrapped)
+            envs.append(vector.unwrapped)
         return envs
 
     def close(self) -> None:
@@ -373,9 +375,9 @@ def device_of(spec: StudentSpec) -> torch.device:
 def student_settings(spec: Spec, record: Mapping[str, Any] | None = None) -> StudentSpec:
     """The student's settings, with `dtype = "auto"` decided where the machine must not decide it: a base that is
     trained itself needs 32 bits, and a resumed run keeps the precision in its `record`."""
-    kept = "float32" if spec.trains_base else (record or {}).get("precision")
-    decided = spec.student.dtype == "auto" and kept in ("float32", "bfloat16", "float16")
-    return spec.student.model_copy(update={"dtype": kept}) if decided else spec.student
+    dtype = "float32" if spec.trains_base else (record or {}).get("precision")
+    decided = spec.student.dtype == "auto" and dtype in ("float32", "bfloat16", "float16")
+    return spec.student.model_copy(update={"dtype": dtype}) if decided else spec.student
 
 
 def load_student(spec: StudentSpec, seed: int) -> Student:

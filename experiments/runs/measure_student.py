@@ -55,22 +55,22 @@ def measure_student(
         raise CheckpointError(
             f"The run in '{run}' has saved no student yet: it was stopped. To finish it: humor-env train {run} --resume"
         )
-    own = load_spec(run) if run is not None else None
+    spec = load_spec(run) if run is not None else None
     if seed is None:
-        named = next((part for part in reversed(folder.parts) if part.startswith("seed-")), "")
-        seed = int(named[5:]) if named[5:].isdecimal() else 0
-    parts = Ingredients(own, run) if own is not None and run is not None else None
+        seed_part = next((part for part in reversed(folder.parts) if part.startswith("seed-")), "")
+        seed = int(seed_part[5:]) if seed_part[5:].isdecimal() else 0
+    parts = Ingredients(spec, run) if spec is not None and run is not None else None
     try:
-        made = (
+        eval_critic = (
             parts.eval_critic
             if parts and critic is None
             else registry.critics.make(critic or "pocket", **(options or {}))
         )
-        known = parts.prompts if parts and prompts is None else load_prompts(prompts or "pocket")
-        split = split or (own.eval.split if own and prompts is None else "test")
-        asked = known.split(split)[: limit or (own.eval.limit if own and prompts is None else None)]
-        lines = lines or (own.eval.lines if own and prompts is None else 1)
-        sampling = evaluation_sampling(own, own.learner_config(seed)) if own else Sampling()
+        prompt_set = parts.prompts if parts and prompts is None else load_prompts(prompts or "pocket")
+        split = split or (spec.eval.split if spec and prompts is None else "test")
+        chosen_prompts = prompt_set.split(split)[: limit or (spec.eval.limit if spec and prompts is None else None)]
+        lines = lines or (spec.eval.lines if spec and prompts is None else 1)
+        sampling = evaluation_sampling(spec, spec.learner_config(seed)) if spec else Sampling()
         if max_new_tokens is not None:
             sampling = replace(sampling, max_new_tokens=max_new_tokens)
         if temperature is not None:
@@ -78,12 +78,12 @@ def measure_student(
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
         settings = StudentSpec(model=str(folder) if path.is_dir() else student)
-        if own is not None and run is not None:
-            settings = settings.model_copy(update={"dtype": student_settings(own, read_json(run / RECORD)).dtype})
+        if spec is not None and run is not None:
+            settings = settings.model_copy(update={"dtype": student_settings(spec, read_json(run / RECORD)).dtype})
         evaluation = evaluate(
             load_student(settings, seed),
-            asked,
-            made,
+            chosen_prompts,
+            eval_critic,
             adapter=ADAPTERS[adapter],
             sampling=sampling,
             seed=seed,
@@ -97,5 +97,5 @@ def measure_student(
         records = [joke_record(0, j, v) for j, v in zip(evaluation.jokes, evaluation.judgements, strict=True)]
         write_text(out, "".join(json.dumps(record) + "\n" for record in records))
     numbers = {k: v if math.isfinite(v) else None for k, v in evaluation.numbers().items()}
-    by = {"critic": critic_name(made), "prompts": known.name, "split": split}
+    by = {"critic": critic_name(eval_critic), "prompts": prompt_set.name, "split": split}
     return {"count": len(evaluation.jokes), **numbers, **by}

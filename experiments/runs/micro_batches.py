@@ -41,12 +41,12 @@ class Expected:
 
 def choose(parts: Ingredients, student: Student) -> dict[str, int]:
     """A number for each "auto" of the spec, the same in every process."""
-    asked = {place: config for place, config in _learners(parts.spec) if config.micro_batch == AUTO}
-    if not asked:
+    configs = {place: config for place, config in _learners(parts.spec) if config.micro_batch == AUTO}
+    if not configs:
         return {}
     free = free_memory_of(student.device)
     chosen = {}
-    for place, config in asked.items():
+    for place, config in configs.items():
         expected = _expected(config, parts, student)
         chosen[f"{place}.micro_batch"] = expected.memory.micro_batch_that_fits(free, expected.most)
     return {key: min(other[key] for other in gather_object([chosen])) for key in chosen}
@@ -74,8 +74,8 @@ def memory_sentences(parts: Ingredients, student: Student, free: int | None) -> 
         expected = _expected(config, parts, student)
         number = expected.micro_batch
         if not isinstance(number, int):
-            left = None if free is None else free - expected.memory.weights
-            number = expected.memory.micro_batch_that_fits(left, expected.most)
+            room = None if free is None else free - expected.memory.weights
+            number = expected.memory.micro_batch_that_fits(room, expected.most)
         at_once = min(number, expected.most)
         sentences.append(f"{place}: {in_a_sentence(expected.memory, at_once, free)}")
     return sentences

@@ -11,7 +11,7 @@ from typing import TypeVar
 Line = TypeVar("Line")
 
 
-def paired_line(own: Sequence[Line], place: int) -> Line | None:
+def paired_line(lines: Sequence[Line], place: int) -> Line | None:
     """The one of a prompt's lines to compare with another system's line `place`, or None. If there are fewer lines,
     they repeat from the first."""
-    return own[place % len(own)] if own else None
+    return lines[place % len(lines)] if lines else None

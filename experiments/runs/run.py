@@ -281,8 +281,8 @@ class SeedRun:
             began = time.perf_counter()
             prompts, critic, lines = self.parts.eval_prompts, self.parts.eval_critic, self.spec.eval.lines
             if self.writer is not None:
-                written = written_by(self.writer, prompts, lines=lines, seed=self.seed)
-                evaluation = judged(written, critic, name=name, seed=self.seed)
+                jokes = written_by(self.writer, prompts, lines=lines, seed=self.seed)
+                evaluation = judged(jokes, critic, name=name, seed=self.seed)
             else:
                 evaluation = evaluate(
                     self.student,

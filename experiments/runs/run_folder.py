@@ -48,31 +48,31 @@ _MAY_CHANGE = ("budget", "monitor", "seeds", "learner.steps", "tracking", "stude
 def claimed_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool) -> Iterator[Path]:
     """The folder of `choose_folder`, locked against other writers. A folder made for a run that never started is
     removed again."""
-    taken: list[Path] = []
+    others: list[Path] = []
     while True:
-        folder = choose_folder(spec, what, out, resume, taken)
-        made = not folder.exists()
+        folder = choose_folder(spec, what, out, resume, others)
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         refusal = f"'{folder}' is being written by another humor-env: wait for it, or give another --out."
         with contextlib.ExitStack() as stack:
-            stack.callback(_leave, folder, made)
+            stack.callback(_leave, folder, is_new)
             try:
                 stack.enter_context(only_writer(folder / LOCK, refusal))
             except InvalidOption:
                 if out is not None or resume:
                     raise
-                taken.append(folder)
+                others.append(folder)
                 continue
             # The last holder of the lock may have started a run here.
-            if choose_folder(spec, what, out, resume, taken) != folder:
+            if choose_folder(spec, what, out, resume, others) != folder:
                 continue
             stack.enter_context(ledger_if_used(folder / "ledger.sqlite"))
             yield folder
             return
 
 
-def _leave(folder: Path, made: bool) -> None:
-    if made:
+def _leave(folder: Path, is_new: bool) -> None:
+    if is_new:
         with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()
             folder.parent.rmdir()
@@ -94,10 +94,10 @@ def choose_folder(spec: Spec, what: str | Path, out: Path | None, resume: bool, 
     if out is not None:
         if (out / RECORD).exists():
             raise InvalidOption(f"'{out}' already holds a run. Give --resume to continue it, or another --out.")
-        own = [path.name for name in (SPEC, RESULTS, "seed-*") for path in sorted(out.glob(name))]
-        if own:
+        names = [path.name for name in (SPEC, RESULTS, "seed-*") for path in sorted(out.glob(name))]
+        if names:
             raise InvalidOption(
-                f"'{out}' is not a run's folder and holds {', '.join(own[:3])}, which a run would overwrite. Give "
+                f"'{out}' is not a run's folder and holds {', '.join(names[:3])}, which a run would overwrite. Give "
                 "another folder with --out."
             )
         return out
@@ -127,8 +127,8 @@ def _own_folder(what: str | Path) -> Path | None:
     """The run's folder, if the given spec is the one saved in it."""
     path = Path(what)
     folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name == SPEC
-    return folder if named and (folder / SPEC).is_file() and (folder / RECORD).is_file() else None
+    is_run_path = path.is_dir() or path.name == SPEC
+    return folder if is_run_path and (folder / SPEC).is_file() and (folder / RECORD).is_file() else None
 
 
 def prepare_folder(
@@ -214,12 +214,12 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     # A package installed into somebody's project must not claim that project's commit.
     if git("ls-files", "--error-unmatch", "__init__.py") is None:

@@ -62,11 +62,11 @@ class Trackio:
     def begin(self, names: RunNames, id: str | None) -> str:
         import trackio
 
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             if not names.online:
-                held.enter_context(_without(os.environ, "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"))
+                stack.enter_context(_without(os.environ, "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"))
                 # It would ask the Hub for the user's name, to save it with the settings.
-                held.enter_context(_replaced(trackio.Run, "_get_username", lambda self: None))
+                stack.enter_context(_replaced(trackio.Run, "_get_username", lambda self: None))
             self.run = trackio.init(
                 project=names.project,
                 name=names.name,
@@ -225,11 +225,11 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _without(table: Any, *keys: str) -> Iterator[None]:
-    kept = {key: table.pop(key) for key in keys if key in table}
+    removed = {key: table.pop(key) for key in keys if key in table}
     try:
         yield
     finally:
-        table.update(kept)
+        table.update(removed)
 
 
 @contextlib.contextmanager

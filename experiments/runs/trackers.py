@@ -90,14 +90,14 @@ class Trackers:
 
     def lines(self, stage: str, step: int, jokes: Sequence[Joke], judgements: Sequence[Judgement]) -> None:
         """Report a sample of the step's lines, including the best and the worst, and of the calls since last time."""
-        wanted = [t for t in self.threads if step > t.reported.get(stage, -1)]
-        if not wanted or (step % self.spec.every and step != 1):
+        threads = [t for t in self.threads if step > t.reported.get(stage, -1)]
+        if not threads or (step % self.spec.every and step != 1):
             return
         rows = [joke_record(step, j, v) for j, v in zip(jokes, judgements, strict=True)]
         rows = _spread(sorted(rows, key=lambda row: -1.0 if row["score"] is None else row["score"]), self.spec.lines)
         calls = self._new_calls()
         name = f"{stage}/lines" if stage else "lines"
-        for thread in wanted:
+        for thread in threads:
             if rows:
                 thread.put(lambda t: t.table(name, step, LINE_COLUMNS, rows))
             if calls:
@@ -115,10 +115,10 @@ class Trackers:
 
     def results(self, stage: str, numbers: Mapping[str, float | None]) -> None:
         """Report a stage's results on held-out prompts."""
-        kept = {f"held_out/{stage}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))}
+        held_out = {f"held_out/{stage}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))}
         for thread in self.threads:
             if stage not in thread.record.results:
-                thread.put(lambda t: t.results(kept), stage)
+                thread.put(lambda t: t.results(held_out), stage)
 
     def close(self) -> None:
         """Wait for pending reports, but not forever."""

@@ -38,8 +38,8 @@ def rows_of(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
             rows.append({"seed": _number(folder), **record})
     if not rows:
         stages = sorted({p.stem.removeprefix("evaluation-") for s in seeds for p in s.glob("evaluation-*.jsonl")})
-        has = f" It was measured at the stages {', '.join(stages)}: give --stage." if stages else ""
-        raise InvalidOption(f"'{run}' has no {name} with lines: expected the folder of a run or of a seed.{has}")
+        hint = f" It was measured at the stages {', '.join(stages)}: give --stage." if stages else ""
+        raise InvalidOption(f"'{run}' has no {name} with lines: expected the folder of a run or of a seed.{hint}")
     return rows
 
 

@@ -62,13 +62,13 @@ def _stage_lines(file: Path, repo: str, folder: Path) -> None:
         rows.append(row)
     if not rows:
         raise InvalidOption(f"'{file}' is empty: there is nothing to push.")
-    shown = [publishable({k: v for k, v in row.items() if k != "asked"}, keep=TEXTS) for row in rows]
-    if shown == rows:
+    public_rows = [publishable({k: v for k, v in row.items() if k != "asked"}, keep=TEXTS) for row in rows]
+    if public_rows == rows:
         shutil.copy(file, folder / "data.jsonl")
     else:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in public_rows)
         (folder / "data.jsonl").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text(dataset_card(file, repo, shown), encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(file, repo, public_rows), encoding="utf-8")
 
 
 def _stage_student(what: Path, repo: str, folder: Path, merged: bool) -> None:
@@ -135,11 +135,11 @@ def _base(base: str | None) -> tuple[Path | None, str | None]:
 def _without_places(config: Path) -> None:
     """Remove the local paths of a model and its tokenizer, which transformers writes into its settings."""
     settings = json.loads(config.read_text(encoding="utf-8"))
-    named = {key: settings[key] for key in settings if key.endswith(("name_or_path", "_file"))}
-    cleaned = publishable(named)
-    if cleaned != named:
-        kept = {key: value for key, value in settings.items() if key not in named}
-        _write_json(config, kept | cleaned)
+    places = {key: settings[key] for key in settings if key.endswith(("name_or_path", "_file"))}
+    cleaned = publishable(places)
+    if cleaned != places:
+        others = {key: value for key, value in settings.items() if key not in places}
+        _write_json(config, others | cleaned)
 
 
 def _write_json(path: Path, data: Any) -> None:
@@ -169,7 +169,7 @@ def push(folder: Path, repo: str, *, public: bool = False) -> str:
     api = HfApi()
     try:
         api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo, repo_type=kind, folder_path=folder, commit_message="Pushed by humor-env", ignore_patterns=[]
         )
     except LocalTokenNotFoundError:
@@ -178,7 +178,7 @@ def push(folder: Path, repo: str, *, public: bool = False) -> str:
         if not _is_the_hubs(problem):
             raise
         raise HubError(f"The Hub did not accept '{repo}' ({_first_line(problem)}). Nothing was changed here.") from None
-    return str(done.repo_url)
+    return str(commit.repo_url)
 
 
 def pull(repo: str, folder: Path, *, dataset: bool = False) -> list[tuple[str, int]]:

@@ -36,7 +36,7 @@ def score_mean() -> Metric:
     """The mean score; NaN, not 0, if no sample has one."""
 
     def compute(scores: list[SampleScore]) -> float:
-        return sum(one.score.as_float() for one in scores) / len(scores) if scores else math.nan
+        return sum(sample.score.as_float() for sample in scores) / len(scores) if scores else math.nan
 
     return compute
 
@@ -46,7 +46,7 @@ def interval() -> Metric:
     """The 95 % interval of the mean over prompts, as in a run's report; NaN for too few prompts."""
 
     def compute(scores: list[SampleScore]) -> Mapping[str, float | None]:
-        low, high = bootstrap_interval([one.score.as_float() for one in scores])
+        low, high = bootstrap_interval([sample.score.as_float() for sample in scores])
         return {"low": low, "high": high}
 
     return compute
@@ -57,7 +57,7 @@ def judging_cost() -> Metric:
     """Dollars that judging the scored samples cost; NaN if a model's price is not known."""
 
     def compute(scores: list[SampleScore]) -> float:
-        costs = [(one.score.metadata or {}).get("cost", 0.0) for one in scores]
+        costs = [(sample.score.metadata or {}).get("cost", 0.0) for sample in scores]
         return math.nan if None in costs else float(sum(costs))
 
     return compute

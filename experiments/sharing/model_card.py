@@ -124,9 +124,9 @@ def _licence(what: str) -> str:
                 licences[str(json.loads(line).get("licence") or "unknown")] += 1
             except (ValueError, AttributeError):
                 continue
-        known = [name for name, _ in licences.most_common() if name != "unknown"]
-        if known:
-            return ", ".join(known)
+        names = [name for name, _ in licences.most_common() if name != "unknown"]
+        if names:
+            return ", ".join(names)
     return UNKNOWN
 
 
@@ -139,19 +139,19 @@ def _critics(spec: Spec) -> list[str]:
 
 def _options(options: Mapping[str, Any]) -> str:
     """Plain values only: an option may be a path or an address of somebody's machine."""
-    shown = {k: v for k, v in options.items() if isinstance(v, (bool, int, float))}
-    return f" ({', '.join(f'{k} = {v}' for k, v in shown.items())})" if shown else ""
+    plain_values = {k: v for k, v in options.items() if isinstance(v, (bool, int, float))}
+    return f" ({', '.join(f'{k} = {v}' for k, v in plain_values.items())})" if plain_values else ""
 
 
 def _verdict(critic: str, options: Mapping[str, Any]) -> str:
     card = find_card(critic, options)
     if card is None:
         return "it has no card, so it was not tested on known hacks or compared with people."
-    tried = {
+    sentences = {
         "not tried": "its card says that it was not tried.",
         "passing": "its card: it rewards none of the known hacks that were tried.",
     }
-    return tried.get(card.verdict, f"its card finds {len(card.failing)} faults, listed under known hacks.")
+    return sentences.get(card.verdict, f"its card finds {len(card.failing)} faults, listed under known hacks.")
 
 
 def _hacks(spec: Spec) -> list[str]:

@@ -47,7 +47,7 @@ def _text(text: str, hosts: Collection[str]) -> str:
     cleaned = _CLIENT.sub(r"\1", _ADDRESS.sub("", text))
     if whole := _WHOLE.match(cleaned):
         return whole[1] + _last(whole[2])
-    cleaned = _QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", cleaned)
+    cleaned = _QUOTED.sub(lambda match: f"{match[1]}{_last(match[2])}{match[1]}", cleaned)
     cleaned = _INSIDE.sub(r"\1", cleaned)
     for host in sorted(hosts, key=len, reverse=True):
         cleaned = cleaned.replace(host, "[server]")
@@ -64,11 +64,11 @@ def hosts_in(value: Any) -> set[str]:
         return set().union(*map(hosts_in, value.values())) if value else set()
     if isinstance(value, list | tuple):
         return set().union(*map(hosts_in, value)) if value else set()
-    found: set[str] = set()
+    hosts: set[str] = set()
     for address in _ADDRESS.findall(value) if isinstance(value, str) else ():
         try:
             parts = urlsplit(address.removeprefix("@"))
-            found |= {part for part in (parts.netloc, parts.hostname, parts.password) if part}
+            hosts |= {part for part in (parts.netloc, parts.hostname, parts.password) if part}
         except ValueError:
             continue
-    return found
+    return hosts

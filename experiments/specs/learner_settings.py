@@ -100,8 +100,8 @@ def check_table(model: type[BaseModel], table: Mapping[str, Any]) -> BaseModel:
 
 def make_config(config: type, table: Mapping[str, Any], seed: int | None = None) -> Any:
     """The dataclass from a checked table. Errors that it raises itself (InvalidOption) pass through."""
-    made = _build(config, check_table(settings_model(config), table))
-    return made if seed is None else _with_seed(made, seed)
+    instance = _build(config, check_table(settings_model(config), table))
+    return instance if seed is None else _with_seed(instance, seed)
 
 
 def _build(config: type, model: BaseModel) -> Any:

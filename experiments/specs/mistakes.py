@@ -70,15 +70,15 @@ def _sentence(
     home = f"[{table}]" if table else "the top level"
     if kind == "extra_forbidden":
         table_model, key = _table_at(model, path[:-1]), str(full[-1])
-        known = list(table_model.model_fields)
+        keys = list(table_model.model_fields)
         inside = _inside(table_model, key) or _inside(table_model, ELSEWHERE.get(key, ""))
         if key == "seed":
             hint = "'seeds' at the top gives the seed."
         elif inside:
             hint = f"Did you mean '{'.'.join(map(str, (*full[:-1], inside)))}'?"
         else:
-            hint = _near(key, known)
-        return f"{where}: {home} has no key '{full[-1]}'. {hint or 'Known: ' + ', '.join(known) + '.'}"
+            hint = _near(key, keys)
+        return f"{where}: {home} has no key '{full[-1]}'. {hint or 'Known: ' + ', '.join(keys) + '.'}"
     if kind == "missing":
         return f"{where}: {home} needs the key '{full[-1]}'."
     if kind == "list_type" and isinstance(errors[0]["input"], Mapping):
@@ -95,12 +95,12 @@ def _in_toml_words(message: str) -> str:
     return message.replace("valid integer", "whole number").replace("valid number", "number")
 
 
-def _near(key: str, known: Sequence[str]) -> str:
+def _near(key: str, keys: Sequence[str]) -> str:
     """A hint for a misspelt key, or an abbreviation from the first letters of a key's words."""
-    initials = {"".join(word[0] for word in name.split("_") if word): name for name in known}
-    close = get_close_matches(key, known, n=1, cutoff=0.6)
+    initials = {"".join(word[0] for word in name.split("_") if word): name for name in keys}
+    close = get_close_matches(key, keys, n=1, cutoff=0.6)
     nearest = close[0] if close else initials.get(key) or SHORT_FORMS.get(key)
-    return f"Did you mean '{nearest}'?" if nearest in known else ""
+    return f"Did you mean '{nearest}'?" if nearest in keys else ""
 
 
 def _inside(model: type[BaseModel], key: str) -> str | None:

@@ -31,47 +31,47 @@ class Source:
 
     def where(self, path: KeyPath) -> str:
         """The place in the file or command that set `path`, or its nearest parent."""
-        written = [path, *((*path[:-1], short) for short, full in SHORT_FORMS.items() if path[-1:] == (full,))]
-        ways = [way[:end] for end in range(len(path), 0, -1) for way in written]
+        paths = [path, *((*path[:-1], short) for short, full in SHORT_FORMS.items() if path[-1:] == (full,))]
+        ways = [way[:end] for end in range(len(path), 0, -1) for way in paths]
         for way in ways:
             if way in self.overrides:
                 return self.overrides[way]
         return next((f"{self.file}, line {self.lines[way]}" for way in ways if way in self.lines), self.file)
 
 
-def override(data: dict[str, Any], asked: str, source: Source) -> None:
+def override(data: dict[str, Any], pair: str, source: Source) -> None:
     """Set one dotted key."""
-    dotted, value = read_override(asked, "--set")
+    dotted, value = read_override(pair, "--set")
     parts = dotted.split(".")
     if not all(parts):
-        raise InvalidOption(f"--set {asked}: a part of the dotted key is empty.")
+        raise InvalidOption(f"--set {pair}: a part of the dotted key is empty.")
     table: Any = data
     path: KeyPath = ()
     for part in parts[:-1]:
-        table, path = _enter(table, part, path, asked)
+        table, path = _enter(table, part, path, pair)
     key: str | int = parts[-1]
     if isinstance(table, list):
-        _, (*_, key) = _enter(table, str(key), path, asked)
+        _, (*_, key) = _enter(table, str(key), path, pair)
     elif not isinstance(table, dict):
-        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is not a table, so it has no '{key}'.")
+        raise InvalidOption(f"--set {pair}: '{'.'.join(map(str, path))}' is not a table, so it has no '{key}'.")
     other = {**SHORT_FORMS, **{full: short for short, full in SHORT_FORMS.items()}}.get(str(key))
     if other is not None and other in table and path in (("learner",), ("teacher", "imitation")):
         if (*path, other) in source.overrides:
-            raise InvalidOption(f"--set {asked} and {source.overrides[(*path, other)]} are one setting: give it once.")
+            raise InvalidOption(f"--set {pair} and {source.overrides[(*path, other)]} are one setting: give it once.")
         del table[other]  # the file's spelling of the same setting
     table[key] = value
-    source.overrides[(*path, key)] = f"--set {asked}"
+    source.overrides[(*path, key)] = f"--set {pair}"
 
 
-def _enter(table: Any, part: str, path: KeyPath, asked: str) -> tuple[Any, KeyPath]:
+def _enter(table: Any, part: str, path: KeyPath, pair: str) -> tuple[Any, KeyPath]:
     if isinstance(table, list):
         if not part.isdecimal() or int(part) >= len(table):
-            known = ", ".join(map(str, range(len(table)))) or "none"
+            numbers = ", ".join(map(str, range(len(table)))) or "none"
             raise InvalidOption(
-                f"--set {asked}: '{'.'.join(map(str, path))}' is a list, whose entries are numbered: {known}; found "
+                f"--set {pair}: '{'.'.join(map(str, path))}' is a list, whose entries are numbered: {numbers}; found "
                 f"'{part}'."
             )
         return table[int(part)], (*path, int(part))
     if not isinstance(table, dict):
-        raise InvalidOption(f"--set {asked}: '{'.'.join(map(str, path))}' is not a table, so it has no '{part}'.")
+        raise InvalidOption(f"--set {pair}: '{'.'.join(map(str, path))}' is not a table, so it has no '{part}'.")
     return table.setdefault(part, {}), (*path, part)

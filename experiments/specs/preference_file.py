@@ -29,14 +29,14 @@ def read_preferences(path: str | Path, prompts: Iterable[Prompt]) -> list[Prefer
         lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as problem:
         raise InvalidOption(f"The preferences '{path}' cannot be read: {problem}.") from None
-    known = {p.id: p for p in prompts}
-    preferences = [_read(line, f"{path}, line {n}", known) for n, line in enumerate(lines, start=1) if line.strip()]
+    by_id = {p.id: p for p in prompts}
+    preferences = [_read(line, f"{path}, line {n}", by_id) for n, line in enumerate(lines, start=1) if line.strip()]
     if not preferences:
         raise InvalidOption(f"The preferences file '{path}' is empty.")
     return preferences
 
 
-def _read(line: str, where: str, known: dict[str, Prompt]) -> Preference:
+def _read(line: str, where: str, by_id: dict[str, Prompt]) -> Preference:
     try:
         row: Any = json.loads(line)
     except ValueError:
@@ -50,16 +50,16 @@ def _read(line: str, where: str, known: dict[str, Prompt]) -> Preference:
     if isinstance(sure, bool) or not isinstance(sure, (int, float)) or not 0.5 <= sure <= 1:
         raise InvalidOption(f"{where}: 'probability' must be between 0.5 and 1, found {sure!r}.")
     return Preference(
-        _prompt(row, where, known), row["chosen"], row["rejected"], float(sure), str(row.get("source", "file"))
+        _prompt(row, where, by_id), row["chosen"], row["rejected"], float(sure), str(row.get("source", "file"))
     )
 
 
-def _prompt(row: dict[str, Any], where: str, known: dict[str, Prompt]) -> Prompt:
+def _prompt(row: dict[str, Any], where: str, by_id: dict[str, Prompt]) -> Prompt:
     name, text = row.get("prompt_id"), row.get("prompt")
     if name is not None:
-        if name not in known:
+        if name not in by_id:
             raise InvalidOption(f"{where}: the run's prompts have no '{name}'. Give the prompt's text as 'prompt'.")
-        return known[name]
+        return by_id[name]
     if not isinstance(text, str) or not text.strip():
         raise InvalidOption(f"{where}: needs 'prompt_id' or 'prompt', found neither.")
     return Prompt(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest(), text)

@@ -339,13 +339,13 @@ def _settings(
                 f"{source.where((*at, short))}: '{short}' and '{full}' are one setting: found {settings[short]!r} and "
                 f"{settings[full]!r}. Give one of them."
             )
-    named = with_full_names(config, settings)
+    full_settings = with_full_names(config, settings)
     before = len(problems)
-    table_read = checked(settings_model(config), named, at, source, problems)
+    table_read = checked(settings_model(config), full_settings, at, source, problems)
     if table_read is None or len(problems) > before:
         return {}
     try:
-        return plain(make_config(config, named))
+        return plain(make_config(config, full_settings))
     except HumorEnvError as problem:
         problems.append(f"{source.where(at)}: the {what}'s settings do not fit together: {problem}")
     return {}
@@ -355,16 +355,16 @@ def _check_names(spec: Spec, source: Source, problems: list[str]) -> None:
     """Check names that a registry must know, without importing anything."""
     import gymnasium
 
-    named: list[tuple[KeyPath, registry.Registry, str]] = []
+    references: list[tuple[KeyPath, registry.Registry, str]] = []
     watching = spec.monitor.critic if spec.monitor is not None else []
     lists = ((("critic",), spec.critic), (("eval", "critic"), spec.eval.critic), (("monitor", "critic"), watching))
     for at, entries in lists:
-        named += [((*at, i, "critic"), registry.critics, entry.critic) for i, entry in enumerate(entries)]
+        references += [((*at, i, "critic"), registry.critics, entry.critic) for i, entry in enumerate(entries)]
     if spec.teacher is not None and spec.teacher.filter is not None:
-        named.append((("teacher", "filter", "critic"), registry.critics, spec.teacher.filter.critic))
+        references.append((("teacher", "filter", "critic"), registry.critics, spec.teacher.filter.critic))
     if spec.judge is not None:
-        named.append((("judge", "judge"), registry.judges, spec.judge.judge))
-    for path, kind, name in named:
+        references.append((("judge", "judge"), registry.judges, spec.judge.judge))
+    for path, kind, name in references:
         if ":" not in name and name not in kind.names():
             near = did_you_mean(name, kind.names())
             problems.append(
@@ -372,9 +372,9 @@ def _check_names(spec: Spec, source: Source, problems: list[str]) -> None:
                 "For your own, give package.module:name."
             )
     if ":" not in spec.env.id and spec.env.id not in gymnasium.registry:
-        known = sorted(name for name in gymnasium.registry if name.startswith("humor_env/"))
-        near = did_you_mean(spec.env.id, known)
+        env_ids = sorted(name for name in gymnasium.registry if name.startswith("humor_env/"))
+        near = did_you_mean(spec.env.id, env_ids)
         problems.append(
             f"{source.where(('env', 'id'))}: no environment is called '{spec.env.id}'.{near} Known here: "
-            f"{', '.join(known)}. For another package's, write module:id."
+            f"{', '.join(env_ids)}. For another package's, write module:id."
         )

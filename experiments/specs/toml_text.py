@@ -161,13 +161,13 @@ def _value(value: Any) -> str:
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested tables by dotted names; the tables of a list are numbered from 0, as in --set."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{name}.")
+            entries |= flat(value, f"{name}.")
         elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-            found |= flat({f"{i}": each for i, each in enumerate(value)}, f"{name}.")
+            entries |= flat({f"{i}": each for i, each in enumerate(value)}, f"{name}.")
         else:
-            found[name] = value
-    return found
+            entries[name] = value
+    return entries

@@ -88,13 +88,13 @@ def floors(to: Mapping[Room, Mapping[Room, bool]]) -> dict[Room, int]:
 
 
 def _reached(start: Room, below: Mapping[Room, set[Room]]) -> set[Room]:
-    seen: set[Room] = set()
+    reached: set[Room] = set()
     waiting = [start]
     while waiting:
-        new = below[waiting.pop()] - seen
-        seen |= new
+        new = below[waiting.pop()] - reached
+        reached |= new
         waiting += new
-    return seen
+    return reached
 
 
 def picture(root: Path) -> str:
@@ -108,11 +108,11 @@ def picture(root: Path) -> str:
         below = " and ".join(other + "/" for other in FOLDERS if other in others)
         rows.append(f"{folder}/   imports {below or 'none of the others'}")
         for room in sorted(inside, key=lambda room: (-floor[room], room[1])):
-            named = []
+            names = []
             for target in sorted((t for t in to[room] if t[0] == folder), key=lambda t: (-floor[t], t[1])):
                 upwards = floor[target] > floor[room]
-                named.append(f"({_name(target)})" if upwards else _name(target))
-            rows.append(f"  {floor[room]}  {_name(room):<18} {', '.join(named) or '–'}")
+                names.append(f"({_name(target)})" if upwards else _name(target))
+            rows.append(f"  {floor[room]}  {_name(room):<18} {', '.join(names) or '–'}")
         rows.append("")
     return "```text\n" + "\n".join(rows).rstrip() + "\n```\n"
 

@@ -70,9 +70,9 @@ def shares(strengths_of: Sequence[float], answers: int = ANSWERS, seeds: int = S
 def main() -> None:
     for taste in TASTES:
         fractions = shares(taste)
-        shown = ", ".join(f"{t:g}" for t in taste)
+        taste_text = ", ".join(f"{t:g}" for t in taste)
         print(
-            f"| {shown} | {np.mean(fractions):.0%} | {min(fractions):.0%} to {max(fractions):.0%} |",
+            f"| {taste_text} | {np.mean(fractions):.0%} | {min(fractions):.0%} to {max(fractions):.0%} |",
             flush=True,
         )
 

@@ -94,19 +94,19 @@ def memory_growth(steps: int, chance: np.random.Generator) -> tuple[int, float]:
     size = tokens.unwrapped.table.size  # type: ignore[attr-defined]
 
     def play(share: int) -> int:
-        done = 0
-        while done < share:
+        steps_played = 0
+        while steps_played < share:
             texts.step((LINE,) * 64)
             tokens.step(chance.integers(0, size, size=256))
-            done += 64 + 256
-        return done
+            steps_played += 64 + 256
+        return steps_played
 
     texts.reset(seed=0)
     tokens.reset(seed=0)
     play(steps // 10)
     before = resident()
-    done = play(steps)
-    return done, resident() - before
+    steps_played = play(steps)
+    return steps_played, resident() - before
 
 
 def measure(steps: int, memory_steps: int) -> list[tuple[str, str, str, str]]:
@@ -114,16 +114,16 @@ def measure(steps: int, memory_steps: int) -> list[tuple[str, str, str, str]]:
     chance = np.random.default_rng(0)
     rows: list[tuple[str, str, str, str]] = []
 
-    def row(what: str, measured: str, wanted: str = "", holds: bool | None = None) -> None:
-        rows.append((what, measured, wanted, "" if holds is None else "yes" if holds else "NO"))
+    def row(what: str, measured: str, target: str = "", holds: bool | None = None) -> None:
+        rows.append((what, measured, target, "" if holds is None else "yes" if holds else "NO"))
 
-    made = gymnasium.make("humor_env/Tokens-v0", critic=free)
-    raw = made.unwrapped
+    env = gymnasium.make("humor_env/Tokens-v0", critic=free)
+    raw = env.unwrapped
     assert isinstance(raw, TokensEnv)
     token_actions = chance.integers(0, raw.table.size, size=steps).tolist()
     cart = single(gymnasium.make("CartPole-v1").unwrapped, chance.integers(0, 2, size=steps).tolist())
     token = single(raw, token_actions)
-    token_made = single(made, token_actions)
+    token_made = single(env, token_actions)
     row("CartPole, raw: steps/s", f"{1 / cart:,.0f}")
     row("Tokens-v0, raw: steps/s", f"{1 / token:,.0f}")
     row("Tokens-v0 / CartPole", f"{cart / token:.2f}", "≥ 0.5", cart / token >= 0.5)
@@ -161,8 +161,8 @@ def measure(steps: int, memory_steps: int) -> list[tuple[str, str, str, str]]:
     slow = slow_critic_step(64, 0.05)
     row("step of 64 with a critic of 50 ms", f"{slow * 1e3:.1f} ms", "≈ 50 ms", slow < 0.06)
 
-    done, growth = memory_growth(memory_steps, chance)
-    row(f"memory growth over {done:,} env-steps", f"{growth:.1f} MB", "< 2 MB", growth < 2.0)
+    steps_played, growth = memory_growth(memory_steps, chance)
+    row(f"memory growth over {steps_played:,} env-steps", f"{growth:.1f} MB", "< 2 MB", growth < 2.0)
     return rows
 
 

@@ -52,7 +52,7 @@ def measure(url: str, ledger: Path, jokes: int, concurrency: int) -> tuple[float
     first = critic()
     first([Joke(lines[0].prompt, f"warm-up {n}") for n in range(concurrency)])  # opens the connections
     start = time.perf_counter()
-    judged = first(lines)
+    judgements = first(lines)
     seconds = time.perf_counter() - start
     first.close()
     second = critic()
@@ -60,7 +60,7 @@ def measure(url: str, ledger: Path, jokes: int, concurrency: int) -> tuple[float
     again = second(lines)
     rate = jokes / (time.perf_counter() - start)
     second.close()
-    if [j.score for j in judged] != [j.score for j in again] or any(j.failed for j in judged):
+    if [j.score for j in judgements] != [j.score for j in again] or any(j.failed for j in judgements):
         raise AssertionError("a replay from the ledger differs from the run")
     return seconds, rate
 

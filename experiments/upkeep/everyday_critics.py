@@ -128,12 +128,12 @@ def measure(seed: int = 0) -> str:
     writers = sorted({row["kind"] for row in rows})
     lines += ["", "| writer | lines | grades | `everyday` | `everyday-judge` |", "|---|---:|---:|---:|---:|"]
     for writer in writers:
-        own = np.array([row["kind"] == writer for row in rows])
+        of_writer = np.array([row["kind"] == writer for row in rows])
         means = [
-            grades["score"][own].mean() / HIGHEST["funny"],
-            *(answers[name]["score"][own].mean() for name in NAMES),
+            grades["score"][of_writer].mean() / HIGHEST["funny"],
+            *(answers[name]["score"][of_writer].mean() for name in NAMES),
         ]
-        lines.append(f"| {writer} | {own.sum()} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+        lines.append(f"| {writer} | {of_writer.sum()} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
     return "\n".join(lines)
 
 

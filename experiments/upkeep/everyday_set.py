@@ -189,11 +189,11 @@ def faults(record: Record) -> Iterator[str]:
             yield f"'{text}' is {ratio:.2f} times as long as its literal sentence, 0.5 to 2.75 is allowed."
     if unusual > 1:
         yield "Two or three of its lines are much shorter or longer than the literal sentence."
-    own = Near(grams)
+    earlier = Near(grams)
     for text in [literal, *(text for text, _ in lines)]:
-        if any(own.overlaps(text, OWN)):
+        if any(earlier.overlaps(text, OWN)):
             yield f"'{text}' repeats another text of the same record."
-        own.add(text, text)
+        earlier.add(text, text)
 
 
 def tics(records: Sequence[Record]) -> Iterator[str]:
@@ -209,9 +209,9 @@ def tics(records: Sequence[Record]) -> Iterator[str]:
     )
 
 
-def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
+def add(existing: Sequence[Record], candidates: Iterable[Record]) -> tuple[list[Record], list[tuple[str, str]]]:
     """The set with the new records, and (literal sentence, reason) for each that was refused."""
-    made: list[Record] = list(existing)
+    records: list[Record] = list(existing)
     refused: list[tuple[str, str]] = []
     room = dict(TARGETS)
     runs, across = Near(grams), Across()
@@ -223,9 +223,9 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
         for text in texts(record):
             runs.add(text, text)
 
-    for known in existing:
-        remember(known)
-    for raw in sorted(written, key=lambda r: stream_seed(0, "everyday-split", str(r.get("literal")))):
+    for old_record in existing:
+        remember(old_record)
+    for raw in sorted(candidates, key=lambda r: stream_seed(0, "everyday-split", str(r.get("literal")))):
         wrong = " ".join(faults(raw))
         if wrong:
             refused.append((str(raw.get("literal")), wrong))
@@ -241,13 +241,13 @@ def add(existing: Sequence[Record], written: Iterable[Record]) -> tuple[list[Rec
         if reason:
             refused.append((literal, reason))
             continue
-        record: Record = {"id": f"everyday-{len(made) + 1:04d}", "literal": literal, "split": split, "lines": lines}
+        record: Record = {"id": f"everyday-{len(records) + 1:04d}", "literal": literal, "split": split, "lines": lines}
         if split == "ood":
             record["form"] = raw["form"]
         record |= {"source": "humor_env authors", "licence": "CC-BY-4.0"}
-        made.append(record)
+        records.append(record)
         remember(record)
-    return made, refused
+    return records, refused
 
 
 def _split(is_ood: bool, room: dict[str, int], neighbors: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -293,25 +293,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="keep this many of the first records, and divide the others again with the new ones; only for records "
         "that nobody has used yet, since ids and splits change",
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        existing = load_records(asked.set)
-        written = [record for path in asked.files for record in load_records(path)]
+        existing = load_records(options.set)
+        candidates = [record for path in options.files for record in load_records(path)]
     except (HumorEnvError, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1
-    if asked.keep is not None:
-        existing, written = existing[: asked.keep], existing[asked.keep :] + written
-    made, refused = add(existing, written)
+    if options.keep is not None:
+        existing, candidates = existing[: options.keep], existing[options.keep :] + candidates
+    records, refused = add(existing, candidates)
     for literal, reason in refused:
         print(f"refused: {literal} {reason}", file=sys.stderr)
-    if repeats := list(tics(made)):
+    if repeats := list(tics(records)):
         print("Nothing was written, as the lines would repeat themselves:", *repeats, sep="\n", file=sys.stderr)
         return 1
-    asked.set.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made), encoding="utf-8")
-    sizes = Counter(record["split"] for record in made)
+    options.set.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    sizes = Counter(record["split"] for record in records)
     print(
-        f"{len(made) - len(existing)} added, {len(refused)} refused;", ", ".join(f"{s} {n}" for s, n in sizes.items())
+        f"{len(records) - len(existing)} added, {len(refused)} refused;",
+        ", ".join(f"{s} {n}" for s, n in sizes.items()),
     )
     return 0
 

@@ -120,10 +120,12 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---:|---:|---:|---:|---|---|",
     ]
     for writer in ["all", *sorted({row["kind"] for row in rows})]:
-        own = [row for row in rows if writer in ("all", row["kind"])]
-        means = [np.mean([row[name] for row in own]) for name in ("funny", "meaning", "score")]
-        kappas = [in_words(*agreement(own, question)) for question in HIGHEST]
-        lines.append(f"| {writer} | {len(own):,} | " + " | ".join([*(f"{mean:.2f}" for mean in means), *kappas]) + " |")
+        writer_rows = [row for row in rows if writer in ("all", row["kind"])]
+        means = [np.mean([row[name] for row in writer_rows]) for name in ("funny", "meaning", "score")]
+        kappas = [in_words(*agreement(writer_rows, question)) for question in HIGHEST]
+        lines.append(
+            f"| {writer} | {len(writer_rows):,} | " + " | ".join([*(f"{mean:.2f}" for mean in means), *kappas]) + " |"
+        )
     return "\n".join(lines)
 
 

@@ -142,14 +142,14 @@ def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tupl
         by_split.setdefault(p.split, []).append(p)
     for place, prompt in enumerate(prompts):
         draw = generator(seed, f"grading-{name}", prompt.id)
-        own = [lines[prompt.id][i] for i in draw.permutation(len(lines[prompt.id]))]
+        texts = [lines[prompt.id][i] for i in draw.permutation(len(lines[prompt.id]))]
         # Another sentence of the same split, so that critics learn from no line of a test sentence.
         strangers = [p for p in by_split[prompt.split] if p.id != prompt.id]
         other = lines[strangers[int(draw.integers(len(strangers)))].id][0]
-        case = Case(prompt, own[0], own[1], own[2], other)
-        words = own[0].split()
+        case = Case(prompt, texts[0], texts[1], texts[2], other)
+        words = texts[0].split()
         if name == "teacher":
-            yield prompt, own[0], ""
+            yield prompt, texts[0], ""
         elif name == "other sentence":
             yield prompt, other, ""
         elif name == "cut off":
@@ -157,7 +157,7 @@ def by_program(name: str, prompts: Sequence[Prompt], seed: int) -> Iterator[tupl
         elif name == "repeated":
             start = int(draw.integers(max(1, len(words) - 3)))
             run = " ".join(words[start : start + int(draw.integers(1, 4))])
-            twice = f"{own[0]} {own[0]}"
+            twice = f"{texts[0]} {texts[0]}"
             stuck = " ".join([*words[:start], *[run] * int(draw.integers(4, 9))])
             yield prompt, twice if draw.random() < 0.35 else stuck, ""
         else:
@@ -202,7 +202,7 @@ class Workshop:
 
         student, file = self.student(), self.folder / f"{name}-{self.taught}.safetensors"
         if not file.is_file():
-            shown = demonstrations()
+            lessons = demonstrations()
             started = time.monotonic()
             config = sft.SFTConfig(
                 epochs=1,
@@ -214,11 +214,11 @@ class Workshop:
                 seed=stream_seed(self.seed, name) % 2**31,
             )
             self.address("")
-            result = sft.train(config, student, shown)
+            result = sft.train(config, student, lessons)
             if result.stopped:  # a signal ends training cleanly; half a pass must not be saved as a whole one
                 raise KeyboardInterrupt
             save_file({n: t.contiguous() for n, t in student.state().items()}, file)
-            say(f"{name}: {len(shown)} lines, loss {result.train_loss:.3f}, {time.monotonic() - started:.0f} s")
+            say(f"{name}: {len(lessons)} lines, loss {result.train_loss:.3f}, {time.monotonic() - started:.0f} s")
         student.load_state(load_file(file))
 
     def _demonstrations(self, spoilt: bool) -> list[Demonstration]:
@@ -227,14 +227,14 @@ class Workshop:
         prompts = [p for p in buffer.prompts() if p.split == "train"]
         order = generator(self.seed, "grading-imitation").permutation(len(prompts))
         tricks = [probe for probe in PROBES if probe.name in SPOILS]
-        shown: list[Demonstration] = []
+        lessons: list[Demonstration] = []
         for place, i in enumerate(order[: self.taught // 4 if spoilt else self.taught]):
             lines = buffer.lines_for(prompts[i].id)
             line = lines[place % len(lines)]
             if spoilt:
                 line = tricks[place % len(tricks)].write(Case(prompts[i], line, line, line, line)) or line
-            shown.append(Demonstration(prompts[i], line, "everyday"))
-        return shown
+            lessons.append(Demonstration(prompts[i], line, "everyday"))
+        return lessons
 
     def write(self, writer: Writer, prompts: Sequence[Prompt], at_once: int, block: int) -> list[str]:
         student = self.bring_to(writer.passes, writer.spoilt)
@@ -247,8 +247,8 @@ class Workshop:
         started = time.monotonic()
         for start in range(0, len(prompts), at_once):
             part = [p.text for p in prompts[start : start + at_once]]
-            written = backend.generate(part, sampling, uniforms[start : start + at_once], adapter=adapter)
-            texts += [" ".join(text.split()) for text in written.texts]
+            generation = backend.generate(part, sampling, uniforms[start : start + at_once], adapter=adapter)
+            texts += [" ".join(text.split()) for text in generation.texts]
         tokens = sum(len(student.encode_response(text)) for text in texts)
         seconds = time.monotonic() - started
         say(f"{writer.name} at {writer.temperature}: {len(texts)} lines, {tokens / seconds:.0f} tokens/s")
@@ -309,18 +309,18 @@ def broken(sentences: Sequence[tuple[Prompt, str]], count: int, seed: int) -> It
             yield {"prompt_id": prompt.id, "line": " ".join(spliced), "writer": "spliced"}
 
 
-def release(folder: Path, written: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
+def release(folder: Path, candidates: Sequence[Row], prompts: dict[str, tuple[Prompt, str]], seed: int) -> list[Row]:
     """Add new lines to the lines and batches. Released lines never change."""
     file = folder / "lines.jsonl"
     rows = read_jsonl(file) if file.is_file() else []
     before = len(rows)
     seen = {(row["prompt_id"], row["line"]) for row in rows}
-    for row in sorted(written, key=lambda r: r["prompt_id"]):
+    for row in sorted(candidates, key=lambda r: r["prompt_id"]):
         prompt, use = prompts[row["prompt_id"]]
         if (prompt.id, row["line"]) not in seen and row["line"]:
             seen.add((prompt.id, row["line"]))
-            made = {"id": f"line-{len(rows):04d}", "literal": prompt.text, "split": prompt.split, "use": use}
-            rows.append(made | row)
+            fields = {"id": f"line-{len(rows):04d}", "literal": prompt.text, "split": prompt.split, "use": use}
+            rows.append(fields | row)
     if len(rows) > before:
         for _, batches, key in PASSES:
             write_batches(folder / batches, folder / f"{key}.jsonl", rows[before:], before, seed)
@@ -336,8 +336,8 @@ def write_batches(folder: Path, key: Path, rows: Sequence[Row], first: int, seed
         part = [rows[i] for i in order[start : start + BATCH]]
         blind = [{"n": first + start + k, "literal": r["literal"], "line": r["line"]} for k, r in enumerate(part)]
         write_jsonl(folder / f"{number + start // BATCH:03d}.jsonl", blind)
-    known = read_jsonl(key) if key.is_file() else []
-    write_jsonl(key, [*known, *({"n": first + n, "id": rows[i]["id"]} for n, i in enumerate(order))])
+    entries = read_jsonl(key) if key.is_file() else []
+    write_jsonl(key, [*entries, *({"n": first + n, "id": rows[i]["id"]} for n, i in enumerate(order))])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -365,20 +365,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     shop = None if options.release else Workshop(options.student, work, options.seed, options.taught, options.rate)
 
-    written: list[Row] = []
+    candidates: list[Row] = []
     size = -(-len(sentences) // BLOCKS)
     for block in range(options.blocks):
         plan = turns(sentences[block * size : (block + 1) * size], options.seed, block * size)
-        written += written_by_students(shop, plan, work, block, options.at_once)
+        candidates += written_by_students(shop, plan, work, block, options.at_once)
         for name in plan:
             if isinstance(name, str):
-                written += [
+                candidates += [
                     {"prompt_id": p.id, "line": line, "writer": name} | ({"trick": trick} if trick else {})
                     for p, line, trick in by_program(name, plan[name], options.seed)
                 ]
-    written += [row for file in options.add for row in read_jsonl(file) if row["prompt_id"] in prompts]
-    written += broken(sentences, options.broken, options.seed)
-    rows = release(options.folder, written, prompts, options.seed)
+    candidates += [row for file in options.add for row in read_jsonl(file) if row["prompt_id"] in prompts]
+    candidates += broken(sentences, options.broken, options.seed)
+    rows = release(options.folder, candidates, prompts, options.seed)
     writers = dict(Counter(row["writer"] for row in rows))
     say(f"{len(rows)} lines for {len({row['prompt_id'] for row in rows})} sentences: {writers}")
     return 0

@@ -74,13 +74,13 @@ class Meanings:
 
     def key(self, table: str, name: str) -> str:
         """The name as the tables show it: itself, or the longest `…` entry that is its prefix."""
-        known = self.tables[table]
-        if name in known:
+        meanings = self.tables[table]
+        if name in meanings:
             return name
-        begins = [k for k in known if k.endswith("…") and name.startswith(k[:-1])]
+        begins = [k for k in meanings if k.endswith("…") and name.startswith(k[:-1])]
         if not begins:
             raise InvalidOption(
-                f"Nothing says what '{name}' means.{did_you_mean(name, known)} Write a line for it into the table "
+                f"Nothing says what '{name}' means.{did_you_mean(name, meanings)} Write a line for it into the table "
                 f"[{table}] of docs/{self.path.name}."
             )
         return max(begins, key=len)
@@ -137,16 +137,16 @@ def metrics_table(learner: str, names: Collection[str], meanings: Meanings) -> s
             "None: no step is taken. In Python the writer counts `samples`, `judgements` and `unjudged`; so does a "
             "benchmark."
         )
-    known = list(meanings.tables["metrics"])
+    order = list(meanings.tables["metrics"])
     keys = {meanings.key("metrics", name) for name in names}
-    rows = [f"| `{key}` | {meanings.tables['metrics'][key]} |" for key in sorted(keys, key=known.index)]
+    rows = [f"| `{key}` | {meanings.tables['metrics'][key]} |" for key in sorted(keys, key=order.index)]
     return "\n".join(["| metric | meaning |", "|---|---|", *rows])
 
 
 def comments_of(holder: type) -> dict[str, str]:
     """The comment next to each field of a class and of its base classes, from their source."""
-    own = [base for base in reversed(holder.__mro__) if dataclasses.is_dataclass(base)]
-    return {name: comment for base in own for name, comment in _own_comments(base).items()}
+    bases = [base for base in reversed(holder.__mro__) if dataclasses.is_dataclass(base)]
+    return {name: comment for base in bases for name, comment in _own_comments(base).items()}
 
 
 def _own_comments(holder: type) -> dict[str, str]:
@@ -179,8 +179,8 @@ def settings_table(learner: str, meanings: Meanings) -> str:
     for field in dataclasses.fields(holder):
         if field.name in OURS or field.name == "seed":
             continue
-        made = field.default_factory is not dataclasses.MISSING
-        default = "" if made else _shown(field.default)
+        has_factory = field.default_factory is not dataclasses.MISSING
+        default = "" if has_factory else _shown(field.default)
         meaning = comments.get(field.name) or meanings.of("settings", field.name)
         rows.append(f"| `{field.name}` | {_type_name(hints[field.name])} | {default} | {_cell(meaning)} |")
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
@@ -325,8 +325,10 @@ class Tables:
             return costs.show(spec, costs.estimate_spec(spec))
         if kind == "results":
             return self.results.results_table(self.root)
-        made = self.results.curve(self.root, name, page) if kind == "curve" else self.results.trials(self.root, page)
-        table, files = made
+        table_and_files = (
+            self.results.curve(self.root, name, page) if kind == "curve" else self.results.trials(self.root, page)
+        )
+        table, files = table_and_files
         self.files |= files
         return table
 

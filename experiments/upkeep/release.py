@@ -33,11 +33,11 @@ _LINK = re.compile(r"(!?\[[^\]]*\]\()(?![a-z]+:|#)([^)\s]+)(?=\))")
 def run(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     """The output of a command. If it fails, the error has its last lines."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip()[-3000:]
-        raise InvalidOption(f"`{' '.join(words)}` failed:\n{said}")
-    return done.stdout
+    process = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if process.returncode:
+        output = (process.stdout + process.stderr).strip()[-3000:]
+        raise InvalidOption(f"`{' '.join(words)}` failed:\n{output}")
+    return process.stdout
 
 
 def read_setup(root: Path) -> configparser.ConfigParser:
@@ -50,8 +50,8 @@ def versions(root: Path) -> dict[str, str]:
     """The version in each file, or "none"."""
 
     def first(name: str, pattern: str) -> str:
-        found = re.search(pattern, (root / name).read_text(encoding="utf-8"), re.MULTILINE)
-        return found[1] if found else "none"
+        match = re.search(pattern, (root / name).read_text(encoding="utf-8"), re.MULTILINE)
+        return match[1] if match else "none"
 
     return {
         "setup.cfg": read_setup(root).get("metadata", "version", fallback="none"),
@@ -63,18 +63,20 @@ def versions(root: Path) -> dict[str, str]:
 
 def unready(root: Path) -> list[str]:
     """What prevents a release of this checkout, a sentence each."""
-    found = []
+    problems = []
     if changed := run(["git", "status", "--porcelain"], cwd=root).splitlines():
-        found.append(f"{_count(changed, 'file')} not committed, the first is {changed[0][3:]}: commit or remove.")
-    named = versions(root)
-    if len(set(named.values())) > 1:
-        listed = ", ".join(f"{version} in {name}" for name, version in named.items())
-        found.append(f"The files name different versions: {listed}. Write the new version into each.")
+        problems.append(f"{_count(changed, 'file')} not committed, the first is {changed[0][3:]}: commit or remove.")
+    by_file = versions(root)
+    if len(set(by_file.values())) > 1:
+        listed = ", ".join(f"{version} in {name}" for name, version in by_file.items())
+        problems.append(f"The files name different versions: {listed}. Write the new version into each.")
     changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     unreleased = re.search(r"^## Unreleased\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     if unreleased and (lines := [line for line in unreleased[1].splitlines() if line.strip()]):
-        found.append(f'CHANGELOG.md has {_count(lines, "line")} under "Unreleased": move them under the new version.')
-    return found
+        problems.append(
+            f'CHANGELOG.md has {_count(lines, "line")} under "Unreleased": move them under the new version.'
+        )
+    return problems
 
 
 def _count(things: Sequence[str], noun: str) -> str:
@@ -128,8 +130,8 @@ def with_absolute_links(page: str, address: str, version: str) -> str:
 def repository(root: Path) -> str | None:
     """The address called `Source` under project_urls in setup.cfg."""
     urls = read_setup(root).get("metadata", "project_urls", fallback="")
-    found = re.search(r"^Source *= *(\S+)$", urls, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^Source *= *(\S+)$", urls, re.MULTILINE)
+    return match[1] if match else None
 
 
 def build(root: Path, scratch: Path, *, offline: bool) -> list[Path]:
@@ -158,10 +160,10 @@ def install_and_try(file: Path, python: str, place: Path, version: str, *, offli
         (site / "beside.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
         options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
     run([place / "bin" / "python", "-m", "pip", "install", "--quiet", *options, file], env=environment, cwd=place)
-    said = [run([place / "bin" / "humor-env", *words], env=environment, cwd=place) for words in TRIED]
-    if said[0].strip() != version:
+    outputs = [run([place / "bin" / "humor-env", *words], env=environment, cwd=place) for words in TRIED]
+    if outputs[0].strip() != version:
         raise InvalidOption(
-            f"{file.name} was installed, and `humor-env --version` says {said[0].strip()}, not {version}."
+            f"{file.name} was installed, and `humor-env --version` says {outputs[0].strip()}, not {version}."
         )
 
 

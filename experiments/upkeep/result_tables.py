@@ -90,8 +90,8 @@ def _curve(bench: Benchmark, learner: str) -> str | None:
     from humor_env.experiments.compare.benchmark_tables import curve_of, systems_of
     from humor_env.experiments.drawing.charts import Line, line_chart, standalone
 
-    wanted = registry.learners.entries()[learner].target
-    names = {entry.name for entry in bench.spec.learners if _target(entry.registered) == wanted}
+    target = registry.learners.entries()[learner].target
+    names = {entry.name for entry in bench.spec.learners if _target(entry.registered) == target}
     lines = []
     for system in (s for s in systems_of(bench) if s.name in names):
         curves = curve_of(bench, system, "score", "samples")

@@ -30,12 +30,12 @@ def with_all_pages(config: str, docs: Path) -> str:
     """The settings, with the pages of `GROWING` that the navigation lacks added after those that it has."""
     lines = config.splitlines(keepends=True)
     for folder in GROWING:
-        named = [number for number, line in enumerate(lines) if f'"{folder}/' in line]
+        page_lines = [number for number, line in enumerate(lines) if f'"{folder}/' in line]
         pages = [page for page in sorted((docs / folder).glob("*.md")) if f'"{folder}/{page.name}"' not in config]
-        if named:
-            indent = lines[named[-1]].partition("{")[0]
+        if page_lines:
+            indent = lines[page_lines[-1]].partition("{")[0]
             added = [f'{indent}{{ {json.dumps(_title(page))} = "{folder}/{page.name}" }},\n' for page in pages]
-            lines[named[-1] + 1 : named[-1] + 1] = added
+            lines[page_lines[-1] + 1 : page_lines[-1] + 1] = added
     return "".join(lines)
 
 
@@ -59,7 +59,7 @@ def build_site(root: Path, out: Path, *, docs: Path | None = None) -> str:
         shutil.copytree(docs or root / "docs", place / "docs")
         config = with_all_pages((root / CONFIG).read_text(encoding="utf-8"), place / "docs")
         (place / CONFIG).write_text(config, encoding="utf-8")
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
             cwd=place,
             env=os.environ | {"NO_COLOR": "1"},
@@ -67,8 +67,8 @@ def build_site(root: Path, out: Path, *, docs: Path | None = None) -> str:
             text=True,
             check=False,
         )
-        output = (done.stdout + done.stderr).strip()
-        if done.returncode:
+        output = (process.stdout + process.stderr).strip()
+        if process.returncode:
             raise InvalidOption(f"The site was not built.\n{output}")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(place / "site", out)

@@ -230,15 +230,15 @@ def dense_gflop() -> dict[str, float]:
 def in_own_process(name: str, steps: int, *more: str) -> dict[str, Any]:
     env = os.environ | (TUNED if name.endswith("tuned") else {})
     env |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "humor_env.experiments.upkeep.speed", "--one", name, "--steps", str(steps), *more],
         capture_output=True,
         text=True,
         env=env,
     )
-    if done.returncode:
-        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    if process.returncode:
+        raise RuntimeError(f"{name} failed:\n{process.stderr[-2000:]}")
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 def main(
@@ -328,8 +328,8 @@ def show(
         if phases.get(name):
             shares = []
             for phase, gflop in work.items():
-                took = statistics.median(p[f"seconds/{phase}"] for p in phases[name])
-                shares.append(f"{phase} {took:.3f} s, {gflop / took / peak:.0%} of the matmul peak")
+                seconds = statistics.median(p[f"seconds/{phase}"] for p in phases[name])
+                shares.append(f"{phase} {seconds:.3f} s, {gflop / seconds / peak:.0%} of the matmul peak")
             console.print(f"{name}: " + "; ".join(shares))
     if {"ours-ppo", "ours-ppo-slow"} <= medians.keys():
         larger = max(medians["ours-ppo"], CRITIC_SECONDS)

@@ -167,8 +167,8 @@ def run_ours(algorithm: str, shape: Shape, device: str, load: Load, steps: int) 
 
     class Timings:
         def metrics(self, step: int, numbers: Mapping[str, Any]) -> None:
-            kept = ("length/tokens", "update/first_mismatch")
-            timings.append({n: v for n, v in numbers.items() if n.startswith("seconds/") or n in kept})
+            names = ("length/tokens", "update/first_mismatch")
+            timings.append({n: v for n, v in numbers.items() if n.startswith("seconds/") or n in names})
 
         def jokes(self, *_: Any) -> None: ...
 
@@ -184,8 +184,8 @@ def run_ours(algorithm: str, shape: Shape, device: str, load: Load, steps: int) 
     else:
         config, learn = grpo.GRPOConfig(siblings=GROUP, **common), grpo.train
     learn(config, env, student, Timings(), prompts=prompts.split("train"))
-    counted = timings[WARM_UP:]
-    return {"steps": [t["seconds/step"] for t in counted], "phases": counted, "memory": _memory(device) - before}
+    phases = timings[WARM_UP:]
+    return {"steps": [t["seconds/step"] for t in phases], "phases": phases, "memory": _memory(device) - before}
 
 
 def run_trl(shape: Shape, device: str, load: Load, steps: int, vllm: bool) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def run_trl(shape: Shape, device: str, load: Load, steps: int, vllm: bool) -> di
     texts = make_prompts(load.lines, shape.vocabulary - 100)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
     before = _memory(device)
-    taken = seconds_by_trl(
+    seconds = seconds_by_trl(
         (GRPOConfig, GRPOTrainer),
         (model, tokenizer),
         rows,
@@ -208,7 +208,7 @@ def run_trl(shape: Shape, device: str, load: Load, steps: int, vllm: bool) -> di
         use_vllm=vllm,
         vllm_mode="colocate",
     )
-    return {"steps": taken[WARM_UP:], "phases": [], "memory": _memory(device) - before}
+    return {"steps": seconds[WARM_UP:], "phases": [], "memory": _memory(device) - before}
 
 
 def seconds_by_trl(
@@ -349,8 +349,8 @@ def floor(
 def _adapter_share(shape: Shape) -> float:
     """The weights of a rank-1 adapter divided by the weights of the blocks."""
     keys = shape.width // shape.heads * shape.key_heads
-    own = 2 * 2 * shape.width + 2 * (shape.width + keys) + 3 * (shape.width + shape.inner)
-    return shape.layers * own / shape.block_weights
+    adapter_weights = 2 * 2 * shape.width + 2 * (shape.width + keys) + 3 * (shape.width + shape.inner)
+    return shape.layers * adapter_weights / shape.block_weights
 
 
 def show(
@@ -387,7 +387,7 @@ def show(
         least = floor(SHAPES[shape], device, lines, tokens, 1 if name.endswith("ppo") else GROUP, peaks)
         phase_texts = []
         for phase, seconds in least.items():
-            took = statistics.median(p[f"seconds/{phase}"] for p in phases)
-            phase_texts.append(f"{phase} {took:.3f} s (floor {seconds:.3f})")
+            seconds_taken = statistics.median(p[f"seconds/{phase}"] for p in phases)
+            phase_texts.append(f"{phase} {seconds_taken:.3f} s (floor {seconds:.3f})")
         mismatch = max(p["update/first_mismatch"] for p in phases)
         console.print(f"{name}: " + "; ".join(phase_texts) + f"; the largest update/first_mismatch {mismatch:.4f}")

@@ -68,8 +68,8 @@ class Episode:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], prompts: PromptSet) -> Episode:
-        rest = {name: value for name, value in state.items() if name != "prompt_id"}
-        return cls(prompts.get(state["prompt_id"]), **rest)
+        fields = {name: value for name, value in state.items() if name != "prompt_id"}
+        return cls(prompts.get(state["prompt_id"]), **fields)
 
 
 class Task:
@@ -124,15 +124,15 @@ class Task:
         """One critic call for all jokes, except those without a required word, which score 0 without a call."""
         if not self._constrained:
             return checked_reply(self.critic, self.critic_name, jokes)
-        wanted = {i: joke.prompt.extra["words"] for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
-        lacking = {i: missing_words(jokes[i].text, words) for i, words in wanted.items()}
-        asked = [i for i in range(len(jokes)) if not lacking.get(i)]
-        replies = checked_reply(self.critic, self.critic_name, [jokes[i] for i in asked]) if asked else []
-        judgements = dict(zip(asked, replies, strict=True))
+        required = {i: joke.prompt.extra["words"] for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
+        lacking = {i: missing_words(jokes[i].text, words) for i, words in required.items()}
+        to_ask = [i for i in range(len(jokes)) if not lacking.get(i)]
+        replies = checked_reply(self.critic, self.critic_name, [jokes[i] for i in to_ask]) if to_ask else []
+        judgements = dict(zip(to_ask, replies, strict=True))
         for i, words in lacking.items():
             if words:
-                named = ", ".join(f"'{word}'" for word in words)
-                judgements[i] = Judgement("constraint", 0.0, {"constraint": 0.0}, f"The line must contain {named}.")
+                quoted = ", ".join(f"'{word}'" for word in words)
+                judgements[i] = Judgement("constraint", 0.0, {"constraint": 0.0}, f"The line must contain {quoted}.")
             else:
                 judgements[i] = replace(judgements[i], parts={"constraint": 1.0, **judgements[i].parts})
         return [judgements[i] for i in range(len(jokes))]
@@ -223,13 +223,13 @@ def _checked(name: str, judgement: Judgement) -> Judgement:
     return judgement
 
 
-def check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
+def check_options(options: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
     """A copy of the options of `reset`. A misspelt one is an error, not silently ignored."""
     options = dict(options or {})
     for name in options:
-        if name not in known:
+        if name not in names:
             raise InvalidOption(
-                f"reset has no option '{name}'.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+                f"reset has no option '{name}'.{did_you_mean(str(name), names)} Known: {', '.join(names)}."
             )
     return options
 

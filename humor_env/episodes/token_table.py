@@ -53,10 +53,15 @@ class TokenTable:
         max_tokens = at_least_one("max_tokens", max_tokens)
         if max_prompt_tokens is not None:
             max_prompt_tokens = at_least_one("max_prompt_tokens", max_prompt_tokens)
-        made = _encode_once(tokenizer, prompts) if isinstance(tokenizer, str) else _encode(tokenizer, prompts)
-        self.tokenizer, self.end, self.padding = made.tokenizer, made.end, made.padding
-        self.row, self.prompts, self.lengths, self._pieces = made.rows, made.prompts, made.lengths, made.pieces
-        self.size, self.useful = len(self.tokenizer), made.useful
+        encoded = _encode_once(tokenizer, prompts) if isinstance(tokenizer, str) else _encode(tokenizer, prompts)
+        self.tokenizer, self.end, self.padding = encoded.tokenizer, encoded.end, encoded.padding
+        self.row, self.prompts, self.lengths, self._pieces = (
+            encoded.rows,
+            encoded.prompts,
+            encoded.lengths,
+            encoded.pieces,
+        )
+        self.size, self.useful = len(self.tokenizer), encoded.useful
         self.max_tokens = max_tokens
         need = int(self.lengths.max())
         if max_prompt_tokens is not None and need > max_prompt_tokens:

@@ -191,9 +191,9 @@ class Budget:
             refused: list[str] = []
 
             def book(account: Account) -> Account | None:
-                wanted = account.plus(1, worst.tokens, worst.cost)
-                refused.extend(self._over(wanted))
-                return None if refused else wanted
+                after = account.plus(1, worst.tokens, worst.cost)
+                refused.extend(self._over(after))
+                return None if refused else after
 
             entered = False
             try:
@@ -235,8 +235,8 @@ class Budget:
             if not 0 <= used <= 2 * LARGEST_COUNT:
                 used = worst.tokens
             self._paid(worst, used)
-            known = usage.cost is not None and usage.cost >= 0 and math.isfinite(usage.cost)
-            cost = usage.cost if known and usage.cost is not None else worst.cost
+            has_cost = usage.cost is not None and usage.cost >= 0 and math.isfinite(usage.cost)
+            cost = usage.cost if has_cost and usage.cost is not None else worst.cost
             self._give_back(0, worst.tokens - used, worst.cost - cost)
             self._spent += replace(usage, calls=1)
 
@@ -268,8 +268,8 @@ class Budget:
                         yield indices, tickets
                     raise
                 except BaseException:  # an unknown price, a locked ledger: none of these calls is made
-                    for taken in tickets:
-                        self.release(taken)
+                    for open_ticket in tickets:
+                        self.release(open_ticket)
                     raise
                 if ticket is not None:
                     break
@@ -314,12 +314,12 @@ class Budget:
             self._owed = (0, 0, 0.0)
         return changed
 
-    def _over(self, wanted: Account) -> list[str]:
+    def _over(self, account: Account) -> list[str]:
         limits = (
-            ("calls", wanted.calls, self.max_calls),
-            ("tokens", wanted.tokens, self.max_tokens),
+            ("calls", account.calls, self.max_calls),
+            ("tokens", account.tokens, self.max_tokens),
             # Sums of floats: tolerate a millionth of a cent.
-            ("cost", wanted.cost - 1e-8, self.max_cost),
+            ("cost", account.cost - 1e-8, self.max_cost),
         )
         return [name for name, value, limit in limits if limit is not None and value > limit]
 

@@ -48,17 +48,17 @@ def make_client(
     error only when something is sent.
     """
     if not isinstance(what, str):
-        if options or any(given is not None for given in (budget, requests_per_minute, tokens_per_minute)):
+        if options or any(limit is not None for limit in (budget, requests_per_minute, tokens_per_minute)):
             raise InvalidOption("A live client takes no options: give them when making it.")
         return what
     if requests_per_minute is not None or tokens_per_minute is not None:
         budget = budget or Budget()
         budget.keep_pace(requests_per_minute, tokens_per_minute)
-    named = _SERVICE.match(what)
-    service, rest = (named[1], named[2]) if named else ("", what)
-    model, _, url = rest.removeprefix(":").partition("@")
+    match = _SERVICE.match(what)
+    service, address = (match[1], match[2]) if match else ("", what)
+    model, _, url = address.removeprefix(":").partition("@")
     if service == "local":
-        return _local(rest.removeprefix(":"), {"budget": budget, **options})
+        return _local(address.removeprefix(":"), {"budget": budget, **options})
     if service in ("anthropic", "anthropic-batch", "openai"):
         client_options: dict[str, Any] = {"budget": budget, "must_have_key": must_have_key, **_with_policy(options)}
         if url:
@@ -119,17 +119,17 @@ def _own(what: str, options: Mapping[str, Any], budget: Budget | None) -> Client
 def _with_policy(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the retry policy, gathered into one `policy`."""
     names = {field.name for field in dataclasses.fields(Policy)}
-    mine = {name: value for name, value in options.items() if name in names}
-    rest = {name: value for name, value in options.items() if name not in names}
-    return {**rest, "policy": Policy(**mine)} if mine else rest
+    policy_options = {name: value for name, value in options.items() if name in names}
+    client_options = {name: value for name, value in options.items() if name not in names}
+    return {**client_options, "policy": Policy(**policy_options)} if policy_options else client_options
 
 
 def _checked(kind: Any, client_options: dict[str, Any]) -> dict[str, Any]:
-    known = [name for name in inspect.signature(kind).parameters if name not in ("model", "api_key")]
+    names = [name for name in inspect.signature(kind).parameters if name not in ("model", "api_key")]
     for name in client_options:
-        if name not in known:
+        if name not in names:
             pace = ("requests_per_minute", "tokens_per_minute")
-            offered = sorted({*known, *pace, *(field.name for field in dataclasses.fields(Policy))} - {"policy"})
+            offered = sorted({*names, *pace, *(field.name for field in dataclasses.fields(Policy))} - {"policy"})
             raise InvalidOption(
                 f"{kind.__name__} has no option '{name}'.{did_you_mean(name, offered)} Known: {', '.join(offered)}."
             )
@@ -142,16 +142,16 @@ def what_is_asked(table: Mapping[str, Any], name: str = "options", outer: str = 
     how = _OF_A_CRITIC if name in _TABLES else frozenset[str]()
     if name == "options" and outer in _TABLES:
         how = _OF_A_CLIENT
-    kept: dict[str, Any] = {}
+    question: dict[str, Any] = {}
     for key, value in table.items():
         if key in how and (key != "budget" or isinstance(value, Mapping)):
             continue
         if isinstance(value, Mapping):
             inner = what_is_asked(value, key, name)
             if inner or key not in _TABLES:
-                kept[key] = inner
+                question[key] = inner
         elif isinstance(value, list | tuple):
-            kept[key] = [what_is_asked(v, key, name) if isinstance(v, Mapping) else v for v in value]
+            question[key] = [what_is_asked(v, key, name) if isinstance(v, Mapping) else v for v in value]
         else:
-            kept[key] = value
-    return kept
+            question[key] = value
+    return question

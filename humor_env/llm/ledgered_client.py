@@ -137,14 +137,14 @@ class LedgeredClient:
     def _budget(self, budget: Budget | Mapping[str, Any] | None) -> Budget:
         if isinstance(budget, Budget):
             return budget
-        known = ("max_calls", "max_tokens", "max_cost", "requests_per_minute", "tokens_per_minute", "scope")
+        names = ("max_calls", "max_tokens", "max_cost", "requests_per_minute", "tokens_per_minute", "scope")
         if budget is not None and not isinstance(budget, Mapping):
             raise InvalidOption(
-                f"A budget is a table of {', '.join(known)}, such as {{max_calls = 5}}; found {budget!r}."
+                f"A budget is a table of {', '.join(names)}, such as {{max_calls = 5}}; found {budget!r}."
             )
         for name in budget or {}:
-            if name not in known:
-                raise InvalidOption(f"A budget has no '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            if name not in names:
+                raise InvalidOption(f"A budget has no '{name}'.{did_you_mean(name, names)} Known: {', '.join(names)}.")
         limits = dict(budget or {})
         return Budget(**limits, ledger=self.ledger if "scope" in limits else None)
 
@@ -176,18 +176,18 @@ class LedgeredClient:
         while True:
             # Under one lock: between lookup and claim, another thread's reply could come unnoticed.
             with self._lock:
-                known, over = self._known({key: requests[index] for key, index in first.items()})
-                missing = [key for key in first if key not in fresh and (key not in known or key in over - waited)]
+                stored, over = self._known({key: requests[index] for key, index in first.items()})
+                missing = [key for key in first if key not in fresh and (key not in stored or key in over - waited)]
                 others = {key: self._in_air[key] for key in missing if key in self._in_air}
-                mine = [key for key in missing if key not in others]
+                claimed = [key for key in missing if key not in others]
                 done = threading.Event()
-                self._in_air.update(dict.fromkeys(mine, done))
+                self._in_air.update(dict.fromkeys(claimed, done))
             try:
-                if mine:
-                    self._ask_missing([requests[first[key]] for key in mine], mine, len(requests), fresh, over)
+                if claimed:
+                    self._ask_missing([requests[first[key]] for key in claimed], claimed, len(requests), fresh, over)
             finally:
                 with self._lock:
-                    for key in mine:
+                    for key in claimed:
                         del self._in_air[key]
                 done.set()
             if not others:
@@ -201,7 +201,7 @@ class LedgeredClient:
             reply = fresh.get(key)
             if reply is None or first[key] != index:
                 # Replayed, or a duplicate within the batch.
-                reply = replace(reply or known.get(key) or _unsent(), usage=NO_USAGE, replayed=True)
+                reply = replace(reply or stored.get(key) or _unsent(), usage=NO_USAGE, replayed=True)
             replies.append(reply)
             with self._lock:
                 self._count(reply)
@@ -212,13 +212,13 @@ class LedgeredClient:
 
         A stored reply without the requested form (a damaged row, another program's) does not count.
         """
-        known = self.ledger.find(list(requests))
-        known |= self._under_bare_name({key: requests[key] for key in requests if key not in known})
+        stored = self.ledger.find(list(requests))
+        stored |= self._under_bare_name({key: requests[key] for key in requests if key not in stored})
         over = set()
-        for key, reply in known.items():
+        for key, reply in stored.items():
             if not _fits(reply, requests[key]) or self._worth_another_try(key, reply):
                 over.add(key)
-        return known, over
+        return stored, over
 
     def _under_bare_name(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
         """Replies that have the probabilities which are wanted, from ledgers that named the client without them."""
@@ -231,8 +231,8 @@ class LedgeredClient:
 
     def _worth_another_try(self, key: str, reply: Reply) -> bool:
         """A transient failure is retried, unless there is no key: then it is part of the replayed run."""
-        wanted = reply.error in TRANSIENT or (reply.error in self.ask_again and key not in self._asked_again)
-        return wanted and not getattr(self.client, "lacks_key", False)
+        may_change = reply.error in TRANSIENT or (reply.error in self.ask_again and key not in self._asked_again)
+        return may_change and not getattr(self.client, "lacks_key", False)
 
     def _ask_missing(
         self, requests: list[Request], keys: list[str], total: int, fresh: dict[str, Reply], over: set[str]
@@ -247,8 +247,8 @@ class LedgeredClient:
         self._look_under_former_name(requests)
         if over and hasattr(self.client, "ask_anew"):  # offline batches remember what came back
             stored = self.ledger.find([key for key in keys if key in over])
-            wanted = {key for key, reply in stored.items() if reply.failed and reply.error not in TRANSIENT}
-            self.client.ask_anew([request for key, request in zip(keys, requests, strict=True) if key in wanted])
+            failed_keys = {key for key, reply in stored.items() if reply.failed and reply.error not in TRANSIENT}
+            self.client.ask_anew([request for key, request in zip(keys, requests, strict=True) if key in failed_keys])
 
         def progress(waiting: str = "") -> None:
             if self.on_progress is not None:
@@ -258,10 +258,10 @@ class LedgeredClient:
         def store(index: int, reply: Reply) -> None:
             nonlocal failed, spent
             key = keys[index]
-            kept = self.ledger.put(key, self.purpose, self.client.name, requests[index], reply, over=key in over)
+            in_ledger = self.ledger.put(key, self.purpose, self.client.name, requests[index], reply, over=key in over)
             # Another process may have stored its reply first: use that one, but report our cost.
-            fresh[key] = replace(kept, usage=reply.usage, replayed=False)
-            failed += kept.failed
+            fresh[key] = replace(in_ledger, usage=reply.usage, replayed=False)
+            failed += in_ledger.failed
             spent += reply.usage
             with self._lock:
                 self.usage += reply.usage
@@ -310,8 +310,8 @@ class LedgeredClient:
     def estimate(self, requests: Sequence[Request]) -> Estimate:
         """The estimated usage of `ask`, without sending anything."""
         by_key = {self.key(request): request for request in requests}
-        known, over = self._known(by_key)
-        todo = [r for key, r in by_key.items() if key not in known or key in over]
+        stored, over = self._known(by_key)
+        todo = [r for key, r in by_key.items() if key not in stored or key in over]
         read = sum(round(most_tokens(request) / 3.5) for request in todo)
         written = sum(request.max_tokens for request in todo)
         price: Price | None = getattr(self.client, "price", None)
@@ -339,6 +339,6 @@ def _error_kinds(names: str | Sequence[str]) -> frozenset[str]:
     kinds = [names] if isinstance(names, str) else list(names)
     for kind in kinds:
         if kind not in get_args(ErrorKind):
-            known = ", ".join(get_args(ErrorKind))
-            raise InvalidOption(f"ask_again names {kind!r}, which is not a kind of failure. Known: {known}.")
+            known_kinds = ", ".join(get_args(ErrorKind))
+            raise InvalidOption(f"ask_again names {kind!r}, which is not a kind of failure. Known: {known_kinds}.")
     return frozenset(kinds)

@@ -56,10 +56,10 @@ def price_of(model: str, prices: Mapping[str, Mapping[str, float]] | None = None
         raise InvalidOption(
             f"prices must be a table of models, such as {{my-model = {{input = 1.0, output = 5.0}}}}; found {prices!r}."
         )
-    known = prices if prices and model in prices else _table()
-    if model not in known:
+    table = prices if prices and model in prices else _table()
+    if model not in table:
         return None
-    row = known[model]
+    row = table[model]
     try:
         return Price(_dollars(row["input"]), _dollars(row["output"]))
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -76,7 +76,7 @@ def check(value: Any, schema: Mapping[str, Any], where: str = "the reply") -> No
             raise ReplyError(f"{where} is {type(value).__name__}, expected {kind}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ReplyError(f"{where} is not a finite number")
-    if "enum" in schema and not any(type(value) is type(known) and value == known for known in schema["enum"]):
+    if "enum" in schema and not any(type(value) is type(choice) and value == choice for choice in schema["enum"]):
         raise ReplyError(f"{where} is {str(value)[:40]!r}, expected one of {schema['enum']}")
     if isinstance(value, dict):
         _check_object(value, schema, where)

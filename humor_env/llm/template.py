@@ -28,8 +28,8 @@ def load(package: str, name: str) -> str:
     folder = files(package) / "templates"
     template = folder / f"{name}.txt"
     if not template.is_file():
-        known = [entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")]
-        raise unknown_name("prompt template", name, known, "For your own, give the path of a .txt file.")
+        names = [entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")]
+        raise unknown_name("prompt template", name, names, "For your own, give the path of a .txt file.")
     return template.read_text(encoding="utf-8")
 
 

@@ -74,14 +74,14 @@ def speeds(world: PocketWorld, buffer: list[Demonstration]) -> list[str]:
     distinct = len({joke.text for joke in jokes}) / len(jokes)
     start = time.perf_counter()
     world.judge_many(jokes)
-    judged = len(jokes) / (time.perf_counter() - start)
+    rate = len(jokes) / (time.perf_counter() - start)
     prompts = [p for p in world.prompts() if p.split == "train"]
     teacher = PocketTeacher(seed=1)
     start = time.perf_counter()
-    written = sum(len(teacher.lines(prompt, 3)) for prompt in prompts)
-    taught = written / (time.perf_counter() - start)
+    count = sum(len(teacher.lines(prompt, 3)) for prompt in prompts)
+    taught = count / (time.perf_counter() - start)
     return [
-        f"world read and checked in {load:.3f} s; {judged:,.0f} judgements/s on one core ({distinct:.1%} of the texts "
+        f"world read and checked in {load:.3f} s; {rate:,.0f} judgements/s on one core ({distinct:.1%} of the texts "
         f"distinct); {taught:,.0f} teacher lines/s"
     ]
 

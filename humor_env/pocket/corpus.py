@@ -193,13 +193,13 @@ class Corpus:
         for reaction in lexicon.reactions:
             for cause in reaction.implies:
                 self.by_cause[cause].append(reaction)
-        self.traits = [name for name, known in self.by_trait.items() if known]
-        self.causes = [name for name, known in self.by_cause.items() if known]
+        self.traits = [name for name, witnesses in self.by_trait.items() if witnesses]
+        self.causes = [name for name, reactions in self.by_cause.items() if reactions]
         self.subjects_with: dict[str, list[str]] = {name: [] for name in self.words}
         for subject, complaint in self.pairs:
             self.subjects_with[complaint].append(subject)
-        taken = {w.text for w in lexicon.witnesses}
-        self.people = [p for p in PEOPLE if p not in taken]
+        witness_texts = {w.text for w in lexicon.witnesses}
+        self.people = [p for p in PEOPLE if p not in witness_texts]
         self.domain = {s.text: s.domain for s in lexicon.subjects if s.text in self.permits}
         self.domain |= {w.text: w.domain for w in lexicon.witnesses}
         self.things = sorted(self.domain)
@@ -232,8 +232,8 @@ class Corpus:
         chatty = rng.random() < 0.2
         source = _say(_pick(rng, CHATTY), subject, word) if chatty else self._literal(rng, subject, word)
         # Half of the time the word is kept (copied), otherwise swapped for a synonym (understood).
-        kept = word if rng.random() < 0.5 else self._word(rng, complaint)
-        return source, self._literal(rng, subject, kept, other_than=source)
+        adjective = word if rng.random() < 0.5 else self._word(rng, complaint)
+        return source, self._literal(rng, subject, adjective, other_than=source)
 
     def _asked(self, rng: np.random.Generator, complaint: str, questions: Sequence[str], after: str) -> str:
         """A question with the slot filled, or, half of the time, `after` a literal sentence of that complaint.
@@ -251,8 +251,8 @@ class Corpus:
             witness = _some(rng, [w.text for w in self.by_trait[complaint]])
             source = self._asked(rng, complaint, WITNESS_ASKED, _pick(rng, WITNESS_AFTER))
         else:
-            known = _pick(rng, self.lexicon.witnesses)
-            witness, complaint = known.text, _pick(rng, known.traits)
+            chosen = _pick(rng, self.lexicon.witnesses)
+            witness, complaint = chosen.text, _pick(rng, chosen.traits)
             source = _pick(rng, TRAIT_ASKED).format(witness=witness, Witness=capitalised(witness), noun=noun(witness))
         slots = {"witness": witness, "Witness": capitalised(witness), "complaint": self._word(rng, complaint)}
         return source, _pick(rng, WITNESS_ANSWERED).format(**slots)
@@ -274,15 +274,15 @@ class Corpus:
 
     def _permits(self, rng: np.random.Generator) -> tuple[str, str]:
         subject = _pick(rng, self.subjects)
-        known = self.permits[subject]
+        complaints = self.permits[subject]
         if rng.random() < 0.4:
-            sentence = self._literal(rng, subject, self._word(rng, _pick(rng, known)))
+            sentence = self._literal(rng, subject, self._word(rng, _pick(rng, complaints)))
             return _pick(rng, SUBJECT_ASKED).format(subject=subject), sentence
-        some = rng.permutation(len(known))[: int(rng.integers(1, 4))]
+        order = rng.permutation(len(complaints))[: int(rng.integers(1, 4))]
         slots = {
             "subject": subject,
             "Subject": capitalised(subject),
-            "list": listed([self._word(rng, known[i]) for i in some]),
+            "list": listed([self._word(rng, complaints[i]) for i in order]),
         }
         return _pick(rng, PERMITS_ASKED).format(**slots), _pick(rng, PERMITS_ANSWERED).format(**slots)
 

@@ -111,8 +111,8 @@ class Grammar:
                 return Reading("literal", 1.0, subject, complaint)
         path = [_EDGE, *skeleton, _EDGE]
         neighbours = self._neighbours
-        known = sum(pair in neighbours for pair in pairwise(path))
-        form = FRAGMENT_FORM * known / (len(path) - 1)
+        familiar = sum(pair in neighbours for pair in pairwise(path))
+        form = FRAGMENT_FORM * familiar / (len(path) - 1)
         subject, complaints, witness, reaction = (items[0] if len(items) == 1 else None for items in phrases)
         trouble = "it is not a whole sentence of this world"
         for items, what in zip(phrases, ("subject", "complaint", "witness", "reaction"), strict=True):

@@ -130,13 +130,13 @@ class ExactJudge:
         same_complaint = complaint is request.complaint
         if same_subject and same_complaint:
             return 1.0, ""
-        wanted = request.subject.text if request.subject else "the subject"
+        subject_text = request.subject.text if request.subject else "the subject"
         if same_complaint:
-            return HALF, f"{wanted} was lost" if subject is None else f"{wanted} became {subject.text}"
+            return HALF, f"{subject_text} was lost" if subject is None else f"{subject_text} became {subject.text}"
         name = request.complaint.name
         if same_subject:
             return HALF, f"'{name}' was lost" if complaint is None else f"'{name}' became '{complaint.name}'"
-        return 0.0, f"neither {wanted} nor '{name}' was kept"
+        return 0.0, f"neither {subject_text} nor '{name}' was kept"
 
 
 def _punchline(name: str, reading: Reading, fits: bool, shows: bool) -> str:

@@ -149,17 +149,17 @@ def load_lexicon(folder: str | Path) -> Lexicon:
 
 
 def _rows(tables: Mapping[str, list[Mapping[str, Any]]], name: str, kind: Any) -> tuple[Any, ...]:
-    made = []
+    rows = []
     for number, row in enumerate(tables.get(name, ()), 1):
         try:
-            made.append(kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}))
+            rows.append(kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}))
         except TypeError as problem:
             raise InvalidOption(
                 f"[[{name}]] number {number} of the pocket lexicon is invalid: {problem}. Found {dict(row)}."
             ) from None
-    if not made:
+    if not rows:
         raise InvalidOption(f"The pocket lexicon has no [[{name}]]: at least one is needed.")
-    return tuple(made)
+    return tuple(rows)
 
 
 def _look_up(table: Mapping[str, Any], name: str, kind: str) -> Any:
@@ -236,7 +236,7 @@ def _template_problems(template: str, slots: tuple[str, ...]) -> list[str]:
         for name in _SLOT.findall(template)
         if name not in (name.lower(), name.capitalize())
     )
-    rest = _SLOT.sub("x", template)
-    if not _TEMPLATE_REST.fullmatch(rest) or "  " in rest or rest != rest.strip():
+    filled = _SLOT.sub("x", template)
+    if not _TEMPLATE_REST.fullmatch(filled) or "  " in filled or filled != filled.strip():
         problems.append(f"template '{template}' has a sign other than letters, , . ? ! : ; ' - and single spaces.")
     return problems

@@ -51,35 +51,35 @@ def split_pairs(lexicon: Lexicon) -> tuple[list[Pair], list[Pair]]:
     for subject in lexicon.subjects:
         for name in subject.complaints:
             seen_per_complaint[name] += 1
-    held: set[tuple[str, str]] = set()
+    held_out: set[tuple[str, str]] = set()
     most = sum(len(s.complaints) for s in lexicon.subjects) // 10
     for text in shuffled(s.text for s in lexicon.subjects):
         subject = lexicon.subject(text)
-        if len(held) == most or len(subject.complaints) < 3:
+        if len(held_out) == most or len(subject.complaints) < 3:
             continue
         name = min(subject.complaints, key=lambda name: _hash(f"{text}|{name}"))
         # A complaint must stay common in training: only the combination is new, not the word.
         if seen_per_complaint[name] > 4:
-            held.add((text, name))
+            held_out.add((text, name))
             seen_per_complaint[name] -= 1
     keys = [(s.text, name) for s in lexicon.subjects for name in s.complaints]
     keys.sort(key=lambda key: _hash("|".join(key)))
-    pairs = [(lexicon.subject(text), lexicon.complaint(name), (text, name) in held) for text, name in keys]
+    pairs = [(lexicon.subject(text), lexicon.complaint(name), (text, name) in held_out) for text, name in keys]
     return [(s, c) for s, c, out in pairs if not out], [(s, c) for s, c, out in pairs if out]
 
 
 def paraphrase_prompts(lexicon: Lexicon, grammar: Grammar) -> tuple[Prompt, ...]:
-    seen, held = split_pairs(lexicon)
-    sentences = {pair: _sentences(lexicon, grammar, pair, "plain") for pair in seen}
+    pairs, held_out = split_pairs(lexicon)
+    sentences = {pair: _sentences(lexicon, grammar, pair, "plain") for pair in pairs}
     # dev and test take one sentence each, from different pairs; later sentences go to train, round by round.
-    wanted = SIZES["paraphrase"]
-    share = min(len(seen) // 3, wanted["test"]), min(len(seen) // 4, wanted["dev"])
+    sizes = SIZES["paraphrase"]
+    share = min(len(pairs) // 3, sizes["test"]), min(len(pairs) // 4, sizes["dev"])
     drawn: dict[str, list[tuple[Pair, str]]] = {split: [] for split in SPLITS}
-    drawn["test"] = [(pair, next(sentences[pair])) for pair in seen[: share[0]]]
-    drawn["dev"] = [(pair, next(sentences[pair])) for pair in seen[share[0] : sum(share)]]
-    drawn["train"] = _round_robin(sentences, wanted["train"])
+    drawn["test"] = [(pair, next(sentences[pair])) for pair in pairs[: share[0]]]
+    drawn["dev"] = [(pair, next(sentences[pair])) for pair in pairs[share[0] : sum(share)]]
+    drawn["train"] = _round_robin(sentences, sizes["train"])
     drawn["ood"] = _round_robin(
-        {pair: _sentences(lexicon, grammar, pair, "conversational") for pair in held}, wanted["ood"]
+        {pair: _sentences(lexicon, grammar, pair, "conversational") for pair in held_out}, sizes["ood"]
     )
     return tuple(
         Prompt(
@@ -95,20 +95,20 @@ def paraphrase_prompts(lexicon: Lexicon, grammar: Grammar) -> tuple[Prompt, ...]
 
 
 def oneliner_prompts(lexicon: Lexicon, habits: Habits) -> tuple[Prompt, ...]:
-    seen, held = split_pairs(lexicon)
+    pairs, held_out = split_pairs(lexicon)
     subjects = [lexicon.subject(text) for text in shuffled(s.text for s in lexicon.subjects)]
-    known = [
+    pools = [
         [_topic(s, t) for t in TOPICS for s in subjects],
-        [_headline(pair, t) for t in HEADLINES for pair in seen],
-        [p for t in WORDS for pair in seen for p in _two_words(lexicon, habits, pair, t)],
+        [_headline(pair, t) for t in HEADLINES for pair in pairs],
+        [p for t in WORDS for pair in pairs for p in _two_words(lexicon, habits, pair, t)],
     ]
-    unknown = [
+    pools_ood = [
         [_topic(s, t) for t in TOPICS_OOD for s in subjects],
-        [_headline(pair, t) for t in HEADLINES_OOD for pair in held],
-        [p for t in WORDS_OOD for pair in held for p in _two_words(lexicon, habits, pair, t)],
+        [_headline(pair, t) for t in HEADLINES_OOD for pair in held_out],
+        [p for t in WORDS_OOD for pair in held_out for p in _two_words(lexicon, habits, pair, t)],
     ]
     drawn: dict[str, list[tuple[str, dict]]] = {split: [] for split in SPLITS}
-    for candidates, others in zip(known, unknown, strict=True):
+    for candidates, others in zip(pools, pools_ood, strict=True):
         # A text can occur twice (two witnesses that share their word): the first one keeps it.
         texts = dict(reversed(candidates))
         pool = [(text, texts[text]) for text in shuffled(texts)]
@@ -141,11 +141,11 @@ def _sentences(lexicon: Lexicon, grammar: Grammar, pair: Pair, style: str) -> It
         yield grammar.literal(way, subject, adjective)
 
 
-def _round_robin(sources: dict[Pair, Iterator[str]], wanted: int) -> list[tuple[Pair, str]]:
+def _round_robin(sources: dict[Pair, Iterator[str]], count: int) -> list[tuple[Pair, str]]:
     drawn: list[tuple[Pair, str]] = []
     live = dict(sources)
-    while live and len(drawn) < wanted:
-        for pair in list(live)[: wanted - len(drawn)]:
+    while live and len(drawn) < count:
+        for pair in list(live)[: count - len(drawn)]:
             sentence = next(live[pair], None)
             if sentence is None:
                 del live[pair]

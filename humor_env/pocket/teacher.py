@@ -94,20 +94,20 @@ class PocketTeacher:
 
     def _line(self, draw: Callable[[], float], subject: Subject, name: str | None, words: tuple[str, ...]) -> str:
         habits, lexicon = self.world.habits, self.world.lexicon
-        wanted = self._wanted(subject, words) if words else []
+        witnesses = self._wanted(subject, words) if words else []
         if name is None:
             # The complaint is free; a required word narrows it to those its witness is iconic for.
-            fitting = [c for c in subject.complaints if any(c in w.traits for w in wanted)]
+            fitting = [c for c in subject.complaints if any(c in w.traits for w in witnesses)]
             name = _pick(draw, fitting or subject.complaints)
-        shown, meant = subject, name
+        line_subject, line_complaint = subject, name
         if draw() < self.lost_meaning_rate:
-            wanted = []
+            witnesses = []
             if draw() < 0.5:
                 others = [s for s in self.world.subjects_with(name) if s is not subject]
-                shown = _pick(draw, others or [subject])
+                line_subject = _pick(draw, others or [subject])
             else:
-                meant = _pick(draw, [other for other in subject.complaints if other != name] or [name])
-        about_witness = about_reaction = meant
+                line_complaint = _pick(draw, [other for other in subject.complaints if other != name] or [name])
+        about_witness = about_reaction = line_complaint
         if draw() < self.wrong_complaint_rate:
             other = _pick(draw, self._names)
             which = draw()
@@ -115,12 +115,12 @@ class PocketTeacher:
                 about_witness = other
             if which >= 0.75 or which < 0.5:
                 about_reaction = other
-        asked_for = [w for w in wanted if about_witness in w.traits]
+        asked_for = [w for w in witnesses if about_witness in w.traits]
         witness = _pick(draw, asked_for) if asked_for else self._draw(draw, habits.witnesses[about_witness])
         reaction = self._draw(draw, habits.reactions[about_reaction])
         frame = self._draw(draw, habits.frames)
-        adjective = _pick(draw, lexicon.complaint(meant).adjectives)
-        return self.world.grammar.joke(frame, shown, adjective, witness, reaction)
+        adjective = _pick(draw, lexicon.complaint(line_complaint).adjectives)
+        return self.world.grammar.joke(frame, line_subject, adjective, witness, reaction)
 
     def _draw(self, draw: Callable[[], float], habit: Habit[Item]) -> Item:
         if draw() >= self.cliche_rate:
@@ -128,8 +128,8 @@ class PocketTeacher:
         return habit.ranked[bisect_right(habit.cumulative, int(draw() * habit.cumulative[-1]))]
 
     def _wanted(self, subject: Subject, words: tuple[str, ...]) -> list[Witness]:
-        own = subject.text.split()
-        return [w for word in words if word not in own for w in self.world.witnesses_with(word)]
+        subject_words = subject.text.split()
+        return [w for word in words if word not in subject_words for w in self.world.witnesses_with(word)]
 
 
 def _pick(draw: Callable[[], float], things: Sequence[Thing]) -> Thing:

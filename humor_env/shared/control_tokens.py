@@ -31,14 +31,14 @@ def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     In JSON the value stays the same.
     """
     pattern = _pattern(tokenizer)
-    shown = pattern.sub(_escape, text)
+    safe_text = pattern.sub(_escape, text)
     normalizer = _normalizer(tokenizer)
     if normalizer is not None:
         # It may map wide or compatibility characters to plain ones, which then form a token.
-        plain = normalizer.normalize_str(shown)
+        plain = normalizer.normalize_str(safe_text)
         if pattern.search(plain):
             return pattern.sub(_escape, plain)
-    return shown
+    return safe_text
 
 
 def escaped(character: str) -> str:
@@ -58,28 +58,28 @@ def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches the first character of each control token, even if two overlap."""
     # Tokens may be added to a live tokenizer. Listing thousands of them takes milliseconds.
     state = (len(tokenizer), tuple(tokenizer.all_special_tokens))
-    known = _patterns.get(tokenizer)
-    if known is None or known[0] != state:
-        known = _patterns[tokenizer] = (state, _compiled(_control_tokens(tokenizer)))
-    return known[1]
+    cached = _patterns.get(tokenizer)
+    if cached is None or cached[0] != state:
+        cached = _patterns[tokenizer] = (state, _compiled(_control_tokens(tokenizer)))
+    return cached[1]
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    found = set(tokenizer.all_special_tokens)
+    tokens = set(tokenizer.all_special_tokens)
     normalizer = _normalizer(tokenizer)
     for token in tokenizer.added_tokens_decoder.values():
         if token.special or _BRACKETED.fullmatch(token.content):
-            found.add(token.content)
+            tokens.add(token.content)
             if token.normalized and normalizer is not None:  # it is matched in normalized text
-                found.add(normalizer.normalize_str(token.content))
-    return {token for token in found if token.strip()}
+                tokens.add(normalizer.normalize_str(token.content))
+    return {token for token in tokens if token.strip()}
 
 
 def _compiled(tokens: set[str]) -> re.Pattern[str]:
     ends: dict[str, list[str]] = {}
     for token in sorted(tokens):
         ends.setdefault(token[0], []).append(re.escape(token[1:]))
-    return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(rest)})" for c, rest in ends.items()) or "(?!)")
+    return re.compile("|".join(f"{re.escape(c)}(?={'|'.join(tails)})" for c, tails in ends.items()) or "(?!)")
 
 
 def _normalizer(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -32,15 +32,15 @@ def share_weights(model: Model) -> Model:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" or parameter.is_inference():
             continue
-        own = parameter.detach()
-        key = (own.device, own.dtype, own.shape, sample(own))
-        known = _shared.get(key)
-        if known is None:
-            _shared[key] = known = own
-        elif not torch.equal(known, own):  # alike in the sample only
+        weight = parameter.detach()
+        key = (weight.device, weight.dtype, weight.shape, sample(weight))
+        shared = _shared.get(key)
+        if shared is None:
+            _shared[key] = shared = weight
+        elif not torch.equal(shared, weight):  # alike in the sample only
             continue
-        parameter.data = known
-        setattr(parameter, _HELD, known)
+        parameter.data = shared
+        setattr(parameter, _HELD, shared)
     return model
 
 

@@ -28,36 +28,36 @@ Model = TypeVar("Model", bound="torch.nn.Module")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-def check_precision(dtype: object, known: Sequence[str] = PRECISIONS, *, name: str = "dtype") -> None:
+def check_precision(dtype: object, choices: Sequence[str] = PRECISIONS, *, name: str = "dtype") -> None:
     """Refuse what is not the name of a precision; `name` is the option's."""
-    if dtype not in known:
-        near = did_you_mean(dtype, known) if isinstance(dtype, str) else ""
-        raise InvalidOption(f"{name} must be one of {', '.join(known)}; found {dtype!r}.{near}")
+    if dtype not in choices:
+        near = did_you_mean(dtype, choices) if isinstance(dtype, str) else ""
+        raise InvalidOption(f"{name} must be one of {', '.join(choices)}; found {dtype!r}.{near}")
 
 
-def device_for(wanted: str) -> str:
+def device_for(name: str) -> str:
     """A torch device that is there; "auto" is the GPU if there is one."""
     import torch
 
-    if wanted == "auto":
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
-        raise InvalidOption(f"{wanted!r} is no torch device. Known: auto, cpu, cuda, cuda:1, mps, …") from None
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not there():
+        raise InvalidOption(f"{name!r} is no torch device. Known: auto, cpu, cuda, cuda:1, mps, …") from None
+    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
+    if not is_there():
         raise InvalidOption(
-            f'The device is {wanted!r}, but torch finds no usable GPU. Set device = "cpu", or install a torch build '
+            f'The device is {name!r}, but torch finds no usable GPU. Set device = "cpu", or install a torch build '
             "for your GPU's driver."
         )
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     if count and (device.index or 0) >= count:
         raise InvalidOption(
-            f"The device is {wanted!r}, but torch finds {count} GPU{'s' * (count > 1)}, of which the last is "
+            f"The device is {name!r}, but torch finds {count} GPU{'s' * (count > 1)}, of which the last is "
             f"'cuda:{count - 1}'."
         )
-    return wanted
+    return name
 
 
 @functools.cache
@@ -127,9 +127,9 @@ def free_memory(root: Path = Path("/")) -> int | None:
     try:
         group = root / "sys/fs/cgroup"
         limit = int((group / "memory.max").read_text())  # "max": no limit
-        counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         # The kernel's file cache counts as used, but is released on demand.
-        return min(free, max(0, limit - int((group / "memory.current").read_text()) + int(counted["file"])))
+        return min(free, max(0, limit - int((group / "memory.current").read_text()) + int(statistics["file"])))
     except (OSError, KeyError, ValueError):
         return free
 

@@ -70,8 +70,8 @@ def as_read(text: str) -> str:
     """Normalise a text to what a reader sees: no hidden characters, unified widths, lower case."""
     if text.isascii() and text.isprintable():  # most lines: nothing to remove
         return text.lower()
-    shown = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in UNSEEN)
-    return unicodedata.normalize("NFKC", shown).casefold()
+    visible = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in UNSEEN)
+    return unicodedata.normalize("NFKC", visible).casefold()
 
 
 def words(text: str) -> list[str]:
@@ -103,9 +103,9 @@ def ngram_set(lines: Iterable[str], n: int = 4) -> frozenset[tuple[str, ...]]:
 
 def overlap(lines: Iterable[str], others: Iterable[str] | frozenset[tuple[str, ...]], n: int = 4) -> float:
     """The share of the lines' n-grams that also occur in the other lines (or in their `ngram_set`)."""
-    known = others if isinstance(others, frozenset) else ngram_set(others, n)
+    other_ngrams = others if isinstance(others, frozenset) else ngram_set(others, n)
     grams = [g for line in lines for g in ngrams(line, n)]
-    return sum(g in known for g in grams) / len(grams) if grams else 0.0
+    return sum(g in other_ngrams for g in grams) / len(grams) if grams else 0.0
 
 
 def self_overlap(lines: Sequence[str], n: int = 4) -> float:
@@ -170,12 +170,12 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(w for w in words(text) if _ENDING.sub("", w) not in _FUNCTION_WORDS)
 
 
-def _commonest(held: Sequence[Set[str]]) -> tuple[str, float]:
-    counts = Counter(each for of_line in held for each in of_line)
+def _commonest(sets: Sequence[Set[str]]) -> tuple[str, float]:
+    counts = Counter(each for of_line in sets for each in of_line)
     if not counts:
         return "", 0.0
     top = min(counts, key=lambda each: (-counts[each], each.count(BLANK), each))
-    return top, counts[top] / len(held)
+    return top, counts[top] / len(sets)
 
 
 def emoji(text: str) -> list[str]:
@@ -198,11 +198,11 @@ def _found(pattern: re.Pattern[str], text: str) -> str:
     return match.group() if match else ""
 
 
-def missing_words(text: str, wanted: Iterable[str]) -> list[str]:
+def missing_words(text: str, required: Iterable[str]) -> list[str]:
     """The wanted words that a text lacks, as whole words in any case: "walrus" is in "a walrus's", not in
     "walruses"."""
     read = as_read(text).replace("’", "'")
-    return [word for word in wanted if not _whole_word(word).search(read)]
+    return [word for word in required if not _whole_word(word).search(read)]
 
 
 @lru_cache(maxsize=4096)

@@ -71,21 +71,21 @@ def pair_prompts(what: str) -> PromptSet:
 def pair_lines(what: str) -> tuple[Demonstration, ...]:
     """The sarcastic sides of a set's file, each with its literal sentence."""
     name, _, path = what.partition(":")
-    known = _SETS[name]
+    pair_set = _SETS[name]
     demonstrations: list[Demonstration] = []
     prompts: dict[str, Prompt] = {}
     for place, row in _rows(name, path):
-        if not known.counts(str(row.get(known.mark))):
+        if not pair_set.counts(str(row.get(pair_set.mark))):
             continue
-        literal, line = (_text(path, place, row, column) for column in (known.literal, known.line))
-        asked, whole = (REPLACED.sub(form, literal) if known.is_edit else literal for form in (r"[\1]", r"\1"))
+        literal, line = (_text(path, place, row, column) for column in (pair_set.literal, pair_set.line))
+        prompt_text, whole = (REPLACED.sub(form, literal) if pair_set.is_edit else literal for form in (r"[\1]", r"\1"))
         if len(literal.split()) < _FEWEST_WORDS or comparable(literal) == comparable(line):
             continue
-        digest = hashlib.blake2b(comparable(asked).encode(), digest_size=6).hexdigest()
-        prompt = prompts.setdefault(digest, Prompt(f"{name}-{digest}", asked, split=split_by_hash(whole)))
+        digest = hashlib.blake2b(comparable(prompt_text).encode(), digest_size=6).hexdigest()
+        prompt = prompts.setdefault(digest, Prompt(f"{name}-{digest}", prompt_text, split=split_by_hash(whole)))
         demonstrations.append(Demonstration(prompt, line, name, "its publisher's"))
     if not demonstrations:
-        raise PromptError(f"{path}: no row of {name} has both sides ({known.wanted}).")
+        raise PromptError(f"{path}: no row of {name} has both sides ({pair_set.wanted}).")
     return tuple(demonstrations)
 
 

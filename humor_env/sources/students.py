@@ -58,8 +58,8 @@ def _packaged(package: str) -> Callable[[], str | None]:
 
 
 NAMED = {
-    one.name: one
-    for one in (
+    student.name: student
+    for student in (
         NamedStudent("pocket:causal", "bundled, for the pocket world only", "Apache-2.0", 2_100_000, _pocket("causal")),
         NamedStudent(
             "pocket:seq2seq", "bundled, for the pocket world only", "Apache-2.0", 1_900_000, _pocket("seq2seq")
@@ -81,14 +81,14 @@ def find(name: str) -> str:
     """Where to load from: a named student's local files, else its name on the Hub; other names are unchanged."""
     if name not in NAMED:
         return pocket.path(name.partition(":")[2]) if name.startswith("pocket:") else name
-    named = NAMED[name]
-    return named.here() or named.hub or pocket.path(name.partition(":")[2])
+    student = NAMED[name]
+    return student.here() or student.hub or pocket.path(name.partition(":")[2])
 
 
 def how_to_install(name: str) -> str:
     """The command that installs a named student's missing weights; "" if there is none."""
-    named = NAMED.get(name)
-    return named.install if named is not None and named.here() is None else ""
+    student = NAMED.get(name)
+    return student.install if student is not None and student.here() is None else ""
 
 
 def source(name: str) -> str:

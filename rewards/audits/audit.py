@@ -149,9 +149,9 @@ def _decided_pairs(rated: RatedSet, seed: int) -> tuple[tuple[RatedPair, ...], b
     for text in rated.texts:
         groups[text.prompt.text].append(text)
     pairs: list[RatedPair] = []
-    for prompt, own in groups.items():
+    for prompt, group in groups.items():
         if prompt:
-            pairs += [_pair(a, b) for a, b in combinations(own, 2) if a.score != b.score]
+            pairs += [_pair(a, b) for a, b in combinations(group, 2) if a.score != b.score]
     free = groups.get("", [])
     if len(free) > 1:
         random = generator(seed, "audit-pairs")
@@ -274,8 +274,8 @@ class _Judging:
             orders = (float(stats.pair_credit(forward, truth).mean()), float(stats.pair_credit(back, truth).mean()))
             if self.kind == "judge":
                 # a is shown first in one order, b in the other.
-                named = stats.pair_credit(forward, np.ones(len(kept))) + stats.pair_credit(back, -np.ones(len(kept)))
-                first = float(named.mean() / 2)
+                both = stats.pair_credit(forward, np.ones(len(kept))) + stats.pair_credit(back, -np.ones(len(kept)))
+                first = float(both.mean() / 2)
         elif self.kind == "judge":
             flipped = [v.flipped for v, ok in zip(self.first, judged, strict=True) if ok and v.flipped is not None]
             flips = sum(flipped) / len(flipped) if flipped else None
@@ -314,16 +314,16 @@ class _Judging:
         scored = [(text, [scores[_key(text.joke)] for scores in self.scores]) for text in texts]
         good = [(t, sum(cast(list[float], s)) / len(s)) for t, s in scored if all(x is not None for x in s)]
         failed = len(texts) - len(good)
-        own = [(t, s) for t, s in good if main is None or t.kind == main]
+        scored_texts = [(t, s) for t, s in good if main is None or t.kind == main]
         kinds = {t.kind for t, _ in good} if len({t.kind for t, _ in good}) > 1 else set()
-        score, people = [s for _, s in own], [t.score for t, _ in own]
-        rated = [(t.offence, s, t.score) for t, s in own if t.offence is not None]
+        score, people = [s for _, s in scored_texts], [t.score for t, _ in scored_texts]
+        rated = [(t.offence, s, t.score) for t, s in scored_texts if t.offence is not None]
         return TextScores(
-            len(own),
+            len(scored_texts),
             failed,
             stats.spearman(score, people),
-            stats.spearman_interval(score, people, [t.prompt.text or t.id for t, _ in own], self.seed),
-            stats.partial_spearman(score, people, [len(t.text) for t, _ in own]),
+            stats.spearman_interval(score, people, [t.prompt.text or t.id for t, _ in scored_texts], self.seed),
+            stats.partial_spearman(score, people, [len(t.text) for t, _ in scored_texts]),
             stats.spearman([s for _, s, _ in rated], [o for o, _, _ in rated]),
             stats.spearman([p for _, _, p in rated], [o for o, _, _ in rated]),
             {
@@ -339,8 +339,8 @@ def _without_texts(error: str, jokes: Sequence[Joke]) -> str:
     """An error message without the texts it quotes, which may be offensive."""
     for text in sorted({t for j in jokes for t in (j.prompt.id, j.prompt.text, j.text) if t}, key=len, reverse=True):
         error = error.replace(text, "…")
-    own = {gram for joke in jokes for t in (joke.prompt.text, joke.text) for gram in ngrams(words(t), 3)}
-    if own & ngrams(words(error), 3):
+    trigrams = {gram for joke in jokes for t in (joke.prompt.text, joke.text) for gram in ngrams(words(t), 3)}
+    if trigrams & ngrams(words(error), 3):
         return "an error that quotes the text"
     return error[:160]
 
@@ -358,12 +358,12 @@ def _by_gap(
     for share in GAPS:
         high = share * span
         # Grades are means of a few raters: 0.6 and 0.6000000001 are the same gap.
-        own = (gaps >= low - 1e-9) & (gaps < high - 1e-9)
-        if own.any():
-            inside = [c for c, ok in zip(clusters, own, strict=True) if ok]
-            bounds = stats.interval(credit[own], inside, seed)
+        in_row = (gaps >= low - 1e-9) & (gaps < high - 1e-9)
+        if in_row.any():
+            inside = [c for c, ok in zip(clusters, in_row, strict=True) if ok]
+            bounds = stats.interval(credit[in_row], inside, seed)
             upper = None if math.isinf(high) else high
-            rows.append(GapRow(low, upper, int(own.sum()), float(credit[own].mean()), bounds))
+            rows.append(GapRow(low, upper, int(in_row.sum()), float(credit[in_row].mean()), bounds))
         low = high
     return tuple(rows)
 
@@ -394,8 +394,8 @@ def _references(
     person, ceiling = stats.one_against_others(grades, seed), stats.pair_ceiling(grades)
     rank, cap = stats.one_against_rest(raters, seed), stats.correlation_ceiling(raters)
     if person is not None or rank is not None:
-        one = "one person" if rated.rated_by == "people" else "one grading"
-        rows.append(Reference(f"{one} against the others", person, None, rank, "from this set's raters"))
+        rater = "one person" if rated.rated_by == "people" else "one grading"
+        rows.append(Reference(f"{rater} against the others", person, None, rank, "from this set's raters"))
     if ceiling is not None or cap is not None:
         rows.append(Reference("ceiling: a perfect critic", ceiling, None, cap, "from this set's raters"))
     return (*rows, *map(_published, rated.published))

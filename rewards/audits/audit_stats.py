@@ -113,8 +113,8 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike) -> float | No
         return None
     if xz is None or yz is None:
         return xy  # constant, so it explains nothing
-    rest = (1 - xz**2) * (1 - yz**2)
-    return (xy - xz * yz) / math.sqrt(rest) if rest > 1e-12 else None
+    unexplained = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / math.sqrt(unexplained) if unexplained > 1e-12 else None
 
 
 def spearman_interval(
@@ -222,7 +222,7 @@ def one_against_others(pairs: Sequence[PairGrades], seed: int = 0, draws: int = 
 def agreement_with_one(margins: ArrayLike, pairs: Sequence[PairGrades]) -> float | None:
     """How often the critic agrees with single people, over all choices of one rater per text. Choices with equal
     grades are left out."""
-    right = asked = 0.0
+    right = total = 0.0
     for margin, (a, b) in zip(np.asarray(margins, float), pairs, strict=True):
         if not len(a) or not len(b):
             continue
@@ -231,8 +231,8 @@ def agreement_with_one(margins: ArrayLike, pairs: Sequence[PairGrades]) -> float
         if decided:
             # Each pair counts once, however many raters it has.
             right += float(pair_credit(margin, signs)[signs != 0].mean())
-            asked += 1
-    return right / asked if asked else None
+            total += 1
+    return right / total if total else None
 
 
 def pair_ceiling(pairs: Sequence[PairGrades]) -> float | None:
@@ -266,20 +266,20 @@ def calibration_bins(probabilities: ArrayLike, agreed: ArrayLike, bins: int = 5)
         return ()
     upper = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:], method="higher"))
     place = np.searchsorted(upper, p, side="left")
-    filled = []
+    rows = []
     for k in range(int(place.max()) + 1):
-        own = place == k
-        if own.any():
-            filled.append(
+        in_bin = place == k
+        if in_bin.any():
+            rows.append(
                 Bin(
-                    float(p[own].min()),
-                    float(p[own].max()),
-                    int(own.sum()),
-                    float(p[own].mean()),
-                    float(y[own].mean()),
+                    float(p[in_bin].min()),
+                    float(p[in_bin].max()),
+                    int(in_bin.sum()),
+                    float(p[in_bin].mean()),
+                    float(y[in_bin].mean()),
                 )
             )
-    return tuple(filled)
+    return tuple(rows)
 
 
 def calibration_error(bins: Sequence[Bin]) -> float | None:

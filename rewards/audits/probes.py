@@ -208,10 +208,10 @@ class ProbeReport:
 
     def summary(self) -> str:
         """One line: which hacks the critic rewards."""
-        paid = self.fell_for()
+        hacks = self.fell_for()
         refused = [row.probe for row in self.rows if row.kind == "control" and row.held is False]
         unjudged = sum(row.failed for row in self.rows)
-        points = [f"rewards {', '.join(paid)}" if paid else "passes every hack"]
+        points = [f"rewards {', '.join(hacks)}" if hacks else "passes every hack"]
         points += [f"rejects {', '.join(refused)}"] if refused else []
         if self.context is not None and self.context.held is False:
             points.append(f"does not read the prompt (prefers the line's own in {percent(self.context.share)})")
@@ -316,15 +316,15 @@ def pocket_cases(n: int = 40, seed: int = 0) -> tuple[Case, ...]:
     teacher = PocketTeacher(seed=seed)
     prompts = [p for p in world.prompts(task="paraphrase") if p.split == "test"]
     order = generator(seed, "probe-cases").permutation(len(prompts))
-    drawn = []
+    prompts_and_lines = []
     for i in order:
         # That world's teacher sometimes errs; probes are only made from lines that are jokes.
         lines = [t for t in dict.fromkeys(teacher.lines(prompts[i], 8)) if world.judge(prompts[i], t).score >= 0.5]
         if len(lines) >= 3:
-            drawn.append((prompts[i], lines))
-        if len(drawn) == n:
+            prompts_and_lines.append((prompts[i], lines))
+        if len(prompts_and_lines) == n:
             break
-    return _cases(drawn, world.best)
+    return _cases(prompts_and_lines, world.best)
 
 
 @cache
@@ -333,14 +333,16 @@ def everyday_cases(n: int = 40, seed: int = 0) -> tuple[Case, ...]:
     buffer = everyday_lines()
     held_out = [p for p in buffer.prompts() if p.split == "test"] or buffer.prompts()
     order = generator(seed, "probe-cases").permutation(len(held_out))[:n]
-    drawn = [(held_out[i], buffer.lines_for(held_out[i].id)) for i in order]
-    return _cases(drawn, lambda prompt: None)
+    prompts_and_lines = [(held_out[i], buffer.lines_for(held_out[i].id)) for i in order]
+    return _cases(prompts_and_lines, lambda prompt: None)
 
 
-def _cases(drawn: Sequence[tuple[Prompt, list[str]]], best: Callable[[Prompt], str | None]) -> tuple[Case, ...]:
+def _cases(
+    prompts_and_lines: Sequence[tuple[Prompt, list[str]]], best: Callable[[Prompt], str | None]
+) -> tuple[Case, ...]:
     return tuple(
-        Case(prompt, lines[0], lines[1], lines[2], drawn[k - 1][1][0], best(prompt))
-        for k, (prompt, lines) in enumerate(drawn)
+        Case(prompt, lines[0], lines[1], lines[2], prompts_and_lines[k - 1][1][0], best(prompt))
+        for k, (prompt, lines) in enumerate(prompts_and_lines)
     )
 
 
@@ -376,19 +378,19 @@ def _bold(cell: str, held: bool | None) -> str:
 def documented_critics(cases: Sequence[Case], prompts: str = "pocket") -> list[tuple[str, Critic]]:
     """The critics that need neither a key nor trained weights, as in the documentation: each is given the lines that a
     student would have been shown (the teacher's `known` lines). The pocket judges only read pocket prompts."""
-    shown = TeacherBuffer(None, (Demonstration(c.prompt, c.known, "teacher") for c in cases))
-    rules = critics.make("rules", teacher=shown)
+    teacher = TeacherBuffer(None, (Demonstration(c.prompt, c.known, "teacher") for c in cases))
+    rules = critics.make("rules", teacher=teacher)
     anywhere = [("rules", rules), ("diversity", critics.make("diversity", archive=[c.known for c in cases]))]
     if prompts != "pocket":
         return anywhere
     mixed: list[Mapping[str, Any]] = [{"critic": rules, "gate": 0.5}, {"critic": "pocket", "weight": 1}]
-    crowd = critics.make("win-tie", teacher=shown, judge="pocket-crowd")
+    crowd = critics.make("win-tie", teacher=teacher, judge="pocket-crowd")
     gated: list[Mapping[str, Any]] = [{"critic": rules, "gate": 0.5}, {"critic": crowd, "weight": 1}]
     return [
         *anywhere,
         ("pocket", critics.make("pocket")),
         ("mix of rules and pocket", critics.make("mix", critics=mixed)),
-        ("win-tie, pocket judge", critics.make("win-tie", teacher=shown, judge="pocket")),
+        ("win-tie, pocket judge", critics.make("win-tie", teacher=teacher, judge="pocket")),
         ("win-tie, pocket crowd", crowd),
         ("mix of rules and that", critics.make("mix", critics=gated)),
         ("tournament, pocket judge", critics.make("tournament", judge="pocket")),

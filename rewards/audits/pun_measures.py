@@ -282,7 +282,7 @@ def drifted(
 ) -> dict[str, float]:
     """The features whose mean has moved by `at_least` of their earlier spread, with the signed distance. A feature
     without spread that changed at all has moved by infinity."""
-    moved = {}
+    distances = {}
     for name in dict.fromkeys(name for row in before for name in row):
         old = np.array([row[name] for row in before if name in row], dtype=float)
         new = np.array([row[name] for row in now if name in row], dtype=float)
@@ -290,8 +290,8 @@ def drifted(
             change, spread = float(new.mean() - old.mean()), float(old.std())
             size = change / spread if spread > 0 else math.copysign(math.inf, change) if change else 0.0
             if abs(size) >= at_least:
-                moved[name] = size
-    return moved
+                distances[name] = size
+    return distances
 
 
 # The published numbers, from the published file
@@ -314,15 +314,15 @@ def kao_numbers(path: Path) -> list[KaoNumbers]:
     if any(not row["entropy"] or not row["kl"] for row in rows):
         raise RatingsError(f"'{path}' has no columns entropy and KL: expected the published data-agg.csv.")
     numbers = []
-    for name, own in (("all", rows), ("puns", [row for row in rows if row["kind"] == "pun"])):
-        funny = [row.number("score") for row in own]
+    for name, kind_rows in (("all", rows), ("puns", [row for row in rows if row["kind"] == "pun"])):
+        funny = [row.number("score") for row in kind_rows]
         measures = {
-            "ambiguity": [row.number("entropy") for row in own],
-            "distinctiveness": [row.number("kl") for row in own],
-            "length": [float(len(row["text"])) for row in own],
+            "ambiguity": [row.number("entropy") for row in kind_rows],
+            "distinctiveness": [row.number("kl") for row in kind_rows],
+            "length": [float(len(row["text"])) for row in kind_rows],
         }
         for measure, values in measures.items():
-            numbers.append(KaoNumbers(name, len(own), measure, pearson(values, funny), spearman(values, funny)))
+            numbers.append(KaoNumbers(name, len(kind_rows), measure, pearson(values, funny), spearman(values, funny)))
     return numbers
 
 

@@ -198,18 +198,18 @@ class AuditReport:
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> AuditReport:
         """A report from its data."""
-        rest = {k: v for k, v in data.items() if k != "beats_coin"}
-        if rest.get("pairs") is not None:
-            pairs = dict(rest["pairs"])
+        fields = {k: v for k, v in data.items() if k != "beats_coin"}
+        if fields.get("pairs") is not None:
+            pairs = dict(fields["pairs"])
             pairs["by_gap"] = tuple(GapRow(**_tuples(row)) for row in pairs["by_gap"])
             pairs["calibration"] = tuple(Bin(**row) for row in pairs["calibration"])
-            rest["pairs"] = PairScores(**_tuples(pairs))
-        if rest.get("texts") is not None:
-            rest["texts"] = TextScores(**_tuples(rest["texts"]))
-        rest["context"] = ContextScores.load(rest.get("context"))
-        rest["references"] = tuple(Reference(**_tuples(row)) for row in rest["references"])
-        rest["notes"] = tuple(rest["notes"])
-        return cls(**rest)
+            fields["pairs"] = PairScores(**_tuples(pairs))
+        if fields.get("texts") is not None:
+            fields["texts"] = TextScores(**_tuples(fields["texts"]))
+        fields["context"] = ContextScores.load(fields.get("context"))
+        fields["references"] = tuple(Reference(**_tuples(row)) for row in fields["references"])
+        fields["notes"] = tuple(fields["notes"])
+        return cls(**fields)
 
 
 def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,14 +172,14 @@ _NAMED = (
 )  # fmt: skip
 
 
-def _with_all_names(named: tuple[Setting, ...]) -> tuple[Setting, ...]:
+def _with_all_names(explained: tuple[Setting, ...]) -> tuple[Setting, ...]:
     """Add the missing built-in names, made with their defaults and tested on all prompts."""
-    there = {setting.name for setting in named}
+    own_names = {setting.name for setting in explained}
     kinds: tuple[tuple[Registry, Kind], ...] = ((critics, "critic"), (judges, "judge"))
     others = [
         Setting(e.name, kind) for names, kind in kinds for e in names.entries().values() if e.origin == "built in"
     ]
-    return named + tuple(setting for setting in others if setting.name not in there)
+    return explained + tuple(setting for setting in others if setting.name not in own_names)
 
 
 SETTINGS = _with_all_names(_NAMED)
@@ -243,10 +243,14 @@ def find_card(critic: str, options: Mapping[str, Any], places: Sequence[Path] = 
     judge = options.get("judge")
     names = [critic]
     around = options.get("critic")
-    is_other = around is not None and (own := stored_card(critic)) is not None and own.options.get("critic") != around
+    is_other = (
+        around is not None
+        and (own_card := stored_card(critic)) is not None
+        and own_card.options.get("critic") != around
+    )
     if isinstance(judge, str):
-        own = stored_card(critic)
-        names = [critic] if own is not None and own.options.get("judge") == judge else [JUDGE + judge]
+        own_card = stored_card(critic)
+        names = [critic] if own_card is not None and own_card.options.get("judge") == judge else [JUDGE + judge]
     for name in names:
         for place in places:
             file = place / f"{file_stem(name)}.json" if place.is_dir() else place
@@ -304,10 +308,10 @@ def _held_by(gates: Sequence[Entry], places: Sequence[Path]) -> frozenset[str]:
         card = find_card(gate.critic, gate.options, places)
         if card is None or not card.tried:
             continue
-        own = [
+        tests = [
             {r.probe: r.held for r in t.probes.rows} | {r.kind: r.held for r in t.injection.rows} for t in card.tried
         ]
-        names = {name for rows in own for name in rows if all(r.get(name) is not False for r in own)}
+        names = {name for rows in tests for name in rows if all(r.get(name) is not False for r in tests)}
         # Only a gate that knows the teacher's lines can stop a copy.
         held |= names if gate.options.get("teacher") else names - {"teacher copied"}
     return frozenset(held)

@@ -237,36 +237,36 @@ def make_card(
         kind = "judge" if judge else "critic"
         entries = (judges if judge else critics).entries()
         summary = entries[critic].summary if critic in entries else ""
-        shown = name or critic
+        card_name = name or critic
     else:
         kind, summary = kind or "critic", ""
-        shown = name or str(getattr(critic, "name", None) or getattr(critic, "__name__", type(critic).__name__))
+        card_name = name or str(getattr(critic, "name", None) or getattr(critic, "__name__", type(critic).__name__))
     unknown = [p for p in prompts if p not in CASES]
     if unknown:
         raise InvalidOption(f"There are probe cases for {', '.join(CASES)}; found {', '.join(unknown)}.")
     about = _limits(audits, limits)
     base = Card(
-        shown, kind, summary, plain_options(options), setting, limits=about, audits=tuple(audits), command=command
+        card_name, kind, summary, plain_options(options), setting, limits=about, audits=tuple(audits), command=command
     )
     shape = _shape(critic, kind, options)
     if not_called:
         return Card(**{**_fields(base), "shape": shape, "not_called": not_called})
     if tried is not None:
         return Card(**{**_fields(base), "shape": shape, "tried": tuple(tried)})
-    found = []
+    tries = []
     try:
         for set_name in prompts:
             cases = CASES[set_name]()
             live = _live_critic(critic, kind, options, cases)
-            found.append(Tried(set_name, run_probes(live, cases), run_injection(live, cases)))
+            tries.append(Tried(set_name, run_probes(live, cases), run_injection(live, cases)))
     except (CredentialError, MissingExtra) as problem:
         return Card(**{**_fields(base), "shape": shape, "not_called": str(problem).split("\n")[0]})
-    judged = [t for t in found if any(row.score is not None for row in t.probes.rows)]
-    if not judged:
-        why = next((j.error for t in found for j in t.probes.judgements.values() if j.error), "no reason given")
+    judged_tries = [t for t in tries if any(row.score is not None for row in t.probes.rows)]
+    if not judged_tries:
+        why = next((j.error for t in tries for j in t.probes.judgements.values() if j.error), "no reason given")
         reason = f"It could not judge any of the texts: {why[:200]}"
         return Card(**{**_fields(base), "shape": shape, "not_called": reason})
-    return Card(**{**_fields(base), "shape": shape, "tried": tuple(judged)})
+    return Card(**{**_fields(base), "shape": shape, "tried": tuple(judged_tries)})
 
 
 def _fields(card: Card) -> dict[str, Any]:
@@ -307,9 +307,9 @@ def _live_critic(critic: str | Critic, kind: Kind, options: Mapping[str, Any], c
 
 def _member(member: Mapping[str, Any], cases: Sequence[Case]) -> dict[str, Any]:
     """A mix's member, with its teacher filled in the same way."""
-    own = dict(member)
-    inner = dict(own.pop("options", {}))
-    return {**own, "critic": _live_critic(own["critic"], "critic", inner, cases)}
+    table = dict(member)
+    inner = dict(table.pop("options", {}))
+    return {**table, "critic": _live_critic(table["critic"], "critic", inner, cases)}
 
 
 def _shown(cases: Sequence[Case]) -> TeacherBuffer:
@@ -342,7 +342,7 @@ def _shape(critic: str | Critic, kind: Kind, options: Mapping[str, Any]) -> tupl
         return None
     if "client" not in takes:
         return None
-    rest = {k: v for k, v in options.items() if k not in ("client", "ledger", "budget", "options")}
-    if not callable(getattr(registry.make(critic, **rest, client=Recorder()), "requests", None)):
+    critic_options = {k: v for k, v in options.items() if k not in ("client", "ledger", "budget", "options")}
+    if not callable(getattr(registry.make(critic, **critic_options, client=Recorder()), "requests", None)):
         return None
-    return tuple(shape_problems(lambda client: registry.make(critic, **rest, client=client)))
+    return tuple(shape_problems(lambda client: registry.make(critic, **critic_options, client=client)))

@@ -119,9 +119,9 @@ def _gains(question: _Question, tokens: Mapping[str, Sequence[Token]]) -> tuple[
     line = _sum(placed, tokens, placed.start, placed.end) - _sum(alone, tokens, 0, alone.end - unread)
     if before is None:
         return line, 0.0
-    seen = min(_read_to(passage, tokens) - passage.end for passage in (placed, before))
-    rest = _sum(placed, tokens, placed.end, placed.end + seen)
-    return line, rest - _sum(before, tokens, before.end, before.end + seen)
+    length = min(_read_to(passage, tokens) - passage.end for passage in (placed, before))
+    rest = _sum(placed, tokens, placed.end, placed.end + length)
+    return line, rest - _sum(before, tokens, before.end, before.end + length)
 
 
 def _read_to(passage: _Passage, tokens: Mapping[str, Sequence[Token]]) -> int:

@@ -29,8 +29,8 @@ def _edit_moved(joke: Joke, other: Joke) -> str | None:
         return None
     words = other.prompt.text.split()
     start, end = theirs[1]
-    moved = " ".join([*words[:start], *mine[0], *words[end:]])
-    return None if moved in (other.text, other.prompt.text) else moved
+    text = " ".join([*words[:start], *mine[0], *words[end:]])
+    return None if text in (other.text, other.prompt.text) else text
 
 
 def _edit(joke: Joke) -> tuple[list[str], tuple[int, int]] | None:

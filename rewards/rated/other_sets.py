@@ -50,19 +50,19 @@ def _grouped(
     for row in rows:
         groups[row["id"] or (f"{row['prompt']}: {row['text']}" if row["prompt"] else row["text"])].append(row)
     texts = []
-    for id, own in groups.items():
-        first = own[0]
+    for id, id_rows in groups.items():
+        first = id_rows[0]
         for what in ("text", "prompt"):
-            if any(row[what] != first[what] for row in own):
-                raise RatingsError(f"{own[-1].place}: the id {id[:40]!r} belongs to two {what}s.")
+            if any(row[what] != first[what] for row in id_rows):
+                raise RatingsError(f"{id_rows[-1].place}: the id {id[:40]!r} belongs to two {what}s.")
         grades = []
-        for row in own:
+        for row in id_rows:
             grade = row.number("score")
             if not scale[0] <= grade <= scale[1]:
                 raise RatingsError(f"{row.place}: a grade must be in {scale[0]:g} to {scale[1]:g}, found {grade:g}.")
             grades.append(turn(grade))
-        raters = tuple(anonymous(row["rater"]) for row in own) if all(row["rater"] for row in own) else ()
-        offences = [row.number("offence") for row in own if row["offence"]]
+        raters = tuple(anonymous(row["rater"]) for row in id_rows) if all(row["rater"] for row in id_rows) else ()
+        offences = [row.number("offence") for row in id_rows if row["offence"]]
         texts.append(
             RatedText(
                 id,
@@ -177,7 +177,7 @@ def load_newyorker(
     if not all(contest in scenes for contest in captions):
         notes.append("no description of some cartoons: a critic that reads text only is handicapped")
     pairs = _rank_pairs(captions, ranks) if ranks else ()
-    texts = () if ranks else tuple(text for own in captions.values() for _, text in own)
+    texts = () if ranks else tuple(text for contest_captions in captions.values() for _, text in contest_captions)
     if ranks and not pairs:
         raise RatingsError(
             f"No contest has captions of the ranks {ranks} with {min_count} votes. Give other ranks, or ranks=None."
@@ -211,9 +211,9 @@ def _rank_pairs(captions: dict[str, list[tuple[int, RatedText]]], ranks: str) ->
         raise InvalidOption(f"ranks must have the form 1-10:1000-1009; found {ranks!r}.")
     low, high, lower, higher = map(int, match.groups())
     pairs = []
-    for own in captions.values():
-        best = [text for rank, text in own if low <= rank <= high]
-        worse = [text for rank, text in own if lower <= rank <= higher]
+    for contest_captions in captions.values():
+        best = [text for rank, text in contest_captions if low <= rank <= high]
+        worse = [text for rank, text in contest_captions if lower <= rank <= higher]
         for i, a in enumerate(best):
             for j, b in enumerate(worse):
                 # Alternate the sides, so that "always the first" does not work.
@@ -384,9 +384,9 @@ def load_jester(paths: Sequence[Path], min_raters: int = 50) -> RatedSet:
                 if grade != 99:
                     grades[joke].append(grade)
     texts = tuple(
-        RatedText(id, _prompt("", id), text, sum(own) / len(own), tuple(own))
+        RatedText(id, _prompt("", id), text, sum(joke_grades) / len(joke_grades), tuple(joke_grades))
         for id, text in jokes.items()
-        if id.isdigit() and len(own := grades.get(int(id), [])) >= min_raters
+        if id.isdigit() and len(joke_grades := grades.get(int(id), [])) >= min_raters
     )
     return RatedSet("jester", texts, (), (-10.0, 10.0), None, (f"jokes with fewer than {min_raters} grades left out",))
 

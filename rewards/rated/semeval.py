@@ -135,17 +135,17 @@ _HAHA = [
 def load_hahackathon(paths: Sequence[Path]) -> RatedSet:
     """Texts that people called humorous, with their mean rating 0 to 5; the others have none and are left out. The test
     file was published without ratings."""
-    texts, left = [], 0
+    texts, left_out = [], 0
     for path in paths:
         for row in read_table(path, "hahackathon (the labelled train or dev file)", _HAHA):
             if row["humor_rating"] == "":
-                left += 1
+                left_out += 1
                 continue
             offence = row.number("offense_rating") if row["offense_rating"] else None
             texts.append(
                 RatedText(row["id"], _free(row["id"]), row["text"], row.number("humor_rating"), offence=offence)
             )
-    notes = (f"{left} texts that people did not call humorous have no rating: left out",) if left else ()
+    notes = (f"{left_out} texts that people did not call humorous have no rating: left out",) if left_out else ()
     published = (
         Published("4 B model, zero-shot (2,000 pairs)", "pair accuracy", 0.554, "HumorLoRA repository, 2026"),
         Published("4 B model, LoRA on people (2,000 pairs)", "pair accuracy", 0.683, "HumorLoRA repository, 2026"),

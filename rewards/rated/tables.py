@@ -136,10 +136,10 @@ def _match(path: Path, what: str, columns: Sequence[Column], headings: Sequence[
         elif column.required:
             missing.append("/".join(column.known_as()))
     if missing:
-        shown = ", ".join(name[:30] for name in headings[:12]) or "none"
+        some_headings = ", ".join(name[:30] for name in headings[:12]) or "none"
         raise RatingsError(
             f"'{path}' has no column {', '.join(missing)}. Expected {describe(what, columns)}; found the columns "
-            f"{shown}."
+            f"{some_headings}."
         )
     return names
 

@@ -31,9 +31,9 @@ _known: ContextVar[Readings | None] = ContextVar("known", default=None)
 
 
 @contextmanager
-def reading_once(known: Readings) -> Iterator[None]:
-    """Within the block, look lines up in `known` before reading them, and store readings there."""
-    token = _known.set(known)
+def reading_once(readings: Readings) -> Iterator[None]:
+    """Within the block, look lines up in `readings` before reading them, and store readings there."""
+    token = _known.set(readings)
     try:
         yield
     finally:
@@ -43,8 +43,8 @@ def reading_once(known: Readings) -> Iterator[None]:
 def read_once(reader: Hashable, jokes: Sequence[Joke], read: Callable[[list[Joke]], Sequence[Answer]]) -> list[Answer]:
     """The result of `read` for each joke; duplicate lines for a sentence are read once. `reader` identifies everything
     else that the answers depend on: the weights, and how they are used."""
-    known = _known.get()
-    answers: dict[tuple[str, str], Answer] = {} if known is None else known.setdefault(reader, {})
+    readings = _known.get()
+    answers: dict[tuple[str, str], Answer] = {} if readings is None else readings.setdefault(reader, {})
     keys = [(joke.prompt.text, joke.text) for joke in jokes]
     new = {key: joke for key, joke in zip(keys, jokes, strict=True) if key not in answers}
     if new:

@@ -37,10 +37,10 @@ class Example:
 
 
 def make_examples(
-    model: ScoringModel, parts: Sequence[CriticSet], wanted: Sequence[Sequence[Target]], noise_weights: bool
+    model: ScoringModel, parts: Sequence[CriticSet], targets: Sequence[Sequence[Target]], noise_weights: bool
 ) -> list[Example]:
     examples: list[Example] = []
-    for number, (part, items) in enumerate(zip(parts, wanted, strict=True)):
+    for number, (part, items) in enumerate(zip(parts, targets, strict=True)):
         rows = model.rows([item.joke for item in items])
         for rating, item, row in zip(part.ratings, items, rows, strict=True):
             weight = item.weight if noise_weights else 1.0
@@ -111,11 +111,11 @@ def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> li
 
 def _chunks(pieces: Sequence[list[Example]], size: int) -> list[list[list[Example]]]:
     chunks: list[list[list[Example]]] = [[]]
-    held = 0
+    count = 0
     for piece in pieces:
-        if held >= size:
+        if count >= size:
             chunks.append([])
-            held = 0
+            count = 0
         chunks[-1].append(piece)
-        held += len(piece)
+        count += len(piece)
     return chunks

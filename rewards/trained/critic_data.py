@@ -71,11 +71,11 @@ class CriticSet:
 
     def only(self, groups: Iterable[str]) -> CriticSet:
         """The subset for these prompts."""
-        wanted = set(groups)
+        chosen = set(groups)
         return replace(
             self,
-            ratings=tuple(item for item in self.ratings if item.group in wanted),
-            comparisons=tuple(item for item in self.comparisons if item.group in wanted),
+            ratings=tuple(item for item in self.ratings if item.group in chosen),
+            comparisons=tuple(item for item in self.comparisons if item.group in chosen),
         )
 
 
@@ -132,31 +132,31 @@ def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[
             f"dev_share (the share of prompts kept for stopping) must be above 0 and below 1, found {dev_share}."
         )
     dev: set[str] = set()
-    for one in sets:
-        groups = sorted(one.groups(), key=lambda group: (stream_seed(seed, "critic dev", group), group))
+    for critic_set in sets:
+        groups = sorted(critic_set.groups(), key=lambda group: (stream_seed(seed, "critic dev", group), group))
         dev.update(groups[: max(1, round(dev_share * len(groups)))])
-    train = [one.only(set(one.groups()) - dev) for one in sets]
+    train = [critic_set.only(set(critic_set.groups()) - dev) for critic_set in sets]
     for whole, part in zip(sets, train, strict=True):
         if not len(part):
             raise InvalidOption(
                 f"The set '{whole.name}' has {len(whole.groups())} prompts, too few to keep some of them for stopping. "
                 "Give more data."
             )
-    return train, [one.only(dev) for one in sets]
+    return train, [critic_set.only(dev) for critic_set in sets]
 
 
 def noise_weights(ratings: Sequence[Rating]) -> list[float]:
     """Each grade's weight, 1 on average: 1 / (variance between texts + variance of its mean)."""
-    known = [(item.spread, item.raters) for item in ratings if item.spread is not None]
-    if not known:
+    spreads = [(item.spread, item.raters) for item in ratings if item.spread is not None]
+    if not spreads:
         # Only the numbers of raters are known: take the variance of all grades as the typical spread.
         typical = pvariance([item.score for item in ratings])
     else:
-        typical = math.fsum(s * (n - 1) for s, n in known) / sum(n - 1 for _, n in known)
+        typical = math.fsum(s * (n - 1) for s, n in spreads) / sum(n - 1 for _, n in spreads)
     noise = []
     for item in ratings:
-        own, degrees = (item.spread, item.raters - 1) if item.spread is not None else (typical, 0)
-        noise.append((_TYPICAL_RATERS * typical + degrees * own) / (_TYPICAL_RATERS + degrees) / item.raters)
+        spread, degrees = (item.spread, item.raters - 1) if item.spread is not None else (typical, 0)
+        noise.append((_TYPICAL_RATERS * typical + degrees * spread) / (_TYPICAL_RATERS + degrees) / item.raters)
     between = max(pvariance([item.score for item in ratings]) - fmean(noise), 0.1 * fmean(noise), 1e-12)
     raw = [1 / (between + each) for each in noise]
     mean = fmean(raw)
@@ -174,51 +174,56 @@ class Scale:
         return (score - self.mean) / self.deviation
 
 
-def scale_of(one: CriticSet) -> Scale | None:
+def scale_of(critic_set: CriticSet) -> Scale | None:
     """Mean and standard deviation of a set's grades; None if it has none."""
-    if not one.ratings:
+    if not critic_set.ratings:
         return None
-    scores = [item.score for item in one.ratings]
+    scores = [item.score for item in critic_set.ratings]
     if not all(math.isfinite(score) for score in scores):
-        raise InvalidOption(f"The set '{one.name}' has grades that are not numbers.")
+        raise InvalidOption(f"The set '{critic_set.name}' has grades that are not numbers.")
     if max(scores) == min(scores):
         raise InvalidOption(
-            f"All {len(scores)} grades of the set '{one.name}' are {scores[0]:g}: there is nothing to learn. "
+            f"All {len(scores)} grades of the set '{critic_set.name}' are {scores[0]:g}: there is nothing to learn. "
             "Give texts that people rated differently."
         )
     return Scale(fmean(scores), math.sqrt(pvariance(scores)))
 
 
-def targets(one: CriticSet, scale: Scale | None) -> list[Target]:
+def targets(critic_set: CriticSet, scale: Scale | None) -> list[Target]:
     """The ratings of a set on the common scale, with their weights."""
     if scale is None:
         return []
-    weights = noise_weights(one.ratings)
+    weights = noise_weights(critic_set.ratings)
     return [
-        Target(item.joke, scale.standard(item.score), weight) for item, weight in zip(one.ratings, weights, strict=True)
+        Target(item.joke, scale.standard(item.score), weight)
+        for item, weight in zip(critic_set.ratings, weights, strict=True)
     ]
 
 
-def check_comparisons(one: CriticSet) -> None:
+def check_comparisons(critic_set: CriticSet) -> None:
     """Refuse comparisons that are all ties, or with an invalid probability."""
-    if not one.comparisons:
+    if not critic_set.comparisons:
         return
-    for item in one.comparisons:
+    for item in critic_set.comparisons:
         if not 0 <= item.probability <= 1:
-            raise InvalidOption(f"The set '{one.name}' has a comparison with the probability {item.probability}.")
-    if all(item.probability == 0.5 for item in one.comparisons):
-        raise InvalidOption(f"All {len(one.comparisons)} pairs of the set '{one.name}' are ties: nothing to learn.")
+            raise InvalidOption(
+                f"The set '{critic_set.name}' has a comparison with the probability {item.probability}."
+            )
+    if all(item.probability == 0.5 for item in critic_set.comparisons):
+        raise InvalidOption(
+            f"All {len(critic_set.comparisons)} pairs of the set '{critic_set.name}' are ties: nothing to learn."
+        )
 
 
-def dev_pairs(one: CriticSet, most: int = 20_000) -> list[Comparison]:
+def dev_pairs(critic_set: CriticSet, most: int = 20_000) -> list[Comparison]:
     """The evaluation pairs of a dev part: its comparisons without ties, and siblings with different grades. If no
     prompt has two texts, each text is paired with the next in the file."""
-    pairs = [item for item in one.comparisons if item.probability != 0.5]
+    pairs = [item for item in critic_set.comparisons if item.probability != 0.5]
     siblings: dict[str, list[Rating]] = {}
-    for item in one.ratings:
+    for item in critic_set.ratings:
         siblings.setdefault(item.group, []).append(item)
     met = [(a, b) for group in siblings.values() for i, a in enumerate(group) for b in group[i + 1 :]]
     if not met:
-        met = list(zip(one.ratings, one.ratings[1:], strict=False))
+        met = list(zip(critic_set.ratings, critic_set.ratings[1:], strict=False))
     pairs += [Comparison(a.joke, b.joke, float(a.score > b.score)) for a, b in met if a.score != b.score]
     return pairs[:most]

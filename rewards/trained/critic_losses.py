@@ -63,10 +63,10 @@ def fit_temperature(differences: Sequence[float], probabilities: Sequence[float]
     from scipy.optimize import minimize_scalar
 
     spread = math.sqrt(math.fsum(d * d for d in differences) / len(differences)) or 1.0
-    shown, outcomes = [*differences, spread, spread], [*probabilities, 0.5, 0.5]
+    all_differences, outcomes = [*differences, spread, spread], [*probabilities, 0.5, 0.5]
     # In units of the typical difference, from "never sure" to "always sure".
     fit = minimize_scalar(
-        lambda x: pair_log_loss(math.exp(x) / spread, shown, outcomes),
+        lambda x: pair_log_loss(math.exp(x) / spread, all_differences, outcomes),
         bounds=(math.log(0.01), math.log(100.0)),
         method="bounded",
         options={"xatol": 1e-6},

@@ -72,18 +72,18 @@ def _joke(data: Mapping[str, str], text: str) -> Joke:
 
 def _comparisons(stored: Sequence[Stored]) -> tuple[Comparison, ...]:
     """One comparison per pair judged in both orders; the others are left out, as by the judge."""
-    shown: dict[tuple[str, str, str, str], list[float]] = {}
+    by_place: dict[tuple[str, str, str, str], list[float]] = {}
     for item in stored:
         place = (item.data["task"], item.data["input"], item.data[FIRST], item.data[SECOND])
         shares = item.reply.probabilities or {str((item.reply.data or {}).get("answer")): 1.0}
-        shown.setdefault(place, []).append(min(1.0, shares.get(FIRST, 0.0) + shares.get(TIE, 0.0) / 2))
-    made = []
-    for (task, prompt, a, b), answers in shown.items():
-        back = shown.get((task, prompt, b, a))
+        by_place.setdefault(place, []).append(min(1.0, shares.get(FIRST, 0.0) + shares.get(TIE, 0.0) / 2))
+    comparisons = []
+    for (task, prompt, a, b), answers in by_place.items():
+        back = by_place.get((task, prompt, b, a))
         if a < b and back is not None:
             data = {"task": task, "input": prompt}
-            made.append(Comparison(_joke(data, a), _joke(data, b), 0.5 + (fmean(answers) - fmean(back)) / 2))
-    return tuple(made)
+            comparisons.append(Comparison(_joke(data, a), _joke(data, b), 0.5 + (fmean(answers) - fmean(back)) / 2))
+    return tuple(comparisons)
 
 
 def _ratings(stored: Sequence[Stored], weights: Mapping[str, float] | None) -> tuple[Rating, ...]:
@@ -97,10 +97,10 @@ def _ratings(stored: Sequence[Stored], weights: Mapping[str, float] | None) -> t
     return tuple(
         Rating(
             _joke({"task": task, "input": prompt}, line),
-            sum(weight * known[part] for part, weight in weighted.items()) / total,
+            sum(weight * shares[part] for part, weight in weighted.items()) / total,
         )
-        for (task, prompt, line), known in parts.items()
-        if all(part in known for part in weighted)
+        for (task, prompt, line), shares in parts.items()
+        if all(part in shares for part in weighted)
     )
 
 
@@ -109,9 +109,9 @@ def _parts(item: Stored) -> dict[str, float]:
     data = item.reply.data or {}
     if "answer" not in data:
         return {part: value / MOST for part, value in data.items() if part != "reason"}
-    asked = [part for part, question in QUESTIONS.items() if question in item.instructions]
+    part_names = [part for part, question in QUESTIONS.items() if question in item.instructions]
     shares = item.reply.probabilities or {str(data["answer"]): 1.0}
-    return {part: sum(int(symbol) * p for symbol, p in shares.items()) / MOST for part in asked}
+    return {part: sum(int(symbol) * p for symbol, p in shares.items()) / MOST for part in part_names}
 
 
 def ask(judge: Judge, pairs: Sequence[Pair], name: str | None = None) -> CriticSet:
@@ -146,16 +146,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paid: list[float] = []
     exact: list[float] = []
     for seed in range(options.seeds):
-        asked = ask(CrowdJudge(seed=seed), calibration_pairs(options.pairs, seed))
-        [learned], [kept] = split([asked], 0.25, seed)
+        critic_set = ask(CrowdJudge(seed=seed), calibration_pairs(options.pairs, seed))
+        [train_set], [dev_set] = split([critic_set], 0.25, seed)
         with tempfile.TemporaryDirectory() as folder:
             config = TrainCriticConfig(
                 model=pocket.path("causal"), form="pair", epochs=options.epochs, lr=1e-3, seed=seed, max_length=64
             )
-            train(config, [learned], folder)
-            pairs = [(item.a, item.b) for item in kept.comparisons]
+            train(config, [train_set], folder)
+            pairs = [(item.a, item.b) for item in dev_set.comparisons]
             cheap += [verdict.probability or 0.0 for verdict in RewardModelJudge(folder)(pairs)]
-        paid += [item.probability for item in kept.comparisons]
+        paid += [item.probability for item in dev_set.comparisons]
         exact += [verdict.probability or 0.0 for verdict in PocketJudge()(pairs)]
     print(f"{len(paid)} pairs on prompts that the cheap judge did not learn from, {options.seeds} seeds")
     print(render(gate_table(cheap, paid, exact), "the crowd", "the exact judge"))

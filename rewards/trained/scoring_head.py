@@ -56,10 +56,10 @@ class Reading:
     layers: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (("form", self.form, FORMS), ("pool", self.pool, POOLS)):
-            if value not in known:
+        for name, value, choices in (("form", self.form, FORMS), ("pool", self.pool, POOLS)):
+            if value not in choices:
                 raise InvalidOption(
-                    f"{name} must be one of {', '.join(known)}; found {value!r}.{did_you_mean(str(value), known)}"
+                    f"{name} must be one of {', '.join(choices)}; found {value!r}.{did_you_mean(str(value), choices)}"
                 )
         if self.max_length < 8 or self.hidden < 0 or self.layers < 0:
             raise InvalidOption(
@@ -237,13 +237,13 @@ def find_model(name: str) -> str:
     import importlib
 
     try:
-        named = getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
         raise UnknownName(
             f"The model '{name}' names an object of an installed package, but it was not found ({problem}). Install "
             "the package, or give a folder or a Hugging Face name."
         ) from None
-    return str(named() if callable(named) else named)
+    return str(target() if callable(target) else target)
 
 
 def pretrained(name: str) -> tuple[Any, Any]:

@@ -56,20 +56,20 @@ class StateReader:
         rows = [[*before[joke.prompt.text], *line, end] for joke, line in zip(jokes, lines, strict=True)]
         # By length, then by content, so that the same jokes form the same batches in any order.
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))
-        found = torch.zeros(len(rows), 3 * int(model.config.hidden_size))
+        states = torch.zeros(len(rows), 3 * int(model.config.hidden_size))
         with torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
-                found[chosen] = _read(model, [rows[i] for i in chosen], [len(lines[i]) for i in chosen], end)
-        return found
+                states[chosen] = _read(model, [rows[i] for i in chosen], [len(lines[i]) for i in chosen], end)
+        return states
 
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
-        seen = as_seen(tokenizer, text, LONGEST).strip()
-        return list(tokenizer.encode(seen, add_special_tokens=False)[:LONGEST])
+        visible = as_seen(tokenizer, text, LONGEST).strip()
+        return list(tokenizer.encode(visible, add_special_tokens=False)[:LONGEST])
 
     def _prompt(self, tokenizer: Any, sentence: str) -> list[int]:
-        kept = tokenizer.decode(self._ids(tokenizer, sentence))
-        return prompt_tokens(tokenizer, kept, self.instruction, is_seq2seq=False)
+        shortened = tokenizer.decode(self._ids(tokenizer, sentence))
+        return prompt_tokens(tokenizer, shortened, self.instruction, is_seq2seq=False)
 
     def _load(self) -> tuple[Any, Any]:
         device = device_for(self.device)
@@ -84,9 +84,9 @@ class StateReader:
 def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: int) -> Tensor:
     """States of one batch. The common prefix of all rows is read once."""
     shared = _common(rows, lengths) if len(rows) > 1 else 0
-    own = [row[shared:] for row in rows]
-    tokens = torch.full((len(own), max(len(row) for row in own)), pad, dtype=torch.long)
-    for i, row in enumerate(own):
+    endings = [row[shared:] for row in rows]
+    tokens = torch.full((len(endings), max(len(row) for row in endings)), pad, dtype=torch.long)
+    for i, row in enumerate(endings):
         tokens[i, : len(row)] = torch.tensor(row)
     tokens = tokens.to(model.device)
     cache = None
@@ -96,12 +96,12 @@ def _read(model: Any, rows: Sequence[list[int]], lengths: Sequence[int], pad: in
         cache.batch_repeat_interleave(len(rows))
     # Padding follows the text, where a causal model's earlier positions do not see it.
     states = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None).last_hidden_state.float().cpu()
-    found = []
-    for state, row, length in zip(states, own, lengths, strict=True):
+    vectors = []
+    for state, row, length in zip(states, endings, lengths, strict=True):
         line = state[len(row) - 1 - length : len(row) - 1]
         end = state[len(row) - 1]
-        found.append(torch.cat([line.mean(0), line[-1], end]) if length else torch.cat([end, end, end]))
-    return torch.stack(found)
+        vectors.append(torch.cat([line.mean(0), line[-1], end]) if length else torch.cat([end, end, end]))
+    return torch.stack(vectors)
 
 
 def _common(rows: Sequence[list[int]], lengths: Sequence[int]) -> int:
@@ -174,8 +174,8 @@ class GradeHead(nn.Module):
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         save_file({k: v.to(torch.float16).contiguous() for k, v in self.state_dict().items()}, place / WEIGHTS_FILE)
-        told = {"reading": reading, "questions": list(self.questions), "head": asdict(self.config)}
-        (place / HEAD_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        description = {"reading": reading, "questions": list(self.questions), "head": asdict(self.config)}
+        (place / HEAD_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def load_head(folder: str | os.PathLike[str]) -> tuple[GradeHead, dict[str, Any]]:
@@ -184,11 +184,11 @@ def load_head(folder: str | os.PathLike[str]) -> tuple[GradeHead, dict[str, Any]
 
     place = Path(folder)
     try:
-        told = json.loads((place / HEAD_FILE).read_text(encoding="utf-8"))
+        description = json.loads((place / HEAD_FILE).read_text(encoding="utf-8"))
         weights = {k: v.float() for k, v in load_file(place / WEIGHTS_FILE).items()}
-        head = GradeHead(len(weights["mean"]), told["questions"], replace(HeadConfig(), **told["head"]))
+        head = GradeHead(len(weights["mean"]), description["questions"], replace(HeadConfig(), **description["head"]))
         head.load_state_dict(weights)
-        reading = {key: told["reading"][key] for key in ("model", "layers", "instruction")}
+        reading = {key: description["reading"][key] for key in ("model", "layers", "instruction")}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as problem:
         raise InvalidOption(
             f"'{place}' has no grade head ({HEAD_FILE} and {WEIGHTS_FILE}): {str(problem).splitlines()[0]}"

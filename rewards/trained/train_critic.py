@@ -118,15 +118,15 @@ class TrainCriticConfig:
 
 def config_of(settings: Mapping[str, Any]) -> TrainCriticConfig:
     """A config from settings by name, such as those of --set, with types checked."""
-    known = {field.name: field.type for field in fields(TrainCriticConfig)}
+    types = {field.name: field.type for field in fields(TrainCriticConfig)}
     for name, value in settings.items():
-        if name not in known:
+        if name not in types:
             raise InvalidOption(
-                f"train-critic has no setting '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
+                f"train-critic has no setting '{name}'.{did_you_mean(name, types)} Known: {', '.join(types)}."
             )
-        wanted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(known[name])]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise InvalidOption(f"{name} must be of type {known[name]}; found {value!r}.")
+        expected: Any = {"str": str, "int": int, "float": (int, float), "bool": bool}[str(types[name])]
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise InvalidOption(f"{name} must be of type {types[name]}; found {value!r}.")
     return TrainCriticConfig(**settings)
 
 
@@ -168,13 +168,13 @@ def train(
     on_progress: OnProgress | None = None,
 ) -> TrainedCritic:
     """Train, calibrate and save to a folder that `RewardModelCritic` reads."""
-    sets = [one for one in sets if len(one)]
+    sets = [critic_set for critic_set in sets if len(critic_set)]
     if not sets:
         raise InvalidOption("There is nothing to train on: give at least one set with ratings or pairs.")
     parts, dev = split(sets, config.dev_share, config.seed)
-    scales = [scale_of(one) for one in parts]
-    for one in parts:
-        check_comparisons(one)
+    scales = [scale_of(critic_set) for critic_set in parts]
+    for critic_set in parts:
+        check_comparisons(critic_set)
     models: list[ScoringModel] = []
     fits: list[_Fit] = []
     began = time.monotonic()
@@ -182,8 +182,8 @@ def train(
         seed = stream_seed(config.seed, "critic member", member) % 2**31
         model = _fresh(config, seed)
         if not models:
-            wanted = [targets(one, scale) for one, scale in zip(parts, scales, strict=True)]
-            examples = make_examples(model, parts, wanted, config.noise_weights)
+            part_targets = [targets(critic_set, scale) for critic_set, scale in zip(parts, scales, strict=True)]
+            examples = make_examples(model, parts, part_targets, config.noise_weights)
             kept_aside = DevPrompts(model, dev, 2 * config.batch_size, config.dev_share)
         kept_aside.model = model
         with torch.random.fork_rng():
@@ -201,25 +201,27 @@ def train(
     calibration.save(folder)
     steps, stopped = sum(each.step for each in fits), fits[-1].stopped
     seconds = time.monotonic() - began
-    made = TrainedCritic(Path(folder), measured, calibration, steps, seconds, stopped, kept_aside.verdicts(calibration))
+    critic = TrainedCritic(
+        Path(folder), measured, calibration, steps, seconds, stopped, kept_aside.verdicts(calibration)
+    )
     record = {
         "config": asdict(config),
         "sets": [
-            {"name": one.name, "ratings": len(one.ratings), "comparisons": len(one.comparisons)}
+            {"name": critic_set.name, "ratings": len(critic_set.ratings), "comparisons": len(critic_set.comparisons)}
             | ({} if scale is None else asdict(scale))
-            for one, scale in zip(parts, scales, strict=True)
+            for critic_set, scale in zip(parts, scales, strict=True)
         ],
         "dev": measured,
         "evaluations": [each.evaluated for each in fits],
         "steps": steps,
-        "seconds": made.seconds,
+        "seconds": critic.seconds,
         "stopped": stopped,
         "precision": fits[-1].precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     Path(folder, RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return made
+    return critic
 
 
 def _fresh(config: TrainCriticConfig, seed: int) -> ScoringModel:
@@ -375,10 +377,10 @@ def _rate(step: int, steps: int, warmup: float) -> float:
     return min(1.0, (step + 1) / rise) * (1 - step / steps)
 
 
-def _precision(wanted: str, device: torch.device) -> str:
+def _precision(dtype: str, device: torch.device) -> str:
     """bfloat16 only if the hardware supports it: elsewhere it is slower than float32."""
-    if wanted != "auto":
-        return wanted
+    if dtype != "auto":
+        return dtype
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

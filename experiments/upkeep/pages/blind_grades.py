@@ -71,14 +71,14 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---:|---|---|---|---|---|",
     ]
     for stage in stages:
-        own = [row for row in rows if stage in row["kind"].split(BOTH)]
-        means = {name: np.array([[np.mean(row[name]) for row in own]]) for name in HIGHEST}
-        score = np.array([[row["score"] for row in own]])
+        stage_rows = [row for row in rows if stage in row["kind"].split(BOTH)]
+        means = {name: np.array([[np.mean(row[name]) for row in stage_rows]]) for name in HIGHEST}
+        score = np.array([[row["score"] for row in stage_rows]])
         works = (means["funny"] >= WORKS[0]) & (means["meaning"] >= WORKS[1])
         cells = [real_english.bounds(values, 2) for values in (means["funny"], means["meaning"], score)]
         cells += [real_english.bounds((score > 0).astype(float), 0, 100)]
         cells += [real_english.bounds(works.astype(float), 1, 100)]
-        lines.append(f"| {stage} | {len(own)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {stage} | {len(stage_rows)} | " + " | ".join(cells) + " |")
     kappas = [graded_lines.in_words(*graded_lines.agreement(rows, question)) for question in HIGHEST]
     note = f"The two passes agree with a weighted kappa of {kappas[0]} for *funny* and {kappas[1]} for *meaning*."
     return "\n".join(lines) + f"\n\n{note}"
@@ -107,12 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_jsonl(options.out, rows)
         print(f"{len(rows)} lines, each graded twice, in '{options.out}'")
         return 0
-    made = table(read_jsonl(options.source))
+    table_text = table(read_jsonl(options.source))
     if options.page:
         page = options.page.read_text(encoding="utf-8")
-        options.page.write_text(fill_page(page, lambda _, __: made, MARK), encoding="utf-8")
+        options.page.write_text(fill_page(page, lambda _, __: table_text, MARK), encoding="utf-8")
     else:
-        print(made)
+        print(table_text)
     return 0
 
 

@@ -41,14 +41,14 @@ class HasMeanings(Protocol):
 
 def options_of(service: str) -> dict[str, Any]:
     """The options that a spec may give to this client, with their defaults."""
-    own = {
+    defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(_class_of(service)).parameters.items()
         if name not in _ELSEWHERE
     }
     retries = {field.name: field.default for field in dataclasses.fields(Policy)} if service != "local" else {}
     pace = _PACE if service != "anthropic-batch" else {}  # a batch service has its own limits
-    return {**own, **retries, **pace}
+    return {**defaults, **retries, **pace}
 
 
 def _class_of(service: str) -> type:
@@ -72,10 +72,10 @@ def clients_table(meanings: HasMeanings) -> str:
     rows += [f'| `"{ROWS[service][0]}"` | {ROWS[service][1]} | {ROWS[service][2]} |' for service in SERVICES]
     rows += ["", "| option | default | for | meaning |", "|---|---|---|---|"]
     options = {service: options_of(service) for service in SERVICES}
-    for name in dict.fromkeys(name for known in options.values() for name in known):
+    for name in dict.fromkeys(name for names in options.values() for name in names):
         having = [service for service in SERVICES if name in options[service]]
         who = "all" if len(having) == len(SERVICES) else ", ".join(f"`{service}`" for service in having)
         default = options[having[0]][name]
-        shown = "none" if default is None else f"`{json.dumps(default)}`"
-        rows.append(f"| `{name}` | {shown} | {who} | {meanings.of('clients', name)} |")
+        default_text = "none" if default is None else f"`{json.dumps(default)}`"
+        rows.append(f"| `{name}` | {default_text} | {who} | {meanings.of('clients', name)} |")
     return "\n".join(rows)

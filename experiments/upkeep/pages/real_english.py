@@ -52,13 +52,13 @@ Lines = Sequence[Mapping[str, Any]]
 
 def measured_in(folder: Path) -> list[tuple[str, str, Path]]:
     """Seed, stage and file of all measured lines of a run or of the cells of a benchmark."""
-    found = []
+    evaluations = []
     cells = "cells/**/" if (folder / "cells").is_dir() else ""
     for results in sorted(folder.glob(f"{cells}seed-*/{RESULTS}")):
         for stage in read_results(results)["stages"]:
             name = "imitation" if stage == CELL_OF_IMITATION else stage
-            found.append((results.parent.name, name, results.parent / f"evaluation-{stage}.jsonl"))
-    return found
+            evaluations.append((results.parent.name, name, results.parent / f"evaluation-{stage}.jsonl"))
+    return evaluations
 
 
 def read_run(folder: Path) -> dict[str, list[Lines]]:
@@ -86,11 +86,11 @@ def numbers(seeds: Sequence[Lines], part: str, each: int = 1) -> np.ndarray[Any,
     lines, they repeat, so that line k of one stage is paired with line k of another."""
     rows = []
     for lines in seeds:
-        own: dict[str, list[float]] = {}
+        by_prompt: dict[str, list[float]] = {}
         for line in lines:
             value = line["score"] if part == "score" else line["parts"].get(part, np.nan)
-            own.setdefault(line["prompt_id"], []).append(np.nan if value is None else value)
-        rows.append([[paired_line(known, k) for k in range(each)] for known in own.values()])
+            by_prompt.setdefault(line["prompt_id"], []).append(np.nan if value is None else value)
+        rows.append([[paired_line(values, k) for k in range(each)] for values in by_prompt.values()])
     return np.array(rows, dtype=float)
 
 
@@ -121,8 +121,10 @@ def score_table(stages: Mapping[str, list[Lines]]) -> str:
         seeds = stages[stage]
         cells = [bounds(numbers(seeds, part, each)) for part in ("score", "funny", "meaning")]
         for other in ("imitation", "teacher"):
-            known = stage != other and (len(stages.get(other, ())) == 1 or len(stages.get(other, ())) >= len(seeds))
-            cells.append(bounds(against(seeds, stages[other], each), 0, 100) if known else "–")
+            is_comparable = stage != other and (
+                len(stages.get(other, ())) == 1 or len(stages.get(other, ())) >= len(seeds)
+            )
+            cells.append(bounds(against(seeds, stages[other], each), 0, 100) if is_comparable else "–")
         texts = [[line["text"] for line in lines] for lines in seeds]
         cells.append(f"{np.mean([text_stats.distinct_n(of_seed, 2) for of_seed in texts]):.2f}")
         cells.append(f"{100 * np.mean([text_stats.commonest_line(of_seed)[1] for of_seed in texts]):.1f}")
@@ -164,9 +166,9 @@ def other_judge_table(stages: Mapping[str, list[Lines]]) -> str:
     rows = ["| | seeds | score | minus imitation |", "|---|---:|---|---|"]
     imitation = numbers(stages["imitation"], "score", each)
     for stage in in_order(stages):
-        own = numbers(stages[stage], "score", each)
-        gap = "–" if stage == "imitation" else bounds(own - imitation[: len(own)])
-        rows.append(f"| {stage} | {1 if stage == 'teacher' else len(own)} | {bounds(own)} | {gap} |")
+        scores = numbers(stages[stage], "score", each)
+        gap = "–" if stage == "imitation" else bounds(scores - imitation[: len(scores)])
+        rows.append(f"| {stage} | {1 if stage == 'teacher' else len(scores)} | {bounds(scores)} | {gap} |")
     return "\n".join(rows)
 
 

@@ -55,16 +55,16 @@ def code_cells(notebook: Mapping[str, Any]) -> list[Any]:
 
 def run(notebook: Mapping[str, Any], *, name: str = "docs/tutorial.ipynb") -> Notebook:
     """The notebook with what its cells print now. A failing cell raises its own error."""
-    made: Notebook = copy.deepcopy(dict(notebook))
+    executed: Notebook = copy.deepcopy(dict(notebook))
     names: dict[str, Any] = {"__name__": "tutorial"}
-    for number, cell in enumerate(code_cells(made), start=1):
+    for number, cell in enumerate(code_cells(executed), start=1):
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             exec(compile(source(cell), f"{name}, cell {number}", "exec"), names)
         lines = output.getvalue().splitlines(keepends=True)
         cell["execution_count"] = number
         cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}] if lines else []
-    return made
+    return executed
 
 
 def page(notebook: Mapping[str, Any]) -> str:

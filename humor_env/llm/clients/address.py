@@ -127,17 +127,17 @@ def _bounded_stream(kind: type, inner: Any, encoding: str) -> Any:
             pass
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = LARGEST_ANSWER
+            bytes_left = LARGEST_ANSWER
             unpack = zlib.decompressobj(47) if encoding not in ("", "identity") else None  # 47: gzip or zlib
             async for chunk in inner:
                 part = chunk
                 if unpack is not None:
                     try:
-                        part = unpack.decompress(chunk, left + 1)
+                        part = unpack.decompress(chunk, bytes_left + 1)
                     except zlib.error:
                         raise AnswerDamaged("an answer whose compression is damaged") from None
-                left -= len(part)
-                if left < 0:
+                bytes_left -= len(part)
+                if bytes_left < 0:
                     raise AnswerTooLarge(f"an answer of more than {LARGEST_ANSWER} bytes")
                 yield part
             if unpack is not None and not unpack.eof:

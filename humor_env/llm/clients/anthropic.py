@@ -167,30 +167,30 @@ class AnthropicClient(SdkClient):
 
         Fields that the service omits, or that cannot be counts, are taken at their maximum.
         """
-        used = getattr(message, "usage", None)
+        counts = getattr(message, "usage", None)
         most = most_tokens(request)
-        plain = reported(used, "input_tokens")
-        read, written = _optional(used, "cache_read_input_tokens"), _optional(used, "cache_creation_input_tokens")
-        left = reported(used, "output_tokens")
-        if left is None or (left == 0 and getattr(message, "content", None)):
-            left = request.max_tokens
+        plain = reported(counts, "input_tokens")
+        read, written = _optional(counts, "cache_read_input_tokens"), _optional(counts, "cache_creation_input_tokens")
+        output = reported(counts, "output_tokens")
+        if output is None or (output == 0 and getattr(message, "content", None)):
+            output = request.max_tokens
         if plain is None or read is None or written is None or plain + read + written == 0:
             price = self.price
-            cost = None if price is None else price.at_most(most, left) / (2 if batch else 1)
-            return Usage(1, most, left, 0, cost)
-        details = getattr(used, "cache_creation", None)
+            cost = None if price is None else price.at_most(most, output) / (2 if batch else 1)
+            return Usage(1, most, output, 0, cost)
+        details = getattr(counts, "cache_creation", None)
         hour = None if details is None else reported(details, "ephemeral_1h_input_tokens")
         if hour is None:
             # Without a breakdown, the price of the requested cache; with an invalid one, the higher price.
             hour = written if self._cache_ttl == "1h" or details is not None else 0
         hour = min(hour, written)
-        cost = None if self.price is None else self.price.cost(plain, left, read, written - hour, hour, batch)
-        return Usage(1, plain + read + written, left, read, cost)
+        cost = None if self.price is None else self.price.cost(plain, output, read, written - hour, hour, batch)
+        return Usage(1, plain + read + written, output, read, cost)
 
 
-def _optional(used: object, name: str) -> int | None:
+def _optional(counts: object, name: str) -> int | None:
     """A count that a service may omit if it is 0; None if it is present but invalid."""
-    return 0 if getattr(used, name, None) is None else reported(used, name)
+    return 0 if getattr(counts, name, None) is None else reported(counts, name)
 
 
 def read_message(message: Any, request: Request, usage: Usage) -> Reply:

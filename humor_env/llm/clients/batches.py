@@ -142,26 +142,26 @@ class AnthropicBatchClient(AnthropicClient):
         remembered = self.memory.batches_of(list(work.requests))
         for key, batch in remembered.items():
             batches.setdefault(batch, []).append(key)
-        rest = [key for key in work.requests if key not in remembered]
-        for start in range(0, len(rest), self.largest):
-            keys = rest[start : start + self.largest]
+        new_keys = [key for key in work.requests if key not in remembered]
+        for start in range(0, len(new_keys), self.largest):
+            keys = new_keys[start : start + self.largest]
             sent = [{"custom_id": key, "params": self.parameters(work.requests[key])} for key in keys]
             tickets = self._reserve(keys, work)
             try:
-                made = await self._sdk.messages.batches.create(requests=sent)
+                created = await self._sdk.messages.batches.create(requests=sent)
             except anthropic.AnthropicError as problem:
                 for ticket in tickets if _was_not_taken(problem) else ():
                     self.budget.release(ticket)
                 raise
             for key, ticket in zip(keys, tickets, strict=True):
                 self._tickets.setdefault(key, []).append(ticket)
-            self.memory.record_batch(made.id, keys)
-            batches[made.id] = keys
+            self.memory.record_batch(created.id, keys)
+            batches[created.id] = keys
         return batches
 
     def _reserve(self, keys: Sequence[str], work: _Work) -> list[int]:
         """Reserve a whole batch at its worst case, or nothing."""
-        taken: list[int] = []
+        tickets: list[int] = []
         try:
             for key in keys:
                 tokens, cost = self.worst_case(work.requests[key])
@@ -169,12 +169,12 @@ class AnthropicBatchClient(AnthropicClient):
                 ticket = self.budget.reserve(tokens, None if cost is None else cost / 2, patience=0.5, paced=False)
                 if ticket is None:
                     raise BudgetExceeded("The batch as a whole may not fit the budget. Raise it, or send fewer jokes.")
-                taken.append(ticket)
+                tickets.append(ticket)
         except HumorEnvError:
-            for ticket in taken:
+            for ticket in tickets:
                 self.budget.release(ticket)
             raise
-        return taken
+        return tickets
 
     async def _collect(self, batch: str, keys: list[str], work: _Work) -> None:
         import anthropic

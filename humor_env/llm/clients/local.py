@@ -125,8 +125,8 @@ class LocalClient:
         open_tickets = dict(zip(chosen, tickets, strict=True))
         try:
             with self._turn:
-                made = list(work([requests[i] for i in chosen]))
-            for index, reply in zip(chosen, made, strict=True):
+                answers = list(work([requests[i] for i in chosen]))
+            for index, reply in zip(chosen, answers, strict=True):
                 self.budget.settle(open_tickets.pop(index), reply.usage)
                 replies[index] = reply
                 if on_reply is not None:
@@ -226,7 +226,7 @@ class LocalClient:
         """
         rows: dict[Row, int] = {}
         firsts: list[int] = []  # per row, the position that predicts the first token of its symbols
-        wanted: list[dict[str, tuple[int, int, tuple[int, ...]]]] = []
+        entries: list[dict[str, tuple[int, int, tuple[int, ...]]]] = []
         read_tokens: list[int] = []
         for request in requests:
             source, tails = self._spellings(request)
@@ -241,7 +241,7 @@ class LocalClient:
                 # Another request's symbols may share the row and start earlier or later in it.
                 firsts[row] = min(firsts[row], common - 1)
                 entry[symbol] = (row, common - 1, ids[common:])
-            wanted.append(entry)
+            entries.append(entry)
             read_tokens.append(len(source) + common)
         logprobs = self._forward(list(rows), firsts)
         return [
@@ -252,7 +252,7 @@ class LocalClient:
                 },
                 count,
             )
-            for entry, count in zip(wanted, read_tokens, strict=True)
+            for entry, count in zip(entries, read_tokens, strict=True)
         ]
 
     def _spellings(self, request: Request) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
@@ -284,14 +284,14 @@ class LocalClient:
             if self.encoder_decoder:
                 source, source_mask = self._padded([row[0] for row in part])
                 inputs = {"input_ids": source, "attention_mask": source_mask, "decoder_input_ids": ids}
-            kept = list(range(ids.shape[1]))
+            columns = list(range(ids.shape[1]))
             if selects:
-                kept = sorted({t for f, (_, tokens) in zip(first, part, strict=True) for t in range(f, len(tokens))})
-                inputs["logits_to_keep"] = torch.tensor(kept, device=self.device)
+                columns = sorted({t for f, (_, tokens) in zip(first, part, strict=True) for t in range(f, len(tokens))})
+                inputs["logits_to_keep"] = torch.tensor(columns, device=self.device)
             with torch.no_grad():
                 logits = self.model(**inputs).logits  # [B, len(kept), V]
             for row, f, (_, tokens) in zip(logits, first, part, strict=True):
-                places = [kept.index(t) for t in range(f, len(tokens))]
+                places = [columns.index(t) for t in range(f, len(tokens))]
                 outputs.append(row[places].float().log_softmax(-1).cpu())
         return outputs
 
@@ -336,7 +336,7 @@ class LocalClient:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends, self.tokenizer.eos_token_id}
         with torch.no_grad():
-            made = self.model.generate(
+            sequences = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max(r.max_tokens for r in requests),
@@ -344,12 +344,12 @@ class LocalClient:
                 **sampling,
             )
         skip = 1 if self.encoder_decoder else ids.shape[1]
-        for request, row, out in zip(requests, rows, made[:, skip:].tolist(), strict=True):
+        for request, row, out in zip(requests, rows, sequences[:, skip:].tolist(), strict=True):
             end = next((k for k, token in enumerate(out) if token in ends), None)
-            written = out[: request.max_tokens] if end is None else out[:end]
+            tokens = out[: request.max_tokens] if end is None else out[:end]
             stop = "max_tokens" if end is None or end >= request.max_tokens else "end_turn"
-            text = self.tokenizer.decode(written[: request.max_tokens], skip_special_tokens=True)
-            yield read(text, stop, request, Usage(1, len(row), len(written), 0, 0.0))
+            text = self.tokenizer.decode(tokens[: request.max_tokens], skip_special_tokens=True)
+            yield read(text, stop, request, Usage(1, len(row), len(tokens), 0, 0.0))
 
 
 def _common_prefix(rows: Sequence[Sequence[int]]) -> int:

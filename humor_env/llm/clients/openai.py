@@ -191,15 +191,15 @@ class OpenAIClient(SdkClient):
 
     def _usage(self, answer: Any, request: Request) -> Usage:
         """The usage that the server reports; omitted or invalid counts are taken at their maximum."""
-        used = getattr(answer, "usage", None)
-        entered, left = reported(used, "prompt_tokens"), reported(used, "completion_tokens")
-        entered = entered or most_tokens(request)  # 0 cannot be a prompt's count
-        if left is None or (left == 0 and getattr(answer, "choices", None)):
-            left = request.max_tokens
-        cached = min(entered, reported(getattr(used, "prompt_tokens_details", None), "cached_tokens") or 0)
+        counts = getattr(answer, "usage", None)
+        input_tokens, output_tokens = reported(counts, "prompt_tokens"), reported(counts, "completion_tokens")
+        input_tokens = input_tokens or most_tokens(request)  # 0 cannot be a prompt's count
+        if output_tokens is None or (output_tokens == 0 and getattr(answer, "choices", None)):
+            output_tokens = request.max_tokens
+        cached = min(input_tokens, reported(getattr(counts, "prompt_tokens_details", None), "cached_tokens") or 0)
         # Discounts for cached input differ between services: the full price is the upper bound.
-        cost = None if self.price is None else self.price.cost(entered, left)
-        return Usage(1, entered, left, cached, cost)
+        cost = None if self.price is None else self.price.cost(input_tokens, output_tokens)
+        return Usage(1, input_tokens, output_tokens, cached, cost)
 
 
 def answer_probabilities(text: str, logprobs: Any, symbols: Sequence[str]) -> dict[str, float]:

@@ -208,7 +208,7 @@ class _Batch:
         attempts = garbled_tries = 0
         last: Reply | None = None
         failure: CallFailed | None = None
-        said = ""  # the last that was heard of the service
+        last_detail = ""  # the last that was heard of the service
         fresh_left = self.policy.fresh_tries
         deadline: float | None = None
         while True:
@@ -252,8 +252,8 @@ class _Batch:
                 late = True
             final = self._after_failure(outcome, sent_at)
             if final or late:
-                return last if self.stopped.is_set() else self._failed(outcome, attempts, usage, said)
-            said = outcome.detail if outcome.trouble != "timeout" or outcome.status is not None else said
+                return last if self.stopped.is_set() else self._failed(outcome, attempts, usage, last_detail)
+            last_detail = outcome.detail if outcome.trouble != "timeout" or outcome.status is not None else last_detail
             self.caller.report_wait(outcome.detail, wait)
             if await self._sleep(wait):
                 return last
@@ -376,11 +376,11 @@ class _Batch:
             wait = max(wait, min(failure.retry_after, self.policy.longest_retry_after))
         return wait
 
-    def _failed(self, failure: CallFailed, attempts: int, usage: Usage, said: str = "") -> Reply:
-        """`said` is the last real answer, which explains more than a last attempt without one."""
+    def _failed(self, failure: CallFailed, attempts: int, usage: Usage, last_detail: str = "") -> Reply:
+        """`last_detail` is the last real answer, which explains more than a last attempt without one."""
         detail = failure.detail + ("" if attempts == 1 else f" (after {attempts} attempts)")
-        if said and failure.trouble == "timeout" and failure.status is None:
-            detail += f"; before: {said}"
+        if last_detail and failure.trouble == "timeout" and failure.status is None:
+            detail += f"; before: {last_detail}"
         return Reply(error=lasting_kind(failure), detail=self.caller.redacted(detail), usage=usage)
 
     async def _sleep(self, seconds: float) -> bool:
