@@ -45,8 +45,8 @@ def device_for(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise InvalidOption(f"{name!r} is no torch device. Known: auto, cpu, cuda, cuda:1, mps, …") from None
-    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not is_there():
+    no_cuda = device.type == "cuda" and not torch.cuda.is_available()
+    if no_cuda or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise InvalidOption(
             f'The device is {name!r}, but torch finds no usable GPU. Set device = "cpu", or install a torch build '
             "for your GPU's driver."
