@@ -9,13 +9,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from test_run import a_fresh_critic, share_of_e, text, world  # noqa: F401 - fixtures
 
 from humor_env.agents.student import Student
 from humor_env.errors import InvalidOption, PromptError, StudentError, UnknownName
-from humor_env.experiments.runs.ingredients import Ingredients, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, device_of, load_student
 from humor_env.experiments.runs.run import run
 from humor_env.experiments.runs.run_folder import student_folder
 from humor_env.experiments.specs.spec import StudentSpec, parse_spec
@@ -34,6 +36,15 @@ def test_a_warm_start_can_be_made_small(text, tmp_path):
     for limit, count in (("2", (2, 2)), ("100", (8, 3))):
         parts = Ingredients(parse_spec(text, [f"teacher.limit={limit}"]), tmp_path)
         assert (len(parts.demonstrations), len(parts.dev)) == count
+
+
+@pytest.mark.parametrize(("launcher", "student"), [("mps", "cpu"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_the_students_device_is_the_launchers_but_no_apple_gpu(launcher, student, monkeypatch):
+    """On a Mac every run ended in a TypeError: Accelerate chooses its GPU, which has no float64, and writing needs
+    it."""
+    state = SimpleNamespace(device=torch.device(launcher))
+    monkeypatch.setattr("humor_env.experiments.runs.ingredients.PartialState", lambda: state)
+    assert device_of(StudentSpec()) == torch.device(student)
 
 
 def test_several_critics_are_a_mix_with_weights_and_gates(text, tmp_path):

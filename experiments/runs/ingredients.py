@@ -369,7 +369,11 @@ def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
 
 
 def device_of(spec: StudentSpec) -> torch.device:
-    return PartialState().device if spec.device == "auto" else torch.device(device_for(spec.device))
+    """The student's device; "auto" is the launcher's, but the CPU instead of an Apple GPU, which has no float64."""
+    if spec.device != "auto":
+        return torch.device(device_for(spec.device))
+    device = PartialState().device
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def student_settings(spec: Spec, record: Mapping[str, Any] | None = None) -> StudentSpec:
