@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,13 @@ def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
         weight.data.mul_(5)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def test_inputs_go_where_the_model_is(causal):
+    """They went to the device "cuda", which in a critic's thread is the student's GPU and not the model's."""
+    client = LocalClient(causal, device="cpu")
+    client.model = SimpleNamespace(device=torch.device("meta"))
+    assert [tensor.device.type for tensor in client._padded([[1, 2], [3]])] == ["meta", "meta"]
 
 
 def request(text: str, *symbols: str) -> Request:

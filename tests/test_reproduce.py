@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,28 @@ def test_cloze_is_the_perplexity_of_the_claim(tmp_path: Path) -> None:
     assert found.flipped is False
     with pytest.raises(InvalidOption, match=r"set cloze\.model"):
         ClozeJudge(ClozeTable(), "humor")
+
+
+def test_the_cloze_critics_inputs_go_where_its_model_is(tmp_path: Path) -> None:
+    """They went to the device "cuda", which in a critic's thread is the student's GPU and not the model's."""
+    import torch
+
+    words = tiny.tokenizer()
+    tiny.llama(len(words)).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    judge = ClozeJudge(ClozeTable(model=str(tmp_path), device="cpu"), "overall")
+    seen = []
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+        def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            seen.append(input_ids.device.type)
+            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, len(words)))
+
+    judge.model = Elsewhere()
+    judge.perplexities([Joke(PROMPT, "Moss grew.")])
+    assert seen == ["meta"]
 
 
 def test_the_pocket_judges_can_be_asked_about_one_part() -> None:

@@ -141,11 +141,10 @@ class ClozeJudge:
         path = pocket.path(name) if service == "pocket" else table.model
         if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise InvalidOption(f"The cloze critic needs a causal language model; '{table.model}' has an encoder.")
-        self.device = device_for(table.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         family: Any = AutoModelForCausalLM
         loaded = family.from_pretrained(path, dtype=table.dtype, use_safetensors=True, trust_remote_code=False)
-        self.model: Any = share_weights(loaded.to(self.device).eval())
+        self.model: Any = share_weights(loaded.to(device_for(table.device)).eval())
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         perplexities = self.perplexities([joke for pair in pairs for joke in pair])
@@ -174,7 +173,7 @@ class ClozeJudge:
                 mask[i, : len(row)] = True
             with torch.no_grad():
                 # Padding is on the right, where the causal mask hides it.
-                logits = self.model(input_ids=tokens.to(self.device)).logits[:, :-1].float().cpu()
+                logits = self.model(input_ids=tokens.to(self.model.device)).logits[:, :-1].float().cpu()
             means += self._means(logits, tokens[:, 1:], mask[:, 1:])
         return means
 

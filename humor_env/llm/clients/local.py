@@ -72,7 +72,7 @@ class LocalClient:
         model = str(user_path(model)) if model.startswith("~") else model
         self.path = model
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
-        self.device = device_for(device or "auto")
+        place = device_for(device or "auto")
         self.budget = budget or Budget()
         self._turn = threading.Lock()
         # Explicit: by default transformers asks on the terminal whether to run the folder's code.
@@ -90,8 +90,8 @@ class LocalClient:
                 "one that is in the cache. Models with custom code are not run."
             ) from None
         if dtype == "auto":
-            loaded = in_paying_precision(loaded, self.device)
-        self.model: Any = share_weights(loaded.to(self.device).eval())
+            loaded = in_paying_precision(loaded, place)
+        self.model: Any = share_weights(loaded.to(place).eval())
         self.name = f"local:{Path(model).name}#{fingerprint(self.model)}"
         if temperature is not None:
             self.name += f" temperature={temperature} seed={seed}"
@@ -287,7 +287,7 @@ class LocalClient:
             columns = list(range(ids.shape[1]))
             if selects:
                 columns = sorted({t for f, (_, tokens) in zip(first, part, strict=True) for t in range(f, len(tokens))})
-                inputs["logits_to_keep"] = torch.tensor(columns, device=self.device)
+                inputs["logits_to_keep"] = torch.tensor(columns, device=ids.device)
             with torch.no_grad():
                 logits = self.model(**inputs).logits  # [B, len(kept), V]
             for row, f, (_, tokens) in zip(logits, first, part, strict=True):
@@ -296,7 +296,8 @@ class LocalClient:
         return outputs
 
     def _padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask [B, T]. In a causal model right padding cannot change earlier positions."""
+        """Ids and mask [B, T], where the model is: in a critic's thread "cuda" may be another GPU. In a causal model
+        right padding cannot change earlier positions."""
         import torch
 
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -307,7 +308,7 @@ class LocalClient:
             place = slice(longest - len(row), longest) if left else slice(0, len(row))
             ids[index, place] = torch.tensor(list(row))
             mask[index, place] = 1
-        return ids.to(self.device), mask.to(self.device)
+        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _write(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Generate replies. Sampling runs row by row, each with its own stream; greedy rows share a batch."""
@@ -316,7 +317,7 @@ class LocalClient:
             return
         import torch
 
-        devices = [torch.device(self.device)] if self.device.startswith("cuda") else []
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
         for request in requests:
             sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
             name = f"{request.system}\x1f{request.user_text}"
