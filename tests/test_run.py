@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import bart, llama, tokenizer
 
 from humor_env import pocket, registry
 from humor_env.agents import ppo
+from humor_env.agents.session.log import RunLog
 from humor_env.agents.update.on_policy import OnPolicySession as Session
 from humor_env.errors import CheckpointError, InvalidOption, StudentError
 from humor_env.experiments.runs import micro_batches, screen
+from humor_env.experiments.runs import run as run_module
 from humor_env.experiments.runs.ingredients import load_student
 from humor_env.experiments.runs.measure_student import measure_student
 from humor_env.experiments.runs.run import run
@@ -580,6 +583,17 @@ def test_a_base_in_float16_is_refused_before_anything_is_measured(text, tmp_path
         run(parse_spec(text, ["student.dtype='float16'"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not CALLS
+
+
+def test_a_runs_record_and_log_are_about_the_students_gpu(text, tmp_path, monkeypatch):
+    """They were about the current one, also for a student on another GPU or on the CPU."""
+    seen = []
+    monkeypatch.setattr(run_module, "RunLog", lambda folder, device: seen.append(device) or RunLog(folder))
+    run(parse_spec(text, ["learner.steps=1", "teacher.imitate=false", "eval.limit=1"]), tmp_path / "run")
+    assert seen == [torch.device("cpu")]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {torch.device(device).index}")
+    assert run_module._machine(torch.device("cuda:1"))["device"] == "GPU 1"
+    assert run_module._machine(torch.device("cpu"))["device"] == "cpu"
 
 
 def test_one_student_is_in_memory_at_a_time(text, tmp_path, monkeypatch):

@@ -445,6 +445,17 @@ def test_a_log_parts_clock_and_numbers_and_shows_both(tmp_path):
     ]
 
 
+def test_the_peak_is_of_the_students_gpu(tmp_path, monkeypatch):
+    """It was the current GPU's, which was another if the spec named one: 0 GiB in every line."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    reserved = {None: 0, torch.device("cuda:1"): 3 * 2**29}
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device=None: reserved[device])
+    for device in ("cuda:1", "cpu"):
+        RunLog(tmp_path, device=torch.device(device)).metrics(1, {"seconds/step": 2.0})
+    peaks = [json.loads(line)["memory/peak_gib"] for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert peaks == [1.5, 0.0]
+
+
 def test_a_logged_line_holds_all_that_is_known_of_it(tmp_path):
     joke = Joke(Prompt("p1", "It was slow."), "Glaciers übertook it.", "me", stop_reason="end")
     verdict = Judgement("critic", None, {"form": 0.5}, "why", "away")

@@ -16,11 +16,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from humor_env.agents.session.processes import is_main_process
 from humor_env.shared.precision import peak_memory
 from humor_env.types import Joke, Judgement
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Log(Protocol):
@@ -61,7 +64,7 @@ class RunLog:
     """JSON lines in a folder, and optionally a callback for the screen.
 
     Seconds and memory go to `timings.jsonl`, apart from the metrics, so that a repeated run gives the same metrics
-    file. Memory is this process's peak so far.
+    file. Memory is this process's peak so far, of the student's `device` if that is a GPU.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class RunLog:
         *,
         echo: Echo | None = None,
         keep_jokes: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.echo = echo
         self.keep_jokes = keep_jokes
+        self.device = device
         self.writes = is_main_process()
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,7 @@ class RunLog:
         timed = {n: v for n, v in numbers.items() if is_timing(n)}
         self._append("metrics.jsonl", [{"step": step} | {n: v for n, v in numbers.items() if n not in timed}])
         if timed:
-            peak = peak_memory()
+            peak = peak_memory(self.device)
             memory = {} if peak is None else {PEAK: round(peak / 2**30, 3)}
             self._append("timings.jsonl", [{"step": step} | timed | memory])
         if self.echo is not None:

@@ -192,7 +192,7 @@ def train(record: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     judge = make_judge(spec, spec.critic, "critic", seed=seed, out=out)
     assert judge is not None
     numbers: dict[str, float] = {}
-    log = RunLog(folder, echo=lambda _, metrics: numbers.update(metrics), keep_jokes=False)
+    log = RunLog(folder, echo=lambda _, metrics: numbers.update(metrics), keep_jokes=False, device=student.device)
     store = CheckpointStore(folder / "checkpoints", keep_last=1)
     if system.kind in ("warm", "ft"):
         stage: Literal["warm_start", "more_imitation"] = "warm_start" if system.kind == "warm" else "more_imitation"

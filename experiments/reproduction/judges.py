@@ -141,10 +141,11 @@ class ClozeJudge:
         path = pocket.path(name) if service == "pocket" else table.model
         if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise InvalidOption(f"The cloze critic needs a causal language model; '{table.model}' has an encoder.")
+        place = device_for(table.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         family: Any = AutoModelForCausalLM
         loaded = family.from_pretrained(path, dtype=table.dtype, use_safetensors=True, trust_remote_code=False)
-        self.model: Any = share_weights(loaded.to(device_for(table.device)).eval())
+        self.model: Any = share_weights(loaded.to(place).eval())
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
         perplexities = self.perplexities([joke for pair in pairs for joke in pair])

@@ -97,7 +97,11 @@ def run(spec: Spec, folder: Path, *, resume: bool = False, screen: Screen | None
     parts.spec = with_numbers(spec, at_once)
     if is_main_process():
         say = screen.say if screen else Quiet().say
-        machine = _machine() | {"precision": precision_of(first.base)} | ({"micro_batch": at_once} if at_once else {})
+        machine = (
+            _machine(first.device)
+            | {"precision": precision_of(first.base)}
+            | ({"micro_batch": at_once} if at_once else {})
+        )
         prepare_folder(spec, folder, resume=resume, machine=machine, inputs=parts.digests(), say=say)
         if resume and "precision" not in before and settings.dtype == "auto":
             say(f"warning: the run does not say its precision; it continues in {machine['precision']}.")
@@ -135,8 +139,7 @@ def same_folder(choose: Callable[[], Path]) -> Path:
     return chosen[0]
 
 
-def _machine() -> dict[str, Any]:
-    device = PartialState().device
+def _machine(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "processes": process_count(), "threads": torch.get_num_threads()}
 
@@ -219,7 +222,11 @@ class SeedRun:
             total = config.epochs * -(-len(parts.demonstrations) // config.batch_size)
         with self.screen.stage(name, total) as bar:
             stage = "" if folder == self.folder else name
-            log: Log = bar.log(self.trackers.log(RunLog(folder), stage)) if is_main_process() else Silent()
+            log: Log = (
+                bar.log(self.trackers.log(RunLog(folder, device=self.student.device), stage))
+                if is_main_process()
+                else Silent()
+            )
             offers: dict[str, Callable[[], Any]] = {
                 "config": lambda: config,
                 "env": lambda: parts.make_envs(config),

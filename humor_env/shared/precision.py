@@ -134,11 +134,13 @@ def free_memory(root: Path = Path("/")) -> int | None:
         return free
 
 
-def peak_memory() -> int | None:
-    """This process's peak memory in bytes so far: on the GPU if it uses one, else on the machine. None if unknown."""
+def peak_memory(device: torch.device | None = None) -> int | None:
+    """This process's peak memory in bytes so far: on the GPU if it uses one, else on the machine. None if unknown.
+    Of several GPUs it is `device`, or the current one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_reserved())
+        gpu = device if device is not None and device.type == "cuda" else None
+        return int(torch.cuda.max_memory_reserved(gpu))
     try:
         import resource
     except ImportError:  # Windows
