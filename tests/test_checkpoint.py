@@ -139,6 +139,24 @@ def test_random_states_go_on_where_they_were():
     assert (random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist()) == expected
 
 
+@pytest.mark.parametrize("here", [12, 11, 0])
+def test_a_run_resumes_with_fewer_gpus(here, monkeypatch, caplog):
+    """It ended in an IndexError, and of more than ten GPUs the third got the state of the eleventh."""
+    saved_tensors, state = random_states()
+    saved_tensors |= {f"random/cuda/{i}": torch.tensor([i], dtype=torch.uint8) for i in range(12)}
+    restored = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+
+    def restore(state, device):
+        restored[list(range(here))[device]] = int(state[0])
+
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state", restore)
+    restore_random_states(saved_tensors, state)
+    assert restored == {i: i for i in range(here)}
+    assert [record.getMessage().count(f"12 GPUs and {here} are here") for record in caplog.records] == [1] * (here < 12)
+
+
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json", "manifest.sha256"])
 def test_a_flipped_bit_anywhere_is_found(tmp_path, file):
     """The manifest had no hash of its own: a bit in its `step` sent a run on from step 92."""

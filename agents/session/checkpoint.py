@@ -246,6 +246,12 @@ def restore_random_states(tensors: Mapping[str, Tensor], state: Mapping[str, Any
     np.random.set_state((kind, tensors["random/numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, words, gauss_next = state["python"]
     random.setstate((version, tuple(words), gauss_next))
-    cuda = [t for n, t in sorted(tensors.items()) if n.startswith("random/cuda/")]
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
+    saved = sum(name.startswith("random/cuda/") for name in tensors)
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if here < saved and is_main_process():
+        _warn(
+            f"The checkpoint was saved with {saved} GPUs and {here} are here. Only a critic or environment of your own that "
+            "draws random numbers on one of those that are missing goes on with others; the student's lines do not "
+            "depend on them."
+        )
+    torch.cuda.set_rng_state_all(tensors[f"random/cuda/{i}"] for i in range(min(saved, here)))
