@@ -250,8 +250,8 @@ def restore_random_states(tensors: Mapping[str, Tensor], state: Mapping[str, Any
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if here < saved and is_main_process():
         _warn(
-            f"The checkpoint was saved with {saved} GPUs and {here} are here. Only a critic or environment of your own that "
-            "draws random numbers on one of those that are missing goes on with others; the student's lines do not "
-            "depend on them."
+            f"The checkpoint was saved with {saved} GPUs and {here} are here. Only a critic or environment of your "
+            "own that draws random numbers on a missing one goes on with others; the student's lines do not depend on "
+            "them."
         )
     torch.cuda.set_rng_state_all(tensors[f"random/cuda/{i}"] for i in range(min(saved, here)))

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from humor_env.experiments.runs.run import SeedResult
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_CPU_FULL = "DefaultCPUAllocator: "
+# What torch says of a full memory, beside its OutOfMemoryError.
+_MEMORY_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", _CPU_FULL)
 # Errors that can occur even if the request was correct.
 _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError", "HubError")
 
@@ -103,14 +106,9 @@ class Commands(TyperGroup):
             _end_for_the_disk(problem)
         except RuntimeError as problem:
             # Compared by name, so that torch need not be imported.
-            if type(problem).__name__ != "OutOfMemoryError":
+            if type(problem).__name__ != "OutOfMemoryError" and not any(text in str(problem) for text in _MEMORY_FULL):
                 raise
-            end(
-                "The GPU's memory is full. Lower learner.micro_batch (the step stays the same), or "
-                'student.dtype = "bfloat16", or teacher.imitation.micro_batch. micro_batch = "auto" uses what fits; '
-                "`humor-env doctor --spec SPEC` says how much a step needs.",
-                FAILED,
-            )
+            _end_for_the_memory(problem)
         except Exception as problem:
             # Compared by name: typer has its own copy of click, which it does not export.
             if type(problem).__name__ == "NoSuchOption":
@@ -120,6 +118,18 @@ class Commands(TyperGroup):
             if type(problem).__name__ == "SafetensorError" and number and int(number[1]) in _DISK_ERRORS:
                 _end_for_the_disk(OSError(int(number[1]), os.strerror(int(number[1]))))
             raise
+
+
+def _end_for_the_memory(problem: RuntimeError) -> None:
+    whose = "The" if _CPU_FULL in str(problem) else "The GPU's"
+    end(
+        f"{whose} memory is full. If it was in an update, lower learner.micro_batch or teacher.imitation.micro_batch: "
+        'the step stays the same, and "auto" takes what fits. If it was while lines were written, raise env.groups, '
+        "which divides the lines written at once, or lower learner.batch_size. "
+        'student.dtype = "bfloat16" helps with both. '
+        "`humor-env doctor --spec SPEC` says how much a step needs.",
+        FAILED,
+    )
 
 
 def _end_for_the_disk(problem: OSError) -> None:
