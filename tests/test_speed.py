@@ -1,9 +1,12 @@
 """The benchmark's arithmetic by hand, and one small run of it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
 from humor_env.experiments.upkeep import speed
@@ -58,6 +61,83 @@ def test_a_small_run(monkeypatch, tmp_path):
     assert "ours-ppo: generate" in done.output and "(floor " in done.output
     found = json.loads((tmp_path / "found.json").read_text())["found"]
     assert len(found["ours-grpo"][0]["steps"]) == 1
+
+
+def test_a_contender_that_fails_is_said_and_the_others_are_compared(monkeypatch, tmp_path):
+    """It ended the comparison, after all that had been measured before it."""
+    asked = []
+
+    def run(name, steps, *_):
+        asked.append(name)
+        if name.startswith("trl"):
+            raise RuntimeError(
+                f"{name} failed:\n  File somewhere\nValueError: no such model\n[W] a group was left open"
+            )
+        return {"steps": [1.0] * steps, "phases": [], "memory": 10.0}
+
+    monkeypatch.setattr(speed, "in_own_process", run)
+    monkeypatch.setattr(speed.speed_shapes, "device_peaks", lambda device: {"gflops": 1.0, "gigabytes": 1.0})
+    options = ["--shape=tiny", "--lines=32", "--rounds=2", "--only=trl-grpo-vllm,ours-grpo"]
+    done = CliRunner().invoke(app, [*options, f"--out={tmp_path / 'found.json'}"])
+    assert done.exit_code == 0, done.output
+    assert "trl-grpo-vllm failed: ValueError: no such model" in done.output
+    assert "│ ours-grpo" in done.output and "│ trl" not in done.output
+    assert asked == ["trl-grpo-vllm", "ours-grpo", "ours-grpo"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["failed"] == {"trl-grpo-vllm": "ValueError: no such model"} and list(found["found"]) == ["ours-grpo"]
+
+
+def test_a_process_that_prints_no_numbers_has_failed(monkeypatch):
+    for code, printed in ((1, '{"steps": []}\n'), (0, "bye\n")):
+        done = SimpleNamespace(returncode=code, stdout=printed, stderr="KeyError: 'x'\n")
+        monkeypatch.setattr(speed.subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(RuntimeError, match="ours-ppo failed:\nKeyError"):
+            speed.in_own_process("ours-ppo", 1)
+    done = SimpleNamespace(returncode=0, stdout='{"steps": [1.0]}\nbye\n', stderr="")
+    monkeypatch.setattr(speed.subprocess, "run", lambda *_, **__: done)
+    assert speed.in_own_process("ours-ppo", 1) == {"steps": [1.0]}
+
+
+def test_trl_gets_a_model_that_vllm_can_load(monkeypatch):
+    """TRL gives vLLM the model's `name_or_path`, which was empty."""
+    shape, load, seen = SHAPES["tiny"], Load(32, 3, 16), []
+
+    def seconds(classes, model_and_tokenizer, rows, **settings):
+        model, tokenizer = model_and_tokenizer
+        seen.append(settings["use_vllm"])
+        there = AutoModelForCausalLM.from_pretrained(model.name_or_path).state_dict()
+        known, expected = make_model(shape, "cpu")
+        assert all(torch.equal(weight, there[name]) for name, weight in known.state_dict().items())
+        for words in (tokenizer, AutoTokenizer.from_pretrained(model.name_or_path)):
+            chats = [each.apply_chat_template(rows[0]["prompt"], tokenize=False) for each in (words, expected)]
+            assert chats[0] == chats[1] and words(chats[0])["input_ids"] == expected(chats[1])["input_ids"]
+            assert words.padding_side == "left" and words.pad_token == "<pad>"
+        return [1.0, 2.0]
+
+    monkeypatch.setattr(speed.speed_shapes, "seconds_by_trl", seconds)
+    found = [speed.speed_shapes.run_one(name, "tiny", "cpu", load, 1) for name in ("trl-grpo", "trl-grpo-vllm")]
+    assert seen == [False, True] and [each["steps"] for each in found] == [[2.0]] * 2
+
+
+def test_a_gpus_memory_is_shown_as_allocated_and_as_reserved(monkeypatch, capsys):
+    precisions = []
+
+    def seconds(classes, model_and_tokenizer, rows, **_):
+        saved = AutoModelForCausalLM.from_pretrained(model_and_tokenizer[0].name_or_path)
+        precisions.extend([model_and_tokenizer[0].dtype, saved.config.dtype])
+        return [1.0, 2.0]
+
+    monkeypatch.setattr(speed.speed_shapes, "seconds_by_trl", seconds)
+    peaks = iter([100, 30, 700, 530])
+    for kind in ("reserved", "allocated"):
+        monkeypatch.setattr(torch.cuda, f"max_memory_{kind}", lambda: next(peaks) * 2**20)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda self, *_, **__: self)
+    load = Load(32, 3, 16)
+    one = speed.speed_shapes.run_one("trl-grpo", "tiny", "cuda", load, 1)
+    assert (one["memory"], one["allocated"]) == (600, 500) and precisions == [torch.bfloat16] * 2
+    speed.speed_shapes.show("tiny", "cuda", load, {"trl-grpo": [one]}, {"gflops": 1.0, "gigabytes": 1.0})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "500 allocated, 600 reserved" in said
 
 
 @pytest.mark.parametrize(

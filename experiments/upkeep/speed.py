@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -236,9 +237,16 @@ def in_own_process(name: str, steps: int, *more: str) -> dict[str, Any]:
         text=True,
         env=env,
     )
-    if process.returncode:
+    results = [line for line in process.stdout.splitlines() if line.startswith("{")]  # vLLM prints, too
+    if process.returncode or not results:
         raise RuntimeError(f"{name} failed:\n{process.stderr[-2000:]}")
-    return json.loads(process.stdout.strip().splitlines()[-1])
+    return json.loads(results[-1])
+
+
+def _why(problem: RuntimeError) -> str:
+    """The last line that names an error, or else the last line."""
+    lines = str(problem).strip().splitlines()
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
 
 
 def main(
@@ -294,13 +302,19 @@ def measure_shape(
     options.append(f"--micro-batch={load.micro_batch}")
     names = only.split(",") if only else speed_shapes.contenders(device)
     timings: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
     for _ in range(rounds):
-        for name in names:
-            timings[name].append(in_own_process(name, steps, *options))
+        for name in list(timings):
+            try:
+                timings[name].append(in_own_process(name, steps, *options))
+            except RuntimeError as problem:
+                failed[name] = _why(problem)
+                del timings[name]
     peaks = speed_shapes.device_peaks(device)
-    speed_shapes.show(shape, device, load, timings, peaks)
+    speed_shapes.show(shape, device, load, timings, peaks, failed)
     if out:
-        out.write_text(json.dumps({"found": timings, "peaks": peaks, "options": options}, indent=1) + "\n")
+        record = {"found": timings, "failed": failed, "peaks": peaks, "options": options}
+        out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def show(

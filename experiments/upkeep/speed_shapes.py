@@ -137,6 +137,18 @@ def make_model(shape: Shape, device: str) -> tuple[Any, Any]:
     return (model.bfloat16() if device == "cuda" else model).to(device), tokenizer
 
 
+def load_made(shape: Shape, device: str, folder: str) -> tuple[Any, Any]:
+    """`make_model`, saved in a folder and loaded from it: vLLM loads the model from the place that TRL names."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    random_model, tokenizer = make_model(shape, "cpu")
+    # In the precision of the run, which vLLM takes from the file.
+    (random_model.bfloat16() if device == "cuda" else random_model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    return model.to(device), AutoTokenizer.from_pretrained(folder)
+
+
 def make_prompts(count: int, words: int) -> list[str]:
     return [" ".join(f"w{(37 * i + 11 * j) % words}" for j in range(OWN - 1)) for i in range(count)]
 
@@ -185,30 +197,31 @@ def run_ours(algorithm: str, shape: Shape, device: str, load: Load, steps: int) 
         config, learn = grpo.GRPOConfig(siblings=GROUP, **common), grpo.train
     learn(config, env, student, Timings(), prompts=prompts.split("train"))
     phases = timings[WARM_UP:]
-    return {"steps": [t["seconds/step"] for t in phases], "phases": phases, "memory": _memory(device) - before}
+    return {"steps": [t["seconds/step"] for t in phases], "phases": phases, **_memory(device, before)}
 
 
 def run_trl(shape: Shape, device: str, load: Load, steps: int, vllm: bool) -> dict[str, Any]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model, tokenizer = make_model(shape, device)
     texts = make_prompts(load.lines, shape.vocabulary - 100)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
-    before = _memory(device)
-    seconds = seconds_by_trl(
-        (GRPOConfig, GRPOTrainer),
-        (model, tokenizer),
-        rows,
-        lines=load.lines,
-        micro_batch=load.micro_batch,
-        device=device,
-        max_steps=steps + WARM_UP,
-        max_completion_length=load.tokens,
-        use_vllm=vllm,
-        vllm_mode="colocate",
-    )
-    return {"steps": seconds[WARM_UP:], "phases": [], "memory": _memory(device) - before}
+    with tempfile.TemporaryDirectory() as folder:
+        model_and_tokenizer = load_made(shape, device, folder)
+        before = _memory(device)
+        seconds = seconds_by_trl(
+            (GRPOConfig, GRPOTrainer),
+            model_and_tokenizer,
+            rows,
+            lines=load.lines,
+            micro_batch=load.micro_batch,
+            device=device,
+            max_steps=steps + WARM_UP,
+            max_completion_length=load.tokens,
+            use_vllm=vllm,
+            vllm_mode="colocate",
+        )
+        return {"steps": seconds[WARM_UP:], "phases": [], **_memory(device, before)}
 
 
 def seconds_by_trl(
@@ -285,14 +298,17 @@ def run_one(name: str, shape: str, device: str, load: Load, steps: int) -> dict[
     return run_trl(shape_of(shape), device, load, steps, "vllm" in more)
 
 
-def _memory(device: str) -> float:
-    """The peak memory so far, in MiB; of a GPU what was reserved, since a graph's memory no longer counts as allocated
-    after its capture."""
+def _memory(device: str, before: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The peak memory so far, beyond that `before`, in MiB. Of a GPU it is what was reserved, and beside it what was
+    allocated, which no longer counts a graph's memory after its capture."""
     if device == "cuda":
         import torch
 
-        return torch.cuda.max_memory_reserved() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peaks = {"memory": torch.cuda.max_memory_reserved() / 2**20}
+        peaks["allocated"] = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peaks = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {name: peak - (before or {}).get(name, 0.0) for name, peak in peaks.items()}
 
 
 def device_peaks(device: str) -> dict[str, float]:
@@ -359,8 +375,9 @@ def show(
     load: Load,
     timings: Mapping[str, Sequence[Mapping[str, Any]]],
     peaks: Mapping[str, float],
+    failed: Mapping[str, str] | None = None,
 ) -> None:
-    """`timings` holds each contender's rounds."""
+    """`timings` holds each contender's rounds; `failed` says why another has none."""
     console, lines, tokens = Console(width=120), load.lines, load.tokens
     measured = f"{peaks['gflops']:.0f} GFLOP/s and {peaks['gigabytes']:.0f} GB/s measured in this run"
     console.print(
@@ -377,9 +394,11 @@ def show(
             f"{medians[name]:.3f}",
             f"{lines * tokens / medians[name]:.0f}",
             f"{peer / medians[name]:.2f}x" if peer and name.startswith("ours") else "",
-            f"{max(each['memory'] for each in rounds):.0f}",
+            _shown_memory(rounds),
         )
     console.print(table)
+    for name, why in (failed or {}).items():
+        console.print(f"{name} failed: {why}", markup=False)
     for name, rounds in timings.items():
         phases = [p for each in rounds for p in each["phases"]]
         if not phases:
@@ -391,3 +410,10 @@ def show(
             phase_texts.append(f"{phase} {seconds_taken:.3f} s (floor {seconds:.3f})")
         mismatch = max(p["update/first_mismatch"] for p in phases)
         console.print(f"{name}: " + "; ".join(phase_texts) + f"; the largest update/first_mismatch {mismatch:.4f}")
+
+
+def _shown_memory(rounds: Sequence[Mapping[str, Any]]) -> str:
+    most = {kind: max(each[kind] for each in rounds) for kind in ("memory", "allocated") if kind in rounds[0]}
+    if "allocated" in most:
+        return f"{most['allocated']:.0f} allocated, {most['memory']:.0f} reserved"
+    return f"{most['memory']:.0f}"
