@@ -1,6 +1,7 @@
 """How much memory a step takes: estimated, and held against what a real step allocates."""
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from humor_env.agents.session.memory import RowLength, StepMemory, in_a_sentence
 from humor_env.agents.student import IMITATION, Lora, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption
+from humor_env.experiments.runs import micro_batches
 from humor_env.types import Demonstration, Preference
 
 
@@ -129,6 +131,29 @@ def test_what_is_said_of_it():
     )
     assert 'too little: micro_batch 2 fits ("auto" chooses it)' in in_a_sentence(large, 8, 3_050_000_000)
     assert "micro_batch 1 takes 3.0 GB: use a smaller student" in in_a_sentence(large, 8, 2_900_000_000)
+
+
+def test_doctor_says_which_larger_micro_batch_fits_on_a_gpu(monkeypatch):
+    """A small one was only said to fit, on a GPU that it left nearly idle."""
+    large = StepMemory(*(2_000_000 * n for n in (1000, 200, 300, 50, 10, 100)))
+    free = 10 * 10**9
+    monkeypatch.setattr(micro_batches, "free_memory_of", lambda device: free - large.weights)
+
+    def said(device, micro_batch, most=64):
+        config = SimpleNamespace(micro_batch=micro_batch)
+        monkeypatch.setattr(micro_batches, "_learners", lambda spec: [("learner", config)])
+        monkeypatch.setattr(micro_batches, "_expected", lambda *_: micro_batches.Expected(large, most, micro_batch))
+        parts, student = SimpleNamespace(spec=None), SimpleNamespace(device=torch.device(device))
+        return micro_batches.memory_sentences(parts, student, free), micro_batches.choose(parts, student)
+
+    # 0.8 of the 8 GB left by the weights, less 0.4 GB for training: 32 rows take 3.2 + 0.2 GB, 64 rows 6.6 GB.
+    assert said("cuda", "auto")[1] == {"learner.micro_batch": 32}
+    plain = "learner: about 3.4 GB with micro_batch 8; 10.0 GB are free"
+    [sentence], _ = said("cuda", 8)
+    assert sentence == f'{plain}: micro_batch 32 fits too ("auto" chooses it), which a GPU computes faster'
+    for device, micro_batch, most in (("cpu", 8, 64), ("cuda", 8, 8), ("cuda", 8, 15), ("cuda", 64, 8)):
+        assert said(device, micro_batch, most)[0] == [plain]
+    assert "too" not in said("cuda", "auto")[0][0] and "too" not in said("cuda", 48)[0][0]
 
 
 def test_auto_is_chosen_by_whoever_knows_student_and_prompts():

@@ -121,15 +121,19 @@ def free_memory_of(device: torch.device) -> int | None:
     return None if free is None else free // process_count()
 
 
-def in_a_sentence(memory: StepMemory, micro_batch: int, free: int | None) -> str:
-    """A message for users. `free` is the free memory before the student was loaded."""
+def in_a_sentence(memory: StepMemory, micro_batch: int, free: int | None, most: int = 0) -> str:
+    """A message for users. `free` is the free memory before the student was loaded; `most` is the largest micro-batch
+    to advise where more fits."""
     needed = memory.needed(micro_batch)
     sentence = f"about {_gigabytes(needed)} with micro_batch {micro_batch}"
     if free is None:
         return f"{sentence}; the free memory of this machine is unknown"
     sentence += f"; {_gigabytes(free)} are free"
     if needed <= free:
-        return sentence
+        fitting = memory.micro_batch_that_fits(free - memory.weights, most)
+        if fitting <= micro_batch:
+            return sentence
+        return f'{sentence}: micro_batch {fitting} fits too ("auto" chooses it), which a GPU computes faster'
     least = memory.needed(1)
     if least <= free:
         fitting = memory.micro_batch_that_fits(free - memory.weights, micro_batch)

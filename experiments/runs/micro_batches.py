@@ -77,7 +77,8 @@ def memory_sentences(parts: Ingredients, student: Student, free: int | None) -> 
             room = None if free is None else free - expected.memory.weights
             number = expected.memory.micro_batch_that_fits(room, expected.most)
         at_once = min(number, expected.most)
-        sentences.append(f"{place}: {in_a_sentence(expected.memory, at_once, free)}")
+        advised = expected.most if student.device.type == "cuda" else 0  # on a CPU more rows at once gain little
+        sentences.append(f"{place}: {in_a_sentence(expected.memory, at_once, free, advised)}")
     return sentences
 
 
