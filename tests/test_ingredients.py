@@ -244,7 +244,7 @@ def test_cut_weights_of_a_student_are_a_sentence(tmp_path, world):
 
 
 def test_a_device_that_is_not_there_is_told(world):
-    with pytest.raises(StudentError, match="could not be loaded"):
+    with pytest.raises(InvalidOption, match="'no-such-device' is no torch device"):
         load_student(StudentSpec(model=str(world / "causal"), device="no-such-device"), 0)
 
 
