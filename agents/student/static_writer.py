@@ -155,6 +155,15 @@ class _MergedWeights:
         self._buffers = []
 
 
+class _Layer(StaticLayer):
+    """Keys and values of one layer. Where the next ones go is counted by the step, once for all layers."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self.cumulative_length[None], key_states)
+        self.values.index_copy_(2, self.cumulative_length[None], value_states)
+        return self.keys, self.values
+
+
 class _Table:
     """All tensors that a step reads and writes, for a fixed number of rows, columns of keys and values, and (with an
     encoder) source columns. Unused rows are copies of the first, marked as finished."""
@@ -173,13 +182,16 @@ class _Table:
         device, new = student.device, sampling.max_new_tokens
         own, cross = _halves(like.cache)
         self.cache = StaticCache(config=student.base.config.get_text_config(decoder=True), max_cache_len=columns)
+        self.cache.layers = [_Layer(columns) for _ in self.cache.layers]
         self.layers: list[Any] = list(self.cache.layers)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)  # of the token that is fed next
         for mine, theirs in zip(self.layers, own, strict=True):
             shape = (rows, theirs.keys.shape[1], 0)
             mine.lazy_initialization(
                 theirs.keys.new_empty(*shape, theirs.keys.shape[-1]),
                 theirs.values.new_empty(*shape, theirs.values.shape[-1]),
             )
+            mine.cumulative_length = self.column[0]
         self.past: StaticCache | EncoderDecoderCache = self.cache
         self.encoded: Tensor | None = None
         if cross is not None:
@@ -199,15 +211,15 @@ class _Table:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self.source_mask = zeros(rows, source)
-        self.mask = zeros(rows, 1, 1, columns, dtype=torch.bool)
-        self.start = zeros(1)  # the column of the first new token
+        # Masks are added to scores: about plain ones transformers asks, and Booleans are converted in each layer.
+        self.mask = zeros(rows, 1, 1, columns, dtype=own[0].keys.dtype)
+        self.source_mask = zeros(rows, 1, 1, source, dtype=own[0].keys.dtype)
+        self.hidden = torch.finfo(own[0].keys.dtype).min
         self.count = zeros(1)  # number of tokens of each row so far
         self.token = zeros(rows, 1)
         self.position = zeros(rows, 1)
         self.ended = zeros(rows, dtype=torch.bool)
-        self.stopped = torch.zeros_like(self.ended)
-        self.length = zeros(rows)
+        self.idle = zeros(rows)  # tokens of each row after its end
         self.uniforms = zeros(rows, new, dtype=torch.float32)
         self.written = zeros(rows, new)
         self.logprobs = zeros(rows, new, dtype=torch.float32)
@@ -225,20 +237,19 @@ class _Table:
         for mine, theirs in zip(self.layers, own, strict=True):
             mine.keys[:, :, :past].copy_(theirs.keys[self.group])
             mine.values[:, :, :past].copy_(theirs.values[self.group])
-            mine.cumulative_length.fill_(past)
-        self.mask.zero_()
+        self.column.fill_(past)
+        self.mask.fill_(self.hidden)
         if cross is None:
             attention = decoding.attention[self.group, :past]
-            self.mask[:, 0, 0, :past] = attention.bool()
+            self.mask[:, 0, 0, :past].masked_fill_(attention.bool(), 0.0)
             self.position.copy_(attention.sum(-1, keepdim=True))
         else:
             for mine, theirs in zip(self.cross_layers, cross, strict=True):
                 mine.keys[:, :, :source].copy_(theirs.keys[self.group])
                 mine.values[:, :, :source].copy_(theirs.values[self.group])
-            self.source_mask.zero_()
-            self.source_mask[:, :source] = decoding.attention[self.group]
-            self.mask[..., :past] = True
-        self.start.fill_(past)
+            self.source_mask.fill_(self.hidden)
+            self.source_mask[:, 0, 0, :source].masked_fill_(decoding.attention[self.group].bool(), 0.0)
+            self.mask[..., :past] = 0.0
         self.count.zero_()
         self.uniforms.zero_()
         self.uniforms[:count] = send(
@@ -246,12 +257,7 @@ class _Table:
         )[0]
         self.ended.zero_()
         self.ended[count:] = True
-        self.stopped.zero_()
-        self.length.zero_()
-        self.written.fill_(self.student.pad_token)
-        self.logprobs.zero_()
-        if self.values is not None:
-            self.values.zero_()
+        self.idle.zero_()
 
     def write(self, hidden: Tensor, logits: Tensor, limit: int) -> None:
         self.choose(hidden[self.group], logits[self.group])
@@ -273,7 +279,7 @@ class _Table:
     def step(self) -> Tensor:
         """One more token for every row. No control flow here depends on tensor values."""
         # Unmask the token being fed, whose key and value come after all existing ones.
-        self.mask.index_fill_(3, self.start + self.count - 1, True)
+        self.mask.index_fill_(3, self.column, 0.0)
         inputs: dict[str, Any] = {"past_key_values": self.past, "use_cache": True}
         if self.encoded is None:
             inputs |= {"input_ids": self.token, "attention_mask": self.mask, "position_ids": self.position}
@@ -287,40 +293,37 @@ class _Table:
         passes = self.student.passes
         assert passes.backbone is not None
         hidden = passes.backbone(**inputs).last_hidden_state[:, -1]
-        self.position += 1
+        self.column += 1
+        if self.encoded is None:
+            self.position += 1
         self.choose(hidden, passes.logits(hidden).float())
         return hidden
 
     def choose(self, hidden: Tensor, logits: Tensor) -> None:
         chosen, logprobs = choose(logits, self.uniforms.index_select(1, self.count).squeeze(1), self.sampling)
-        live = ~self.ended
-        self.written.index_copy_(1, self.count, torch.where(live, chosen, self.student.pad_token)[:, None])
-        self.logprobs.index_copy_(1, self.count, torch.where(live, logprobs, 0.0)[:, None])
+        self.written.index_copy_(1, self.count, chosen[:, None])
+        self.logprobs.index_copy_(1, self.count, logprobs[:, None])
         if self.values is not None:
-            self.values.index_copy_(1, self.count, torch.where(live, self.student.value_head(hidden), 0.0)[:, None])
-        self.length += live
-        ends = torch.isin(chosen, self.ends) & live
-        self.stopped |= ends
-        self.ended |= ends
+            self.values.index_copy_(1, self.count, self.student.value_head(hidden)[:, None])
+        self.idle += self.ended
+        self.ended |= (chosen[:, None] == self.ends).any(-1)  # not isin, which sorts where there are many
         self.token.copy_(chosen[:, None])
         self.count += 1
 
     def read(self, count: int, limit: int) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
-        length, written, stopped = read(self.length[:count], self.written[:count], self.stopped[:count])
+        live = self.count - self.idle[:count]
+        length, written, ended = read(live, self.written[:count], self.ended[:count])
         lengths = length.tolist()
         responses = [row[:n] for row, n in zip(written.tolist(), lengths, strict=True)]
-        stops = ["end" if e else "length" for e in stopped.tolist()]
+        stops = ["end" if e else "length" for e in ended.tolist()]
         width = min(limit, max(lengths))
-        values = None if self.values is None else self.values[:count, :width].clone()
-        return responses, stops, self.logprobs[:count, :width].clone(), values
+        shown = torch.arange(width, device=live.device) < live[:, None]
+        values = None if self.values is None else self.values[:count, :width].where(shown, 0.0)
+        return responses, stops, self.logprobs[:count, :width].where(shown, 0.0), values
 
     def capture(self) -> None:
-        """Capture a step. Changes by the warm-up steps before it are undone."""
-        changed = [
-            *(self.mask, self.count, self.token, self.position, self.ended, self.stopped, self.length),
-            *(self.written, self.logprobs, *([] if self.values is None else [self.values])),
-            *(layer.cumulative_length for layer in self.layers),
-        ]
+        """Capture a step. Changes by the warm-up steps before it are undone; what they write is written again."""
+        changed = [self.column, self.count, self.token, self.position, self.ended, self.idle]
         originals = [tensor.clone() for tensor in changed]
 
         def put_back() -> None:
