@@ -20,6 +20,7 @@ from humor_env.agents.student import static_writer as written_statically
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.errors import StudentError
+from humor_env.shared import frozen_weights
 
 TEXTS = ["The meeting was slow.", "My soup", "A much longer sentence about the meeting.", "My soup"]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -124,6 +125,26 @@ def test_a_step_asks_the_device_nothing(name, monkeypatch):
     for more in ({}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.6}):
         StaticWriter(one).generate(TEXTS, Sampling(max_new_tokens=4, **more), torch.zeros(4, 4))
     assert len(steps) > 8 and not any(steps)
+
+
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_a_table_is_dropped_when_the_weights_have_moved(name):
+    """Imitation of all weights gives those that models share on a GPU a memory of their own. A graph captured before
+    went on reading from the old one, which was freed."""
+    one = make(name)
+    writer, short = StaticWriter(one), Sampling(max_new_tokens=4)
+    tables = []
+    for moves in (False, False, True):
+        if moves:
+            weights = [p for n, p in one.base.named_parameters() if "lora_" not in n]
+            for weight in weights:
+                setattr(weight, frozen_weights._HELD, weight.data)  # as share_weights does on a GPU
+            one.train_only(weights)
+            with torch.no_grad():
+                one.base.get_input_embeddings().weight.mul_(1.5)
+        assert_same(*both(one, TEXTS, short, writer))
+        tables += writer._tables.values()
+    assert tables[0] is tables[1] and tables[1] is not tables[2] and len(tables) == 3
 
 
 def test_a_model_with_a_sliding_window_is_refused_in_a_sentence():

@@ -70,6 +70,7 @@ class StaticWriter:
         self.student = student
         self._weights = _MergedWeights(student)
         self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
+        self._places: list[int] = []  # where the weights were that the tables' graphs read
 
     @torch.no_grad()
     def generate(
@@ -113,6 +114,11 @@ class StaticWriter:
         past, source = _past(decoding)
         shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
         key = (*shape, sampling, values)
+        modules = (self.student.base, self.student.value_head)
+        places = [t.data_ptr() for m in modules for own in (m.parameters(), m.buffers()) for t in own]
+        if places != self._places:  # weights that are trained move to memory of their own
+            self._tables.clear()
+            self._places = places
         if key not in self._tables:
             while len(self._tables) >= KEPT:
                 self._tables.popitem(last=False)
