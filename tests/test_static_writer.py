@@ -1,5 +1,6 @@
 """Captured steps, uncaptured: on a CPU they must give the eager writer's lines, token for token."""
 
+import contextlib
 import dataclasses
 import gc
 import warnings
@@ -15,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from humor_env import pocket
 from humor_env.agents import ppo
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.student import POLICY, Lora, Student, writer
+from humor_env.agents.student import POLICY, Lora, Student, transfers, writer
 from humor_env.agents.student import static_writer as written_statically
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter
@@ -239,3 +240,130 @@ def test_only_on_cuda_and_only_a_suitable_model_is_captured_once(device, why_not
     for _ in range(2):  # a backend is made for many a call; the table is kept with the student
         assert writer.InProcess(one).generate(["x"], Sampling(), torch.zeros(1, 1)) == by
     assert len(made) == (by == "captured")
+
+
+class PretendedCapture:
+    """torch.cuda for a machine without a GPU: a captured step runs at once, and each replay runs it again."""
+
+    def __init__(self, patch):
+        self.fails: Exception | None = None
+        self.devices, self.pools, self.replays, self.tables = [], [], 0, []
+        self.now = None
+        pretended = self
+        whole = written_statically._Table.step
+
+        class Graph:
+            def replay(self):
+                assert pretended.now == torch.device("cuda:1")
+                pretended.replays += 1
+                self.table.step()
+
+            def pool(self):
+                return self.tag
+
+        @contextlib.contextmanager
+        def capturing(graph, *, pool=None, stream, capture_error_mode):
+            assert stream == ("stream", torch.device("cuda:1")) and capture_error_mode == "thread_local"
+            pretended.devices.append(pretended.now)
+            pretended.pools.append(pool)
+            yield
+            if pretended.fails:
+                raise pretended.fails
+            graph.table, graph.tag = pretended.tables[-1], pool or f"pool {len(pretended.pools)}"
+
+        @contextlib.contextmanager
+        def entered(device):
+            before, pretended.now = pretended.now, torch.device("cuda:1")
+            yield
+            pretended.now = before
+
+        def step(table):
+            pretended.tables.append(table)
+            return whole(table)
+
+        patch.setattr(written_statically._Table, "step", step)
+        patch.setattr(written_statically, "captures", lambda student: True)
+        patch.setattr(written_statically, "current", entered)
+        patch.setattr(written_statically, "capture_stream", lambda device: Stream(("stream", torch.device("cuda:1"))))
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "graph", capturing)
+        patch.setattr(torch.cuda, "current_stream", lambda: Stream("current"))
+        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "set_stream", lambda stream: None)
+
+
+class Stream:
+    def __init__(self, name):
+        self.name = name
+
+    def __eq__(self, other):
+        return self.name == other
+
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    return PretendedCapture(monkeypatch)
+
+
+def on_a_gpu(name):
+    """A student of the CPU whose model was found suitable."""
+    one = make(name)
+    one.static_writing = ""
+    return one
+
+
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_a_captured_step_is_replayed_on_the_students_device_from_one_pool(name, pretended):
+    """With device = "cuda:1" the capture was on the current device, 0. And each table had a pool of its own."""
+    one = on_a_gpu(name)
+    writer = StaticWriter(one)
+    for length in (6, 40, 6):
+        assert_same(*both(one, TEXTS, Sampling(max_new_tokens=length), writer))
+    assert pretended.devices == [torch.device("cuda:1")] * 2
+    assert pretended.pools == [None, "pool 1"]
+    assert pretended.replays > 15
+    writer.close()
+    assert_same(*both(one, TEXTS, Sampling(max_new_tokens=6), writer))
+    assert pretended.pools == [None, "pool 1", None]  # a pool goes with its last graph
+
+
+def test_the_device_of_a_capture_is_the_students(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(device))
+    with transfers.current(torch.device("cuda:1")) as device:
+        assert device == torch.device("cuda:1")
+    with transfers.current(torch.device("cpu")) as device:
+        assert device is None
+
+
+def test_a_capture_that_fails_is_named_once_and_the_lines_are_written_without(pretended):
+    """Another program may hold the memory that a graph needs, or a driver be too old: the run ended there."""
+    one = on_a_gpu("llama")
+    writer, pretended.fails = StaticWriter(one), RuntimeError("operation not permitted when stream is capturing")
+    with pytest.warns(UserWarning, match=r"written several times slower.*capturing its step failed.*not permitted"):
+        assert_same(*both(one, TEXTS, Sampling(max_new_tokens=6), writer))
+    assert not writer._tables and "not permitted" in written_statically.unsuitable(one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(*both(one, TEXTS, Sampling(max_new_tokens=40), writer))
+    assert len(pretended.pools) == 1 and not pretended.replays
+
+
+def test_where_memory_runs_out_no_model_is_blamed(pretended, monkeypatch):
+    one = on_a_gpu("llama")
+    pretended.fails = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        both(one, TEXTS, Sampling(max_new_tokens=6), StaticWriter(one))
+    assert one.static_writing == ""
+    one.static_writing = None
+
+    def full(table):
+        raise pretended.fails
+
+    monkeypatch.setattr(written_statically._Table, "step", full)
+    for problem in (pretended.fails, RuntimeError("CUDA error: out of memory")):
+        pretended.fails = problem
+        with pytest.raises(RuntimeError, match="out of memory"):
+            written_statically._why_not(one)

@@ -38,7 +38,7 @@ from humor_env.agents.student.sampling import (
 )
 from humor_env.agents.student.shared_prompts import unique_prompts
 from humor_env.agents.student.student import POLICY, Student
-from humor_env.agents.student.transfers import read, send
+from humor_env.agents.student.transfers import capture_stream, current, read, send
 from humor_env.errors import StudentError
 
 ASK_EVERY = 8  # steps between checks whether all rows have finished
@@ -85,8 +85,10 @@ class StaticWriter:
         if not observations:
             return no_lines(values)
         prompts = encode_all(self.student, observations)
-        with self._weights.of(adapter):
+        with current(self.student.device), self._weights.of(adapter):
             written = self._write(prompts, sampling, uniforms, values)
+        if self.student.static_writing:  # a capture failed, and none will be tried again
+            self.close()
         return as_generation(self.student, prompts, *written)
 
     def refresh(self) -> None:
@@ -107,7 +109,8 @@ class StaticWriter:
         hidden, logits = decoding.advance(decoding.first_input)
         table = self._table(len(prompts), decoding, sampling, values)
         table.begin(decoding, group, uniforms)
-        table.write(hidden, logits, limit)
+        graphs = (kept.graph for kept in self._tables.values() if kept.graph is not None)
+        table.write(hidden, logits, limit, next((graph.pool() for graph in graphs), None))
         return table.read(len(prompts), limit)
 
     def _table(self, rows: int, decoding: Decoding, sampling: Sampling, values: bool) -> _Table:
@@ -265,10 +268,16 @@ class _Table:
         self.ended[count:] = True
         self.idle.zero_()
 
-    def write(self, hidden: Tensor, logits: Tensor, limit: int) -> None:
+    def write(self, hidden: Tensor, logits: Tensor, limit: int, pool: Any = None) -> None:
+        """`pool` is the memory of graphs that were captured before. Each replay begins anew, so they can share it."""
         self.choose(hidden[self.group], logits[self.group])
-        if self.student.device.type == "cuda" and self.graph is None and limit > 1:
-            self.capture()
+        if captures(self.student) and not self.student.static_writing and self.graph is None and limit > 1:
+            try:
+                self.capture(pool)
+            except RuntimeError as problem:
+                if _memory_ran_out(problem):
+                    raise
+                _decide(self.student, f"capturing its step failed ({str(problem)[:120]})")
         for done in range(1, limit):
             if done % ASK_EVERY == 0 and bool(self.ended.all()):
                 break
@@ -327,7 +336,7 @@ class _Table:
         values = None if self.values is None else self.values[:count, :width].where(shown, 0.0)
         return responses, stops, self.logprobs[:count, :width].where(shown, 0.0), values
 
-    def capture(self) -> None:
+    def capture(self, pool: Any = None) -> None:
         """Capture a step. Changes by the warm-up steps before it are undone; what they write is written again."""
         changed = [self.column, self.count, self.token, self.position, self.ended, self.idle]
         originals = [tensor.clone() for tensor in changed]
@@ -336,22 +345,23 @@ class _Table:
             for tensor, value in zip(changed, originals, strict=True):
                 tensor.copy_(value)
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self.step()
-                put_back()
-        torch.cuda.current_stream().wait_stream(side)
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        side = capture_stream(self.student.device)
+        side.wait_stream(before)
         try:
+            try:
+                with torch.cuda.stream(side):
+                    for _ in range(2):
+                        self.step()
+                        put_back()
+            finally:
+                before.wait_stream(side)
             # A critic in another thread may use the GPU meanwhile: only this thread's calls can spoil the capture.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 self.states = self.step()
-        except BaseException:
-            torch.cuda.set_stream(current)  # where a capture fails, torch leaves its own stream in place
-            raise
-        put_back()
+        finally:
+            torch.cuda.set_stream(before)  # where a capture fails, torch leaves its own stream in place
+            put_back()
         self.graph = graph
 
 
@@ -371,11 +381,24 @@ def _past(decoding: Decoding) -> tuple[int, int]:
 def unsuitable(student: Student) -> str:
     """Why a model cannot generate in captured steps; empty if it can. Tested once per student."""
     if student.static_writing is None:
-        student.static_writing = _why_not(student)
-        if student.static_writing and student.device.type == "cuda":
-            slow = "This model's lines are written several times slower than in captured steps"
-            warnings.warn(f"{slow}: {student.static_writing}.", stacklevel=2)
-    return student.static_writing
+        _decide(student, _why_not(student))
+    return student.static_writing or ""
+
+
+def _decide(student: Student, why_not: str) -> None:
+    student.static_writing = why_not
+    if why_not and captures(student):
+        slow = "This model's lines are written several times slower than in captured steps"
+        warnings.warn(f"{slow}: {why_not}.", stacklevel=3)
+
+
+def captures(student: Student) -> bool:
+    return student.device.type == "cuda"
+
+
+def _memory_ran_out(problem: Exception) -> bool:
+    """Which is no fault of the model's, and may be mended by smaller batches."""
+    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem)
 
 
 @contextlib.contextmanager
@@ -400,7 +423,7 @@ def _why_not(student: Student) -> str:
     prompts = [[end, 0, end, 1, end], [1, end], [0, 1, end]]
     uniforms = torch.tensor([[0.3, 0.6, 0.2, 0.9, 0.5]] * len(prompts))
     sampling = Sampling(max_new_tokens=5)
-    with student.using(None):
+    with current(student.device), student.using(None):
         try:
             decoding = Decoding(student, prompts)
             hidden, logits = decoding.advance(decoding.first_input)
@@ -409,15 +432,16 @@ def _why_not(student: Student) -> str:
             table = _Table(student, *shape, sampling, values=False, like=decoding)
             table.begin(decoding, [0, 1, 2], uniforms)
             table.choose(hidden[table.group], logits[table.group])
-            captures = student.device.type == "cuda"
             for step in range(4):
-                if captures and step == 2:
+                if captures(student) and step == 2:
                     table.capture()
                 expected, _ = decoding.advance(table.token[:3].clone())
-                with _without_waiting() if captures and step == 1 else contextlib.nullcontext():
+                with _without_waiting() if captures(student) and step == 1 else contextlib.nullcontext():
                     states = table.go_on()[:3]
                 if not nearly_equal(states, expected):
                     return "its step in a cache of fixed size gives different states"
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as problem:
+            if _memory_ran_out(problem):
+                raise
             return f"its step in a cache of fixed size fails ({type(problem).__name__}: {str(problem)[:120]})"
     return ""
