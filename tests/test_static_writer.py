@@ -330,6 +330,18 @@ def test_a_captured_step_is_replayed_on_the_students_device_from_one_pool(name, 
     assert pretended.pools == [None, "pool 1", None]  # a pool goes with its last graph
 
 
+def test_a_line_that_ends_in_the_captured_step_keeps_its_last_token(pretended):
+    """The steps that warm up before a capture write the same token: the row had then ended before it."""
+    one = on_a_gpu("llama")
+    first, second = sample(one, TEXTS, Sampling(max_new_tokens=2), uniforms=torch.full((4, 2), 0.4)).responses[0]
+    one.end_tokens = (second,)
+    assert first != second
+    sampling, uniforms = Sampling(max_new_tokens=8), torch.full((4, 8), 0.4)
+    eager = sample(one, TEXTS, sampling, uniforms=uniforms, values=True)
+    assert eager.responses[0] == [first, second]
+    assert_same(eager, StaticWriter(one).generate(TEXTS, sampling, uniforms, values=True))
+
+
 def test_the_device_of_a_capture_is_the_students(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(device))
     with transfers.current(torch.device("cuda:1")) as device:

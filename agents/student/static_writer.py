@@ -167,6 +167,9 @@ class _MergedWeights:
 class _Layer(StaticLayer):
     """Keys and values of one layer. Where the next ones go is counted by the step, once for all layers."""
 
+    keys: Tensor
+    values: Tensor
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.keys.index_copy_(2, self.cumulative_length[None], key_states)
         self.values.index_copy_(2, self.cumulative_length[None], value_states)
@@ -223,7 +226,7 @@ class _Table:
         # Masks are added to scores: about plain ones transformers asks, and Booleans are converted in each layer.
         self.mask = zeros(rows, 1, 1, columns, dtype=own[0].keys.dtype)
         self.source_mask = zeros(rows, 1, 1, source, dtype=own[0].keys.dtype)
-        self.hidden = torch.finfo(own[0].keys.dtype).min
+        self.unseen = torch.finfo(own[0].keys.dtype).min
         self.count = zeros(1)  # number of tokens of each row so far
         self.token = zeros(rows, 1)
         self.position = zeros(rows, 1)
@@ -247,7 +250,7 @@ class _Table:
             mine.keys[:, :, :past].copy_(theirs.keys[self.group])
             mine.values[:, :, :past].copy_(theirs.values[self.group])
         self.column.fill_(past)
-        self.mask.fill_(self.hidden)
+        self.mask.fill_(self.unseen)
         if cross is None:
             attention = decoding.attention[self.group, :past]
             self.mask[:, 0, 0, :past].masked_fill_(attention.bool(), 0.0)
@@ -256,7 +259,7 @@ class _Table:
             for mine, theirs in zip(self.cross_layers, cross, strict=True):
                 mine.keys[:, :, :source].copy_(theirs.keys[self.group])
                 mine.values[:, :, :source].copy_(theirs.values[self.group])
-            self.source_mask.fill_(self.hidden)
+            self.source_mask.fill_(self.unseen)
             self.source_mask[:, 0, 0, :source].masked_fill_(decoding.attention[self.group].bool(), 0.0)
             self.mask[..., :past] = 0.0
         self.count.zero_()
