@@ -223,7 +223,14 @@ def asked_by(one, texts, new_tokens):
     return out, asked.counts
 
 
-@pytest.mark.parametrize("texts", [SENTENCES, [SENTENCES[0]] * 2 + ["The meetinx was slow."]], ids=["uneven", "even"])
+WRITTEN = {
+    "uneven": SENTENCES,
+    "even": [SENTENCES[0]] * 2 + ["The meetinx was slow."],
+    "a common start": [f"Rewrite this so that it is funny. {text}" for text in (*SENTENCES, "x")],
+}
+
+
+@pytest.mark.parametrize("texts", WRITTEN.values(), ids=WRITTEN)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_token_of_the_eager_writer_asks_the_device_nothing(family, texts, monkeypatch):
     """With prompts of unequal length, and in an encoder-decoder always, transformers asked at every token whether the
