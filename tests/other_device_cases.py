@@ -4,6 +4,7 @@ Everything is done twice, on the CPU and on the device, and must come out alike.
 """
 
 import copy
+import dataclasses
 import gc
 import itertools
 import json
@@ -11,6 +12,7 @@ import weakref
 from collections import Counter
 
 import pytest
+import tiny
 import torch
 from other_device import NoCompiler, make
 from questions import Questions
@@ -40,7 +42,7 @@ from humor_env.agents.session.monitor import Monitor, MonitorConfig
 from humor_env.agents.session.session import Session
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.beams import beams
-from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
+from humor_env.agents.student.sampling import Sampling, draw_uniforms, makes_masks, sample
 from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.agents.update import advantages
 from humor_env.agents.update.minibatch import Minibatch
@@ -197,6 +199,21 @@ def test_scores_and_lines_are_those_of_the_cpu(family, places, tmp_path):
     assert_alike(found[0][2], found[1][2])
 
 
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1] * 2 + ["The meetinx was slow."]], ids=["unequal", "equal"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_line_asks_the_device_at_every_eighth_token(family, texts, other):
+    """Transformers asked at every token whether the mask hides anything."""
+    one, asked = warm_student(other, family), []
+    assert makes_masks(one)  # tried out once, which asks
+    one.end_tokens = (len(one.tokenizer) + 1,)  # lines of full length
+    for length in (1, 15, 31):
+        uniforms = torch.full((len(texts), length), 0.4)
+        with Questions() as questions:
+            sample(one, texts, Sampling(max_new_tokens=length), uniforms=uniforms)
+        asked.append(questions.total)
+    assert asked == [1, 2, 4]  # and once at the end
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_is_saved_merged_and_loaded(family, places, tmp_path):
     cpu, other = places
@@ -282,9 +299,15 @@ def test_a_learner_learns_the_same_on_either_device_and_resumes(learner, places,
 @pytest.mark.parametrize("learner", [name for name in CONFIGS if name not in ("best-of-n", "brio-dpo")])
 def test_a_learner_asks_the_device_only_between_its_updates(learner, other, monkeypatch):
     """PPO's step of ten micro-batches asked 237 times, GRPO's of three 112 times: each micro-batch for its lengths, its
-    mask and its equal prompts, and numbers for the log one by one."""
+    mask and its equal prompts, and numbers for the log one by one. With prompts of unequal length, each token as well:
+    whether the mask hides anything."""
+
+    def unequal(count=8):
+        return [dataclasses.replace(p, text=p.text + " So cold." * (i % 3)) for i, p in enumerate(prompts(count))]
+
+    monkeypatch.setattr(tiny, "prompts", unequal)
     one, questions, calls = warm_student(other), Questions(), Counter()
-    assert one.passes.prompts_can_be_shared  # tried out once, which asks
+    assert one.passes.prompts_can_be_shared and makes_masks(one)  # tried out once, which asks
 
     def during(phase, owner, name):
         whole = getattr(owner, name)

@@ -11,13 +11,15 @@ from tiny import SENTENCES, prompts, stir, student, vector_env
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from humor_env.agents import grpo, ppo, reinforce_pp, rloo
-from humor_env.agents.student import IMITATION, POLICY, forward
-from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student import IMITATION, POLICY, forward, sampling
+from humor_env.agents.student.beams import beams
+from humor_env.agents.student.sampling import Sampling, sample
 from humor_env.agents.student.token_rows import length_sorted
 from humor_env.agents.student.transfers import read, send
 from humor_env.agents.update import minibatch, on_policy
 
 ASKING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten._unique2.default", "aten.equal.default"}
+ASKING |= {"aten.isin.Tensor_Tensor"}  # among many it sorts, and looks for equal ones
 
 
 class Asked(TorchDispatchMode):
@@ -90,8 +92,8 @@ def test_more_micro_batches_are_no_more_questions(learner, monkeypatch):
         monkeypatch.setattr(one, "score", apart)
         with monkeypatch.context() as patch:
             patch.setattr(on_policy.Minibatch, "__iter__", update)
-            sampling = Sampling(max_new_tokens=6)
-            config = settings(steps=1, batch_size=8, micro_batch=micro_batch, sampling=sampling, **more)
+            short = Sampling(max_new_tokens=6)
+            config = settings(steps=1, batch_size=8, micro_batch=micro_batch, sampling=short, **more)
             train(config, vector_env(8), one, prompts=prompts())
         found[micro_batch] = dict(total)
     assert found[8] == found[2]
@@ -211,3 +213,59 @@ def test_masks_and_a_past_made_beforehand_change_no_digit(siblings, monkeypatch)
                 one.passes.before_response(rows),
                 one.passes.backbone(**inputs, use_cache=False).last_hidden_state[row, column],
             )
+
+
+def asked_by(one, texts, new_tokens):
+    one.end_tokens = (len(one.tokenizer) + 1,)  # lines of full length
+    with Asked() as asked:
+        out = sample(one, texts, Sampling(max_new_tokens=new_tokens), uniforms=torch.full((len(texts), 20), 0.4))
+    assert {len(r) for r in out.responses} == {new_tokens}
+    return out, asked.counts
+
+
+WRITTEN = {
+    "uneven": SENTENCES,
+    "even": [SENTENCES[0]] * 2 + ["The meetinx was slow."],
+    "a common start": [f"Rewrite this so that it is funny. {text}" for text in (*SENTENCES, "x")],
+}
+
+
+@pytest.mark.parametrize("texts", WRITTEN.values(), ids=WRITTEN)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_token_of_the_eager_writer_asks_the_device_nothing(family, texts, monkeypatch):
+    """With prompts of unequal length, and in an encoder-decoder always, transformers asked at every token whether the
+    mask hides anything. Masks are made beforehand on a GPU only; here a CPU is told that it is one."""
+    one = student(family)
+    stir(one, POLICY)
+    plain, _ = asked_by(one, texts, 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "makes_masks", sampling.steps_take_masks)
+        assert sampling.makes_masks(one)
+        made, few = asked_by(one, texts, 12)
+        _, many = asked_by(one, texts, 20)
+        # Asked of the CPU on any machine: which rows go on, and once whether the prompts are of one length.
+        assert [count.pop("aten.nonzero.default") for count in (few, many)] == [12, 20]
+        assert few == many == {"tolist": 3, "aten._local_scalar_dense.default": 1}
+        lines = beams(one, texts, width=4, groups=2, max_new_tokens=5)
+    assert made.responses == plain.responses
+    assert torch.allclose(made.logprobs, plain.logprobs, atol=1e-6)
+    assert lines == beams(one, texts, width=4, groups=2, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("way", ["none", "refuses", "ignores", "window"])
+def test_a_model_that_takes_no_made_masks_gets_none(way, monkeypatch):
+    one = student()
+
+    def before(module, args, kwargs):
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 4 and way == "refuses":
+            raise ValueError("two dimensions, please")
+        if mask is not None and mask.ndim == 4 and way == "ignores":
+            kwargs["attention_mask"] = torch.ones_like(mask)
+        return args, kwargs
+
+    one.base.model.register_forward_pre_hook(before, with_kwargs=True)
+    if way == "window":
+        monkeypatch.setattr(forward.ForwardPasses, "reach", 8)
+    assert sampling.steps_take_masks(one) == (way == "none")
+    assert not sampling.makes_masks(one)  # on a CPU transformers' questions cost nothing

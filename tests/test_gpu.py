@@ -102,6 +102,19 @@ def test_captured_steps_write_what_the_eager_writer_writes(family):
     assert all(table.graph is not None for table in writer._tables.values())
 
 
+def test_graphs_in_one_pool_do_not_spoil_each_other():
+    one = on("cuda")
+    writer, uniforms = StaticWriter(one), draw_uniforms(3, 40, torch.Generator().manual_seed(0))
+    first, *later = [
+        [writer.generate(PROMPTS, Sampling(max_new_tokens=length), uniforms) for length in (8, 40)] for _ in range(3)
+    ]
+    assert len({table.graph.pool() for table in writer._tables.values()}) == 1 < len(writer._tables)
+    for again in later:
+        for before, after in zip(first, again, strict=True):
+            assert before.responses == after.responses
+            assert torch.allclose(before.logprobs, after.logprobs, atol=1e-5)
+
+
 def test_writing_in_this_process_is_captured_and_follows_the_weights():
     one = on("cuda")
     uniforms = draw_uniforms(3, 8, torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """Captured steps, uncaptured: on a CPU they must give the eager writer's lines, token for token."""
 
+import contextlib
 import dataclasses
 import gc
 import warnings
@@ -8,20 +9,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_device_reads import Asked
 from tiny import letters_critic, prompts, stir, student, tokenizer, vector_env
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from humor_env import pocket
 from humor_env.agents import ppo
 from humor_env.agents.session.checkpoint import CheckpointStore
-from humor_env.agents.student import POLICY, Lora, Student, writer
+from humor_env.agents.student import POLICY, Lora, Student, transfers, writer
 from humor_env.agents.student import static_writer as written_statically
 from humor_env.agents.student.sampling import Sampling, draw_uniforms, sample
 from humor_env.agents.student.static_writer import StaticWriter
 from humor_env.errors import StudentError
+from humor_env.shared import frozen_weights
 
 TEXTS = ["The meeting was slow.", "My soup", "A much longer sentence about the meeting.", "My soup"]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = ["pocket-causal", "pocket-seq2seq", "llama", "qwen2", "gpt2", "bart"]
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -64,7 +68,7 @@ def assert_same(eager, static):
     assert torch.allclose(static.values, eager.values, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["pocket-causal", "pocket-seq2seq", "llama", "qwen2", "gpt2", "bart"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_lines_are_those_of_the_eager_writer(name):
     one = make(name)
     texts = [*TEXTS, *TEXTS[:2]]  # siblings, and rows that the table rounds up
@@ -104,30 +108,44 @@ def test_a_common_instruction_is_read_once_here_too():
     assert_same(*both(one, [*TEXTS, "x"], Sampling(max_new_tokens=10)))
 
 
-def test_a_step_asks_the_device_nothing(monkeypatch):
-    """A question at every token made a GPU wait: no `.item()`, `bool()` or `.nonzero()` while a line is written."""
-    one = make("llama")
-    asked = []
-    for name in ("item", "__bool__", "__int__", "tolist", "nonzero", "__float__"):
-        real = getattr(torch.Tensor, name)
-
-        def counted(self, *args, real=real, name=name):
-            asked.append(name)
-            return real(self, *args)
-
-        monkeypatch.setattr(torch.Tensor, name, counted)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_asks_the_device_nothing(name, monkeypatch):
+    """A question at every token made a GPU wait, and a captured step cannot ask at all: no encoder-decoder was ever
+    captured, since transformers asked whether the source's mask hides anything."""
+    one = make(name)
     steps = []
     real_step = written_statically._Table.step
 
     def step(table):
-        before = len(asked)
-        hidden = real_step(table)
-        steps.append(asked[before:])
+        with Asked() as asked:
+            hidden = real_step(table)
+        steps.append(dict(asked.counts))
         return hidden
 
     monkeypatch.setattr(written_statically._Table, "step", step)
-    StaticWriter(one).generate(TEXTS, Sampling(max_new_tokens=8), torch.zeros(4, 8))
-    assert steps[3:] and not any(steps[3:])  # the first three try the model out
+    for more in ({}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.6}):
+        StaticWriter(one).generate(TEXTS, Sampling(max_new_tokens=4, **more), torch.zeros(4, 4))
+    assert len(steps) > 8 and not any(steps)
+
+
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_a_table_is_dropped_when_the_weights_have_moved(name):
+    """Imitation of all weights gives those that models share on a GPU a memory of their own. A graph captured before
+    went on reading from the old one, which was freed."""
+    one = make(name)
+    writer, short = StaticWriter(one), Sampling(max_new_tokens=4)
+    tables = []
+    for moves in (False, False, True):
+        if moves:
+            weights = [p for n, p in one.base.named_parameters() if "lora_" not in n]
+            for weight in weights:
+                setattr(weight, frozen_weights._HELD, weight.data)  # as share_weights does on a GPU
+            one.train_only(weights)
+            with torch.no_grad():
+                one.base.get_input_embeddings().weight.mul_(1.5)
+        assert_same(*both(one, TEXTS, short, writer))
+        tables += writer._tables.values()
+    assert tables[0] is tables[1] and tables[1] is not tables[2] and len(tables) == 3
 
 
 def test_a_model_with_a_sliding_window_is_refused_in_a_sentence():
@@ -222,3 +240,142 @@ def test_only_on_cuda_and_only_a_suitable_model_is_captured_once(device, why_not
     for _ in range(2):  # a backend is made for many a call; the table is kept with the student
         assert writer.InProcess(one).generate(["x"], Sampling(), torch.zeros(1, 1)) == by
     assert len(made) == (by == "captured")
+
+
+class PretendedCapture:
+    """torch.cuda for a machine without a GPU: a captured step runs at once, and each replay runs it again."""
+
+    def __init__(self, patch):
+        self.fails: Exception | None = None
+        self.devices, self.pools, self.replays, self.tables = [], [], 0, []
+        self.now = None
+        pretended = self
+        whole = written_statically._Table.step
+
+        class Graph:
+            def replay(self):
+                assert pretended.now == torch.device("cuda:1")
+                pretended.replays += 1
+                self.table.step()
+
+            def pool(self):
+                return self.tag
+
+        @contextlib.contextmanager
+        def capturing(graph, *, pool=None, stream, capture_error_mode):
+            assert stream == ("stream", torch.device("cuda:1")) and capture_error_mode == "thread_local"
+            pretended.devices.append(pretended.now)
+            pretended.pools.append(pool)
+            yield
+            if pretended.fails:
+                raise pretended.fails
+            graph.table, graph.tag = pretended.tables[-1], pool or f"pool {len(pretended.pools)}"
+
+        @contextlib.contextmanager
+        def entered(device):
+            before, pretended.now = pretended.now, torch.device("cuda:1")
+            yield
+            pretended.now = before
+
+        def step(table):
+            pretended.tables.append(table)
+            return whole(table)
+
+        patch.setattr(written_statically._Table, "step", step)
+        patch.setattr(written_statically, "captures", lambda student: True)
+        patch.setattr(written_statically, "current", entered)
+        patch.setattr(written_statically, "capture_stream", lambda device: Stream(("stream", torch.device("cuda:1"))))
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "graph", capturing)
+        patch.setattr(torch.cuda, "current_stream", lambda: Stream("current"))
+        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "set_stream", lambda stream: None)
+
+
+class Stream:
+    def __init__(self, name):
+        self.name = name
+
+    def __eq__(self, other):
+        return self.name == other
+
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    return PretendedCapture(monkeypatch)
+
+
+def on_a_gpu(name):
+    """A student of the CPU whose model was found suitable."""
+    one = make(name)
+    one.static_writing = ""
+    return one
+
+
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_a_captured_step_is_replayed_on_the_students_device_from_one_pool(name, pretended):
+    """With device = "cuda:1" the capture was on the current device, 0. And each table had a pool of its own."""
+    one = on_a_gpu(name)
+    writer = StaticWriter(one)
+    for length in (6, 40, 6):
+        assert_same(*both(one, TEXTS, Sampling(max_new_tokens=length), writer))
+    assert pretended.devices == [torch.device("cuda:1")] * 2
+    assert pretended.pools == [None, "pool 1"]
+    assert pretended.replays > 15
+    writer.close()
+    assert_same(*both(one, TEXTS, Sampling(max_new_tokens=6), writer))
+    assert pretended.pools == [None, "pool 1", None]  # a pool goes with its last graph
+
+
+def test_a_line_that_ends_in_the_captured_step_keeps_its_last_token(pretended):
+    """The steps that warm up before a capture write the same token: the row had then ended before it."""
+    one = on_a_gpu("llama")
+    first, second = sample(one, TEXTS, Sampling(max_new_tokens=2), uniforms=torch.full((4, 2), 0.4)).responses[0]
+    one.end_tokens = (second,)
+    assert first != second
+    sampling, uniforms = Sampling(max_new_tokens=8), torch.full((4, 8), 0.4)
+    eager = sample(one, TEXTS, sampling, uniforms=uniforms, values=True)
+    assert eager.responses[0] == [first, second]
+    assert_same(eager, StaticWriter(one).generate(TEXTS, sampling, uniforms, values=True))
+
+
+def test_the_device_of_a_capture_is_the_students(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(device))
+    with transfers.current(torch.device("cuda:1")) as device:
+        assert device == torch.device("cuda:1")
+    with transfers.current(torch.device("cpu")) as device:
+        assert device is None
+
+
+def test_a_capture_that_fails_is_named_once_and_the_lines_are_written_without(pretended):
+    """Another program may hold the memory that a graph needs, or a driver be too old: the run ended there."""
+    one = on_a_gpu("llama")
+    writer, pretended.fails = StaticWriter(one), RuntimeError("operation not permitted when stream is capturing")
+    with pytest.warns(UserWarning, match=r"written several times slower.*capturing its step failed.*not permitted"):
+        assert_same(*both(one, TEXTS, Sampling(max_new_tokens=6), writer))
+    assert not writer._tables and "not permitted" in written_statically.unsuitable(one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(*both(one, TEXTS, Sampling(max_new_tokens=40), writer))
+    assert len(pretended.pools) == 1 and not pretended.replays
+
+
+def test_where_memory_runs_out_no_model_is_blamed(pretended, monkeypatch):
+    one = on_a_gpu("llama")
+    pretended.fails = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        both(one, TEXTS, Sampling(max_new_tokens=6), StaticWriter(one))
+    assert one.static_writing == ""
+    one.static_writing = None
+
+    def full(table):
+        raise pretended.fails
+
+    monkeypatch.setattr(written_statically._Table, "step", full)
+    for problem in (pretended.fails, RuntimeError("CUDA error: out of memory")):
+        pretended.fails = problem
+        with pytest.raises(RuntimeError, match="out of memory"):
+            written_statically._why_not(one)

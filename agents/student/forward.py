@@ -49,6 +49,7 @@ class ForwardPasses:
         self.pad_token, self.end_token, self.decoder_prefix = pad_token, end_token, decoder_prefix
         self._asked_bias: Tensor | None = None
         self._has_bias = False
+        self.step_masks: bool | None = None  # whether generation takes made masks: `sampling.steps_take_masks`
         self.states_give_logits = self._states_give_logits()
 
     @property
@@ -142,7 +143,7 @@ class ForwardPasses:
         if backbone is None:
             return False
         # Different tokens: among equal ones a wrong mask or position would change nothing.
-        end, (a, b) = self.end_token, _two_tokens(self.end_token)
+        end, (a, b) = self.end_token, two_tokens(self.end_token)
         prompts, responses = [[end, a, b, end]] * 2 + [[end, b]] * 2, [[b, end], [a], [a, b], [end]]
         rows = make_rows(prompts, responses, self.pad_token, self.base.device)
         groups = prompt_groups(rows.host.tokens, rows.host.attention, rows.host.action_mask)
@@ -198,7 +199,7 @@ class ForwardPasses:
         """Whether an encoder-decoder accepts converted masks; plain ones make transformers synchronise."""
         if not self.is_seq2seq or self.base.config._attn_implementation != "sdpa":
             return False
-        end, (a, b) = self.end_token, _two_tokens(self.end_token)
+        end, (a, b) = self.end_token, two_tokens(self.end_token)
         for shorter in (2, 4):
             prompts = [[a, b, b, end], [b, end, a, end][-shorter:]]
             rows = make_rows(prompts, [[a], [b, end]], self.pad_token, self.base.device)
@@ -216,7 +217,7 @@ class ForwardPasses:
         return True
 
 
-def _two_tokens(end: int) -> tuple[int, int]:
+def two_tokens(end: int) -> tuple[int, int]:
     """Two tokens that differ from each other and from the end token."""
     return (0, 1) if end > 1 else (2, 3)
 

@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from humor_env.agents.student import POLICY, Student
+from humor_env.agents.student.forward import nearly_equal, two_tokens
 from humor_env.agents.student.settings import Sampling
 from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
+from humor_env.agents.student.short_attention import NAME as SHORT
 from humor_env.agents.student.transfers import read, send
 
 ASK_EVERY = 8  # tokens between checks of which rows are unfinished, on a GPU
@@ -100,10 +102,12 @@ class Decoding:
     """The model's state in token-by-token generation: a cache, and the next position's states of each live row.
 
     A prefix common to all prompts is read once, by `__init__`; in a causal model's rows the padding follows it.
+    `made` are masks in the form that transformers would convert them to.
     """
 
-    def __init__(self, student: Student, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, student: Student, prompts: Sequence[Sequence[int]], *, made: bool | None = None) -> None:
         self.student = student
+        self.made = makes_masks(student) if made is None else made
         self.base = student.base
         width = max(len(p) for p in prompts)
         pad, device = student.pad_token, student.device
@@ -123,7 +127,7 @@ class Decoding:
         self.cache: DynamicCache | EncoderDecoderCache
         if student.is_seq2seq:
             encoder = self.base.get_encoder()
-            self.encoded = encoder(input_ids=self.first_input, attention_mask=self.attention).last_hidden_state
+            self.encoded = encoder(input_ids=self.first_input, attention_mask=self._source_mask()).last_hidden_state
             [begun] = send(device, torch.tensor(student.decoder_prefix))
             self.first_input = begun.expand(len(prompts), -1)
             decoder_config = self.base.config.get_text_config(decoder=True)
@@ -146,19 +150,29 @@ class Decoding:
         even = len({len(prompt) for prompt in prompts}) == 1
         return prefix if (passes.reach is None or even) and passes.prompts_can_be_shared else 0
 
+    def _source_mask(self) -> Tensor | None:
+        if not self.made:
+            return self.attention
+        return self.attention.bool()[:, None, None] if self.uneven else None
+
     def advance(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Feed `[n, k]` tokens; return the last position's hidden states `[n, H]` and logits `[n, V]`."""
         inputs: dict[str, object] = {"past_key_values": self.cache, "use_cache": True}
+        rows, queries = tokens.shape
         if self.student.is_seq2seq:
             inputs |= {
                 "decoder_input_ids": tokens,
-                "attention_mask": self.attention,
+                "attention_mask": self._source_mask(),
                 "encoder_outputs": (self.encoded,),
             }
+            if self.made:  # without one, some models make it themselves, and transformers asks what it hides
+                columns = int(self.cache.get_seq_length()) + queries
+                inputs["decoder_attention_mask"] = _in_sight(self.attention.new_ones(rows, columns), queries)
         else:
             inputs["input_ids"] = tokens
             if self.uneven:
-                inputs |= {"attention_mask": self.attention, "position_ids": self.position}
+                mask = _in_sight(self.attention, queries) if self.made else self.attention
+                inputs |= {"attention_mask": mask, "position_ids": self.position}
         backbone = self.student.passes.backbone
         if backbone is not None:
             hidden = backbone(**inputs).last_hidden_state[:, -1]
@@ -181,6 +195,49 @@ class Decoding:
             self.position = self.position[rows]
         if self.encoded is not None:
             self.encoded = self.encoded[rows]
+
+
+def _in_sight(attention: Tensor, queries: int) -> Tensor:
+    """Which columns the last ones see, `[n, 1, queries, columns]`, as transformers would make it."""
+    seen, columns = attention.bool()[:, None, None], attention.shape[1]
+    if queries > 1:
+        seen = seen & torch.ones(queries, columns, dtype=torch.bool, device=attention.device).tril(columns - queries)
+    return seen
+
+
+def makes_masks(student: Student) -> bool:
+    """On a GPU, which would be asked at every token whether a plain mask hides anything."""
+    return student.device.type != "cpu" and steps_take_masks(student)
+
+
+def steps_take_masks(student: Student) -> bool:
+    """Whether the model accepts made masks. Tried once per student."""
+    passes = student.passes
+    if passes.step_masks is None:
+        known = student.base.config._attn_implementation in ("sdpa", SHORT)
+        passes.step_masks = known and passes.reach is None and _made_masks_change_nothing(student)
+    return passes.step_masks
+
+
+@torch.no_grad()
+def _made_masks_change_nothing(student: Student) -> bool:
+    end, (a, b) = student.end_token, two_tokens(student.end_token)
+    for shorter in (1, 3):  # with something to hide, and without
+        try:
+            with student.using(None):
+                ways = [Decoding(student, [[end, a, b], [b, end, a][-shorter:]], made=made) for made in (False, True)]
+                for token in (None, a, b):
+                    tokens = [
+                        w.first_input if token is None else torch.full_like(w.first_input[:, :1], token) for w in ways
+                    ]
+                    plain, made = (way.advance(fed)[1] for way, fed in zip(ways, tokens, strict=True))
+                    if not nearly_equal(made, plain):
+                        return False
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+            return False
+    return True
 
 
 class _Writer:
@@ -224,7 +281,7 @@ class _Writer:
             going = ~ended[live]
             all_logprobs[live, t] = torch.where(going, logprobs, 0.0)
             response_tokens[live, t] = torch.where(going, chosen, student.pad_token)
-            just_ended = torch.isin(chosen, ends) & going
+            just_ended = (chosen[:, None] == ends).any(-1) & going
             lengths[live] = torch.where(just_ended, t + 1, lengths[live])
             going &= ~just_ended
             ended[live] = ~going
@@ -252,7 +309,8 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
     if sampling.temperature == 0:
         best = logits.log_softmax(-1).max(-1)
         return best.indices, best.values
-    whole = probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    tempered = logits if sampling.temperature == 1 else logits / sampling.temperature
+    whole = probabilities = torch.softmax(tempered, dim=-1)
     if sampling.top_k:
         cut = probabilities.topk(min(sampling.top_k, probabilities.shape[-1]), dim=-1).values[:, -1:]
         probabilities = probabilities.where(probabilities >= cut, 0.0)

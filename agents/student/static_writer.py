@@ -38,7 +38,7 @@ from humor_env.agents.student.sampling import (
 )
 from humor_env.agents.student.shared_prompts import unique_prompts
 from humor_env.agents.student.student import POLICY, Student
-from humor_env.agents.student.transfers import read, send
+from humor_env.agents.student.transfers import capture_stream, current, read, send
 from humor_env.errors import StudentError
 
 ASK_EVERY = 8  # steps between checks whether all rows have finished
@@ -70,6 +70,7 @@ class StaticWriter:
         self.student = student
         self._weights = _MergedWeights(student)
         self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
+        self._places: list[int] = []  # where the weights were that the tables' graphs read
 
     @torch.no_grad()
     def generate(
@@ -84,8 +85,10 @@ class StaticWriter:
         if not observations:
             return no_lines(values)
         prompts = encode_all(self.student, observations)
-        with self._weights.of(adapter):
+        with current(self.student.device), self._weights.of(adapter):
             outputs = self._write(prompts, sampling, uniforms, values)
+        if self.student.static_writing:  # a capture failed, and none will be tried again
+            self.close()
         return as_generation(self.student, prompts, *outputs)
 
     def refresh(self) -> None:
@@ -106,13 +109,19 @@ class StaticWriter:
         hidden, logits = decoding.advance(decoding.first_input)
         table = self._table(len(prompts), decoding, sampling, values)
         table.begin(decoding, group, uniforms)
-        table.write(hidden, logits, limit)
+        graphs = (kept.graph for kept in self._tables.values() if kept.graph is not None)
+        table.write(hidden, logits, limit, next((graph.pool() for graph in graphs), None))
         return table.read(len(prompts), limit)
 
     def _table(self, rows: int, decoding: Decoding, sampling: Sampling, values: bool) -> _Table:
         past, source = _past(decoding)
         shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
         key = (*shape, sampling, values)
+        modules = (self.student.base, self.student.value_head)
+        places = [t.data_ptr() for m in modules for own in (m.parameters(), m.buffers()) for t in own]
+        if places != self._places:  # weights that are trained move to memory of their own
+            self._tables.clear()
+            self._places = places
         if key not in self._tables:
             while len(self._tables) >= KEPT:
                 self._tables.popitem(last=False)
@@ -155,6 +164,18 @@ class _MergedWeights:
         self._buffers = []
 
 
+class _Layer(StaticLayer):
+    """Keys and values of one layer. Where the next ones go is counted by the step, once for all layers."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self.cumulative_length[None], key_states)
+        self.values.index_copy_(2, self.cumulative_length[None], value_states)
+        return self.keys, self.values
+
+
 class _Table:
     """All tensors that a step reads and writes, for a fixed number of rows, columns of keys and values, and (with an
     encoder) source columns. Unused rows are copies of the first, marked as finished."""
@@ -173,13 +194,16 @@ class _Table:
         device, new = student.device, sampling.max_new_tokens
         own, cross = _halves(like.cache)
         self.cache = StaticCache(config=student.base.config.get_text_config(decoder=True), max_cache_len=columns)
+        self.cache.layers = [_Layer(columns) for _ in self.cache.layers]
         self.layers: list[Any] = list(self.cache.layers)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)  # of the token that is fed next
         for mine, theirs in zip(self.layers, own, strict=True):
             shape = (rows, theirs.keys.shape[1], 0)
             mine.lazy_initialization(
                 theirs.keys.new_empty(*shape, theirs.keys.shape[-1]),
                 theirs.values.new_empty(*shape, theirs.values.shape[-1]),
             )
+            mine.cumulative_length = self.column[0]
         self.past: StaticCache | EncoderDecoderCache = self.cache
         self.encoded: Tensor | None = None
         if cross is not None:
@@ -199,15 +223,15 @@ class _Table:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self.source_mask = zeros(rows, source)
-        self.mask = zeros(rows, 1, 1, columns, dtype=torch.bool)
-        self.start = zeros(1)  # the column of the first new token
+        # Masks are added to scores: about plain ones transformers asks, and Booleans are converted in each layer.
+        self.mask = zeros(rows, 1, 1, columns, dtype=own[0].keys.dtype)
+        self.source_mask = zeros(rows, 1, 1, source, dtype=own[0].keys.dtype)
+        self.unseen = torch.finfo(own[0].keys.dtype).min
         self.count = zeros(1)  # number of tokens of each row so far
         self.token = zeros(rows, 1)
         self.position = zeros(rows, 1)
         self.ended = zeros(rows, dtype=torch.bool)
-        self.stopped = torch.zeros_like(self.ended)
-        self.length = zeros(rows)
+        self.idle = zeros(rows)  # tokens of each row after its end
         self.uniforms = zeros(rows, new, dtype=torch.float32)
         self.written = zeros(rows, new)
         self.logprobs = zeros(rows, new, dtype=torch.float32)
@@ -225,20 +249,19 @@ class _Table:
         for mine, theirs in zip(self.layers, own, strict=True):
             mine.keys[:, :, :past].copy_(theirs.keys[self.group])
             mine.values[:, :, :past].copy_(theirs.values[self.group])
-            mine.cumulative_length.fill_(past)
-        self.mask.zero_()
+        self.column.fill_(past)
+        self.mask.fill_(self.unseen)
         if cross is None:
             attention = decoding.attention[self.group, :past]
-            self.mask[:, 0, 0, :past] = attention.bool()
+            self.mask[:, 0, 0, :past].masked_fill_(attention.bool(), 0.0)
             self.position.copy_(attention.sum(-1, keepdim=True))
         else:
             for mine, theirs in zip(self.cross_layers, cross, strict=True):
                 mine.keys[:, :, :source].copy_(theirs.keys[self.group])
                 mine.values[:, :, :source].copy_(theirs.values[self.group])
-            self.source_mask.zero_()
-            self.source_mask[:, :source] = decoding.attention[self.group]
-            self.mask[..., :past] = True
-        self.start.fill_(past)
+            self.source_mask.fill_(self.unseen)
+            self.source_mask[:, 0, 0, :source].masked_fill_(decoding.attention[self.group].bool(), 0.0)
+            self.mask[..., :past] = 0.0
         self.count.zero_()
         self.uniforms.zero_()
         self.uniforms[:count] = send(
@@ -246,17 +269,18 @@ class _Table:
         )[0]
         self.ended.zero_()
         self.ended[count:] = True
-        self.stopped.zero_()
-        self.length.zero_()
-        self.written.fill_(self.student.pad_token)
-        self.logprobs.zero_()
-        if self.values is not None:
-            self.values.zero_()
+        self.idle.zero_()
 
-    def write(self, hidden: Tensor, logits: Tensor, limit: int) -> None:
+    def write(self, hidden: Tensor, logits: Tensor, limit: int, pool: Any = None) -> None:
+        """`pool` is the memory of graphs that were captured before. Each replay begins anew, so they can share it."""
         self.choose(hidden[self.group], logits[self.group])
-        if self.student.device.type == "cuda" and self.graph is None and limit > 1:
-            self.capture()
+        if captures(self.student) and not self.student.static_writing and self.graph is None and limit > 1:
+            try:
+                self.capture(pool)
+            except RuntimeError as problem:
+                if _memory_ran_out(problem):
+                    raise
+                _decide(self.student, f"capturing its step failed ({str(problem)[:120]})")
         for done in range(1, limit):
             if done % ASK_EVERY == 0 and bool(self.ended.all()):
                 break
@@ -273,7 +297,7 @@ class _Table:
     def step(self) -> Tensor:
         """One more token for every row. No control flow here depends on tensor values."""
         # Unmask the token being fed, whose key and value come after all existing ones.
-        self.mask.index_fill_(3, self.start + self.count - 1, True)
+        self.mask.index_fill_(3, self.column, 0.0)
         inputs: dict[str, Any] = {"past_key_values": self.past, "use_cache": True}
         if self.encoded is None:
             inputs |= {"input_ids": self.token, "attention_mask": self.mask, "position_ids": self.position}
@@ -287,62 +311,60 @@ class _Table:
         passes = self.student.passes
         assert passes.backbone is not None
         hidden = passes.backbone(**inputs).last_hidden_state[:, -1]
-        self.position += 1
+        self.column += 1
+        if self.encoded is None:
+            self.position += 1
         self.choose(hidden, passes.logits(hidden).float())
         return hidden
 
     def choose(self, hidden: Tensor, logits: Tensor) -> None:
         chosen, logprobs = choose(logits, self.uniforms.index_select(1, self.count).squeeze(1), self.sampling)
-        live = ~self.ended
-        self.written.index_copy_(1, self.count, torch.where(live, chosen, self.student.pad_token)[:, None])
-        self.logprobs.index_copy_(1, self.count, torch.where(live, logprobs, 0.0)[:, None])
+        self.written.index_copy_(1, self.count, chosen[:, None])
+        self.logprobs.index_copy_(1, self.count, logprobs[:, None])
         if self.values is not None:
-            self.values.index_copy_(1, self.count, torch.where(live, self.student.value_head(hidden), 0.0)[:, None])
-        self.length += live
-        ends = torch.isin(chosen, self.ends) & live
-        self.stopped |= ends
-        self.ended |= ends
+            self.values.index_copy_(1, self.count, self.student.value_head(hidden)[:, None])
+        self.idle += self.ended
+        self.ended |= (chosen[:, None] == self.ends).any(-1)  # not isin, which sorts where there are many
         self.token.copy_(chosen[:, None])
         self.count += 1
 
     def read(self, count: int, limit: int) -> tuple[list[list[int]], list[str], Tensor, Tensor | None]:
-        length, response_tokens, stopped = read(self.length[:count], self.written[:count], self.stopped[:count])
+        live = self.count - self.idle[:count]
+        length, response_tokens, ended = read(live, self.written[:count], self.ended[:count])
         lengths = length.tolist()
         responses = [row[:n] for row, n in zip(response_tokens.tolist(), lengths, strict=True)]
-        stops = ["end" if e else "length" for e in stopped.tolist()]
+        stops = ["end" if e else "length" for e in ended.tolist()]
         width = min(limit, max(lengths))
-        values = None if self.values is None else self.values[:count, :width].clone()
-        return responses, stops, self.logprobs[:count, :width].clone(), values
+        shown = torch.arange(width, device=live.device) < live[:, None]
+        values = None if self.values is None else self.values[:count, :width].where(shown, 0.0)
+        return responses, stops, self.logprobs[:count, :width].where(shown, 0.0), values
 
-    def capture(self) -> None:
-        """Capture a step. Changes by the warm-up steps before it are undone."""
-        changed = [
-            *(self.mask, self.count, self.token, self.position, self.ended, self.stopped, self.length),
-            *(self.written, self.logprobs, *([] if self.values is None else [self.values])),
-            *(layer.cumulative_length for layer in self.layers),
-        ]
+    def capture(self, pool: Any = None) -> None:
+        """Capture a step. Changes by the warm-up steps before it are undone; what they write is written again."""
+        changed = [self.column, self.count, self.token, self.position, self.ended, self.idle]
         originals = [tensor.clone() for tensor in changed]
 
         def put_back() -> None:
             for tensor, value in zip(changed, originals, strict=True):
                 tensor.copy_(value)
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self.step()
-                put_back()
-        torch.cuda.current_stream().wait_stream(side)
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        side = capture_stream(self.student.device)
+        side.wait_stream(before)
         try:
+            try:
+                with torch.cuda.stream(side):
+                    for _ in range(2):
+                        self.step()
+                        put_back()
+            finally:
+                before.wait_stream(side)
             # A critic in another thread may use the GPU meanwhile: only this thread's calls can spoil the capture.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 self.states = self.step()
-        except BaseException:
-            torch.cuda.set_stream(current)  # where a capture fails, torch leaves its own stream in place
-            raise
-        put_back()
+        finally:
+            torch.cuda.set_stream(before)  # where a capture fails, torch leaves its own stream in place
+            put_back()
         self.graph = graph
 
 
@@ -362,11 +384,24 @@ def _past(decoding: Decoding) -> tuple[int, int]:
 def unsuitable(student: Student) -> str:
     """Why a model cannot generate in captured steps; empty if it can. Tested once per student."""
     if student.static_writing is None:
-        student.static_writing = _why_not(student)
-        if student.static_writing and student.device.type == "cuda":
-            slow = "This model's lines are written several times slower than in captured steps"
-            warnings.warn(f"{slow}: {student.static_writing}.", stacklevel=2)
-    return student.static_writing
+        _decide(student, _why_not(student))
+    return student.static_writing or ""
+
+
+def _decide(student: Student, why_not: str) -> None:
+    student.static_writing = why_not
+    if why_not and captures(student):
+        slow = "This model's lines are written several times slower than in captured steps"
+        warnings.warn(f"{slow}: {why_not}.", stacklevel=3)
+
+
+def captures(student: Student) -> bool:
+    return student.device.type == "cuda"
+
+
+def _memory_ran_out(problem: Exception) -> bool:
+    """Which is no fault of the model's, and may be mended by smaller batches."""
+    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem)
 
 
 @contextlib.contextmanager
@@ -391,7 +426,7 @@ def _why_not(student: Student) -> str:
     prompts = [[end, 0, end, 1, end], [1, end], [0, 1, end]]
     uniforms = torch.tensor([[0.3, 0.6, 0.2, 0.9, 0.5]] * len(prompts))
     sampling = Sampling(max_new_tokens=5)
-    with student.using(None):
+    with current(student.device), student.using(None):
         try:
             decoding = Decoding(student, prompts)
             hidden, logits = decoding.advance(decoding.first_input)
@@ -400,15 +435,16 @@ def _why_not(student: Student) -> str:
             table = _Table(student, *shape, sampling, values=False, like=decoding)
             table.begin(decoding, [0, 1, 2], uniforms)
             table.choose(hidden[table.group], logits[table.group])
-            captures = student.device.type == "cuda"
             for step in range(4):
-                if captures and step == 2:
+                if captures(student) and step == 2:
                     table.capture()
                 expected, _ = decoding.advance(table.token[:3].clone())
-                with _without_waiting() if captures and step == 1 else contextlib.nullcontext():
+                with _without_waiting() if captures(student) and step == 1 else contextlib.nullcontext():
                     states = table.go_on()[:3]
                 if not nearly_equal(states, expected):
                     return "its step in a cache of fixed size gives different states"
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as problem:
+            if _memory_ran_out(problem):
+                raise
             return f"its step in a cache of fixed size fails ({type(problem).__name__}: {str(problem)[:120]})"
     return ""

@@ -55,6 +55,17 @@ def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object
     return torch.cuda.stream(stream)
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes a GPU the current one, on which graphs are captured and replayed. Elsewhere nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same one, too: cuBLAS keeps memory for each stream that it was ever used on."""
+    return torch.cuda.Stream(device)
+
+
 @functools.cache
 def _second_stream(device: torch.device) -> torch.cuda.Stream:
     """Always the same one, because PyTorch keeps the memory that a stream has freed for that stream."""
