@@ -16,10 +16,11 @@ from fake_messages_server import running
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import ModelOutput, get_model
 from inspect_ai.model._providers.mockllm import MockLLM
+from inspect_ai.scorer import SampleScore, Score
 
 from humor_env.errors import InvalidOption, UnknownName
 from humor_env.experiments.sharing import INSTRUCTION
-from humor_env.experiments.sharing.inspect_task import as_score, humor_paraphrase
+from humor_env.experiments.sharing.inspect_task import as_score, humor_paraphrase, judging_cost
 from humor_env.prompts import load_prompts
 from humor_env.registry import critics
 from humor_env.rewards.pocket import PocketCritic
@@ -131,6 +132,23 @@ def test_a_language_models_verdicts_in_both_orders_with_what_they_cost(tmp_path)
 def test_a_price_that_nobody_knows_is_no_price():
     assert as_score(Judgement("c", 0.5, usage=Usage(2, 10, 5, 0, None)), "x").metadata["cost"] is None
     assert as_score(Judgement("c", 0.5), "x").metadata["cost"] == 0.0
+
+
+def test_a_judgement_is_a_score_with_all_that_it_says():
+    score = as_score(Judgement("c", 0.5, {"funny": 0.25}, "dry", usage=Usage(2, 10, 5, 0, 0.75)), "So cold.")
+    assert (score.value, score.answer, score.explanation) == (0.5, "So cold.", "dry")
+    assert score.metadata == {"critic": "c", "cost": 0.75, "calls": 2, "tokens": 15, "parts": {"funny": 0.25}}
+    assert as_score(Judgement("c", 0.5), "x").explanation is None
+
+
+def test_what_judging_cost_is_a_sum_or_nothing_known():
+    def sample(**metadata):
+        return SampleScore(score=Score(value=0.5, metadata=metadata or None))
+
+    cost = judging_cost()
+    assert cost([sample(cost=0.5), sample(cost=0.25), sample()]) == 0.75
+    assert math.isnan(cost([sample(cost=0.5), sample(cost=None)]))
+    assert cost([]) == 0.0
 
 
 def test_what_there_is_not_is_explained():

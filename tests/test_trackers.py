@@ -249,6 +249,63 @@ class Broken:
         return do
 
 
+class Recording:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def begin(self, names, id):
+        self.seen.append(("begin", names.name, id))
+        return "one-id"
+
+    def metrics(self, stage, step, numbers):
+        self.seen.append(("metrics", stage, step, dict(numbers)))
+
+    def table(self, name, step, columns, rows):
+        self.seen.append(("table", name, step, [row["score"] for row in rows]))
+
+    def calls(self, step, calls):
+        self.seen.append(("calls", step, len(calls)))
+
+    def results(self, numbers):
+        self.seen.append(("results", dict(numbers)))
+
+    def end(self):
+        self.seen.append(("end",))
+
+
+def scored(*scores):
+    prompt = Prompt("p", "The meeting was slow.")
+    return [Joke(prompt, f"Line {i}.") for i in range(len(scores))], [
+        Judgement("c", s, error=None if s is not None else "no answer") for s in scores
+    ]
+
+
+def test_lines_are_told_at_the_first_step_and_every_few_steps_then(tmp_path, monkeypatch):
+    recording = Recording()
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda: recording)
+    spec = TrackingSpec(**{"with": ["wandb"], "every": 3, "lines": 2})
+    found = Trackers(RunNames("p", "g", "n", tmp_path, {}, online=False), spec, None, pytest.fail)
+    for stage in ("imitation", ""):
+        log = found.log(RunLog(tmp_path / (stage or "ppo")), stage)
+        for step in range(1, 8):
+            log.metrics(step, {"x": step})
+            log.jokes(step, *scored(0.5, None, 0.9, 0.1, 0.7))
+    found.results("ppo", {"score": 0.5, "low": None})
+    found.close()
+    kinds = [entry[:3] for entry in recording.seen if entry[0] == "table"]
+    assert kinds == [("table", f"{stage}lines", step) for stage in ("imitation/", "") for step in (1, 3, 6)]
+    # The worst and the best; a line without a score counts as the worst.
+    assert all(entry[3] == [None, 0.9] for entry in recording.seen if entry[0] == "table")
+    assert [entry[3] for entry in recording.seen if entry[0] == "metrics" and entry[2] == 2] == [
+        {"imitation/x": 2},
+        {"x": 2},
+    ]
+    assert [entry for entry in recording.seen if entry[0] == "results"] == [("results", {"held_out/ppo/score": 0.5})]
+    assert recording.seen[0] == ("begin", "n", None) and recording.seen[-1] == ("end",)
+
+
 @pytest.mark.parametrize("where", ["begin", "metrics", "results", "end"])
 def test_a_tracker_that_raises_never_stops_a_run(world, tmp_path, monkeypatch, where):
     said = []
