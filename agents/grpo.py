@@ -120,11 +120,11 @@ def train(
             rollout = step.collect(reference=config.kl_weight > 0)
 
             # 3. Rewards
-            rewards = torch.where(rollout.valid, rollout.rewards, 0.0)
-            rewards = rewards - config.missing_end_penalty * (~rollout.finished).float()
+            scores = torch.where(rollout.valid, rollout.rewards, 0.0)
+            scores = scores - config.missing_end_penalty * (~rollout.finished).float()
 
             # 4. Advantages
-            advantages = group_advantages(rewards, rollout.group, rollout.valid, scale=config.scale_by_group)
+            advantages = group_advantages(scores, rollout.group, rollout.valid, scale=config.scale_by_group)
 
             # 5. Update
             lines = step.lines / config.minibatches

@@ -48,12 +48,13 @@ def train(
         chance = torch.rand(config.batch_size, config.sampling.max_new_tokens, generator=random)
         rollout = collect(env, student, config.sampling, batch, lambda _, columns: chance, reference=False)  # noqa: B023
 
-        rewards = rollout.rewards.view(-1, config.siblings)
-        advantages = (rewards - rewards.mean(1, keepdim=True)).flatten() * rollout.valid
+        rewards, valid = (column.view(-1, config.siblings) for column in (rollout.rewards, rollout.valid))
+        mean = (rewards * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)  # no failure is a 0
+        advantages = ((rewards - mean) * valid).flatten()
         logprobs = student.score(rollout.rows).logprobs.sum(1)
         loss = -(advantages * logprobs).mean()
 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        log.metrics(step + 1, {"reward/mean": float(rollout.rewards.mean()), "update/policy_loss": loss.item()})
+        log.metrics(step + 1, {"reward/mean": float(rewards[valid].mean()), "update/policy_loss": loss.item()})

@@ -93,12 +93,12 @@ def train(
             kl = kl_k1(rollout.logprobs, rollout.ref_logprobs) * rollout.mask
 
             # 3. Rewards
-            rewards = torch.where(rollout.valid, rollout.rewards, 0.0)
-            rewards = rewards - config.missing_end_penalty * (~rollout.finished).float()
-            rewards = rewards - config.kl_weight * kl.sum(-1)
+            scores = torch.where(rollout.valid, rollout.rewards, 0.0)
+            scores = scores - config.missing_end_penalty * (~rollout.finished).float()
+            scores = scores - config.kl_weight * kl.sum(-1)
 
             # 4. Advantages
-            advantages = leave_one_out(rewards, rollout.group, rollout.valid)
+            advantages = leave_one_out(scores, rollout.group, rollout.valid)
 
             # 5. Update
             lines = step.lines / config.minibatches

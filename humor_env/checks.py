@@ -139,17 +139,9 @@ def check_critic(
         return "it has a memory: all checks used one state; its scores late in a run are not checked."
 
     of_memory = [("asking", asking), ("saved state", saved), ("memory", late)] if remembering else []
-    return report(
-        [
-            ("length", length),
-            ("input unharmed", input_unharmed),
-            ("determinism", determinism),
-            ("order", order),
-            ("shuffling", shuffling),
-            *((what, one_text(text)) for what, text in AWKWARD_TEXTS.items()),
-            *of_memory,
-        ]
-    )
+    of_all = [(f.__name__.replace("_", " "), f) for f in (length, input_unharmed, determinism, order, shuffling)]
+    of_texts = [(what, one_text(text)) for what, text in AWKWARD_TEXTS.items()]
+    return report([*of_all, *of_texts, *of_memory])
 
 
 # --- judges ---

@@ -82,6 +82,19 @@ def test_a_seed_gives_the_same_prompt_and_an_index_the_one_of_the_split(critic, 
         env.reset(split="ood", index=3)
 
 
+def test_the_tasks_are_the_prompts_of_each_split_in_their_order(critic, prompts):
+    """OpenEnv's TaskProvider."""
+    environment = HumorEnvironment(SharedCritic(task(critic, prompts)))
+    by_split = {name: environment.task.prompts.split(name) for name in ("train", "dev", "test", "ood")}
+    assert environment.list_splits() == [
+        {"name": name, "num_tasks": len(split)} for name, split in by_split.items() if split
+    ]
+    name, split = next((name, split) for name, split in by_split.items() if len(split) > 1)
+    assert environment.num_tasks(name) == len(split)
+    assert environment.get_task(name, 1) == {"index": 1, "prompt_id": split[1].id, "prompt": split[1].text}
+    assert environment.list_tasks(name) == [environment.get_task(name, i) for i in range(len(split))]
+
+
 def test_a_failed_judgement_is_an_error_and_never_a_number(critic, prompts):
     env = HumorEnvironment(SharedCritic(task(critic, prompts)))
     env.reset(seed=1)

@@ -22,6 +22,7 @@ from humor_env.agents.feedback.pairs import (
 from humor_env.agents.feedback.rounds import Rounds
 from humor_env.agents.student import POLICY
 from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.student.writer import InProcess
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, TrainingStopped
 from humor_env.types import Demonstration, Joke, Judgement, Preference, Prompt, Usage, Verdict
 
@@ -258,6 +259,14 @@ def test_candidates_know_whether_they_ended(how):
     lines = [j for group in write_candidates(one, prompts(3), config, seed=0, name="0") for j in group]
     assert {j.stop_reason for j in lines if j.text} == {"length"}
     assert not any(j.text for j in lines if j.stop_reason == "end")
+
+
+def test_a_server_cannot_search_with_beams():
+    """It was left out in silence: the lines came from this process."""
+    one, config = own_lines(how="beams")
+    with pytest.raises(InvalidOption, match=r"leave student.backend out, or set how = \"sampling\""):
+        write_candidates(one, prompts(2), config, seed=0, name="0", backend=InProcess(one))
+    assert write_candidates(one, prompts(2), config, seed=0, name="0")
 
 
 def test_preferences_survive_json():

@@ -145,6 +145,14 @@ def test_you_are_the_critic_and_the_best_answer_is_counted():
     assert sum(rights) == decided > 0
 
 
+def test_a_raters_distance_is_in_points_of_ten():
+    said = played("rater", ["10"] * 12, 12)
+    scores = [float(score) for score in re.findall(r"\n  (\d+\.\d)  \S", said)]
+    assert len(scores) == 12 and max(scores) > 5
+    [apart] = re.findall(r"You were (\d+\.\d) points from the exact judge on average, over 12 lines", said)
+    assert float(apart) == pytest.approx(sum(10 - score for score in scores) / 12, abs=0.11)
+
+
 def test_you_rate_and_the_end_of_input_ends_the_game():
     said = played("rater", ["5"], 1)
     [score] = re.findall(r"\n  (\d+\.\d)  \S", said)  # the exact judge's, with its reason

@@ -162,6 +162,11 @@ def write_candidates(
     """Generate `candidates` lines per prompt; `first` is the index of the first prompt in the whole round."""
     at_once = max(1, config.micro_batch // config.candidates)
     if config.how == "beams":
+        if backend is not None:
+            raise InvalidOption(
+                'Beam search writes its lines in this process: leave student.backend out, or set how = "sampling" in '
+                "the learner's pairs."
+            )
         return [
             [Joke(prompt, line.text, "student", line.stop_reason) for line in lines]
             for start in range(0, len(prompts), at_once)
