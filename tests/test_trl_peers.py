@@ -158,6 +158,21 @@ def test_prompts_for_a_model_of_ones_own():
     assert prompts_dataset(the_x, one, instruction="")[0]["prompt"] == "the x\n"
 
 
+def test_a_template_without_system_turns_gets_the_instruction_in_the_users():
+    """TRL's rows had a system turn that Gemma's template refuses, where our own students had none."""
+    one = student()
+    one.instruction = "Be funny."
+    one.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    the_x = Prompt("p", "the x")
+    for rows in (prompts_dataset([the_x], one), demonstrations_dataset([Demonstration(the_x, "good", "t")], one)):
+        assert rows[0]["prompt"] == [{"role": "user", "content": "Be funny.\n\nthe x"}]
+        text = one.tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, tokenize=False)
+        assert one.tokenizer(text, add_special_tokens=False)["input_ids"] == one.encode_prompt("the x")
+
+
 def warm_student():
     one = student()
     stir(one, IMITATION)

@@ -18,6 +18,7 @@ from humor_env.agents.student import Student
 from humor_env.episodes.episode import checked_reply
 from humor_env.errors import PromptError
 from humor_env.shared.control_tokens import as_text
+from humor_env.shared.framing import conversation, framed
 from humor_env.types import Critic, Demonstration, Joke, Judgement, Preference, Prompt, critic_name
 
 if TYPE_CHECKING:
@@ -105,12 +106,10 @@ def prompts_dataset(
 
     if instruction is None:
         instruction = getattr(reader, "instruction", "")
-    is_chat = bool(getattr(getattr(reader, "tokenizer", reader), "chat_template", None))
-    end = "" if reader is None and not instruction else "\n"
-    system = [{"role": "system", "content": instruction}] if instruction else []
+    tokenizer: Any = getattr(reader, "tokenizer", reader)
     rows = [
         {
-            "prompt": [*system, {"role": "user", "content": p.text}] if is_chat else f"{instruction}{p.text}{end}",
+            "prompt": _as_prompt(tokenizer, p.text, instruction),
             "text": p.text,
             "prompt_id": p.id,
             "task": p.task,
@@ -162,13 +161,15 @@ def _is_chat(student: Student | None) -> bool:
 
 def _as_read(student: Student | None, text: str) -> Text:
     """The same text that `Student.encode_prompt` puts before a response."""
-    if student is None:
-        return text
-    text = as_text(student.tokenizer, text)
-    if not _is_chat(student):
-        return f"{student.instruction}{text}\n"
-    system = [{"role": "system", "content": student.instruction}] if student.instruction else []
-    return [*system, {"role": "user", "content": text}]
+    return text if student is None else _as_prompt(student.tokenizer, text, student.instruction)
+
+
+def _as_prompt(tokenizer: PreTrainedTokenizerBase | None, text: str, instruction: str) -> Text:
+    if tokenizer is None:
+        return f"{instruction}{text}\n" if instruction else text
+    return (
+        conversation(tokenizer, text, instruction) if tokenizer.chat_template else framed(tokenizer, text, instruction)
+    )
 
 
 def _as_written(student: Student | None, line: str) -> Text:

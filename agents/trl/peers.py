@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
@@ -36,9 +36,6 @@ from humor_env.agents.trl.formats import demonstrations_dataset, make_trl_reward
 from humor_env.episodes.critic_memory import show, with_memory
 from humor_env.errors import InvalidOption, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt
-
-if TYPE_CHECKING:
-    pass
 
 OURS = "humor_env.json"  # file in a TRL checkpoint with the state that its trainer does not save
 ASKING = ("GRPO", "RLOO")  # peers whose every step generates and judges lines

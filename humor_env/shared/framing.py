@@ -14,6 +14,8 @@ from humor_env.shared.control_tokens import as_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Turn = dict[str, str]  # a chat message: its role and content
+
 
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str, *, is_seq2seq: bool
@@ -35,27 +37,32 @@ def framed(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: st
     itself, so the tokenizer must not add any."""
     observation = as_text(tokenizer, observation)
     if tokenizer.chat_template:
-        return _in_chat_form(tokenizer, observation, instruction)
+        return _in_chat_form(tokenizer, observation, instruction)[1]
     return f"{instruction}{observation}\n"
 
 
-def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str) -> str:
-    """A conversation as the chat template writes it. Some templates refuse a system turn (Gemma 2, Mistral 7B):
+def conversation(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str = "") -> list[Turn]:
+    """The turns whose text `framed` gives, for a trainer that applies the chat template itself."""
+    return _in_chat_form(tokenizer, as_text(tokenizer, observation), instruction)[0]
+
+
+def _in_chat_form(tokenizer: PreTrainedTokenizerBase, observation: str, instruction: str) -> tuple[list[Turn], str]:
+    """A conversation, and its text by the chat template. Some templates refuse a system turn (Gemma 2, Mistral 7B):
     for these the instruction starts the user turn."""
     system, user = {"role": "system", "content": instruction}, {"role": "user", "content": observation}
     if not instruction:
-        return _templated(tokenizer, [user], observation)
+        return [user], _templated(tokenizer, [user], observation)
     try:
         text = _templated(tokenizer, [system, user], observation)
     except StudentError:
         text = ""
     if instruction.strip() in text:  # others drop it silently
-        return text
-    whole = f"{instruction}\n\n{observation}"
-    return _templated(tokenizer, [{"role": "user", "content": whole}], observation)
+        return [system, user], text
+    whole = {"role": "user", "content": f"{instruction}\n\n{observation}"}
+    return [whole], _templated(tokenizer, [whole], observation)
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], observation: str) -> str:
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[Turn], observation: str) -> str:
     from jinja2 import TemplateError
 
     try:
