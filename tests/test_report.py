@@ -154,6 +154,17 @@ def test_a_torn_last_line_is_left_out_and_told(tmp_path):
     assert "The last line of metrics.jsonl (seed-0) is incomplete" in render([run])
 
 
+def test_steps_that_somebody_cut_out_of_a_log_are_told(tmp_path):
+    folder = make_run(tmp_path / "cut", seeds=1)
+    assert not any("lacks steps" in note for note in load_run(folder).notes)
+    log = folder / "seed-0" / "metrics.jsonl"
+    rows = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(rows[:9] + rows[10:19] + rows[24:]))
+    assert "metrics.jsonl (seed-0) lacks steps: 10, 20 to 24." in render([load_run(folder)])
+    log.write_text("".join(rows[::10]))  # a log of every tenth step is whole
+    assert not any("lacks steps" in note for note in load_run(folder).notes)
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "said"),
     [

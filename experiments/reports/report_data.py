@@ -15,6 +15,7 @@ import math
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ def _load_seed(folder: Path, notes: list[str]) -> SeedData:
     results = _record(folder / "results.json")
     metrics = [_finite(r) for r in _lines(folder / "metrics.jsonl", notes)]
     learning = [r for r in metrics if not _of_imitation(r)]
+    notes += _missing_steps(learning, f"metrics.jsonl ({folder.name})")
     # A log shared by both phases (the demo's) has the warm start's rows first; a run keeps them in a folder.
     imitation = [r for r in metrics if _of_imitation(r)]
     imitation += [_finite(r) for r in _lines(folder / "imitation" / "metrics.jsonl", notes)]
@@ -167,6 +169,19 @@ def _load_seed(folder: Path, notes: list[str]) -> SeedData:
         stopped=bool(results.get("stopped", False)),
         why=str(results.get("why") or ""),
     )
+
+
+def _missing_steps(rows: Sequence[Row], name: str) -> list[str]:
+    """A note on gaps in a log. Most learners log each step, TRL's every few: the smallest distance is the usual one."""
+    steps = sorted({int(row["step"]) for row in rows if "step" in row})
+    gaps = [(before, after) for before, after in pairwise(steps)]
+    usual = min((after - before for before, after in gaps), default=0)
+    holes = [(before + 1, after - 1) for before, after in gaps if after - before > usual]
+    missing = [f"{first}" if first == last else f"{first} to {last}" for first, last in holes]
+    if not missing:
+        return []
+    others = f" and {len(missing) - 3} other ranges" if len(missing) > 3 else ""
+    return [f"{name} lacks steps: {', '.join(missing[:3])}{others}. Curves and totals are without them."]
 
 
 def _of_imitation(row: Row) -> bool:
