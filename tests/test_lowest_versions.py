@@ -1,7 +1,7 @@
 """The lowest versions of dependencies that setup.cfg declares, installed and tried. They were not true: typer 0.15
 broke the command line, and transformers 5.23 wants tokenizers and safetensors that are newer than those that we named.
 
-    HUMOR_ENV_LOWEST=1 pytest -n0 tests/test_lowest_versions.py        # ten minutes, most of it downloading
+    HUMOR_ENV_LOWEST=1 pytest -n0 tests/test_lowest_versions.py        # three minutes
 
 torch alone is left at the version that is installed: its wheels are gigabytes.
 """
