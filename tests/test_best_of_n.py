@@ -26,6 +26,13 @@ def test_the_best_place_by_hand():
     assert best_place(said[:1]) == 0
 
 
+def test_one_line_at_a_time_is_the_least():
+    assert BestOfNConfig(n=1, micro_batch=1).n == 1
+    for wrong in ({"n": 0}, {"micro_batch": 0}):
+        with pytest.raises(InvalidOption, match="n and micro_batch must be at least 1"):
+            BestOfNConfig(**wrong)
+
+
 def test_it_writes_the_critics_pick():
     one, seen = moved_student(), []
 

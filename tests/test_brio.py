@@ -48,7 +48,10 @@ def test_at_the_average_length_the_better_line_must_be_twice_as_likely():
 
 def test_ranked_lines_by_hand():
     # Scores -1, -1.2, -1.1; lambda 2. Margins: log 2 / 2 between neighbours, log 4 / 2 between first and third.
-    loss, _ = scores_of([-1.0], [-1.2], [-1.1], ranked=3, average_length=2.0)
+    loss, sums = scores_of([-1.0], [-1.2], [-1.1], ranked=3, average_length=2.0)
+    assert float(sums["chosen_score"]) == pytest.approx(-1.0)
+    assert float(sums["rejected_score"]) == pytest.approx(-1.1)  # of the last line
+    assert float(sums["margin"]) == pytest.approx(0.1, abs=1e-6)
     expected = (-0.2 + LOG2 / 2) + (-0.1 + 2 * LOG2 / 2) + (0.1 + LOG2 / 2)
     assert float(loss) == pytest.approx(expected, abs=1e-6)
     # Three places apart the margin is log(2 x 3), not three times log 2: all alike, each pair owes its whole margin.
