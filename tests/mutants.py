@@ -599,12 +599,13 @@ class Quick:
         return True
 
     def _with_controls(self) -> Iterator[Mutant]:
-        """Before the mutants of each file, the file as it is: what tests notice must not be that it was put in anew."""
-        known = ""
+        """Before the first mutant of a file, the file as it is: what tests notice must not be that it was put in."""
+        tried = set()
         for mutant in self.mutants:
-            if mutant.file != known:
-                known = mutant.file
-                yield Mutant(known, 100_000, "", "", (self.root / known).read_text(encoding="utf-8"), CONTROL)
+            if mutant.file not in tried:
+                tried.add(mutant.file)
+                source = (self.root / mutant.file).read_text(encoding="utf-8")
+                yield Mutant(mutant.file, 100_000, "", "", source, CONTROL)
             yield mutant
 
     def _run_in_child(self, session: pytest.Session, mutant: Mutant, items: list[pytest.Item]) -> None:
@@ -731,6 +732,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", nargs="*", default=["test_golden.py"], help="test files that do not count")
     parser.add_argument("--tests", nargs="*", help="only these test files")
     parser.add_argument("--quick", action="store_true", help="change what is loaded, instead of importing it anew")
+    parser.add_argument("--shuffle", action="store_true", help="with --quick: in any order, for a sample if it is cut")
     parser.add_argument("--report", action="store_true", help="run nothing, only tell what is known")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run the survivors once more")
@@ -755,6 +757,8 @@ def main(given: Sequence[str] | None = None) -> None:
     ]
     lines = Lines(root, results.path.with_name("lines.json"))
     if options.quick and not options.report:
+        if options.shuffle:
+            random.Random(options.seed).shuffle(fresh)
         try_quickly(root, fresh, results, options)
         fresh = []
     for file in dict.fromkeys(m.file for m in fresh if not options.report):
