@@ -244,6 +244,8 @@ def test_losses_and_shares_of_all_three_by_hand():
     # Sums over tokens: the first line has two of them.
     assert (sums["ratio"], sums["clip_share"]) == pytest.approx((4.25, 3.0))
     assert sums["policy_loss"] == pytest.approx(-(1.2 + 1.2 - 0.8))
+    same = rloo.rloo_loss(OLD, OLD, torch.ones(2, dtype=torch.float64), KEPT, 2.0, clip=0.2)[1]
+    assert (float(same["ratio"]), float(same["clip_share"])) == (3.0, 0.0)  # a policy that has not moved
     # What is punished on its way up and praised on its way down is not cut.
     assert hand("ppo", [-1.0, 1.0])[0] == pytest.approx(-(-2.0 - 1.0 + 0.25) / 3)
     assert hand("rloo", [-1.0, 1.0])[0] == pytest.approx(-(-2.0 + 0.25) / 2)

@@ -249,6 +249,7 @@ class Stepped:
     num_envs, single_action_space = 3, None
 
     def reset(self, *, seed=None, options=None):
+        self.seed = seed
         return ("a", "b", "c"), {"options": options}
 
     def step(self, texts):
@@ -262,7 +263,8 @@ def test_an_environment_of_gymnasium_is_played_in_part():
     """Only some sub-environments are asked about; the others are stepped with what they said last."""
     inner = Stepped()
     env = SteppedEnv(inner)
-    assert env.reset(options={"x": 1}) == (("a", "b", "c"), {"options": {"x": 1}})
+    assert env.reset(seed=7, options={"x": 1}) == (("a", "b", "c"), {"options": {"x": 1}})
+    assert inner.seed == 7
     rewards, ended = env.play([0, 1, 2], ["one", "two", "three"], ["end", "length", "end"])
     assert (rewards.tolist(), ended, env.observations) == ([0.1, 0.2, 0.3], [0, 2], ("a2", "b2", "c2"))
     rewards, ended = env.play([2, 1], ["new three", "new two"], ["length", None])

@@ -189,6 +189,8 @@ def test_training_moves_the_policy_and_the_value_head_only(family, changes):
     assert first["update/first_mismatch"] < 1e-4
     assert first["kl/per_token"] == pytest.approx(0.0, abs=1e-5)
     assert first["update/clip_share"] <= 0.5
+    # Logged whether or not it is paid: a random student is unsure among all its words.
+    assert 0 < first["update/entropy"] <= math.log(one.base.get_output_embeddings().weight.shape[0])
 
 
 def test_same_seed_same_run_other_seed_other_run():
