@@ -1,5 +1,6 @@
 """A server as generation back-end, tried on a real HTTP server that answers with a tiny model."""
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,7 +46,7 @@ class Completions(BaseHTTPRequestHandler):
             short = body["seed"] % 2 == 0
             choice = {"text": "x", "finish_reason": "stop" if short else "length"}
             if server.gives_ids:
-                choice["token_ids"] = ids[:3] if short else ids
+                choice["token_ids"] = [*ids[:3], *server.end] if short else ids
             reply = {"choices": [choice]}
         data = json.dumps(reply).encode()
         self.send_response(200)
@@ -60,7 +61,7 @@ class Completions(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     found = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
-    found.seen, found.adapters, found.gives_ids, found.broken = [], {}, True, b""
+    found.seen, found.adapters, found.gives_ids, found.broken, found.end = [], {}, True, b"", []
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
     yield found
@@ -89,6 +90,20 @@ def test_lines_of_a_server_carry_their_tokens_and_ends(server, tmp_path):
     assert all(body.items() >= (SHORT.how() | {"top_k": -1}).items() for body, _ in asked)
     sent = [body["prompt"] for body, _ in asked]  # in the order of arrival: the requests run side by side
     assert sorted(sent) == sorted(one.encode_prompt(p.text) for p in prompts(6))
+
+
+@pytest.mark.parametrize("sends_it", [True, False])
+def test_the_end_token_is_there_once_whether_or_not_the_server_sends_it(server, tmp_path, sends_it):
+    one = student()
+    server.end = [one.end_token] if sends_it else []
+    uniforms = draw_uniforms(6, 8, torch.Generator().manual_seed(0))
+    with contextlib.closing(Server(address(server), one, base="base", adapters=tmp_path)) as backend:
+        out = backend.generate([p.text for p in prompts(6)], SHORT, uniforms)
+    ended = [r for r, stop in zip(out.responses, out.stop_reasons, strict=True) if stop == "end"]
+    assert ended and all(len(r) == 4 and r.count(one.end_token) == 1 and r[-1] == one.end_token for r in ended)
+    assert [one.decode(r[:3]) for r in ended] == [
+        t for t, stop in zip(out.texts, out.stop_reasons, strict=True) if stop == "end"
+    ]
 
 
 def test_a_refresh_replaces_the_adapter_the_server_holds(server, tmp_path):
