@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from humor_env.episodes.episode import Episode, Task
 from humor_env.errors import InvalidOption
 from humor_env.experiments.commands.cli import app
+from humor_env.experiments.sharing import openenv
 from humor_env.experiments.sharing.openenv import HumorEnvironment, JokeAction, JudgementFailed, make_app
 from humor_env.experiments.sharing.shared_critic import SharedCritic
 from humor_env.rewards.pocket import PocketCritic
@@ -180,6 +181,50 @@ def test_serve_is_for_this_machine_alone_and_says_so(monkeypatch):
     assert ran[0]["host"] == "127.0.0.1" and "for this machine only" in done.stderr
     done = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
     assert ran[1]["host"] == "0.0.0.0" and "EVERYBODY" in done.stderr
+
+
+def test_what_is_served_and_to_whom(monkeypatch):
+    served = []
+    monkeypatch.setenv("ENABLE_WEB_INTERFACE", "")
+    monkeypatch.setattr(openenv, "make_app", lambda what, **more: served.append((what, more)) or "the app")
+    monkeypatch.setattr(uvicorn, "run", lambda what, **more: served.append((what, more)))
+    said = CliRunner().invoke(app, ["serve"]).stderr
+    assert said == (
+        "Serving pocket judged by pocket on 127.0.0.1 port 8000, for this machine only. Stop with Ctrl-C.\n"
+    )
+    (task_served, more), where = served
+    assert (task_served.split, task_served.attempts, task_served.max_chars, more) == (
+        "train",
+        1,
+        1000,
+        {"sessions": 64},
+    )
+    assert where == ("the app", {"host": "127.0.0.1", "port": 8000, "log_level": "warning"})
+    served.clear()
+    words = "serve --critic rules --prompts everyday --split dev --attempts 2 --max-chars 9 --sessions 3 --port 0 --web"
+    said = CliRunner().invoke(app, [*words.split(), "--host", "0.0.0.0"]).stderr
+    assert said.startswith("Serving everyday judged by rules on 0.0.0.0 port 0, for EVERYBODY who can reach this")
+    (task_served, more), (_, where) = served
+    assert (task_served.critic_name, task_served.split, task_served.attempts, task_served.max_chars, more) == (
+        "rules",
+        "dev",
+        2,
+        9,
+        {"sessions": 3},
+    )
+    assert (where["host"], where["port"]) == ("0.0.0.0", 0)
+    assert "machine only" in CliRunner().invoke(app, ["serve", "--host", "localhost"]).stderr
+    assert "machine only" in CliRunner().invoke(app, ["serve", "--host", "::1"]).stderr
+
+
+@pytest.mark.parametrize(("more", "value"), [((), "false"), (("--web",), "true")])
+def test_the_page_for_trying_by_hand_is_served_where_it_is_asked_for(monkeypatch, more, value):
+    monkeypatch.setenv("ENABLE_WEB_INTERFACE", "odd")
+    monkeypatch.setattr(openenv, "make_app", lambda _, **more: os.environ["ENABLE_WEB_INTERFACE"])
+    seen = []
+    monkeypatch.setattr(uvicorn, "run", lambda what, **_: seen.append(what))
+    CliRunner().invoke(app, ["serve", *more])
+    assert seen == [value]
 
 
 def test_without_the_extra_it_is_told():
