@@ -109,6 +109,17 @@ def test_rows_longer_than_the_context_are_cut_to_it():
     assert step_memory(one, RowLength(900, 500), rows=1) == step_memory(one, RowLength(127, 1), rows=1)
 
 
+def test_one_more_line_to_write_by_hand():
+    """Its keys and values, its logits while a token is chosen, and the prompt's widest layer."""
+    one = Student(llama(300), tokenizer())
+    lengths = RowLength(10, 6)
+    two, three = (step_memory(one, lengths, rows=rows).writing for rows in (2, 3))
+    cache = 2 * 2 * 4 * 8 * 4 * 16  # keys and values, layers, heads, their size, bytes, tokens
+    logits = 300 * (3 * 4 + 2 * 8)  # three tables in single precision, two in double
+    prompt = 10 * 64 * 4  # its tokens in the widest layer
+    assert three - two == cache + logits + prompt
+
+
 MEMORY = StepMemory(weights=1000, training=200, writing=300, row=50, logits_row=10, logits_most=100)
 
 
