@@ -414,6 +414,27 @@ def test_each_learner_gets_a_share_of_the_prompts(trained, name, monkeypatch):
     assert (home / "warm-3" / "student").is_dir()
 
 
+def test_a_share_below_one_prompt_is_one_and_the_first_place_is_drawn_from_the_texts(trained, monkeypatch):
+    given = []
+    result = type("Result", (), {"steps": 1, "stopped": False})()
+    monkeypatch.setattr(
+        cells.registry.learners, "resolve", lambda _: lambda *_, prompts, **__: given.append(prompts) or result
+    )
+    monkeypatch.setattr(cells.ScaleSpec, "learner_config", lambda *_, **__: None)
+    monkeypatch.setattr(cells, "_save", lambda *_: None)
+    monkeypatch.setattr(cells, "_measure", lambda *_: None)
+    [cell] = [c for c in make_cells(trained.scale, trained.out, [1]) if c.name == "seed-1/sd"]
+    record = cell.asked["spec"]
+    record["scale"]["feedback"]["share"] = 0.01
+    cell.folder.mkdir(exist_ok=True)
+    assert cells.train(record, 1, cell.folder)["prompts"] == len(given[0]) == 1
+    prompt = Prompt("p", "One.")
+    for n in range(8):
+        mine, theirs = Joke(prompt, f"mine {n}", "brio"), Joke(prompt, "theirs", "teacher")
+        first = stream_seed(0, "blind", f"mine {n}\x1ftheirs") % 2
+        assert cells._blind(mine, theirs) == ((mine, theirs) if first else (theirs, mine))
+
+
 def test_an_interrupted_learner_leaves_no_result(trained, monkeypatch):
     stopped = type("Result", (), {"steps": 5, "stopped": True})()
     monkeypatch.setattr(cells.registry.learners, "resolve", lambda asked: lambda *_, **__: stopped)
