@@ -90,7 +90,7 @@ class Pages:
     """A corpus of two blocks."""
 
     BLOCKS = (
-        [Line("x", "a" * n, "b" * n) for n in (5, 1, 4, 1, 2)],
+        [Line("x", "a" * n, "b" * m) for n, m in ((1, 9), (2, 0), (7, 1), (1, 1), (3, 1))],
         [Line("x", "c" * n, "d") for n in (1, 2)],
     )
 
@@ -166,14 +166,14 @@ def test_the_dev_loss_is_over_the_tokens_of_24_batches(monkeypatch):
         return torch.tensor(float(batch)), batch + 1
 
     def endless(corpus, words, recipe, name):
-        asked.append(name)
+        asked.append((corpus, words, name))
         yield from range(100)
 
     monkeypatch.setattr(module, "token_loss", losses)
     monkeypatch.setattr(module, "batches", endless)
     total = sum(range(24))
-    assert module.dev_loss(None, None, None, Recipe()) == pytest.approx(total / (total + 24))
-    assert asked == ["pocket-corpus-dev"]
+    assert module.dev_loss(None, "corpus", "words", Recipe()) == pytest.approx(total / (total + 24))
+    assert asked == [("corpus", "words", "pocket-corpus-dev")]
 
 
 @pytest.mark.parametrize("student", pocket.STUDENTS)
@@ -339,3 +339,27 @@ def test_what_a_student_is_measured_by(monkeypatch):
     assert asked[0][1] == 5
     assert (found["plain"], found["kept"]) == (0.5, 0.25)
     assert found["exact"] == round(sum(scores) / 4, 4) > 0.2
+
+
+def test_the_command_passes_all_its_options_on(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def told(recipe, out, seconds, report):
+        report(1, 0.5, 2.0)
+        asked.append((recipe, out, seconds))
+        return {"recipe": 1, "steps": 2}
+
+    monkeypatch.setattr(module, "pretrain", told)
+    words = f"--student seq2seq --out {tmp_path} --seconds 2.5 --steps 7 --seed 3 --threads 2"
+    module.main(words.split())
+    module.main(["--out", "here"])
+    assert asked == [
+        (Recipe("seq2seq", seed=3, steps=7, threads=2), tmp_path, 2.5),
+        (Recipe(), Path("here"), None),
+    ]
+    assert capsys.readouterr().out == '{\n  "steps": 2\n}\n' * 2
+    module.main(["--out", "here", "--threads", "1", "--steps", "1"])
+    for wrong in (["--threads", "0"], ["--steps", "0"], []):
+        with pytest.raises(SystemExit):
+            module.main([*(["--out", "here"] if wrong else []), *wrong])
+    assert len(asked) == 3
