@@ -62,9 +62,8 @@ def _entry(number: int, prompt: Prompt, rows: Sequence[tuple[str, str]]) -> list
 
 def _plain(text: str) -> str:
     """A model's text, escaped so that nothing in it is Markdown or HTML."""
-    for mark in "\\`*_{}[]<>|#&":
-        text = text.replace(mark, f"&#{ord(mark)};")
-    return " ".join(text.split())
+    escaped = text.translate({ord(mark): f"&#{ord(mark)};" for mark in "\\`*_{}[]<>|#&"})
+    return " ".join(escaped.split())
 
 
 def main(
