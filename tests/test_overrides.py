@@ -5,7 +5,14 @@ import pytest
 from humor_env.errors import InvalidOption
 from humor_env.experiments.specs.overrides import Source, override
 
-LINES = {("learner",): 3, ("learner", "lr"): 5, ("critic",): 7, ("critic", 0): 7, ("critic", 0, "gate"): 8}
+LINES = {
+    ("learner",): 3,
+    ("learner", "lr"): 5,
+    ("teacher", "imitation", "lr"): 6,
+    ("critic",): 7,
+    ("critic", 0): 7,
+    ("critic", 0, "gate"): 8,
+}
 
 
 def source():
@@ -26,6 +33,7 @@ def refusal(data, pair, known=None):
         (("learner", "learning_rate"), "mine.toml, line 5"),  # written as lr
         (("learner", "lr"), "mine.toml, line 5"),
         (("learner", "learning_rate", "x"), "mine.toml, line 3"),  # only a path that ends in the name has two names
+        (("teacher", "imitation", "learning_rate"), "mine.toml, line 6"),
         (("critic", 0, "gate"), "mine.toml, line 8"),
         (("critic", 0, "options", "a"), "mine.toml, line 7"),
         (("critic", 1, "gate"), "mine.toml, line 7"),
@@ -94,7 +102,11 @@ def test_entries_of_lists_are_numbers_in_the_path():
             "--set l.2=1: 'l' is a list, whose entries are numbered: 0, 1; found '2'.",
         ),
         ({"l": []}, "l.0.a=1", "--set l.0.a=1: 'l' is a list, whose entries are numbered: none; found '0'."),
-        ({"x": {"l": [{}]}}, "x.l.a.b=1", "--set x.l.a.b=1: 'x.l' is a list, whose entries are numbered: 0; found 'a'."),
+        (
+            {"x": {"l": [{}]}},
+            "x.l.a.b=1",
+            "--set x.l.a.b=1: 'x.l' is a list, whose entries are numbered: 0; found 'a'.",
+        ),
     ],
 )
 def test_what_a_key_cannot_reach_is_a_sentence(data, pair, sentence):
