@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ class Colour(Enum):
     RED = "red"
 
 
-class Level(str, Enum):
+class Level(StrEnum):
     HIGH = "high"
 
 
@@ -183,7 +183,7 @@ def test_a_dataclass_as_data_for_a_file():
         nothing: None = None
         colour: Colour = Colour.RED
         level: Level = Level.HIGH
-        path: PurePosixPath = PurePosixPath("a/b")
+        path: PurePosixPath = field(default_factory=lambda: PurePosixPath("a/b"))
         pair: tuple = (1, Colour.RED, Path("c"))
         holed: tuple = (1, None)
         odd: tuple = (1, len)

@@ -95,7 +95,7 @@ def test_a_wrong_line_is_told_with_its_number(tmp_path, row, sentence):
 
 def test_a_file_that_is_not_there_or_has_no_choices_is_told(tmp_path):
     assert refusal(tmp_path, "", "") == "The preferences file 'choices.jsonl' is empty."
-    with pytest.raises(InvalidOption, match="The preferences '.*none.jsonl' cannot be read: "):
+    with pytest.raises(InvalidOption, match=r"The preferences '.*none\.jsonl' cannot be read: "):
         read_preferences(tmp_path / "none.jsonl", PROMPTS)
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidOption, match="cannot be read: 'utf-8'"):
