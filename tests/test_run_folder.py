@@ -252,7 +252,9 @@ def test_a_file_is_written_whole(tmp_path):
         write_json(tmp_path / "b.json", {"a": float("nan")})
 
 
-@pytest.mark.parametrize(("text", "why"), [("[1]", "it holds a list"), ("{", "Expecting"), ("[" * 9**6, "maximum recursion")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("[1]", "it holds a list"), ("{", "Expecting"), ("[" * 9**6, "maximum recursion")]
+)
 def test_a_record_that_is_none_is_told(tmp_path, text, why):
     path = tmp_path / "run.json"
     path.write_text(text)
