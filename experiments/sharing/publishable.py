@@ -20,7 +20,7 @@ _ROOT = r"(?:(?:~[\w.-]*|[A-Za-z]:)?[/\\])"
 # A text that is one path, perhaps after a name ("local:/home/me/model"); a path in quotes; and one inside a sentence.
 _WHOLE = re.compile(rf"((?:[\w.-]{{2,}}[:=])?){_ROOT}([^\n]*)\Z")
 _QUOTED = re.compile(rf"(['\"]){_ROOT}([^'\"\n]*)\1")
-_INSIDE = re.compile(rf"(?<![\w./\\-]){_ROOT}(?:[^\s/\\\"'<>|]+[/\\])+([^\s/\\\"'<>|]*)")
+_INSIDE = re.compile(rf"(?<![\w./\\-]){_ROOT}[/\\]?(?:[^\s/\\\"'<>|]+[/\\])+([^\s/\\\"'<>|]*)")
 _DROPPED = ("ledger",)
 
 
@@ -36,7 +36,8 @@ def publishable(value: Any, *, hosts: Collection[str] = (), keep: Collection[str
                 continue
             new = inner if key in keep and isinstance(inner, str) else publishable(inner, hosts=hosts, keep=keep)
             if new != "" or inner == "":
-                cleaned[_text(key, hosts) if isinstance(key, str) else key] = new
+                # A plain name is a setting's, also where a server is called "judge".
+                cleaned[_text(key, hosts) if isinstance(key, str) and not key.isidentifier() else key] = new
         return cleaned
     if isinstance(value, list | tuple):
         return [publishable(inner, hosts=hosts, keep=keep) for inner in value]
@@ -50,7 +51,7 @@ def _text(text: str, hosts: Collection[str]) -> str:
     cleaned = _QUOTED.sub(lambda match: f"{match[1]}{_last(match[2])}{match[1]}", cleaned)
     cleaned = _INSIDE.sub(r"\1", cleaned)
     for host in sorted(hosts, key=len, reverse=True):
-        cleaned = cleaned.replace(host, "[server]")
+        cleaned = re.sub(rf"(?<![A-Za-z0-9]){re.escape(host)}(?![A-Za-z0-9])", "[server]", cleaned)
     return cleaned if cleaned == text else cleaned.strip()
 
 

@@ -132,10 +132,11 @@ def with_full_names(config: type, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The dataclass as data for a TOML file, without the seed, None, and what only code can build."""
+    """The dataclass as data for a TOML file, without the seed, None, what it computes, and what only code can build."""
     table = {}
     for field in dataclasses.fields(config):
-        value = _MISSING if field.name in OURS else _plain_value(getattr(config, field.name))
+        ours = field.name in OURS or not field.init  # as in `settings_model`: no file may set it
+        value = _MISSING if ours else _plain_value(getattr(config, field.name))
         if value is not _MISSING and value is not None:
             table[field.name] = value
     return table
