@@ -125,6 +125,12 @@ def test_calibration_error_is_the_gap_between_sure_and_right():
     """s(log 3) = 0.75 sure, and 2 of 4 right: 0.25 off; turned pairs count the same."""
     assert losses.pair_calibration_error([math.log(3)] * 4, [1, 1, 0, 0]) == pytest.approx(0.25)
     assert losses.pair_calibration_error([-math.log(3)] * 4, [0, 0, 0, 1]) == pytest.approx(0.0)
+    # 0.56 and 0.52 sure lie in two of ten bins from 0.5 to 1: (0.44 + 0.52) / 2. In one bin the misses would cancel.
+    differences = [math.log(0.56 / 0.44), math.log(0.52 / 0.48)]
+    assert losses.pair_calibration_error(differences, [1, 0]) == pytest.approx(0.48)
+    assert losses.pair_calibration_error(differences, [1, 0], bins=5) == pytest.approx(0.04)
+    assert losses.pair_calibration_error([0.0, 1e9], [0.5, 1]) == pytest.approx(0.0)
+    assert losses.pair_calibration_error([], []) == 0.0
 
 
 def test_many_raters_of_one_mind_count_for_more():
