@@ -105,7 +105,8 @@ def test_a_judge_that_depends_on_the_order_is_a_note():
         metrics += [{"step": 2.0, "feedback/judged": 4.0, "feedback/flipped": flipped} for flipped in last]
         return report._order_bias(run(seed(metrics=metrics[-1:]), seed(numbers={"ppo": {"part/flips": measured}})))
 
-    end = "change when the two lines are shown in the other order: they depend more on a line's position than on its "
+    end = "change when the two lines are shown in the other order: they depend more on a line's position than on "
+    end += "its words."
     assert notes([2.0], 0.5) == []
     assert notes([3.0], None) == [f"some: 75% of the verdicts of the judge that gave the reward {end}"]
     assert notes([0.0], 0.625) == [f"some: 62% of the verdicts of the judge that measured {end}"]
@@ -122,7 +123,27 @@ def test_tables_without_rows_are_left_out_and_a_caption_is_told_once():
         *(("First: one", "what it is"), ("First: two", ""), ("Second: one", "what it is"), ("Second: two", "")),
     ]
     assert [table.title for table in report._tables(runs[1:2], {"First": make})] == ["First"]
+    assert [table.title for table in report._tables(runs[1:], {"First": make})] == ["First: one", "First: two"]
     assert list(judge_table(run(seed()), "x").rows) == []
+
+
+def test_each_run_is_compared_with_the_last_one_on_request(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(report, "_whole", lambda view, runs, command: seen.update(view))
+    monkeypatch.setattr(report, "compare", lambda run, other: (run.name, other.name))
+    lines = [judged("a")]
+    runs = [run(seed(stages={"base": lines, "ppo": lines}), name=name) for name in ("one", "two", "three")]
+    for count, against, compared in (
+        (1, False, []),
+        (2, False, [("one", "two")]),
+        (3, False, []),
+        (3, True, [("one", "three"), ("two", "three")]),
+    ):
+        report.render(runs[:count], against=against)
+        assert seen["comparisons"] == compared
+        names = [f": {r.name}" for r in runs[:count]] if count > 1 else [""]
+        assert [section.title for section in seen["same"]] == [f"Held-out prompts, stage by stage{n}" for n in names]
+    assert seen["title"] == "one · two · three"
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders():
@@ -154,6 +175,8 @@ def test_the_best_and_the_worst_have_each_text_once_and_at_most_half_each():
     best, worst = report._ends(many)
     assert [s.line.text for s in best] == [f"{n}" for n in range(29, 21, -1)]
     assert [s.line.text for s in worst] == [f"{n}" for n in range(8)]
+    two = report._ends([scanned(0.5, "b"), scanned(0.25, "a")])
+    assert [[s.line.text for s in end] for end in two] == [["b"], ["a"]]
     assert report._ends(lines[:1] * 3) == report._ends([]) == ([], [])
 
 
