@@ -42,6 +42,8 @@ def test_few_items_get_no_tight_interval():
     assert stats.interval([1.0] * 4, range(4)) is None
     assert stats.interval([1.0, 0.0] * 450, [n % 9 for n in range(900)]) is None  # nine prompts, however many pairs
     assert stats.interval([1.0] * 30, range(30)) == pytest.approx((0.9, 1.0))  # 3 / n: the rule of three
+    rounded = [0.7 - 0.5, 0.9 - 0.7] * 15  # equal, but for the last bit: the interval had no width
+    assert stats.interval(rounded, range(30)) == pytest.approx((0.1, 0.3))
     assert stats.interval([0.0] * 30, range(30)) == pytest.approx((0.0, 0.1))
     assert stats.interval([0.5] * 30, range(30)) == pytest.approx((0.4, 0.6))
     assert stats.spearman_interval(range(9), range(9), range(9)) is None

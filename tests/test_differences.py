@@ -139,6 +139,21 @@ def test_seeds_that_both_have_are_in_the_interval():
     assert difference(*few).rows[0].cells[3] == "+0.375"  # prompts 0 and 3 gain 0.5, the others 0.25
 
 
+def test_seeds_that_differ_widen_an_interval_though_every_prompt_gains_the_same():
+    """By prompts alone there was no spread: [0.25, 0.25]. The seeds gained 0, 0.25 and 0.5."""
+    prompts = [f"p{n}" for n in range(12)]
+    gains = (0.0, 0.25, 0.5)
+    mine = run(
+        "new", *(seed(f"seed-{i}", {"ppo": [judged(p, 0.25 + g) for p in prompts]}) for i, g in enumerate(gains))
+    )
+    theirs = run("old", *(seed(f"seed-{i}", {"ppo": [judged(p, 0.25) for p in prompts]}) for i in range(3)))
+    row = rows_of(difference(mine, theirs))["score"]
+    assert row.cells[3] == "+0.250 [+0.000, +0.500]" and not row.worth_a_look
+    same = run("new", *(seed(f"seed-{i}", {"ppo": [judged(p, 0.5) for p in prompts]}) for i in range(3)))
+    row = rows_of(difference(same, theirs))["score"]
+    assert row.cells[3] == "+0.250 [+0.000, +0.500]"  # by the rule of three: 3 of 12 may differ
+
+
 def test_prompts_of_both_are_spread_from_the_largest_gain():
     scores = {"a": 0.5, "b": 0.25, "c": 1.0, "d": None, "e": 1.0}
     mine = Side("new", "ppo", {"s": [judged(i, s, f"new {i}") for i, s in scores.items()], "t": [judged("f", 1.0)]})

@@ -161,10 +161,12 @@ def _row(what: str, mine: Side, theirs: Side, value: Value = score_of) -> TableR
     if not shared:
         return TableRow([what, "–", "–", "–", "0"])
     differences = [means[0][p] - means[1][p] for p in shared]
-    if _same_seeds(mine, theirs) and max(differences) - min(differences) > 1e-9:
+    scores = []
+    if _same_seeds(mine, theirs):
+        scores = [[[each[seed].get(p, math.nan) for p in shared] for seed in tables[0]] for each in tables]
+    if scores and not _all_equal(*scores):
         from humor_env.experiments.compare.stats import paired_difference
 
-        scores = [[[each[seed].get(p, math.nan) for p in shared] for seed in tables[0]] for each in tables]
         estimate = paired_difference(scores[0], scores[1])
         is_bounded = math.isfinite(estimate.low + estimate.high)
         change = Estimate(estimate.value, estimate.low, estimate.high) if is_bounded else Estimate(estimate.value)
@@ -178,6 +180,13 @@ def _row(what: str, mine: Side, theirs: Side, value: Value = score_of) -> TableR
 def _same_seeds(mine: Side, theirs: Side) -> bool:
     """Whether both have the same seeds, and more than one: then the interval includes the variance over seeds."""
     return list(mine.seeds) == list(theirs.seeds) and len(mine.seeds) > 1
+
+
+def _all_equal(scores: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> bool:
+    """Whether every prompt changed by the same with every seed, but for rounding."""
+    changes = [a - b for row, other in zip(scores, others, strict=True) for a, b in zip(row, other, strict=True)]
+    changes = [change for change in changes if math.isfinite(change)]
+    return not changes or max(changes) - min(changes) < 1e-9
 
 
 def _distinct(lines: Sequence[Judged]) -> float:

@@ -30,8 +30,9 @@ FEWEST = 10  # with fewer prompts, bootstrap intervals are too narrow
 
 def percentile_bounds(means: Floats, values: Floats, items: int, lowest: float = 0.0) -> Interval:
     """The middle 95 % of resampled means of values between `lowest` and 1. If all values are equal, resamples cannot
-    differ: then the rule of three applies, by which up to 3 in `items` may differ."""
-    if values.min() == values.max():
+    differ: then the rule of three applies, by which up to 3 in `items` may differ. Differences that should be equal,
+    such as 0.9 - 0.7 and 0.7 - 0.5, are so but for rounding."""
+    if np.ptp(values) < 1e-9:
         value = float(values[0])
         return max(lowest, value - 3 / items), min(1.0, value + 3 / items)
     low, high = np.quantile(means, [0.025, 0.975])
