@@ -376,7 +376,7 @@ class _LineScan:
                 change = line.score - before.score
             if flags and round(line.score or 0.0, 2) > 0:  # without a reward, no learner exploits it
                 self.suspects.append(numbers.ScannedLine(run.name, seed.name, trained, line, flags, why))
-            if before is not None and change is not None and change <= -0.1:
+            if before is not None and change is not None and change <= -0.1 + 1e-9:
                 self.worst.append({"run": run.name, "before": before, "now": line, "change": change})
             self.judged.append(numbers.ScannedLine(run.name, seed.name, trained, line, flags, why))
             versions = [_version(stage, other) for stage, other in at_each_stage.items()]
