@@ -299,3 +299,83 @@ def test_a_spec_without_keys_changes_what_sends_and_nothing_else():
     assert spec.critic[0].options["ledger"] == "mine.sqlite", "the spec itself is unchanged"
     plain = costs.without_keys(parse_spec('[[critic]]\ncritic = "rules"\n[learner]\nname = "sft"'))
     assert (plain.teacher, plain.judge, plain.monitor) == (None, None, None)
+
+
+PAID = 'critic = "scorer"\noptions = {client = "anthropic:claude-haiku-4-5"}'
+WATCHED = f"""
+seeds = [0, 1]
+[env]
+prompts = "everyday"
+[[critic]]
+{PAID}
+[eval]
+limit = 5
+lines = 2
+[monitor]
+every = 2
+lines = 4
+others = 0
+[learner]
+name = "grpo"
+steps = 3
+batch_size = 16
+"""
+
+
+def test_items_of_a_whole_run():
+    """Without a warm start or a teacher two stages are measured, base and learner; the one critic does all three."""
+    from humor_env.experiments.specs.spec import parse_spec
+
+    items = costs.estimate_spec(parse_spec(WATCHED))
+    assert [(item.what, item.who, item.lines) for item in items] == [
+        ("learning", "scorer", 2 * 3 * 16),
+        ("evaluation", "scorer", 2 * 2 * 5 * 2),
+        ("monitor", "scorer", 2 * 2 * 4),
+    ]
+    # The monitor's held-out critic is priced once, also where it is the training critic.
+    same = costs.estimate_spec(parse_spec(WATCHED + f"[[eval.critic]]\n{PAID}\n"))
+    assert same == items
+    other = PAID.replace("haiku", "sonnet")
+    more = costs.estimate_spec(parse_spec(WATCHED + f"[[eval.critic]]\n{other}\n"))
+    assert [item.what for item in more] == ["learning", "evaluation", "monitor", "monitor"]
+
+
+def test_the_seconds_of_a_line_are_a_share_of_all(monkeypatch):
+    """Weights that are not here, or too many, are not tried."""
+    from humor_env.experiments.specs.spec import parse_spec
+
+    spec = parse_spec(WATCHED)
+    for bytes_here in (0, 4 * 1024**3):
+        monkeypatch.setattr(costs, "_weights", lambda model, n=bytes_here: n)
+        assert costs.seconds_to_write(spec) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(costs.students, "gguf_bytes", lambda model: 3)
+    assert costs._weights("owner/no-such-model") == 4 * 3
+
+
+def test_weights_are_those_in_the_folder(tmp_path):
+    (tmp_path / "part").mkdir()
+    for place, size in (("a.safetensors", 5), ("part/b.safetensors", 2), ("c.bin", 9)):
+        (tmp_path / place).write_bytes(b"x" * size)
+    assert costs._weights(str(tmp_path)) == 7
+
+
+def test_a_forecast_in_words(monkeypatch):
+    from humor_env.experiments.specs.spec import parse_spec
+
+    monkeypatch.setattr(costs, "estimate_spec", lambda spec: [])
+    monkeypatch.setattr(costs, "seconds_to_write", lambda spec: 2.0)
+    spec = parse_spec(WATCHED)
+    # 2 s a line, two seeds: 48 lines written and learned from, 5 prompts of two lines for the learner's stage.
+    seconds = 2 * 2.0 * (2 * 48 + 10)
+    assert costs.forecast(spec) == (
+        "run: no language model is called; it costs only time.\nThe learner writes about 96 lines to learn from, and "
+        "each stage is measured on 5 prompts, 2 lines for each. On this machine that takes roughly "
+        f"{costs.in_words(seconds)}, from how fast the student wrote just now, plus the time spent waiting for "
+        "language models."
+    )
+    monkeypatch.setattr(costs, "seconds_to_write", lambda spec: None)
+    assert costs.forecast(parse_spec(WATCHED, ["eval.lines=1"])).endswith(
+        "each stage is measured on 5 prompts. The time depends on the student and the machine: run it with --set "
+        "learner.steps=2 and look at timings.jsonl."
+    )
