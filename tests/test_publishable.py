@@ -113,3 +113,11 @@ def test_texts_that_somebody_wrote_stay_as_they_are():
 )
 def test_the_servers_in_plain_data(value, hosts):
     assert hosts_in(value) == hosts
+
+
+def test_a_password_goes_wherever_it_stands():
+    """A server's name only as a whole word: "prejudged" is no mention of the server "judge"."""
+    hosts = hosts_in("http://me:hunter@judge:8000/v1")
+    assert hosts == {"me:hunter@judge:8000", "judge", "hunter"}
+    text = "xhunterx by judge was prejudged, huntersaid"
+    assert publishable(text, hosts=hosts) == "x[server]x by [server] was prejudged, [server]said"

@@ -22,6 +22,13 @@ _WHOLE = re.compile(rf"((?:[\w.-]{{2,}}[:=])?){_ROOT}([^\n]*)\Z")
 _QUOTED = re.compile(rf"(['\"]){_ROOT}([^'\"\n]*)\1")
 _INSIDE = re.compile(rf"(?<![\w./\\-]){_ROOT}[/\\]?(?:[^\s/\\\"'<>|]+[/\\])+([^\s/\\\"'<>|]*)")
 _DROPPED = ("ledger",)
+_WORD = "[A-Za-z0-9]"
+
+
+class Password(str):
+    """One of the texts to remove that is not the name of a server."""
+
+    __slots__ = ()
 
 
 def publishable(value: Any, *, hosts: Collection[str] = (), keep: Collection[str] = ()) -> Any:
@@ -51,7 +58,9 @@ def _text(text: str, hosts: Collection[str]) -> str:
     cleaned = _QUOTED.sub(lambda match: f"{match[1]}{_last(match[2])}{match[1]}", cleaned)
     cleaned = _INSIDE.sub(r"\1", cleaned)
     for host in sorted(hosts, key=len, reverse=True):
-        cleaned = re.sub(rf"(?<![A-Za-z0-9]){re.escape(host)}(?![A-Za-z0-9])", "[server]", cleaned)
+        name = re.escape(host)
+        # A server may be called like a part of a word; a password goes wherever it stands.
+        cleaned = re.sub(name if isinstance(host, Password) else rf"(?<!{_WORD}){name}(?!{_WORD})", "[server]", cleaned)
     return cleaned if cleaned == text else cleaned.strip()
 
 
@@ -69,7 +78,8 @@ def hosts_in(value: Any) -> set[str]:
     for address in _ADDRESS.findall(value) if isinstance(value, str) else ():
         try:
             parts = urlsplit(address.removeprefix("@"))
-            hosts |= {part for part in (parts.netloc, parts.hostname, parts.password) if part}
+            hosts |= {part for part in (parts.netloc, parts.hostname) if part}
+            hosts |= {Password(parts.password)} if parts.password else set()
         except ValueError:
             continue
     return hosts
