@@ -145,6 +145,20 @@ def test_you_are_the_critic_and_the_best_answer_is_counted():
     assert sum(rights) == decided > 0
 
 
+@pytest.mark.parametrize("choice", ["1", "2"])
+def test_you_agree_where_you_choose_the_line_with_the_higher_score(choice):
+    said = played("critic", [choice] * 12, 12)
+    rounds = re.findall(r"\n  1  (\d\.\d\d) .*\n  2  (\d\.\d\d) .*\n  (.*)", said)
+    assert len(rounds) == 12
+    decided = [(("1" if float(a) > float(b) else "2"), verdict) for a, b, verdict in rounds if a != b]
+    assert {better for better, _ in decided} == {"1", "2"}
+    assert all(("You agree" in verdict) == (better == choice) for better, verdict in decided)
+    assert all("equally good" in verdict for a, b, verdict in rounds if a == b)
+    crowd = sum(f"chose {better}." in verdict for better, verdict in decided)
+    mine = sum(better == choice for better, _ in decided)
+    assert f"in {mine} of {len(decided)} rounds, the crowd judge in {crowd}." in said
+
+
 def test_a_raters_distance_is_in_points_of_ten():
     said = played("rater", ["10"] * 12, 12)
     scores = [float(score) for score in re.findall(r"\n  (\d+\.\d)  \S", said)]
