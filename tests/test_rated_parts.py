@@ -35,7 +35,7 @@ def test_empty_lines_of_gold_labels_are_no_labels(tmp_path):
     corpus = tmp_path / "x.xml"
     corpus.write_text('<corpus><text id="hom_1"><word id="hom_1_1">They</word></text></corpus>')
     gold = tmp_path / "x.gold"
-    gold.write_text("\nhom_1\t1\n\n")
+    gold.write_text("\nhom_1\t1\n  \n")
     [one] = load_rated("semeval-puns", [corpus, gold]).texts
     assert (one.id, one.text, one.score, one.kind) == ("hom_1", "They", 1.0, "pun")
 
