@@ -222,15 +222,28 @@ def test_the_headline_is_the_mean_over_prompts_and_seeds(run):
     assert rows["ppo"].score.mean == pytest.approx(sum(scores) / 60, abs=1e-9)
     assert rows["ppo"].by_seed == pytest.approx([sum(scores[:30]) / 30, sum(scores[30:]) / 30])
     assert rows["ppo"].score.low < rows["ppo"].score.mean < rows["ppo"].score.high
-    # All stages move together from prompt to prompt, so the paired change is exact though each mean is not.
+    # All stages move together from prompt to prompt, so the paired change is the same for each: of 30, 3 may differ.
     change = rows["ppo"].change
     assert change.mean == pytest.approx(0.3, abs=1e-3)
-    assert change.high - change.low < 0.001 < rows["ppo"].score.high - rows["ppo"].score.low
+    assert (change.low, change.high) == pytest.approx((0.2, 0.4), abs=1e-3)
     assert rows["ppo"].matches_teacher.mean == 1.0
     assert rows["imitation"].matches_teacher.mean == 0.0
     assert rows["imitation"].change.mean == pytest.approx(0.3, abs=1e-3)
     assert rows["base"].change is None and rows["teacher"].change is None and rows["teacher"].matches_teacher is None
     assert rows["ppo"].count == 60 and rows["ppo"].failures == 0
+
+
+def test_a_change_is_taken_prompt_by_prompt(tmp_path):
+    """One prompt gains a little more than the others: the change is known far better than either mean."""
+    folder = make_run(tmp_path / "some")
+    for seed in (0, 1):
+        path = folder / f"seed-{seed}" / "evaluation-ppo.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[7]["score"] += 0.001
+        write_lines(path, rows)
+    row = next(row for row in headline(load_run(folder)) if row.stage == "ppo")
+    assert row.change.mean == pytest.approx(0.3, abs=1e-3)
+    assert 0 < row.change.high - row.change.low < 0.001 < row.score.high - row.score.low
 
 
 def test_failed_judgements_are_counted_and_left_out(tmp_path):
