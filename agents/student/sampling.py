@@ -24,6 +24,7 @@ from humor_env.agents.student.settings import Sampling
 from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
 from humor_env.agents.student.short_attention import NAME as SHORT
 from humor_env.agents.student.transfers import read, send
+from humor_env.shared.precision import memory_is_full
 
 ASK_EVERY = 8  # tokens between checks of which rows are unfinished, on a GPU
 COMPACT_BELOW = 0.8  # drop finished rows once fewer than this share of the batch is unfinished
@@ -233,9 +234,9 @@ def _made_masks_change_nothing(student: Student) -> bool:
                     plain, made = (way.advance(fed)[1] for way, fed in zip(ways, tokens, strict=True))
                     if not nearly_equal(made, plain):
                         return False
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as problem:
+            if memory_is_full(problem):
+                raise
             return False
     return True
 

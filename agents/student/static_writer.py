@@ -40,6 +40,7 @@ from humor_env.agents.student.shared_prompts import unique_prompts
 from humor_env.agents.student.student import POLICY, Student
 from humor_env.agents.student.transfers import capture_stream, current, read, send
 from humor_env.errors import StudentError
+from humor_env.shared.precision import memory_is_full
 
 ASK_EVERY = 8  # steps between checks whether all rows have finished
 KEPT = 4  # number of tables kept, each with its graph
@@ -278,7 +279,7 @@ class _Table:
             try:
                 self.capture(pool)
             except RuntimeError as problem:
-                if _memory_ran_out(problem):
+                if memory_is_full(problem):
                     raise
                 _decide(self.student, f"capturing its step failed ({str(problem)[:120]})")
         for done in range(1, limit):
@@ -399,11 +400,6 @@ def captures(student: Student) -> bool:
     return student.device.type == "cuda"
 
 
-def _memory_ran_out(problem: Exception) -> bool:
-    """Which is no fault of the model's, and may be mended by smaller batches."""
-    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem)
-
-
 @contextlib.contextmanager
 def _without_waiting() -> Iterator[None]:
     """Whatever waits for the GPU is an error here. In a capture it would be one that leaves CUDA half captured."""
@@ -444,7 +440,7 @@ def _why_not(student: Student) -> str:
                 if not nearly_equal(states, expected):
                     return "its step in a cache of fixed size gives different states"
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as problem:
-            if _memory_ran_out(problem):
+            if memory_is_full(problem):
                 raise
             return f"its step in a cache of fixed size fails ({type(problem).__name__}: {str(problem)[:120]})"
     return ""

@@ -44,14 +44,12 @@ from humor_env.experiments.options import (
     printable,
     say,
 )
+from humor_env.shared.precision import CPU_FULL, memory_is_full
 
 if TYPE_CHECKING:
     from humor_env.experiments.runs.run import SeedResult
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-_CPU_FULL = "DefaultCPUAllocator: "
-# What torch says of a full memory, beside its OutOfMemoryError.
-_MEMORY_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", _CPU_FULL)
 # Errors that can occur even if the request was correct.
 _FAILURES = ("JudgingFailed", "TrainingStopped", "CheckpointError", "CriticContractError", "HubError")
 
@@ -105,8 +103,7 @@ class Commands(TyperGroup):
                 raise
             _end_for_the_disk(problem)
         except RuntimeError as problem:
-            # Compared by name, so that torch need not be imported.
-            if type(problem).__name__ != "OutOfMemoryError" and not any(text in str(problem) for text in _MEMORY_FULL):
+            if not memory_is_full(problem):
                 raise
             _end_for_the_memory(problem)
         except Exception as problem:
@@ -121,7 +118,7 @@ class Commands(TyperGroup):
 
 
 def _end_for_the_memory(problem: RuntimeError) -> None:
-    whose = "The" if _CPU_FULL in str(problem) else "The GPU's"
+    whose = "The" if CPU_FULL in str(problem) else "The GPU's"
     end(
         f"{whose} memory is full. If it was in an update, lower learner.micro_batch or teacher.imitation.micro_batch: "
         'the step stays the same, and "auto" takes what fits. If it was while lines were written, raise env.groups, '

@@ -174,7 +174,7 @@ def _load_seed(folder: Path, notes: list[str]) -> SeedData:
 def _missing_steps(rows: Sequence[Row], name: str) -> list[str]:
     """A note on gaps in a log. Most learners log each step, TRL's every few: the smallest distance is the usual one."""
     steps = sorted({int(row["step"]) for row in rows if "step" in row})
-    gaps = [(before, after) for before, after in pairwise(steps)]
+    gaps = list(pairwise(steps))
     usual = min((after - before for before, after in gaps), default=0)
     holes = [(before + 1, after - 1) for before, after in gaps if after - before > usual]
     missing = [f"{first}" if first == last else f"{first} to {last}" for first, last in holes]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="torch.nn.Module")
 
 
+CPU_FULL = "DefaultCPUAllocator: "
+# What torch says of a full memory, beside its OutOfMemoryError.
+_MEMORY_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", CPU_FULL)
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -115,6 +118,12 @@ def _in_bfloat16(model: Model) -> Model:
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.bfloat16)
     return model
+
+
+def memory_is_full(problem: Exception) -> bool:
+    """Whether an error says that a memory is full, which smaller batches may mend. The class is compared by name, so
+    that torch need not be imported."""
+    return type(problem).__name__ == "OutOfMemoryError" or any(text in str(problem) for text in _MEMORY_FULL)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
