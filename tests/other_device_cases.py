@@ -54,7 +54,9 @@ from humor_env.experiments.specs.learner_settings import config_class
 from humor_env.experiments.specs.spec import parse_spec
 from humor_env.llm.clients.local import LocalClient
 from humor_env.llm.protocol import Request
+from humor_env.rewards.likelihood.fit import FitCritic
 from humor_env.rewards.reward_model import RewardModelCritic, RewardModelJudge
+from humor_env.rewards.trained.state_reader import StateReader
 from humor_env.rewards.trained.train_critic import TrainCriticConfig
 from humor_env.rewards.trained.train_critic import train as train_critic
 from humor_env.shared import frozen_weights
@@ -455,6 +457,23 @@ def test_the_perplexity_of_a_claim_is_the_same(places):
     tables = [ClozeTable(model="pocket:causal", device=str(device)) for device in places]
     found = [ClozeJudge(table, "overall").perplexities(jokes) for table in tables]
     assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["pair", "edit"])
+def test_how_well_a_line_fits_is_the_same(form, places):
+    jokes = [Joke(Prompt("p", "The meeting was slow."), line) for line in ("The meeting was soup.", "Glaciers!", "")]
+    scores = [[j.score for j in FitCritic("pocket:causal", form, batch_size=2, device=str(d))(jokes)] for d in places]
+    assert len({round(score, 3) for score in scores[0]}) > 1
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_the_states_that_grades_are_read_from_are_the_same(places):
+    jokes = [Joke(Prompt(sentence, sentence), line) for sentence in TEXTS for line in (*LINES, "")]
+    model, instruction = pocket.path("causal"), "Rewrite the sentence so that it is funny."
+    here, there = (StateReader(model, 2, instruction, batch_size=5, device=str(d)).states(jokes) for d in places)
+    assert here.device == there.device == torch.device("cpu")
+    assert here.std(0).max() > 0.1
+    assert torch.allclose(here, there, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 4])

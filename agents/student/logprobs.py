@@ -57,7 +57,7 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
             probabilities.div_(total[:, None])
             if entropy is not None:
                 # H = log Z - sum p z; z is the shifted logit.
-                entropy[part] = log_total - torch.einsum("nv,nv->n", probabilities, shifted)
+                entropy[part] = log_total - torch.linalg.vecdot(probabilities, shifted)
             if slope is not None:
                 # d log p(target) / d h = (W[target] - p W) / temperature
                 mean_row = probabilities.to(weight.dtype) @ weight

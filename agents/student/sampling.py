@@ -20,6 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.forward import nearly_equal, two_tokens
+from humor_env.agents.student.growing_cache import growing_cache
 from humor_env.agents.student.settings import Sampling
 from humor_env.agents.student.shared_prompts import common_prefix_of, read_prefix, unique_prompts
 from humor_env.agents.student.short_attention import NAME as SHORT
@@ -132,10 +133,10 @@ class Decoding:
             [begun] = send(device, torch.tensor(student.decoder_prefix))
             self.first_input = begun.expand(len(prompts), -1)
             decoder_config = self.base.config.get_text_config(decoder=True)
-            self.cache = EncoderDecoderCache(DynamicCache(config=decoder_config), DynamicCache(config=decoder_config))
+            self.cache = EncoderDecoderCache(growing_cache(decoder_config), DynamicCache(config=decoder_config))
             self.position = None
         else:
-            self.cache = DynamicCache(config=self.base.config.get_text_config())
+            self.cache = growing_cache(self.base.config.get_text_config())
             self.position = (self.attention.cumsum(-1) - 1).clamp(min=0)[:, prefix:]
             if prefix:
                 assert student.passes.backbone is not None
