@@ -45,13 +45,13 @@ def train(
     random = torch.Generator().manual_seed(config.seed)
     for step in range(config.steps):
         batch = [p for p in stream.take(config.batch_size // config.siblings) for _ in range(config.siblings)]
-        chance = torch.rand(config.batch_size, config.sampling.max_new_tokens, generator=random)
-        rollout = collect(env, student, config.sampling, batch, lambda _, columns: chance, reference=False)  # noqa: B023
-
-        rewards, valid = (column.view(-1, config.siblings) for column in (rollout.rewards, rollout.valid))
-        mean = (rewards * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)  # no failure is a 0
-        advantages = ((rewards - mean) * valid).flatten()
-        logprobs = student.score(rollout.rows).logprobs.sum(1)
+        chance = lambda _, columns: torch.rand(config.batch_size, columns, generator=random)  # noqa: E731
+        rollout = collect(env, student, config.sampling, batch, chance, reference=False)
+        rewards, valid, group = rollout.rewards, rollout.valid, rollout.group
+        siblings = (group[:, None] == group) & valid  # [B, B]: in row b, the lines that b is compared with
+        mean = (siblings * rewards).sum(1) / siblings.sum(1).clamp(min=1)  # a failure is no 0
+        advantages = (rewards - mean) * valid
+        logprobs = student.score(rollout.rows, temperature=config.sampling.scoring_temperature).logprobs.sum(1)
         loss = -(advantages * logprobs).mean()
 
         optimizer.zero_grad()

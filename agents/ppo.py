@@ -42,7 +42,7 @@ from humor_env.agents.session.log import Log
 from humor_env.agents.session.processes import spread_over_processes
 from humor_env.agents.session.schedule import AdaptiveCoefficient, RunningScale
 from humor_env.agents.session.session import Evaluate, TrainResult
-from humor_env.agents.student import Student
+from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.logprobs import kl_k1, kl_k3
 from humor_env.agents.student.writer import Backend
 from humor_env.agents.update.advantages import gae, place_on_last_token, whiten
@@ -93,7 +93,6 @@ def ppo_loss(
     clip: float,
     value_clip: float,
     value_weight: float,
-    policy_weight: float = 1.0,
     ref_logprobs: Tensor | None = None,
     kl_weight: float = 0.0,
     entropy: Tensor | None = None,
@@ -106,12 +105,12 @@ def ppo_loss(
     policy_losses = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     clipped_values = old_values + (values - old_values).clamp(-value_clip, value_clip)
     value_losses = 0.5 * torch.maximum((values - returns).square(), (clipped_values - returns).square())
-    losses = policy_weight * policy_losses + value_weight * value_losses
+    losses = policy_losses + value_weight * value_losses
     if ref_logprobs is not None and kl_weight:
         # Times the ratio: the same value at ratio 1, but with the KL's own gradient.
-        losses = losses + policy_weight * kl_weight * ratio * kl_k3(logprobs, ref_logprobs)
+        losses = losses + kl_weight * ratio * kl_k3(logprobs, ref_logprobs)
     if entropy is not None and entropy_weight:
-        losses = losses - policy_weight * entropy_weight * entropy
+        losses = losses - entropy_weight * entropy
     sums = {
         "policy_loss": policy_losses,
         "value_loss": value_losses,
@@ -196,7 +195,6 @@ def train(
                             clip=config.clip,
                             value_clip=config.value_clip,
                             value_weight=config.value_weight,
-                            policy_weight=0.0 if step.index < config.value_warmup else 1.0,
                             ref_logprobs=part(rollout.ref_logprobs),
                             kl_weight=kl_weight.value if config.kl_in == "loss" else 0.0,
                             entropy=part.entropy,
@@ -205,11 +203,15 @@ def train(
                         loss.backward()
                         part.record(sums)
                     imitation.backward(step.index)
+                    if step.index < config.value_warmup:
+                        for parameter in student.adapter_parameters(POLICY).values():
+                            parameter.grad = None  # not 0, which Adam would average in
                     batch.clip_and_step(config.max_grad_norm)
                 if config.kl_stop and step.approx_kl > config.kl_stop:
                     break
 
             # 6. Log and evaluate
+            weighed = {"kl/weight": kl_weight.value}  # the next step's is another
             kl_weight.update(step.kl["kl/per_line"], config.batch_size)
-            step.log(value_numbers(rollout, returns, token_rewards), {"kl/weight": kl_weight.value})
+            step.log(value_numbers(rollout, returns, token_rewards), weighed)
     return session.result()

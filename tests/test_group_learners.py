@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from tiny import llama, prompts, stir, student, tokenizer, vector_env
 
+from humor_env.agents import grpo, rloo
 from humor_env.agents.grpo import GRPOConfig, grpo_loss
 from humor_env.agents.grpo import train as train_grpo
 from humor_env.agents.rloo import RLOOConfig, rloo_loss
@@ -50,6 +51,27 @@ def test_grpo_loss_by_hand():
     unbiased = grpo_by("dapo", ref_logprobs=torch.full((2, 2), math.log(2)), kl_weight=0.1, unbiased_kl=True)
     weighted = 1.5 * k3[0] + 0.5 * k3[1] + k3[2]
     assert unbiased == pytest.approx((-1.3 + 0.8 + 1.0 + 0.1 * weighted) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["group_advantages", "leave_one_out"])
+def test_a_revision_is_not_compared_with_first_lines(name, monkeypatch):
+    """Its reward is an improvement. All first lines are worth 0.5 and all revisions 0.9: there is nothing to learn."""
+    calls, seen = [], []
+
+    def critic(jokes):
+        calls.append(len(jokes))
+        return [Judgement("c", 0.9 if len(calls) == 2 else 0.5) for _ in jokes]
+
+    module, config, train = {
+        "group_advantages": (grpo, GRPOConfig, train_grpo),
+        "leave_one_out": (rloo, RLOOConfig, train_rloo),
+    }[name]
+    whole = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a, **k: seen.append(whole(*a, **k)) or seen[-1])
+    settings = config(steps=1, batch_size=8, siblings=4, sampling=SHORT, missing_end_penalty=0.0)
+    train(settings, vector_env(8, critic, attempts=2), student(), prompts=prompts())
+    assert calls == [8, 8]
+    assert seen[0].tolist() == pytest.approx([0.0] * 16, abs=1e-6)
 
 
 def test_rloo_loss_by_hand():

@@ -36,6 +36,7 @@ class WrittenBatch:
     judgements: tuple[Judgement, ...]
     rewards: Tensor
     lengths: Tensor  # response tokens
+    attempts: tuple[int, ...]  # from 0
 
     def __len__(self) -> int:
         return len(self.jokes)
@@ -46,11 +47,11 @@ class WrittenBatch:
 
     @property
     def families(self) -> list[list[int]]:
-        """Indices of the lines, grouped by prompt."""
-        by_prompt: dict[str, list[int]] = {}
-        for place, joke in enumerate(self.jokes):
-            by_prompt.setdefault(joke.prompt.id, []).append(place)
-        return list(by_prompt.values())
+        """Indices of the lines, grouped by prompt and attempt."""
+        siblings: dict[tuple[str, int], list[int]] = {}
+        for place, (joke, attempt) in enumerate(zip(self.jokes, self.attempts, strict=True)):
+            siblings.setdefault((joke.prompt.id, attempt), []).append(place)
+        return list(siblings.values())
 
 
 def gather_lines(rollout: Rollout) -> WrittenBatch:
@@ -72,6 +73,7 @@ def gather_lines(rollout: Rollout) -> WrittenBatch:
         tuple(row["judgement"] for row in gathered),
         torch.tensor([row["reward"] for row in gathered]),
         torch.tensor([row["length"] for row in gathered]),
+        tuple(row["attempt"] for row in gathered),
     )
 
 

@@ -186,7 +186,7 @@ def collect(
     max_flip_share: float = 1.0,
     backend: Backend | None = None,
 ) -> Rollout:
-    """Play one episode per prompt (equal prompts are siblings, one group) and score the lines.
+    """Play one episode per prompt and score the lines. Equal attempts at equal prompts are siblings, one group.
 
     `uniforms(attempt, columns)` gives the random numbers for all rows of one attempt. Without `old_logprobs` the
     rollout keeps the log-probabilities and values of sampling, which saves a pass. Raises `JudgingFailed` with the list
@@ -197,7 +197,6 @@ def collect(
     backend = backend or InProcess(student)
     old_logprobs = old_logprobs or not backend.exact
     clock = {"generate": 0.0, "judge_wait": 0.0, "judge": 0.0, "reference": 0.0}
-    groups = {p: i for i, p in enumerate(dict.fromkeys(p.id for p in prompts))}
     tables: list[_Attempt] = []
     with ThreadPoolExecutor(max_workers=len(envs), thread_name_prefix="critic") as pool:
         shares = _split(len(prompts), envs)
@@ -217,7 +216,7 @@ def collect(
                     [observed[k] for k in live[i]], sampling, chance[shares[i]][live[i]], values=values
                 )
                 clock["generate"] += time.perf_counter() - began
-                table = _Attempt([shares[i].start + k for k in live[i]], lines)
+                table = _Attempt(attempt, [shares[i].start + k for k in live[i]], lines)
                 waiting.append((i, table, pool.submit(_judge, env, live[i], lines, own_stream(student.device))))
             began = time.perf_counter()
             for _, table, _ in waiting:
@@ -234,7 +233,7 @@ def collect(
                 tables.append(table)
             clock["judge_wait"] += time.perf_counter() - began
             attempt += 1
-    rollout = _assemble(student, tables, prompts, groups, clock)
+    rollout = _assemble(student, tables, prompts, clock)
     check_failures(rollout.judgements, max_failure_share)
     check_flips(rollout.judgements, max_flip_share)
     return rollout
@@ -291,6 +290,7 @@ class _Judged:
 class _Attempt:
     """One generation call before it is assembled into the rollout."""
 
+    number: int
     episodes: list[int]
     lines: Generation
     judged: _Judged | None = None
@@ -363,7 +363,6 @@ def _assemble(
     student: Student,
     tables: list[_Attempt],
     prompts: Sequence[Prompt],
-    groups: dict[str, int],
     clock: dict[str, float],
 ) -> Rollout:
     width = max(t.rows.tokens.shape[1] for t in tables if t.rows is not None)
@@ -398,7 +397,10 @@ def _assemble(
         always([rows.action_mask for rows in hosts]),
     )
     on_device = host.to(device)
-    [group] = send(device, torch.tensor([groups[prompts[e].id] for e in episodes]))
+    # A first attempt's reward is a score, a later one's an improvement: they are not compared.
+    siblings = [(prompts[episode].id, table.number) for table in tables for episode in table.episodes]
+    groups = {key: i for i, key in enumerate(dict.fromkeys(siblings))}
+    [group] = send(device, torch.tensor([groups[key] for key in siblings]))
     [valid] = send(device, torch.tensor([not j.failed for j in judgements], dtype=torch.bool))
     return Rollout(
         tokens=on_device.tokens,

@@ -93,7 +93,8 @@ def as_generation(
 
 
 def most_new_tokens(student: Student, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms: Tensor) -> int:
-    """Most new tokens per row: the requested number, capped by the context length."""
+    """Most new tokens per row: the requested number, capped by the context length. Near the context's end the longest
+    prompt sets it for its whole batch."""
     if uniforms.shape[0] != len(prompts) or uniforms.shape[1] < sampling.max_new_tokens:
         raise ValueError(f"uniforms must be [{len(prompts)}, >= {sampling.max_new_tokens}], not {uniforms.shape}")
     used = len(student.decoder_prefix) - 1 if student.is_seq2seq else max(len(p) for p in prompts)
