@@ -112,7 +112,8 @@ def test_lines_stand_by_attempt():
     assert lines.lengths.tolist() == [2, 1, 3, 2]
     assert lines.rewards.tolist() == [0.25, 0.0, 0.75, 0.5]
     assert lines.valid.tolist() == [True, False, True, True]
-    assert lines.families == [[0, 2], [1, 3]]
+    assert lines.families == [[0], [1], [2], [3]], "a second attempt is no sibling of the first"
+    assert gather_lines(rollout()).families == [[0, 1], [2, 3]]
     assert len(lines) == 4
     chain = gather_lines(rollout(following=torch.tensor([1, 2, 3, -1])))
     assert [j.text for j in chain.jokes] == [j.text for j in rollout().jokes]
