@@ -380,6 +380,11 @@ def test_a_locked_or_foreign_or_damaged_ledger_loses_nothing(tmp_path: Path) -> 
         assert len(again.find([f"k{n}" for n in range(20)])) == 19
         again.put("k7", "p", "m", request("x"), Reply("new"))
         assert again.find(["k7"])["k7"].text == "new"
+    with sqlite3.connect(path) as db:  # a table of the user's own does not make it another file
+        db.execute("CREATE TABLE notes (text)")
+    db.close()
+    with Ledger(path) as again:
+        assert again.find(["k7"])["k7"].text == "new"
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as db:
         db.execute("CREATE TABLE jokes (text)")

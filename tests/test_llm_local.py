@@ -15,6 +15,7 @@ from humor_env.llm import Request, make_client
 from humor_env.llm.clients.local import ANSWER_PREFIX, LocalClient
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import ScorerCritic, symbol_schema
+from humor_env.shared.frozen_weights import sample
 from humor_env.types import Joke, Prompt
 
 TEXTS = ("Moss grew.", "Glaciers overtook the meeting, twice, and waved.", "A é 日 😂 “line”.")
@@ -232,3 +233,15 @@ def test_a_template_that_refuses_a_system_turn_gets_the_instructions_in_the_user
     assert client.prompt_text(Request("Judge.", {"line": "x"})) == 'Judge.\n\n{"line": "x"}|', "never the data first"
     with pytest.raises(InvalidOption, match="cannot be loaded"):
         LocalClient("/nope")
+
+
+def test_a_weight_is_sampled_at_its_start_middle_and_end():
+    """By these numbers the ledger knows a local model: one that was changed in any of them is another."""
+    weight = torch.arange(1000.0)
+    whole = sample(weight)
+    assert whole == torch.cat([weight[:64], weight[500:564], weight[936:]]).numpy().tobytes()
+    for place in (0, 63, 500, 563, 936, 999):
+        changed = weight.clone()
+        changed[place] += 1
+        assert sample(changed) != whole
+    assert sample(torch.arange(3.0)) == torch.tensor([0.0, 1, 2, 1, 2, 0, 1, 2]).numpy().tobytes()

@@ -64,6 +64,25 @@ def test_tokens_count_as_they_were_used_and_not_as_the_worst_case():
     assert len(unknown) * 2800 <= 600_000 * 1.05
 
 
+def test_after_a_pause_tokens_are_paid_from_now_on():
+    """61 tokens a minute are one a second, with what may be made up for: a call of 35 books 10 of them."""
+    clock = Clock()
+    pace = Pace(tokens_per_minute=61, now=clock)
+    waits = []
+    for start in (0.0, 500.0):
+        clock.seconds = start
+        assert pace.enter(35) is not None
+        assert pace.enter(35) is None
+        while pace.enter(35) is None:
+            clock.seconds += 0.25
+        waits.append(clock.seconds - start)
+    assert waits == pytest.approx([10.0, 10.0], abs=0.5)
+    clock.seconds = 520.75  # the turn was at 520: what is asked a little late is made up for
+    assert pace.enter(35) is not None
+    clock.seconds = 530.25
+    assert pace.enter(35) is not None
+
+
 def test_refused_calls_teach_nothing_of_what_a_call_uses():
     """After 40 answers of 529, which use no tokens, a call was taken to use none: 32 began at once."""
     clock = Clock()

@@ -287,6 +287,23 @@ def test_fewer_calls_in_the_air_after_an_overload_and_more_again() -> None:
     assert throttle.limit == 1
 
 
+@pytest.mark.parametrize(("status", "fewer"), [(429, True), (503, True), (529, True), (500, False), (502, False)])
+def test_which_answers_mean_too_many_calls(status: int, fewer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    news: list[float] = []
+    monkeypatch.setattr(Throttle, "overloaded", lambda self, sent_at: news.append(sent_at))
+    sent: list[Request] = []
+
+    async def send(request: Request) -> Reply:
+        sent.append(request)
+        if len(sent) == 1:
+            raise from_status("S", status, "no")
+        return Reply("yes", usage=Usage(1, 5, 5))
+
+    policy = Policy(timeout=10.0, deadline=20.0, first_wait=0.01, longest_wait=0.01)
+    [reply] = Caller(send, policy, Budget(), lambda request: (10, 0.0)).ask([Request("s", {})])
+    assert (reply.text, len(sent), len(news)) == ("yes", 2, int(fewer))
+
+
 def test_after_a_timeout_half_of_what_was_answered_may_be_in_the_air() -> None:
     throttle = Throttle(32)
     throttle.timed_out(sent_at=1.0, answered=10)

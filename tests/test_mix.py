@@ -1,7 +1,9 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from humor_env.episodes.closing import close_all
 from humor_env.errors import CriticContractError, InvalidOption, UnknownName
 from humor_env.registry import critics
 from humor_env.rewards.mix import MixCritic
@@ -127,6 +129,13 @@ def test_closing_reaches_what_it_asks():
     inner = MixCritic([{"critic": critic}, {"critic": TournamentCritic(judge)}])
     inner.close()
     assert (critic.closed, judge.closed) == (1, 1)
+
+
+def test_closing_reaches_judges_and_critics_of_what_cannot_be_closed():
+    closed = []
+    one, two, three = (SimpleNamespace(close=lambda name=name: closed.append(name)) for name in "abc")
+    close_all([SimpleNamespace(inner_critics=[one, SimpleNamespace(inner_judges=[two])], inner_judges=[three]), len])
+    assert closed == ["a", "b", "c"]
 
 
 def test_two_of_a_kind_keep_their_parts_apart():

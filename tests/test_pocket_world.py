@@ -14,7 +14,7 @@ import pytest
 
 from humor_env import pocket
 from humor_env.errors import InvalidOption, PromptError, UnknownName
-from humor_env.pocket.__main__ import sizes, teacher_rates, worn_out_table
+from humor_env.pocket.__main__ import sizes, speeds, teacher_rates, worn_out_table
 from humor_env.pocket.grammar import FRAGMENT_FORM, LONGEST
 from humor_env.pocket.judge import PARTS, combine
 from humor_env.pocket.lexicon import load_lexicon
@@ -549,3 +549,13 @@ def test_documented_counts_are_true(world: PocketWorld) -> None:
     teacher = PocketTeacher().demonstrations([p for p in world.prompts() if p.split == "train"], 3)
     for row in (*sizes(world), *teacher_rates(world, teacher)):
         assert row in page
+
+
+def test_speeds_are_counts_by_seconds(world: PocketWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [prompt for prompt in world.prompts() if prompt.split == "train"]
+    buffer = PocketTeacher().demonstrations(prompts[:5], 2)
+    clock = iter([100.0, 102.0, 200.0, 205.0, 300.0, 300.0 + len(prompts)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    [line] = speeds(world, buffer)
+    assert line.startswith("world read and checked in 2.000 s; 2 judgements/s")
+    assert line.endswith("; 3 teacher lines/s")

@@ -138,6 +138,8 @@ def test_a_rubric_of_ones_own(tmp_path: Path) -> None:
 def test_filling_is_one_pass() -> None:
     assert fill("{{a}} {{b}}", a="{{b}}", b="{{a}}") == "{{b}} {{a}}"
     assert fill("{{a}}", a="\\1 \\g<0>", unused=1) == "\\1 \\g<0>"
+    with pytest.raises(InvalidOption, match=r"nothing fills: b, c, d, e, f, g, h\. Known: a, z\."):
+        fill("{{h}} {{c}} {{b}} {{a}} {{g}} {{e}} {{f}} {{d}}", a=1, z=2)
 
 
 def test_the_rubrics_name_the_fields_that_are_sent() -> None:

@@ -26,6 +26,8 @@ PROMPTS = [Prompt(f"p{n}", f"Meeting {n} was slow.") for n in range(12)]
         ("1. One.\n2. Two.\n3. Three.", ["One.", "Two.", "Three."]),
         ("Here you are:\n\n1) One.\n\n2) Two.\nEnjoy!", ["One.", "Two."]),
         ('1. "One."\n2. “Two.”\n3. "No" and "yes".', ["One.", "Two.", '"No" and "yes".']),
+        ('1. “\n2. ""\n3. Three.', ["“", "Three."]),
+        ('1. "\n2. Two.', ['"', "Two."]),
         ("**1.** One.\n  2.  Two  words. ", ["One.", "Two words."]),
         ("1. In 2024.\n2024. That was a year.\n2. Two.", ["In 2024.", "Two."]),
         ('["One.", "Two."]', ["One.", "Two."]),
