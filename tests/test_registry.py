@@ -190,3 +190,28 @@ def test_every_built_in_name_leads_to_an_object(kind):
     for name in names.names():
         assert callable(names.resolve(name)), name
         assert names.entries()[name].origin == "built in"
+
+
+@pytest.mark.parametrize(
+    ("kind", "noun"),
+    [
+        ("critics", "critic"),
+        ("judges", "judge"),
+        ("prompts", "prompt set"),
+        ("learners", "learner"),
+        ("teachers", "teacher"),
+        ("clients", "language model"),
+    ],
+)
+def test_another_distribution_can_bring_every_kind(kind, noun, tmp_path, monkeypatch):
+    (tmp_path / "visitor.py").write_text("def guest(*given): return given\n")
+    info = tmp_path / "visitor-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: visitor\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[humor_env.{kind}]\nguest = visitor:guest\n")
+    names = getattr(registry, kind)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert names.entries()["guest"].origin == "visitor"
+    assert names.resolve("guest")(1, 2) == (1, 2)
+    with pytest.raises(UnknownName, match=f"No {noun} is called 'geust'. Did you mean 'guest'"):
+        names.resolve("geust")
