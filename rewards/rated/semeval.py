@@ -16,7 +16,7 @@ from typing import Any
 from xml.parsers import expat
 
 from humor_env.errors import RatingsError
-from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText
+from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText, make_prompt
 from humor_env.rewards.rated.tables import Column, Row, read_table, read_text
 from humor_env.sources.human_pairs import REPLACED, pair_lines
 from humor_env.types import Prompt
@@ -143,7 +143,9 @@ def load_hahackathon(paths: Sequence[Path]) -> RatedSet:
                 continue
             offence = row.number("offense_rating") if row["offense_rating"] else None
             texts.append(
-                RatedText(row["id"], _free(row["id"]), row["text"], row.number("humor_rating"), offence=offence)
+                RatedText(
+                    row["id"], make_prompt("", row["id"]), row["text"], row.number("humor_rating"), offence=offence
+                )
             )
     notes = (f"{left_out} texts that people did not call humorous have no rating: left out",) if left_out else ()
     published = (
@@ -151,11 +153,6 @@ def load_hahackathon(paths: Sequence[Path]) -> RatedSet:
         Published("4 B model, LoRA on people (2,000 pairs)", "pair accuracy", 0.683, "HumorLoRA repository, 2026"),
     )
     return RatedSet("hahackathon", tuple(texts), (), (0.0, 5.0), None, notes, published)
-
-
-def _free(id: str, text: str = "", task: str = "joke") -> Prompt:
-    """An empty prompt, for a text without one."""
-    return Prompt(f"none:{id}", text, task)
 
 
 def load_semeval_puns(paths: Sequence[Path]) -> RatedSet:
@@ -170,7 +167,7 @@ def load_semeval_puns(paths: Sequence[Path]) -> RatedSet:
             if id not in gold:
                 raise RatingsError(f"'{path}' has the text {id}, and no gold file says whether it is a pun.")
             kind = "pun" if gold[id] == "1" else "not a pun"
-            texts.append(RatedText(id, _free(id), text, float(gold[id]), kind=kind))
+            texts.append(RatedText(id, make_prompt("", id), text, float(gold[id]), kind=kind))
     if not texts:
         raise RatingsError("semeval-puns expects the .xml corpora and the .gold files of subtask 1.")
     return RatedSet("semeval-puns", tuple(texts), notes=("labels (pun or not), not degrees of funniness",))
@@ -273,7 +270,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
         texts.append(
             RatedText(
                 row["id"],
-                _free(row["id"]),
+                make_prompt("", row["id"]),
                 text,
                 sum(grades) / len(grades),
                 grades,
