@@ -251,9 +251,8 @@ def _vote(row: Row, index: int, task: str, extra: str = "") -> RatedPair:
     question = " ".join(part for part in (row["prompt"], extra) if part)
     prompt = make_prompt(question, id, task)
     # The id of a text is the text itself, because the same line may be in many pairs.
-    a, b = (
-        RatedText(f"{prompt.id}/{row[side]}", prompt, row[side], NOT_A_NUMBER, kind=row["kind"]) for side in ("a", "b")
-    )
+    under = f"{prompt.id}/" if question else ""
+    a, b = (RatedText(under + row[side], prompt, row[side], NOT_A_NUMBER, kind=row["kind"]) for side in ("a", "b"))
     return RatedPair(id, a, b, label)
 
 
