@@ -263,6 +263,22 @@ def test_newyorker_pairs_by_rank_and_seldom_rated_captions(write):
         load_rated("newyorker", [write("513.csv", text)])
 
 
+def test_newyorker_ranks_count_from_1_whichever_way_the_file_does(write):
+    """The published files number the ranks from 0, and those without the column were counted from 1: "1-10" left out
+    the winner."""
+    rows = [("Won", 1.9), ("Second", 1.8), ("Third", 1.7), ("Fourth", 1.6)]
+    published = "rank,caption,mean,votes\n" + "".join(f"{r},{c},{m},100\n" for r, (c, m) in enumerate(rows))
+    by_place = "caption,mean,votes\n" + "".join(f"{c},{m},100\n" for c, m in rows)
+    from_one = "rank,caption,mean,votes\n" + "".join(f"{r},{c},{m},100\n" for r, (c, m) in enumerate(rows, 1))
+    # Each file counts in its own way, and a winner of too few votes is still the first.
+    files = [write("510.csv", published), write("511.csv", by_place), write("512.csv", from_one)]
+    files.append(write("513.csv", published.replace("1.9,100", "1.9,9")))
+    found = load_rated("newyorker", files, ranks="1-2:4-4")
+    met = [{p.a.text, p.b.text} for p in found.pairs]
+    assert met == [{"Won", "Fourth"}, {"Second", "Fourth"}] * 3 + [{"Second", "Fourth"}]
+    assert [p.id for p in found.pairs[:2]] == ["510-1/510-4", "510-2/510-4"]
+
+
 def test_newyorker_pairs_with_scenes(write):
     found = load_rated(
         "newyorker-pairs",

@@ -142,7 +142,7 @@ def load_newyorker(
     """Contest summaries, and optionally a table (contest, description) of the cartoons' scenes.
 
     A bandit algorithm gave more votes to good captions, so captions with fewer than `min_count` are left out. With
-    `ranks` the set is pairs of a contest's captions from two ranges of ranks: "1-10:1000-1009" is
+    `ranks` the set is pairs of a contest's captions from two ranges of ranks (the winner's is 1): "1-10:1000-1009" is
     the easy test of the literature and "30-39:300-309" the hard one; with None, it is the rated captions. At most
     `max_grades` of each caption's votes are kept as single grades, in the original proportions.
     """
@@ -157,14 +157,17 @@ def load_newyorker(
         header = read_text(path).split("\n", 1)[0].lower()
         if "caption" not in header:
             continue
-        for place, row in enumerate(read_table(path, "newyorker", CAPTIONS), start=1):
+        rows = read_table(path, "newyorker", CAPTIONS)
+        # The published files number the ranks from 0, `ranks` from 1.
+        shift = int(any(row["rank"] and row.number("rank") == 0 for row in rows))
+        for place, row in enumerate(rows, start=1):
             contest = row["contest"] or _digits(path.stem)
             counts = [int(row.number(name)) for name in ("unfunny", "somewhat_funny", "funny") if row[name]]
             total = int(row.number("count")) if row["count"] else sum(counts)
             if total < min_count:
                 few += 1
                 continue
-            rank = int(row.number("rank")) if row["rank"] else place
+            rank = int(row.number("rank")) + shift if row["rank"] else place
             id = f"{contest}-{rank}"
             raters = _spread(counts, max_grades) if len(counts) == 3 else ()
             prompt = Prompt(f"contest:{contest}", scenes.get(contest, ""), "caption")
