@@ -197,6 +197,29 @@ def test_expun(write):
         load_rated("expun", data)
 
 
+def test_expun_leaves_out_items_without_names_where_others_are_z_scored(write):
+    """Their raw grades stood among z-scores: 1 and 2 counted as 1.5 standard deviations above the mean."""
+    rows = [
+        {
+            "ID": f"hom_{i}",
+            "Funniness (1-5)": grades,
+            "Is a joke": [1, 1],
+            "Raw text": f"pun {i}",
+            "Annotator ID": names,
+        }
+        for i, (grades, names) in enumerate([([1, 2], ""), ([1, 2], ["x", "y"]), ([3, 4], ["x", "y"])])
+    ]
+    found = load_rated("expun", write("e.json", json.dumps(rows)))
+    assert [(t.id, t.score) for t in found.texts] == [("hom_1", -1.0), ("hom_2", 1.0)]
+    assert "1 items without raters' names left out: their grades cannot be z-scored" in found.notes
+    plain = load_rated("expun", write("e.json", json.dumps(rows)), z_score=False)
+    assert [t.score for t in plain.texts] == [1.5, 1.5, 3.5]
+    for row in rows:
+        row["Annotator ID"] = ""
+    none = load_rated("expun", write("e.json", json.dumps(rows)))
+    assert [t.score for t in none.texts] == [1.5, 1.5, 3.5] and none.scale == (0.0, 5.0)
+
+
 def test_kao(write):
     """Bare carriage returns, Latin-1, the ambiguous word marked with #."""
     head = (

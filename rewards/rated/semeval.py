@@ -242,7 +242,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     from their gold files; without those, an item is a pun if most raters called it a joke.
 
     Raters use the scale very differently, so the score is the mean of their z-scored grades (`z_score=False` keeps the
-    plain mean). A grade of 0 means "not a joke".
+    plain mean), and items without raters' names are left out, unless no item has them. A grade of 0 means "not a joke".
     """
     tables = [p for p in paths if p.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
     corpora = [p for p in paths if p.suffix.lower() == ".xml"]
@@ -253,7 +253,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     if not rows:
         raise RatingsError("expun expects its .json file, and the .xml corpora of SemEval-2017 task 7 for the texts.")
     scales = _rater_scales(rows) if z_score else {}
-    texts = []
+    texts, nameless = [], 0
     for row in rows:
         text = row["text"] or text_by_id.get(row["id"], "")
         if not text:
@@ -263,7 +263,10 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
         grades, raters = row.numbers("funny"), _names(row.values.get("raters"))
         if not grades or (raters and len(raters) != len(grades)):
             raise RatingsError(f"{row.place}: {len(grades)} grades by {len(raters)} raters.")
-        if scales and raters:
+        if scales and not raters:
+            nameless += 1
+            continue
+        if scales:
             grades = tuple((g - scales[r][0]) / scales[r][1] for g, r in zip(grades, raters, strict=True))
         jokes, offensive = row.numbers("joke"), row.numbers("offensive")
         pun = gold[row["id"]] == "1" if row["id"] in gold else bool(jokes) and sum(jokes) * 2 > len(jokes)
@@ -282,6 +285,8 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     standard = bool(scales)
     notes = ["non-puns average far lower: compared within puns only"]
     notes += ["grades are z-scored by rater" if standard else "raters' scales differ; grades are not z-scored"]
+    if nameless:
+        notes.append(f"{nameless} items without raters' names left out: their grades cannot be z-scored")
     if not gold:
         notes.append("no gold file given: an item is a pun where most raters called it a joke")
     scale = (-3.0, 3.0) if standard else (0.0, 5.0)
