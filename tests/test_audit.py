@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -54,6 +55,68 @@ def test_few_items_get_no_tight_interval():
         "prefers the line's own prompt in 50.0 %"
     )
     assert "[100.0, 100.0]" not in four.markdown()
+
+
+def contests(folder, captions):
+    """Twelve contests without scenes; a caption says its rank and contest."""
+    files = []
+    for contest in range(510, 522):
+        rows = "".join(f"{rank},{2 - rank / 1000},100,caption {rank} of {contest}\n" for rank in range(1, captions + 1))
+        files.append(folder / f"{contest}.csv")
+        files[-1].write_text("rank,mean,votes,caption\n" + rows)
+    return files
+
+
+def knows_some_contests(text):
+    """Right in every pair of the contests 510 to 514, wrong in every one of the others."""
+    _, rank, _, contest = text.split()
+    return int(rank) / 1000 if int(contest) > 514 else 1 - int(rank) / 1000
+
+
+def test_without_scenes_a_contest_is_one_cluster(tmp_path):
+    """1,200 pairs of 12 contests were resampled as 240 first texts: an interval a quarter as wide as it should be."""
+    rated = load_rated("newyorker", contests(tmp_path, 40), ranks="1-10:31-40")
+    found = audit(Critic(knows_some_contests), rated, surprisal=None, context=0).pairs
+    right = np.repeat([float(contest < 515) for contest in range(510, 522)], 100)
+    assert (found.count, found.accuracy) == (1200, pytest.approx(5 / 12))
+    assert found.interval == stats.interval(right, np.repeat(np.arange(12), 100).tolist())
+    assert found.interval[1] - found.interval[0] > 0.4
+
+
+def test_without_scenes_captions_are_compared_within_their_contest(tmp_path):
+    """1,804 of 2,000 made pairs compared the captions of two different cartoons."""
+    rated = load_rated("newyorker", contests(tmp_path, 250), ranks=None)
+    compared = []
+
+    def judge(pairs):
+        compared.extend(pairs)
+        return [Verdict("j", float(a.text < b.text)) for a, b in pairs]
+
+    report = audit(judge, rated, kind="judge", surprisal=None, both_orders=False)
+    # Of a contest's 31,125 pairs, 2,000 were drawn, and of the 24,000 in all 2,000: every contest has about 167.
+    counts = Counter(a.prompt.id for a, _ in compared)
+    assert len(compared) == report.pairs.count == 2000 and len(counts) == 12 and min(counts.values()) > 120
+    assert all(a.text.split()[-1] == b.text.split()[-1] for a, b in compared)
+    assert len({joke.text for pair in compared for joke in pair}) > 1800  # 0.736 of 3,000 would be met by chance
+    # The rank correlation draws contests as well.
+    texts = audit(Critic(knows_some_contests), rated, surprisal=None, context=0).texts
+    wide = stats.spearman_interval(
+        [knows_some_contests(t.text) for t in rated.texts],
+        [t.score for t in rated.texts],
+        [t.prompt.id for t in rated.texts],
+    )
+    assert texts.interval == pytest.approx(wide)
+
+
+def test_without_a_prompt_a_text_is_one_cluster_however_many_pairs_it_opens(tmp_path):
+    """The id of a text had the number of its pair: "the first texts" were single pairs, and none was met twice."""
+    file = tmp_path / "pairs.csv"
+    file.write_text("a,b,label\n" + "".join(f"joke {n % 12},line {n},{'ab'[n % 12 < 5]}\n" for n in range(240)))
+    rated = load_rated("pairs", file)
+    assert len(rated.every_text) == 252
+    found = audit(Critic(lambda text: 0.5 + 0.4 * ("joke" in text)), rated, surprisal=None, context=0).pairs
+    right = [float(n % 12 >= 5) for n in range(240)]
+    assert found.interval == stats.interval(right, [n % 12 for n in range(240)])
 
 
 def test_an_interval_of_pairs_covers_about_as_often_as_it_says():

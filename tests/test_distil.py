@@ -158,6 +158,65 @@ def test_ledgers_without_verdicts_and_of_several_models_are_explained(tmp_path):
         from_ledger(ledger, "c")
 
 
+def test_verdicts_by_two_templates_or_rubrics_are_not_mixed(tmp_path):
+    """Judge "funny" gave 1 to each pair and "kind" 0: all comparisons were 0.5. Of two rubrics' scores, 1 and 0, the
+    one whose hash came last was taken."""
+
+    def write(name, text):
+        (tmp_path / f"{name}.txt").write_text(text)
+        return str(tmp_path / f"{name}.txt")
+
+    class Writer(Speaker):
+        probabilities = False
+
+        def __call__(self, requests, on_reply=None):
+            replies = [Reply("", self.decide(request), "end_turn") for request in requests]
+            for index, reply in enumerate(replies):
+                on_reply(index, reply)
+            return replies
+
+    def prefers(request):
+        word = "glaciers" if "FUNNIER" in request.system else "slow"
+        return {"1": 1.0, "2": 0.0} if word in request.data["1"].lower() else {"1": 0.0, "2": 1.0}
+
+    one = (Joke(P, TEXTS[0]), Joke(P, TEXTS[1]))
+    ledger = Ledger(tmp_path / "v.sqlite")
+    for name in ("FUNNIER", "KINDER"):
+        template = write(name, f"You compare two lines.\nWhich is {name}? {{{{answers}}}}")
+        MultipleChoiceJudge(Speaker(prefers), template=template, ledger=ledger)([one])
+    with pytest.raises(
+        InvalidOption, match=r"multiple-choice by speaker follow 2 .*“Which is FUNNIER.*“Which is KINDER"
+    ):
+        from_ledger(ledger)
+    for words, wanted in (("FUNNIER", 1.0), ("Which is KINDER", 0.0)):
+        [found] = from_ledger(ledger, instructions=words)
+        assert [item.probability for item in found.comparisons] == [wanted]
+    with pytest.raises(InvalidOption, match="follow 2 different"):
+        from_ledger(ledger, instructions="You compare")
+    with pytest.raises(InvalidOption, match=r"have 'SADDER' in .*There are: “Which is"):
+        from_ledger(ledger, instructions="SADDER")
+
+    for name, score in (("warm", 5), ("strict", 0)):
+        parts = dict.fromkeys(("wit", "meaning", "originality", "kindness"), score)
+        rubric = write(name, f"A {name} rubric of {{{{words}}}} words")
+        critic = ScorerCritic(Writer(lambda r, parts=parts: {"reason": "", **parts}), rubric=rubric, ledger=ledger)
+        critic([one[0]])
+    with pytest.raises(InvalidOption, match=r"scorer by speaker follow 2 .*“A warm rubric of 20 words” \(1\)"):
+        from_ledger(ledger, instructions="rubric")
+    assert [[r.score for r in s.ratings] for s in from_ledger(ledger, instructions="warm")] == [[1.0]]
+    assert [[r.score for r in s.ratings] for s in from_ledger(ledger, instructions="strict")] == [[0.0]]
+
+
+def test_lines_without_a_prompt_in_a_ledger_are_not_all_siblings():
+    """What the ledger keeps of a prompt is its text: without one, two pairs have nothing in common but their texts."""
+    ledger = Ledger()
+    empty = Prompt("mine", "")
+    pairs = [(Joke(empty, f"{x}{i}"), Joke(empty, f"y{i}")) for i in range(4) for x in "xz"]
+    MultipleChoiceJudge(Speaker(lambda request: {"1": 0.9, "2": 0.1}), ledger=ledger)(pairs)
+    [found] = from_ledger(ledger)
+    assert (len(found), len(found.groups())) == (8, 4)
+
+
 def test_reading_a_ledger_changes_nothing_in_it(tmp_path):
     path = tmp_path / "v.sqlite"
     ledger = Ledger(path)

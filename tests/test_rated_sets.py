@@ -197,6 +197,29 @@ def test_expun(write):
         load_rated("expun", data)
 
 
+def test_expun_leaves_out_items_without_names_where_others_are_z_scored(write):
+    """Their raw grades stood among z-scores: 1 and 2 counted as 1.5 standard deviations above the mean."""
+    rows = [
+        {
+            "ID": f"hom_{i}",
+            "Funniness (1-5)": grades,
+            "Is a joke": [1, 1],
+            "Raw text": f"pun {i}",
+            "Annotator ID": names,
+        }
+        for i, (grades, names) in enumerate([([1, 2], ""), ([1, 2], ["x", "y"]), ([3, 4], ["x", "y"])])
+    ]
+    found = load_rated("expun", write("e.json", json.dumps(rows)))
+    assert [(t.id, t.score) for t in found.texts] == [("hom_1", -1.0), ("hom_2", 1.0)]
+    assert "1 items without raters' names left out: their grades cannot be z-scored" in found.notes
+    plain = load_rated("expun", write("e.json", json.dumps(rows)), z_score=False)
+    assert [t.score for t in plain.texts] == [1.5, 1.5, 3.5]
+    for row in rows:
+        row["Annotator ID"] = ""
+    none = load_rated("expun", write("e.json", json.dumps(rows)))
+    assert [t.score for t in none.texts] == [1.5, 1.5, 3.5] and none.scale == (0.0, 5.0)
+
+
 def test_kao(write):
     """Bare carriage returns, Latin-1, the ambiguous word marked with #."""
     head = (
@@ -261,6 +284,22 @@ def test_newyorker_pairs_by_rank_and_seldom_rated_captions(write):
         load_rated("newyorker", [write("512.csv", text)], ranks="top")
     with pytest.raises(RatingsError, match="No contest has captions of the ranks"):
         load_rated("newyorker", [write("513.csv", text)])
+
+
+def test_newyorker_ranks_count_from_1_whichever_way_the_file_does(write):
+    """The published files number the ranks from 0, and those without the column were counted from 1: "1-10" left out
+    the winner."""
+    rows = [("Won", 1.9), ("Second", 1.8), ("Third", 1.7), ("Fourth", 1.6)]
+    published = "rank,caption,mean,votes\n" + "".join(f"{r},{c},{m},100\n" for r, (c, m) in enumerate(rows))
+    by_place = "caption,mean,votes\n" + "".join(f"{c},{m},100\n" for c, m in rows)
+    from_one = "rank,caption,mean,votes\n" + "".join(f"{r},{c},{m},100\n" for r, (c, m) in enumerate(rows, 1))
+    # Each file counts in its own way, and a winner of too few votes is still the first.
+    files = [write("510.csv", published), write("511.csv", by_place), write("512.csv", from_one)]
+    files.append(write("513.csv", published.replace("1.9,100", "1.9,9")))
+    found = load_rated("newyorker", files, ranks="1-2:4-4")
+    met = [{p.a.text, p.b.text} for p in found.pairs]
+    assert met == [{"Won", "Fourth"}, {"Second", "Fourth"}] * 3 + [{"Second", "Fourth"}]
+    assert [p.id for p in found.pairs[:2]] == ["510-1/510-4", "510-2/510-4"]
 
 
 def test_newyorker_pairs_with_scenes(write):

@@ -164,6 +164,72 @@ def test_prompts_are_split_whole_and_the_same_ones_in_every_set():
     assert split([one], 0.2, seed=4)[1][0].groups() != split([one], 0.2, seed=3)[1][0].groups()
 
 
+def texts_of(parts):
+    return {joke.text for part in parts for joke in part.jokes}
+
+
+def free(text, id):
+    return Joke(Prompt(f"none:{id}", ""), text)
+
+
+def test_pairs_without_a_prompt_that_share_a_text_are_split_together():
+    """A pair's group was its first text: the other text, and the same pair with its sides swapped, stayed in training,
+    and a table of remembered texts had 94 % of the dev pairs right of which nobody can know anything."""
+    # Six islands of four texts: a beats b, c beats b, d beats c, and once more with the sides swapped.
+    islands = [[f"{letter}{number}" for letter in "abcd"] for number in range(6)]
+    met = [pair for a, b, c, d in islands for pair in ((a, b), (c, b), (d, c), (b, a), (c, d))]
+    pairs = [Comparison(free(x, i), free(y.upper(), i), float(i % 2)) for i, (x, y) in enumerate(met)]
+    # The texts of pairs, rated in another set, go where the pairs go; others stay on their own.
+    ratings = [Rating(free(text, text), float(i)) for i, text in enumerate(["a0", "d1", "b2", "c3", "x", "y"])]
+    for seed in range(5):
+        train_parts, dev_parts = split([CriticSet("p", (), tuple(pairs)), CriticSet("r", tuple(ratings))], 0.3, seed)
+        assert not {t.casefold() for t in texts_of(train_parts)} & {t.casefold() for t in texts_of(dev_parts)}
+        assert len(train_parts[0]) + len(dev_parts[0]) == 30 and len(train_parts[1]) + len(dev_parts[1]) == 6
+        # Two of six islands, or more if the texts of the other set draw them along.
+        assert len(dev_parts[0]) % 5 == 0 and 10 <= len(dev_parts[0]) <= 20
+
+
+def test_without_a_scene_the_captions_of_a_contest_are_siblings(tmp_path):
+    """Without scenes, 120 of 120 dev pairs had both captions in training, and every contest was in both parts."""
+    files = []
+    for contest in range(510, 520):
+        rows = "".join(f"{rank},{2 - rank / 10},100,caption {rank % 3 or contest} {rank}\n" for rank in range(1, 7))
+        files.append(tmp_path / f"{contest}.csv")
+        files[-1].write_text("rank,mean,votes,caption\n" + rows)
+    for ranks, dev_size in (("1-2:4-6", 12), (None, 12)):
+        one = from_rated(load_rated("newyorker", files, ranks=ranks))
+        [train_part], [dev_part] = split([one], 0.2, seed=0)
+        contests = [{joke.prompt.id for joke in part.jokes} for part in (train_part, dev_part)]
+        # The same caption in two contests does not join them.
+        assert [len(found) for found in contests] == [8, 2] and not contests[0] & contests[1]
+        assert len(dev_part) == dev_size and len(dev_part.groups()) == 2
+    # 15 pairs of six captions in each contest, and none of two contests.
+    siblings = dev_pairs(dev_part)
+    assert len(siblings) == 30 and all(pair.a.prompt.id == pair.b.prompt.id for pair in siblings)
+
+
+def test_pairs_that_cannot_be_separated_are_refused_in_a_sentence():
+    met = [("a", "b"), ("b", "c"), ("d", "c")]
+    chain = [Comparison(free(x, i), free(y, i), 1.0) for i, (x, y) in enumerate(met)]
+    with pytest.raises(
+        InvalidOption, match=r"The 3 pairs of the set 'p' have no prompts, .* their 4 texts: .* Add pairs"
+    ):
+        split([CriticSet("p", (), tuple(chain))], 0.1, seed=0)
+    # The many are for training and not for dev, whichever the draw.
+    other = Comparison(free("x", 9), free("y", 9), 0.0)
+    for seed in range(5):
+        train_parts, dev_parts = split([CriticSet("p", (), (*chain, other))], 0.9, seed)
+        assert (texts_of(train_parts), texts_of(dev_parts)) == (set("abcd"), set("xy"))
+    with pytest.raises(InvalidOption, match="has 1 prompts, too few"):
+        split([as_pairs(synthetic(1))], 0.1, seed=0)
+
+
+def test_of_very_many_siblings_the_dev_pairs_have_every_text():
+    ratings = tuple(Rating(joke("p", f"t{i}"), float(i)) for i in range(3000))
+    found = dev_pairs(CriticSet("x", ratings))
+    assert len(found) == 20_000 and len({j.text for pair in found for j in (pair.a, pair.b)}) == 3000
+
+
 def test_each_set_has_its_own_scale():
     ratings = tuple(Rating(joke(f"p{i}", f"t{i}"), 10 + 2 * (i % 2)) for i in range(4))
     one = CriticSet("tens", ratings)

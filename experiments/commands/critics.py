@@ -372,6 +372,9 @@ def train_critic(
     ] = None,
     ledger: Annotated[Path | None, typer.Option(help="Learn from a paid judge's verdicts in this ledger.")] = None,
     client: Annotated[str | None, typer.Option(help="Whose verdicts to use, if the ledger holds several.")] = None,
+    instructions: Annotated[
+        str | None, typer.Option(help="Words of the template or rubric whose verdicts to use, if there are several.")
+    ] = None,
     model: Annotated[str, typer.Option(help="minilm, a folder, a Hugging Face name, or package.module:name.")] = (
         "minilm"
     ),
@@ -387,4 +390,4 @@ def train_critic(
     from humor_env.experiments.commands.train_critic import run
 
     settings = {"model": model, "epochs": epochs, "members": members, "seed": seed, **key_values(set_, "--set")}
-    run(out, data or [], ledger, client, settings, as_json)
+    run(out, data or [], ledger, client, instructions, settings, as_json)

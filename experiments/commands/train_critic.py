@@ -1,6 +1,6 @@
 """The work of `humor-env train-critic`: read the sets, train, report progress and the result.
 
-run(Path("runs/critic"), ["humicroedit=task-1_train.csv"], None, None, {"model": "minilm"}, as_json=False)
+run(Path("runs/critic"), ["humicroedit=task-1_train.csv"], None, None, None, {"model": "minilm"}, as_json=False)
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def run(
     data: Sequence[str],
     ledger: Path | None,
     client: str | None,
+    instructions: str | None,
     settings: Mapping[str, Any],
     as_json: bool,
 ) -> None:
@@ -40,7 +41,7 @@ def run(
         from humor_env.rewards.trained.train_critic import config_of, train
 
         config = config_of(settings)
-        sets = _sets(data, ledger, client)
+        sets = _sets(data, ledger, client, instructions)
         out.mkdir(parents=True, exist_ok=True)
         for ratings in sets:
             say(f"{ratings.name}: {len(ratings.ratings)} ratings, {len(ratings.comparisons)} pairs", err=True)
@@ -62,13 +63,13 @@ def _new_folder(out: Path) -> Iterator[None]:
         yield
 
 
-def _sets(data: Sequence[str], ledger: Path | None, client: str | None) -> list[CriticSet]:
+def _sets(data: Sequence[str], ledger: Path | None, client: str | None, instructions: str | None) -> list[CriticSet]:
     from humor_env.rewards.trained.critic_data import sets_from_files
     from humor_env.rewards.trained.distil import from_ledger
 
     sets = sets_from_files(data)
     if ledger is not None:
-        sets += from_ledger(ledger, client)
+        sets += from_ledger(ledger, client, instructions=instructions)
     if not sets:
         raise InvalidOption(
             "train-critic needs something to learn from: --data SET=FILE (humor-env audit --list names the sets; this "

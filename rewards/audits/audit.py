@@ -28,7 +28,7 @@ from humor_env.rewards.audits.audit_stats import Floats
 from humor_env.rewards.audits.context import DRAWS, measure_context
 from humor_env.rewards.audits.report import AuditReport, Example, GapRow, Kind, PairScores, Reference, TextScores
 from humor_env.rewards.likelihood.surprisal import make_surprisal
-from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText
+from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText, prompt_name
 from humor_env.rewards.shared.both_orders import Pair
 from humor_env.rewards.shared.reading import ngrams, words
 from humor_env.shared.streams import generator, stream_seed
@@ -37,6 +37,7 @@ from humor_env.types import Critic, Joke, Judge, Verdict, critic_name
 # Upper ends of the bins of rating gaps, as shares of the scale; the last bin is "a third and more" (grades 0 to 3).
 GAPS = (0.1, 0.2, 1 / 3, math.inf)
 MOST_MADE_PAIRS = 2000
+MOST_FOR_ALL_PAIRS = 200  # texts for one prompt; of more, such as a contest's thousands of captions, random pairs
 
 Item = TypeVar("Item", RatedPair, RatedText)
 
@@ -142,28 +143,34 @@ def _drawn(items: Sequence[Item], limit: int | None, seed: int) -> tuple[Item, .
 
 
 def _decided_pairs(rated: RatedSet, seed: int) -> tuple[tuple[RatedPair, ...], bool]:
-    """The set's decided pairs; for a set of ratings, pairs of texts for one prompt with different ratings."""
+    """The set's decided pairs; for a set of ratings, pairs of texts for one prompt with different ratings. Texts that
+    answer no prompt are paired at random."""
     if rated.pairs:
         return rated.decided(), False
     groups: dict[str, list[RatedText]] = defaultdict(list)
     for text in rated.texts:
-        groups[text.prompt.text].append(text)
+        groups[prompt_name(text.prompt)].append(text)
     pairs: list[RatedPair] = []
-    for prompt, group in groups.items():
-        if prompt:
+    for name, group in groups.items():
+        if name and len(group) <= MOST_FOR_ALL_PAIRS:
             pairs += [_pair(a, b) for a, b in combinations(group, 2) if a.score != b.score]
-    free = groups.get("", [])
-    if len(free) > 1:
-        random = generator(seed, "audit-pairs")
-        seen: set[tuple[int, int]] = set()
-        for _ in range(4 * MOST_MADE_PAIRS):
-            i, j = (int(k) for k in random.choice(len(free), 2, replace=False))
-            if len(seen) < MOST_MADE_PAIRS and (min(i, j), max(i, j)) not in seen and free[i].score != free[j].score:
-                seen.add((min(i, j), max(i, j)))
-                # A judge compares lines for one prompt; these texts have none.
-                b = replace(free[j], prompt=free[i].prompt)
-                pairs.append(_pair(free[i], b))
+        elif len(group) > 1:
+            index = name.encode("utf-8", "surrogatepass").hex() or 0
+            pairs += _random_pairs(group, generator(seed, "audit-pairs", index))
     return _drawn(pairs, MOST_MADE_PAIRS, seed), True
+
+
+def _random_pairs(texts: Sequence[RatedText], random: np.random.Generator) -> list[RatedPair]:
+    """At most `MOST_MADE_PAIRS` pairs of texts with different ratings."""
+    pairs: list[RatedPair] = []
+    seen: set[tuple[int, int]] = set()
+    for _ in range(4 * MOST_MADE_PAIRS):
+        i, j = (int(k) for k in random.choice(len(texts), 2, replace=False))
+        if len(seen) < MOST_MADE_PAIRS and (min(i, j), max(i, j)) not in seen and texts[i].score != texts[j].score:
+            seen.add((min(i, j), max(i, j)))
+            # A judge compares lines for one prompt; texts without one have none in common.
+            pairs.append(_pair(texts[i], replace(texts[j], prompt=texts[i].prompt)))
+    return pairs
 
 
 def _pair(a: RatedText, b: RatedText) -> RatedPair:
@@ -182,7 +189,7 @@ def _longer(pairs: Sequence[RatedPair]) -> Floats:
 
 def _clusters(pairs: Sequence[RatedPair]) -> list[Hashable]:
     """The resampling units: the prompts, or without prompts the first texts."""
-    return [pair.a.prompt.text or pair.a.id for pair in pairs]
+    return [prompt_name(pair.a.prompt) or pair.a.id for pair in pairs]
 
 
 class _Judging:
@@ -322,7 +329,7 @@ class _Judging:
             len(scored_texts),
             failed,
             stats.spearman(score, people),
-            stats.spearman_interval(score, people, [t.prompt.text or t.id for t, _ in scored_texts], self.seed),
+            stats.spearman_interval(score, people, [prompt_name(t.prompt) or t.id for t, _ in scored_texts], self.seed),
             stats.partial_spearman(score, people, [len(t.text) for t, _ in scored_texts]),
             stats.spearman([s for _, s, _ in rated], [o for o, _, _ in rated]),
             stats.spearman([p for _, _, p in rated], [o for o, _, _ in rated]),

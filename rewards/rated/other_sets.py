@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from humor_env.errors import InvalidOption, RatingsError
-from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText
+from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText, make_prompt
 from humor_env.rewards.rated.tables import Column, Row, read_table, read_text
 from humor_env.types import Prompt
 
@@ -27,10 +27,6 @@ NOT_A_NUMBER = float("nan")
 def anonymous(rater: str) -> str:
     """A short hash of a rater's name, which only distinguishes raters."""
     return hashlib.blake2b(rater.encode(), digest_size=5, person=b"humor-rater").hexdigest()
-
-
-def _prompt(text: str, id: str, task: str = "joke") -> Prompt:
-    return Prompt(f"asked:{text}" if text else f"none:{id}", text, task)
 
 
 def _tables(paths: Sequence[Path], what: str, columns: Sequence[Column]) -> list[Row]:
@@ -66,7 +62,7 @@ def _grouped(
         texts.append(
             RatedText(
                 id,
-                _prompt(first["prompt"], id, task),
+                make_prompt(first["prompt"], id, task),
                 first["text"],
                 sum(grades) / len(grades),
                 tuple(grades) if len(grades) > 1 else (),
@@ -97,7 +93,7 @@ def load_kao(paths: Sequence[Path]) -> RatedSet:
     for index, row in enumerate(rows):
         kind = "pun" if row["kind"] == "pun" else "control"
         id = f"{row['id']}-{index}"
-        texts.append(RatedText(id, _prompt("", id), row["text"].replace("#", ""), row.number("score"), kind=kind))
+        texts.append(RatedText(id, make_prompt("", id), row["text"].replace("#", ""), row.number("score"), kind=kind))
     # z-scores are unbounded; three standard deviations cover the data.
     published = (Published("distinctiveness, within puns", "spearman", 0.28, "Kao, Levy and Goodman 2016 (Pearson)"),)
     notes = ("funniness is z-scored by rater; single grades were not published",)
@@ -146,9 +142,9 @@ def load_newyorker(
     """Contest summaries, and optionally a table (contest, description) of the cartoons' scenes.
 
     A bandit algorithm gave more votes to good captions, so captions with fewer than `min_count` are left out. With
-    `ranks` the set is pairs of a contest's captions from two ranges of ranks: "1-10:1000-1009" is the easy test of the
-    literature and "30-39:300-309" the hard one; with None, it is the rated captions. At most `max_grades` of each
-    caption's votes are kept as single grades, in the original proportions.
+    `ranks` the set is pairs of a contest's captions from two ranges of ranks (the winner's is 1): "1-10:1000-1009" is
+    the easy test of the literature and "30-39:300-309" the hard one; with None, it is the rated captions. At most
+    `max_grades` of each caption's votes are kept as single grades, in the original proportions.
     """
     scenes: dict[str, str] = {}
     captions: dict[str, list[tuple[int, RatedText]]] = defaultdict(list)
@@ -161,14 +157,17 @@ def load_newyorker(
         header = read_text(path).split("\n", 1)[0].lower()
         if "caption" not in header:
             continue
-        for place, row in enumerate(read_table(path, "newyorker", CAPTIONS), start=1):
+        rows = read_table(path, "newyorker", CAPTIONS)
+        # The published files number the ranks from 0, `ranks` from 1.
+        shift = int(any(row["rank"] and row.number("rank") == 0 for row in rows))
+        for place, row in enumerate(rows, start=1):
             contest = row["contest"] or _digits(path.stem)
             counts = [int(row.number(name)) for name in ("unfunny", "somewhat_funny", "funny") if row[name]]
             total = int(row.number("count")) if row["count"] else sum(counts)
             if total < min_count:
                 few += 1
                 continue
-            rank = int(row.number("rank")) if row["rank"] else place
+            rank = int(row.number("rank")) + shift if row["rank"] else place
             id = f"{contest}-{rank}"
             raters = _spread(counts, max_grades) if len(counts) == 3 else ()
             prompt = Prompt(f"contest:{contest}", scenes.get(contest, ""), "caption")
@@ -253,11 +252,10 @@ def _vote(row: Row, index: int, task: str, extra: str = "") -> RatedPair:
         raise RatingsError(f"{row.place}: expected a label a, b or tie (or 1, 2, 0), found {row['label'][:40]!r}.")
     id = row["id"] or str(index + 1)
     question = " ".join(part for part in (row["prompt"], extra) if part)
-    prompt = _prompt(question, id, task)
+    prompt = make_prompt(question, id, task)
     # The id of a text is the text itself, because the same line may be in many pairs.
-    a, b = (
-        RatedText(f"{prompt.id}/{row[side]}", prompt, row[side], NOT_A_NUMBER, kind=row["kind"]) for side in ("a", "b")
-    )
+    under = f"{prompt.id}/" if question else ""
+    a, b = (RatedText(under + row[side], prompt, row[side], NOT_A_NUMBER, kind=row["kind"]) for side in ("a", "b"))
     return RatedPair(id, a, b, label)
 
 
@@ -353,7 +351,7 @@ def load_rjokes(paths: Sequence[Path]) -> RatedSet:
             if not tab or not grade.strip().isdigit() or not int(grade) <= 11:
                 raise RatingsError(f"{path}, line {number}: expected a bin 0 to 11, a tab and a joke.")
             id = f"{path.stem}-{number}"
-            texts.append(RatedText(id, _prompt("", id), text.strip(), float(grade)))
+            texts.append(RatedText(id, make_prompt("", id), text.strip(), float(grade)))
     return RatedSet("rjokes", tuple(texts), (), (0.0, 11.0), None, ("upvotes measure reach as much as funniness",))
 
 
@@ -384,7 +382,7 @@ def load_jester(paths: Sequence[Path], min_raters: int = 50) -> RatedSet:
                 if grade != 99:
                     grades[joke].append(grade)
     texts = tuple(
-        RatedText(id, _prompt("", id), text, sum(joke_grades) / len(joke_grades), tuple(joke_grades))
+        RatedText(id, make_prompt("", id), text, sum(joke_grades) / len(joke_grades), tuple(joke_grades))
         for id, text in jokes.items()
         if id.isdigit() and len(joke_grades := grades.get(int(id), [])) >= min_raters
     )
@@ -424,7 +422,9 @@ def load_ratings(paths: Sequence[Path], low: float | None = None, high: float | 
         score = row.number("score") if row["score"] else sum(raters) / len(raters)
         every += [score, *raters]
         offence = row.number("offence") if row["offence"] else None
-        texts.append(RatedText(id, _prompt(row["prompt"], id), row["text"], score, raters, (), row["kind"], offence))
+        texts.append(
+            RatedText(id, make_prompt(row["prompt"], id), row["text"], score, raters, (), row["kind"], offence)
+        )
     return RatedSet("ratings", tuple(texts), (), _scale(every, low, high))
 
 

@@ -27,6 +27,21 @@ from humor_env.types import Joke, Prompt
 
 Label = Literal["a", "b", "tie"]
 
+_NO_PROMPT = "none"
+
+
+def make_prompt(text: str, id: str, task: str = "joke") -> Prompt:
+    """The prompt of a text in a set; without words, that of a text that answers none, called by the text's `id`."""
+    return Prompt(f"asked:{text}" if text else f"{_NO_PROMPT}:{id}", text, task)
+
+
+def prompt_name(prompt: Prompt) -> str:
+    """What lines for one prompt have in common: its words, or if these are unknown its id, such as a contest's. Empty
+    for a text that answers no prompt."""
+    if prompt.text.strip():
+        return prompt.text
+    return "" if prompt.id.partition(":")[0] in ("", _NO_PROMPT) else prompt.id
+
 
 @dataclass(frozen=True, slots=True)
 class RatedText:

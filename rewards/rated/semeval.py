@@ -16,7 +16,7 @@ from typing import Any
 from xml.parsers import expat
 
 from humor_env.errors import RatingsError
-from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText
+from humor_env.rewards.rated.rated_sets import Label, Published, RatedPair, RatedSet, RatedText, make_prompt
 from humor_env.rewards.rated.tables import Column, Row, read_table, read_text
 from humor_env.sources.human_pairs import REPLACED, pair_lines
 from humor_env.types import Prompt
@@ -143,7 +143,9 @@ def load_hahackathon(paths: Sequence[Path]) -> RatedSet:
                 continue
             offence = row.number("offense_rating") if row["offense_rating"] else None
             texts.append(
-                RatedText(row["id"], _free(row["id"]), row["text"], row.number("humor_rating"), offence=offence)
+                RatedText(
+                    row["id"], make_prompt("", row["id"]), row["text"], row.number("humor_rating"), offence=offence
+                )
             )
     notes = (f"{left_out} texts that people did not call humorous have no rating: left out",) if left_out else ()
     published = (
@@ -151,11 +153,6 @@ def load_hahackathon(paths: Sequence[Path]) -> RatedSet:
         Published("4 B model, LoRA on people (2,000 pairs)", "pair accuracy", 0.683, "HumorLoRA repository, 2026"),
     )
     return RatedSet("hahackathon", tuple(texts), (), (0.0, 5.0), None, notes, published)
-
-
-def _free(id: str, text: str = "", task: str = "joke") -> Prompt:
-    """An empty prompt, for a text without one."""
-    return Prompt(f"none:{id}", text, task)
 
 
 def load_semeval_puns(paths: Sequence[Path]) -> RatedSet:
@@ -170,7 +167,7 @@ def load_semeval_puns(paths: Sequence[Path]) -> RatedSet:
             if id not in gold:
                 raise RatingsError(f"'{path}' has the text {id}, and no gold file says whether it is a pun.")
             kind = "pun" if gold[id] == "1" else "not a pun"
-            texts.append(RatedText(id, _free(id), text, float(gold[id]), kind=kind))
+            texts.append(RatedText(id, make_prompt("", id), text, float(gold[id]), kind=kind))
     if not texts:
         raise RatingsError("semeval-puns expects the .xml corpora and the .gold files of subtask 1.")
     return RatedSet("semeval-puns", tuple(texts), notes=("labels (pun or not), not degrees of funniness",))
@@ -245,7 +242,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     from their gold files; without those, an item is a pun if most raters called it a joke.
 
     Raters use the scale very differently, so the score is the mean of their z-scored grades (`z_score=False` keeps the
-    plain mean). A grade of 0 means "not a joke".
+    plain mean), and items without raters' names are left out, unless no item has them. A grade of 0 means "not a joke".
     """
     tables = [p for p in paths if p.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
     corpora = [p for p in paths if p.suffix.lower() == ".xml"]
@@ -256,7 +253,7 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     if not rows:
         raise RatingsError("expun expects its .json file, and the .xml corpora of SemEval-2017 task 7 for the texts.")
     scales = _rater_scales(rows) if z_score else {}
-    texts = []
+    texts, nameless = [], 0
     for row in rows:
         text = row["text"] or text_by_id.get(row["id"], "")
         if not text:
@@ -266,14 +263,17 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
         grades, raters = row.numbers("funny"), _names(row.values.get("raters"))
         if not grades or (raters and len(raters) != len(grades)):
             raise RatingsError(f"{row.place}: {len(grades)} grades by {len(raters)} raters.")
-        if scales and raters:
+        if scales and not raters:
+            nameless += 1
+            continue
+        if scales:
             grades = tuple((g - scales[r][0]) / scales[r][1] for g, r in zip(grades, raters, strict=True))
         jokes, offensive = row.numbers("joke"), row.numbers("offensive")
         pun = gold[row["id"]] == "1" if row["id"] in gold else bool(jokes) and sum(jokes) * 2 > len(jokes)
         texts.append(
             RatedText(
                 row["id"],
-                _free(row["id"]),
+                make_prompt("", row["id"]),
                 text,
                 sum(grades) / len(grades),
                 grades,
@@ -285,6 +285,8 @@ def load_expun(paths: Sequence[Path], z_score: bool = True) -> RatedSet:
     standard = bool(scales)
     notes = ["non-puns average far lower: compared within puns only"]
     notes += ["grades are z-scored by rater" if standard else "raters' scales differ; grades are not z-scored"]
+    if nameless:
+        notes.append(f"{nameless} items without raters' names left out: their grades cannot be z-scored")
     if not gold:
         notes.append("no gold file given: an item is a pun where most raters called it a joke")
     scale = (-3.0, 3.0) if standard else (0.0, 5.0)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from humor_env.rewards.rated.other_prompt import under_prompt_of
-from humor_env.rewards.trained.critic_data import CriticSet, Target
+from humor_env.rewards.trained.critic_data import CriticSet, Groups, Target
 from humor_env.rewards.trained.scoring_head import MarkedRow, ScoringModel
 from humor_env.shared.streams import generator
 from humor_env.types import Joke
@@ -40,17 +40,18 @@ def make_examples(
     model: ScoringModel, parts: Sequence[CriticSet], targets: Sequence[Sequence[Target]], noise_weights: bool
 ) -> list[Example]:
     examples: list[Example] = []
+    groups = Groups(parts)
     for number, (part, items) in enumerate(zip(parts, targets, strict=True)):
         rows = model.rows([item.joke for item in items])
         for rating, item, row in zip(part.ratings, items, rows, strict=True):
             weight = item.weight if noise_weights else 1.0
             good = 0 if item.value > 0 else None
-            examples.append(Example((row,), item.value, weight, rating.group, number, (item.joke,), good))
+            examples.append(Example((row,), item.value, weight, groups.of(rating), number, (item.joke,), good))
         first = model.rows([pair.a for pair in part.comparisons])
         second = model.rows([pair.b for pair in part.comparisons])
         for pair, a, b in zip(part.comparisons, first, second, strict=True):
             winner = None if pair.probability == 0.5 else int(pair.probability < 0.5)
-            examples.append(Example((a, b), pair.probability, 1.0, pair.group, number, (pair.a, pair.b), winner))
+            examples.append(Example((a, b), pair.probability, 1.0, groups.of(pair), number, (pair.a, pair.b), winner))
     return examples
 
 

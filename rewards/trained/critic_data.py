@@ -12,12 +12,14 @@ their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import fmean, pvariance
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.rated.rated_sets import RatedSet, RatedText, load_rated
+from humor_env.rewards.rated.rated_sets import RatedSet, RatedText, load_rated, prompt_name
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Joke
 
@@ -35,10 +37,6 @@ class Rating:
     raters: int = 1
     spread: float | None = None
 
-    @property
-    def group(self) -> str:
-        return group_of(self.joke)
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -47,10 +45,6 @@ class Comparison:
     a: Joke
     b: Joke
     probability: float
-
-    @property
-    def group(self) -> str:
-        return group_of(self.a)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +58,69 @@ class CriticSet:
     def __len__(self) -> int:
         return len(self.ratings) + len(self.comparisons)
 
-    def groups(self) -> list[str]:
-        """Each prompt once, in the order of the file."""
-        rated, compared = [item.group for item in self.ratings], [item.group for item in self.comparisons]
-        return list(dict.fromkeys(rated + compared))
+    @property
+    def jokes(self) -> list[Joke]:
+        return [item.joke for item in self.ratings] + [joke for item in self.comparisons for joke in (item.a, item.b)]
 
-    def only(self, groups: Iterable[str]) -> CriticSet:
+    def groups(self, groups: Groups | None = None) -> list[str]:
+        """Each prompt once, in the order of the file; by default as this set alone tells them apart."""
+        return list(dict.fromkeys(self.group_of_each(groups or Groups([self]))))
+
+    def only(self, chosen: Iterable[str], groups: Groups | None = None) -> CriticSet:
         """The subset for these prompts."""
-        chosen = set(groups)
+        names, groups = set(chosen), groups or Groups([self])
         return replace(
             self,
-            ratings=tuple(item for item in self.ratings if item.group in chosen),
-            comparisons=tuple(item for item in self.comparisons if item.group in chosen),
+            ratings=tuple(item for item in self.ratings if groups.of(item) in names),
+            comparisons=tuple(item for item in self.comparisons if groups.of(item) in names),
         )
+
+    def group_of_each(self, groups: Groups) -> list[str]:
+        return [groups.of(item) for item in (*self.ratings, *self.comparisons)]
+
+
+class Groups:
+    """Which prompt the ratings and comparisons of some sets belong to, so that siblings stay together.
+
+    Without its words, a prompt is known by its id if several texts share that (a contest's captions). Texts that answer
+    no prompt belong together if a comparison connects them, be it by way of other texts: otherwise the same text, or
+    even the same pair with its sides swapped, would be in the train and the dev part.
+    """
+
+    def __init__(self, sets: Sequence[CriticSet]) -> None:
+        self._texts_of_id: dict[str, set[str]] = {}
+        self._next: dict[str, str] = {}  # of joined groups, the way to the one that names them all
+        for critic_set in sets:
+            for joke in critic_set.jokes:
+                if (name := prompt_name(joke.prompt)) and not joke.prompt.text.strip():
+                    self._texts_of_id.setdefault(name, set()).add(_words(joke.text))
+        for critic_set in sets:
+            for item in critic_set.comparisons:
+                self._join(self._own(item.a), self._own(item.b))
+
+    def of(self, item: Rating | Comparison) -> str:
+        return self._first(self._own(item.joke if isinstance(item, Rating) else item.a))
+
+    def _own(self, joke: Joke) -> str:
+        name = prompt_name(joke.prompt)
+        # An id of only two texts may be that of a single pair, whose texts may also be in others.
+        if joke.prompt.text.strip() or len(self._texts_of_id.get(name, ())) > 2:
+            return _words(name)
+        return _words(joke.text)
+
+    def _join(self, a: str, b: str) -> None:
+        first, second = sorted((self._first(a), self._first(b)))
+        if first != second:
+            self._next[second] = first
+
+    def _first(self, group: str) -> str:
+        """The name of all that is joined with this group: the first of its texts in alphabetical order."""
+        end = group
+        while end in self._next:
+            end = self._next[end]
+        while group != end:  # so that the way is short next time
+            self._next[group], group = end, self._next[group]
+        return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +132,8 @@ class Target:
     weight: float
 
 
-def group_of(joke: Joke) -> str:
-    """Jokes with the same prompt are siblings. A joke without a prompt has none."""
-    words = joke.prompt.text.split() or joke.text.split()
-    return " ".join(words).casefold()
+def _words(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def sets_from_files(entries: Sequence[str]) -> list[CriticSet]:
@@ -131,18 +173,38 @@ def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[
         raise InvalidOption(
             f"dev_share (the share of prompts kept for stopping) must be above 0 and below 1, found {dev_share}."
         )
+    groups = Groups(sets)
     dev: set[str] = set()
     for critic_set in sets:
-        groups = sorted(critic_set.groups(), key=lambda group: (stream_seed(seed, "critic dev", group), group))
-        dev.update(groups[: max(1, round(dev_share * len(groups)))])
-    train = [critic_set.only(set(critic_set.groups()) - dev) for critic_set in sets]
+        sizes = Counter(critic_set.group_of_each(groups))
+        # Most of a set is too much for dev. Only texts that pairs connect, or a single prompt, make up so much.
+        small = [group for group, size in sizes.items() if 2 * size <= len(critic_set)]
+        if not small:
+            raise InvalidOption(_inseparable(critic_set))
+        small.sort(key=lambda group: (stream_seed(seed, "critic dev", group), group))
+        dev.update(small[: max(1, round(dev_share * len(sizes)))])
+    train = [critic_set.only(set(critic_set.groups(groups)) - dev, groups) for critic_set in sets]
     for whole, part in zip(sets, train, strict=True):
         if not len(part):
-            raise InvalidOption(
-                f"The set '{whole.name}' has {len(whole.groups())} prompts, too few to keep some of them for stopping. "
-                "Give more data."
-            )
-    return train, [critic_set.only(dev) for critic_set in sets]
+            raise InvalidOption(_too_few(whole, len(whole.groups(groups))))
+    return train, [critic_set.only(dev, groups) for critic_set in sets]
+
+
+def _inseparable(critic_set: CriticSet) -> str:
+    texts = {_words(joke.text) for joke in critic_set.jokes}
+    if len(texts) < 3 or any(prompt_name(joke.prompt) for joke in critic_set.jokes):
+        return _too_few(critic_set, 1)
+    return (
+        f"The {len(critic_set.comparisons)} pairs of the set '{critic_set.name}' have no prompts, and connect all of "
+        f"their {len(texts)} texts: training would know those of any pair that is kept for stopping. Add pairs of "
+        "other texts."
+    )
+
+
+def _too_few(critic_set: CriticSet, prompts: int) -> str:
+    return (
+        f"The set '{critic_set.name}' has {prompts} prompts, too few to keep some of them for stopping. Give more data."
+    )
 
 
 def noise_weights(ratings: Sequence[Rating]) -> list[float]:
@@ -219,11 +281,17 @@ def dev_pairs(critic_set: CriticSet, most: int = 20_000) -> list[Comparison]:
     """The evaluation pairs of a dev part: its comparisons without ties, and siblings with different grades. If no
     prompt has two texts, each text is paired with the next in the file."""
     pairs = [item for item in critic_set.comparisons if item.probability != 0.5]
-    siblings: dict[str, list[Rating]] = {}
+    groups, siblings = Groups([critic_set]), dict[str, list[Rating]]()
     for item in critic_set.ratings:
-        siblings.setdefault(item.group, []).append(item)
-    met = [(a, b) for group in siblings.values() for i, a in enumerate(group) for b in group[i + 1 :]]
-    if not met:
-        met = list(zip(critic_set.ratings, critic_set.ratings[1:], strict=False))
-    pairs += [Comparison(a.joke, b.joke, float(a.score > b.score)) for a, b in met if a.score != b.score]
-    return pairs[:most]
+        siblings.setdefault(groups.of(item), []).append(item)
+    families = [family for family in siblings.values() if len(family) > 1]
+    met = _by_distance(families) if families else zip(critic_set.ratings, critic_set.ratings[1:], strict=False)
+    unlike = (Comparison(a.joke, b.joke, float(a.score > b.score)) for a, b in met if a.score != b.score)
+    return [*pairs[:most], *islice(unlike, max(0, most - len(pairs)))]
+
+
+def _by_distance(families: Sequence[Sequence[Rating]]) -> Iterator[tuple[Rating, Rating]]:
+    """All pairs of siblings, neighbours first, so that the first few of very many have every text in them."""
+    for distance in range(1, max(map(len, families))):
+        for family in families:
+            yield from zip(family, family[distance:], strict=False)

@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import shorten
+from typing import TypeVar
 
 from humor_env.errors import InvalidOption, unknown_name
 from humor_env.llm.ledger import Ledger, Stored
@@ -30,13 +32,19 @@ from humor_env.types import Joke, Judge, Prompt, critic_name
 
 PAIRS, SCORES = "multiple-choice ", "scorer "
 
+Item = TypeVar("Item", Comparison, Rating)
+
 
 def from_ledger(
-    ledger: str | Path | Ledger, client: str | None = None, weights: Mapping[str, float] | None = None
+    ledger: str | Path | Ledger,
+    client: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    instructions: str | None = None,
 ) -> list[CriticSet]:
     """The verdicts of one client as training data: a set of comparisons, a set of ratings, or both.
 
-    `client` selects the client if the ledger has several; `weights` are the scorer's.
+    `client` selects the client if the ledger has several; `weights` are the scorer's. `instructions` selects among a
+    client's verdicts by different templates or rubrics: any part of their text that the others lack.
     """
     if not isinstance(ledger, Ledger) and not user_path(ledger).is_file():
         raise InvalidOption(f"There is no ledger '{ledger}'. Give the file that a judge used as its ledger.")
@@ -57,17 +65,65 @@ def from_ledger(
         client = clients[0]
     if client not in clients:
         raise unknown_name("client in this ledger", client, clients)
+    compared = {text: _comparisons(items) for text, items in _by_instructions(pairs, client).items()}
+    rated = {text: _ratings(items, weights) for text, items in _by_instructions(scores, client).items()}
     sets = [
-        CriticSet(f"{PAIRS.strip()} of {client}", (), _comparisons([s for s in pairs if s.client == client])),
-        CriticSet(f"{SCORES.strip()} of {client}", _ratings([s for s in scores if s.client == client], weights)),
+        CriticSet(f"{PAIRS.strip()} of {client}", (), _of_one(compared, instructions, PAIRS.strip(), client)),
+        CriticSet(f"{SCORES.strip()} of {client}", _of_one(rated, instructions, SCORES.strip(), client)),
     ]
-    return [each for each in sets if len(each)]
+    found = [each for each in sets if len(each)]
+    if instructions is not None and not found:
+        raise InvalidOption(
+            f"No verdicts of {client} in the ledger '{opened.path}' have {instructions!r} in their instructions. "
+            f"There are: {_told_apart({**compared, **rated})}."
+        )
+    return found
+
+
+def _by_instructions(stored: Sequence[Stored], client: str) -> dict[str, list[Stored]]:
+    """A client's verdicts by what it was told: another template or rubric makes it another judge."""
+    judges: dict[str, list[Stored]] = {}
+    for item in stored:
+        if item.client == client:
+            text = item.instructions
+            if item.purpose.startswith(SCORES) and "answer" in (item.reply.data or {}):
+                # A scorer that is asked part by part is one judge with several questions.
+                for question in QUESTIONS.values():
+                    text = text.replace(question, "…")
+            judges.setdefault(text, []).append(item)
+    return judges
+
+
+def _of_one(
+    by_instructions: Mapping[str, tuple[Item, ...]], instructions: str | None, what: str, client: str
+) -> tuple[Item, ...]:
+    known = {text: items for text, items in by_instructions.items() if items}
+    chosen = [items for text, items in known.items() if instructions is None or instructions in text]
+    if len(chosen) > 1 and instructions is not None and instructions in known:
+        chosen = [known[instructions]]
+    if len(chosen) > 1:
+        raise InvalidOption(
+            f"The verdicts of {what} by {client} follow {len(known)} different instructions, which must not be mixed: "
+            f"{_told_apart(known)}. Choose with instructions (--instructions): words that only one of them has."
+        )
+    return chosen[0] if chosen else ()
+
+
+def _told_apart(known: Mapping[str, Sequence[object]]) -> str:
+    """Each of these instructions by its first line that no other has."""
+    lines = {text: [line.strip() for line in text.splitlines() if line.strip()] for text in known}
+    told = []
+    for text, items in known.items():
+        others = {line for other, own in lines.items() if other != text for line in own}
+        line = next((line for line in lines[text] if line not in others), (lines[text] or [""])[0])
+        told.append(f"“{shorten(line, 80, placeholder='…')}” ({len(items)})")
+    return ", ".join(told)
 
 
 def _joke(data: Mapping[str, str], text: str) -> Joke:
     # The ledger keeps what the judge saw, which has no prompt id.
     id = hashlib.sha256(data["input"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Joke(Prompt(id, data["input"], task=data["task"]), text, author="ledger")
+    return Joke(Prompt(id if data["input"].strip() else "", data["input"], task=data["task"]), text, author="ledger")
 
 
 def _comparisons(stored: Sequence[Stored]) -> tuple[Comparison, ...]:
