@@ -23,10 +23,10 @@ from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episodes.episode import checked_reply
+from humor_env.episodes.episode import judged_with_words
 from humor_env.errors import InvalidOption
 from humor_env.shared.streams import stream_seed
-from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
+from humor_env.types import Critic, Joke, Judgement, Prompt
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class BestOfN:
         """The best line for each prompt. Ties, and groups in which every judgement failed, go to the first line."""
         config = self.config
         jokes = self._lines(prompts, config.seed if seed is None else seed)
-        judgements = checked_reply(self.critic, critic_name(self.critic), jokes) if jokes else []
+        judgements = judged_with_words(self.critic, jokes) if jokes else []
         self.samples += len(jokes)
         self.judgements += len(judgements)
         check_failures(judgements, config.max_failure_share)

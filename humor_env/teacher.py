@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from humor_env import exports
+from humor_env.episodes.episode import judged_with_words
 from humor_env.errors import InvalidOption, PromptError
 from humor_env.registry import critics
 from humor_env.shared.line_file import LineFile
@@ -157,12 +158,13 @@ class TeacherBuffer:
         return self.select(lambda d: d.prompt.split == split)
 
     def scored(self, critic: str | Critic, batch_size: int = 256, **options: Any) -> TeacherBuffer:
-        """The same demonstrations in memory, each with the critic's score, or None if it could not judge."""
+        """The same demonstrations in memory, each with the critic's score, or None if it could not judge; 0 for a line
+        without a required word of its prompt."""
         judge = cast(Critic, critics.make(critic, **options))
         demonstrations: list[Demonstration] = []
         for start in range(0, len(self._items), batch_size):
             batch = self._items[start : start + batch_size]
-            judgements = judge([Joke(d.prompt, d.text, author="teacher") for d in batch])
+            judgements = judged_with_words(judge, [Joke(d.prompt, d.text, author="teacher") for d in batch])
             demonstrations += [replace(d, score=j.score) for d, j in zip(batch, judgements, strict=True)]
         return TeacherBuffer(None, demonstrations)
 

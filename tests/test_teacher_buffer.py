@@ -266,7 +266,8 @@ class ByLength:
 
 
 def test_filter_keeps_what_a_critic_scores_and_leaves_out_failures():
-    buffer = TeacherBuffer(None, [demo("a" * n) for n in (2, 5, 8)] + [demo("?")])
+    asked = Prompt("q", P.text)  # requires no word
+    buffer = TeacherBuffer(None, [demo("a" * n, asked) for n in (2, 5, 8)] + [demo("?", asked)])
     critic = ByLength()
     scored = buffer.scored(critic, batch_size=3)
     assert critic.batches == [3, 1]

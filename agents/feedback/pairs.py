@@ -27,7 +27,7 @@ from humor_env.agents.student import Student
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episodes.episode import checked_reply
+from humor_env.episodes.episode import CONSTRAINT, judged_with_words, lacking_words, must_contain
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
@@ -100,14 +100,15 @@ class Feedback:
 
 
 class CriticAsJudge:
-    """A pair judge made from a critic: the higher score wins; scores at most `gap` apart tie."""
+    """A pair judge made from a critic: the higher score wins; scores at most `gap` apart tie. A line without a required
+    word of its prompt scores 0."""
 
     def __init__(self, critic: Critic, *, gap: float = 0.0) -> None:
         self.critic, self.gap = critic, gap
         self.name = critic_name(critic)
 
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]], /) -> list[Verdict]:
-        judgements = checked_reply(self.critic, self.name, [joke for pair in pairs for joke in pair])
+        judgements = judged_with_words(self.critic, [joke for pair in pairs for joke in pair])
         return [self._verdict(a, b) for a, b in zip(judgements[::2], judgements[1::2], strict=True)]
 
     def _verdict(self, a: Judgement, b: Judgement) -> Verdict:
@@ -117,6 +118,25 @@ class CriticAsJudge:
         if abs(a.score - b.score) <= self.gap:
             return Verdict(self.name, 0.5, tie=1.0, usage=usage)
         return Verdict(self.name, float(a.score > b.score), usage=usage)
+
+
+def verdicts_with_words(judge: Judge, pairs: Sequence[tuple[Joke, Joke]]) -> list[Verdict]:
+    """The verdicts that count, in learning and in every measurement: one call of the judge for all pairs, except those
+    in which only one line has the required words of its prompt, which wins without a call."""
+    lacking = [[lacking_words(joke) for joke in pair] for pair in pairs]
+    to_ask = [i for i, (a, b) in enumerate(lacking) if bool(a) == bool(b)]
+    asked = [pairs[i] for i in to_ask]
+    replies = list(judge(asked)) if asked else []
+    if len(replies) != len(asked):
+        raise CriticContractError(
+            f"The judge '{critic_name(judge)}' got {len(asked)} pairs and returned {len(replies)} verdicts; "
+            "expected one per pair, in the same order."
+        )
+    verdicts = dict(zip(to_ask, replies, strict=True))
+    return [
+        verdicts[i] if i in verdicts else Verdict(CONSTRAINT, float(not a), reason=must_contain(a or b))
+        for i, (a, b) in enumerate(lacking)
+    ]
 
 
 def student_pairs(
@@ -263,12 +283,7 @@ def _judged_pairs(
             counts[pair_or_reason] += 1
         else:
             pairs.append(pair_or_reason)
-    verdicts = list(judge(pairs)) if pairs else []
-    if len(verdicts) != len(pairs):
-        raise CriticContractError(
-            f"The judge '{critic_name(judge)}' got {len(pairs)} pairs and returned {len(verdicts)} verdicts; "
-            "expected one per pair, in the same order."
-        )
+    verdicts = verdicts_with_words(judge, pairs)
     counts["judged"] = float(len(pairs))
     preferences, jokes, judgements = [], [], []
     for (a, b), verdict in zip(pairs, verdicts, strict=True):

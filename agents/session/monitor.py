@@ -60,7 +60,7 @@ from humor_env.agents.session.processes import gather_records, is_main_process
 from humor_env.agents.student import Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episodes.episode import checked_reply
+from humor_env.episodes.episode import checked_reply, judged_with_words, lacking_words
 from humor_env.errors import InvalidOption
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
@@ -181,7 +181,7 @@ class Monitor:
         features = text_features(jokes, self._taught)
         numbers = dict(features)
         for name, critic in self.critics.items():
-            judgements = checked_reply(critic, critic_name(critic), jokes)
+            judgements = judged_with_words(critic, jokes)
             scores = [math.nan if j.score is None else j.score for j in judgements]
             self._scores[name] = [*self._scores[name], scores][-self.config.window :]
             if any(map(math.isfinite, scores)):  # a critic that fails at the first check is measured from a later one
@@ -242,7 +242,8 @@ class Monitor:
 
     def _lift(self, critic: Critic, jokes: Sequence[Joke], scores_here: Sequence[float]) -> list[float]:
         """Each line's score with its own prompt minus the mean of its scores with others: near 0 if the prompt makes no
-        difference to the critic or the student."""
+        difference to the critic or the student. NaN for a line without a required word of its prompt, whose 0 is not
+        the critic's."""
         count = len(jokes)
         turns = range(1, min(self.config.others, count - 1) + 1)
         moved = [replace(jokes[i], prompt=jokes[(i + turn) % count].prompt) for turn in turns for i in range(count)]
@@ -250,7 +251,8 @@ class Monitor:
             return [math.nan] * count
         judgements = checked_reply(critic, critic_name(critic), moved)
         scores = np.array([math.nan if j.score is None else j.score for j in judgements]).reshape(len(turns), count)
-        return [score - mean_known(others) for score, others in zip(scores_here, scores.T, strict=True)]
+        own = [math.nan if lacking_words(j) else s for j, s in zip(jokes, scores_here, strict=True)]
+        return [score - mean_known(others) for score, others in zip(own, scores.T, strict=True)]
 
     def _now(self, name: str) -> list[float]:
         """Each prompt's mean score over the checks of the window that have one."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from humor_env.agents.feedback.rollout import check_failures, check_flips
 from humor_env.agents.student import Student
-from humor_env.episodes.episode import checked_reply
+from humor_env.episodes.episode import judged_with_words
 from humor_env.errors import PromptError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import conversation, framed
@@ -51,9 +51,10 @@ def make_trl_reward(
 ) -> TRLReward | PlainReward:
     """A critic as an async TRL reward function that returns scores, or None where there is none.
 
-    The columns of `prompts_dataset`, if present, give the critic the whole prompt. The critic runs in a separate
-    thread. If more than `max_failure_share` of a batch fails, the run ends with the list of errors.
-    `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that do not await rewards.
+    The columns of `prompts_dataset`, if present, give the critic the whole prompt; a line without its required words
+    scores 0. The critic runs in a separate thread. If more than `max_failure_share` of a batch fails, the run ends with
+    the list of errors. `asynchronous=False` gives a plain function, for OnlineDPOTrainer and others that do not await
+    rewards.
     """
 
     def make_jokes(prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]) -> list[Joke]:
@@ -71,11 +72,11 @@ def make_trl_reward(
 
     async def reward(*, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         jokes = make_jokes(prompts, completions, columns)
-        return scores(jokes, await asyncio.to_thread(checked_reply, critic, critic_name(critic), jokes), columns)
+        return scores(jokes, await asyncio.to_thread(judged_with_words, critic, jokes), columns)
 
     def plain_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         jokes = make_jokes(prompts, completions, columns)
-        return scores(jokes, checked_reply(critic, critic_name(critic), jokes), columns)
+        return scores(jokes, judged_with_words(critic, jokes), columns)
 
     reward.__name__ = plain_reward.__name__ = critic_name(critic)
     return reward if asynchronous else plain_reward

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from humor_env.agents.feedback.pairs import CriticAsJudge
+from humor_env.agents.feedback.pairs import CriticAsJudge, verdicts_with_words
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
@@ -131,7 +131,7 @@ def against_itself(
         # The same words are a draw by definition, as in `against_teacher`.
         wins: list[float | None] = [0.5] * len(pairs)
         ties = [1.0] * len(pairs)
-        for i, verdict in zip(different, judge([pairs[i] for i in different]) if different else [], strict=True):
+        for i, verdict in zip(different, verdicts_with_words(judge, [pairs[i] for i in different]), strict=True):
             wins[i] = None if verdict.probability is None else round(verdict.probability, 3)
             ties[i] = round(verdict.tie, 3)
         again["feedback"][source] |= {"wins_itself": wins, "ties_itself": ties}
@@ -340,7 +340,7 @@ def against_teacher(jokes: Sequence[Joke], teacher: TeacherBuffer | None, judge:
         for i, (joke, line) in enumerate(zip(jokes, lines, strict=True))
         if line is not None and line.strip() != joke.text.strip()
     }
-    verdicts = judge(list(pairs.values())) if pairs else []
+    verdicts = verdicts_with_words(judge, list(pairs.values()))
     wins: list[float | None] = [None if line is None else 0.5 for line in lines]
     ties = [1.0] * len(jokes)
     for i, verdict in zip(pairs, verdicts, strict=True):

@@ -27,12 +27,12 @@ from humor_env.agents.session.session import Writer
 from humor_env.agents.student import POLICY, Student
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
-from humor_env.episodes.episode import checked_reply
+from humor_env.episodes.episode import judged_with_words
 from humor_env.errors import InvalidOption
 from humor_env.experiments.runs.interval import bootstrap_interval
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
-from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
+from humor_env.types import Critic, Joke, Judgement, Prompt
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,13 @@ def judged(jokes: Sequence[Joke], critic: Critic, *, name: str, seed: int = 0) -
 
 def judge_apart(critic: Critic, jokes: Sequence[Joke]) -> list[Judgement]:
     """The critic's judgements, without ever showing it two lines for one prompt together. A critic that compares
-    siblings, or lowers the score of repeats, then scores each line as if it were the only one."""
+    siblings, or lowers the score of repeats, then scores each line as if it were the only one. As in learning, a line
+    without a required word of its prompt scores 0."""
     judgements: dict[int, Judgement] = {}
     turns = line_places(jokes)
     for turn in range(max(turns, default=-1) + 1):
         now = [i for i, own_turn in enumerate(turns) if own_turn == turn]
-        judgements |= zip(now, checked_reply(critic, critic_name(critic), [jokes[i] for i in now]), strict=True)
+        judgements |= zip(now, judged_with_words(critic, [jokes[i] for i in now]), strict=True)
     return [judgements[i] for i in range(len(jokes))]
 
 

@@ -27,6 +27,7 @@ from humor_env.shared.text_stats import missing_words
 from humor_env.spaces import UnicodeText, is_encodable, text_space
 from humor_env.types import Critic, Joke, Judgement, Prompt, critic_name
 
+CONSTRAINT = "constraint"  # in place of a critic's name, and a part: 1 for a line with its prompt's required words
 REASON_CHARS = 400  # length of a critic's reason in the next observation
 _LAST_LINE = "\nYour last line: "
 _CRITIC_SAYS = "\nThe critic says: "
@@ -91,7 +92,6 @@ class Task:
         self.prompts = load_prompts(prompts, **(prompts_options or {}))
         self.split = split
         self.split_prompts = self.prompts.split(split)
-        self._constrained = any(prompt.extra.get("words") for prompt in self.prompts)
         self.critic: Critic = registry.critics.make(critic, **(critic_options or {}))
         if not callable(self.critic):
             raise CriticContractError(
@@ -121,21 +121,7 @@ class Task:
         return Joke(episode.prompt, text, "student", stop_reason)
 
     def judge(self, jokes: Sequence[Joke]) -> list[Judgement]:
-        """One critic call for all jokes, except those without a required word, which score 0 without a call."""
-        if not self._constrained:
-            return checked_reply(self.critic, self.critic_name, jokes)
-        required = {i: joke.prompt.extra["words"] for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")}
-        lacking = {i: missing_words(jokes[i].text, words) for i, words in required.items()}
-        to_ask = [i for i in range(len(jokes)) if not lacking.get(i)]
-        replies = checked_reply(self.critic, self.critic_name, [jokes[i] for i in to_ask]) if to_ask else []
-        judgements = dict(zip(to_ask, replies, strict=True))
-        for i, words in lacking.items():
-            if words:
-                quoted = ", ".join(f"'{word}'" for word in words)
-                judgements[i] = Judgement("constraint", 0.0, {"constraint": 0.0}, f"The line must contain {quoted}.")
-            else:
-                judgements[i] = replace(judgements[i], parts={"constraint": 1.0, **judgements[i].parts})
-        return [judgements[i] for i in range(len(jokes))]
+        return judged_with_words(self.critic, jokes)
 
     def fingerprint(self) -> dict[str, Any]:
         """Values that must match those of a saved state for it to be restored here."""
@@ -162,6 +148,36 @@ def step_info(episode: Episode, judgement: Judgement) -> dict[str, Any]:
 
 def reset_info(episode: Episode) -> dict[str, Any]:
     return {"prompt_id": episode.prompt.id, "attempt": episode.attempt}
+
+
+def judged_with_words(critic: Critic, jokes: Sequence[Joke]) -> list[Judgement]:
+    """The judgements that count, in learning and in every measurement: one critic call for all jokes, except those
+    without a required word of their prompt, which score 0 without a call. Otherwise as `checked_reply`."""
+    name = critic_name(critic)
+    required = [i for i, joke in enumerate(jokes) if joke.prompt.extra.get("words")]
+    if not required:
+        return checked_reply(critic, name, jokes)
+    lacking = {i: lacking_words(jokes[i]) for i in required}
+    to_ask = [i for i in range(len(jokes)) if not lacking.get(i)]
+    replies = checked_reply(critic, name, [jokes[i] for i in to_ask]) if to_ask else []
+    judgements = dict(zip(to_ask, replies, strict=True))
+    for i, words in lacking.items():
+        if words:
+            judgements[i] = Judgement(CONSTRAINT, 0.0, {CONSTRAINT: 0.0}, must_contain(words))
+        else:
+            judgements[i] = replace(judgements[i], parts={CONSTRAINT: 1.0, **judgements[i].parts})
+    return [judgements[i] for i in range(len(jokes))]
+
+
+def lacking_words(joke: Joke) -> list[str]:
+    """The words that the prompt requires and the line lacks."""
+    return missing_words(joke.text, joke.prompt.extra.get("words") or ())
+
+
+def must_contain(words: Iterable[str]) -> str:
+    """The reason given to a line that lacks these words."""
+    quoted = ", ".join(f"'{word}'" for word in words)
+    return f"The line must contain {quoted}."
 
 
 def checked_reply(critic: Critic, name: str, jokes: Sequence[Joke], *, strict: bool = False) -> list[Judgement]:
