@@ -25,7 +25,7 @@ from scipy.special import expit
 
 from humor_env.experiments.arena.sources import TEACHER, Line
 from humor_env.experiments.arena.store import Answered, Store
-from humor_env.experiments.compare.stats import ALIKE, ELO, Interval, Rating, ranked
+from humor_env.experiments.compare.stats import ELO, Interval, Rating, ranked
 from humor_env.rewards.audits import audit_stats
 from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
@@ -245,7 +245,7 @@ def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
     if len(number) < audit_stats.FEWEST or 2 * len(values) < RESAMPLES:
         return Interval(alpha, math.nan, math.nan)
     low, high = np.quantile(values, [0.025, 0.975])
-    if np.ptp(values) < ALIKE:  # all agree: by the rule of three, so many sentences may be otherwise
+    if np.ptp(values) < audit_stats.ALIKE:  # all agree: by the rule of three, so many sentences may be otherwise
         off = 3 / len(number) / (2 * float(np.concatenate([np.asarray(shares) for shares in grades]).var(ddof=1)))
         low, high = alpha - off, min(1.0, alpha + off)
     return Interval(alpha, float(low), float(high))

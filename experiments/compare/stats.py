@@ -32,14 +32,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.audits.audit_stats import FEWEST
+from humor_env.rewards.audits.audit_stats import ALIKE, FEWEST, rule_of_three
 from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
 
 Array = NDArray[np.float64]
 RESAMPLES, LEVEL = 2000, 0.95
 FEWEST_RUNS = 2  # one run says nothing of another; with two an interval is narrow, and reaches from one to the other
-ALIKE = 1e-9  # scores that differ by less are equal
 ELO = 400 / np.log(10)  # points for each factor of e in the odds
 
 
@@ -95,8 +94,7 @@ def interval(
     if not all(map(_enough, strata)):
         return Interval(value, np.nan, np.nan)
     if all(np.nanmax(array) - np.nanmin(array) < ALIKE for array in arrays):
-        off = 3 / sum(map(_units, strata))  # the rule of three: so large a share may be otherwise
-        return Interval(value, max(min(lowest, value), value - off), min(max(1.0, value), value + off))
+        return Interval(value, *rule_of_three(value, sum(map(_units, strata)), lowest))
     return _interval(value, statistic(runs), level)
 
 
