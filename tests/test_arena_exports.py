@@ -283,7 +283,7 @@ def test_the_page_says_how_much_was_answered(raters, closed, told):
 def test_what_intervals_are_over_is_said():
     alone, together = results._ratings_note(False), results._ratings_note(True)
     assert "over sentences. With fewer than 5 raters they do not say" in alone
-    assert "over sentences and raters. With fewer than 10 sentences there are none." in together
+    assert "over sentences and raters. A system judged on fewer than 10 sentences has none." in together
 
 
 def test_the_page_of_pairs_by_hand(pairs):

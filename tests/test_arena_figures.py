@@ -136,6 +136,24 @@ def test_answers_about_few_sentences_give_no_intervals_and_one_tier():
     assert [one.tier for one in figures.ratings([vote(1, str(n)) for n in range(30)], ["x", "y"])] == [1, 2]
 
 
+def test_a_second_answer_on_a_sentence_does_not_make_a_winner_certain():
+    """30 of 30 won had the bounds [183, 375]; one more answer on one of the sentences made them [375, 382]. By hand, of
+    30 sentences three may be lost: a tenth of the 31 games."""
+    votes = [vote(1, str(n)) for n in range(30)] + [vote(2, "0")]
+    best, worst = figures.ratings(votes, ["x", "y"])
+    lost = figures.ELO * strengths(np.array([[0, 27.9], [3.1, 0]]))[0]
+    assert (best.points.low, worst.points.high) == pytest.approx((lost, -lost))
+    assert best.points.value < best.points.high < best.points.value + 10
+
+
+def test_a_system_with_one_answer_has_no_bounds_beside_well_known_ones():
+    """A newcomer that won its only game stood at +163 [0, 289]."""
+    votes = [vote(1, str(n), float(n % 10 > 0)) for n in range(60)] + [vote(1, "3", 1.0, "new", "x")]
+    rated = {["x", "y", "new"][one.system]: one for one in figures.ratings(votes, ["x", "y", "new"])}
+    assert unknown(rated["new"].points) and not unknown(rated["x"].points) and not unknown(rated["y"].points)
+    assert {name: one.tier for name, one in rated.items()} == {"new": 1, "x": 1, "y": 2}
+
+
 def test_raters_who_always_agree_may_not_by_the_rule_of_three():
     """By hand: 30 pairs, half for each line. The variance of the 60 answers is 15/59, so two of different pairs differ
     by 30/59 squared on average; if the two raters differ by 1 on 3 of 30 pairs, alpha is 1 - 0.1 / (30/59)."""

@@ -67,6 +67,8 @@ def test_every_system_starts_from_an_earlier_warm_start_on_the_same_data() -> No
 
 # Numbers and rules
 
+SD_LESS_FT = [(1.0, Ref("2", "sd", "training")), (-1.0, Ref("2", "ft", "training"))]
+
 
 def results_of(**systems: list[list[float | None]]) -> Results:
     """Systems by name, `[seed][prompt]` values of the training judge on the test split."""
@@ -93,7 +95,9 @@ def test_a_mean_is_over_what_is_there() -> None:
 
 def test_an_interval_covers_seeds_and_prompts() -> None:
     steady = numbers.estimate(results_of(ft=[[0.5] * 50] * 3), [(1.0, Ref("2", "ft", "training"))])
-    assert steady == Estimate(0.5, 0.5, 0.5, 3, 50)
+    assert steady is not None  # nothing differs: by the rule of three, 3 of 50 may
+    assert (steady.low, steady.high) == pytest.approx((0.44, 0.56))
+    assert (steady.mean, steady.seeds, steady.items) == (0.5, 3, 50)
     # Seeds that differ and prompts that do not: a resample of three seeds is all of one kind in 2 of 27 cases each.
     seeds = numbers.estimate(results_of(ft=[[0.0] * 50, [0.0] * 50, [1.0] * 50]), [(1.0, Ref("2", "ft", "training"))])
     assert seeds is not None
@@ -106,10 +110,80 @@ def test_an_interval_covers_seeds_and_prompts() -> None:
 
 def test_a_difference_is_taken_prompt_by_prompt() -> None:
     low = [[0.1 * (i % 7) for i in range(40)] for _ in range(3)]
-    results = results_of(ft=low, sd=[[v + 0.2 for v in row] for row in low])
-    found = numbers.estimate(results, [(1.0, Ref("2", "sd", "training")), (-1.0, Ref("2", "ft", "training"))])
+    results = results_of(ft=low, sd=[[v + 0.2 + 0.001 * (i == 3) for i, v in enumerate(row)] for row in low])
+    found = numbers.estimate(results, SD_LESS_FT)
     assert found is not None
-    assert (found.low, found.mean, found.high) == pytest.approx((0.2, 0.2, 0.2))
+    assert (found.low, found.mean, found.high) == pytest.approx((0.2, 0.2, 0.2), abs=1e-3)
+    # All equal but for rounding: 3 of 40 may differ, the whole way from -1 to 1.
+    found = numbers.estimate(results_of(ft=low, sd=[[v + 0.2 for v in row] for row in low]), SD_LESS_FT)
+    assert found is not None
+    assert (found.low, found.mean, found.high) == pytest.approx((0.125, 0.2, 0.275))
+
+
+def test_a_difference_is_over_the_seeds_that_both_have() -> None:
+    """SD is 0.1 above FT everywhere. Without SD's second seed its third was paired with FT's second: 0.00 instead of
+    0.10, with bounds from -0.4 to 0.3."""
+    ft = [[level + 0.001 * i for i in range(60)] for level in (0.2, 0.5, 0.8)]
+    for gone in ("sd", "ft"):
+        results = results_of(ft=ft, sd=[[v + 0.1 for v in row] for row in ft])
+        del results.cells[1][gone]  # type: ignore[attr-defined]
+        found = numbers.estimate(results, SD_LESS_FT)
+        assert found is not None
+        assert (found.low, found.mean, found.high) == pytest.approx((0.05, 0.1, 0.15))  # 3 of 60
+        assert (found.seeds, found.items) == (2, 60)
+    del results.cells[0]["sd"], results.cells[2]["sd"]  # type: ignore[attr-defined]
+    assert numbers.estimate(results, SD_LESS_FT) is None
+
+
+def test_a_difference_is_over_the_prompts_that_both_have() -> None:
+    """SD is 0.05 below FT on every prompt. Without the judgements of SD's 30 hardest ones it was 0.07 above."""
+    ft = [0.1 + 0.008 * i for i in range(100)]
+    results = results_of(ft=[ft, ft], sd=[[None] * 30 + [v - 0.05 for v in ft[30:]]] * 2)
+    found = numbers.estimate(results, SD_LESS_FT)
+    assert found is not None
+    assert (found.low, found.mean, found.high) == pytest.approx((-0.05 - 3 / 70, -0.05, -0.05 + 3 / 70))
+    assert found.items == 70
+    # A prompt that was judged in one seed counts in that seed only.
+    results = results_of(ft=[[0.5] * 20, [0.5] * 20], sd=[[None] * 10 + [0.6] * 10, [0.7] * 10 + [None] * 10])
+    found = numbers.estimate(results, SD_LESS_FT)
+    assert found is not None
+    assert (found.mean, found.items) == (pytest.approx(0.15), 10)
+
+
+def people_results(**columns: list[float | None]) -> Results:
+    return Results({0: {"people": {"critics": {"mcp/overall": {k.replace("_", " "): v for k, v in columns.items()}}}}})
+
+
+def test_where_all_pairs_agree_the_rule_of_three_gives_the_bounds() -> None:
+    """Ten pairs of ten had [100, 100]; three may be otherwise."""
+    found = numbers.estimate(people_results(agree_humor=[1.0] * 10), [(100.0, Ref("1", "mcp/overall", "agree humor"))])
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((100.0, 70.0, 100.0))
+    # People decide on humor for some pairs and on consistency for others, so these two are not compared pair by pair.
+    results = people_results(agree_humor=[1.0] * 12 + [None] * 10, agree_consistency=[None] * 12 + [0.5] * 10)
+    both = [Ref("1", "mcp/overall", name) for name in ("agree humor", "agree consistency")]
+    found = numbers.estimate(results, [(1.0, both[0]), (-1.0, both[1])])
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.2, 0.8))
+
+
+def test_the_pairs_of_a_prompt_are_drawn_together() -> None:
+    """By hand: 20 prompts, ten with 1 for all three systems and ten with 0. Of 20 coins 5 or fewer heads are 2.1 %, 6
+    or fewer 5.8 %. Drawn one by one, 60 pairs would give 0.37 to 0.63."""
+    people = {
+        "critics": {"mcp/overall": {"agree humor": [1.0, 0.0] * 30}},
+        "systems": {name: {"humor": [0.5] * 20} for name in ("ft", "brio", "dpo")},
+    }
+    found = numbers.estimate(Results({0: {"people": people}}), [(1.0, Ref("1", "mcp/overall", "agree humor"))])
+    assert found is not None
+    assert (found.low, found.mean, found.high) == pytest.approx((0.3, 0.5, 0.7))
+    # Nine prompts are too few, however many pairs they have.
+    people["critics"]["mcp/overall"]["agree humor"] = [1.0] * 27
+    people["systems"] = {name: {"humor": [0.5] * 9} for name in ("ft", "brio", "dpo")}
+    found = numbers.estimate(Results({0: {"people": people}}), [(1.0, Ref("1", "mcp/overall", "agree humor"))])
+    assert found is not None
+    assert math.isnan(found.low)
+    assert found.items == 27
 
 
 def test_below_ten_prompts_there_is_no_interval_and_no_finding() -> None:
@@ -125,8 +199,10 @@ def test_below_ten_prompts_there_is_no_interval_and_no_finding() -> None:
     assert (claim["ours"]["mean"], claim["ours"]["low"], claim["finding"]) == (20.0, None, "undecided")
     [row] = [line.split("|")[2:5] for line in text.splitlines() if "SD is above FT by the training judge" in line]
     assert [column.strip() for column in row] == ["+8", "+20.0", "undecided"]
-    cell, claim, _ = of(10)
-    assert (cell["low"], claim["finding"]) == (20.0, "agrees")
+    cell, claim, _ = of(10)  # 3 of 10 may be otherwise
+    assert (cell["low"], cell["high"], claim["finding"]) == (0.0, 50.0, "undecided")
+    cell, claim, _ = of(16)
+    assert (cell["low"], claim["ours"]["low"], claim["finding"]) == (1.25, 1.25, "agrees")
     # A difference between test and ood is known from the smaller of the two only.
     few = Results(
         {0: {"ft": {"splits": {s: {"beams": {"training": [0.5] * n}} for s, n in (("test", 40), ("ood", 9))}}}}
@@ -165,7 +241,7 @@ def test_tables_say_what_was_measured_and_what_was_not() -> None:
     assert made["6"]["verdict"] == "not measured"
     text = tables.as_text(made)
     assert "| SD is above FT by the training judge" in text
-    assert "+20.0 [+20.0, +20.0]" in text
+    assert "+20.0 [+10.0, +30.0]" in text  # 3 of 30
     assert tables.PEOPLE_MISSING in text
     assert "- Table 2: agrees (of 9 claims 1 agree, 8 not measured)" in text
 

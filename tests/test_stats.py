@@ -299,6 +299,43 @@ def test_a_system_that_wins_every_game_may_have_lost_three():
     assert (worst.points.low, worst.points.high) == pytest.approx((worst.points.value, -lost))
 
 
+def won_of(won, lost):
+    """The points of one that wins `won` games and loses `lost`, on as many prompts."""
+    return bradley_terry([[[0.6] * won + [0.5] * lost], [[0.5] * won + [0.6] * lost]])[0].points.value
+
+
+def test_one_failed_judgement_does_not_make_a_winner_certain():
+    """40 of 40 won had [210, 397]; with one judgement missing, [391, 397]: resamples differed in the number of games.
+    By hand, of 39 prompts three may be lost."""
+    [best, worst] = bradley_terry([[[0.6] * 40], [[0.5] * 39 + [math.nan]]])
+    assert best.points.value == pytest.approx(won_of(39, 0))
+    assert best.points.low == pytest.approx(won_of(36, 3))
+    assert won_of(39, 0) < best.points.high <= won_of(40, 0) + 1e-6  # a resample without the gap
+    assert (worst.points.low, worst.points.high) == pytest.approx((-best.points.high, -best.points.low))
+
+
+def test_one_that_always_wins_and_always_loses_may_not_either():
+    """A middle system that wins every game with the last and loses every one with the first. On one prompt the last
+    has no score, so that resamples differ by a little."""
+    first, middle, last = ([[0.9] * 20], [[0.5] * 20], [[0.1] * 19 + [math.nan]])
+    points = {one.system: one.points for one in bradley_terry([first, middle, last])}
+    assert points[1].low < -30 and points[1].high > 30  # 17 of 20 lost or 17 of 19 won instead of all
+    # Five won and five lost are no games that end alike: 2,000 prompts say much more than 3 in ten.
+    half = bradley_terry([[[0.6, 0.4] * 1000], [[0.5] * 2000]])[0].points
+    assert half.low == pytest.approx(-won_of(1044, 956), abs=3) and half.high == pytest.approx(won_of(1044, 956), abs=3)
+
+
+def test_a_system_that_played_on_few_prompts_has_no_bounds_and_starts_no_tier():
+    """All systems had an interval as soon as all together had played on ten prompts."""
+    new = [[0.9] * 2 + [math.nan] * 28]
+    rated = bradley_terry([new, [[0.6] * 30], [[0.5] * 30]])
+    assert [(one.system, one.tier) for one in rated] == [(0, 1), (1, 1), (2, 2)]
+    points = {one.system: one.points for one in rated}
+    assert unknown(points[0]) and points[1].low < points[1].value and points[2].high > points[2].value
+    nothing, high, low = Interval(3, math.nan, math.nan), Interval(2, 2, 2), Interval(1, 1, 1)
+    assert tiers([nothing, high, nothing, low, nothing]) == [1, 1, 1, 2, 2]
+
+
 def test_a_system_that_has_not_played_has_no_bounds():
     nothing = np.full((1, 20), math.nan)
     rated = bradley_terry([[[0.6] * 20], [[0.5] * 20], nothing])

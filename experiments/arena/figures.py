@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -25,7 +25,7 @@ from scipy.special import expit
 
 from humor_env.experiments.arena.sources import TEACHER, Line
 from humor_env.experiments.arena.store import Answered, Store
-from humor_env.experiments.compare.stats import ALIKE, ELO, Interval, Rating, ranked
+from humor_env.experiments.compare.stats import ELO, Interval, Rating, ranked
 from humor_env.rewards.audits import audit_stats
 from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
@@ -89,20 +89,27 @@ def raters_drawn(votes: Sequence[Vote]) -> bool:
 def ratings(
     votes: Sequence[Vote], systems: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Rating]:
-    """Best first; 0 is the average system. A system that nobody has judged yet is at 0 without bounds. Answers about
-    fewer than `FEWEST` sentences give no bounds (NaN), and one tier."""
+    """Best first; 0 is the average system. A system that nobody has judged yet is at 0 without bounds; one judged on
+    fewer than `FEWEST` sentences has none either (NaN)."""
     n, place = len(systems), {name: k for k, name in enumerate(systems)}
     system_votes = [v for v in votes if v.first != v.second and v.first in place and v.second in place]
     if n < 2 or not system_votes:
         return []
-    wins = games(system_votes, systems)
-    drawn = ELO * many_strengths(_resampled(system_votes, place, seed, resamples), strengths(wins))
-    return ranked(wins, drawn, len({vote.prompt for vote in system_votes}))
+    cells = np.zeros((n, n, len(system_votes)))
+    for k, vote in enumerate(system_votes):
+        i, j = place[vote.first], place[vote.second]
+        cells[i, j, k], cells[j, i, k] = vote.share, 1 - vote.share
+    weights = _resampled(system_votes, seed, resamples)
+    wins = (weights @ cells.reshape(n * n, -1).T).reshape(resamples, n, n)
+    number = {prompt: k for k, prompt in enumerate(dict.fromkeys(vote.prompt for vote in system_votes))}
+    prompt_of = np.array([number[vote.prompt] for vote in system_votes])
+    return ranked(cells, prompt_of, ELO * many_strengths(wins, strengths(cells.sum(-1))))
 
 
-def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resamples: int) -> Array:
-    """`[resamples, systems, systems]`: wins with sentences resampled, and raters too if there are enough."""
-    n, source = len(place), generator(seed, "arena-ratings")
+def _resampled(votes: Sequence[Vote], seed: int, resamples: int) -> Array:
+    """`[resamples, votes]`: how often each vote counts, with sentences resampled, and raters too if there are
+    enough."""
+    source = generator(seed, "arena-ratings")
     weights = np.ones((resamples, len(votes)))
     keys = [[vote.prompt for vote in votes]]
     if raters_drawn(votes):
@@ -112,12 +119,7 @@ def _resampled(votes: Sequence[Vote], place: Mapping[str, int], seed: int, resam
         count = len(number)
         drawn = source.multinomial(count, np.full(count, 1 / count), size=resamples)
         weights *= drawn[:, [number[name] for name in key]]
-    cells = np.zeros((len(votes), n * n))
-    for row, vote in enumerate(votes):
-        i, j = place[vote.first], place[vote.second]
-        cells[row, i * n + j] += vote.share
-        cells[row, j * n + i] += 1 - vote.share
-    return np.asarray((weights @ cells).reshape(resamples, n, n))
+    return weights
 
 
 def many_strengths(wins: Array, start: Array, prior: float = 1.0) -> Array:
@@ -243,7 +245,7 @@ def _alpha(several: Sequence[Sequence[Vote]], seed: int) -> Interval | None:
     if len(number) < audit_stats.FEWEST or 2 * len(values) < RESAMPLES:
         return Interval(alpha, math.nan, math.nan)
     low, high = np.quantile(values, [0.025, 0.975])
-    if np.ptp(values) < ALIKE:  # all agree: by the rule of three, so many sentences may be otherwise
+    if np.ptp(values) < audit_stats.ALIKE:  # all agree: by the rule of three, so many sentences may be otherwise
         off = 3 / len(number) / (2 * float(np.concatenate([np.asarray(shares) for shares in grades]).var(ddof=1)))
         low, high = alpha - off, min(1.0, alpha + off)
     return Interval(alpha, float(low), float(high))

@@ -106,7 +106,7 @@ def _ratings_note(raters_too: bool) -> str:
     )
     return (
         "Bradley-Terry model, in points: 0 is the average system, and 400 points are ten times the odds. Intervals "
-        f"are 95 %, over {over}.{more} With fewer than {FEWEST} sentences there are none. "
+        f"are 95 %, over {over}.{more} A system judged on fewer than {FEWEST} sentences has none. "
         "Systems in the same tier cannot be told apart."
     )
 

@@ -16,7 +16,8 @@ are resampled as well as seeds, because a held-out set is a sample too.
 Lines for one prompt are not independent: a prompt is resampled with all its lines.
 
 Below `FEWEST` prompts, or below `FEWEST_RUNS` runs with a single number each, there are no bounds (NaN), because a
-bootstrap draws only from what it has seen; if all scores are equal, the rule of three gives the bounds.
+bootstrap draws only from what it has seen; if all scores are equal, the rule of three gives the bounds. So it does for
+a system whose games with each opponent all end alike.
 
 NaN is a missing score (a failed judgement) and is left out. All randomness comes from `seed`.
 """
@@ -31,14 +32,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from humor_env.errors import InvalidOption
-from humor_env.rewards.audits.audit_stats import FEWEST
+from humor_env.rewards.audits.audit_stats import ALIKE, FEWEST, rule_of_three
 from humor_env.rewards.tournament import strengths
 from humor_env.shared.streams import generator
 
 Array = NDArray[np.float64]
 RESAMPLES, LEVEL = 2000, 0.95
 FEWEST_RUNS = 2  # one run says nothing of another; with two an interval is narrow, and reaches from one to the other
-ALIKE = 1e-9  # scores that differ by less are equal
 ELO = 400 / np.log(10)  # points for each factor of e in the odds
 
 
@@ -94,8 +94,7 @@ def interval(
     if not all(map(_enough, strata)):
         return Interval(value, np.nan, np.nan)
     if all(np.nanmax(array) - np.nanmin(array) < ALIKE for array in arrays):
-        off = 3 / sum(map(_units, strata))  # the rule of three: so large a share may be otherwise
-        return Interval(value, max(min(lowest, value), value - off), min(max(1.0, value), value + off))
+        return Interval(value, *rule_of_three(value, sum(map(_units, strata)), lowest))
     return _interval(value, statistic(runs), level)
 
 
@@ -216,7 +215,7 @@ def bradley_terry(
     """Ratings of systems, best first, from scores `[systems, seeds, prompts]`: on each prompt of each seed the higher
     score wins and equal scores draw. With `[systems, seeds, prompts, lines]`, line k plays line k, and all games of a
     prompt together count as one. `prior` games against an average system keep the strength of one that always wins
-    finite. Below `FEWEST` prompts there are no bounds, and one tier."""
+    finite. A system that played on fewer than `FEWEST` prompts has no bounds."""
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim not in (3, 4) or len(array) < 2:
         raise InvalidOption(f"Ratings need [systems, seeds, prompts] with two systems or more; found {array.shape}.")
@@ -228,25 +227,41 @@ def bradley_terry(
     flat = games.reshape(systems * systems, seeds * prompts)
     resampled = (weights @ flat.T).reshape(resamples, systems, systems)
     drawn = ELO * np.stack([strengths(wins, prior) for wins in resampled])
-    played = int((games.sum((0, 1, 2)) > 0).sum())
-    return ranked(games.sum((-2, -1)), drawn, played, level, prior)
+    return ranked(games.reshape(systems, systems, -1), np.tile(np.arange(prompts), seeds), drawn, level, prior)
 
 
-def ranked(wins: Array, drawn: Array, prompts: int, level: float = LEVEL, prior: float = 1.0) -> list[Rating]:
-    """Best first, from all games `[systems, systems]` and the points of each resample `[resamples, systems]`."""
+def ranked(
+    games: Array, prompt_of: NDArray[np.int64], drawn: Array, level: float = LEVEL, prior: float = 1.0
+) -> list[Rating]:
+    """Best first, from the games `[systems, systems, games]`, 0 for both where two did not meet, the number of each
+    game's prompt, and the points of each resample `[resamples, systems]`. A system that played on fewer than `FEWEST`
+    prompts has no bounds (NaN); one that has not played yet is at 0, with no bounds at all."""
+    wins = games.sum(-1)
     points = ELO * strengths(wins, prior)
     intervals = []
     for system, value in enumerate(map(float, points)):
-        if not (wins[system] + wins[:, system]).any():
-            bounds = Interval(0.0, -np.inf, np.inf)  # it has not played yet
+        met = games[system] + games[:, system]  # [systems, games]
+        prompts = len(set(prompt_of[met.any(0)].tolist()))
+        if not prompts:
+            bounds = Interval(0.0, -np.inf, np.inf)
         elif prompts < FEWEST:
             bounds = Interval(value, np.nan, np.nan)
         else:
             bounds = _interval(value, drawn[:, system], level)
-            bounds = _if_otherwise(wins, system, prompts, prior) if np.ptp(drawn[:, system]) < ALIKE else bounds
+            if _end_alike(games[system], met):
+                # Resamples differ only in how often each game counts, or in how the others played.
+                off = _if_otherwise(wins, system, prompts, prior)
+                bounds = Interval(value, min(bounds.low, off.low), max(bounds.high, off.high))
         intervals.append(bounds)
     order = sorted(range(len(points)), key=lambda i: -intervals[i].value)
     return [Rating(i, intervals[i], tier) for i, tier in zip(order, tiers([intervals[i] for i in order]), strict=True)]
+
+
+def _end_alike(won: Array, met: Array) -> bool:
+    """Whether all games of a system with the same opponent end alike, with each: `[systems, games]`."""
+    share = np.divide(won, met, out=np.zeros_like(met), where=met > 0)
+    highest, lowest = np.where(met > 0, share, 0.0).max(1), np.where(met > 0, share, 1.0).min(1)
+    return bool((highest - lowest < ALIKE).all())
 
 
 def _if_otherwise(wins: Array, system: int, prompts: int, prior: float) -> Interval:
@@ -273,15 +288,14 @@ def _games(scores: Array) -> Array:
 
 def tiers(intervals: Sequence[Interval]) -> list[int]:
     """The tiers of intervals sorted by value, best first: a new tier starts with the first interval that does not
-    overlap the first of the current tier."""
+    overlap the first of the current tier. One without bounds is in the tier of its place, and is no tier's first."""
     numbers: list[int] = []
+    tier = 1
     first: Interval | None = None
     for rating in intervals:
-        if first is None or not rating.overlaps(first):
-            first = rating
-            numbers.append(numbers[-1] + 1 if numbers else 1)
-        else:
-            numbers.append(numbers[-1])
+        if np.isfinite(rating.low) and (first is None or not rating.overlaps(first)):
+            tier, first = tier if first is None else tier + 1, rating
+        numbers.append(tier)
     return numbers
 
 

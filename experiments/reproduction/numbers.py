@@ -3,10 +3,11 @@
     results = Results.read(folder)                               # results.jsonl
     estimate(results, [(1.0, Ref("2", "brio", "training")), (-1.0, Ref("2", "ft", "training"))])
 
-A bootstrap draws seeds and, independently, items (prompts, or pairs of Table 1) with replacement, 2,000 times. All
-quantities on the same items use the same draws, so that a difference is taken prompt by prompt. With few seeds, such
-intervals are too narrow: three seeds say little about a fourth. Below `FEWEST` items there are no bounds (NaN), as in
-a benchmark.
+A bootstrap draws seeds and, independently, prompts with replacement, 2,000 times; the pairs of a prompt in Table 1 are
+drawn together. All quantities on the same items use the same draws. A difference is taken seed by seed and prompt by
+prompt: only over the seeds that all its terms have, and the items for which all have a value. If all values are equal,
+the rule of three gives the bounds. With few seeds, intervals are too narrow: three seeds say little about a fourth.
+Below `FEWEST` prompts there are no bounds (NaN), as in a benchmark.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from humor_env.experiments.reproduction.paper import PUBLISHED
-from humor_env.rewards.audits.audit_stats import FEWEST
+from humor_env.rewards.audits.audit_stats import ALIKE, FEWEST, rule_of_three
 from humor_env.shared.json_lines import read_lines
 from humor_env.shared.streams import generator
 
@@ -49,7 +51,7 @@ Terms = Sequence[tuple[float, Ref]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval (NaN if there are too few items), and the number of seeds and items behind it."""
+    """A mean with its 95 % interval (NaN if there are too few prompts), and the number of seeds and items behind it."""
 
     mean: float
     low: float
@@ -81,19 +83,21 @@ class Results:
     def seeds(self) -> list[int]:
         return sorted(self.cells)
 
-    def values(self, ref: Ref) -> tuple[str, Values] | None:
-        """The name of its items, and its `[S, N]` values, NaN where one is missing; None if no seed has any."""
-        by_seed = [(seed, list(self._of_seed(seed, ref))) for seed in self.seeds]
-        rows = [row for _, row in by_seed if row]
-        if not rows or not any(v is not None for row in rows for v in row):
-            return None
-        wide = np.full((len(rows), max(map(len, rows))), np.nan)
-        for place, row in enumerate(rows):
-            wide[place, : len(row)] = [np.nan if v is None else v for v in row]
-        return self._items(ref), wide
+    def values(self, ref: Ref) -> dict[int, Values]:
+        """The values `[N]` of each seed that has any, NaN where one is missing."""
+        rows = {seed: list(self._of_seed(seed, ref)) for seed in self.seeds}
+        arrays = {seed: np.array([np.nan if v is None else v for v in row]) for seed, row in rows.items()}
+        return {seed: array for seed, array in arrays.items() if np.isfinite(array).any()}
 
-    def _items(self, ref: Ref) -> str:
-        return {"1": "pairs", "3": "ood"}.get(ref.table, "test")
+    def prompt_of(self, table: str, count: int) -> NDArray[np.int64]:
+        """The number of the prompt of each of a table's `count` items."""
+        if table == "1":  # the pairs of one system, then those of the next, each on the same prompts
+            for cells in self.cells.values():
+                systems = cells.get("people", {}).get("systems", {}).values()
+                sizes = [len(values) for parts in systems for values in list(parts.values())[:1]]
+                if len(set(sizes)) == 1 and sum(sizes) == count:
+                    return np.tile(np.arange(sizes[0]), len(sizes))
+        return np.arange(count)
 
     def _of_seed(self, seed: int, ref: Ref) -> Iterator[float | None]:
         cells = self.cells[seed]
@@ -108,28 +112,56 @@ class Results:
 
 
 def estimate(results: Results, terms: Terms) -> Estimate | None:
-    """The sum of `coefficient x mean` over the terms; None if one of them was not measured."""
+    """The sum of `coefficient x mean` over the terms; None if no seed has all of them.
+
+    Agreement on humor and on consistency are over different pairs by definition, those on which people decided the
+    question: the difference of the two is one of means. All other quantities on the same items are compared item by
+    item, so one that lacks a value in any of them counts in none."""
+    of_terms = [results.values(ref) for _, ref in terms]
+    seeds = [seed for seed in results.seeds if all(seed in values for values in of_terms)]
+    groups: dict[tuple[str, str], Values] = {}  # by items and, in Table 1, column: the sum of terms, [S, N]
+    for (coefficient, ref), values in zip(terms, of_terms, strict=True):
+        key = (_items(ref), ref.column if ref.table == "1" else "")
+        wide = _stacked([values[seed] for seed in seeds])
+        groups[key] = coefficient * wide + groups.get(key, 0.0)
+    if not seeds or not all(np.isfinite(summed).any() for summed in groups.values()):
+        return None
     mean, draws = 0.0, np.zeros(RESAMPLES)
-    seeds = items = 0
-    enough = True
-    for coefficient, ref in terms:
-        named_values = results.values(ref)
-        if named_values is None:
-            return None
-        name, values = named_values
-        mean += coefficient * float(np.nanmean(values))
-        draws += coefficient * _means(name, values)
-        finite = np.isfinite(values)
-        seeds, items = len(values), max(items, int(finite.sum(axis=1).max()))
-        enough = enough and bool(finite.any(axis=0).sum() >= FEWEST)
-    low, high = np.quantile(draws, [0.025, 0.975]) if enough else (np.nan, np.nan)
-    return Estimate(mean, float(low), float(high), seeds, items)
+    items, prompts = 0, []
+    for (name, _), summed in groups.items():
+        prompt_of = results.prompt_of("1" if name == "pairs" else "", summed.shape[1])
+        finite = np.isfinite(summed)
+        mean += float(np.nanmean(summed))
+        draws += _means(name, summed, prompt_of)
+        items = max(items, int(finite.sum(axis=1).max()))
+        prompts.append(len(set(prompt_of[finite.any(axis=0)].tolist())))
+    if min(prompts) < FEWEST:
+        low, high = np.nan, np.nan
+    elif all(np.nanmax(summed) - np.nanmin(summed) < ALIKE for summed in groups.values()):
+        scale = max(abs(c) for c, _ in terms)
+        lowest, highest = (sum(pick(0.0, c) for c, _ in terms) / scale for pick in (min, max))
+        low, high = (scale * bound for bound in rule_of_three(mean / scale, min(prompts), lowest, highest))
+    else:
+        low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(mean, float(low), float(high), len(seeds), items)
 
 
-def _means(name: str, values: Values) -> Values:
+def _items(ref: Ref) -> str:
+    return {"1": "pairs", "3": "ood"}.get(ref.table, "test")
+
+
+def _stacked(rows: Sequence[Values]) -> Values:
+    """`[S, N]`, with NaN at the end of shorter rows."""
+    wide = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
+    for place, row in enumerate(rows):
+        wide[place, : len(row)] = row
+    return wide
+
+
+def _means(name: str, values: Values, prompt_of: NDArray[np.int64]) -> Values:
     """The mean of each resample, over the values that are not missing."""
     by_seed = _weights("seeds", len(values))
-    by_item = _weights(f"items/{name}", values.shape[1])
+    by_item = _weights(f"items/{name}", int(prompt_of.max()) + 1)[:, prompt_of]
     finite = np.isfinite(values)
     total = np.einsum("rn,rn->r", by_seed @ np.where(finite, values, 0.0), by_item)
     count = np.einsum("rn,rn->r", by_seed @ finite.astype(float), by_item)

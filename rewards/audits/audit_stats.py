@@ -25,16 +25,21 @@ Interval = tuple[float, float]
 
 RESAMPLES = 2000
 _ROUNDING = 1e-9  # a variance of ranks below this is rounding
+ALIKE = 1e-9  # values that differ by less are equal
 FEWEST = 10  # with fewer prompts, bootstrap intervals are too narrow
 
 
+def rule_of_three(value: float, items: int, lowest: float = 0.0, highest: float = 1.0) -> Interval:
+    """Bounds where resamples cannot differ, because all values between `lowest` and `highest` are equal: so large a
+    share, 3 in `items`, may be otherwise."""
+    return max(min(lowest, value), value - 3 / items), min(max(highest, value), value + 3 / items)
+
+
 def percentile_bounds(means: Floats, values: Floats, items: int, lowest: float = 0.0) -> Interval:
-    """The middle 95 % of resampled means of values between `lowest` and 1. If all values are equal, resamples cannot
-    differ: then the rule of three applies, by which up to 3 in `items` may differ. Differences that should be equal,
-    such as 0.9 - 0.7 and 0.7 - 0.5, are so but for rounding."""
-    if np.ptp(values) < 1e-9:
-        value = float(values[0])
-        return max(lowest, value - 3 / items), min(1.0, value + 3 / items)
+    """The middle 95 % of resampled means of values between `lowest` and 1, or the rule of three if all values are
+    equal. Differences that should be equal, such as 0.9 - 0.7 and 0.7 - 0.5, are so but for rounding."""
+    if np.ptp(values) < ALIKE:
+        return rule_of_three(float(values[0]), items, lowest)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
