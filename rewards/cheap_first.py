@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
 from humor_env.errors import BudgetExceeded, InvalidOption
+from humor_env.llm.ledgered_client import leaving_unscored
 from humor_env.registry import judges
 from humor_env.rewards.shared.both_orders import Pair, ask_judge
 from humor_env.shared.streams import stream_seed
@@ -31,7 +32,8 @@ THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.01)
 class GateReport:
     """Counts of pairs. `unsure` pairs needed the paid judge, and `short` of them did not get it (a limit was reached,
     or it failed); `checked` sure pairs were also sent to it, and on `agreed` of those both preferred the same line.
-    `paid` pairs went to the paid judge, whether or not it answered validly.
+    `paid` pairs went to the paid judge, whether or not it answered validly, and even if a limit allowed only one of
+    their two orders.
     """
 
     pairs: int = 0
@@ -74,7 +76,8 @@ class GateReport:
 class CheapFirstJudge:
     """`cheap` and `paid` by name or live, with their options. A pair is sure if the cheap judge gives one line at least
     the probability `sure`. At most `max_paid` pairs ever go to the paid judge: the least sure of a batch first, and the
-    rest keep the cheap verdict. `check` is the share of sure pairs that are sent to it as well.
+    rest keep the cheap verdict, as do those that the paid judge's own budget refuses. `check` is the share of sure
+    pairs that are sent to it as well.
     """
 
     name = "cheap-first"
@@ -113,8 +116,7 @@ class CheapFirstJudge:
         to_ask = [*unsure, *checks]
         if self.max_paid is not None:
             to_ask = to_ask[: max(0, self.max_paid - self.report.paid)]
-        paid_verdicts = self._ask_paid([pairs[i] for i in to_ask])
-        answers = dict(zip(to_ask, paid_verdicts, strict=False))
+        answers = self._ask_paid({i: pairs[i] for i in to_ask})
         good = {i: verdict for i, verdict in answers.items() if not verdict.failed}
         checked = [i for i in checks if i in good]
         old = self.report
@@ -124,19 +126,25 @@ class CheapFirstJudge:
             old.short + sum(i not in good for i in unsure),
             old.checked + len(checked),
             old.agreed + sum(_agree(cheap[i].probability, good[i].probability) for i in checked),
-            old.paid + len(paid_verdicts),
+            old.paid + len(answers),
         )
         return [self._verdict(cheap[i], good.get(i), answers.get(i)) for i in range(len(pairs))]
 
-    def _ask_paid(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def _ask_paid(self, pairs: Mapping[int, Pair]) -> dict[int, Verdict]:
+        """The paid judge's verdicts, failed ones included, by the numbers of the pairs; none for a pair of which a
+        limit allowed no call. Once a limit is reached, only the cheap judge answers."""
         if not pairs or self.over_budget:
-            return []
+            return {}
         try:
-            return ask_judge(self.paid, pairs)
-        except BudgetExceeded:
-            # Paid answers are in the paid judge's ledger. From here on only the cheap judge answers.
+            with leaving_unscored() as refusals:
+                verdicts = dict(zip(pairs, ask_judge(self.paid, list(pairs.values())), strict=True))
+        except BudgetExceeded:  # of a judge with a limit of its own, which does not say what it has paid
             self.over_budget = True
-            return []
+            return {}
+        if refusals:
+            self.over_budget = True
+            verdicts = {i: verdict for i, verdict in verdicts.items() if not verdict.failed or verdict.usage.calls}
+        return verdicts
 
     def _verdict(self, cheap: Verdict, paid: Verdict | None, answer: Verdict | None) -> Verdict:
         chosen = paid or cheap

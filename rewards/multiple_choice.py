@@ -101,7 +101,7 @@ class MultipleChoiceJudge:
     def estimate(self, pairs: Sequence[Pair]) -> Estimate:
         """The estimated usage of judging these pairs, without sending anything."""
         to_ask = [pair for pair in pairs if self._without_asking(pair) is None]
-        both = [*to_ask, *((b, a) for a, b in to_ask)]
+        both = [order for a, b in to_ask for order in ((a, b), (b, a))]
         return self.ledgered.estimate([request for pair in both for request in self.requests(pair)])
 
     def close(self) -> None:

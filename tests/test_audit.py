@@ -396,6 +396,21 @@ def test_a_judge_is_asked_in_both_orders():
     assert report.pairs.calibration_error == pytest.approx(0.4)
 
 
+def test_a_judge_that_ends_half_way_has_judged_whole_pairs():
+    """All first orders came before all second ones: a judge whose limit ended half-way had judged nothing."""
+
+    class Limited:
+        name = "limited"
+
+        def ask(self, pairs):
+            known = [Verdict("limited", 0.8 if "funny" in a.text else 0.2) for a, _ in pairs[: len(pairs) // 2]]
+            return known + [Verdict("limited", None, error="budget")] * (len(pairs) - len(known))
+
+    report = audit(Limited(), SET, kind="judge")
+    assert (report.pairs.count, report.pairs.failed) == (20, 20)
+    assert (report.pairs.accuracy, report.pairs.flips) == (1.0, 0.0)
+
+
 def test_a_judge_that_gives_only_the_average():
     def averaged(pairs):
         return [Verdict("j", 0.8 if "funny" in a.text else 0.2, flipped=i % 4 == 0) for i, (a, _) in enumerate(pairs)]

@@ -77,6 +77,17 @@ def test_a_budget_is_derived_by_hand():
     assert found["often"]["prompts_per_round"] == 2
 
 
+def test_a_share_of_the_budget_is_one_of_its_money_too():
+    """Half of the lines and of the seconds came with all of the dollars."""
+    overrides = ["budget.cost=2.0", "budget.seconds=100.0", "learners.ppo.budget=0.5"]
+    bench = load_benchmark_spec("pocket-mini", overrides)
+    [feedback, *_] = bench.feedback
+    limits = {x.name: bench.run_spec(x, feedback, 0).budget for x in bench.learners if x.name in ("ppo", "dpo")}
+    assert (limits["ppo"].max_cost, limits["ppo"].max_seconds) == (1.0, 50.0)
+    assert (limits["dpo"].max_cost, limits["dpo"].max_seconds) == (2.0, 100.0)
+    assert bench.imitation_run(0)["budget"] == {"max_cost": 2.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

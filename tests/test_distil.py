@@ -7,10 +7,13 @@ import pytest
 from fake_messages_server import running
 
 from humor_env.errors import BudgetExceeded, CriticContractError, InvalidOption, UnknownName
+from humor_env.llm.budget import Budget
+from humor_env.llm.clients.limited import LimitedClient
 from humor_env.llm.ledger import Ledger
 from humor_env.llm.protocol import Reply
 from humor_env.registry import critics, judges
 from humor_env.rewards.cheap_first import CheapFirstJudge, GateReport, gate_table, render
+from humor_env.rewards.jury import Jury
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.pocket import CrowdJudge, calibration_pairs
 from humor_env.rewards.scorer import QUESTIONS, ScorerCritic
@@ -308,6 +311,27 @@ def test_failures_and_an_empty_purse_leave_the_cheap_verdict():
     assert gate.over_budget
     with pytest.raises(CriticContractError, match="was given 2 pairs"):
         CheapFirstJudge(cheap, lambda pairs: [], sure=0.8)(numbered(2))
+
+
+@pytest.mark.parametrize("over_budget", ["stop", "unscored"])
+@pytest.mark.parametrize("wrap", [lambda judge: judge, lambda judge: Jury([judge])], ids=["alone", "in a jury"])
+def test_what_was_paid_before_a_limit_is_used_and_counted(over_budget, wrap):
+    """At the limit the whole batch's paid answers were dropped: "0 asked of the paid judge, 100.0% saved"."""
+    client = Speaker(lambda request: {"1": 0.9, "2": 0.1} if request.data["1"] < request.data["2"] else {"2": 1.0})
+    paid = MultipleChoiceJudge(LimitedClient(client, Budget(max_calls=7)), over_budget=over_budget)
+    # The least sure first: pairs 3, 2 and 1 get both orders, pair 0 one of them, and the sure one no check.
+    cheap = Fixed("cheap", {"a0": 0.59, "a1": 0.58, "a2": 0.57, "a3": 0.56, "a4": 0.95})
+    gate = CheapFirstJudge(cheap, wrap(paid), sure=0.8, check=1.0)
+    verdicts = gate(numbered(5))
+    assert [v.probability for v in verdicts] == pytest.approx([0.59, 0.95, 0.95, 0.95, 0.95])
+    assert [v.reason.split()[0] for v in verdicts] == ["cheap", *[verdicts[1].reason.split()[0]] * 3, "cheap"]
+    assert [v.usage.calls for v in verdicts] == [2, 3, 3, 3, 1]
+    assert client.asked == paid.ledgered.usage.calls == 7
+    assert gate.report == GateReport(pairs=5, unsure=4, short=1, paid=4)
+    assert str(gate.report).startswith("5 pairs: 4 asked of the paid judge, 20.0% saved; 1 unsure ones were left")
+    assert gate.over_budget
+    assert [v.probability for v in gate(numbered(6)[1:])] == pytest.approx([0.58, 0.57, 0.56, 0.95, None])
+    assert (client.asked, gate.report.paid) == (7, 4)
 
 
 def test_sure_pairs_are_checked_by_a_share_that_neither_order_nor_side_changes():

@@ -154,11 +154,62 @@ def test_all_models_of_a_run_keep_one_pace(tmp_path):
         LedgeredClient(name, "openai:m@http://127.0.0.1:9/v1", ledger=tmp_path / "l.sqlite", budget=budget)
         for name in ("scorer", "judge")
     ]
-    assert made[0].budget.pace is made[1].budget.pace is not None
+    [pace] = made[0].budget.paces.values()
+    assert list(made[1].budget.paces.values()) == [pace]
     other = LedgeredClient("scorer", "openai:m@http://127.0.0.1:9/v1", ledger=tmp_path / "o.sqlite", budget=budget)
-    assert other.budget.pace is not made[0].budget.pace
+    assert pace not in other.budget.paces.values()
     for ledgered in (*made, other):
         ledgered.close()
+
+
+@pytest.mark.parametrize(
+    ("own", "between"),
+    [
+        ({"requests_per_minute": 6000}, 61 / 600),  # faster than the run may: the run's
+        ({"requests_per_minute": 300}, 61 / 300),  # slower: its own
+        ({"tokens_per_minute": 10**9}, 61 / 600),  # another limit: the run's
+        ({"requests_per_minute": 600, "tokens_per_minute": None}, 61 / 600),  # the same: it counts once
+    ],
+)
+def test_a_clients_own_rate_is_kept_besides_the_runs(tmp_path, own, between):
+    """The client's option replaced both limits of the run, and its calls did not count in the run's pace."""
+    with running("--judge", "always-1") as server:
+        limits = {"requests_per_minute": 600, "tokens_per_minute": 10**9, "scope": "run"}
+        table = {"ledger": tmp_path / "l.sqlite", "budget": limits}
+        name = f"openai:m@{server.url}/v1"
+        one = LedgeredClient("one", name, options=own, **table)
+        other = LedgeredClient("other", name, **table)
+        [shared] = other.budget.paces.values()
+        assert shared in one.budget.paces.values()
+        start = time.monotonic()
+        one.client(asked(7))
+        assert time.monotonic() - start >= 6 * between * 0.999
+        one.close()
+        other.close()
+
+
+def test_calls_of_a_client_with_a_rate_of_its_own_count_in_the_runs(tmp_path):
+    table = {"ledger": Ledger(tmp_path / "l.sqlite"), "scope": "run"}
+    one, other = (Budget(requests_per_minute=1, **table) for _ in range(2))
+    one.keep_pace(requests_per_minute=600)
+    one.keep_pace(requests_per_minute=600)
+    assert len(one.paces) == 2
+    ticket = one.reserve(10, None)
+    assert ticket is not None
+    assert other.reserve(10, None) is None
+    one.release(ticket)  # it was not made, and gives its turn back in both
+    assert other.reserve(10, None) is not None
+
+
+def test_waiting_for_ones_own_pace_takes_no_turn_of_the_others(tmp_path):
+    table = {"ledger": Ledger(tmp_path / "l.sqlite"), "scope": "run"}
+    one, other = (Budget(requests_per_minute=600, **table) for _ in range(2))
+    one.keep_pace(requests_per_minute=1)
+    assert one.reserve(10, None) is not None
+    time.sleep(2 * APART)
+    for _ in range(5):
+        assert one.reserve(10, None) is None
+    assert other.reserve(10, None) is not None
 
 
 def test_a_pace_and_a_limit_hold_together():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+import tiny
 from fake_messages_server import running
 from test_injection import Recorder
 
-from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.errors import BudgetExceeded, CriticContractError, InvalidOption
 from humor_env.llm import Reply, Request
+from humor_env.llm.budget import Budget
+from humor_env.llm.clients.limited import LimitedClient
 from humor_env.llm.protocol import OnReply
 from humor_env.llm.replies import read
 from humor_env.registry import judges
@@ -187,6 +191,35 @@ def test_both_orders_asks_everything_at_once_and_checks_the_length() -> None:
     assert asked == [4]
     with pytest.raises(CriticContractError, match="4 ordered pairs and answered 3"):
         both_orders(lambda pairs: [Verdict("x", 1.0)] * 3, [(A, B), (C, B)], "x")
+
+
+def test_a_budget_that_ends_half_way_leaves_whole_pairs(tmp_path: Path) -> None:
+    """All forward orders were asked before any backward one: half of the calls bought no verdict at all."""
+    pairs = [(Joke(PROMPT, f"line {i}"), Joke(PROMPT, f"other {i}")) for i in range(6)]
+    for most, judged in ((6, 3), (7, 3), (11, 5), (12, 6)):
+        judge = MultipleChoiceJudge(LimitedClient(Opinion(longer), Budget(max_calls=most)), over_budget="unscored")
+        verdicts = judge(pairs)
+        assert [v.probability for v in verdicts] == [0.0] * judged + [None] * (6 - judged)
+        assert judge.ledgered.usage.calls == most
+    # Stopped and continued with a larger budget, nothing is paid twice.
+    ledger = tmp_path / "v.sqlite"
+    stopped = MultipleChoiceJudge(LimitedClient(Opinion(longer), Budget(max_calls=7)), ledger=ledger)
+    with pytest.raises(BudgetExceeded):
+        stopped(pairs)
+    stopped.close()
+    client = Opinion(longer)
+    assert [v.probability for v in MultipleChoiceJudge(client, ledger=ledger)(pairs)] == [0.0] * 6
+    assert [r.data["1"] for r in client.asked] == ["other 3", "line 4", "other 4", "line 5", "other 5"]
+
+
+def test_a_budget_of_a_local_judge_leaves_whole_pairs(tmp_path: Path) -> None:
+    """It reads the longest requests first: both orders of a pair are equally long, and stay together."""
+    model = tiny.llama(context=512)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    pairs = [(Joke(PROMPT, a), Joke(PROMPT, b)) for a, b in (("a", "b"), ("aaa", "bbb"), ("aa", "bb"), ("ccc", "ddd"))]
+    judge = MultipleChoiceJudge(f"local:{tmp_path}", budget={"max_calls": 2}, over_budget="unscored")
+    assert [v.failed for v in judge(pairs)] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,13 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int, threads: int) -> t
     cells = count * (1 + len(runs))
     money = "the cost is not known without the key." if unknown else ""
     if not unknown:
+        shares = any(learner.budget < 1 for learner, _ in bench.pairs())
         money = costs.show_items(
             bench.name,
             [item.times(count) for item in items.values()],
             count,
             bench.budget.cost,
-            f"each of {cells} runs",
+            f"each of {cells} runs" + (" (that of a learner with a share of the budget earlier)" if shares else ""),
         )
     time = "The time depends on the student and the machine: the student's weights are large or not installed."
     if each is not None:

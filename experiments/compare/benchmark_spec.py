@@ -145,7 +145,7 @@ class BenchmarkSpec(Table):
 
     def learner_run(self, learner: LearnerTable, feedback: FeedbackTable, seed: int) -> dict[str, Any]:
         """`run_spec` as plain data, with only what differs from the defaults."""
-        data = self._data(f"{learner.name}-{feedback.name}", seed)
+        data = self._data(f"{learner.name}-{feedback.name}", seed, learner.budget)
         data["teacher"] = {k: v for k, v in data.get("teacher", {}).items() if k != "imitation"} | {"imitate": False}
         data["critic"], data["judge"] = [critic_table(feedback)], judge_table(feedback)
         data["learner"] = {"name": learner.registered, **self.settings_of(learner)}
@@ -159,7 +159,8 @@ class BenchmarkSpec(Table):
         settings = _merged(_known(config, self.learner), with_full_names(config, learner.settings))
         return fit_budget(config, settings, self.budget, learner)
 
-    def _data(self, name: str, seed: int) -> dict[str, Any]:
+    def _data(self, name: str, seed: int, share: float = 1.0) -> dict[str, Any]:
+        """What all runs have in common; `share` is of the budget."""
         data = dict(self.shared)
         held_out = {"critic": self.held_out.critic, "options": self.held_out.options}
         data |= {"name": f"{self.name}-{name}".replace("+", "p"), "seeds": [seed]}
@@ -169,7 +170,7 @@ class BenchmarkSpec(Table):
         if "tracking" in data:
             data["tracking"] = {"group": self.name, "name": data["name"]} | dict(data["tracking"])
         if self.budget.cost is not None:
-            data["budget"] = dict(data.get("budget", {})) | {"max_cost": self.budget.cost}
+            data["budget"] = dict(data.get("budget", {})) | {"max_cost": self.budget.cost * share}
         return data
 
     def parsed(self, data: Mapping[str, Any], what: str) -> Spec:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from humor_env.errors import BudgetExceeded, HumorEnvError, InvalidOption
-from humor_env.llm.pace import Booked, Pace, shared_pace
+from humor_env.llm.pace import Pace, Turn, cancel, enter_all, settle, shared_pace
 from humor_env.shared.plain_numbers import is_number
 from humor_env.types import NO_USAGE, Usage
 
@@ -53,7 +53,7 @@ class Reservation:
 
     tokens: int
     cost: float
-    pace: Booked | None = None
+    turn: Turn = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Budget:
             raise InvalidOption("A budget kept in a ledger needs both the ledger and a scope.")
         self.max_calls, self.max_tokens, self.max_cost = max_calls, max_tokens, max_cost
         self._ledger, self._scope = ledger, scope
-        self.pace: Pace | None = None
+        self.paces: dict[tuple[float | None, float | None], Pace] = {}  # by their limits, each of which counts once
         self.keep_pace(requests_per_minute, tokens_per_minute)
         self._lock = threading.Lock()
         self._account = Account()
@@ -139,14 +139,17 @@ class Budget:
                 self._sharing.add(self)
 
     def keep_pace(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:
-        """Limit requests and tokens per minute from now on; clients of one account share the limit."""
-        if requests_per_minute is None and tokens_per_minute is None:
+        """Limit requests and tokens per minute from now on, besides the limits kept already: all of them hold.
+
+        Clients of one account share those that are equal.
+        """
+        limits = (requests_per_minute, tokens_per_minute)
+        if limits == (None, None) or limits in self.paces:
             return
         if self._ledger is None or self._ledger.path == ":memory:":
-            self.pace = Pace(requests_per_minute, tokens_per_minute)
+            self.paces[limits] = Pace(*limits)
         else:
-            where = f"{self._ledger.path}\n{self._scope}"
-            self.pace = shared_pace(where, requests_per_minute, tokens_per_minute)
+            self.paces[limits] = shared_pace(f"{self._ledger.path}\n{self._scope}", *limits)
 
     @property
     def spent(self) -> Usage:
@@ -171,23 +174,23 @@ class Budget:
         until = time.monotonic() + patience
         while True:
             try:
-                return self._reserve(tokens, cost, self.pace if paced else None)
+                return self._reserve(tokens, cost, list(self.paces.values()) if paced else [])
             except LedgerBusy:
                 if time.monotonic() >= until:
                     raise
             time.sleep(0.05)
 
-    def _reserve(self, tokens: int, cost: float | None, pace: Pace | None) -> int | None:
+    def _reserve(self, tokens: int, cost: float | None, paces: Sequence[Pace]) -> int | None:
         if cost is None and self.max_cost is not None:
             raise InvalidOption(
                 "A limit in money cannot be enforced for a model whose price is unknown. Give its price "
                 "(prices = {model = {input = ..., output = ...}}, dollars per million), or limit calls or tokens."
             )
         with self._lock:
-            booked = None if pace is None else pace.enter(tokens)
-            if pace is not None and booked is None:
+            turn = enter_all(paces, tokens)
+            if turn is None:
                 return None
-            worst = Reservation(tokens, cost or 0.0, booked)
+            worst = Reservation(tokens, cost or 0.0, turn)
             refused: list[str] = []
 
             def book(account: Account) -> Account | None:
@@ -199,8 +202,8 @@ class Budget:
             try:
                 entered = self._change(book)
             finally:
-                if pace is not None and booked is not None and not entered:
-                    pace.cancel(booked)
+                if not entered:
+                    cancel(turn)
             if entered:
                 self._others_since = None
                 self._next += 1
@@ -228,13 +231,13 @@ class Budget:
         with self._lock:
             worst = self._open.pop(ticket)
             if usage is None:
-                self._paid(worst, None)
+                settle(worst.turn, None)
                 self._spent += Usage(calls=1)
                 return
             used = usage.input_tokens + usage.output_tokens
             if not 0 <= used <= 2 * LARGEST_COUNT:
                 used = worst.tokens
-            self._paid(worst, used)
+            settle(worst.turn, used)
             has_cost = usage.cost is not None and usage.cost >= 0 and math.isfinite(usage.cost)
             cost = usage.cost if has_cost and usage.cost is not None else worst.cost
             self._give_back(0, worst.tokens - used, worst.cost - cost)
@@ -244,13 +247,8 @@ class Budget:
         """Release the reservation of a call that was not made after all."""
         with self._lock:
             worst = self._open.pop(ticket)
-            if self.pace is not None and worst.pace is not None:
-                self.pace.cancel(worst.pace)
+            cancel(worst.turn)
             self._give_back(1, worst.tokens, worst.cost)
-
-    def _paid(self, worst: Reservation, used: int | None) -> None:
-        if self.pace is not None and worst.pace is not None:
-            self.pace.settle(worst.pace, used)
 
     def portions(self, worst: Sequence[tuple[int, float | None]]) -> Iterator[tuple[list[int], list[int]]]:
         """For calls made in this process: indices and tickets of as many at a time as the limits allow.

@@ -44,8 +44,8 @@ def make_client(
     """A client for `SERVICE[:MODEL][@URL]`, for `package.module:name`, or the live client that was given.
 
     `options` go to the client's class and may include those of the retry policy (concurrency, timeout, deadline, ...).
-    `requests_per_minute` and `tokens_per_minute` work with every client. Without `must_have_key` a missing key is an
-    error only when something is sent.
+    `requests_per_minute` and `tokens_per_minute` work with every client; those of the budget hold as well. Without
+    `must_have_key` a missing key is an error only when something is sent.
     """
     if not isinstance(what, str):
         if options or any(limit is not None for limit in (budget, requests_per_minute, tokens_per_minute)):

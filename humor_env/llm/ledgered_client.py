@@ -15,7 +15,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,6 +33,23 @@ from humor_env.llm.replies import ReplyError, check
 from humor_env.types import NO_USAGE, Usage
 
 OverBudget = Literal["stop", "unscored"]
+
+_refusals: ContextVar[list[str] | None] = ContextVar("refusals", default=None)
+
+
+@contextmanager
+def leaving_unscored() -> Iterator[list[str]]:
+    """Within the block, clients asked in this thread leave unscored what a limit refuses, whatever their `over_budget`.
+
+    For callers that can do without an answer, but not without those already paid. Gives the refusals' messages: none
+    until a limit is reached.
+    """
+    refusals: list[str] = []
+    token = _refusals.set(refusals)
+    try:
+        yield refusals
+    finally:
+        _refusals.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +292,11 @@ class LedgeredClient:
         try:
             self.client(requests, store)
         except BudgetExceeded as problem:
-            if self.over_budget == "stop":
+            refusals = _refusals.get()
+            if self.over_budget == "stop" and refusals is None:
                 raise
+            if refusals is not None:
+                refusals.append(str(problem))
             for key in keys:
                 # Not stored: a later run with a larger budget asks them.
                 fresh.setdefault(key, Reply(error="budget", detail=str(problem)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from humor_env.errors import InvalidOption
@@ -83,6 +83,32 @@ class Pace:
         with self._lock:
             self._requests_until -= self._request
             self._tokens_until -= self._token * booked.tokens
+
+
+Turn = tuple[tuple[Pace, Booked], ...]
+"""A call's place in each Pace that it keeps."""
+
+
+def enter_all(paces: Iterable[Pace], most: int) -> Turn | None:
+    """Start a call in all of these; None, and it has started in none, if it is not its turn yet in one of them."""
+    turn: Turn = ()
+    for pace in paces:
+        booked = pace.enter(most)
+        if booked is None:
+            cancel(turn)
+            return None
+        turn = (*turn, (pace, booked))
+    return turn
+
+
+def settle(turn: Turn, used: int | None) -> None:
+    for pace, booked in turn:
+        pace.settle(booked, used)
+
+
+def cancel(turn: Turn) -> None:
+    for pace, booked in turn:
+        pace.cancel(booked)
 
 
 _shared: dict[tuple[str, float | None, float | None], Pace] = {}

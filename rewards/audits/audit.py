@@ -213,9 +213,10 @@ class _Judging:
         joke_pairs: list[Pair] = [pair.jokes for pair in pairs]
         ask = getattr(self.critic_or_judge, "ask", None)
         if callable(ask):
-            # Separate orders give more information than their average, at the same cost.
-            answers = self._verdicts(ask, [*joke_pairs, *((b, a) for a, b in joke_pairs)])
-            self.first, self.second = answers[: len(joke_pairs)], answers[len(joke_pairs) :]
+            # Separate orders give more information than their average, at the same cost. A pair's two come one after
+            # the other: if a limit ends the asking, whole pairs are judged.
+            answers = self._verdicts(ask, [order for a, b in joke_pairs for order in ((a, b), (b, a))])
+            self.first, self.second = answers[::2], answers[1::2]
         else:
             self.first = self._verdicts(self.critic_or_judge, joke_pairs)
 

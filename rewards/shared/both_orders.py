@@ -27,19 +27,18 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
 
     `ask` gets both orders of all pairs as one list (so that it can send them at once) and answers for the first joke
     *as shown*. If either order fails, the pair has no verdict: a single order has exactly the bias that this function
-    removes.
+    removes. A pair's two orders come one after the other, so that a budget that ends half-way has bought whole pairs.
     """
     if not pairs:
         return []
-    ordered = [*pairs, *((second, first) for first, second in pairs)]
+    ordered = [order for first, second in pairs for order in ((first, second), (second, first))]
     answers = ask(ordered)
     if len(answers) != len(ordered):
         raise CriticContractError(
             f"The judge '{name}' was asked about {len(ordered)} ordered pairs and answered {len(answers)}: "
             "it must return one verdict per pair, in order."
         )
-    half = len(pairs)
-    return [_average(name, forward, back) for forward, back in zip(answers[:half], answers[half:], strict=True)]
+    return [_average(name, forward, back) for forward, back in zip(answers[::2], answers[1::2], strict=True)]
 
 
 def ask_judge(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
