@@ -160,13 +160,24 @@ def test_scores_and_their_parts():
 def test_against_the_teacher():
     """Of ppo's two seeds (0.4 + 1 + 0.6) / 3 = 67 and 0.5 + 0.5 / 2 = 75 percent by the training judge, 13 and 75 by
     the held-out one. With no line longer than another, a win at equal length is a win: (16/30 + 1/2) / 2 = 52, and
-    (0.1 + 0.5) / 2 = 30. These have one number for each seed, and two of them are enough for an interval: from one to
-    the other (0.1 is 0.11 by the ridge), or where they are equal by the rule of three."""
+    (0.1 + 0.5) / 2 = 30."""
     head, rows = table("teacher")
     assert head[:2] == ["win or tie, held-out judge", "win or tie, training judge"]
     assert head[2:4] == ["win at equal length, held-out judge", "win at equal length, training judge"]
-    assert rows["teacher"] == ["–"] * 5 and rows["base"] == ["75", "75", *["50 [0, 100]"] * 2, "–"]
-    assert rows["ppo"] == ["44", "71", "30 [11, 50]", "52 [50, 53]", "1.25"]
+    assert rows["teacher"] == ["–"] * 5 and rows["base"] == ["75", "75", "50", "50", "–"]
+    assert rows["ppo"] == ["44", "71", "30", "52", "1.25"]
+
+
+def test_at_equal_length_prompts_are_resampled_as_well_as_seeds():
+    """Two seeds that agree on twelve prompts, of which half are won, had 50 [25, 75] by the rule of three of the seeds
+    that are equal, or no width at all; with lines of equal length it is the interval of a plain win."""
+    wins = [1.0, 0.0] * 6
+    rows = [row("ppo", seed, *wins, wins=wins, ties=[0.0] * 12, wins_held_out=wins) for seed in (0, 1)]
+    [cells] = table("teacher", bench(rows=rows, prompts=list("abcdefghijkl")))[1].values()
+    assert cells[1].startswith("50 [2") and cells[1].endswith(("75]", "76]", "77]"))
+    bounds = [[int(n) for n in cell.partition("[")[2].rstrip("]").split(", ")] for cell in cells[1:4]]
+    np.testing.assert_allclose(bounds[1], bounds[0], atol=4)
+    np.testing.assert_allclose(bounds[2], bounds[0], atol=4)
 
 
 def test_improvement_over_the_imitation_and_the_control():
@@ -312,7 +323,8 @@ def test_the_page_of_results():
     assert page[:2] == [
         "# A tiny one",
         "Seeds 0, 1; 3 held-out prompts, one line for each; measured by `pocket`, which no learner was trained on. "
-        "Budget per learner after the warm start: 48 samples. Intervals are 95 %, by bootstrap over seeds and prompts.",
+        "Budget per learner after the warm start: 48 samples. Intervals are 95 %, by bootstrap over seeds and prompts; "
+        "those during training over seeds only.",
     ]
     assert page[2] == "## Two of them" and page[3] == make_table(bench(), "two")
     assert page[4] == "## Held-out score and its parts" and page[5] == make_table(bench(), "scores")
@@ -323,7 +335,9 @@ def test_the_page_of_results():
     assert failed.startswith("# tiny\n")
     assert "**2 of 4 cells have no result:**\n\n- ppo/0: why\n- x: y\n\nMade by" in failed
     several = results_page(bench(prompts=["a"]))
-    assert "1 held-out prompts, 3 lines for each" in several and "prompts, a prompt with all its lines." in several
+    assert (
+        "1 held-out prompts, 3 lines for each" in several and "prompts, a prompt with all its lines; those" in several
+    )
 
 
 # Filled into a page

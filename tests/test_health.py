@@ -191,10 +191,26 @@ def test_a_judge_of_pairs_is_counted_from_the_last_step_of_each_seed():
     first = [{"step": 1.0, "feedback/judged": 99.0}, {"step": 2.0} | last]
     both = run(seed(metrics=first, training=kept), seed(metrics=[{"step": 2.0} | last | {"feedback/calls": 7.0}]))
     [found] = judges(both)
-    assert found == JudgeHealth("teaching", "judge", 40, True, 6, 1, 10 / 40, 4 / 40, calls=7)
+    assert found == JudgeHealth("teaching", "judge", 40, True, 6, 1, 10 / 34, 4 / 34, calls=7)
     [bare] = judges(run(seed(metrics=[{"step": 1.0} | last])))
     assert (bare.refusals, bare.calls) == (None, None)
     assert judges(run(seed(metrics=[{"step": 1.0, "feedback/judged": 0.0}]))) == []
+
+
+def test_flips_are_a_share_of_the_pairs_judged_in_both_orders_and_ties_of_all_verdicts():
+    """Failed pairs counted as steady ones: 33 flips of 55 verdicts, which are 60 %, were shown as 33 % and not marked.
+    A judge that was never asked in both orders had 0 % instead of a dash."""
+    counts = {"judged": 100.0, "failed": 45.0, "both_orders": 50.0, "flipped": 33.0, "ties": 11.0}
+
+    def shown(**changed):
+        logged = {f"feedback/{name}": value for name, value in (counts | changed).items() if value is not None}
+        table = judge_table(run(seed(metrics=[{"step": 1.0} | logged])), "Judges")
+        cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+        return cells.get("flips"), cells["ties"], table.rows[0].worth_a_look
+
+    assert shown() == ("66%", "20%", True)
+    assert shown(both_orders=None) == ("60%", "20%", True)  # a log from before it was counted
+    assert shown(both_orders=0.0, flipped=0.0) == (None, "20%", False)
 
 
 def test_the_held_out_judge_is_asked_about_every_stage():
@@ -207,7 +223,7 @@ def test_the_held_out_judge_is_asked_about_every_stage():
 
 
 def test_the_table_of_judges_has_the_columns_that_were_measured():
-    pairs = {"feedback/judged": 2000.0, "feedback/failed": 50.0, "feedback/flipped": 1000.0, "feedback/calls": 4000.0}
+    pairs = {"feedback/judged": 2000.0, "feedback/failed": 50.0, "feedback/flipped": 975.0, "feedback/calls": 4000.0}
     stages = {"ppo": [judged(tie=0.5), judged(None, error="refusal"), judged(None)]}
     table = judge_table(run(seed(metrics=[{"step": 1.0} | pairs], stages=stages)), "Judges")
     assert table.columns == ["judge", "asked about", "failed", "refused", "flips", "ties", "calls"]

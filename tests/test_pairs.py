@@ -117,6 +117,7 @@ def test_verdicts_become_preferences():
         "uneven": 1,
         "judged": 5,
         "calls": 10,
+        "both_orders": 4,
         "flipped": 1,
         "ties": 2,
         "failed": 1,
@@ -345,6 +346,18 @@ def test_a_round_without_preferences():
     assert sorted(walk(last, [2, 0])[0]) == [0, 1, 2]
     with pytest.raises(TrainingStopped, match="no preference"):
         walk(Rounds(prompts(4), epochs=6, rounds=2, batch_size=2, seed=0), [0, 2])
+
+
+def test_rounds_go_on_from_a_state_that_did_not_count_answers_in_both_orders():
+    """Otherwise flips of all rounds would be a share of the later rounds' pairs: more than all."""
+    rounds = Rounds(prompts(4), epochs=4, rounds=2, batch_size=2, seed=3)
+    rounds.begin(given(5))
+    state = rounds.get_state()
+    state["counts"] = {"judged": 9.0, "failed": 2.0, "flipped": 3.0}
+    rounds.set_state(state)
+    assert rounds.numbers()["feedback/both_orders"] == 7.0
+    rounds.set_state(state | {"counts": state["counts"] | {"both_orders": 4.0}})
+    assert rounds.numbers()["feedback/both_orders"] == 4.0
 
 
 def test_rounds_go_on_from_their_state():

@@ -33,7 +33,7 @@ from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, Verdict, critic_name
 
-COUNTS = ("samples", "alike", "uneven", "judged", "calls", "flipped", "ties", "failed", "preferences")
+COUNTS = ("samples", "alike", "uneven", "judged", "calls", "both_orders", "flipped", "ties", "failed", "preferences")
 
 
 @dataclass(frozen=True)
@@ -290,6 +290,7 @@ def _judged_pairs(
         jokes += [a, b]
         judgements += _as_judgements(verdict)
         counts["calls"] += verdict.usage.calls
+        counts["both_orders"] += verdict.flipped is not None
         counts["flipped"] += bool(verdict.flipped)
         if verdict.probability is None:
             counts["failed"] += 1

@@ -126,4 +126,6 @@ class Rounds:
             self.stream.set_state(state["stream"])
         self.epoch, self.position, self.begun = state["epoch"], state["position"], state["begun"]
         self.counts = dict(state["counts"])
+        if "judged" in self.counts:  # of a version that did not count those with an answer in both orders
+            self.counts.setdefault("both_orders", self.counts["judged"] - self.counts["failed"])
         self.preferences = [read_preference(record) for record in state["preferences"]]

@@ -57,7 +57,12 @@ def _curves(over: str, label: str) -> Callable[[Benchmark], str]:
             at = np.linspace(min(max(x[0] for x, _ in curves), longest), longest, 12)
             intervals = stats.mean_curve(curves, at)
             lines.append(_line(system, at, intervals))
-        return line_chart(lines, title=f"Held-out score on dev prompts against {label}", x_label=label, y_label="score")
+        return line_chart(
+            lines,
+            title=f"Held-out score on dev prompts against {label}",
+            x_label=label,
+            y_label="score, intervals over seeds",
+        )
 
     return draw
 

@@ -135,8 +135,7 @@ def _win_tie(bench: Benchmark) -> str:
         def column(s: System) -> str:
             if s.name == "teacher":
                 return "–"
-            pairs = zip(s.lines(key), s.lines("longer"), strict=True)
-            return _bounds(stats.interval([np.array([stats.length_controlled(w, x) for w, x in pairs])]), 0, 100)
+            return _bounds(stats.length_controlled_interval(s.lines(key), s.lines("longer")), 0, 100)
 
         return column
 
@@ -277,7 +276,8 @@ def curve_of(
 
 
 def _efficiency(bench: Benchmark) -> str:
-    """On dev prompts: the score when a share of the budget was spent, and the mean over the budget."""
+    """On dev prompts: the score when a share of the budget was spent, and the mean over the budget. The intervals are
+    over seeds: a point has one number for all its prompts."""
     budget = bench.spec.budget.samples or bench.spec.budget.judgements or 0
     over = "samples" if bench.spec.budget.samples else "judgements"
     systems = [s for s in systems_of(bench) if curve_of(bench, s, "score", over)]
@@ -351,7 +351,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
     "teacher": ("Against the teacher's line for the same prompt, in percent", _win_tie),
     "ratings": ("Bradley-Terry ratings; the systems of one tier do not differ significantly", _ratings),
     "improvement": ("Improvement (* where the interval excludes 0)", _improvement),
-    "efficiency": ("During training: held-out score on dev prompts", _efficiency),
+    "efficiency": ("During training: held-out score on dev prompts, intervals over seeds only", _efficiency),
     "overoptimisation": (
         "Overoptimisation: wins over the teacher by the training and the held-out judge, in percent",
         _overoptimisation,
@@ -405,7 +405,8 @@ def results_page(bench: Benchmark) -> str:
         f"`{bench.spec.held_out.critic}`, which no learner was trained on. Budget per learner after the warm start: "
         + ", ".join(f"{v:,g} {k}" for k, v in budget.items())
         + ". Intervals are 95 %, by bootstrap over seeds and prompts"
-        + (", a prompt with all its lines." if several > 1 else "."),
+        + (", a prompt with all its lines" if several > 1 else "")
+        + "; those during training over seeds only.",
     ]
     if record["failures"]:
         failed = [f"- {name}: {why}" for name, why in record["failures"].items()]

@@ -7,6 +7,7 @@
     paired_difference(a, b)                   # same seeds, same prompts
     bradley_terry(scores)                     # [systems, seeds, prompts]: ratings, intervals, tiers
     length_controlled(wins, longer)           # the win rate if both lines had the same length
+    length_controlled_interval(wins, longer)  # [seeds, prompts]: its mean over seeds, with an interval
 
 Interquartile mean, stratified bootstrap, probability of improvement and performance profiles follow Agarwal et al. 2021
 ("Deep Reinforcement Learning at the Edge of the Statistical Precipice"). Their package rliable 1.2.0 is on PyPI, but
@@ -307,32 +308,58 @@ def length_controlled(wins: ArrayLike, longer: ArrayLike, ridge: float = 1e-2) -
     2024) without its term for a prompt's difficulty, which a single system cannot separate from its own strength.
     `ridge` keeps both numbers finite if the judge is always certain.
     """
-    target, length = np.asarray(wins, dtype=np.float64), np.asarray(longer, dtype=np.float64)
+    target, length = np.ravel(np.asarray(wins, dtype=np.float64)), np.ravel(np.asarray(longer, dtype=np.float64))
+    return float(_length_controlled(target, length, np.ones((1, len(target))), ridge)[0])
+
+
+def _length_controlled(target: Array, length: Array, weights: Array, ridge: float = 1e-2) -> Array:
+    """The same for each row of `weights`, which says how often each line counts; NaN where none has a verdict."""
     finite = np.isfinite(target) & np.isfinite(length)
-    target, length = target[finite], length[finite]
-    if not len(target):
-        return float("nan")
-    spread = length.std()
-    features = np.stack(
-        [np.ones_like(length), np.tanh(length / spread) if spread > 0 else np.zeros_like(length)], axis=1
-    )
-    at = np.array([float(logit(np.clip(target.mean(), 0.01, 0.99))), 0.0])
-
-    def loss(here: Array) -> float:
-        z = features @ here
-        return float((np.logaddexp(0, z) - target * z).sum() + ridge / 2 * (here**2).sum())
-
+    target, length, weights = target[finite], length[finite], weights[:, finite]
+    counts = weights.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        middle = (weights @ length / counts)[:, None]
+        spread = np.sqrt((weights * (length - middle) ** 2).sum(1) / counts)[:, None]
+        differ = spread > ALIKE * np.abs(length).max(initial=0.0)  # but for rounding
+        pushed = np.where(differ, np.tanh(length / spread), 0.0)
+        share = weights @ target / counts
+    a, b = logit(np.clip(share, 0.01, 0.99)), np.zeros(len(weights))
     for _ in range(100):
-        p = expit(features @ at)
-        slope = features.T @ (p - target) + ridge * at
-        curvature = (features * (p * (1 - p))[:, None]).T @ features + ridge * np.eye(2)
-        step = np.linalg.solve(curvature, slope)
-        while loss(at - step) > loss(at) and np.abs(step).max() > 1e-12:
-            step = step / 2
-        at = at - step
-        if np.abs(step).max() < 1e-10:
+        p = expit(a[:, None] + b[:, None] * pushed)
+        missed, curved = weights * (p - target), weights * p * (1 - p)
+        slope_a, slope_b = missed.sum(1) + ridge * a, (missed * pushed).sum(1) + ridge * b
+        by_length = curved * pushed
+        aa, ab = curved.sum(1) + ridge, by_length.sum(1)
+        bb = (by_length * pushed).sum(1) + ridge
+        determinant = aa * bb - ab**2
+        step_a, step_b = (bb * slope_a - ab * slope_b) / determinant, (aa * slope_b - ab * slope_a) / determinant
+        # A step that moves no line's log-odds by more than 1 always lowers the loss, so none has to be tried.
+        size = np.abs(step_a) + np.abs(step_b)
+        shorter = 1 / np.maximum(1.0, size)
+        a, b = a - shorter * step_a, b - shorter * step_b
+        if not (size > 1e-10).any():
             break
-    return float(expit(at[0]))
+    return np.where(counts > 0, expit(a), np.nan)
+
+
+def length_controlled_interval(
+    wins: ArrayLike, longer: ArrayLike, *, seed: int = 0, resamples: int = 300, level: float = LEVEL
+) -> Interval:
+    """The mean over seeds of `length_controlled`, from `[seeds, prompts]` or `[seeds, prompts, lines]`. As in
+    `interval`, seeds and prompts are resampled, and the model is fitted again to each resample."""
+    target, length = np.asarray(wins, dtype=np.float64), np.asarray(longer, dtype=np.float64)
+    seeds, prompts = target.shape[:2]
+    source = generator(seed, "length controlled")
+    rows, weights = _draws(source, resamples, seeds), _weights(source, resamples, prompts)
+    by_line = np.repeat(weights, target[0].size // prompts, axis=1)
+    pairs = [(w.ravel(), x.ravel()) for w, x in zip(target, length, strict=True)]
+    value = float(mean(np.array([length_controlled(w, x) for w, x in pairs])))
+    if not _enough(target):
+        return Interval(value, np.nan, np.nan)
+    if np.nanmax(target) - np.nanmin(target) < ALIKE:
+        return Interval(value, *rule_of_three(value, _units(target)))
+    fits = np.stack([_length_controlled(w, x, by_line) for w, x in pairs], axis=1)  # [R, S]
+    return _interval(value, mean(np.take_along_axis(fits, rows, axis=1)), level)
 
 
 def mean_curve(

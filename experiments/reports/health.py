@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from humor_env.experiments.reports.report_data import Judged, RunData
 from humor_env.experiments.reports.report_numbers import Curve, mean_curve, series, spent
 from humor_env.experiments.reports.tables import Table, TableRow, percent, share_of
-from humor_env.experiments.runs.screen import MOST_FLIPS, flips
+from humor_env.experiments.runs.screen import MOST_FLIPS, flips, in_both_orders
 
 # A failed reply's kind comes before its detail, possibly after the name of the part that failed.
 _REFUSAL = re.compile(r"(?:^|[;:] ?)refusal(?=[:;]|$)")
@@ -154,6 +154,7 @@ def _teaching(run: RunData) -> JudgeHealth | None:
         # Each pair that failed left two lines without a score.
         counts = {key: sum(row.get(f"feedback/{key}", 0.0) for row in last) for key in _COUNTED}
         asked = int(counts["judged"])
+        both, verdicts = sum(map(in_both_orders, last)), counts["judged"] - counts["failed"]
         return JudgeHealth(
             "teaching",
             name,
@@ -161,8 +162,8 @@ def _teaching(run: RunData) -> JudgeHealth | None:
             True,
             int(counts["failed"]),
             None if refusals is None else refusals // 2,
-            flips=counts["flipped"] / asked if asked else None,
-            ties=counts["ties"] / asked if asked else None,
+            flips=counts["flipped"] / both if both else None,
+            ties=counts["ties"] / verdicts if verdicts else None,
             calls=int(counts["calls"]) or None,
         )
     judged = int(sum(row.get("spent/judgements", 0.0) for row in last)) or len(lines)

@@ -32,11 +32,19 @@ MOST_FLIPS = 0.5  # above this share, a judge's verdicts depend more on a line's
 def flips(numbers: Mapping[str, float | None]) -> float | None:
     """The share of a judge's verdicts that change when the two lines are shown in the other order, from a step's
     metrics or a stage's numbers; None if no judge was asked in both orders."""
-    judged, flipped = numbers.get("feedback/judged"), numbers.get("feedback/flipped")
-    if judged and flipped is not None:
-        return flipped / judged
+    both, flipped = in_both_orders(numbers), numbers.get("feedback/flipped")
+    if both and flipped is not None:
+        return flipped / both
     parts = [v for n, v in numbers.items() if v is not None and "part/" in n and n.endswith(("/flips", ".flips"))]
     return max(parts, default=None)
+
+
+def in_both_orders(numbers: Mapping[str, float | None]) -> float:
+    """How many pairs got an answer in both orders; in a log that did not count them, how many got a verdict."""
+    counted = numbers.get("feedback/both_orders")
+    if counted is not None:
+        return counted
+    return (numbers.get("feedback/judged") or 0.0) - (numbers.get("feedback/failed") or 0.0)
 
 
 class Bar(Protocol):
