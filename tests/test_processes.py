@@ -107,3 +107,14 @@ def apart(tmp_path_factory):
 def test_best_of_n_is_measured_by_the_main_process_alone(apart):
     """It asked the others for their failures, while they waited for it elsewhere: the run hung."""
     assert [found["best_of_n"] for found in apart] == [{"lines": 8}, {"lines": 0}]
+
+
+@pytest.mark.slow
+def test_evaluations_take_no_process_time_from_the_budget(apart):
+    """Four evaluations of 6 seconds would be past the limit of 15."""
+    assert [found["budget"] for found in apart] == [{"steps": 4, "why": "", "evaluations": 4}] * 2
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_rows_take_the_same_number_of_steps(apart):
+    assert [found["minibatches"] for found in apart] == [{"steps": 2}] * 2
