@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from humor_env.agents.feedback.rollout import check_failures
+from humor_env.agents.feedback.rollout import check_failures_here
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.session import TrainResult
@@ -66,7 +66,8 @@ class BestOfN:
         judgements = judged_with_words(self.critic, jokes) if jokes else []
         self.samples += len(jokes)
         self.judgements += len(judgements)
-        check_failures(judgements, config.max_failure_share)
+        # A run measures in its main process only: the others would not join an exchange.
+        check_failures_here(judgements, config.max_failure_share)
         best = []
         for start in range(0, len(jokes), config.n):
             group = judgements[start : start + config.n]

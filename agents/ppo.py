@@ -19,8 +19,9 @@ a. Unscored lines (`valid` False) are left out of every mean instead of getting 
 b. With one pass and one minibatch the old log-probabilities are those of the update itself (the ratio is 1), and the
    values are computed while sampling: two forward passes fewer. The sampler's log-probabilities are compared with the
    update's at run time, so that a misalignment stops the run instead of silently corrupting it.
-c. Losses are divided by the token count of the whole minibatch over all processes, never by micro-batch, so that
-   neither the micro-batch size nor the number of processes changes the step.
+c. Losses are divided by the token count of the whole minibatch over all processes, never by micro-batch, so that the
+   micro-batch size does not change the step, nor with one minibatch the number of processes. With several, each
+   process draws its part of a minibatch from its own lines.
 d. The reference is the imitation adapter on the same base, not the base with adapters off.
 e. Random numbers depend only on (seed, step, attempt, row), so a run is reproducible when resumed or on more processes.
 """

@@ -5,6 +5,7 @@ import torch
 from tiny import letters_critic, prompts, stir, student
 
 from humor_env.agents.best_of_n import BestOfN, BestOfNConfig, best_place, train
+from humor_env.agents.feedback import rollout
 from humor_env.agents.student import POLICY
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed
@@ -68,6 +69,23 @@ def test_failed_judgements():
         BestOfN(moved_student(), broken, BestOfNConfig(n=2, sampling=SHORT)).write(prompts(3))
     with pytest.raises(CriticContractError):
         BestOfN(moved_student(), lambda jokes: [], BestOfNConfig(n=2, sampling=SHORT)).write(prompts(3))
+
+
+def test_its_failures_are_counted_without_the_other_processes(monkeypatch):
+    """A run measures it in the main process only, where an exchange would wait for the others for ever."""
+
+    def nobody_answers(*_):
+        raise AssertionError("an exchange that the other processes do not join")
+
+    monkeypatch.setattr(rollout, "sum_over_processes", nobody_answers)
+
+    def half(jokes):
+        return [Judgement("c", None, error="gone") if i % 2 else Judgement("c", 0.5) for i in range(len(jokes))]
+
+    writer = BestOfN(moved_student(), half, BestOfNConfig(n=2, sampling=SHORT, max_failure_share=0.5))
+    assert len(writer.write(prompts(3))) == 3
+    with pytest.raises(JudgingFailed, match="3 of 6 judgements failed, more than the allowed share of 49%"):
+        BestOfN(moved_student(), half, BestOfNConfig(n=2, sampling=SHORT, max_failure_share=0.49)).write(prompts(3))
 
 
 def test_training_it_takes_no_step():

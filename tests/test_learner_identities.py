@@ -526,6 +526,12 @@ def test_minibatches_part_the_rows_anew_in_each_pass_and_step():
         return [part.tolist() for part in step._random_rows(12, epoch)]
 
     assert parts(0, 0, minibatches=1) == [list(range(12))]
+    # Of 12 rows, chunks of equal size would be 3, 3, 3, 3 for five, and 2 each for seven.
+    assert [len(part) for part in parts(0, 0, minibatches=5)] == [3, 3, 2, 2, 2]
+    assert [len(part) for part in parts(0, 0, minibatches=7)] == [2, 2, 2, 2, 2, 1, 1]
+    assert [len(part) for part in parts(0, 0, minibatches=12)] == [1] * 12
+    with pytest.raises(InvalidOption, match=r"Each of 13 minibatches needs a line.*batch_size 12"):
+        ppo.PPOConfig(batch_size=12, minibatches=13)
     three = parts(0, 0, minibatches=3)
     assert [len(part) for part in three] == [4, 4, 4]
     assert sorted(row for part in three for row in part) == list(range(12))

@@ -1,6 +1,8 @@
 """Two processes with half the batch each take the same steps as one with all of it, and leave the same behind."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from humor_env.agents.session.checkpoint import CheckpointStore
 
 SCRIPT = Path(__file__).parent / "train_in_processes.py"
+APART = Path(__file__).parent / "apart_in_processes.py"
 
 
 @pytest.mark.slow
@@ -72,3 +75,46 @@ def compare_folders(alone, launched):
     found = [store.latest() for store in stores]
     assert stores[1].damaged == []
     assert found[0].state["watch"] == found[1].state["watch"]
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """What each of two processes found in the cases of `apart_in_processes.py` that both got through."""
+    folder = tmp_path_factory.mktemp("apart")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in ("0", "1"):
+        with (folder / f"said.{rank}").open("w") as said:
+            command = [sys.executable, str(APART), str(folder / "out")]
+            own = {"RANK": rank, "LOCAL_RANK": rank}
+            started.append(subprocess.Popen(command, env=shared | own, stdout=said, stderr=said))
+    try:
+        for process in started:
+            process.wait(timeout=300)
+    except subprocess.TimeoutExpired:
+        pass  # one waits for the other for ever; the cases before are found
+    for process in started:
+        process.kill()
+    for rank in ("0", "1"):
+        print((folder / f"said.{rank}").read_text()[-3000:])  # shown where a test fails
+    return [json.loads((folder / f"out.{rank}").read_text()) for rank in ("0", "1")]
+
+
+@pytest.mark.slow
+def test_best_of_n_is_measured_by_the_main_process_alone(apart):
+    """It asked the others for their failures, while they waited for it elsewhere: the run hung."""
+    assert [found["best_of_n"] for found in apart] == [{"lines": 8}, {"lines": 0}]
+
+
+@pytest.mark.slow
+def test_evaluations_take_no_process_time_from_the_budget(apart):
+    """Four evaluations of 6 seconds would be past the limit of 15."""
+    assert [found["budget"] for found in apart] == [{"steps": 4, "why": "", "evaluations": 4}] * 2
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_rows_take_the_same_number_of_steps(apart):
+    assert [found["minibatches"] for found in apart] == [{"steps": 2}] * 2

@@ -17,6 +17,7 @@ from tiny import prompts, stir, student, vector_env
 
 from humor_env.agents import ppo
 from humor_env.agents.ppo import PPOConfig
+from humor_env.agents.session import limits
 from humor_env.agents.session.checkpoint import CheckpointStore, load_optimizer, optimizer_tensors
 from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.log import RunLog, Silent, StopRequest, flush_log, is_timing, joke_record
@@ -581,6 +582,25 @@ def test_the_clock_of_a_run_stands_still_outside_and_while_paused(monkeypatch):
     with control:
         now[0] += 1
     assert control.numbers()["seconds/spent"] == 8.0
+
+
+def test_the_clock_stands_still_until_every_process_has_evaluated(monkeypatch):
+    """Only the main process evaluates: the others waited for it with a running clock, and one late process ends the
+    run, so that evaluations used up the budget."""
+    now = [100.0]
+
+    def wait_for_the_main_process(flag):
+        now[0] += 40
+        return flag
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(limits, "any_process", wait_for_the_main_process)
+    with RunControl() as control:
+        now[0] += 3
+        with control.paused():
+            pass
+        assert now == [143.0]
+        assert control.seconds == 3.0
 
 
 def test_a_wish_to_stop_comes_before_every_limit():

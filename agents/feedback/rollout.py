@@ -240,10 +240,20 @@ def collect(
 
 
 def check_failures(judgements: Sequence[Judgement], max_share: float) -> None:
-    """Raise on every process if too many judgements failed over all processes."""
-    failed = [j for j in judgements if j.failed]
-    bad, total = sum_over_processes(torch.tensor([len(failed), len(judgements)], dtype=torch.float64)).tolist()
+    """Raise on every process if too many judgements failed over all processes. Every process must call it."""
+    counts = [sum(j.failed for j in judgements), len(judgements)]
+    bad, total = sum_over_processes(torch.tensor(counts, dtype=torch.float64)).tolist()
+    _refuse_failures(judgements, bad, total, max_share)
+
+
+def check_failures_here(judgements: Sequence[Judgement], max_share: float) -> None:
+    """The same for this process's judgements, without an exchange that others would have to join."""
+    _refuse_failures(judgements, sum(j.failed for j in judgements), len(judgements), max_share)
+
+
+def _refuse_failures(judgements: Sequence[Judgement], bad: float, total: float, max_share: float) -> None:
     if total and bad / total > max_share:
+        failed = [j for j in judgements if j.failed]
         errors = list(dict.fromkeys(f"{j.critic}: {j.error}" for j in failed))
         error_text = "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more kinds" if len(errors) > 5 else "")
         raise JudgingFailed(

@@ -108,6 +108,11 @@ class OnPolicyConfig(LearnerConfig):
         share = self.siblings * process_count()
         if self.batch_size % share:
             raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of siblings x processes = {share}.")
+        if self.minibatches * process_count() > self.batch_size:
+            raise InvalidOption(
+                f"Each of {self.minibatches} minibatches needs a line of each process: batch_size {self.batch_size} "
+                f"must be at least minibatches x processes = {self.minibatches * process_count()}."
+            )
 
     @property
     def one_pass(self) -> bool:

@@ -21,7 +21,7 @@ import torch
 
 from humor_env.agents.session.log import StopRequest
 from humor_env.agents.session.monitor import Monitor
-from humor_env.agents.session.processes import sum_over_processes
+from humor_env.agents.session.processes import any_process, sum_over_processes
 from humor_env.agents.student import POLICY, Student
 from humor_env.errors import InvalidOption
 from humor_env.types import Joke
@@ -77,11 +77,13 @@ class RunControl:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock, for an evaluation."""
+        """Stop the clock, for an evaluation. Every process must call it: where only the main process evaluates, the
+        clocks of the others stand still until it has."""
         running = self._since is not None
         self._seconds, self._since = self.seconds, None
         try:
             yield
+            any_process(False)  # wait here, not with a running clock at the next exchange
         finally:
             self._since = time.perf_counter() if running else None
 

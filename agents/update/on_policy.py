@@ -184,12 +184,13 @@ class OnPolicyStep:
                     sums[name] = sums.get(name, 0.0) + number
 
     def _random_rows(self, rows: int, epoch: int) -> list[Tensor]:
-        """Row indices in random parts (episodes with several attempts give more rows than prompts)."""
+        """Row indices in `config.minibatches` random parts. Where an episode has several attempts, processes may have
+        different numbers of rows, but they take the same number of steps."""
         config = self.config
         if config.minibatches == 1:
             return [torch.arange(rows)]
         shuffled = torch.from_numpy(generator(config.seed, "minibatches", f"{self.index}/{epoch}").permutation(rows))
-        return [part for part in shuffled.chunk(config.minibatches) if len(part)]
+        return list(shuffled.tensor_split(config.minibatches))
 
     @property
     def lines(self) -> Tensor:
