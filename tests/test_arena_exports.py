@@ -282,6 +282,8 @@ def test_the_page_says_how_much_was_answered(raters, closed, told):
 
 def test_what_intervals_are_over_is_said():
     alone, together = results._ratings_note(False), results._ratings_note(True)
+    # It said that such systems cannot be told apart; of pairs that differ at p < 0.01, a fifth share a tier.
+    assert "overlap that of its first; two of them may still differ." in alone
     assert "over sentences. With fewer than 5 raters they do not say" in alone
     assert "over sentences and raters. A system judged on fewer than 10 sentences has none." in together
 

@@ -107,7 +107,7 @@ def _ratings_note(raters_too: bool) -> str:
     return (
         "Bradley-Terry model, in points: 0 is the average system, and 400 points are ten times the odds. Intervals "
         f"are 95 %, over {over}.{more} A system judged on fewer than {FEWEST} sentences has none. "
-        "Systems in the same tier cannot be told apart."
+        "A tier holds the systems whose intervals overlap that of its first; two of them may still differ."
     )
 
 

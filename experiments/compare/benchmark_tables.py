@@ -349,7 +349,10 @@ def _critics(bench: Benchmark) -> str:
 TABLES: Mapping[str, tuple[str, Callable[[Benchmark], str]]] = {
     "scores": ("Held-out score and its parts", _scores),
     "teacher": ("Against the teacher's line for the same prompt, in percent", _win_tie),
-    "ratings": ("Bradley-Terry ratings; the systems of one tier do not differ significantly", _ratings),
+    "ratings": (
+        "Bradley-Terry ratings; the intervals of a tier overlap that of its first, and two may still differ",
+        _ratings,
+    ),
     "improvement": ("Improvement (* where the interval excludes 0)", _improvement),
     "efficiency": ("During training: held-out score on dev prompts, intervals over seeds only", _efficiency),
     "overoptimisation": (

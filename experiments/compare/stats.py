@@ -203,7 +203,8 @@ def performance_profile(
 @dataclass(frozen=True)
 class Rating:
     """A system's strength in Elo points (0 is the average system, 400 points are ten times the odds) and its tier: 1 is
-    the best, and a tier holds the systems whose intervals overlap that of its first."""
+    the best, and a tier holds the systems whose intervals overlap that of its first. That is no test: two of one tier
+    may still differ, since the interval of a difference is narrower than the two together."""
 
     system: int
     points: Interval
