@@ -245,7 +245,8 @@ class CellRun(SeedRun):
             numbers |= {"meaning": evaluation.parts["meaning"]} if "meaning" in evaluation.parts else {}
             teaching = [j.score for j in self._teaching(evaluation.jokes) if j.score is not None]
             numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
-            judges = {"held_out_wins": CriticAsJudge(self.parts.eval_critic), "feedback_wins": self._teaching_judge}
+            judges: dict[str, Judge | None] = {"held_out_wins": CriticAsJudge(self.parts.eval_critic)}
+            judges |= {"feedback_wins": self._teaching_judge}
             for measure, judge in judges.items():
                 verdicts = against_teacher(evaluation.jokes, self.parts.teacher, judge)["wins"] if judge else []
                 wins = [win for win in verdicts if win is not None]
