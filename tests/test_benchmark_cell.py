@@ -116,6 +116,20 @@ def test_during_training_both_critics_and_the_distance_are_measured(cell):
     assert "feedback_score" not in cell._evaluator("best-of-n", cell.config)(cell.student)
 
 
+def test_a_critic_that_rates_lines_is_measured_by_its_wins_too(tmp_path, student_folder):  # noqa: F811
+    """Its score was subtracted from the held-out win rate, as if it were one."""
+    changes = {'judge = "pocket-crowd"': 'critic = "rules"', "critic_options = { max_lines = 1 }": ""}
+    rated = text(student_folder, **changes)
+    spec = parse_spec(dumps(parse_benchmark(rated).cells(tmp_path)[2].spec["run"]))
+    cell = CellRun(Ingredients(spec, tmp_path), 0, load_student(spec.student, 0))
+    found = cell._evaluator("ppo", cell.config)(cell.student)
+    dev = cell.parts.prompts.split("dev")[:4]
+    plain = evaluate(cell.student, dev, cell.parts.eval_critic, sampling=cell.sampling, seed=0)
+    wins = against_teacher(plain.jokes, cell.parts.teacher, CriticAsJudge(cell.parts.train_critic))["wins"]
+    assert len(wins) == 4 and found["feedback_wins"] == pytest.approx(sum(wins) / 4)
+    assert {"feedback_score", "held_out_wins"} <= set(found)
+
+
 def test_what_is_not_known_is_left_out_of_a_measurement(cell):
     """No judged line, no teacher: neither critic says anything."""
 

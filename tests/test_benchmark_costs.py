@@ -66,6 +66,25 @@ def test_a_dry_run_counts_several_lines_and_the_noise_floor(monkeypatch):
     ]
 
 
+def test_a_dry_run_counts_the_teachers_lines_that_a_critic_is_compared_by(monkeypatch):
+    """Of one seed, by hand: PPO's 48 lines are scored. Measuring: 3 systems of 6 lines, each scored and compared (two
+    lines to score); of PPO 6, and 8 dev lines, the same."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setattr("humor_env.experiments.runs.costs.seconds_to_write", lambda spec, threads: None)
+    options = 'critic_options = { client = "anthropic:claude-haiku-4-5" }'
+    changes = {
+        'judge = "pocket-crowd"': 'critic = "scorer"',
+        "critic_options = { max_lines = 1 }": options,
+        "[shared.student]": '[shared.env]\nprompts = "everyday"\n\n[shared.student]',
+        "per_prompt = 1": 'lines = "everyday"\nper_prompt = 1',
+    }
+    ppo = LEARNERS.index('[[learners]]\nname = "ppo"')
+    learners = LEARNERS[ppo : LEARNERS.find("[[learners]]", ppo + 1)]
+    said, _ = forecast_benchmark(parse_benchmark(text(learners=learners, **changes)), workers=1, threads=1)
+    counts = [line.split("|")[3].strip() for line in said.splitlines() if "| crowd |" in line]
+    assert counts == [str(3 * (18 + 6 + 8)), "48"]
+
+
 def test_a_dry_run_counts_the_other_prompts_of_the_held_out_critic(monkeypatch):
     """They were left out. With two others, 2 x (3 systems + best-of-2) x 6 lines more."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import humor_env.agents.ppo  # noqa: F401 - a spec loads it by its name: before 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.compare import benchmark_pages, stats
 from humor_env.experiments.compare.benchmark import Benchmark
-from humor_env.experiments.compare.benchmark_charts import make_chart
+from humor_env.experiments.compare.benchmark_charts import make_chart, without_gaps
 from humor_env.experiments.compare.benchmark_spec import parse_benchmark
 from humor_env.experiments.compare.benchmark_tables import (
     System,
@@ -338,6 +339,24 @@ def test_the_page_of_results():
     assert (
         "1 held-out prompts, 3 lines for each" in several and "prompts, a prompt with all its lines; those" in several
     )
+
+
+def test_the_chart_of_overoptimisation_compares_win_rates_only():
+    """The score of a critic that rates lines was drawn as its win rate: 0.9 - 0.4 instead of 0.6 - 0.4. A critic that
+    compares with the teacher gives a win rate, unless a tie counts as a win."""
+    points = [p | {"feedback_score": 0.9, "held_out_wins": 0.4, "kl": 4.0} for p in CURVES[:4]]
+    rated = SPEC.replace('judge = "pocket-crowd"', 'critic = "rules"')
+    ties = SPEC.replace('judge = "pocket-crowd"', 'judge = "pocket-crowd"\ncritic_options = { ties = "win" }')
+
+    def drawn(text, **more):
+        one = bench(text, curves=[p | more for p in points])
+        return sorted(set(re.findall(r"ppo: 2, (-?[0-9.]+)", make_chart(one, "overoptimisation-chart")))), without_gaps(
+            one
+        )
+
+    assert drawn(SPEC) == (["0.5"], [])
+    assert drawn(rated) == drawn(ties) == ([], ["ppo"])
+    assert drawn(rated, feedback_wins=0.6) == (["0.2"], [])
 
 
 # Filled into a page

@@ -24,7 +24,7 @@ from humor_env.agents.session.limits import RunControl
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import BudgetExceeded, CheckpointError
-from humor_env.experiments.compare.benchmark_spec import AGAIN, BEST_OF_N, WRITTEN_AGAIN
+from humor_env.experiments.compare.benchmark_spec import AGAIN, BEST_OF_N, WRITTEN_AGAIN, gives_win_rate
 from humor_env.experiments.compare.benchmark_spec import IMITATION as IMITATION_ROW
 from humor_env.experiments.compare.stats import best_of_n_kl
 from humor_env.experiments.compare.trained_critics import fill_names, folder_names
@@ -222,7 +222,8 @@ class CellRun(SeedRun):
             return inner
 
         def on_the_way(student: Student) -> dict[str, float]:
-            """On dev prompts: the held-out critic, the training critic, and the distance to the imitation."""
+            """On dev prompts: the held-out critic and the training critic, their wins over the teacher (where the score
+            is no win rate), and the distance to the imitation."""
             with reading_once({}):  # on its own, so that a resumed run measures as an uninterrupted one
                 return numbers_of(student)
 
@@ -244,12 +245,12 @@ class CellRun(SeedRun):
             numbers |= {"meaning": evaluation.parts["meaning"]} if "meaning" in evaluation.parts else {}
             teaching = [j.score for j in self._teaching(evaluation.jokes) if j.score is not None]
             numbers |= {"feedback_score": float(np.mean(teaching))} if teaching else {}
-            wins = against_teacher(evaluation.jokes, self.parts.teacher, CriticAsJudge(self.parts.eval_critic))["wins"]
-            numbers |= (
-                {"held_out_wins": float(np.mean([w for w in wins if w is not None]))}
-                if any(w is not None for w in wins)
-                else {}
-            )
+            judges: dict[str, Judge | None] = {"held_out_wins": CriticAsJudge(self.parts.eval_critic)}
+            judges |= {"feedback_wins": self._teaching_judge}
+            for measure, judge in judges.items():
+                verdicts = against_teacher(evaluation.jokes, self.parts.teacher, judge)["wins"] if judge else []
+                wins = [win for win in verdicts if win is not None]
+                numbers |= {measure: float(np.mean(wins))} if wins else {}
             numbers["kl"] = kl_per_line(student, evaluation.jokes, self.sampling)
             return {n: v for n, v in numbers.items() if math.isfinite(v)}
 
@@ -259,6 +260,15 @@ class CellRun(SeedRun):
     def _teaching(self) -> Critic:
         """The training critic, as a new instance, so that measuring is not counted as learning."""
         return make_critic(self.parts, self.spec.critic[0].model_dump())
+
+    @cached_property
+    def _teaching_judge(self) -> Judge | None:
+        """The feedback as a judge, to compare with the teacher as the held-out critic does. None where the training
+        critic's score is a win rate already, so that no pair is paid for twice."""
+        critic = self.spec.critic[0]
+        if self.spec.judge is None or gives_win_rate(critic.critic, critic.options):
+            return None
+        return make_judge(self.parts, self.spec.judge.model_dump())
 
     def curve(self) -> list[dict[str, float]]:
         """The measurements during training: step, what was spent so far, score, the feedback's score, distance."""

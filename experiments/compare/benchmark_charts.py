@@ -12,7 +12,7 @@ import numpy as np
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.compare import stats
-from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN
+from humor_env.experiments.compare.benchmark_spec import WRITTEN_AGAIN, critic_table, gives_win_rate
 from humor_env.experiments.compare.benchmark_tables import FIXED, System, curve_of, ratings_of, score, systems_of
 from humor_env.experiments.drawing.charts import Dot, Line, Points, dot_chart, line_chart, scatter_chart, standalone
 
@@ -81,17 +81,28 @@ def _profiles(bench: Benchmark) -> str:
     )
 
 
+def _gaps(bench: Benchmark, system: System) -> Points:
+    """√KL and the difference of the two win rates, of all points that have both. The score of a critic that rates lines
+    is no win rate: where that is all that was measured, there is nothing to subtract from."""
+    [feedback] = [f for f in bench.spec.feedback if f.name == system.feedback]
+    training = "feedback_score" if gives_win_rate(*critic_table(feedback).values()) else "feedback_wins"
+    points = [
+        p
+        for p in bench.curves
+        if (p["system"], p["feedback"]) == (system.name, system.feedback) and {"kl", "held_out_wins", training} <= {*p}
+    ]
+    xs, ys = stats.overoptimisation(*([p[key] for p in points] for key in ("kl", training, "held_out_wins")))
+    return Points(system.label, xs.tolist(), ys.tolist())
+
+
+def without_gaps(bench: Benchmark) -> list[str]:
+    """The learners that the chart of overoptimisation leaves out, because the training judge's win rate was not
+    measured during their training."""
+    return [system.label for system in _learners(bench) if not _gaps(bench, system).x]
+
+
 def _overoptimisation(bench: Benchmark) -> str:
-    points = []
-    for system in _learners(bench):
-        xs: list[float] = []
-        ys: list[float] = []
-        for point in bench.curves:
-            if (point["system"], point["feedback"]) == (system.name, system.feedback) and "held_out_wins" in point:
-                x, y = stats.overoptimisation([point["kl"]], [point["feedback_score"]], [point["held_out_wins"]])
-                xs.append(float(x[0]))
-                ys.append(float(y[0]))
-        points.append(Points(system.label, xs, ys))
+    points = [gaps for system in _learners(bench) if (gaps := _gaps(bench, system)).x]
     return scatter_chart(
         points,
         title="Training judge minus held-out judge",

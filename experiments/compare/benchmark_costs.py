@@ -21,6 +21,7 @@ from humor_env.experiments.compare.benchmark_spec import (
     BenchmarkSpec,
     FeedbackTable,
     critic_table,
+    gives_win_rate,
     judge_table,
 )
 from humor_env.experiments.compare.bias_judges import OneOrder
@@ -125,6 +126,8 @@ def _items(
         pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
         tasks += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
         compared = lines + measured * twice
+        if systems == 1 and not gives_win_rate(*critic_table(source).values()):
+            compared += dev  # the critic's score does not say how often it prefers a line to the teacher's
         tasks += [("measuring", source.name, critic, lines + dev), ("measuring", source.name, judge, compared)]
     for what, who, whom, count in tasks:
         if isinstance(whom, CriticAsJudge):

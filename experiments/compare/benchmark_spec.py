@@ -229,6 +229,11 @@ def critic_table(feedback: FeedbackTable) -> dict[str, Any]:
     }
 
 
+def gives_win_rate(critic: str, options: Mapping[str, Any]) -> bool:
+    """Whether the mean of a critic's scores is a win rate against the teacher, in which a tie is half a win."""
+    return critic == "win-tie" and options.get("ties", "half") == "half"
+
+
 def judge_table(feedback: FeedbackTable) -> dict[str, Any]:
     """The feedback as a judge of pairs."""
     if feedback.judge is None:

@@ -32,12 +32,18 @@ def is_benchmark(folder: Path) -> bool:
 def benchmark_view(folder: Path) -> tuple[dict[str, Any], list[RunData]]:
     """What the template needs from a benchmark, and its systems as runs whose lines can be browsed."""
     from humor_env.experiments.compare.benchmark import load_benchmark
-    from humor_env.experiments.compare.benchmark_charts import CHARTS
+    from humor_env.experiments.compare.benchmark_charts import CHARTS, without_gaps
     from humor_env.experiments.compare.benchmark_tables import TABLES, tables_of
 
     bench = load_benchmark(folder)
     runs, notes = _systems(bench)
     notes += [f"{name} has no result: {why}" for name, why in bench.failures.items()]
+    if missing := without_gaps(bench):
+        notes.append(
+            "The chart of the training judge's win rate minus the held-out judge's leaves out "
+            f"{', '.join(missing)}: during training only the score of their critic was measured, which is no win rate. "
+            "The table of overoptimisation has both win rates at the end."
+        )
     tables = [(TABLES[name][0], markdown_rows(TABLES[name][1](bench))) for name in tables_of(bench)]
     svgs = [(what, draw(bench)) for what, draw in CHARTS.values()] if bench.rows else []
     charts = [Picture("result", Markup(svg), what) for what, svg in svgs if NOTHING not in svg]
