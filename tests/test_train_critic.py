@@ -203,6 +203,9 @@ def test_without_a_scene_the_captions_of_a_contest_are_siblings(tmp_path):
         # The same caption in two contests does not join them.
         assert [len(found) for found in contests] == [8, 2] and not contests[0] & contests[1]
         assert len(dev_part) == dev_size and len(dev_part.groups()) == 2
+    # Also those of a contest of two captions.
+    few = [Rating(Joke(Prompt("contest:1", ""), text), 1.0) for text in "ab"]
+    assert CriticSet("few", (*few, Rating(Joke(Prompt("contest:2", ""), "c"), 2.0))).groups() == ["a", "c"]
     # 15 pairs of six captions in each contest, and none of two contests.
     siblings = dev_pairs(dev_part)
     assert len(siblings) == 30 and all(pair.a.prompt.id == pair.b.prompt.id for pair in siblings)

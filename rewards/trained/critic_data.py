@@ -76,7 +76,7 @@ class CriticSet:
         )
 
     def group_of_each(self, groups: Groups) -> list[str]:
-        return [groups.of(item) for item in (*self.ratings, *self.comparisons)]
+        return [groups.of(item) for item in self.ratings] + [groups.of(item) for item in self.comparisons]
 
 
 class Groups:
@@ -94,6 +94,9 @@ class Groups:
             for joke in critic_set.jokes:
                 if (name := prompt_name(joke.prompt)) and not joke.prompt.text.strip():
                     self._texts_of_id.setdefault(name, set()).add(_words(joke.text))
+        for texts in self._texts_of_id.values():
+            if len(texts) == 2:
+                self._join(*texts)
         for critic_set in sets:
             for item in critic_set.comparisons:
                 self._join(self._own(item.a), self._own(item.b))
@@ -180,7 +183,7 @@ def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[
         # Most of a set is too much for dev. Only texts that pairs connect, or a single prompt, make up so much.
         small = [group for group, size in sizes.items() if 2 * size <= len(critic_set)]
         if not small:
-            raise InvalidOption(_inseparable(critic_set))
+            raise InvalidOption(_inseparable(critic_set, len(sizes)))
         small.sort(key=lambda group: (stream_seed(seed, "critic dev", group), group))
         dev.update(small[: max(1, round(dev_share * len(sizes)))])
     train = [critic_set.only(set(critic_set.groups(groups)) - dev, groups) for critic_set in sets]
@@ -190,10 +193,10 @@ def split(sets: Sequence[CriticSet], dev_share: float, seed: int) -> tuple[list[
     return train, [critic_set.only(dev, groups) for critic_set in sets]
 
 
-def _inseparable(critic_set: CriticSet) -> str:
+def _inseparable(critic_set: CriticSet, prompts: int) -> str:
     texts = {_words(joke.text) for joke in critic_set.jokes}
     if len(texts) < 3 or any(prompt_name(joke.prompt) for joke in critic_set.jokes):
-        return _too_few(critic_set, 1)
+        return _too_few(critic_set, prompts)
     return (
         f"The {len(critic_set.comparisons)} pairs of the set '{critic_set.name}' have no prompts, and connect all of "
         f"their {len(texts)} texts: training would know those of any pair that is kept for stopping. Add pairs of "
