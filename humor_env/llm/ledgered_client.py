@@ -322,17 +322,19 @@ class LedgeredClient:
         self._settle_accounts()
 
     def _look_under_former_name(self, requests: Sequence[Request]) -> None:
-        """Warn once if a ledger of version 0.1, which did not record the server, has replies to these."""
+        """Warn once if a ledger of an earlier version, whose name for the client lacks something, has replies to these:
+        version 0.1 did not record the server, and later ones a local model's chat template."""
         former = getattr(self.client, "former_name", self.client.name)
         if self._told_of_former or former == getattr(self.client, "bare_name", self.client.name):
             return
         self._told_of_former = True
         count = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))
         if count:
+            lacks = getattr(self.client, "former_lacks", "all that they depend on")
+            remedy = getattr(self.client, "former_remedy", "")
             warnings.warn(
-                f"The ledger '{self.ledger.path}' has {count} of these replies without the address that gave "
-                f"them; {self.client.name} is asked again. If they are this server's, give the client's option "
-                "called = ''.",
+                f"The ledger '{self.ledger.path}' has {count} of these replies without {lacks}; {self.client.name} is "
+                f"asked again. {remedy}".rstrip(),
                 stacklevel=4,
             )
 
