@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from humor_env.errors import InvalidOption
-from humor_env.llm import Request, make_client
+from humor_env.llm import Ledger, LedgeredClient, Request, make_client
 from humor_env.llm.clients.local import ANSWER_PREFIX, LocalClient
 from humor_env.rewards.multiple_choice import MultipleChoiceJudge
 from humor_env.rewards.scorer import ScorerCritic, symbol_schema
@@ -167,6 +168,30 @@ def test_other_weights_are_another_model(causal: str, tmp_path: Path) -> None:
     client.tokenizer.save_pretrained(tmp_path / "causal")
     assert LocalClient(str(tmp_path / "causal")).name != name
     assert name.startswith("local:") and "/" not in name
+
+
+def test_another_chat_template_is_another_prompt(causal: str, tmp_path: Path) -> None:
+    """Replies to prompts without the template, or with another, were replayed: weights alone named the model."""
+    ledger, question = Ledger(), request("Moss grew.", "1", "2")
+    folder = str(shutil.copytree(causal, tmp_path / "model"))
+    client = LocalClient(folder)
+    [reply] = LedgeredClient("q", client, ledger=ledger).ask([question])
+    names, shares = {client.name}, {reply.probabilities["1"]}
+    for role in ("{{m['role']}}: ", ">> "):
+        client.tokenizer.chat_template = f"{{% for m in messages %}}{role}{{{{m['content']}}}}\n{{% endfor %}}Reply: "
+        client.tokenizer.save_pretrained(folder)
+        # What an earlier version stored may be of any template: it is told, and not used.
+        with pytest.warns(
+            UserWarning, match="has 1 of these replies without the chat template that made their prompts"
+        ):
+            [reply] = LedgeredClient("q", LocalClient(folder), ledger=ledger).ask([question])
+        assert not reply.replayed
+        other = LocalClient(folder)
+        [again] = LedgeredClient("q", other, ledger=ledger).ask([question])
+        assert again.replayed and again.probabilities == reply.probabilities
+        names.add(other.name)
+        shares.add(reply.probabilities["1"])
+    assert len(names) == len(shares) == 3
 
 
 def test_greedy_writing_is_the_naive_argmax_and_stops_at_the_limit(causal: str) -> None:

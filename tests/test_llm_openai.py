@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,6 +190,33 @@ def test_ledgers_from_before_still_replay(server: Running, options: dict[str, An
     ledger.put(request_key("p", before, free), "p", before, free, Reply("said", usage=Usage(1, 5, 5)))
     assert client.estimate([CHOICE, free]).calls == 0
     assert [(r.text, r.replayed) for r in client.ask([CHOICE, free])] == [('{"answer": "1"}', True), ("said", True)]
+
+
+def test_what_a_server_says_without_the_schema_is_not_replayed_with_it(server: Running) -> None:
+    """Prose that was invalid without the schema was replayed for ever after `structured` was set to true."""
+    spec, ledger, options = f"openai:m@{server.url}/v1", Ledger(), {"structured": False}
+    loose = LedgeredClient("p", spec, ledger=ledger, options=options)
+    free = Request("Say.", {"line": "free text"})
+    for request in (CHOICE, free):  # a schema that is not asked for changes nothing
+        failed = Reply("I prefer the first.", error="invalid", detail="not JSON", usage=Usage(1, 5, 5))
+        ledger.put(loose.key(request), "p", loose.client.name, request, failed)
+    strict = LedgeredClient("p", spec, ledger=ledger)
+    assert [reply.replayed for reply in loose.ask([CHOICE, free])] == [True, True]
+    assert [(reply.replayed, reply.error) for reply in strict.ask([CHOICE, free])] == [(False, None), (True, "invalid")]
+    assert loose.client.name == strict.client.name  # of a teacher's lines, say
+
+
+def test_ledgers_that_did_not_say_whether_a_schema_was_sent_give_their_valid_replies(server: Running) -> None:
+    ledger, name = Ledger(), f"openai:m@{server.url.removeprefix('http://')}"
+    good = Reply('{"answer": "1"}', {"answer": "1"}, usage=Usage(1, 5, 5), probabilities={"1": 1.0})
+    bad = Reply("Hm.", error="invalid", detail="not JSON", usage=Usage(1, 5, 5))
+    other = replace(CHOICE, sample=1)
+    for former in (name, f"{name} probabilities=true"):
+        ledger.put(request_key("p", former, CHOICE), "p", former, CHOICE, good)
+        ledger.put(request_key("p", former, other), "p", former, other, bad)
+    for options in ({"structured": False}, {"structured": False, "probabilities": True}):
+        client = LedgeredClient("p", f"openai:m@{server.url}/v1", ledger=ledger, options=options)
+        assert [reply.replayed for reply in client.ask([CHOICE, other])] == [True, False]
 
 
 def test_replies_without_the_address_that_gave_them_are_told_once_and_asked_anew(server: Running) -> None:

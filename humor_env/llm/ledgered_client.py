@@ -182,7 +182,11 @@ class LedgeredClient:
         self.budget.write_down()
 
     def key(self, request: Request) -> str:
-        return request_key(self.purpose, self.client.name, request)
+        return request_key(self.purpose, self._name_for(request), request)
+
+    def _name_for(self, request: Request) -> str:
+        name_for = getattr(self.client, "name_for", None)
+        return str(name_for(request)) if callable(name_for) else self.client.name
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """A reply for each request, in order. Replies that cost nothing now are marked `replayed` and have no usage."""
@@ -232,21 +236,27 @@ class LedgeredClient:
         A stored reply without the requested form (a damaged row, another program's) does not count.
         """
         stored = self.ledger.find(list(requests))
-        stored |= self._under_bare_name({key: requests[key] for key in requests if key not in stored})
+        stored |= self._under_former_names({key: requests[key] for key in requests if key not in stored})
         over = set()
         for key, reply in stored.items():
             if not _fits(reply, requests[key]) or self._worth_another_try(key, reply):
                 over.add(key)
         return stored, over
 
-    def _under_bare_name(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
-        """Replies that have the probabilities which are wanted, from ledgers that named the client without them."""
-        bare = getattr(self.client, "bare_name", self.client.name)
-        if bare == self.client.name or not requests:
-            return {}
-        keys = {request_key(self.purpose, bare, request): key for key, request in requests.items()}
-        stored = {keys[key]: reply for key, reply in self.ledger.find(list(keys)).items()}
-        return {key: reply for key, reply in stored.items() if reply.probabilities or not requests[key].choices}
+    def _under_former_names(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
+        """Replies from ledgers that named the client without a setting: those that have the probabilities which are
+        wanted, and if it is unknown whether the schema was sent, the valid ones (without a key, all that there are)."""
+        found: dict[str, Reply] = {}
+        for name in dict.fromkeys((self.client.name, getattr(self.client, "bare_name", self.client.name))):
+            keys = {request_key(self.purpose, name, r): key for key, r in requests.items() if key not in found}
+            former = {old: key for old, key in keys.items() if old != key}
+            for old, reply in (self.ledger.find(list(former)) if former else {}).items():
+                request = requests[former[old]]
+                has_form = not reply.failed or self._name_for(request) == self.client.name
+                has_shares = name == self.client.name or reply.probabilities or not request.choices
+                if has_shares and (has_form or getattr(self.client, "lacks_key", False)):
+                    found[former[old]] = reply
+        return found
 
     def _worth_another_try(self, key: str, reply: Reply) -> bool:
         """A transient failure is retried, unless there is no key: then it is part of the replayed run."""
@@ -277,7 +287,9 @@ class LedgeredClient:
         def store(index: int, reply: Reply) -> None:
             nonlocal failed, spent
             key = keys[index]
-            in_ledger = self.ledger.put(key, self.purpose, self.client.name, requests[index], reply, over=key in over)
+            in_ledger = self.ledger.put(
+                key, self.purpose, self._name_for(requests[index]), requests[index], reply, over=key in over
+            )
             # Another process may have stored its reply first: use that one, but report our cost.
             fresh[key] = replace(in_ledger, usage=reply.usage, replayed=False)
             failed += in_ledger.failed
@@ -310,17 +322,19 @@ class LedgeredClient:
         self._settle_accounts()
 
     def _look_under_former_name(self, requests: Sequence[Request]) -> None:
-        """Warn once if a ledger of version 0.1, which did not record the server, has replies to these."""
+        """Warn once if a ledger of an earlier version, whose name for the client lacks something, has replies to these:
+        version 0.1 did not record the server, and later ones a local model's chat template."""
         former = getattr(self.client, "former_name", self.client.name)
         if self._told_of_former or former == getattr(self.client, "bare_name", self.client.name):
             return
         self._told_of_former = True
         count = len(self.ledger.find([request_key(self.purpose, former, request) for request in requests]))
         if count:
+            lacks = getattr(self.client, "former_lacks", "all that they depend on")
+            remedy = getattr(self.client, "former_remedy", "")
             warnings.warn(
-                f"The ledger '{self.ledger.path}' has {count} of these replies without the address that gave "
-                f"them; {self.client.name} is asked again. If they are this server's, give the client's option "
-                "called = ''.",
+                f"The ledger '{self.ledger.path}' has {count} of these replies without {lacks}; {self.client.name} is "
+                f"asked again. {remedy}".rstrip(),
                 stacklevel=4,
             )
 

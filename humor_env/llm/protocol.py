@@ -86,7 +86,8 @@ OnReply = Callable[[int, Reply], None]
 class Client(Protocol):
     """A language model. Calling it blocks until every request has a reply; `on_reply` sees each as it finishes.
 
-    `name` identifies service, model and every setting that changes answers: it is part of the ledger's key.
+    `name` identifies service, model and every setting that changes answers: it is part of the ledger's key. A client
+    with settings that change only the answers to some requests may have `name_for(request)`, which is used instead.
     `probabilities` says whether replies have the probability of each of a request's `choices`.
     """
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,12 @@ class LocalClient:
     """`temperature=None`, or 0, generates greedily. With a temperature each request has its own stream: its reply
     depends on the seed and the request (including its `sample`), not on the rest of the batch.
 
-    Limits on calls and tokens apply as for a service; the cost is 0. Threads take turns.
+    Limits on calls and tokens apply as for a service; the cost is 0. Threads take turns. `name` tells the weights and
+    the chat template; `former_name` is the name without the template, as ledgers before had it.
     """
 
     probabilities = True
+    former_lacks = "the chat template that made their prompts"
 
     def __init__(
         self,
@@ -92,9 +95,11 @@ class LocalClient:
         if dtype == "auto":
             loaded = in_paying_precision(loaded, place)
         self.model: Any = share_weights(loaded.to(place).eval())
-        self.name = f"local:{Path(model).name}#{fingerprint(self.model)}"
-        if temperature is not None:
-            self.name += f" temperature={temperature} seed={seed}"
+        named = f"local:{Path(model).name}#{fingerprint(self.model)}"
+        settings = "" if temperature is None else f" temperature={temperature} seed={seed}"
+        template = self.tokenizer.chat_template
+        self.name = f"{named}{'' if template is None else f' template={template_hash(template)}'}{settings}"
+        self.former_name = f"{named}{settings}"
 
     def __repr__(self) -> str:
         return f"LocalClient({self.name!r})"
@@ -365,3 +370,9 @@ def fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(sample(weight))
     return digest.hexdigest()
+
+
+def template_hash(template: str | Mapping[str, str]) -> str:
+    """Eight hex digits that identify a tokenizer's chat template, or its several."""
+    text = template if isinstance(template, str) else json.dumps(dict(template), sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()

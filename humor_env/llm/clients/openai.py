@@ -39,6 +39,7 @@ class OpenAIClient(SdkClient):
     An address other than OpenAI's own is part of `name`, and so of the ledger's key: two servers are two critics,
     whatever model they say they serve. `called` names a server whose address changes; `called=""` leaves the address
     out, as ledgers of version 0.1 did. `bare_name` is the name without `probabilities`, as ledgers before had it.
+    `name_for` adds that a request's schema is left out.
     """
 
     def __init__(
@@ -71,6 +72,9 @@ class OpenAIClient(SdkClient):
         self._structured, self._temperature, self._key_variable = structured, temperature, key_variable
         if must_have_key:
             self._connect()
+
+    def name_for(self, request: Request) -> str:
+        return self.name if self._structured or request.schema is None else f"{self.name} structured=false"
 
     def parameters(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -21,6 +21,9 @@ class SdkClient:
     """Subclasses set `name` and implement `_connect`."""
 
     name: str
+    # What the name in ledgers of version 0.1 lacks, and what to do about it.
+    former_lacks = "the address that gave them"
+    former_remedy = "If they are this server's, give the client's option called = ''."
 
     def __init__(self, policy: Policy | None, budget: Budget | None) -> None:
         self.policy = policy or Policy()
