@@ -16,7 +16,7 @@ from humor_env.agents.session.log import RunLog
 from humor_env.agents.sft import encode
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
-from humor_env.agents.trl import demonstrations_dataset, make_trl_reward, preferences_dataset, prompts_dataset
+from humor_env.agents.trl import demonstrations_dataset, make_trl_reward, peers, preferences_dataset, prompts_dataset
 from humor_env.agents.trl.peers import TRLConfig
 from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, PromptError, StudentError
@@ -246,6 +246,27 @@ def test_the_reference_is_the_imitation(tmp_path):
     run("trl-dpo", log=RunLog(tmp_path), one=one, preferences=made)
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert first["trl/rewards/margins"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_batch_is_shared_among_processes(tmp_path, monkeypatch):
+    """TRL counts the rows of one process: two processes learned from twice `batch_size`."""
+    cpu = torch.device("cpu")
+
+    def rows(config):
+        arguments = config.arguments(tmp_path, cpu)
+        return arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
+
+    assert rows(TRLConfig(batch_size=64, micro_batch=32)) == (32, 2)
+    monkeypatch.setattr(peers, "process_count", lambda: 2)
+    assert rows(TRLConfig(batch_size=64, micro_batch=32)) == (32, 1)
+    assert rows(TRLConfig(batch_size=64, micro_batch=16)) == (16, 2)
+    assert rows(TRLConfig(batch_size=8, micro_batch=32)) == (4, 1)
+    with pytest.raises(InvalidOption, match="batch_size 9 does not divide among 2 processes"):
+        TRLConfig(batch_size=9)
+    with pytest.raises(
+        InvalidOption, match="Each process's share of batch_size 96, 48 rows, must be a multiple of micro_batch 32"
+    ):
+        TRLConfig(batch_size=96, micro_batch=32)
 
 
 @pytest.mark.parametrize("learner", ["trl-grpo", "trl-dpo"])
