@@ -37,6 +37,7 @@ from humor_env.agents.trl.formats import (
     make_trl_reward,
     preferences_dataset,
     prompts_dataset,
+    without_added_ends,
 )
 from humor_env.episodes.critic_memory import show, with_memory
 from humor_env.errors import InvalidOption, StudentError
@@ -265,6 +266,8 @@ def _run(
             processing_class=copy.deepcopy(student.tokenizer),  # trainers change its padding
             **more,
         )
+        if kind == "DPO":
+            trainer.train_dataset = without_added_ends(trainer.train_dataset, student.end_tokens)
         if "ref" in model.peft_config:
             _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
         last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
