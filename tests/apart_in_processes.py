@@ -20,6 +20,7 @@ from humor_env.agents.best_of_n import BestOfN, BestOfNConfig
 from humor_env.agents.session.limits import Limits, RunControl
 from humor_env.agents.session.processes import is_main_process, process_count, process_index
 from humor_env.agents.student.sampling import Sampling
+from humor_env.agents.trl.peers import TRLConfig, train_grpo
 from humor_env.experiments.runs.evaluate import written_by
 from humor_env.types import Judgement
 
@@ -67,11 +68,24 @@ def minibatches() -> dict[str, Any]:
     return {"steps": result.steps}
 
 
+def trl_grpo() -> dict[str, Any]:
+    control = RunControl(Limits(seconds=1.5 * EVALUATING))
+    config = TRLConfig(steps=2, batch_size=8, siblings=4, evaluate_every=1, sampling=SHORT)
+    lines = []
+
+    def critic(jokes: list[Any]) -> list[Judgement]:
+        lines.append(len(jokes))
+        return letters_critic()(jokes)
+
+    result = train_grpo(config, critic, student(), prompts=prompts(), evaluate=evaluate, control=control)
+    return {"steps": result.steps, "why": result.why, "lines": lines, "counted": control.samples}
+
+
 def main(out: str) -> None:
     torch.set_num_threads(1)
     PartialState(cpu=True)
     found: dict[str, Any] = {}
-    for case in (best_of_n, budget, minibatches):
+    for case in (best_of_n, budget, minibatches, trl_grpo):
         found[case.__name__] = case()
         Path(f"{out}.{process_index()}").write_text(json.dumps(found))
 

@@ -118,3 +118,9 @@ def test_evaluations_take_no_process_time_from_the_budget(apart):
 @pytest.mark.slow
 def test_processes_with_unequal_rows_take_the_same_number_of_steps(apart):
     assert [found["minibatches"] for found in apart] == [{"steps": 2}] * 2
+
+
+@pytest.mark.slow
+def test_trls_trainers_share_the_batch_and_wait_for_evaluations(apart):
+    """Each process took all of `batch_size`; two evaluations of 6 seconds would be past the limit of 9."""
+    assert [found["trl_grpo"] for found in apart] == [{"steps": 2, "why": "", "lines": [4, 4], "counted": 16}] * 2

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import trl
 from tiny import letters_critic, prompts, stir, student
 from transformers import AutoTokenizer
 
@@ -16,13 +17,18 @@ from humor_env.agents.session.log import RunLog
 from humor_env.agents.sft import encode
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
-from humor_env.agents.trl import demonstrations_dataset, make_trl_reward, preferences_dataset, prompts_dataset
+from humor_env.agents.trl import demonstrations_dataset, make_trl_reward, peers, preferences_dataset, prompts_dataset
 from humor_env.agents.trl.peers import TRLConfig
 from humor_env.agents.update.minibatch import encode_pairs
 from humor_env.errors import CriticContractError, InvalidOption, JudgingFailed, PromptError, StudentError
 from humor_env.types import Demonstration, Judgement, Preference, Prompt
 
 SHORT = Sampling(max_new_tokens=8)
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+    "{{ eos_token if m['role'] == 'assistant' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 SETTINGS = TRLConfig(
     steps=4, batch_size=8, siblings=4, sampling=SHORT, checkpoint_every=2, kl_weight=0.1, learning_rate=1e-2
 )
@@ -116,6 +122,8 @@ def test_datasets_hold_what_the_student_reads():
         "prompt_id": "p",
         "probability": 0.75,
         "source": "people",
+        "chosen_ended": True,
+        "rejected_ended": True,
     }
     lines = demonstrations_dataset([Demonstration(Prompt("p", "the x"), "good", "t")], one)
     assert lines[0] == {"prompt": "Funny: the x\n", "completion": "good"}
@@ -246,6 +254,61 @@ def test_the_reference_is_the_imitation(tmp_path):
     run("trl-dpo", log=RunLog(tmp_path), one=one, preferences=made)
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert first["trl/rewards/margins"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_dpo_does_not_learn_to_end_lines_that_were_cut_off(chat, monkeypatch):
+    """TRL ends every line of a pair. Its rows are those of our own DPO: without an end where there was none."""
+    one = student()
+    one.tokenizer.chat_template = CHAT if chat else None
+    cut = [(True, True), (True, False), (False, True), (False, False)]
+    texts = ("Glaciers overtook it.", "So cold that penguins")
+    made = [Preference(p, *texts, 1.0, "t", *ended) for p, ended in zip(prompts(4), cut, strict=True)]
+    ours = encode_pairs(one, made)
+    learned = []
+
+    class Looking(trl.DPOTrainer):
+        def train(self, **how):
+            for batch in self.get_train_dataloader():
+                learned.extend(map(written, batch["input_ids"].tolist(), batch["completion_mask"].tolist()))
+            return super().train(**how)
+
+    def written(tokens, mask):
+        """The line's tokens, without what a template has after the end."""
+        line = [t for t, m in zip(tokens, mask, strict=True) if m]
+        ends = [i for i, t in enumerate(line) if t in one.end_tokens]
+        return tuple(line[: ends[0] + 1] if ends else line)
+
+    monkeypatch.setattr(trl, "DPOTrainer", Looking)
+    config = TRLConfig(steps=1, batch_size=4)
+    registry.learners.resolve("trl-dpo")(config, None, one, preferences=made)
+    expected = [written(t, m) for t, m in zip(ours.tokens.tolist(), ours.action_mask.tolist(), strict=True)]
+    assert [line[-1] in one.end_tokens for line in expected] == [ended for pair in cut for ended in pair]
+    assert sorted(learned) == sorted(expected)
+    config = TRLConfig(steps=1, batch_size=4, options={"precompute_ref_log_probs": True})
+    with pytest.raises(InvalidOption, match="precompute_ref_log_probs"):
+        registry.learners.resolve("trl-dpo")(config, None, one, preferences=made)
+
+
+def test_a_batch_is_shared_among_processes(tmp_path, monkeypatch):
+    """TRL counts the rows of one process: two processes learned from twice `batch_size`."""
+    cpu = torch.device("cpu")
+
+    def rows(config):
+        arguments = config.arguments(tmp_path, cpu)
+        return arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
+
+    assert rows(TRLConfig(batch_size=64, micro_batch=32)) == (32, 2)
+    monkeypatch.setattr(peers, "process_count", lambda: 2)
+    assert rows(TRLConfig(batch_size=64, micro_batch=32)) == (32, 1)
+    assert rows(TRLConfig(batch_size=64, micro_batch=16)) == (16, 2)
+    assert rows(TRLConfig(batch_size=8, micro_batch=32)) == (4, 1)
+    with pytest.raises(InvalidOption, match="batch_size 9 does not divide among 2 processes"):
+        TRLConfig(batch_size=9)
+    with pytest.raises(
+        InvalidOption, match="Each process's share of batch_size 96, 48 rows, must be a multiple of micro_batch 32"
+    ):
+        TRLConfig(batch_size=96, micro_batch=32)
 
 
 @pytest.mark.parametrize("learner", ["trl-grpo", "trl-dpo"])

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from humor_env.agents.feedback.rollout import check_failures, check_flips
 from humor_env.agents.student import Student
 from humor_env.episodes.episode import judged_with_words
-from humor_env.errors import PromptError
+from humor_env.errors import InvalidOption, PromptError
 from humor_env.shared.control_tokens import as_text
 from humor_env.shared.framing import conversation, framed
 from humor_env.types import Critic, Demonstration, Joke, Judgement, Preference, Prompt, critic_name
@@ -136,12 +136,35 @@ def preferences_dataset(preferences: Sequence[Preference], student: Student | No
             "prompt_id": p.prompt.id,
             "probability": p.probability,
             "source": p.source,
+            "chosen_ended": p.chosen_ended,
+            "rejected_ended": p.rejected_ended,
         }
         for p in preferences
     ]
     if not rows:
         raise PromptError("A dataset of preferences needs at least one preference.")
     return Dataset.from_list(rows)
+
+
+def without_added_ends(tokenized: Any, end_tokens: Collection[int]) -> Any:
+    """`DPOTrainer.train_dataset`, made from `preferences_dataset`, without the end of lines that were cut off: TRL ends
+    every line, which would teach the model to end there. Not for reference log-probabilities computed before."""
+    all_ended = all(all(tokenized[f"{side}_ended"]) for side in ("chosen", "rejected"))
+    if "ref_chosen_logps" in tokenized.column_names and not all_ended:
+        raise InvalidOption(
+            "TRL computed the reference's log-probabilities with ends of lines that were cut off: leave "
+            "precompute_ref_log_probs out of the options, or give preferences between lines that ended."
+        )
+
+    def line_as_written(ids: list[int], ended: bool) -> list[int]:
+        places = [i for i, token in enumerate(ids) if token in end_tokens]
+        return ids if ended or not places else ids[: places[-1]]
+
+    return tokenized.map(
+        lambda row: {
+            f"{side}_ids": line_as_written(row[f"{side}_ids"], row[f"{side}_ended"]) for side in ("chosen", "rejected")
+        }
+    )
 
 
 def demonstrations_dataset(demonstrations: Sequence[Demonstration], student: Student | None = None) -> Any:

@@ -28,11 +28,17 @@ from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.config import check_bounds
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
-from humor_env.agents.session.processes import process_count
+from humor_env.agents.session.processes import is_main_process, process_count
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
-from humor_env.agents.trl.formats import demonstrations_dataset, make_trl_reward, preferences_dataset, prompts_dataset
+from humor_env.agents.trl.formats import (
+    demonstrations_dataset,
+    make_trl_reward,
+    preferences_dataset,
+    prompts_dataset,
+    without_added_ends,
+)
 from humor_env.episodes.critic_memory import show, with_memory
 from humor_env.errors import InvalidOption, StudentError
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt
@@ -46,7 +52,7 @@ class TRLConfig:
     """One configuration for all peers. `options` go to TRL's own config class as they are and take precedence."""
 
     steps: int = 100
-    batch_size: int = 64  # per step: lines (GRPO, RLOO), pairs (DPO) or demonstrations (SFT)
+    batch_size: int = 64  # per step, over all processes: lines (GRPO, RLOO), pairs (DPO) or demonstrations (SFT)
     siblings: int = 8  # lines per prompt (GRPO, RLOO)
     sampling: Sampling = field(default_factory=Sampling)
     pairs: PairConfig = field(default_factory=PairConfig)  # DPO
@@ -66,20 +72,27 @@ class TRLConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, "steps", "batch_size", "siblings", "micro_batch", "checkpoint_every")
-        if self.batch_size % min(self.micro_batch, self.batch_size):
-            raise InvalidOption(f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}.")
+        if self.batch_size % process_count():
+            raise InvalidOption(f"batch_size {self.batch_size} does not divide among {process_count()} processes.")
+        share = self.batch_size // process_count()
+        if share % min(self.micro_batch, share):
+            raise InvalidOption(
+                f"Each process's share of batch_size {self.batch_size}, {share} rows, must be a multiple of "
+                f"micro_batch {self.micro_batch}."
+            )
         if self.decay not in ("constant", "linear", "cosine"):
             raise InvalidOption(f"decay must be 'constant', 'linear' or 'cosine', found '{self.decay}'.")
 
     def arguments(self, folder: Path, device: torch.device) -> dict[str, Any]:
         """Arguments that all of TRL's config classes share."""
-        rows = min(self.micro_batch, self.batch_size)
+        share = self.batch_size // process_count()  # TRL counts the rows of one process
+        rows = min(self.micro_batch, share)
         schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
         return {
             "output_dir": str(folder),
             "max_steps": self.steps,
             "per_device_train_batch_size": rows,
-            "gradient_accumulation_steps": self.batch_size // rows,
+            "gradient_accumulation_steps": share // rows,
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": schedules[self.decay],
             "warmup_steps": self.warmup_steps,
@@ -197,7 +210,7 @@ def train_dpo(
         feedback = student_pairs(student, judge, prompts, config.pairs, seed=config.seed)
         preferences = feedback.preferences
         control.count(feedback.samples, feedback.judged)
-        if file is not None:
+        if file is not None and is_main_process():
             file.parent.mkdir(parents=True, exist_ok=True)
             records = [preference_record(p) for p in preferences]
             file.write_text(json.dumps({"watch": control.get_state(), "preferences": records}))
@@ -253,6 +266,8 @@ def _run(
             processing_class=copy.deepcopy(student.tokenizer),  # trainers change its padding
             **more,
         )
+        if kind == "DPO":
+            trainer.train_dataset = without_added_ends(trainer.train_dataset, student.end_tokens)
         if "ref" in model.peft_config:
             _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
         last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
@@ -352,6 +367,8 @@ class _Reporter(TrainerCallback):
         self.log.metrics(int(state.global_step), numbers)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not is_main_process():
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         record = {"evaluations": self.evaluations, "watch": self.control.get_state(), "seconds": self.control.seconds}
         (folder / OURS).write_text(json.dumps(record))
