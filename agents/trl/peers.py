@@ -29,6 +29,7 @@ from humor_env.agents.session.config import check_bounds
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.processes import process_count
+from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
@@ -74,14 +75,12 @@ class TRLConfig:
     def arguments(self, folder: Path, device: torch.device) -> dict[str, Any]:
         """Arguments that all of TRL's config classes share."""
         rows = min(self.micro_batch, self.batch_size)
-        schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
         return {
             "output_dir": str(folder),
             "max_steps": self.steps,
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": self.batch_size // rows,
             "learning_rate": self.learning_rate,
-            "lr_scheduler_type": schedules[self.decay],
             "warmup_steps": self.warmup_steps,
             "weight_decay": 0.0,
             "max_grad_norm": self.max_grad_norm,
@@ -253,6 +252,8 @@ def _run(
             processing_class=copy.deepcopy(student.tokenizer),  # trainers change its padding
             **more,
         )
+        if not {"lr_scheduler_type", "lr_scheduler_kwargs"} & config.options.keys():
+            _schedule_as_ours(trainer, config.decay)
         if "ref" in model.peft_config:
             _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
         last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
@@ -272,6 +273,16 @@ def _run(
     done = steps >= config.steps
     why = "" if done or control.by_user else control.ending
     return TrainResult(steps, control.by_user and not done, reporter.evaluations, Path(saved) if saved else None, why)
+
+
+def _schedule_as_ours(trainer: Any, decay: str) -> None:
+    """Our learners' learning rates: Transformers' schedules begin the warm-up at a rate of 0, and fall to 0."""
+    steps = int(trainer.args.max_steps)
+    warmup = int(trainer.args.get_warmup_steps(steps))
+    trainer.create_optimizer()
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        trainer.optimizer, lambda step: learning_rate_share(step, steps, warmup=warmup, decay=decay)
+    )
 
 
 def _copy_with_adapter(student: Student, adapter: str) -> PeftModel:
