@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from humor_env.experiments.runs import costs
+from humor_env.experiments.runs import costs, line_counts
 from humor_env.experiments.runs.costs import Item, in_words, item_of, name_of, rough_seconds, show_items
 from humor_env.experiments.specs.spec import BudgetSpec, CriticSpec, EnvSpec, EvalSpec, MonitorSpec, TeacherSpec
 from humor_env.llm.ledgered_client import Estimate
@@ -97,12 +97,18 @@ def a_spec(config, **more):
     return SimpleNamespace(**made)
 
 
-PARTS = SimpleNamespace(prompts=PROMPTS, eval_prompts=PROMPTS.split("test")[:4], demonstrations=range(7))
+PARTS = SimpleNamespace(
+    prompts=PROMPTS,
+    eval_prompts=PROMPTS.split("test")[:4],
+    demonstrations=range(7),
+    preferences=(),
+    env_options={},
+)
 NO = SimpleNamespace()
 
 
 @pytest.mark.parametrize(
-    ("config", "env", "lines"),
+    ("config", "options", "lines"),
     [
         ({"steps": 3, "batch_size": 8}, {}, 24),
         ({"steps": 3, "batch_size": 8}, {"attempts": 2}, 48),
@@ -111,32 +117,70 @@ NO = SimpleNamespace()
         ({}, {}, 0),
     ],
 )
-def test_lines_to_learn_from(config, env, lines):
-    spec = a_spec(SimpleNamespace(**config), env=EnvSpec(**env))
-    assert costs.lines_to_learn_from(spec, PARTS) == lines
+def test_lines_to_learn_from(config, options, lines):
+    """The attempts are the environment's own: Revise-v0 has three without a word about it in the spec."""
+    spec = a_spec(SimpleNamespace(**config))
+    parts = SimpleNamespace(**{**vars(PARTS), "env_options": options})
+    assert line_counts.lines_to_learn_from(spec, parts) == lines
     assert spec.asked == [3]
 
 
 def test_lines_that_are_measured():
-    assert costs.tested_lines(a_spec(NO), PARTS) == 4 * 2
+    assert line_counts.tested_lines(a_spec(NO), PARTS) == 4 * 2
     # After steps 3, 6 and 9 of ten: three of the four dev prompts, five lines each.
-    assert costs.dev_lines(a_spec(SimpleNamespace(evaluate_every=3, steps=10)), PARTS) == 3 * 3 * 5
+    assert line_counts.dev_lines(a_spec(SimpleNamespace(evaluate_every=3, steps=10)), PARTS) == 3 * 3 * 5
     few = a_spec(SimpleNamespace(evaluate_every=3, steps=10), eval=EvalSpec(dev_limit=9))
-    assert costs.dev_lines(few, PARTS) == 3 * 4
-    assert costs.dev_lines(a_spec(SimpleNamespace(evaluate_every=0, steps=10)), PARTS) == 0
-    assert costs.dev_lines(a_spec(NO), PARTS) == 0
+    assert line_counts.dev_lines(few, PARTS) == 3 * 4
+    assert line_counts.dev_lines(a_spec(SimpleNamespace(evaluate_every=0, steps=10)), PARTS) == 0
+    assert line_counts.dev_lines(a_spec(NO), PARTS) == 0
 
 
 def test_lines_that_are_watched():
     steps = SimpleNamespace(steps=10)
     # Before the first step and after 4 and 8; three prompts, each line with its own and two other prompts.
     watched = a_spec(steps, monitor=MonitorSpec(every=4, lines=3, others=2))
-    assert costs._watched_lines(watched, PARTS) == 3 * 3 * 3
-    assert costs._watched_lines(a_spec(steps, monitor=MonitorSpec(every=4, lines=9, others=0)), PARTS) == 3 * 4
+    assert line_counts.watched_lines(watched, PARTS) == 3 * 3 * 3
+    assert line_counts.watched_lines(a_spec(steps, monitor=MonitorSpec(every=4, lines=9, others=0)), PARTS) == 3 * 4
     test = MonitorSpec(every=11, lines=9, others=0, split="test")
-    assert costs._watched_lines(a_spec(steps, monitor=test), PARTS) == 5
-    assert costs._watched_lines(a_spec(steps), PARTS) == 0
-    assert costs._watched_lines(a_spec(NO, monitor=MonitorSpec()), PARTS) == 0
+    assert line_counts.watched_lines(a_spec(steps, monitor=test), PARTS) == 5
+    assert line_counts.watched_lines(a_spec(steps), PARTS) == 0
+    assert line_counts.watched_lines(a_spec(NO, monitor=MonitorSpec()), PARTS) == 0
+
+
+def test_learners_without_steps_are_measured_and_watched_too():
+    """Six train prompts in batches of four are two steps an epoch. Both numbers were 0."""
+    dpo = SimpleNamespace(epochs=5, batch_size=4, rounds=2, prompts_per_round=0, evaluate_every=3)
+    monitor = MonitorSpec(every=4, lines=3, others=2)
+    assert line_counts.most_steps(dpo, a_spec(dpo), PARTS) == 5 * 2
+    assert line_counts.dev_lines(a_spec(dpo), PARTS) == 3 * 3 * 5
+    assert line_counts.watched_lines(a_spec(dpo, monitor=monitor), PARTS) == 3 * 3 * 3
+    # Nine prompts a round are three steps; two given preferences are one.
+    more = SimpleNamespace(**{**vars(dpo), "prompts_per_round": 9})
+    assert line_counts.most_steps(more, a_spec(more), PARTS) == 5 * 3
+    given = SimpleNamespace(**{**vars(PARTS), "preferences": ("a", "b")})
+    assert line_counts.most_steps(more, a_spec(more), given) == 5
+    # The teacher's pairs are for all six prompts; 2 epochs of them and 5 of the other phase's: 4 + 10 steps, of which
+    # each second of the first phase and each third of the other are followed by a measurement.
+    brio = SimpleNamespace(**{**vars(dpo), "epochs": 2, "pairs_of": "teacher", "prompts_per_round": 1, "rounds": 1})
+    brio.evaluate_every = 2
+    both = SimpleNamespace(brio=brio, dpo=dpo)
+    assert line_counts.dev_lines(a_spec(both), PARTS) == (2 + 3) * 3 * 5
+    assert line_counts.watched_lines(a_spec(both, monitor=monitor), PARTS) == (1 + 14 // 4) * 3 * 3
+    assert line_counts.pairs_to_judge(a_spec(both), PARTS) == 6 + 2 * 6
+    # Imitation: seven lessons in batches of four, three epochs.
+    sft = SimpleNamespace(epochs=3, batch_size=4)
+    assert line_counts.most_steps(sft, a_spec(sft), PARTS) == 6
+    assert line_counts.watched_lines(a_spec(sft, monitor=monitor), PARTS) == 2 * 3 * 3
+
+
+def test_lines_to_choose_pairs_from():
+    """A dry run said that DPO writes 0 lines. Six prompts, two rounds, five candidates; not the teacher's."""
+    dpo = SimpleNamespace(rounds=2, pairs=SimpleNamespace(candidates=5))
+    brio = SimpleNamespace(rounds=1, pairs=SimpleNamespace(candidates=5), pairs_of="teacher")
+    assert line_counts.candidate_lines(a_spec(dpo), PARTS) == 60
+    assert line_counts.candidate_lines(a_spec(SimpleNamespace(brio=brio, dpo=dpo)), PARTS) == 60
+    assert line_counts.candidate_lines(a_spec(dpo), SimpleNamespace(**{**vars(PARTS), "preferences": ("a",)})) == 0
+    assert line_counts.candidate_lines(a_spec(NO), PARTS) == 0
 
 
 @pytest.mark.parametrize(
@@ -151,16 +195,16 @@ def test_lines_that_are_watched():
     ],
 )
 def test_pairs_that_are_judged(config, pairs):
-    assert costs.pairs_to_judge(a_spec(config), PARTS) == pairs
+    assert line_counts.pairs_to_judge(a_spec(config), PARTS) == pairs
 
 
 def test_lessons_are_lines_by_epochs():
     from humor_env.agents.sft import SFTConfig
 
-    assert costs.lessons(a_spec(SFTConfig(epochs=3)), PARTS) == 21
-    assert costs.lessons(a_spec(NO), PARTS) == 0
+    assert line_counts.lessons(a_spec(SFTConfig(epochs=3)), PARTS) == 21
+    assert line_counts.lessons(a_spec(NO), PARTS) == 0
     warm = a_spec(NO, imitates=True, imitation_config=lambda seed: SFTConfig(epochs=2, seed=seed))
-    assert costs.lessons(warm, PARTS) == 14
+    assert line_counts.lessons(warm, PARTS) == 14
 
 
 def test_questions_are_measured_on_two_different_texts_of_the_first_prompts(monkeypatch):

@@ -16,8 +16,9 @@ import torch
 from test_run import a_fresh_critic, share_of_e, text, world  # noqa: F401 - fixtures
 
 from humor_env.agents.student import Student
+from humor_env.agents.student.sampling import Sampling
 from humor_env.errors import InvalidOption, PromptError, StudentError, UnknownName
-from humor_env.experiments.runs.ingredients import Ingredients, device_of, load_student
+from humor_env.experiments.runs.ingredients import Ingredients, device_of, evaluation_sampling, load_student
 from humor_env.experiments.runs.run import run
 from humor_env.experiments.runs.run_folder import student_folder
 from humor_env.experiments.specs.spec import StudentSpec, parse_spec
@@ -254,3 +255,26 @@ def test_a_fully_tuned_student_is_saved_with_its_weights(text, tmp_path):
     assert json.loads((folder / "student.json").read_text())["base"] is None
     assert student_folder(tmp_path) == folder
     assert Student.load(folder).lora.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("learner", "key"), [("grpo", "sampling"), ("dpo", "pairs.sampling"), ("brio-dpo", "dpo.pairs.sampling")]
+)
+def test_lines_are_measured_as_the_learner_writes_them(learner, key):
+    """BRIO-DPO was evaluated and watched with the default sampling, whatever its own was."""
+    spec = parse_spec(f"""
+        [learner]
+        name = "{learner}"
+        [learner.{key}]
+        max_new_tokens = 12
+        temperature = 0.7
+        [teacher]
+        lines = "pocket"
+        [judge]
+        judge = "pocket"
+        [[critic]]
+        critic = "pocket"
+        [[eval.critic]]
+        critic = "pocket"
+    """)
+    assert evaluation_sampling(spec, spec.learner_config(0)) == Sampling(max_new_tokens=12, temperature=0.7)

@@ -14,6 +14,7 @@ from humor_env import pocket, registry
 from humor_env.agents.feedback.pairs import CriticAsJudge, PairConfig
 from humor_env.agents.session.checkpoint import CheckpointStore
 from humor_env.agents.session.log import RunLog
+from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.sft import encode
 from humor_env.agents.student import IMITATION, POLICY
 from humor_env.agents.student.sampling import Sampling
@@ -352,3 +353,31 @@ def test_what_trl_cannot_do_is_said():
         TRLConfig(batch_size=33, micro_batch=32)
     with pytest.raises(InvalidOption, match="judge"):
         registry.learners.resolve("trl-dpo")(SETTINGS, None, student(), prompts=prompts())
+
+
+@pytest.mark.parametrize(
+    ("decay", "rates"),
+    [
+        # Two steps of warm-up, then two of decay: at the first of them the peak, at the second half-way to a tenth.
+        ("linear", [0.5, 1.0, 1.0, 0.55]),
+        ("cosine", [0.5, 1.0, 1.0, 0.55]),
+        ("constant", [0.5, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_a_peers_learning_rate_is_that_of_our_learners(decay, rates, tmp_path):
+    """Transformers' schedules made the first step at a rate of 0, and decayed to 0 instead of a tenth."""
+    config = TRLConfig(**{**vars(SETTINGS), "learning_rate": 0.002, "warmup_steps": 2, "decay": decay})
+    assert config.steps == 4
+    made = [Preference(p, "Glaciers overtook it.", "So cold that penguins.", 1.0, "t") for p in prompts(8)]
+    run("trl-dpo", log=RunLog(tmp_path), config=config, preferences=made)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [m["trl/learning_rate"] for m in metrics] == pytest.approx([0.002 * rate for rate in rates])
+    assert rates == pytest.approx([learning_rate_share(step, 4, warmup=2, decay=decay) for step in range(4)])
+
+
+def test_a_users_own_schedule_is_kept(tmp_path):
+    config = TRLConfig(**{**vars(SETTINGS), "learning_rate": 0.002, "options": {"lr_scheduler_type": "linear"}})
+    made = [Preference(p, "Glaciers overtook it.", "So cold that penguins.", 1.0, "t") for p in prompts(8)]
+    run("trl-dpo", log=RunLog(tmp_path), config=config, preferences=made)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [m["trl/learning_rate"] for m in metrics] == pytest.approx([0.002, 0.0015, 0.001, 0.0005])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 def learning_rate_share(step: int, steps: int, *, warmup: int, decay: str) -> float:
-    """The share of the peak rate at `step` (from 0): linear warm-up, then "constant", "linear" or "cosine"."""
+    """The share of the peak rate at `step` (from 0): linear warm-up, then "constant", "linear" or "cosine" towards a
+    tenth, which the step after the last would have."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

@@ -29,6 +29,7 @@ from humor_env.agents.session.config import check_bounds
 from humor_env.agents.session.limits import RunControl
 from humor_env.agents.session.log import Log, Silent
 from humor_env.agents.session.processes import is_main_process, process_count
+from humor_env.agents.session.schedule import learning_rate_share
 from humor_env.agents.session.session import TrainResult
 from humor_env.agents.student import IMITATION, POLICY, Student
 from humor_env.agents.student.sampling import Sampling
@@ -87,14 +88,12 @@ class TRLConfig:
         """Arguments that all of TRL's config classes share."""
         share = self.batch_size // process_count()  # TRL counts the rows of one process
         rows = min(self.micro_batch, share)
-        schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
         return {
             "output_dir": str(folder),
             "max_steps": self.steps,
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": share // rows,
             "learning_rate": self.learning_rate,
-            "lr_scheduler_type": schedules[self.decay],
             "warmup_steps": self.warmup_steps,
             "weight_decay": 0.0,
             "max_grad_norm": self.max_grad_norm,
@@ -268,6 +267,8 @@ def _run(
         )
         if kind == "DPO":
             trainer.train_dataset = without_added_ends(trainer.train_dataset, student.end_tokens)
+        if not {"lr_scheduler_type", "lr_scheduler_kwargs"} & config.options.keys():
+            _schedule_as_ours(trainer, config.decay)
         if "ref" in model.peft_config:
             _copy_weights(student.adapter_parameters(IMITATION), _adapter_parameters(model, "ref"))
         last = get_last_checkpoint(str(folder)) if checkpoints is not None and folder.is_dir() else None
@@ -287,6 +288,16 @@ def _run(
     done = steps >= config.steps
     why = "" if done or control.by_user else control.ending
     return TrainResult(steps, control.by_user and not done, reporter.evaluations, Path(saved) if saved else None, why)
+
+
+def _schedule_as_ours(trainer: Any, decay: str) -> None:
+    """Our learners' learning rates: Transformers' schedules begin the warm-up at a rate of 0, and fall to 0."""
+    steps = int(trainer.args.max_steps)
+    warmup = int(trainer.args.get_warmup_steps(steps))
+    trainer.create_optimizer()
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        trainer.optimizer, lambda step: learning_rate_share(step, steps, warmup=warmup, decay=decay)
+    )
 
 
 def _copy_with_adapter(student: Student, adapter: str) -> PeftModel:

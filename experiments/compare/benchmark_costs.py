@@ -25,7 +25,7 @@ from humor_env.experiments.compare.benchmark_spec import (
     judge_table,
 )
 from humor_env.experiments.compare.bias_judges import OneOrder
-from humor_env.experiments.runs import costs
+from humor_env.experiments.runs import costs, line_counts
 from humor_env.experiments.runs.ingredients import Ingredients
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec
 
@@ -55,8 +55,8 @@ def forecast_benchmark(bench: BenchmarkSpec, *, workers: int, threads: int) -> t
                     items[item.what, item.who] = item if before is None else before + item
             except CredentialError:
                 unknown = True
-            lines, measured = _lines(spec, parts), costs.tested_lines(spec, parts)
-            lessons = costs.lessons(spec, parts) if spec is start else 0
+            lines, measured = _lines(spec, parts), line_counts.tested_lines(spec, parts)
+            lessons = line_counts.lessons(spec, parts) if spec is start else 0
             parts.close()
         lines_written += lines
         stages = systems if spec is start else 2  # one of which nobody writes
@@ -96,15 +96,14 @@ def _before_training(bench: BenchmarkSpec) -> str:
 
 def _lines(spec: Spec, parts: Any) -> int:
     """The number of lines that a cell's student writes to learn from."""
-    return costs.lines_to_learn_from(spec, parts) or spec.budget.max_samples or spec.budget.max_judgements or 0
+    return line_counts.lines_to_learn_from(spec, parts) or spec.budget.max_samples or spec.budget.max_judgements or 0
 
 
 def _dev_lines(spec: Spec, parts: Any, evaluations: int) -> int:
     """The number of lines measured during training. The steps of a learner from pairs depend on the judge: it is
     measured about as often as [budget] says."""
-    counted = costs.dev_lines(spec, parts)
-    if counted or not getattr(spec.learner_config(spec.seeds[0]), "rounds", 0):
-        return counted
+    if not getattr(spec.learner_config(spec.seeds[0]), "rounds", 0):
+        return line_counts.dev_lines(spec, parts)
     return evaluations * min(sum(p.split == "dev" for p in parts.prompts), spec.eval.dev_limit) * spec.eval.dev_lines
 
 
@@ -114,16 +113,16 @@ def _items(
     """For one seed: the calls of the feedback for learning, and of the feedback and the held-out critic for measuring,
     where each line is also compared with the teacher's and, if the imitation is written `twice`, with its first line.
     The held-out critic also scores each line with `others` other prompts."""
-    measured = costs.tested_lines(spec, parts)
+    measured = line_counts.tested_lines(spec, parts)
     sample, lines = costs.sample_pairs(parts), systems * measured
-    scored = costs.lines_to_learn_from(spec, parts)
+    scored = line_counts.lines_to_learn_from(spec, parts)
     tasks: list[tuple[str, str, Any, int]] = []
     held_out = parts.spec.eval.critic[0]
     tasks.append(("held out", costs.name_of(held_out), parts.make_critic(held_out), 3 * (lines + dev) + others * lines))
     for source in sources:
         critic, judge = _made(parts, source)
         learning = 0 if systems > 1 else scored
-        pairs = 0 if systems > 1 or scored else costs.pairs_to_judge(spec, parts)
+        pairs = 0 if systems > 1 or scored else line_counts.pairs_to_judge(spec, parts)
         tasks += [("learning", source.name, critic, learning), ("learning", source.name, judge, pairs)]
         compared = lines + measured * twice
         if systems == 1 and not gives_win_rate(*critic_table(source).values()):

@@ -6,7 +6,7 @@
 Nothing is sent and no key is needed. Each critic is given the teacher's lines for some of the run's own prompts, and
 what it would send is measured and multiplied by the lines of the run. Each item is an upper bound: lines that an
 earlier gate stops, repeated lines and what a ledger already holds are not subtracted, and replies are counted at the
-longest that is allowed.
+longest that is allowed. Only the checks that a monitor adds when one line spreads are not foreseen.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ from humor_env import registry
 from humor_env.agents.student.sampling import draw_uniforms
 from humor_env.errors import CredentialError, HumorEnvError, InvalidOption
 from humor_env.experiments.options import with_members
+from humor_env.experiments.runs.line_counts import (
+    candidate_lines,
+    dev_lines,
+    lessons,
+    lines_to_learn_from,
+    pairs_to_judge,
+    tested_lines,
+    watched_lines,
+)
 from humor_env.experiments.specs.spec import CriticSpec, JudgeSpec, Spec, load_spec
 from humor_env.llm.ledgered_client import Estimate
 from humor_env.registry import Registry
@@ -93,7 +102,7 @@ def estimate_spec(spec: Spec) -> list[Item]:
                 item_of("evaluation", name_of(c), parts.make_critic(c), sample, evaluated, spec.eval.lines)
                 for c in measured
             ]
-            if (watched := _watched_lines(spec, parts)) and parts.spec.monitor is not None:
+            if (watched := watched_lines(spec, parts)) and parts.spec.monitor is not None:
                 held_out = parts.spec.monitor.critic or parts.spec.eval.critic
                 watching = [*parts.spec.critic, *(c for c in held_out if c not in parts.spec.critic)]
                 items += [item_of("monitor", name_of(c), parts.make_critic(c), sample, watched) for c in watching]
@@ -141,45 +150,6 @@ def _clients(spec: Spec) -> list[str]:
         return [name for v in table for name in inside(v)] if isinstance(table, list) else []
 
     return inside(spec.model_dump())
-
-
-def lines_to_learn_from(spec: Spec, parts: Any) -> int:
-    """The number of lines that the training critics judge in one seed."""
-    config = spec.learner_config(spec.seeds[0])
-    steps, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
-    if steps and batch:
-        return int(steps * batch * (spec.env.attempts or 1))
-    return int(getattr(config, "n", 0) * tested_lines(spec, parts))
-
-
-def tested_lines(spec: Spec, parts: Any) -> int:
-    """The number of lines that one stage of one seed writes to be measured."""
-    return len(parts.eval_prompts) * spec.eval.lines
-
-
-def dev_lines(spec: Spec, parts: Any) -> int:
-    """The number of lines measured during training in one seed."""
-    config = spec.learner_config(spec.seeds[0])
-    every, steps = getattr(config, "evaluate_every", 0), getattr(config, "steps", 0)
-    dev = sum(p.split == "dev" for p in parts.prompts)
-    return steps // every * min(dev, spec.eval.dev_limit) * spec.eval.dev_lines if every else 0
-
-
-def _watched_lines(spec: Spec, parts: Any) -> int:
-    """The number of lines that the monitor has judged in one seed, each with its own and with other prompts."""
-    monitor, steps = spec.monitor, getattr(spec.learner_config(spec.seeds[0]), "steps", 0)
-    if monitor is None or not steps:
-        return 0
-    lines = min(monitor.lines, len(parts.prompts.split(monitor.split)))
-    return int((1 + steps // monitor.every) * lines * (1 + monitor.others))
-
-
-def pairs_to_judge(spec: Spec, parts: Any) -> int:
-    """The number of pairs that the judge compares in one seed, if each prompt gives one in each round."""
-    config = spec.learner_config(spec.seeds[0])
-    phases = [c for n in ("brio", "dpo") if (c := getattr(config, n, None)) is not None] or [config]
-    prompts = len(parts.prompts.split(spec.env.split))
-    return sum((getattr(c, "prompts_per_round", 0) or prompts) * getattr(c, "rounds", 1) for c in phases)
 
 
 def sample_pairs(parts: Any) -> list[tuple[Joke, Joke]]:
@@ -314,7 +284,7 @@ def forecast(spec: Spec) -> str:
         money = f"{spec.name}: the cost is not known without the key."
     with tempfile.TemporaryDirectory() as scratch:
         parts = Ingredients(without_keys(spec), Path(scratch))
-        lines, prompts = lines_to_learn_from(spec, parts), len(parts.eval_prompts)
+        lines, prompts = lines_to_learn_from(spec, parts) + candidate_lines(spec, parts), len(parts.eval_prompts)
         stages, imitated = 2 + spec.imitates + bool(parts.teacher), lessons(spec, parts)
     seeds = len(spec.seeds)
     each = seconds_to_write(spec)
@@ -386,18 +356,6 @@ def in_words(seconds: float) -> str:
             rounded = f"{count:.0f}" if unit in ("seconds", "minutes") or count >= 10 else f"{count:.2g}"
             return "a second" if unit == "seconds" and count < 1.5 else f"{rounded} {unit}"
     raise AssertionError("unreachable")
-
-
-def lessons(spec: Spec, parts: Any) -> int:
-    """The number of times that a teacher's line is imitated in one seed."""
-    from humor_env.agents.sft import SFTConfig
-
-    config: Any = spec.learner_config(spec.seeds[0])
-    if not isinstance(config, SFTConfig):
-        if not spec.imitates:
-            return 0
-        config = spec.imitation_config(spec.seeds[0])
-    return int(len(parts.demonstrations) * getattr(config, "epochs", 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

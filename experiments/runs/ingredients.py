@@ -358,10 +358,11 @@ class Ingredients:
 
 
 def evaluation_sampling(spec: Spec, config: Any) -> Sampling:
-    """How the lines to measure are sampled: as the spec says, or as in training."""
+    """How the lines to measure are sampled: as the spec says, or as in training (in the last phase of BRIO-DPO)."""
     if spec.eval.sampling is not None:
         return Sampling(**spec.eval.sampling.model_dump())
-    for holder in (config, getattr(config, "pairs", None)):
+    last_phase = getattr(config, "dpo", config)
+    for holder in (last_phase, getattr(last_phase, "pairs", None)):
         sampling = getattr(holder, "sampling", None)
         if isinstance(sampling, Sampling):
             return sampling
