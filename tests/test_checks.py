@@ -241,7 +241,9 @@ def longer(pairs):
 
 def test_a_sound_judge():
     assert failed(check_judge(longer)) == set()
-    assert failed(check_judge("pocket")) == set()
+    findings = check_judge("pocket")
+    assert failed(findings) == set()
+    assert all(str(finding.sentence).endswith(".") for finding in findings)
 
 
 def first_shown(pairs):

@@ -214,6 +214,13 @@ def test_info_as_the_same_numbers_at_every_step(env_id):
         {"attempt": 1, "judgement_failed": True},
     )
     assert env.unwrapped.last_judgement.error == "no"
+    env = humor_env.NumbersOnlyInfo(gym.make(env_id, critic=lambda jokes: [Judgement("c", 0.5)] * len(jokes)))
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    over = False
+    while not over:
+        _, _, over, _, info = env.step(env.action_space.sample())
+        assert info["judgement_failed"] is False
     assert env.spec.additional_wrappers[-1].name == "NumbersOnlyInfo"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from humor_env.errors import InvalidOption
 from humor_env.experiments.sharing.export import COLUMNS, _number, _storable, export, rows_of
+from humor_env.exports import _text_space
 
 
 def write(folder, name, *rows):
@@ -86,3 +87,10 @@ def test_half_a_character_is_replaced_and_whole_ones_stay():
     assert _storable("a\ud800b") == "a\ufffdb"
     assert _storable("🐌 é") == "🐌 é"
     assert _storable(3) == 3 and _storable(None) is None
+
+
+def test_a_text_space_holds_all_lines_of_any_length():
+    texts = ["a", "abcd", "ba", ""]
+    space = _text_space(texts)
+    assert all(space.contains(text) for text in texts)
+    assert (space.max_length, space.min_length, space.character_list) == (5, 0, ("a", "b", "c", "d"))

@@ -20,8 +20,9 @@ from test_llm_local import save_tokenizer
 from humor_env.errors import BudgetExceeded, CredentialError, HumorEnvError, InvalidOption, JudgingFailed
 from humor_env.llm import Budget, Client, Ledger, LedgeredClient, Reply, Request, make_client
 from humor_env.llm.budget import most_tokens
-from humor_env.llm.clients import address
+from humor_env.llm.clients import address, background
 from humor_env.llm.clients.address import allow_key_hosts, label, may_have_key
+from humor_env.llm.clients.sdk_client import SdkClient
 from humor_env.llm.ledgered_client import Progress
 from humor_env.llm.protocol import OnReply
 from humor_env.rewards.scorer import symbol_schema
@@ -558,3 +559,20 @@ def test_closing_a_client_leaves_what_it_was_handed() -> None:
     ledger.close()
     with pytest.raises(HumorEnvError, match="is closed"):
         ledger.find(["a"])
+
+
+def test_a_client_of_a_loop_that_is_gone_is_not_closed_on_the_next_one() -> None:
+    """After a fork the loop is another, and what belongs to the old one cannot be waited for there."""
+    closed: list[object] = []
+
+    class Sdk:
+        async def close(self) -> None:
+            closed.append(self)
+
+    for at_home in (False, True):
+        client = SdkClient(None, None)
+        client._sdk, client._sdk_loop = Sdk(), background.loop() if at_home else None
+        client.close()
+        assert (len(closed), client._sdk) == (int(at_home), None)
+        client.close()
+        assert len(closed) == int(at_home)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -52,6 +53,14 @@ def test_anything_else_is_no_answer(text: str) -> None:
 def test_a_schema_word_that_is_not_checked_is_refused() -> None:
     with pytest.raises(ValueError, match="maximum"):
         check(7, {"type": "integer", "maximum": 5})
+
+
+def test_a_number_may_have_decimals_but_must_be_finite() -> None:
+    check(0.5, {"type": "number"})
+    check([0.5, 1], {"type": "array", "items": {"type": "number"}})
+    for odd in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ReplyError, match="the reply is not a finite number"):
+            check(odd, {"type": "number"})
 
 
 @pytest.mark.parametrize(
