@@ -202,7 +202,7 @@ def test_tables_of_a_benchmark_draw_prompts_and_not_lines(tmp_path, name):
 def test_a_page_says_how_many_lines_each_prompt_has(tmp_path):
     page = benchmark_tables.results_page(bench_of(tmp_path, 4))
     assert "12 held-out prompts, 4 lines for each; measured by" in page
-    assert "over seeds and prompts, a prompt with all its lines." in page
+    assert "over seeds and prompts, a prompt with all its lines; those during training over seeds only." in page
     assert "| commonest line |" in page and "| 0.250 |" in page
     assert "12 held-out prompts, one line for each; measured by" in benchmark_tables.results_page(bench_of(tmp_path, 1))
 
