@@ -23,7 +23,7 @@ from humor_env.llm.ledgered_client import Estimate, LedgeredClient, OnProgress, 
 from humor_env.llm.protocol import Client, Reply, Request
 from humor_env.llm.template import fill, load
 from humor_env.rewards.scorer import failure, symbol_schema
-from humor_env.rewards.shared.both_orders import Pair, both_orders
+from humor_env.rewards.shared.both_orders import Pair, both_orders, both_ways
 from humor_env.types import NO_USAGE, Verdict
 
 VERSION = 1
@@ -101,8 +101,7 @@ class MultipleChoiceJudge:
     def estimate(self, pairs: Sequence[Pair]) -> Estimate:
         """The estimated usage of judging these pairs, without sending anything."""
         to_ask = [pair for pair in pairs if self._without_asking(pair) is None]
-        both = [order for a, b in to_ask for order in ((a, b), (b, a))]
-        return self.ledgered.estimate([request for pair in both for request in self.requests(pair)])
+        return self.ledgered.estimate([request for pair in both_ways(to_ask) for request in self.requests(pair)])
 
     def close(self) -> None:
         self.ledgered.close()

@@ -246,17 +246,17 @@ class LedgeredClient:
     def _under_former_names(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
         """Replies from ledgers that named the client without a setting: those that have the probabilities which are
         wanted, and if it is unknown whether the schema was sent, the valid ones (without a key, all that there are)."""
-        found: dict[str, Reply] = {}
+        stored: dict[str, Reply] = {}
         for name in dict.fromkeys((self.client.name, getattr(self.client, "bare_name", self.client.name))):
-            keys = {request_key(self.purpose, name, r): key for key, r in requests.items() if key not in found}
+            keys = {request_key(self.purpose, name, r): key for key, r in requests.items() if key not in stored}
             former = {old: key for old, key in keys.items() if old != key}
             for old, reply in (self.ledger.find(list(former)) if former else {}).items():
                 request = requests[former[old]]
                 has_form = not reply.failed or self._name_for(request) == self.client.name
                 has_shares = name == self.client.name or reply.probabilities or not request.choices
                 if has_shares and (has_form or getattr(self.client, "lacks_key", False)):
-                    found[former[old]] = reply
-        return found
+                    stored[former[old]] = reply
+        return stored
 
     def _worth_another_try(self, key: str, reply: Reply) -> bool:
         """A transient failure is retried, unless there is no key: then it is part of the replayed run."""

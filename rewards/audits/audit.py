@@ -29,7 +29,7 @@ from humor_env.rewards.audits.context import DRAWS, measure_context
 from humor_env.rewards.audits.report import AuditReport, Example, GapRow, Kind, PairScores, Reference, TextScores
 from humor_env.rewards.likelihood.surprisal import make_surprisal
 from humor_env.rewards.rated.rated_sets import Published, RatedPair, RatedSet, RatedText, prompt_name
-from humor_env.rewards.shared.both_orders import Pair
+from humor_env.rewards.shared.both_orders import Pair, both_ways
 from humor_env.rewards.shared.reading import ngrams, words
 from humor_env.shared.streams import generator, stream_seed
 from humor_env.types import Critic, Joke, Judge, Verdict, critic_name
@@ -213,9 +213,8 @@ class _Judging:
         joke_pairs: list[Pair] = [pair.jokes for pair in pairs]
         ask = getattr(self.critic_or_judge, "ask", None)
         if callable(ask):
-            # Separate orders give more information than their average, at the same cost. A pair's two come one after
-            # the other: if a limit ends the asking, whole pairs are judged.
-            answers = self._verdicts(ask, [order for a, b in joke_pairs for order in ((a, b), (b, a))])
+            # Separate orders give more information than their average, at the same cost.
+            answers = self._verdicts(ask, both_ways(joke_pairs))
             self.first, self.second = answers[::2], answers[1::2]
         else:
             self.first = self._verdicts(self.critic_or_judge, joke_pairs)

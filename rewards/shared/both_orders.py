@@ -27,11 +27,11 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
 
     `ask` gets both orders of all pairs as one list (so that it can send them at once) and answers for the first joke
     *as shown*. If either order fails, the pair has no verdict: a single order has exactly the bias that this function
-    removes. A pair's two orders come one after the other, so that a budget that ends half-way has bought whole pairs.
+    removes.
     """
     if not pairs:
         return []
-    ordered = [order for first, second in pairs for order in ((first, second), (second, first))]
+    ordered = both_ways(pairs)
     answers = ask(ordered)
     if len(answers) != len(ordered):
         raise CriticContractError(
@@ -39,6 +39,11 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
             "it must return one verdict per pair, in order."
         )
     return [_average(name, forward, back) for forward, back in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each pair as it is and turned round, one after the other: a budget that ends half-way has bought whole pairs."""
+    return [order for first, second in pairs for order in ((first, second), (second, first))]
 
 
 def ask_judge(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:

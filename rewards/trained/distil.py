@@ -71,13 +71,13 @@ def from_ledger(
         CriticSet(f"{PAIRS.strip()} of {client}", (), _of_one(compared, instructions, PAIRS.strip(), client)),
         CriticSet(f"{SCORES.strip()} of {client}", _of_one(rated, instructions, SCORES.strip(), client)),
     ]
-    found = [each for each in sets if len(each)]
-    if instructions is not None and not found:
+    filled = [each for each in sets if len(each)]
+    if instructions is not None and not filled:
         raise InvalidOption(
             f"No verdicts of {client} in the ledger '{opened.path}' have {instructions!r} in their instructions. "
             f"There are: {_told_apart({**compared, **rated})}."
         )
-    return found
+    return filled
 
 
 def _by_instructions(stored: Sequence[Stored], client: str) -> dict[str, list[Stored]]:
@@ -112,12 +112,12 @@ def _of_one(
 def _told_apart(known: Mapping[str, Sequence[object]]) -> str:
     """Each of these instructions by its first line that no other has."""
     lines = {text: [line.strip() for line in text.splitlines() if line.strip()] for text in known}
-    told = []
+    descriptions = []
     for text, items in known.items():
         others = {line for other, own in lines.items() if other != text for line in own}
         line = next((line for line in lines[text] if line not in others), (lines[text] or [""])[0])
-        told.append(f"“{shorten(line, 80, placeholder='…')}” ({len(items)})")
-    return ", ".join(told)
+        descriptions.append(f"“{shorten(line, 80, placeholder='…')}” ({len(items)})")
+    return ", ".join(descriptions)
 
 
 def _joke(data: Mapping[str, str], text: str) -> Joke:
