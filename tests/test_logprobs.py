@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from humor_env.agents.student.logprobs import chunk_rows, kl_k1, kl_k3, masked_row_mean, token_logprobs
+from humor_env.agents.student.logprobs import (
+    all_logits,
+    chunk_rows,
+    kl_k1,
+    kl_k3,
+    masked_row_mean,
+    tile,
+    token_logprobs,
+)
 
 
 def test_logprobs_by_hand():
@@ -20,9 +28,11 @@ def test_logprobs_by_hand():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
-def test_frozen_head_gradients_equal_autograd_in_chunks(temperature, bias, monkeypatch):
+@pytest.mark.parametrize("shape", [(1024, 512), (7, 3), (50, 1)])
+def test_frozen_head_gradients_equal_autograd_in_tiles(temperature, bias, shape, monkeypatch):
     """The slope worked out in forward must equal what autograd finds through the full logits."""
-    monkeypatch.setattr("humor_env.agents.student.logprobs.CHUNK_BYTES", 1)  # many chunks: the smallest allowed
+    monkeypatch.setattr("humor_env.agents.student.logprobs.TILE_ROWS", shape[0])
+    monkeypatch.setattr("humor_env.agents.student.logprobs.TILE_COLUMNS", shape[1])
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(6, 11, bias=bias).double().requires_grad_(False)
     hidden = torch.randn(50, 6, generator=generator, dtype=torch.float64)
@@ -40,6 +50,7 @@ def test_frozen_head_gradients_equal_autograd_in_chunks(temperature, bias, monke
 
     naive = hidden.clone().requires_grad_()
     full = (head(naive) / temperature).log_softmax(-1)
+    assert len(full.argmax(-1).unique()) > 3, "the largest logit is in several tiles"
     naive_logprobs = full.gather(-1, targets[:, None]).squeeze(-1)
     naive_entropy = -(full.exp() * full).sum(-1)
     loss_of(naive_logprobs, naive_entropy).backward()
@@ -155,7 +166,54 @@ def test_a_frozen_heads_gradient_is_the_same_whether_or_not_entropy_is_asked_for
     assert torch.allclose(hidden.grad, by_hand, atol=1e-5)
 
 
-def test_a_large_output_layer_takes_enough_rows_at_once():
-    """With 49,152 words a chunk held 21 rows, and scoring them took 1.6 times as long as in chunks of 64."""
-    assert chunk_rows(49_152, torch.device("cpu")) >= 64
-    assert chunk_rows(4_096, torch.device("cpu")) == 256
+def test_tiles_of_very_different_size_do_not_overflow(monkeypatch):
+    """Logits of -1000 come first, then +1000: sums are relative to the largest so far."""
+    monkeypatch.setattr("humor_env.agents.student.logprobs.TILE_COLUMNS", 2)
+    monkeypatch.setattr("humor_env.agents.student.logprobs.TILE_ROWS", 2)
+    head = nn.Linear(1, 6, bias=False).requires_grad_(False)
+    head.weight.data = torch.tensor([[-1000.0], [-1001.0], [1000.0], [999.0], [-1000.0], [1000.0]])
+    for sign in (1.0, -1.0):
+        hidden = torch.full((3, 1), sign, requires_grad=True)
+        targets = torch.tensor([0, 3, 5])
+        logprobs, entropy = token_logprobs(hidden, head, targets, entropy=True, entropy_gradient=True)
+        exact = hidden.detach().double().requires_grad_()
+        full = (exact @ head.weight.double().T).log_softmax(-1)
+        assert torch.allclose(logprobs.double(), full.gather(-1, targets[:, None]).squeeze(-1), atol=1e-3)
+        assert torch.allclose(entropy.double(), -(full.exp() * full).sum(-1), atol=1e-3)
+        (logprobs.sum() + entropy.sum()).backward()
+        (full.gather(-1, targets[:, None]).sum() - (full.exp() * full).sum()).backward()
+        assert torch.allclose(hidden.grad.double(), exact.grad, rtol=1e-3, atol=1e-2)
+
+
+def test_a_large_output_layer_is_computed_in_tiles_of_many_rows():
+    """On two cores, SmolLM2's layer of 49,152 words took 2.7 times as long in chunks of 64 rows and all columns."""
+    cpu = torch.device("cpu")
+    assert tile(1536, 49_152, cpu) == (1024, 512)
+    assert tile(64, 49_152, cpu) == (64, 1024)
+    assert tile(1, 49_152, cpu) == (1, 65_536), "one call"
+    assert tile(64, 49_152, torch.device("cuda")) == (chunk_rows(49_152, torch.device("cuda")), 49_152)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_all_logits_equal_the_layers_own(bias):
+    """Also where the last part is smaller, and in training."""
+    layer = nn.Linear(5, 9_001, bias=bias)
+    states = torch.randn(3, 2, 5, requires_grad=True)
+    logits = all_logits(layer, states)
+    assert torch.allclose(logits, layer(states), atol=1e-6)
+    weights = torch.randn(9_001)
+    (logits * weights).sum().backward()
+    got = states.grad.clone(), layer.weight.grad.clone()
+    states.grad = layer.weight.grad = None
+    (layer(states) * weights).sum().backward()
+    assert torch.allclose(got[0], states.grad, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(got[1], layer.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_all_logits_calls_a_layer_that_is_not_plain():
+    class Doubled(nn.Linear):
+        def forward(self, states):
+            return 2 * super().forward(states)
+
+    layer, states = Doubled(5, 9_001), torch.randn(3, 5)
+    assert torch.equal(all_logits(layer, states), layer(states))

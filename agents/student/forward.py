@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from humor_env.agents.student.logprobs import all_logits
 from humor_env.agents.student.shared_prompts import LEAST_PREFIX_ROWS, causal_states, common_prefix
 from humor_env.agents.student.token_rows import (
     PromptGroups,
@@ -59,7 +60,7 @@ class ForwardPasses:
 
     def logits(self, states: Tensor) -> Tensor:
         """The output layer's logits for hidden states."""
-        logits = self.base.get_output_embeddings()(states)
+        logits = all_logits(self.base.get_output_embeddings(), states)
         bias = getattr(self.base, "final_logits_bias", None)
         return logits if bias is None else logits + bias
 

@@ -6,9 +6,10 @@ column 0 is never a student's choice. *Action mask*: 1 on the tokens the student
     logprobs, entropy = token_logprobs(hidden, head, targets)     # [N], [N]; no logits are kept
     masked_row_mean(logprobs, mask)                               # [B]
 
-Logits are never kept. A response of 64 x 512 tokens over 151,000 words would need 20 GB; instead the rows are processed
-in chunks, and with a frozen output layer (LoRA) the gradient of a row's log-probability with respect to its hidden
-state, W[target] - softmax(h W) W, is computed in the forward pass, so that backward is one multiplication.
+Logits are never kept. A response of 64 x 512 tokens over 151,000 words would need 20 GB; instead they are computed in
+tiles, whose sums are brought to a common scale, and with a frozen output layer (LoRA) the gradient of a row's
+log-probability with respect to its hidden state, W[target] - softmax(h W) W, is computed in the forward pass, so that
+backward is one multiplication.
 """
 
 from __future__ import annotations
@@ -19,14 +20,67 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 4 << 20  # of fp32 logits at a time: fits in a CPU's cache
+CHUNK_BYTES = 4 << 20  # of fp32 logits at a time, for a layer that is called as a whole
 MIN_CHUNK_ROWS = 64  # with fewer, the output layer's weights are read more often than they are used
+# On a CPU a product of many rows and few columns is two to three times as fast as one of few rows and all columns.
+TILE_ROWS, TILE_COLUMNS = 1024, 512
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """How many rows of logits to hold at once: a cache's worth on CPU, enough to fill a GPU."""
+    """How many rows of whole logits to hold at once: a cache's worth on CPU, enough to fill a GPU."""
     budget = CHUNK_BYTES if device.type == "cpu" else 256 << 20
     return max(MIN_CHUNK_ROWS, budget // (4 * vocabulary))
+
+
+def tile(rows: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """How many rows and columns of logits to hold at once: on a GPU all columns."""
+    if device.type != "cpu":
+        return chunk_rows(vocabulary, device), vocabulary
+    at_once = max(1, min(rows, TILE_ROWS))
+    return at_once, max(TILE_COLUMNS, TILE_ROWS * TILE_COLUMNS // (8 * at_once))  # small tiles are not worth a call
+
+
+class _RunningSoftmax:
+    """The sums of a softmax over logits that arrive in tiles of columns, relative to each row's largest so far."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, entropy: bool, slope: bool, entropy_slope: bool) -> None:
+        rows, device = len(hidden), hidden.device
+        self.top = torch.full((rows,), torch.finfo(torch.float32).min, device=device)
+        self.total = torch.zeros(rows, device=device)
+        self.weighted = torch.zeros(rows, device=device) if entropy else None  # the sum of p z, for z - top
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        sums = torch.zeros(2 if entropy_slope else 1, rows, weight.shape[1], dtype=exact, device=device)
+        self.mean_row = sums[0] if slope else None  # the sum of p W
+        self.weighted_row = sums[1] if entropy_slope else None  # the sum of p z W
+
+    def add(self, logits: Tensor, weight: Tensor) -> None:
+        """`logits` are overwritten."""
+        top = torch.maximum(self.top, logits.amax(-1))
+        self._rescale(self.top - top)
+        self.top = top
+        shifted = logits.sub_(top[:, None])
+        if self.weighted is None and self.mean_row is None:
+            self.total += shifted.exp_().sum(-1)
+            return
+        parts = shifted.exp()
+        self.total += parts.sum(-1)
+        if self.weighted is not None:
+            self.weighted += torch.linalg.vecdot(parts, shifted)
+        if self.mean_row is not None:
+            self.mean_row += parts.to(weight.dtype) @ weight
+        if self.weighted_row is not None:
+            self.weighted_row += shifted.mul_(parts).to(weight.dtype) @ weight
+
+    def _rescale(self, fall: Tensor) -> None:
+        """Express the sums relative to a `top` that is larger by -`fall`."""
+        scale = fall.exp()
+        if self.weighted_row is not None and self.mean_row is not None:
+            self.weighted_row.addcmul_(self.mean_row, fall[:, None]).mul_(scale[:, None])
+        if self.mean_row is not None:
+            self.mean_row *= scale[:, None]
+        if self.weighted is not None:
+            self.weighted.addcmul_(self.total, fall).mul_(scale)
+        self.total *= scale
 
 
 class _FrozenHeadLogprobs(torch.autograd.Function):
@@ -40,32 +94,34 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         slope = torch.empty_like(hidden, dtype=weight.dtype) if needs_gradient else None
         entropy_slope = torch.empty_like(slope) if needs_gradient and entropy_gradient else None
-        step = chunk_rows(weight.shape[0], hidden.device)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            target = targets[part]
-            logits = _logits(hidden[part], weight, bias, temperature)
-            shifted = logits.sub_(logits.amax(-1, keepdim=True))
-            chosen = shifted.gather(-1, target[:, None]).squeeze(-1)
-            if entropy is None and slope is None:
-                logprobs[part] = chosen - shifted.exp_().sum(-1).log_()
-                continue
-            probabilities = shifted.exp()
-            total = probabilities.sum(-1)
-            log_total = total.log()
-            logprobs[part] = chosen - log_total
-            probabilities.div_(total[:, None])
-            if entropy is not None:
-                # H = log Z - sum p z; z is the shifted logit.
-                entropy[part] = log_total - torch.linalg.vecdot(probabilities, shifted)
-            if slope is not None:
+        at_once, columns = tile(rows, len(weight), hidden.device)
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
+            states, target = hidden[part].to(weight.dtype), targets[part]
+            sums = _RunningSoftmax(states, weight, want_entropy, needs_gradient, entropy_slope is not None)
+            chosen = torch.zeros_like(sums.total)
+            for first in range(0, len(weight), columns):
+                some = slice(first, first + columns)
+                logits = _logits(states, weight[some], None if bias is None else bias[some], temperature)
+                place = target - first
+                here = (place >= 0) & (place < logits.shape[1])
+                place = place.clamp(0, logits.shape[1] - 1)
+                chosen = torch.where(here, logits.gather(-1, place[:, None]).squeeze(-1), chosen)
+                sums.add(logits, weight[some])
+            log_total = sums.total.log()
+            logprobs[part] = chosen - sums.top - log_total
+            if entropy is not None and sums.weighted is not None:
+                # H = log Z - sum p z / Z; z is the shifted logit.
+                entropy[part] = log_total - sums.weighted / sums.total
+            if slope is not None and sums.mean_row is not None:
                 # d log p(target) / d h = (W[target] - p W) / temperature
-                mean_row = probabilities.to(weight.dtype) @ weight
+                mean_row = sums.mean_row / sums.total[:, None]
                 slope[part] = (weight[target] - mean_row) / temperature
-                if entropy_slope is not None and entropy is not None:
+                if entropy_slope is not None and entropy is not None and sums.weighted_row is not None:
                     # dH / dz_i = -p_i (z_i - log Z + H)
-                    surprise = shifted.sub_((log_total - entropy[part])[:, None]).mul_(probabilities)
-                    entropy_slope[part] = -(surprise.to(weight.dtype) @ weight) / temperature
+                    surprise = sums.weighted_row / sums.total[:, None]
+                    surprise += mean_row * (entropy[part] - log_total)[:, None]
+                    entropy_slope[part] = -surprise / temperature
         ctx.slope, ctx.entropy_slope, ctx.input_dtype = slope, entropy_slope, hidden.dtype
         return logprobs, entropy
 
@@ -78,8 +134,19 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def all_logits(layer: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """An output layer's logits. On a CPU a large plain layer is computed in parts, which is faster."""
+    parts = 2 * TILE_COLUMNS
+    if type(layer) is not torch.nn.Linear or states.device.type != "cpu" or layer.out_features <= 8 * parts:
+        return layer(states)
+    weights = layer.weight.split(parts)
+    biases = [None] * len(weights) if layer.bias is None else layer.bias.split(parts)
+    linear = torch.nn.functional.linear
+    return torch.cat([linear(states, *both) for both in zip(weights, biases, strict=True)], dim=-1)
 
 
 def _plain_logprobs(
@@ -104,7 +171,7 @@ def token_logprobs(
     """Log p(targets | hidden) as fp32 `[N]`, and the entropy `[N]` if requested.
 
     `hidden` `[N, H]` are the states *before* each target. `head` maps states to logits; when it is a plain frozen
-    linear layer no logits outlive a chunk even in training, otherwise chunks are recomputed in backward.
+    linear layer no logits outlive a tile even in training, otherwise chunks are recomputed in backward.
     """
     if isinstance(head, torch.nn.Linear) and not head.weight.requires_grad:
         # A frozen layer's bias is frozen too.
