@@ -5,6 +5,7 @@ import torch
 from tiny import stir, student
 
 from humor_env.agents.student import POLICY
+from humor_env.agents.student import sampling as sampling_module
 from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, choose, sample
 from humor_env.errors import InvalidOption
@@ -29,6 +30,66 @@ def test_choose_never_takes_an_impossible_token():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, 3)
     chosen, _ = choose(logits, torch.tensor([0.0, 0.5, 1 - 2**-24]), Sampling())
     assert chosen.tolist() == [1, 1, 1]
+
+
+def one_by_one(weights: torch.Tensor, uniform: torch.Tensor) -> list[int]:
+    """The definition, in double precision: the first index at which the running sum exceeds the target."""
+    running = weights.double().cumsum(-1)
+    return [int((row > u * row[-1]).nonzero()[0]) for row, u in zip(running, uniform.double(), strict=True)]
+
+
+@pytest.mark.parametrize("vocabulary", [300, 4096, 4097, 5000, 49_152])
+def test_the_search_among_many_tokens_is_the_walk_along_them(vocabulary):
+    """In blocks, whose number does not always divide the vocabulary; most tokens are impossible in every third row."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3 * torch.randn(60, vocabulary, generator=generator)
+    impossible = torch.rand(20, vocabulary, generator=generator) < 0.999
+    impossible[:, vocabulary // 2] = False
+    logits[::3] = logits[::3].masked_fill(impossible, -torch.inf)
+    uniform = torch.rand(60, generator=generator)
+    uniform[:6] = torch.tensor([0.0, 1 - 2**-24]).repeat(3)
+    chosen, logprobs = choose(logits, uniform, Sampling())
+    assert chosen.tolist() == one_by_one(logits.softmax(-1), uniform)
+    assert torch.allclose(logprobs, logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("only", [0, 255, 256, 4095, 4096, 4999])
+def test_the_one_possible_token_of_many_is_always_chosen(only):
+    logits = torch.full((3, 5000), -torch.inf)
+    logits[:, only] = 0.0
+    chosen, _ = choose(logits, torch.tensor([0.0, 0.5, 1 - 2**-24]), Sampling())
+    assert chosen.tolist() == [only] * 3
+
+
+def test_a_blocks_last_possible_token_takes_what_rounding_leaves(monkeypatch):
+    """A block whose sum was rounded up: the target is beyond its running sum, and zeros follow."""
+    weights = torch.zeros(1, 4096)
+    weights[0, 300:310] = 0.1  # in float32 their sum is above or below the exact one
+    for nudge in (0.9999999, 1.0000001):
+        real = torch.Tensor.sum
+        monkeypatch.setattr(torch.Tensor, "sum", lambda self, *a, n=nudge, r=real, **k: r(self, *a, **k) * n)
+        for uniform in (0.0, 1 - 2**-24, 1 - 2**-53):
+            found = sampling_module._at(weights, torch.tensor([[uniform]], dtype=torch.float64))
+            assert 300 <= found.item() < 310
+        monkeypatch.undo()
+
+
+def test_a_target_between_two_blocks_is_not_an_impossible_first_token():
+    """`ends - sums` may round to more than the end of the block before, which leaves less than nothing."""
+    weights = (20 * torch.randn(50, 5000, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    weights[:, :: sampling_module.BLOCK] = 0.0
+    sums = torch.stack([block.sum(-1) for block in weights.split(sampling_module.BLOCK, dim=-1)], dim=-1).double()
+    ends = sums.cumsum(-1)
+    assert ((ends - sums)[:, 1:] > ends[:, :-1]).any()
+    for block in range(1, ends.shape[1]):
+        chosen = sampling_module._at(weights, ends[:, block - 1 : block] / ends[:, -1:])
+        assert (weights.gather(-1, chosen) > 0).all()
+
+
+def test_a_broken_models_nan_is_no_index_error():
+    for vocabulary in (100, 5000):
+        chosen, logprobs = choose(torch.full((2, vocabulary), torch.nan), torch.tensor([0.1, 0.9]), Sampling())
+        assert (chosen < vocabulary).all() and logprobs.isnan().all()
 
 
 def test_top_p_and_top_k_cut_the_tail_but_report_the_uncut_probability():

@@ -28,6 +28,8 @@ from humor_env.agents.student.transfers import read, send
 from humor_env.shared.precision import memory_is_full
 
 ASK_EVERY = 8  # tokens between checks of which rows are unfinished, on a GPU
+BLOCK = 256  # weights summed at once in the search for a token
+LEAST_BLOCKS = 16  # with fewer, one cumulative sum is faster
 COMPACT_BELOW = 0.8  # drop finished rows once fewer than this share of the batch is unfinished
 
 
@@ -322,9 +324,34 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
         before = ordered.cumsum(-1) - ordered
         ordered = ordered.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), 0.0)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-    running = probabilities.double().cumsum(-1)
-    # In double precision, a number below 1 times the total stays below it, so a token of probability 0 is never chosen.
-    target = uniform.double()[:, None] * running[:, -1:]
-    # The clamp only matters for NaN; the log-probability is then NaN too, and the learner stops on it.
-    chosen = torch.searchsorted(running, target, right=True).clamp(max=logits.shape[-1] - 1)
+    chosen = _at(probabilities, uniform.double()[:, None])
     return chosen.squeeze(-1), whole.gather(-1, chosen).squeeze(-1).log()
+
+
+def _at(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first index at which the sum of the weights so far exceeds `uniform` `[n, 1]` times their total, `[n, 1]`.
+
+    Among many weights the block is found first: one pass over them, where cumulative sums in double precision take
+    several. A weight of 0 is never chosen: in double precision a number below 1 times a total stays below it.
+    """
+    blocks = weights.shape[-1] // BLOCK
+    if blocks < LEAST_BLOCKS:
+        running = weights.double().cumsum(-1)
+        # The clamp only matters for NaN; the log-probability is then NaN too, and the learner stops on it.
+        return torch.searchsorted(running, uniform * running[:, -1:], right=True).clamp(max=weights.shape[-1] - 1)
+    sums = weights[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK)).sum(-1)
+    rest = weights[:, blocks * BLOCK :]
+    if rest.shape[-1]:
+        sums = torch.cat([sums, rest.sum(-1, keepdim=True)], dim=-1)
+    sums = sums.double()
+    ends = sums.cumsum(-1)
+    target = uniform * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[-1] - 1)
+    columns = block * BLOCK + torch.arange(BLOCK, device=weights.device)
+    # Columns after the last repeat it, and a choice among them is one of it.
+    running = weights.gather(-1, columns.clamp(max=weights.shape[-1] - 1)).double().cumsum(-1)
+    left = (target - (ends - sums).gather(-1, block)).clamp(min=0)
+    # The block's sum may round differently here: its last weight that is not 0 is the last that can be chosen.
+    last = torch.searchsorted(running, running[:, -1:].contiguous())
+    nth = torch.minimum(torch.searchsorted(running, left, right=True), last)
+    return (block * BLOCK + nth).clamp(max=weights.shape[-1] - 1)

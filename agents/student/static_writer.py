@@ -26,6 +26,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from humor_env.agents.student.forward import nearly_equal
+from humor_env.agents.student.fused_layers import merged_weight
 from humor_env.agents.student.sampling import (
     Decoding,
     Generation,
@@ -71,6 +72,9 @@ class StaticWriter:
         self.student = student
         self._weights = _MergedWeights(student)
         self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
+        # Walking through all modules takes longer than several steps.
+        modules = (module for whole in (student.base, student.value_head) for module in whole.modules())
+        self._owners = [own for module in modules for own in (module._parameters, module._buffers) if own]
         self._places: list[int] = []  # where the weights were that the tables' graphs read
 
     @torch.no_grad()
@@ -118,8 +122,7 @@ class StaticWriter:
         past, source = _past(decoding)
         shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
         key = (*shape, sampling, values)
-        modules = (self.student.base, self.student.value_head)
-        places = [t.data_ptr() for m in modules for own in (m.parameters(), m.buffers()) for t in own]
+        places = [tensor.data_ptr() for own in self._owners for tensor in own.values() if tensor is not None]
         if places != self._places:  # weights that are trained move to memory of their own
             self._tables.clear()
             self._places = places
@@ -151,8 +154,7 @@ class _MergedWeights:
                 if adapter is None:
                     buffer.copy_(original)
                 else:
-                    delta: Tensor = layer.get_delta_weight(adapter)
-                    buffer.copy_(original.float() + delta.float())
+                    merged_weight(layer, adapter, out=buffer)
                 weight.data = buffer
             self.student.activate(None)
             yield

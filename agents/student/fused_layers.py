@@ -1,6 +1,8 @@
-"""PEFT's LoRA layer, computed in fewer passes over memory.
+"""Layers computed in fewer passes over memory, and in fewer kernels, than by PEFT and transformers.
 
     use_fused_lora(model)      # converts every plain LoRA layer; anything special is left to PEFT
+    use_fused_norms(model)     # the same for RMS norms, on a GPU
+    merged_weight(layer, "policy")      # the base's weight with the adapter in it
 
 On a CPU half of an adapter's cost is not its matrix products but `result + lora_B(lora_A(dropout(x))) * scaling`: three
 more tensors as large as the layer's output, written and read again in the backward pass. Here the adapter's share is
@@ -9,10 +11,14 @@ float32 adapter is multiplied in bfloat16, as under autocast; PEFT would compute
 
 The parameters are PEFT's own, under their own names; with dropout, DoRA, several active adapters or other precisions
 PEFT's own code runs.
+
+On a GPU a small model's token is a thousand kernels of two microseconds each, and the norms of transformers are eight
+of them at a time. PyTorch has one kernel for a norm, forward and backward.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,3 +94,55 @@ def use_fused_lora(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
             module.__class__ = FusedLoraLinear
+
+
+def merged_weight(layer: Any, adapter: str, out: Tensor | None = None) -> Tensor:
+    """The base layer's weight plus the adapter's share, computed in float32 and rounded once; written to `out` if
+    given. No gradient flows."""
+    weight: Tensor = layer.get_base_layer().weight.detach()
+    if isinstance(layer, FusedLoraLinear) and adapter not in layer.lora_variant and not layer.fan_in_fan_out:
+        a, b = layer.lora_A[adapter].weight.detach().float(), layer.lora_B[adapter].weight.detach().float()
+        scale = layer.scaling[adapter]
+        if weight.dtype == torch.float32:
+            return torch.addmm(weight, b, a, alpha=scale, out=out)
+        merged = torch.addmm(weight.float(), b, a, alpha=scale)
+    else:
+        merged = weight.float() + layer.get_delta_weight(adapter).detach().float()
+    return merged.to(weight.dtype) if out is None else out.copy_(merged)
+
+
+def use_fused_norms(model: nn.Module) -> None:
+    """Let every RMS norm that PyTorch's own function reproduces be computed by it on a GPU, in place."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and _is_plain_norm(module):
+            module.__class__ = _fused_norm(type(module))
+
+
+@torch.no_grad()
+def _is_plain_norm(norm: Any) -> bool:
+    """Whether its output for a few random states is that of PyTorch's function. Some add 1 to their weight."""
+    weight, epsilon = getattr(norm, "weight", None), _epsilon(norm)
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or epsilon is None:
+        return False
+    states = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    own, plain = norm(states), nn.functional.rms_norm(states, weight.shape, weight, epsilon)
+    near = 2 * torch.finfo(weight.dtype).eps  # two roundings apart: where one casts before the weight, one after
+    return own.dtype == plain.dtype and torch.allclose(own.float(), plain.float(), rtol=max(near, 1e-5), atol=1e-6)
+
+
+def _epsilon(norm: nn.Module) -> float | None:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+@cache
+def _fused_norm(kind: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: Any, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or states.dtype != self.weight.dtype or not _saves_kernels(states):
+            return kind.forward(self, states, *args, **kwargs)
+        return nn.functional.rms_norm(states, self.weight.shape, self.weight, _epsilon(self))
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def _saves_kernels(states: Tensor) -> bool:
+    return states.device.type != "cpu"
