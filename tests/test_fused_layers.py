@@ -213,11 +213,17 @@ def test_norms_on_a_gpu_are_the_formulas(kind, monkeypatch):
     assert len(calls) == 3, "states of another precision than the weight are left to its own formula"
 
 
+class GatedRMSNorm(PlainRMSNorm):
+    def forward(self, states, gate):
+        return super().forward(states * gate)
+
+
 def test_norms_with_another_formula_are_left_alone():
-    whole = nn.Sequential(OnePlusRMSNorm(), OtherEpsilonRMSNorm(), nn.LayerNorm(8), PlainRMSNorm())
+    others = [OnePlusRMSNorm(), OtherEpsilonRMSNorm(), GatedRMSNorm(), nn.LayerNorm(8)]
+    whole = nn.Sequential(*others, PlainRMSNorm())
     use_fused_norms(whole)
-    assert [type(m) for m in list(whole)[:3]] == [OnePlusRMSNorm, OtherEpsilonRMSNorm, nn.LayerNorm]
-    assert type(whole[3]) is not PlainRMSNorm
+    assert [type(m) for m in others] == [OnePlusRMSNorm, OtherEpsilonRMSNorm, GatedRMSNorm, nn.LayerNorm]
+    assert type(whole[4]) is not PlainRMSNorm
 
 
 def test_a_llamas_logits_are_the_same_with_fused_norms(monkeypatch):

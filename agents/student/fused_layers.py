@@ -100,7 +100,8 @@ def merged_weight(layer: Any, adapter: str, out: Tensor | None = None) -> Tensor
     """The base layer's weight plus the adapter's share, computed in float32 and rounded once; written to `out` if
     given. No gradient flows."""
     weight: Tensor = layer.get_base_layer().weight.detach()
-    if isinstance(layer, FusedLoraLinear) and adapter not in layer.lora_variant and not layer.fan_in_fan_out:
+    is_plain = isinstance(layer, FusedLoraLinear) and adapter not in layer.lora_variant and not layer.fan_in_fan_out
+    if is_plain:
         a, b = layer.lora_A[adapter].weight.detach().float(), layer.lora_B[adapter].weight.detach().float()
         scale = layer.scaling[adapter]
         if weight.dtype == torch.float32:
@@ -125,17 +126,21 @@ def _is_plain_norm(norm: Any) -> bool:
     if not isinstance(weight, Tensor) or weight.ndim != 1 or epsilon is None:
         return False
     states = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
-    own, plain = norm(states), nn.functional.rms_norm(states, weight.shape, weight, epsilon)
+    try:
+        own = norm(states)
+    except TypeError:  # it takes more than the states
+        return False
+    plain = nn.functional.rms_norm(states, weight.shape, weight, epsilon)
     near = 2 * torch.finfo(weight.dtype).eps  # two roundings apart: where one casts before the weight, one after
     return own.dtype == plain.dtype and torch.allclose(own.float(), plain.float(), rtol=max(near, 1e-5), atol=1e-6)
 
 
-def _epsilon(norm: nn.Module) -> float | None:
+def _epsilon(norm: Any) -> float | None:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
 @cache
-def _fused_norm(kind: type[nn.Module]) -> type[nn.Module]:
+def _fused_norm(kind: Any) -> type[nn.Module]:
     def forward(self: Any, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or states.dtype != self.weight.dtype or not _saves_kernels(states):
             return kind.forward(self, states, *args, **kwargs)
