@@ -115,8 +115,9 @@ def merged_weight(layer: Any, adapter: str, out: Tensor | None = None) -> Tensor
 def use_fused_norms(model: nn.Module) -> None:
     """Let every RMS norm that PyTorch's own function reproduces be computed by it on a GPU, in place."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and _is_plain_norm(module):
-            module.__class__ = _fused_norm(type(module))
+        kind: Any = type(module)
+        if kind.__name__.endswith("RMSNorm") and _is_plain_norm(module):
+            module.__class__ = _fused_norm(kind)
 
 
 @torch.no_grad()
