@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
+from humor_env.episodes.verdicts import checked_verdicts
 from humor_env.errors import BudgetExceeded, InvalidOption
 from humor_env.llm.ledgered_client import leaving_unscored
 from humor_env.registry import judges
-from humor_env.rewards.shared.both_orders import Pair, ask_judge
+from humor_env.rewards.shared.both_orders import Pair
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Judge, Verdict, critic_name
 
@@ -106,7 +107,7 @@ class CheapFirstJudge:
         self.over_budget = False
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]:
-        cheap = ask_judge(self.cheap, pairs)
+        cheap = checked_verdicts(self.cheap, pairs)
         unsure = sorted(
             (i for i, verdict in enumerate(cheap) if sureness(verdict.probability) < self.sure),
             key=lambda i: (sureness(cheap[i].probability), self._place(pairs[i])),
@@ -137,7 +138,7 @@ class CheapFirstJudge:
             return {}
         try:
             with leaving_unscored() as refusals:
-                verdicts = dict(zip(pairs, ask_judge(self.paid, list(pairs.values())), strict=True))
+                verdicts = dict(zip(pairs, checked_verdicts(self.paid, list(pairs.values())), strict=True))
         except BudgetExceeded:  # of a judge with a limit of its own, which does not say what it has paid
             self.over_budget = True
             return {}

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from humor_env.episodes.closing import close_all
+from humor_env.episodes.verdicts import checked_verdicts
 from humor_env.errors import InvalidOption, did_you_mean
 from humor_env.registry import judges as registered
-from humor_env.rewards.shared.both_orders import ask_judge
 from humor_env.shared.plain_numbers import real_number
 from humor_env.types import NO_USAGE, Joke, Judge, Verdict, critic_name
 
@@ -60,7 +60,7 @@ class Jury:
     def __call__(self, pairs: Sequence[tuple[Joke, Joke]]) -> list[JuryVerdict]:
         if not pairs:
             return []
-        columns = [ask_judge(judge, pairs) for judge in self.judges]
+        columns = [checked_verdicts(judge, pairs) for judge in self.judges]
         return [self._agree(row) for row in zip(*columns, strict=True)]
 
     @property

@@ -21,9 +21,10 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from humor_env.episodes.closing import close_all
+from humor_env.episodes.verdicts import checked_verdicts
 from humor_env.errors import InvalidOption
 from humor_env.registry import judges
-from humor_env.rewards.shared.both_orders import ask_judge, flip_rate
+from humor_env.rewards.shared.both_orders import flip_rate
 from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Usage, Verdict
 
 Pairing = Literal["auto", "round-robin", "swiss"]
@@ -167,7 +168,7 @@ class TournamentCritic:
             yield _swiss_round(group)
 
     def _ask(self, games: Sequence[tuple[_Group, int, int]]) -> None:
-        verdicts = ask_judge(self.judge, [(group.players[i], group.players[j]) for group, i, j in games])
+        verdicts = checked_verdicts(self.judge, [(group.players[i], group.players[j]) for group, i, j in games])
         for (group, i, j), verdict in zip(games, verdicts, strict=True):
             group.met.add(frozenset((i, j)))
             # The whole cost goes to one of the two, so that the sum over judgements is the total.

@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from humor_env.episodes.closing import close_all
+from humor_env.episodes.verdicts import checked_verdicts
 from humor_env.errors import InvalidOption
 from humor_env.registry import judges
-from humor_env.rewards.shared.both_orders import ask_judge, flip_rate
+from humor_env.rewards.shared.both_orders import flip_rate
 from humor_env.teacher import HasLines, open_lines
 from humor_env.types import NO_USAGE, Joke, Judge, Judgement, Verdict
 
@@ -66,7 +67,7 @@ class WinTieCritic:
             for line in lines
             if line.strip() != joke.text.strip()
         ]
-        verdicts = ask_judge(self.judge, pairs)
+        verdicts = checked_verdicts(self.judge, pairs)
         answers = iter(verdicts)
         return [
             self._judgement(joke, [_DRAW if line.strip() == joke.text.strip() else next(answers) for line in lines])

@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pytest
 
+from humor_env.agents.feedback.pairs import verdicts_with_words
+from humor_env.episodes.verdicts import checked_verdicts
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import judges
 from humor_env.rewards.jury import Jury
-from humor_env.rewards.shared.both_orders import ask_judge, both_orders
+from humor_env.rewards.shared.both_orders import both_orders
 from humor_env.types import Joke, Prompt, Usage, Verdict
 
 P = Prompt("p", "The meeting was slow.")
@@ -112,12 +114,32 @@ def test_judges_that_answer_in_numpy_and_one_odd_verdict():
         return [Verdict("wobbly", 0.25), 0.7]
 
     with pytest.raises(CriticContractError, match=r"must return humor_env\.Verdict objects, found a float"):
-        ask_judge(lambda pairs: [0.7], [PAIR])
+        checked_verdicts(lambda pairs: [0.7], [PAIR])
     found = Jury([wobbly, lambda pairs: ask(pairs)])([PAIR, PAIR])
     assert found[0].probability == pytest.approx((0.25 + 0.7) / 2)
     assert found[1].probability == pytest.approx(0.7)
     with pytest.raises(CriticContractError, match="found a float"):
         Jury([lambda pairs: [0.7, 0.7]])([PAIR, PAIR])
+    with pytest.raises(CriticContractError, match=r"The judge .m. must return .* found a float"):
+        both_orders(lambda pairs: [0.7, 0.7], [PAIR], "m")
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        ([0.7, 0.6], "must return humor_env.Verdict objects, found a float"),
+        ([Verdict("m", 0.5)], "was given 2 pairs and returned a list of 1"),
+        (None, "must return a list of verdicts, found NoneType"),
+    ],
+)
+def test_a_judge_that_breaks_its_contract_is_told_what_to_return(reply, complaint):
+    """Learners from pairs ended in "'float' object has no attribute 'probability'"."""
+    for ask in (checked_verdicts, verdicts_with_words):
+        with pytest.raises(CriticContractError, match=complaint):
+            ask(lambda pairs: reply, [PAIR, PAIR])
+    with pytest.raises(CriticContractError, match="is a str, which is not callable"):
+        checked_verdicts("pocket", [PAIR])
+    assert checked_verdicts(lambda pairs: 1 / 0, []) == []
 
 
 def test_bad_quorum_and_broken_judges():

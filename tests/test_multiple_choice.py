@@ -189,7 +189,7 @@ def test_both_orders_asks_everything_at_once_and_checks_the_length() -> None:
     assert [v.probability for v in both_orders(ask, [(A, B), (C, B)], "x")] == [0.5, 0.5]
     assert both_orders(ask, [], "x") == []
     assert asked == [4]
-    with pytest.raises(CriticContractError, match="4 ordered pairs and answered 3"):
+    with pytest.raises(CriticContractError, match="given 4 pairs and returned a list of 3"):
         both_orders(lambda pairs: [Verdict("x", 1.0)] * 3, [(A, B), (C, B)], "x")
 
 

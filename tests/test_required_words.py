@@ -108,7 +108,7 @@ def test_a_pair_is_lost_without_them():
     assert judge.asked == [[(KEEPS, BREAKS), (BREAKS, "A ferry."), (KEEPS, f"{KEEPS} Twice.")]]
     assert [v.judge for v in verdicts] == ["constraint", "constraint", "longer", "longer", "longer"]
     assert verdicts[0].reason == verdicts[1].reason == "The line must contain 'colander', 'ferry'."
-    with pytest.raises(CriticContractError, match="got 1 pairs and returned 0 verdicts"):
+    with pytest.raises(CriticContractError, match="given 1 pairs and returned a list of 0"):
         verdicts_with_words(lambda pairs: [], pairs[:3])
 
 

@@ -28,7 +28,8 @@ from humor_env.agents.student.beams import beams
 from humor_env.agents.student.sampling import Sampling, draw_uniforms
 from humor_env.agents.student.writer import Backend, write_jokes
 from humor_env.episodes.episode import CONSTRAINT, judged_with_words, lacking_words, must_contain
-from humor_env.errors import CriticContractError, InvalidOption
+from humor_env.episodes.verdicts import checked_verdicts
+from humor_env.errors import InvalidOption
 from humor_env.shared import text_stats
 from humor_env.shared.streams import stream_seed
 from humor_env.types import Critic, Demonstration, Joke, Judge, Judgement, Preference, Prompt, Verdict, critic_name
@@ -126,13 +127,7 @@ def verdicts_with_words(judge: Judge, pairs: Sequence[tuple[Joke, Joke]]) -> lis
     lacking = [[lacking_words(joke) for joke in pair] for pair in pairs]
     to_ask = [i for i, (a, b) in enumerate(lacking) if bool(a) == bool(b)]
     asked = [pairs[i] for i in to_ask]
-    replies = list(judge(asked)) if asked else []
-    if len(replies) != len(asked):
-        raise CriticContractError(
-            f"The judge '{critic_name(judge)}' got {len(asked)} pairs and returned {len(replies)} verdicts; "
-            "expected one per pair, in the same order."
-        )
-    verdicts = dict(zip(to_ask, replies, strict=True))
+    verdicts = dict(zip(to_ask, checked_verdicts(judge, asked), strict=True))
     return [
         verdicts[i] if i in verdicts else Verdict(CONSTRAINT, float(not a), reason=must_contain(a or b))
         for i, (a, b) in enumerate(lacking)

@@ -75,24 +75,27 @@ class TRLConfig:
         check_bounds(self, "steps", "batch_size", "siblings", "micro_batch", "checkpoint_every")
         if self.batch_size % process_count():
             raise InvalidOption(f"batch_size {self.batch_size} does not divide among {process_count()} processes.")
-        share = self.batch_size // process_count()
-        if share % min(self.micro_batch, share):
+        if self.rows_here % min(self.micro_batch, self.rows_here):
             raise InvalidOption(
-                f"Each process's share of batch_size {self.batch_size}, {share} rows, must be a multiple of "
+                f"Each process's share of batch_size {self.batch_size}, {self.rows_here} rows, must be a multiple of "
                 f"micro_batch {self.micro_batch}."
             )
         if self.decay not in ("constant", "linear", "cosine"):
             raise InvalidOption(f"decay must be 'constant', 'linear' or 'cosine', found '{self.decay}'.")
 
+    @property
+    def rows_here(self) -> int:
+        """This process's share of the batch, which is how TRL counts."""
+        return self.batch_size // process_count()
+
     def arguments(self, folder: Path, device: torch.device) -> dict[str, Any]:
         """Arguments that all of TRL's config classes share."""
-        share = self.batch_size // process_count()  # TRL counts the rows of one process
-        rows = min(self.micro_batch, share)
+        rows = min(self.micro_batch, self.rows_here)
         return {
             "output_dir": str(folder),
             "max_steps": self.steps,
             "per_device_train_batch_size": rows,
-            "gradient_accumulation_steps": share // rows,
+            "gradient_accumulation_steps": self.rows_here // rows,
             "learning_rate": self.learning_rate,
             "warmup_steps": self.warmup_steps,
             "weight_decay": 0.0,

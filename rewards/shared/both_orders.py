@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from humor_env.errors import CriticContractError
-from humor_env.types import Joke, Judge, Verdict, critic_name
+from humor_env.episodes.verdicts import checked_verdicts
+from humor_env.types import Joke, Verdict
 
 Pair = tuple[Joke, Joke]
 Ask = Callable[[Sequence[Pair]], list[Verdict]]
@@ -29,47 +29,13 @@ def both_orders(ask: Ask, pairs: Sequence[Pair], name: str) -> list[Verdict]:
     *as shown*. If either order fails, the pair has no verdict: a single order has exactly the bias that this function
     removes.
     """
-    if not pairs:
-        return []
-    ordered = both_ways(pairs)
-    answers = ask(ordered)
-    if len(answers) != len(ordered):
-        raise CriticContractError(
-            f"The judge '{name}' was asked about {len(ordered)} ordered pairs and answered {len(answers)}: "
-            "it must return one verdict per pair, in order."
-        )
+    answers = checked_verdicts(ask, both_ways(pairs), name)
     return [_average(name, forward, back) for forward, back in zip(answers[::2], answers[1::2], strict=True)]
 
 
 def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
     """Each pair as it is and turned round, one after the other: a budget that ends half-way has bought whole pairs."""
     return [order for first, second in pairs for order in ((first, second), (second, first))]
-
-
-def ask_judge(judge: Judge, pairs: Sequence[Pair]) -> list[Verdict]:
-    """Call a judge and check its contract: one verdict per pair, in order.
-
-    An invalid item among valid ones becomes a failed verdict; if every item is invalid, it is an error.
-    """
-    name = critic_name(judge)
-    verdicts = judge(pairs) if pairs else []
-    if len(verdicts) != len(pairs):
-        raise CriticContractError(
-            f"The judge '{name}' was given {len(pairs)} pairs and returned {len(verdicts)} verdicts: it must return "
-            "one per pair, in order."
-        )
-    checked = [verdict if isinstance(verdict, Verdict) else _odd(name, verdict) for verdict in verdicts]
-    if pairs and not any(isinstance(verdict, Verdict) for verdict in verdicts):
-        raise CriticContractError(checked[0].error or "")
-    return checked
-
-
-def _odd(name: str, answer: object) -> Verdict:
-    return Verdict(
-        name,
-        None,
-        error=f"The judge '{name}' must return humor_env.Verdict objects, found a {type(answer).__name__}.",
-    )
 
 
 def _average(name: str, forward: Verdict, back: Verdict) -> Verdict:
