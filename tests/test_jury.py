@@ -145,5 +145,5 @@ def test_a_judge_that_breaks_its_contract_is_told_what_to_return(reply, complain
 def test_bad_quorum_and_broken_judges():
     with pytest.raises(InvalidOption, match="quorum"):
         Jury(["pocket"], quorum=0)
-    with pytest.raises(CriticContractError, match="1 pairs and returned 0"):
+    with pytest.raises(CriticContractError, match="1 pairs and returned a list of 0"):
         Jury([lambda pairs: []])([PAIR])

@@ -160,7 +160,7 @@ def test_a_judge_that_goes_by_the_place_teaches_only_by_an_explicit_wish():
 
 
 def test_a_judge_of_the_wrong_length_is_refused():
-    with pytest.raises(CriticContractError, match="1 pairs and returned 0"):
+    with pytest.raises(CriticContractError, match="1 pairs and returned a list of 0"):
         teacher_pairs(lambda pairs: [], lines_of(("aa", "ax")), PairConfig())
 
 

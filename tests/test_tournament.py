@@ -180,5 +180,5 @@ def test_bad_options_and_bad_judges_are_refused():
     for options in ({"pairing": "knockout"}, {"rounds": 0}, {"small": 1}, {"prior": 0}):
         with pytest.raises(InvalidOption):
             TournamentCritic(judge=Scale(), **options)
-    with pytest.raises(CriticContractError, match="3 pairs and returned 0"):
+    with pytest.raises(CriticContractError, match="3 pairs and returned a list of 0"):
         TournamentCritic(judge=lambda pairs: [])(jokes(1, 2, 3))

@@ -129,5 +129,5 @@ def test_bad_options_are_refused(tmp_path):
         WinTieCritic(buffer("a"), judge=Table(), ties="loss")
     with pytest.raises(PromptError, match="no teacher buffer"):
         WinTieCritic(tmp_path / "missing.jsonl", judge=Table())
-    with pytest.raises(CriticContractError, match="1 pairs and returned 0"):
+    with pytest.raises(CriticContractError, match="1 pairs and returned a list of 0"):
         WinTieCritic(buffer("a"), judge=lambda pairs: [])([Joke(P, "x")])
