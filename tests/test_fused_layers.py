@@ -1,15 +1,24 @@
 """The fused layers compute what PEFT's and transformers' do, and leave anything special to them."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
+from tiny import stir, student
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from humor_env.agents.student import fused_layers
-from humor_env.agents.student.fused_layers import FusedLoraLinear, merged_weight, use_fused_lora, use_fused_norms
+from humor_env.agents.student import POLICY, fused_layers
+from humor_env.agents.student.fused_layers import (
+    FusedLoraLinear,
+    merged_weight,
+    use_fused_lora,
+    use_fused_norms,
+    use_own_norms,
+)
 
 
 class Two(nn.Module):
@@ -244,3 +253,38 @@ def test_a_llamas_logits_are_the_same_with_fused_norms(monkeypatch):
     monkeypatch.setattr(fused_layers, "_saves_kernels", lambda states: True)
     assert torch.allclose(model(tokens).logits, before, atol=1e-5)
     assert len(calls) == 5
+
+
+def test_fused_norms_can_be_pickled_and_undone():
+    """A user saves a whole model with `torch.save`, or sends it to a process that was spawned."""
+    norm = PlainRMSNorm()
+    use_fused_norms(norm)
+    once = type(norm)
+    use_fused_norms(norm)
+    assert type(norm) is once, "not wrapped twice"
+    twin = pickle.loads(pickle.dumps(norm))
+    assert type(twin) is once and torch.equal(twin.weight, norm.weight)
+    assert twin.weight is not norm.weight
+    assert use_own_norms(twin) is twin and type(twin) is PlainRMSNorm
+    states = torch.randn(2, 8)
+    assert torch.equal(twin(states), norm(states))
+
+
+def test_models_that_leave_have_transformers_own_norms():
+    one = student("causal")
+    for model in (one.plain_base(), one.merge()):
+        norms = [type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+        assert norms and all(kind is LlamaRMSNorm for kind in norms)
+    assert all(type(m) is not LlamaRMSNorm for m in one.base.modules()), "the student keeps its own"
+
+
+def test_a_weight_that_two_layers_share_is_restored():
+    one = student("causal")
+    stir(one, POLICY)
+    bases = [layer.get_base_layer() for layer in one.lora_layers]
+    first, second = [base for base in bases if base.in_features == base.out_features][:2]
+    second.weight = first.weight
+    before = first.weight.detach().clone()
+    with one.merged(POLICY):
+        assert not torch.equal(first.weight, before)
+    assert torch.equal(first.weight, before)

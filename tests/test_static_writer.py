@@ -1,6 +1,7 @@
 """Captured steps, uncaptured: on a CPU they must give the eager writer's lines, token for token."""
 
 import contextlib
+import copy
 import dataclasses
 import gc
 import warnings
@@ -143,6 +144,19 @@ def test_a_table_is_dropped_when_the_weights_have_moved(name):
             one.train_only(weights)
             with torch.no_grad():
                 one.base.get_input_embeddings().weight.mul_(1.5)
+        assert_same(*both(one, TEXTS, short, writer))
+        tables += writer._tables.values()
+    assert tables[0] is tables[1] and tables[1] is not tables[2] and len(tables) == 3
+
+
+def test_a_table_is_dropped_when_the_value_head_is_another():
+    one = make("llama")
+    writer, short = StaticWriter(one), Sampling(max_new_tokens=4)
+    tables = []
+    for replaced in (False, False, True):
+        if replaced:
+            one.value_head = copy.deepcopy(one.value_head)
+            torch.nn.init.normal_(one.value_head.out.weight)
         assert_same(*both(one, TEXTS, short, writer))
         tables += writer._tables.values()
     assert tables[0] is tables[1] and tables[1] is not tables[2] and len(tables) == 3

@@ -29,7 +29,8 @@ SHARE = 0.8  # of the free memory that a micro-batch may fill; the rest is for w
 _FLOAT, _DOUBLE = 4, 8
 # Tensors as wide as the widest layer that a pass holds besides the saved ones: its input, output and their gradients.
 _IN_PASSING = 4
-# float32 tables of logits at a time: raw, shifted, probabilities; in generation also the running sum in doubles.
+# float32 tables of logits at a time: raw, shifted, probabilities; in generation of few words also the running sum in
+# doubles.
 _LOGITS_SCORED = 3 * _FLOAT
 _LOGITS_WRITTEN = 3 * _FLOAT + 2 * _DOUBLE
 

@@ -116,8 +116,15 @@ def use_fused_norms(model: nn.Module) -> None:
     """Let every RMS norm that PyTorch's own function reproduces be computed by it on a GPU, in place."""
     for module in model.modules():
         kind: Any = type(module)
-        if kind.__name__.endswith("RMSNorm") and _is_plain_norm(module):
+        if kind.__name__.endswith("RMSNorm") and not hasattr(kind, "_own_kind") and _is_plain_norm(module):
             module.__class__ = _fused_norm(kind)
+
+
+def use_own_norms(model: Any) -> Any:
+    """Undo `use_fused_norms`, for a model that leaves this library. Returns it."""
+    for module in model.modules():
+        module.__class__ = getattr(type(module), "_own_kind", type(module))
+    return model
 
 
 @torch.no_grad()
@@ -147,7 +154,17 @@ def _fused_norm(kind: Any) -> type[nn.Module]:
             return kind.forward(self, states, *args, **kwargs)
         return nn.functional.rms_norm(states, self.weight.shape, self.weight, _epsilon(self))
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        return _new_fused_norm, (kind,), self.__dict__
+
+    own = {"forward": forward, "__reduce_ex__": reduce, "_own_kind": kind, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
+
+
+def _new_fused_norm(kind: Any) -> nn.Module:
+    """What `pickle` and `copy` begin with: they cannot find a class that was made here by its name."""
+    fused = _fused_norm(kind)
+    return fused.__new__(fused)
 
 
 def _saves_kernels(states: Tensor) -> bool:

@@ -63,13 +63,22 @@ class _RunningSoftmax:
             self.total += shifted.exp_().sum(-1)
             return
         parts = shifted.exp()
-        self.total += parts.sum(-1)
-        if self.weighted is not None:
-            self.weighted += torch.linalg.vecdot(parts, shifted)
-        if self.mean_row is not None:
-            self.mean_row += parts.to(weight.dtype) @ weight
-        if self.weighted_row is not None:
-            self.weighted_row += shifted.mul_(parts).to(weight.dtype) @ weight
+        total = parts.sum(-1)
+        self.total += total
+        if self.weighted is None:
+            weighted = None
+        else:
+            weighted = torch.linalg.vecdot(parts, shifted)
+            self.weighted += weighted
+        if self.mean_row is None:
+            return
+        mean_row = parts.to(weight.dtype) @ weight
+        self.mean_row += mean_row
+        if self.weighted_row is not None and weighted is not None:
+            # Around the tile's own mean of z: two large products, each rounded to bfloat16, would not cancel.
+            centre = (weighted / total.clamp(min=torch.finfo(torch.float32).tiny))[:, None]
+            self.weighted_row += shifted.sub_(centre).mul_(parts).to(weight.dtype) @ weight
+            self.weighted_row.addcmul_(mean_row.to(self.weighted_row.dtype), centre)
 
     def _rescale(self, fall: Tensor) -> None:
         """Express the sums relative to a `top` that is larger by -`fall`."""
@@ -93,13 +102,13 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
         entropy = torch.empty_like(logprobs) if want_entropy else None
         needs_gradient = ctx.needs_input_grad[0]
         slope = torch.empty_like(hidden, dtype=weight.dtype) if needs_gradient else None
-        entropy_slope = torch.empty_like(slope) if needs_gradient and entropy_gradient else None
+        entropy_slope = torch.empty_like(slope) if needs_gradient and want_entropy and entropy_gradient else None
         at_once, columns = tile(rows, len(weight), hidden.device)
         for start in range(0, rows, at_once):
             part = slice(start, start + at_once)
             states, target = hidden[part].to(weight.dtype), targets[part]
             sums = _RunningSoftmax(states, weight, want_entropy, needs_gradient, entropy_slope is not None)
-            chosen = torch.zeros_like(sums.total)
+            chosen = torch.full_like(sums.total, torch.nan)  # what a token outside the vocabulary gets
             for first in range(0, len(weight), columns):
                 some = slice(first, first + columns)
                 logits = _logits(states, weight[some], None if bias is None else bias[some], temperature)

@@ -72,9 +72,8 @@ class StaticWriter:
         self.student = student
         self._weights = _MergedWeights(student)
         self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
-        # Walking through all modules takes longer than several steps.
-        modules = (module for whole in (student.base, student.value_head) for module in whole.modules())
-        self._owners = [own for module in modules for own in (module._parameters, module._buffers) if own]
+        self._owners: list[dict[str, Any]] = []  # of all weights: walking through the modules takes longer than steps
+        self._replaceable: tuple[Any, ...] = ()
         self._places: list[int] = []  # where the weights were that the tables' graphs read
 
     @torch.no_grad()
@@ -122,6 +121,11 @@ class StaticWriter:
         past, source = _past(decoding)
         shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
         key = (*shape, sampling, values)
+        replaceable = (self.student.value_head, self.student.base.get_output_embeddings())
+        if any(now is not before for now, before in zip(replaceable, self._replaceable or (None, None), strict=True)):
+            modules = (m for whole in (self.student.base, self.student.value_head) for m in whole.modules())
+            self._owners = [own for module in modules for own in (module._parameters, module._buffers) if own]
+            self._replaceable = replaceable
         places = [tensor.data_ptr() for own in self._owners for tensor in own.values() if tensor is not None]
         if places != self._places:  # weights that are trained move to memory of their own
             self._tables.clear()

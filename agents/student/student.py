@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humor_env.agents.student.forward import ForwardPasses
-from humor_env.agents.student.fused_layers import merged_weight, use_fused_lora, use_fused_norms
+from humor_env.agents.student.fused_layers import merged_weight, use_fused_lora, use_fused_norms, use_own_norms
 from humor_env.agents.student.logprobs import token_logprobs
 from humor_env.agents.student.saving import copy_tensors, read_source, write_folder
 from humor_env.agents.student.settings import Lora
@@ -241,7 +241,7 @@ class Student:
             self.activate(None)
             yield
         finally:
-            for weight, original in originals:
+            for weight, original in reversed(originals):  # layers may share a weight
                 weight.data = original
             self.activate(before or None)
 
@@ -440,10 +440,10 @@ class Student:
     def plain_base(self) -> PreTrainedModel:
         """The base model alone, as it was before any adapter."""
         clone: Any = copy.deepcopy(self.model)
-        return clone.unload()
+        return use_own_norms(clone.unload())
 
     def merge(self, adapter: str = POLICY) -> PreTrainedModel:
         """A plain Hugging Face model with the adapter merged in. The student is unchanged."""
         clone: Any = copy.deepcopy(self.model)
         clone.set_adapter(adapter)
-        return clone.merge_and_unload(adapter_names=[adapter])
+        return use_own_norms(clone.merge_and_unload(adapter_names=[adapter]))
