@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from humor_env.agents.session.processes import process_count
 from humor_env.agents.student import POLICY, Student
-from humor_env.agents.student.logprobs import chunk_rows
+from humor_env.agents.student.logprobs import TILE_ROWS, chunk_rows, tile
+from humor_env.agents.student.sampling import BLOCK, LEAST_BLOCKS
 from humor_env.shared.precision import free_memory
 
 SHARE = 0.8  # of the free memory that a micro-batch may fill; the rest is for what is not counted here
@@ -30,9 +31,9 @@ _FLOAT, _DOUBLE = 4, 8
 # Tensors as wide as the widest layer that a pass holds besides the saved ones: its input, output and their gradients.
 _IN_PASSING = 4
 # float32 tables of logits at a time: raw, shifted, probabilities; in generation of few words also the running sum in
-# doubles.
+# doubles, twice.
 _LOGITS_SCORED = 3 * _FLOAT
-_LOGITS_WRITTEN = 3 * _FLOAT + 2 * _DOUBLE
+_RUNNING_SUM = 2 * _DOUBLE
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def step_memory(
     cache = rows * _cache_bytes(student, length)
     vocabulary, width = student.base.get_output_embeddings().weight.shape
     widest = max(max(weight.shape) for weight in bases)
-    logits = rows * vocabulary * _LOGITS_WRITTEN
+    in_blocks = vocabulary >= BLOCK * LEAST_BLOCKS
+    logits = rows * vocabulary * (_LOGITS_SCORED if in_blocks else _LOGITS_SCORED + _RUNNING_SUM)
     # A captured step keeps all its output buffers, merged weights included, between learning steps.
     captured = merged + cache + logits if student.device.type == "cuda" and rows else 0
     writing = 0 if captured else cache + logits
@@ -97,10 +99,13 @@ def step_memory(
     saved = _saved_bytes(student, length, trained, values=not full, entropy=entropy)
     slopes = length.response * width * student.base.dtype.itemsize
     in_passing = _IN_PASSING * length.whole * widest * _FLOAT
-    logits_row = length.response * vocabulary * _LOGITS_SCORED
-    most = chunk_rows(vocabulary, student.device) * vocabulary * _LOGITS_SCORED
+    at_once, columns = tile(TILE_ROWS, vocabulary, student.device)
+    if full:  # a layer that is trained is called as a whole
+        at_once, columns = chunk_rows(vocabulary, student.device), vocabulary
+    logits_row = length.response * min(columns, vocabulary) * _LOGITS_SCORED
+    most = at_once * min(columns, vocabulary) * _LOGITS_SCORED
     if student.passes.backbone is None:  # such a model computes the logits of whole rows, all at once
-        logits_row += length.whole * vocabulary * _FLOAT
+        logits_row = length.response * vocabulary * _LOGITS_SCORED + length.whole * vocabulary * _FLOAT
         most = rows * logits_row or 1 << 62
     return StepMemory(
         weights=sum(_bytes(p) for p in _unique([*student.model.parameters(), *student.value_head.parameters()])),
