@@ -73,7 +73,7 @@ class StaticWriter:
         self._weights = _MergedWeights(student)
         self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
         self._owners: list[dict[str, Any]] = []  # of all weights: walking through the modules takes longer than steps
-        self._replaceable: tuple[Any, ...] = ()
+        self._replaceable: tuple[Any, ...] = (None, None)
         self._places: list[int] = []  # where the weights were that the tables' graphs read
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class StaticWriter:
         shape = (rounded_rows(rows), rounded_columns(past + sampling.max_new_tokens), rounded_columns(source))
         key = (*shape, sampling, values)
         replaceable = (self.student.value_head, self.student.base.get_output_embeddings())
-        if any(now is not before for now, before in zip(replaceable, self._replaceable or (None, None), strict=True)):
+        if any(now is not before for now, before in zip(replaceable, self._replaceable, strict=True)):
             modules = (m for whole in (self.student.base, self.student.value_head) for m in whole.modules())
             self._owners = [own for module in modules for own in (module._parameters, module._buffers) if own]
             self._replaceable = replaceable
