@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from humor_env.episodes.verdicts import checked_verdicts
 from humor_env.errors import CriticContractError, InvalidOption
 from humor_env.registry import critics, judges
 from humor_env.rewards.audits import audit_stats as stats
@@ -230,12 +231,7 @@ class _Judging:
         return {_key(joke): judgement.score for joke, judgement in zip(jokes, judgements, strict=True)}
 
     def _verdicts(self, ask: Any, pairs: Sequence[Pair]) -> list[Verdict]:
-        verdicts = cast(list[Verdict], ask(pairs)) if pairs else []
-        if len(verdicts) != len(pairs):
-            raise CriticContractError(
-                f"The judge '{critic_name(self.critic_or_judge)}' was given {len(pairs)} pairs and returned "
-                f"{len(verdicts)} verdicts: it must return one per pair, in order."
-            )
+        verdicts = checked_verdicts(ask, pairs, critic_name(self.critic_or_judge))
         self._say(zip(pairs, [v.error for v in verdicts], strict=True))
         return verdicts
 
