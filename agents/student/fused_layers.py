@@ -2,7 +2,7 @@
 
     use_fused_lora(model)      # converts every plain LoRA layer; anything special is left to PEFT
     use_fused_norms(model)     # the same for RMS norms, on a GPU
-    merged_weight(layer, "policy")      # the base's weight with the adapter in it
+    with merged_weights(layers, "policy"): ...    # the adapter's share inside the base's weights
 
 On a CPU half of an adapter's cost is not its matrix products but `result + lora_B(lora_A(dropout(x))) * scaling`: three
 more tensors as large as the layer's output, written and read again in the backward pass. Here the adapter's share is
@@ -18,7 +18,10 @@ of them at a time. PyTorch has one kernel for a norm, forward and backward.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -110,6 +113,29 @@ def merged_weight(layer: Any, adapter: str, out: Tensor | None = None) -> Tensor
     else:
         merged = weight.float() + layer.get_delta_weight(adapter).detach().float()
     return merged.to(weight.dtype) if out is None else out.copy_(merged)
+
+
+@contextlib.contextmanager
+def merged_weights(layers: Sequence[Any], adapter: str | None, buffers: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Every layer's adapter merged into its base's weight, for passes without gradient.
+
+    The originals are set aside and put back, not recovered by subtraction, which drifts in bf16. With `buffers`, one a
+    layer, the weights lie in them meanwhile, also without an adapter: a CUDA graph reads them at fixed addresses.
+    """
+    weights: list[nn.Parameter] = [layer.get_base_layer().weight for layer in layers]
+    originals = [weight.data for weight in weights]
+    try:
+        with torch.no_grad():
+            places = buffers or repeat(None, len(layers))
+            for layer, weight, original, buffer in zip(layers, weights, originals, places, strict=True):
+                if adapter is not None:
+                    weight.data = merged_weight(layer, adapter, out=buffer)
+                elif buffer is not None:
+                    weight.data = buffer.copy_(original)
+        yield
+    finally:
+        for weight, original in zip(weights, originals, strict=True):
+            weight.data = original
 
 
 def use_fused_norms(model: nn.Module) -> None:

@@ -21,12 +21,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from humor_env.agents.student.forward import nearly_equal
-from humor_env.agents.student.fused_layers import merged_weight
 from humor_env.agents.student.sampling import (
     Decoding,
     Generation,
@@ -70,7 +69,7 @@ class StaticWriter:
                 "Use InProcess(student) instead, which works for any model."
             )
         self.student = student
-        self._weights = _MergedWeights(student)
+        self._buffers: list[Tensor] = []  # for the merged weights, at the addresses that the graphs read
         self._tables: OrderedDict[tuple[Any, ...], _Table] = OrderedDict()
         self._owners: list[dict[str, Any]] = []  # of all weights: walking through the modules takes longer than steps
         self._replaceable: tuple[Any, ...] = (None, None)
@@ -89,7 +88,9 @@ class StaticWriter:
         if not observations:
             return no_lines(values)
         prompts = encode_all(self.student, observations)
-        with current(self.student.device), self._weights.of(adapter):
+        if not self._buffers:
+            self._buffers = [torch.empty_like(layer.get_base_layer().weight) for layer in self.student.lora_layers]
+        with current(self.student.device), self.student.merged(adapter, self._buffers):
             outputs = self._write(prompts, sampling, uniforms, values)
         if self.student.static_writing:  # a capture failed, and none will be tried again
             self.close()
@@ -101,7 +102,7 @@ class StaticWriter:
     def close(self) -> None:
         """Free the memory; a later call allocates it again."""
         self._tables.clear()
-        self._weights.drop()
+        self._buffers = []
 
     def _write(
         self, prompts: list[list[int]], sampling: Sampling, uniforms: Tensor, values: bool
@@ -136,39 +137,6 @@ class StaticWriter:
             self._tables[key] = _Table(self.student, *shape, sampling, values, decoding)
         self._tables.move_to_end(key)
         return self._tables[key]
-
-
-class _MergedWeights:
-    """An adapter merged into the base's weights, in buffers that keep their addresses between calls."""
-
-    def __init__(self, student: Student) -> None:
-        self.student = student
-        self._buffers: list[Tensor] = []
-
-    @contextlib.contextmanager
-    def of(self, adapter: str | None) -> Iterator[None]:
-        layers: list[Any] = self.student.lora_layers
-        weights: list[nn.Parameter] = [layer.get_base_layer().weight for layer in layers]
-        originals = [weight.data for weight in weights]
-        if not self._buffers:
-            self._buffers = [torch.empty_like(original) for original in originals]
-        before = self.student.active
-        try:
-            for layer, weight, original, buffer in zip(layers, weights, originals, self._buffers, strict=True):
-                if adapter is None:
-                    buffer.copy_(original)
-                else:
-                    merged_weight(layer, adapter, out=buffer)
-                weight.data = buffer
-            self.student.activate(None)
-            yield
-        finally:
-            for weight, original in zip(weights, originals, strict=True):
-                weight.data = original
-            self.student.activate(before)
-
-    def drop(self) -> None:
-        self._buffers = []
 
 
 class _Layer(StaticLayer):

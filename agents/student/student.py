@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humor_env.agents.student.forward import ForwardPasses
-from humor_env.agents.student.fused_layers import merged_weight, use_fused_lora, use_fused_norms, use_own_norms
+from humor_env.agents.student.fused_layers import merged_weights, use_fused_lora, use_fused_norms, use_own_norms
 from humor_env.agents.student.logprobs import token_logprobs
 from humor_env.agents.student.saving import copy_tensors, read_source, write_folder
 from humor_env.agents.student.settings import Lora
@@ -224,26 +224,10 @@ class Student:
             self.activate(before or None)
 
     @contextlib.contextmanager
-    def merged(self, adapter: str | None) -> Iterator[None]:
-        """For passes without gradient: the adapter merged into the base weights, which are restored exactly.
-
-        The original weights are set aside rather than recovered by subtraction, which drifts in bf16.
-        """
-        originals: list[tuple[nn.Parameter, Tensor]] = []
-        before = self._active
-        try:
-            if adapter is not None:
-                with torch.no_grad():
-                    for layer in self._layers:
-                        weight: nn.Parameter = layer.get_base_layer().weight
-                        originals.append((weight, weight.data))
-                        weight.data = merged_weight(layer, adapter)
-            self.activate(None)
+    def merged(self, adapter: str | None, buffers: Sequence[Tensor] = ()) -> Iterator[None]:
+        """For passes without gradient: the adapter merged into the base weights (`fused_layers.merged_weights`)."""
+        with merged_weights(self._layers, adapter, buffers), self.using(None):
             yield
-        finally:
-            for weight, original in reversed(originals):  # layers may share a weight
-                weight.data = original
-            self.activate(before or None)
 
     def adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name, with the adapter's own name removed."""
